@@ -1,0 +1,10 @@
+"""The tested library of the course: one module for one idea.
+
+Nothing heavy is imported here, because Colab imports :mod:`utils.colab` before anything is installed.
+"""
+
+import logging
+
+# On processors with AVX512-bf16 bitsandbytes warns that an optional, downloadable kernel is missing. The course doesn't
+# need it, and a notebook's output must not depend on the processor.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)

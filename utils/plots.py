@@ -1,0 +1,148 @@
+"""Every figure of the course, in one style.
+
+Each function takes plain data and returns a :class:`matplotlib.figure.Figure` with a title, axis labels with units and,
+where there is more than one series, a legend. Series differ by marker, line style or hatch as well as by colour, so
+that a figure still reads when it is printed in grey. Nothing here knows about models; :func:`show` is the only
+function that touches the notebook.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+SIZE = (7.0, 3.6)
+"""Width and height of a figure in inches."""
+
+COLORS = ("#1b5e9c", "#e08214", "#4d9221", "#8e4585", "#555555", "#b2182b")
+MARKERS = ("o", "s", "^", "D", "v", "P")
+LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)))
+HATCHES = ("", "///", "...", "xxx", "\\\\\\", "+++")
+
+_RC = {
+    "figure.dpi": 100,
+    "font.size": 10,
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.3,
+    "legend.frameon": False,
+    "hatch.linewidth": 0.6,
+}
+
+
+def new_figure(columns: int = 1, size: tuple[float, float] = SIZE):
+    """A figure in the course's style and its axes: one Axes, or a list of `columns` of them side by side.
+
+    The figure is made without pyplot, so no global list keeps it alive and no window opens.
+    """
+    if columns < 1:
+        raise ValueError(f"a figure needs at least one column, not {columns}")
+    with rc_context(_RC):
+        figure = Figure(figsize=size, layout="constrained")
+        axes = figure.subplots(1, columns, squeeze=False)[0]
+    return figure, (axes[0] if columns == 1 else list(axes))
+
+
+def show(figure: Figure) -> None:
+    """Show a figure in the notebook and return nothing. Its text form, which nbval compares, is the figure's titles."""
+    from IPython.display import display
+
+    png = io.BytesIO()
+    figure.savefig(png, format="png")
+    titles = [ax.get_title(loc="left") or ax.get_title() for ax in figure.axes]
+    text = "Figure: " + "; ".join(title for title in titles if title)
+    display({"image/png": base64.b64encode(png.getvalue()).decode(), "text/plain": text}, raw=True)
+
+
+def lines(
+    series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    *,
+    title: str,
+    xlabel: str,
+    ylabel: str,
+    log_y: bool = False,
+    log_x: bool = False,
+    markers: bool = True,
+) -> Figure:
+    """Curves over each other: `series` maps a legend entry to its x and y values.
+
+    Raises ValueError when `series` is empty or a pair of x and y differs in length.
+    """
+    if not series:
+        raise ValueError("no series to plot: pass at least one name: (x, y)")
+    figure, ax = new_figure()
+    with rc_context(_RC):
+        for i, (name, (x, y)) in enumerate(series.items()):
+            if len(x) != len(y):
+                raise ValueError(f"series {name!r} has {len(x)} x values and {len(y)} y values")
+            ax.plot(
+                x, y,
+                color=COLORS[i % len(COLORS)],
+                linestyle=LINES[i % len(LINES)],
+                marker=MARKERS[i % len(MARKERS)] if markers else None,
+                markersize=4,
+                label=name,
+            )  # fmt: skip
+        ax.set(title=title, xlabel=xlabel, ylabel=ylabel)
+        if log_y:
+            ax.set_yscale("log")
+        if log_x:
+            ax.set_xscale("log")
+        if len(series) > 1:
+            ax.legend()
+    return figure
+
+
+def bars(
+    groups: Sequence[str],
+    series: Mapping[str, Sequence[float]],
+    *,
+    title: str,
+    xlabel: str,
+    ylabel: str,
+    stacked: bool = False,
+    label_format: str | None = None,
+) -> Figure:
+    """Bars for each of `groups`: side by side for each of `series`, or stacked upon each other.
+
+    `label_format`, such as ``"{:.0f} GB"``, writes the value on each bar (the total on a stack). Raises ValueError when
+    `series` is empty or a series' length is not the number of groups.
+    """
+    if not series:
+        raise ValueError("no series to plot: pass at least one name: values")
+    for name, values in series.items():
+        if len(values) != len(groups):
+            raise ValueError(f"series {name!r} has {len(values)} values for {len(groups)} groups")
+    figure, ax = new_figure()
+    count = len(series)
+    width = 0.6 if stacked else 0.8 / count
+    bottom = [0.0] * len(groups)
+    with rc_context(_RC):
+        for i, (name, values) in enumerate(series.items()):
+            at = range(len(groups)) if stacked else [g + (i - (count - 1) / 2) * width for g in range(len(groups))]
+            drawn = ax.bar(
+                at, values, width,
+                bottom=bottom if stacked else None,
+                color=COLORS[i % len(COLORS)], hatch=HATCHES[i % len(HATCHES)], edgecolor="white", label=name,
+            )  # fmt: skip
+            if stacked:
+                bottom = [b + v for b, v in zip(bottom, values, strict=True)]
+            elif label_format:
+                ax.bar_label(drawn, [label_format.format(v) for v in values], fontsize=8, padding=2)
+        if stacked and label_format:
+            for x, total in enumerate(bottom):
+                ax.annotate(label_format.format(total), (x, total), (0, 3), textcoords="offset points", ha="center", fontsize=8)
+        ax.set_xticks(range(len(groups)), groups)
+        ax.grid(visible=False, axis="x")
+        ax.set(title=title, xlabel=xlabel, ylabel=ylabel)
+        if count > 1:
+            ax.legend()
+    return figure
