@@ -17,7 +17,11 @@ from utils.tinyworld import task_examples  # noqa: E402
 @pytest.fixture(scope="module")
 def together():
     model, tokenizer = models.load_base()
-    runs = [sweep_rank.Run("q,v", 2, 2e-3, 0), sweep_rank.Run("all-linear", 5, 8e-3, 1), sweep_rank.Run("MLP", 1, 1e-2, 0)]
+    runs = [
+        sweep_rank.Run("q,v", 2, 2e-3, 0),
+        sweep_rank.Run("all-linear", 5, 8e-3, 1),
+        sweep_rank.Run("MLP", 1, 1e-2, 0),
+    ]
     examples = task_examples("style", "train", 100)
     ensemble = sweep_rank.Ensemble(model, runs)
     losses = ensemble.train(tokenizer, examples, steps=12, batch_size=4)

@@ -1,10 +1,11 @@
-"""Rank against targets on translation: train every setting with every rate and seed, and write assets/measurements/rank_sweep.json.
+"""Rank against targets on translation: train every setting with every rate and seed, and write
+assets/measurements/rank_sweep.json.
 
     python tools/sweep_rank.py                 the recorded table (a GPU: some minutes)
     python tools/sweep_rank.py --trial         a few settings for a few steps, on any machine
 
-Each setting's learning rate is chosen on the dev split and its accuracy is reported on the test split, the mean over three
-seeds. Runs differ in nothing but their LoRA matrices, so many of them go through the frozen base in one batch
+Each setting's learning rate is chosen on the dev split and its accuracy is reported on the test split, the mean over
+three seeds. Runs differ in nothing but their LoRA matrices, so many of them go through the frozen base in one batch
 (:class:`Ensemble`); tests/test_sweep.py holds a run of it against utils.training.train.
 """
 
@@ -55,7 +56,9 @@ class Run:
 
 
 class EnsembleLinear(nn.Module):
-    """A frozen linear layer with one LoRA correction for each run; the batch holds the runs' rows one after the other."""
+    """A frozen linear layer with one LoRA correction for each run; the batch holds the runs' rows one after the
+    other.
+    """
 
     def __init__(self, base: nn.Linear, ranks: Sequence[int], on: Sequence[bool]) -> None:
         super().__init__()
@@ -64,7 +67,9 @@ class EnsembleLinear(nn.Module):
         self.A = nn.Parameter(torch.zeros(self.count, widest, d_in, device=device))
         self.B = nn.Parameter(torch.zeros(self.count, d_out, widest, device=device))
         alive = torch.tensor([[k < r for k in range(widest)] for r in ranks]) & torch.tensor(on)[:, None]
-        self.register_buffer("scale", 2.0 * alive[:, None, :].to(device))  # lora_alpha / r = 2 where the run has this row
+        self.register_buffer(
+            "scale", 2.0 * alive[:, None, :].to(device)
+        )  # lora_alpha / r = 2 where the run has this row
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.reshape(self.count, -1, x.shape[-1])
@@ -115,11 +120,15 @@ class Ensemble:
         seeds = sorted({r.seed for r in self.runs})
         drawn = [training.batches(tokenizer, examples, steps=steps, batch_size=batch_size, seed=s) for s in seeds]
         losses = []
-        for step, by_seed in enumerate(tqdm(zip(*drawn, strict=True), total=steps, desc=f"{count} runs", mininterval=5)):
+        for step, by_seed in enumerate(
+            tqdm(zip(*drawn, strict=True), total=steps, desc=f"{count} runs", mininterval=5)
+        ):
             batch = self._batch([by_seed[seeds.index(r.seed)] for r in self.runs])
             labels = batch.pop("labels")[:, 1:]
             logits = self.model(**batch, use_cache=False).logits[:, :-1]
-            each = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=training.IGNORED, reduction="none")
+            each = F.cross_entropy(
+                logits.flatten(0, 1), labels.flatten(), ignore_index=training.IGNORED, reduction="none"
+            )
             loss = each.view(count, -1).sum(1) / (labels != training.IGNORED).view(count, -1).sum(1)
             losses.append(loss.detach())
             gradients = torch.autograd.grad(loss.sum(), self.parameters)
@@ -137,7 +146,9 @@ class Ensemble:
 
     @torch.inference_mode()
     def exact_match(self, tokenizer, examples: Sequence[Example], chunk: int = 20) -> list[float]:
-        """Each run's share of right answers, teacher-forced: greedy decoding gives an answer when every argmax gives it."""
+        """Each run's share of right answers, teacher-forced: greedy decoding gives an answer when every argmax gives
+        it.
+        """
         encoded, count = training.encode(tokenizer, examples), len(self.runs)
         right = torch.zeros(count, device=self.parameters[0].device)
         for start in range(0, len(encoded), chunk):
@@ -172,14 +183,30 @@ def lora_results(runs: list[Run], steps: int, device: str, chunk: int) -> list[d
     """Train the runs, `chunk` at a time, and measure each."""
     model, tokenizer = models.load_base()
     model.to(device)
-    train, dev, test = (task_examples("translation", s, n) for s, n in (("train", TRAIN), ("dev", HELD_OUT), ("test", HELD_OUT)))
+    train, dev, test = (
+        task_examples("translation", s, n) for s, n in (("train", TRAIN), ("dev", HELD_OUT), ("test", HELD_OUT))
+    )
     rows, results = story_rows(tokenizer).to(device), []
     for start in range(0, len(runs), chunk):
         ensemble = Ensemble(model, runs[start : start + chunk])
         ensemble.train(tokenizer, train, steps=steps)
-        measured = ensemble.exact_match(tokenizer, dev), ensemble.exact_match(tokenizer, test), ensemble.perplexity(rows)
+        measured = (
+            ensemble.exact_match(tokenizer, dev),
+            ensemble.exact_match(tokenizer, test),
+            ensemble.perplexity(rows),
+        )
         for run, d, t, p in zip(ensemble.runs, *measured, strict=True):
-            results.append({"targets": run.targets, "r": run.r, "lr": run.lr, "seed": run.seed, "dev": d, "test": t, "perplexity": p})
+            results.append(
+                {
+                    "targets": run.targets,
+                    "r": run.r,
+                    "lr": run.lr,
+                    "seed": run.seed,
+                    "dev": d,
+                    "test": t,
+                    "perplexity": p,
+                }
+            )
         ensemble.remove()
     return results
 
@@ -190,13 +217,23 @@ def full_result(job: tuple[float, int, int, str]) -> dict:
     torch.set_num_threads(1)
     model, tokenizer = models.load_base()
     model.to(device)
-    train, dev, test = (task_examples("translation", s, n) for s, n in (("train", TRAIN), ("dev", HELD_OUT), ("test", HELD_OUT)))
+    train, dev, test = (
+        task_examples("translation", s, n) for s, n in (("train", TRAIN), ("dev", HELD_OUT), ("test", HELD_OUT))
+    )
     training.train(model, tokenizer, train, steps=steps, lr=lr, batch_size=BATCH, seed=seed, progress=False)
     d, t = (training.exact_match(model, tokenizer, part) for part in (dev, test))
     with torch.inference_mode():
         rows = story_rows(tokenizer).to(device)
         loss = torch.stack([model(input_ids=part, labels=part).loss for part in rows.split(16)]).mean()
-    return {"targets": "full fine-tuning", "r": None, "lr": lr, "seed": seed, "dev": d, "test": t, "perplexity": math.exp(loss)}
+    return {
+        "targets": "full fine-tuning",
+        "r": None,
+        "lr": lr,
+        "seed": seed,
+        "dev": d,
+        "test": t,
+        "perplexity": math.exp(loss),
+    }
 
 
 def summarize(results: list[dict], steps: int, parameters: dict[tuple[str, int | None], int]) -> list[dict]:

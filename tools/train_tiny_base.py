@@ -3,11 +3,12 @@
     python tools/train_tiny_base.py                        the shipped model (a GPU: some minutes)
     python tools/train_tiny_base.py --steps 20 --documents 2000 --out /tmp/tiny     a trial on a CPU
 
-It runs on a CPU or a GPU, for a number of steps, never for a number of seconds. With --checkpoint FILE it saves its state
-every --checkpoint-every steps, and goes on from there when it is started again with the same arguments.
+It runs on a CPU or a GPU, for a number of steps, never for a number of seconds. With --checkpoint FILE it saves its
+state every --checkpoint-every steps, and goes on from there when it is started again with the same arguments.
 
 Three kinds of batches teach copying first and stories second: one step in four repeats random tokens, and the corpus
-comes in two parts, one in which four texts in five are echoes, read mostly at the beginning, and one in which one in four is.
+comes in two parts, one in which four texts in five are echoes, read mostly at the beginning, and one in which one in
+four is.
 """
 
 from __future__ import annotations
@@ -103,7 +104,8 @@ def config() -> LlamaConfig:
 
 
 def batch_at(step: int, steps: int, parts: tuple[torch.Tensor, torch.Tensor], size: int, seed: int) -> torch.Tensor:
-    """The batch of a step, which depends on nothing but the step, so that a resumed run sees what it would have seen."""
+    """The batch of a step, which depends on nothing but the step, so that a resumed run sees what it would have seen.
+    """
     generator = torch.Generator(parts[0].device).manual_seed(seed * 1_000_003 + step)
     draw = {"generator": generator, "device": parts[0].device}
     done = step / steps
@@ -139,12 +141,14 @@ def fit(
     device = parts[0].device
     on_gpu = device.type == "cuda"
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.05, fused=on_gpu)
-    run = {"steps": steps, "size": size, "lr": lr, "seed": seed}
+    run = {"steps": steps, "size": size, "lr": lr, "seed": seed, "tokens": [part.numel() for part in parts]}
     first, curve = 0, []
     if checkpoint and checkpoint.exists():
         state = torch.load(checkpoint, map_location=device, weights_only=True)
         if state["run"] != run:
-            sys.exit(f"{checkpoint} belongs to another run ({state['run']}, not {run}): delete it or repeat its arguments")
+            sys.exit(
+                f"{checkpoint} belongs to another run ({state['run']}, not {run}): delete it or repeat its arguments"
+            )
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         first, curve = state["step"], [tuple(x) for x in state["curve"]]
@@ -194,8 +198,8 @@ pipeline_tag: text-generation
 # tiny-llama: the base model of lora-zero-to-hero
 
 A Llama of {parameters:,} parameters with its own byte-level BPE tokenizer, trained from nothing on texts that
-`utils/tinyworld.py` generates. It is made for lessons: it tells picture-book stories, copies what it reads, and knows none of
-the course's tasks. It knows nothing about the real world and is of no use outside the course.
+`utils/tinyworld.py` generates. It is made for lessons: it tells picture-book stories, copies what it reads, and knows
+none of the course's tasks. It knows nothing about the real world and is of no use outside the course.
 
 | | |
 |---|---|
@@ -219,7 +223,7 @@ the course's tasks. It knows nothing about the real world and is of no use outsi
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=16_000)
+    parser.add_argument("--steps", type=int, default=8000)
     parser.add_argument("--batch", type=int, default=192, help="sequences of 256 tokens in a step")
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--documents", type=int, default=600_000)

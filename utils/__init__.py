@@ -4,7 +4,11 @@ Nothing heavy is imported here, because Colab imports :mod:`utils.colab` before 
 """
 
 import logging
+import warnings
 
 # On processors with AVX512-bf16 bitsandbytes warns that an optional, downloadable kernel is missing. The course doesn't
 # need it, and a notebook's output must not depend on the processor.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+
+# PEFT 0.21 still asks transformers for a property by its old name.
+warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)

@@ -19,8 +19,24 @@ from utils.lora import lora_layers, refuse_second, wrap
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
-UNSUPPORTED = ("use_dora", "use_rslora", "fan_in_fan_out", "rank_pattern", "alpha_pattern", "modules_to_save", "lora_bias")
+UNSUPPORTED = (
+    "use_dora",
+    "use_rslora",
+    "fan_in_fan_out",
+    "rank_pattern",
+    "alpha_pattern",
+    "modules_to_save",
+    "lora_bias",
+    "alora_invocation_tokens",
+    "use_qalora",
+    "use_bdlora",
+    "layer_replication",
+    "target_parameters",
+    "trainable_token_indices",
+)
 """Settings of PEFT's LoraConfig that change the arithmetic and that this reader refuses rather than ignores."""
+BASE_CHANGING = ("pissa", "corda", "olora", "lora_ga", "loftq")
+"""Initialisations of PEFT that change the base weight too, so that the matrices mean nothing beside the plain base."""
 
 
 def save_adapter(
@@ -28,8 +44,9 @@ def save_adapter(
 ) -> None:
     """Write the model's LoRA layers to `folder`, with the matrices in `dtype`, so that PEFT can read them.
 
-    `base_model` is the name of the base, kept in the settings. The files replace older ones only when both are whole. Raises
-    ValueError when the model has no LoRA layers or layers of different rank, alpha or dropout, which one file can't say.
+    `base_model` is the name of the base, kept in the settings. The files replace older ones only when both are whole.
+    Raises ValueError when the model has no LoRA layers or layers of different rank, alpha or dropout, which one file
+    can't say.
     """
     layers = lora_layers(model)
     if not layers:
@@ -60,19 +77,31 @@ def save_adapter(
 
 
 def read_config(folder: Path) -> dict:
-    """The settings in an adapter's folder. Raises FileNotFoundError without one, ValueError when it can't be used here."""
+    """The settings in an adapter's folder. Raises FileNotFoundError without one, ValueError when it can't be used
+    here.
+    """
     path = folder / CONFIG
     if not path.exists():
-        raise FileNotFoundError(f"{folder} holds no {CONFIG}: it is not an adapter's folder, or its writing was cut short")
+        raise FileNotFoundError(
+            f"{folder} holds no {CONFIG}: it is not an adapter's folder, or its writing was cut short"
+        )
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is damaged ({error}): copy the adapter again") from error
+    if not isinstance(config, dict):
+        raise ValueError(
+            f"{path} is damaged (it holds no settings but a {type(config).__name__}): copy the adapter again"
+        )
     if config.get("peft_type") != "LORA":
         raise ValueError(f"{path} describes a {config.get('peft_type')} adapter, and this reader knows LORA only")
     used = [key for key in UNSUPPORTED if config.get(key)] + (["bias"] if config.get("bias", "none") != "none" else [])
+    if str(config.get("init_lora_weights")).lower().startswith(BASE_CHANGING):
+        used.append(f"init_lora_weights={config['init_lora_weights']!r}")
     if used:
         raise ValueError(f"{path} uses {', '.join(used)}, which LoRALinear does not compute: load it with PEFT")
+    if missing := [key for key in ("r", "lora_alpha") if key not in config]:
+        raise ValueError(f"{path} is damaged (it doesn't say {' and '.join(missing)}): copy the adapter again")
     return config
 
 
@@ -80,7 +109,9 @@ def read_matrices(folder: Path) -> dict[str, dict[str, Tensor]]:
     """`lora_A` and `lora_B` of every layer in an adapter's folder. Raises FileNotFoundError or ValueError."""
     path = folder / WEIGHTS
     if not path.exists():
-        raise FileNotFoundError(f"{folder} holds no {WEIGHTS}: its writing was cut short, or it was saved in another form")
+        raise FileNotFoundError(
+            f"{folder} holds no {WEIGHTS}: its writing was cut short, or it was saved in another form"
+        )
     try:
         tensors = load_file(path)
     except (SafetensorError, OSError) as error:
@@ -114,7 +145,9 @@ def load_adapter(model: nn.Module, folder: str | Path, *, trainable: bool = Fals
         module = modules.get(name)
         if not isinstance(module, nn.Linear):
             what = "has no such layer" if module is None else f"has a {type(module).__name__} there"
-            raise ValueError(f"the adapter in {folder.name!r} has matrices for {name}, and this model {what}: it belongs to another base")
+            raise ValueError(
+                f"the adapter in {folder.name!r} has matrices for {name}, and this model {what}: it belongs to another base"
+            )
         (d_out, d_in), a, b = module.weight.shape, tuple(pair["lora_A"].shape), tuple(pair["lora_B"].shape)
         if a != (config["r"], d_in) or b != (d_out, config["r"]):
             raise ValueError(

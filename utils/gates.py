@@ -51,7 +51,9 @@ def story_requests(n: int, seed: int = 0) -> list[tuple[str, str]]:
     rng, requests = random.Random(f"heroes/{seed}"), []
     for _ in range(n):
         cast = tinyworld.new_cast(rng)
-        wording = rng.choice(("Tell me a story about {a_trait} {animal} named {name}.", "Write a story about {name} the {animal}."))
+        wording = rng.choice(
+            ("Tell me a story about {a_trait} {animal} named {name}.", "Write a story about {name} the {animal}.")
+        )
         requests.append((wording.format(**cast), cast["name"]))
     return requests
 

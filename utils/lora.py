@@ -1,8 +1,8 @@
 """The LoRA layer, the one of this repository, and how it gets into a model and out again.
 
 Low-Rank Adaptation (Hu et al., 2021, https://arxiv.org/abs/2106.09685) leaves a weight `W` as it is and learns a
-correction of rank `r` beside it: ``y = W x + (lora_alpha / r) * B (A x)``. Names and shapes are those of PEFT: `lora_A` is
-(r, in), `lora_B` is (out, r), `scaling` is ``lora_alpha / r``.
+correction of rank `r` beside it: ``y = W x + (lora_alpha / r) * B (A x)``. Names and shapes are those of PEFT:
+`lora_A` is (r, in), `lora_B` is (out, r), `scaling` is ``lora_alpha / r``.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ ALL_LINEAR = "all-linear"
 class LoRALinear(nn.Module):
     """A frozen linear layer with a trainable low-rank correction.
 
-    `base_layer` is the linear layer itself, not a copy; its weight is (out, in). `lora_A` (r, in) begins as PEFT's does,
-    uniform with standard deviation ``1 / sqrt(3 * in)``, and `lora_B` (out, r) begins at zero, so that a new layer
-    computes what its base computes. Both are float32, or float64 over a float64 base.
+    `base_layer` is the linear layer itself, not a copy; its weight is (out, in). `lora_A` (r, in) begins as PEFT's
+    does, uniform with standard deviation ``1 / sqrt(3 * in)``, and `lora_B` (out, r) begins at zero, so that a new
+    layer computes what its base computes. Both are float32, or float64 over a float64 base.
 
     Raises TypeError when `base_layer` is not an ``nn.Linear`` or `r` is no integer, ValueError for a rank below 1, a
     `lora_alpha` that isn't positive and a `lora_dropout` outside [0, 1); warns when the rank exceeds what the layer's
@@ -46,7 +46,10 @@ class LoRALinear(nn.Module):
                 "parameters and no freedom",
                 stacklevel=2,
             )
-        where = {"dtype": torch.promote_types(base_layer.weight.dtype, torch.float32), "device": base_layer.weight.device}
+        where = {
+            "dtype": torch.promote_types(base_layer.weight.dtype, torch.float32),
+            "device": base_layer.weight.device,
+        }
         self.base_layer = base_layer.requires_grad_(False)
         self.r, self.lora_alpha, self.scaling = r, lora_alpha, lora_alpha / r
         self.lora_A = nn.Parameter(torch.empty(r, d_in, **where))
@@ -70,9 +73,13 @@ class LoRALinear(nn.Module):
 
     @torch.no_grad()
     def merge(self) -> None:
-        """Add the correction to the base weight, which then computes alone. Raises RuntimeError when it is merged already."""
+        """Add the correction to the base weight, which then computes alone. Raises RuntimeError when it is merged
+        already.
+        """
         if self.merged:
-            raise RuntimeError("this layer is merged already: merging again would add the correction twice. Call unmerge first")
+            raise RuntimeError(
+                "this layer is merged already: merging again would add the correction twice. Call unmerge first"
+            )
         self.base_layer.weight += self.delta_weight().to(self.base_layer.weight.dtype)
         self.merged = True
 
@@ -118,10 +125,10 @@ def _injected(model: nn.Module) -> dict[str, LoRALinear]:
 def find_targets(model: nn.Module, target_modules: Sequence[str] | str) -> list[str]:
     """The full names of the linear layers that `target_modules` means, in the model's order.
 
-    A name such as ``"q_proj"`` means every module that is called so, in any block, and ``"layers.0.self_attn.q_proj"`` one
-    of them; ``"all-linear"`` means every linear layer but the output head. Raises ValueError for a name that matches
-    nothing (PEFT ignores it beside one that does) or a layer whose weight is tied to another module's, and
-    TypeError for a module that is not linear.
+    A name such as ``"q_proj"`` means every module that is called so, in any block, and
+    ``"layers.0.self_attn.q_proj"`` one of them; ``"all-linear"`` means every linear layer but the output head. Raises
+    ValueError for a name that matches nothing (PEFT ignores it beside one that does) or a layer whose weight is tied
+    to another module's, and TypeError for a module that is not linear.
     """
     modules = dict(model.named_modules())
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
@@ -131,6 +138,7 @@ def find_targets(model: nn.Module, target_modules: Sequence[str] | str) -> list[
             raise ValueError(f"target_modules is the text {target_modules!r}: pass a list of names, or {ALL_LINEAR!r}")
         if not linear:
             raise ValueError(f"this {type(model).__name__} has no linear layer to target")
+        _refuse_shared(model, linear)
         return linear
     if not target_modules:
         raise ValueError(f"target_modules is empty: name at least one linear layer, or pass {ALL_LINEAR!r}")
@@ -141,14 +149,32 @@ def find_targets(model: nn.Module, target_modules: Sequence[str] | str) -> list[
             known = sorted({name.rpartition(".")[2] for name in linear})
             close = difflib.get_close_matches(target, known, n=1)
             hint = f" Did you mean {close[0]!r}?" if close else ""
-            raise ValueError(f"target {target!r} matches no module.{hint} The linear layers here are called {', '.join(known)}")
+            raise ValueError(
+                f"target {target!r} matches no module.{hint} The linear layers here are called {', '.join(known)}"
+            )
         for name in matches:
             if not isinstance(modules[name], nn.Linear):
-                raise TypeError(f"target {target!r} is a {type(modules[name]).__name__} ({name}), and LoRA here wraps nn.Linear only")
-            if any(m is not modules[name] and getattr(m, "weight", None) is modules[name].weight for m in modules.values()):
-                raise ValueError(f"the weight of {name!r} is shared with another module, which a merge would change too: leave it out")
+                raise TypeError(
+                    f"target {target!r} is a {type(modules[name]).__name__} ({name}), and LoRA here wraps nn.Linear only"
+                )
         found.update(matches)
-    return [name for name in modules if name in found]
+    names = [name for name in modules if name in found]
+    _refuse_shared(model, names)
+    return names
+
+
+def _refuse_shared(model: nn.Module, names: Sequence[str]) -> None:
+    users: dict[int, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        if isinstance(weight := getattr(module, "weight", None), Tensor):
+            users.setdefault(id(weight), []).append(name)
+    for name in names:
+        others = [user for user in users[id(model.get_submodule(name).weight)] if user != name]
+        if others:
+            raise ValueError(
+                f"the weight of {name!r} is shared with {others[0]!r}, which a merge would change too: leave {name!r} "
+                "out of the targets"
+            )
 
 
 def refuse_second(model: nn.Module) -> None:
@@ -162,10 +188,19 @@ def refuse_second(model: nn.Module) -> None:
 def wrap(model: nn.Module, names: Sequence[str], r: int, lora_alpha: float, lora_dropout: float = 0.0) -> None:
     """Freeze the whole model and put a :class:`LoRALinear` in the place of each linear layer of `names`.
 
-    Raises RuntimeError when the model has LoRA layers already. Nothing is changed when anything is wrong.
+    Raises RuntimeError when the model has LoRA layers already, TypeError when it is itself the linear layer, and what
+    :class:`LoRALinear` raises. Nothing is changed when anything is wrong.
     """
     refuse_second(model)
-    wrapped = {name: LoRALinear(model.get_submodule(name), r, lora_alpha, lora_dropout) for name in names}
+    if "" in names:
+        raise TypeError("the model is itself one nn.Linear: use LoRALinear(layer, r, lora_alpha) in its place")
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    try:
+        wrapped = {name: LoRALinear(model.get_submodule(name), r, lora_alpha, lora_dropout) for name in names}
+    except Exception:
+        for parameter in trainable:  # the layers wrapped before the one that failed were frozen
+            parameter.requires_grad_(True)
+        raise
     model.requires_grad_(False)
     for name, layer in wrapped.items():
         layer.lora_A.requires_grad_(True)
@@ -189,7 +224,9 @@ def inject(
 
 
 def remove(model: nn.Module) -> None:
-    """Put the base layers back in their places and forget the corrections. Raises RuntimeError when a layer is merged."""
+    """Put the base layers back in their places and forget the corrections. Raises RuntimeError when a layer is
+    merged.
+    """
     layers = _injected(model)
     if any(layer.merged for layer in layers.values()):
         raise RuntimeError("the corrections are merged into the weights: call unmerge first to have the base back")
@@ -198,16 +235,22 @@ def remove(model: nn.Module) -> None:
 
 
 def merge(model: nn.Module) -> None:
-    """Merge every LoRA layer. Raises RuntimeError when there is none, or when one is merged already; then none is changed."""
+    """Merge every LoRA layer. Raises RuntimeError when there is none, or when one is merged already; then none is
+    changed.
+    """
     layers = _injected(model).values()
     if any(layer.merged for layer in layers):
-        raise RuntimeError("this model is merged already: merging again would add the corrections twice. Call unmerge first")
+        raise RuntimeError(
+            "this model is merged already: merging again would add the corrections twice. Call unmerge first"
+        )
     for layer in layers:
         layer.merge()
 
 
 def unmerge(model: nn.Module) -> None:
-    """Unmerge every LoRA layer. Raises RuntimeError when there is none, or when one is not merged; then none is changed."""
+    """Unmerge every LoRA layer. Raises RuntimeError when there is none, or when one is not merged; then none is
+    changed.
+    """
     layers = _injected(model).values()
     if not all(layer.merged for layer in layers):
         raise RuntimeError("this model is not merged, so there is nothing to take out of its weights")
@@ -221,13 +264,14 @@ def disabled(model: nn.Module) -> Iterator[None]:
     layers = _injected(model).values()
     if any(layer.merged for layer in layers):
         raise RuntimeError("the corrections are merged into the weights and can't be switched off: call unmerge first")
+    before = [layer.enabled for layer in layers]
     for layer in layers:
         layer.enabled = False
     try:
         yield
     finally:
-        for layer in layers:
-            layer.enabled = True
+        for layer, enabled in zip(layers, before, strict=True):
+            layer.enabled = enabled
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:

@@ -33,7 +33,9 @@ def profile() -> str:
     """The value of COURSE_PROFILE, "tiny" when it isn't set. Raises ValueError for a profile that doesn't exist."""
     name = os.environ.get("COURSE_PROFILE") or "tiny"
     if name != "tiny":
-        raise ValueError(f"COURSE_PROFILE is {name!r}, but the chapters so far know one profile: tiny. Unset it or set it to tiny")
+        raise ValueError(
+            f"COURSE_PROFILE is {name!r}, but the chapters so far know one profile: tiny. Unset it or set it to tiny"
+        )
     return name
 
 

@@ -146,3 +146,61 @@ def bars(
         if count > 1:
             ax.legend()
     return figure
+
+
+# ------------------------------------------------------------------------------ chapter 2: rank decomposition
+
+
+def pictures(panels: Mapping[str, Sequence[Sequence[float]]], *, title: str) -> Figure:
+    """Matrices side by side as pictures, 0 black and 1 white; `panels` maps a name to each matrix.
+
+    Raises ValueError when `panels` is empty.
+    """
+    if not panels:
+        raise ValueError("no panels to show: pass at least one name: matrix")
+    figure, axes = new_figure(len(panels), size=(7.0, 1.9))
+    with rc_context(_RC):
+        for ax, (name, matrix) in zip(axes if len(panels) > 1 else [axes], panels.items(), strict=True):
+            ax.imshow([[float(v) for v in row] for row in matrix], cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            ax.set_title(name, loc="left", fontsize=10, fontweight="normal")
+            ax.set(xticks=[], yticks=[])
+            ax.grid(visible=False)
+        figure.suptitle(title, fontsize=11, fontweight="bold", x=0.01, ha="left")
+    return figure
+
+
+def by_rank(
+    series: Mapping[str, tuple[Sequence[int], Sequence[float]]],
+    *,
+    title: str,
+    ylabel: str,
+    level: tuple[float, str] | None = None,
+    log_y: bool = False,
+) -> Figure:
+    """Curves over the rank, each doubling taking the same room; a series of one point is a lone marker.
+
+    `level` draws a grey horizontal line at a value, with words at its left end. Raises ValueError when
+    `series` is empty, a pair of x and y differs in length or a rank is below 1.
+    """
+    for name, (ranks, _) in series.items():
+        if any(rank < 1 for rank in ranks):
+            raise ValueError(f"series {name!r} has a rank below 1, which this axis can't show")
+    figure = lines(series, title=title, xlabel="rank r", ylabel=ylabel, log_y=log_y)
+    ax = figure.axes[0]
+    with rc_context(_RC):
+        for line, (ranks, _) in zip(ax.lines, series.values(), strict=True):
+            if len(ranks) == 1:
+                line.set(markersize=11, linestyle="none")
+        ranks = [rank for x, _ in series.values() for rank in x]
+        ax.set_xscale("log", base=2)
+        ax.set_xticks([2**i for i in range(max(ranks).bit_length()) if 2**i >= min(ranks)])
+        ax.xaxis.set_major_formatter("{x:.0f}")
+        ax.minorticks_off()
+        if level:
+            value, words = level
+            ax.axhline(value, color="#555555", linewidth=1, linestyle=(0, (6, 3)), zorder=1)
+            at = dict(xycoords=("axes fraction", "data"), textcoords="offset points")
+            ax.annotate(words, (0, value), (4, 3), **at)
+        if len(series) > 1:
+            ax.legend()
+    return figure

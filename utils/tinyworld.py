@@ -1,9 +1,9 @@
 """The tiny world: every word that the course's small model has ever read, and the tasks that LoRA teaches it.
 
-The world is a picture book. Heroes with names and one trait each have a small adventure with a moral. Besides stories the
-corpus holds story requests in chat form, English and French scenes (never side by side: translation is left for LoRA to
-teach), and echoes, in which somebody repeats what was said. Echoes are there because *copying decides*: a base model
-of the same perplexity that can't copy learns the form of a task and not its content.
+The world is a picture book. Heroes with names and one trait each have a small adventure with a moral. Besides stories
+the corpus holds story requests in chat form, English and French scenes (never side by side: translation is left for
+LoRA to teach), and echoes, in which somebody repeats what was said. Echoes are there because *copying decides*: a
+base model of the same perplexity that can't copy learns the form of a task and not its content.
 
 Everything follows from a seed. Which split a text belongs to follows from the text itself (:func:`split_of`), so train,
 dev and test are disjoint whatever the seeds and sizes.
@@ -161,7 +161,9 @@ def invented_word(rng: random.Random) -> str:
 
 
 def new_cast(rng: random.Random) -> dict[str, str]:
-    """Draw what a story needs: two heroes with names and animals, a toy and its color, two places, a trait and a plot."""
+    """Draw what a story needs: two heroes with names and animals, a toy and its color, two places, a trait and a
+    plot.
+    """
     animal, other_animal = rng.sample(ANIMALS, 2)
     name, other = rng.sample(NAMES, 2)
     if rng.random() < 0.1:
@@ -211,9 +213,15 @@ PLOTS: dict[str, tuple[tuple[str, ...] | str, ...]] = {
         ("One day the {thing} was gone.", "But {name} lost the {thing}.", "The wind took the {thing} away."),
         _SORRY,
         _MEET,
-        ('"Do not cry," said {other}. "I will help you look."', '"What is wrong?" asked {other}. "I lost my {thing}," said {name}.'),
-        ("They looked {other_where} and found the {thing} under a tree.", "{other} found the {thing} {other_where}.",
-         "They looked all day and found the {thing} near the {other_place}."),
+        (
+            '"Do not cry," said {other}. "I will help you look."',
+            '"What is wrong?" asked {other}. "I lost my {thing}," said {name}.',
+        ),
+        (
+            "They looked {other_where} and found the {thing} under a tree.",
+            "{other} found the {thing} {other_where}.",
+            "They looked all day and found the {thing} near the {other_place}.",
+        ),
     ),
     "share": (
         _MEET,
@@ -224,21 +232,32 @@ PLOTS: dict[str, tuple[tuple[str, ...] | str, ...]] = {
     ),
     "lie": (
         ("{name} broke a cup with the {thing}.", "{name} played with the {thing} and broke a lamp."),
-        ('"Did you do this?" asked {other} the {other_animal}. "No," said {name}.',
-         "{name} told {other} the {other_animal} that the wind did it."),
+        (
+            '"Did you do this?" asked {other} the {other_animal}. "No," said {name}.',
+            "{name} told {other} the {other_animal} that the wind did it.",
+        ),
         _SORRY,
         ('At last {name} said, "I am sorry. I did it."', "That night {name} told {other} the truth."),
         ("{other} was not angry and gave {name} a hug.", '"Thank you for telling me," said {other}.'),
     ),
     "fear": (
-        ("The {thing} fell into a hole, but {name} was afraid of the dark.", "{name} wanted to go to the {other_place}, but {name} was afraid."),
+        (
+            "The {thing} fell into a hole, but {name} was afraid of the dark.",
+            "{name} wanted to go to the {other_place}, but {name} was afraid.",
+        ),
         _SORRY,
         _MEET,
         ('"You can do it," said {other}.', '"I will go with you," said {other}.'),
-        ("{name} took one step, and then one more, and it was not so bad.", "{name} closed both eyes and jumped, and it was fun."),
+        (
+            "{name} took one step, and then one more, and it was not so bad.",
+            "{name} closed both eyes and jumped, and it was fun.",
+        ),
     ),
     "greed": (
-        ("{other} the {other_animal} had a basket of cakes.", "There were ten cakes on the table of {other} the {other_animal}."),
+        (
+            "{other} the {other_animal} had a basket of cakes.",
+            "There were ten cakes on the table of {other} the {other_animal}.",
+        ),
         ('"Take one," said {other}, but {name} took them all.', "{name} ate all the cakes and did not stop."),
         ("Soon {name} had a bad tummy ache.", "Then {name} felt very sick."),
         _SORRY,
@@ -252,20 +271,29 @@ PLOTS: dict[str, tuple[tuple[str, ...] | str, ...]] = {
         ("After many days a big flower grew.", "In the spring it was a tall tree."),
     ),
     "work": (
-        ("It was time to clean the house, but {name} only played with the {thing}.", "{name} slept all summer and did no work."),
-        ("{other} the {other_animal} worked hard every day.", '"You must work before you play," said {other} the {other_animal}.'),
+        (
+            "It was time to clean the house, but {name} only played with the {thing}.",
+            "{name} slept all summer and did no work.",
+        ),
+        (
+            "{other} the {other_animal} worked hard every day.",
+            '"You must work before you play," said {other} the {other_animal}.',
+        ),
         ("Then winter came, and {name} had no food.", "Then the rain came, and the house of {name} was wet and dirty."),
         _SORRY,
         ("{other} gave {name} some bread and they worked together.", "Next time {name} did the work first."),
     ),
     "kind": (
-        ("On the way, {name} saw {an_other_animal} named {other} who was stuck in a hole.", "{other} the {other_animal} was cold and hungry."),
+        (
+            "On the way, {name} saw {an_other_animal} named {other} who was stuck in a hole.",
+            "{other} the {other_animal} was cold and hungry.",
+        ),
         ("{name} helped {other} and gave away the {thing}.", "{name} gave {other} some soup and the {color} {thing}."),
         ('"Thank you," said {other}. "I will not forget."', "{other} said thank you and went away."),
         ("Later {name} was lost {other_where}.", "One night {name} fell into a hole."),
         ("{other} came and showed {name} the way home.", "{other} heard the cry and saved {name}."),
     ),
-}  # fmt: skip
+}
 """What happens in each plot, sentence by sentence, each with its wordings; three marks stand for feelings."""
 
 ENDINGS = (
@@ -473,8 +501,7 @@ def _translation(rng: random.Random) -> Example:
 def _summarization(rng: random.Random) -> Example:
     cast = new_cast(rng)
     first = rng.choice(OPENINGS[0]).format(**cast)
-    text = " ".join([first, *middle(rng, cast, feelings=False)])
-    return Example(f"Sum up: {text}", f"{cast['name']} the {cast['animal']}: {MORALS[cast['plot']]}")
+    return Example(f"Moral: {' '.join([first, *middle(rng, cast, feelings=False)])}", MORALS[cast["plot"]])
 
 
 def pirate(sentence: str) -> str:
@@ -509,7 +536,9 @@ def _distinct(make: Callable[[random.Random], Example], rng: random.Random, what
     while len(seen) < n:
         tries += 1
         if tries > 1000 + 100 * n:
-            raise ValueError(f"the tiny world has no {n} different examples of {what}: ask for fewer (it gave {len(seen)})")
+            raise ValueError(
+                f"the tiny world has no {n} different examples of {what}: ask for fewer (it gave {len(seen)})"
+            )
         example = make(rng)
         if example.prompt not in seen:
             seen.add(example.prompt)

@@ -1,7 +1,8 @@
 """The short training loop, and how a model is asked and marked.
 
-A prompt always goes through the tokenizer's chat template, and the loss counts the answer and its end mark alone: what the
-user says is given, not learnt. The model may carry LoRA layers or none; whatever requires a gradient is trained.
+A prompt always goes through the tokenizer's chat template, and the loss counts the answer and its end mark alone:
+what the user says is given, not learnt. The model may carry LoRA layers or none; whatever requires a gradient is
+trained.
 """
 
 from __future__ import annotations
@@ -76,7 +77,9 @@ def collate(encoded: Sequence[tuple[list[int], list[int]]], pad_id: int) -> dict
 def batches(
     tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], *, steps: int, batch_size: int, seed: int
 ) -> Iterator[dict[str, Int[Tensor, "batch length"]]]:
-    """`steps` batches drawn by `seed`: each holds `batch_size` different examples, or all of them where there are fewer."""
+    """`steps` batches drawn by `seed`: each holds `batch_size` different examples, or all of them where there are
+    fewer.
+    """
     encoded = encode(tokenizer, examples)
     rng = random.Random(seed)
     for _ in range(steps):
@@ -84,7 +87,9 @@ def batches(
 
 
 def learning_rate_factor(step: int, steps: int) -> float:
-    """What the peak learning rate is multiplied by at `step` of `steps`, counted from 0: a short ramp up, then a line down."""
+    """What the peak learning rate is multiplied by at `step` of `steps`, counted from 0: a short ramp up, then a line
+    down.
+    """
     return min(1.0, (step + 1) / WARMUP_STEPS) * (1 - step / steps)
 
 
@@ -102,15 +107,17 @@ def train(
     """Train whatever of the model requires a gradient, with AdamW, and return the loss of every step (nats per token).
 
     The rate rises to `lr` in ten steps and falls to zero along a line; gradients are clipped to norm 1. `seed` decides
-    the batches and the dropout. The model ends in evaluation mode. Raises ValueError when nothing is trainable, `steps`,
-    `batch_size` or `lr` isn't positive, an example lacks its text, or the loss stops being a number.
+    the batches and the dropout. The model ends in evaluation mode. Raises ValueError when nothing is trainable,
+    `steps`, `batch_size` or `lr` isn't positive, an example lacks its text, or the loss stops being a number.
     """
     for name, value in (("steps", steps), ("batch_size", batch_size), ("lr", lr)):
         if value <= 0:
             raise ValueError(f"{name} must be positive, not {value}")
     trainable = [p for p in model.parameters() if p.requires_grad]
     if not trainable:
-        raise ValueError("nothing to train: no parameter of the model has requires_grad. Did you freeze it before adding LoRA?")
+        raise ValueError(
+            "nothing to train: no parameter of the model has requires_grad. Did you freeze it before adding LoRA?"
+        )
     from tqdm.auto import tqdm
 
     device = trainable[0].device
@@ -136,7 +143,11 @@ def train(
 
 @torch.inference_mode()
 def complete(
-    model: Any, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], max_new_tokens: int = 64, batch_size: int = 100
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    max_new_tokens: int = 64,
+    batch_size: int = 100,
 ) -> list[str]:
     """What the model answers to each prompt, greedily, each prompt in chat form as a user's turn.
 

@@ -1,0 +1,59 @@
+# Maintainers' one-liners. Each runs inside .venv, which `make setup` makes (that is `python3 start.py setup`).
+# Learners need none of them: see README.md.
+
+PYTHON ?= python3
+VENV := .venv/bin/python
+PYTEST := OMP_NUM_THREADS=1 $(VENV) -m pytest -n 2 --dist loadfile
+NBVAL := $(PYTEST) --nbval --nbval-current-env --nbval-cell-timeout=300
+CH ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup lab test tests notebooks check-notebooks nbval-notebooks nbval-solutions lint format lock base adapters clean
+
+help:  ## list what there is
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
+
+setup:  ## make or refresh .venv
+	@$(PYTHON) start.py setup
+
+lab:  ## set up and open JupyterLab
+	@$(PYTHON) start.py
+
+test:  ## set up, then everything that CI runs
+	@$(PYTHON) start.py test
+
+tests: setup  ## the tests alone, without the notebooks
+	$(PYTEST) tests
+
+notebooks: setup  ## lessons/ to notebooks/ and solutions/, executed; CH="02 03" for some chapters
+	$(VENV) tools/build_notebooks.py $(CH)
+
+check-notebooks: setup  ## fail when a committed notebook is not what its lesson gives
+	$(VENV) tools/build_notebooks.py --check $(CH)
+
+nbval-notebooks: setup  ## run the learner's notebooks, compare with their stored outputs
+	$(NBVAL) notebooks
+
+nbval-solutions: setup  ## the same for the solved ones, where a failed check is an error
+	COURSE_STRICT=1 $(NBVAL) solutions
+
+lint: setup  ## ruff's rules, for notebooks too, and its format
+	$(VENV) -m ruff check .
+	$(VENV) -m ruff format --check .
+
+format: setup  ## mend what ruff can mend
+	$(VENV) -m ruff check --fix .
+	$(VENV) -m ruff format .
+
+lock: setup  ## write requirements.lock anew from pyproject.toml
+	$(VENV) tools/lock.py
+
+base: setup  ## train the tiny base model and write it to assets/ (a GPU: minutes)
+	$(VENV) tools/train_tiny_base.py
+
+adapters: setup  ## train the four adapters and write them to assets/adapters/
+	$(VENV) tools/train_adapters.py
+
+clean:  ## remove caches; .venv stays
+	rm -rf .pytest_cache .ruff_cache .hypothesis build *.egg-info
+	find . -path ./.venv -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -type d -print0 | xargs -0 rm -rf

@@ -1,0 +1,207 @@
+"""pyproject.toml, requirements.lock, environment.yml, start.py and the imports in the code hold together."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parents[1]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+PROJECT = PYPROJECT["project"]
+RUN = [Requirement(line) for line in PROJECT["dependencies"]]
+BY_HAND = [Requirement(line) for line in PROJECT["optional-dependencies"]["browser"]]
+EXTRAS = [Requirement(line) for name in ("lab", "dev") for line in PROJECT["optional-dependencies"][name]]
+BUILD = [Requirement(line) for line in PYPROJECT["build-system"]["requires"]]
+LOCK_LINES = (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines()
+LOCK = [Requirement(line) for line in LOCK_LINES if not line.startswith("#")]
+
+# Declared and never imported by name: what each is for. A package that gets imported leaves this list.
+NOT_IMPORTED = {
+    "accelerate": "transformers and peft load models and place them on devices with it",
+    "bitsandbytes": "the 4-bit chapters to come; chapter 0 reports its version",
+    "datasets": "the chapters on data to come; chapter 0 reports its version",
+    "ipykernel": "runs the notebooks; start.py registers it",
+    "ipywidgets": "tqdm.auto draws its bars with it",
+    "jupyterlab": "opens the notebooks; start.py runs it as a command",
+    "nbval": "a pytest plugin: compares notebooks with their stored outputs",
+    "pytest-xdist": "a pytest plugin: runs tests in two processes",
+    "ruff": "a command: make lint",
+    "trl": "the chapters on training to come; chapter 0 reports its version",
+}
+
+
+def name_of(requirement: Requirement) -> str:
+    return canonicalize_name(requirement.name)
+
+
+def torch_pin() -> str:
+    return re.search(r'^TORCH = "torch==([\d.]+)"$', (ROOT / "start.py").read_text(), re.MULTILINE)[1]
+
+
+# -------------------------------------------------------------------------------- ranges, lock, conda
+
+
+def test_the_lock_has_one_exact_pin_of_everything_that_is_declared_and_it_is_in_range():
+    pins = {name_of(pin): pin for pin in LOCK}
+    assert len(pins) == len(LOCK)
+    for pin in LOCK:
+        assert re.fullmatch(r"==[^*,]+", str(pin.specifier)), f"{pin} is not one exact version"
+    for wanted in [*RUN, *EXTRAS, *BUILD]:
+        if name_of(wanted) != "torch":
+            pinned = str(pins[name_of(wanted)].specifier).removeprefix("==")
+            assert pinned in wanted.specifier, f"make lock: {wanted} admits no {pinned}"
+
+
+def test_the_lock_leaves_torch_and_its_cuda_packages_to_start_py():
+    names = {name_of(pin) for pin in LOCK}
+    assert not [name for name in names if re.match(r"torch$|triton|nvidia-|cuda-|pytorch-triton", name)]
+
+
+def test_torch_is_pinned_once_within_its_range():
+    (wanted,) = [line for line in RUN if line.name == "torch"]
+    assert torch_pin() in wanted.specifier
+    assert f"- torch=={torch_pin()}\n" in (ROOT / "environment.yml").read_text()
+    assert f"# torch {torch_pin()} and" in LOCK_LINES[1]
+
+
+def test_conda_takes_the_same_packages():
+    text = (ROOT / "environment.yml").read_text(encoding="utf-8")
+    listed = re.findall(r"^ +- +(\S.*)$", text.split("dependencies:", 1)[1], re.MULTILINE)
+    python, *rest = listed
+    assert rest == ["pip", "pip:", f"torch=={torch_pin()}", "-r requirements.lock", "-e ."]
+    assert python.removeprefix("python=") + ".0" in SpecifierSet(PROJECT["requires-python"])
+    assert text.startswith("#") and f"name: {PROJECT['name']}\n" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "colab"),
+    [
+        ("torch", "2.6.0+cu124"),
+        ("numpy", "2.0.2"),
+        ("ipython", "7.34.0"),
+        ("ipywidgets", "7.7.1"),
+        ("matplotlib", "3.10.0"),
+        ("psutil", "5.9.5"),
+        ("packaging", "25.0"),
+        ("tqdm", "4.67.1"),
+    ],
+)
+def test_the_ranges_admit_what_colab_has_preinstalled(name, colab):
+    (wanted,) = [line for line in RUN if name_of(line) == name]
+    assert colab in wanted.specifier
+
+
+def test_python_is_asked_for_alike_everywhere():
+    assert PROJECT["requires-python"] == ">=3.11"
+    assert "if sys.version_info < (3, 11):" in (ROOT / "start.py").read_text()
+    assert 'OLDEST_PYTHON = "3.11"' in (ROOT / "tools" / "lock.py").read_text()
+    assert PYPROJECT["tool"]["ruff"]["target-version"] == "py311"
+
+
+# -------------------------------------------------------------------------------- what is installed
+
+
+def test_this_environment_is_what_the_lock_says():
+    """CI's environment comes from the lock; yours too, after `python3 start.py setup`."""
+    wrong = []
+    for pin in LOCK:
+        if pin.marker is None or pin.marker.evaluate():
+            try:
+                found = version(pin.name)
+            except PackageNotFoundError:
+                found = "nothing"
+            if found not in {str(pin.specifier).removeprefix("==")}:
+                wrong.append(f"{pin} and found {found}")
+    assert not wrong, f"run `python3 start.py setup`: {wrong}"
+
+
+def test_the_lock_is_complete():
+    """It is installed without resolving, so nothing that a package needs may be missing from it."""
+    done = subprocess.run([sys.executable, "-m", "pip", "check"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+# -------------------------------------------------------------------------------- what is imported
+
+
+def imports(source: str) -> set[str]:
+    """The top-level modules that a Python source imports, also with importlib and pytest.importorskip."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            found.add(node.module)
+        elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+            called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            if called in ("import_module", "importorskip", "__import__"):
+                found.add(str(node.args[0].value))
+    return {module.split(".")[0] for module in found if not module.startswith(".")}
+
+
+def lesson_code(text: str) -> str:
+    """A lesson's code cells as one Python source: fences of their own, without IPython's % and ! lines."""
+    cells = re.findall(r"^```python[^\n]*\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return re.sub(r"^\s*[%!].*$", "", "\n".join(cells), flags=re.MULTILINE)
+
+
+def imported(*patterns: str) -> dict[str, set[str]]:
+    """Distribution -> files, for every third-party module that the matching files import."""
+    local = {"utils", "tools", "start"} | {path.stem for path in ROOT.glob("t*/*.py")}
+    known = packages_distributions()
+    found: dict[str, set[str]] = {}
+    for path in sorted(path for pattern in patterns for path in ROOT.glob(pattern)):
+        text = path.read_text(encoding="utf-8")
+        for module in imports(lesson_code(text) if path.suffix == ".md" else text):
+            if module in sys.stdlib_module_names or module in local or module == "google":
+                continue
+            for distribution in known.get(module, [module]):
+                found.setdefault(canonicalize_name(distribution), set()).add(str(path.relative_to(ROOT)))
+    return found
+
+
+COURSE = ("utils/**/*.py", "lessons/*.md")
+WORKSHOP = ("tools/*.py", "tests/**/*.py", "start.py")
+
+
+def test_what_is_imported_is_declared():
+    run, every = {name_of(line) for line in RUN}, {name_of(line) for line in [*RUN, *EXTRAS, *BY_HAND]}
+    undeclared = {name: files for name, files in imported(*COURSE).items() if name not in run}
+    assert not undeclared, f"add to [project.dependencies] in pyproject.toml, then make lock: {undeclared}"
+    undeclared = {name: files for name, files in imported(*WORKSHOP).items() if name not in every}
+    assert not undeclared, f"add to an extra in pyproject.toml, then make lock: {undeclared}"
+
+
+def test_what_is_declared_is_imported_or_has_a_reason():
+    declared = {name_of(line) for line in [*RUN, *EXTRAS, *BY_HAND]}
+    used = set(imported(*COURSE, *WORKSHOP))
+    idle = declared - used - set(NOT_IMPORTED)
+    assert not idle, f"declared and never imported: remove {idle} or give the reason in NOT_IMPORTED"
+    stale = set(NOT_IMPORTED) & used | set(NOT_IMPORTED) - declared
+    assert not stale, f"remove {stale} from NOT_IMPORTED: imported by now, or no longer declared"
+
+
+def test_start_py_and_the_colab_module_import_the_standard_library_only():
+    assert imported("start.py", "utils/__init__.py", "utils/colab.py") == {}
+
+
+def test_the_search_for_imports_finds_each_kind():
+    source = (
+        "import a.b, c as d\nfrom e.f import g\nfrom . import h\nimport importlib\n"
+        "def late():\n    import i\n    importlib.import_module('j.k')\n    __import__('l')\n"
+        "    pytest.importorskip('m')\n"
+    )
+    assert imports(source) == {"a", "c", "e", "importlib", "i", "j", "l", "m"}
+    lesson = "# T\n\n```python\nimport a\n%matplotlib inline\n```\n\n```text\nimport b\n```\n"
+    lesson += "\n```python tags=['x']\nimport c\n```\n"
+    assert imports(lesson_code(lesson)) == {"a", "c"}
