@@ -120,9 +120,7 @@ def torch_index(choice, system):
             raise Trouble("There is no CUDA build of torch for macOS; run the same command without --cuda.")
         return PYTORCH_INDEX + "cu130" if system == "Windows" else None
     if not re.match(r"(https?|file)://", choice):
-        raise Trouble(
-            f"COURSE_TORCH_INDEX is {choice!r}; set it to the word pip or to an address (https://...)."
-        )
+        raise Trouble(f"COURSE_TORCH_INDEX is {choice!r}; set it to the word pip or to an address (https://...).")
     return choice
 
 
@@ -322,9 +320,7 @@ def check_machine(home, choice):
             f"https://www.python.org/) {AGAIN}"
         )
     if sys.maxsize < 2**32:
-        raise Trouble(
-            "This Python is a 32-bit one and torch needs 64 bits; get one from https://www.python.org/."
-        )
+        raise Trouble("This Python is a 32-bit one and torch needs 64 bits; get one from https://www.python.org/.")
     if platform.system() == "Darwin" and platform.machine() == "x86_64":
         raise Trouble(
             "torch is no longer made for this Intel build of Python on macOS; use the arm64 Python from "
@@ -332,9 +328,7 @@ def check_machine(home, choice):
         )
     need, free = GIGABYTES.get(choice, GIGABYTES["cpu"]), shutil.disk_usage(str(home)).free / 10**9
     if free < need:
-        raise Trouble(
-            f"About {need} GB are needed and {free:.1f} GB are free on the disk of {home}; make room {AGAIN}"
-        )
+        raise Trouble(f"About {need} GB are needed and {free:.1f} GB are free on the disk of {home}; make room {AGAIN}")
 
 
 def make_environment(venv):
@@ -414,14 +408,10 @@ def install_course(home, venv):
     kernel = ["ipykernel", "install", "--sys-prefix", "--name", KERNEL, "--display-name", KERNEL_TITLE]
     code, said = run_quietly([str(python_of(venv)), "-m", *kernel])
     if code:
-        raise Trouble(
-            f"The course's kernel can't be registered ({last_line(said)}); delete the folder .venv {AGAIN}"
-        )
+        raise Trouble(f"The course's kernel can't be registered ({last_line(said)}); delete the folder .venv {AGAIN}")
     settings = venv / "share" / "jupyter" / "lab" / "settings" / "overrides.json"
     if not settings.exists():  # a fresh JupyterLab would ask about news before anything else
-        quiet = {
-            "@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": False}
-        }
+        quiet = {"@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": False}}
         settings.parent.mkdir(parents=True, exist_ok=True)
         settings.write_text(json.dumps(quiet, indent=2) + "\n", encoding="utf-8")
 
@@ -431,9 +421,7 @@ def try_torch(venv):
     code = "import torch as t; print(t.__version__, 'with' if t.cuda.is_available() else 'without', 'a GPU')"
     failed, said = run_quietly([str(python_of(venv)), "-W", "ignore", "-c", code])
     if failed:
-        mend = (
-            "install Microsoft's Visual C++ Redistributable" if os.name == "nt" else "delete the folder .venv"
-        )
+        mend = "install Microsoft's Visual C++ Redistributable" if os.name == "nt" else "delete the folder .venv"
         raise Trouble(f"torch is installed but can't be imported ({last_line(said)}); {mend} {AGAIN}")
     return last_line(said)
 
@@ -490,9 +478,7 @@ def open_lab(home, python, options):
     if (home / FIRST_NOTEBOOK).exists():
         command.append(FIRST_NOTEBOOK)
     if hasattr(os, "geteuid") and os.geteuid() == 0 and "--allow-root" not in options:
-        command.append(
-            "--allow-root"
-        )  # as in containers; it listens on this machine only and asks for a token
+        command.append("--allow-root")  # as in containers; it listens on this machine only and asks for a token
     say("Opening JupyterLab. Leave this window open while you work; Ctrl-C in it ends JupyterLab.")
     os.chdir(str(home))
     if os.name == "posix":
@@ -537,9 +523,7 @@ def run_tests(home, python, set_up_seconds):
         except BaseException:
             finish(process)
             raise
-        verdict = {0: "passed", 5: "FAILED: found nothing to run"}.get(
-            code, f"FAILED (pytest's exit code {code})"
-        )
+        verdict = {0: "passed", 5: "FAILED: found nothing to run"}.get(code, f"FAILED (pytest's exit code {code})")
         rows.append((name, time.time() - started, verdict))
         failed = failed or code != 0
     say()

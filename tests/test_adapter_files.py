@@ -207,7 +207,7 @@ DAMAGES = {
     "only lora_B": (tensors_with(lambda t: t.pop(A0)), ValueError, "only one of lora_A and lora_B for 0"),
     "nothing": (tensors_with(dict.clear), ValueError, "holds no LoRA matrices"),
     "another prefix": (renamed(A0, "model.0.lora_A.weight"), ValueError, "'model.0.lora_A.weight', which is no matrix"),
-    "a magnitude": (renamed(A0, "base_model.model.0.lora_magnitude_vector"), ValueError, "is no matrix of a LoRA layer"),
+    "a magnitude": (renamed(A0, "base_model.model.0.lora_magnitude_vector"), ValueError, "is no matrix of a LoRA"),
     "A and B swapped": (
         tensors_with(lambda t: t.update({A0: t[B0], B0: t[A0]})), ValueError, r"does not fit 0: lora_A is \(8, 2\)",
     ),

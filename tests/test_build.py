@@ -451,9 +451,7 @@ def test_a_wrong_solution_fails_the_build(built, tmp_path, capsys):
     assert main([], course) == 1
     seen = capsys.readouterr()
     assert "ExerciseFailed" in seen.err and "solutions/00_wrong.ipynb" in seen.err
-    assert (
-        tmp_path / "notebooks" / "00_wrong.ipynb"
-    ).exists()  # the learner's copy has no solution to be wrong
+    assert (tmp_path / "notebooks" / "00_wrong.ipynb").exists()  # the learner's copy has no solution to be wrong
     assert not (tmp_path / "solutions" / "00_wrong.ipynb").exists()
 
 

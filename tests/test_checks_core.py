@@ -228,9 +228,7 @@ def test_copies_keep_requires_grad_and_nesting():
 
 def test_makers_give_fresh_equal_arguments_to_every_call():
     seen = []
-    exercise(
-        "draw", reference=lambda x: seen.append(x) or x.sum(), cases=[lambda: torch.randn(3)], mistakes=NEVER
-    )
+    exercise("draw", reference=lambda x: seen.append(x) or x.sum(), cases=[lambda: torch.randn(3)], mistakes=NEVER)
     assert evaluate("draw", lambda x: seen.append(x) or x.sum()).state == core.PASSED
     assert seen[0] is not seen[1] and torch.equal(seen[0], seen[1])
 
@@ -242,12 +240,8 @@ def test_random_answers_are_compared_under_one_seed():
         cases=[(4,), (5,)],
         mistakes=NEVER,
     )
-    assert (
-        evaluate("init", lambda n: (torch.randn(n), random.random(), np.random.rand())).state == core.PASSED
-    )
-    assert (
-        evaluate("init", lambda n: (torch.rand(n), random.random(), np.random.rand())).state == core.NOT_RIGHT
-    )
+    assert evaluate("init", lambda n: (torch.randn(n), random.random(), np.random.rand())).state == core.PASSED
+    assert evaluate("init", lambda n: (torch.rand(n), random.random(), np.random.rand())).state == core.NOT_RIGHT
 
 
 def test_the_notebooks_own_state_is_left_alone(delta):
@@ -324,9 +318,7 @@ def test_an_exercises_own_test_speaks():
     assert evaluate("freeze", torch.nn.Linear(3, 3).requires_grad_(False)).state == core.PASSED
     result = evaluate("freeze", torch.nn.Linear(3, 3))
     assert result.message == "the weight still trains" and result.mistake is not None
-    assert (
-        evaluate("freeze", torch.nn.Linear(2, 2, bias=False).requires_grad_(False)).message == "keep the bias"
-    )
+    assert evaluate("freeze", torch.nn.Linear(2, 2, bias=False).requires_grad_(False)).message == "keep the bias"
     assert "your code raised AttributeError" in evaluate("freeze", torch.nn.ReLU()).message
 
 
@@ -365,9 +357,7 @@ def test_two_mistakes_with_the_same_words_are_not_told_apart():
         if x % 2:
             raise Wrong("it is odd")
 
-    exercise(
-        "even", reference=2, compare=lambda a, b: True, test=even, mistakes=[Mistake(n, "no") for n in (1, 3)]
-    )
+    exercise("even", reference=2, compare=lambda a, b: True, test=even, mistakes=[Mistake(n, "no") for n in (1, 3)])
     assert evaluate("even", 5).mistake is None
     assert evaluate("even", 5).message == "it is odd"
 
@@ -381,17 +371,13 @@ def test_a_reference_that_raises_wants_the_same_exception():
     exercise("root", reference=root, cases=[(4.0,), (-1.0,)], mistakes=[Mistake(abs, "that is abs")])
     assert evaluate("root", lambda x: root(x)).state == core.PASSED
     missing = evaluate("root", lambda x: root(abs(x))).message
-    assert (
-        missing == "case 2 of 2, called with (-1): your code should raise ValueError here, but it returned 1."
-    )
+    assert missing == "case 2 of 2, called with (-1): your code should raise ValueError here, but it returned 1."
     other = evaluate("root", lambda x: root(x) if x > 0 else {}[x]).message
     assert "should raise ValueError here, but your code raised KeyError" in other
 
 
 def test_a_functions_rightful_none_passes():
-    exercise(
-        "nothing", reference=lambda x: None, cases=[(1,)], mistakes=[Mistake(lambda x: x, "return nothing")]
-    )
+    exercise("nothing", reference=lambda x: None, cases=[(1,)], mistakes=[Mistake(lambda x: x, "return nothing")])
     assert evaluate("nothing", lambda x: None).state == core.PASSED
     assert evaluate("nothing", lambda x: 1).message == "return nothing"
 

@@ -57,9 +57,7 @@ def write_wheel(folder: Path, name: str, version: str, needs: tuple[str, ...] = 
         wheel.writestr(
             f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
         )
-        wheel.writestr(
-            f"{info}/RECORD", f"{module}.py,,\n{info}/METADATA,,\n{info}/WHEEL,,\n{info}/RECORD,,\n"
-        )
+        wheel.writestr(f"{info}/RECORD", f"{module}.py,,\n{info}/METADATA,,\n{info}/WHEEL,,\n{info}/RECORD,,\n")
     return path
 
 
@@ -67,9 +65,7 @@ def git(*arguments: str, cwd: Path) -> None:
     """Runs git with an author and without anybody's own settings."""
     alone = {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_SYSTEM": os.devnull}
     author = ["-c", "user.name=test", "-c", "user.email=test@example.org", "-c", "commit.gpgsign=false"]
-    subprocess.run(
-        ["git", *author, *arguments], cwd=cwd, env={**os.environ, **alone}, check=True, capture_output=True
-    )
+    subprocess.run(["git", *author, *arguments], cwd=cwd, env={**os.environ, **alone}, check=True, capture_output=True)
 
 
 @pytest.fixture(scope="module")
@@ -120,11 +116,7 @@ class Machine:
         """Runs the setup cell; returns (what it printed, what the probe saw)."""
         cell = colab.setup_cell("nobody/nowhere")
         code = PROBE.format(stand_in=stand_in if on_colab else "", cell=cell)
-        kept = {
-            name: value
-            for name, value in os.environ.items()
-            if not name.startswith(("PIP_", "COURSE_", "PYTHON"))
-        }
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("PIP_", "COURSE_", "PYTHON"))}
         kept |= {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(self.wheels), "PIP_CONFIG_FILE": os.devnull}
         kept |= {
             "COURSE_HOME": str(self.home),
@@ -246,9 +238,7 @@ def test_a_pip_that_fails_says_what_to_do(machine):
     done, _ = machine.run()
     assert done.returncode != 0
     last = done.stderr.strip().splitlines()[-1]
-    assert (
-        last.startswith("RuntimeError: pip could not install bitsandbytes") and "run this cell again" in last
-    )
+    assert last.startswith("RuntimeError: pip could not install bitsandbytes") and "run this cell again" in last
     assert "No matching distribution found for bitsandbytes" in last
 
 

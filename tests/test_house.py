@@ -57,13 +57,9 @@ def test_every_make_target_is_explained_and_its_script_is_there():
 def test_make_runs_inside_the_environment():
     recipes = [line.strip() for line in MAKEFILE.splitlines() if line.startswith("\t")]
     outside = [
-        line
-        for line in recipes
-        if not line.startswith(("$(VENV)", "$(PYTEST)", "$(NBVAL)", "COURSE_STRICT=1 $("))
+        line for line in recipes if not line.startswith(("$(VENV)", "$(PYTEST)", "$(NBVAL)", "COURSE_STRICT=1 $("))
     ]
-    assert [
-        line for line in outside if not line.startswith(("@$(PYTHON) start.py", "@grep", "rm ", "find "))
-    ] == []
+    assert [line for line in outside if not line.startswith(("@$(PYTHON) start.py", "@grep", "rm ", "find "))] == []
 
 
 def test_the_repositorys_address_is_written_in_pyproject_only():
@@ -72,9 +68,7 @@ def test_the_repositorys_address_is_written_in_pyproject_only():
     mention = re.compile(r"github(?:\.com|usercontent\.com)?[/:][\w.-]+/" + re.escape(name) + r"\b")
     for pattern in ("*.py", "utils/**/*.py", "tools/*.py", "lessons/*.md", "Makefile", "environment.yml"):
         for path in ROOT.glob(pattern):
-            assert not mention.search(path.read_text(encoding="utf-8")), (
-                f"{path.name} names the repository's address"
-            )
+            assert not mention.search(path.read_text(encoding="utf-8")), f"{path.name} names the repository's address"
     for pattern in ("*.md", "notebooks/*.ipynb", "solutions/*.ipynb"):
         for path in ROOT.glob(pattern):
             for found in mention.findall(path.read_text(encoding="utf-8")):
@@ -82,9 +76,7 @@ def test_the_repositorys_address_is_written_in_pyproject_only():
 
 
 def test_the_licences_are_whole_and_say_what_they_cover():
-    code, prose, notice = (
-        (ROOT / name).read_text(encoding="utf-8") for name in ("LICENSE", "LICENSE-prose", "NOTICE")
-    )
+    code, prose, notice = ((ROOT / name).read_text(encoding="utf-8") for name in ("LICENSE", "LICENSE-prose", "NOTICE"))
     assert "Apache License" in code and "END OF TERMS AND CONDITIONS" in code
     assert "https://creativecommons.org/licenses/by/4.0/" in prose and "Section 8 -- Interpretation." in prose
     for folder in ("lessons/", "notebooks/", "solutions/", "assets/"):

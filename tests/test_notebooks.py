@@ -38,9 +38,7 @@ def code_of(path: Path) -> list[dict]:
 
 def is_compared(cell: dict) -> bool:
     """Whether nbval compares the cell's output."""
-    return build.NOT_COMPARED.isdisjoint(cell["metadata"].get("tags", [])) and not EXCLUDED.search(
-        cell["source"]
-    )
+    return build.NOT_COMPARED.isdisjoint(cell["metadata"].get("tags", [])) and not EXCLUDED.search(cell["source"])
 
 
 def nonblank(source: str) -> int:
@@ -84,9 +82,7 @@ def test_the_check_would_notice_a_change(tmp_path, monkeypatch, capsys):
             (tmp_path / kind / path.name).write_bytes(path.read_bytes())
     edited = tmp_path / "lessons" / LESSONS[-1].name
     edited.write_text(edited.read_text(encoding="utf-8") + "\nOne sentence more.\n", encoding="utf-8")
-    assert (
-        build.main(["--check"], build.Course(tmp_path, course.repository, course.setup, course.points)) == 1
-    )
+    assert build.main(["--check"], build.Course(tmp_path, course.repository, course.setup, course.points)) == 1
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
     assert len(errors) == 2 and all(LESSONS[-1].stem in line for line in errors)
 

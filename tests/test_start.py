@@ -322,13 +322,9 @@ def one_sentence(said: str) -> str:
 
 
 @pytest.mark.parametrize(("option", "need"), [("--cpu", 4), ("--cuda", 12)])
-def test_a_disk_that_is_too_full_is_told_before_anything_is_made(
-    start, pip, home, capsys, monkeypatch, option, need
-):
+def test_a_disk_that_is_too_full_is_told_before_anything_is_made(start, pip, home, capsys, monkeypatch, option, need):
     free = (need - 0.1) * 10**9
-    monkeypatch.setattr(
-        start.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**12, 10**12 - free, free)
-    )
+    monkeypatch.setattr(start.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**12, 10**12 - free, free))
     assert start.main(["setup", option], home) == 1
     said = one_sentence(capsys.readouterr().out)
     assert f"About {need} GB are needed and {need - 0.1:.1f} GB are free on the disk of {home}" in said
@@ -338,9 +334,7 @@ def test_a_disk_that_is_too_full_is_told_before_anything_is_made(
 @pytest.mark.parametrize("missing", ["venv", "ensurepip"])
 def test_a_python_without_venv_is_told_how_to_get_it(start, pip, home, capsys, monkeypatch, missing):
     really = importlib.util.find_spec
-    monkeypatch.setattr(
-        start.importlib.util, "find_spec", lambda name: None if name == missing else really(name)
-    )
+    monkeypatch.setattr(start.importlib.util, "find_spec", lambda name: None if name == missing else really(name))
     assert start.main(["setup"], home) == 1
     version = f"{sys.version_info[0]}.{sys.version_info[1]}"
     assert f"apt install python{version}-venv" in one_sentence(capsys.readouterr().out)
@@ -489,9 +483,7 @@ def test_pip_counts_what_it_prints(start, home, monkeypatch, capsys):
     ]
     shown = []
     monkeypatch.setattr(start.Count, "show", lambda self, done, what: shown.append((done, what)))
-    monkeypatch.setattr(
-        start, "pip", lambda venv, *a, on_line: ([on_line(line) for line in printed], (0, ""))[1]
-    )
+    monkeypatch.setattr(start, "pip", lambda venv, *a, on_line: ([on_line(line) for line in printed], (0, ""))[1])
     start.install_pins(home, home / ".venv")
     names = [(1, "colorama"), (2, "attrs"), (2, "attrs (60 kB)"), (3, "tqdm"), (4, "six"), (0, "unpacked")]
     assert shown == names
@@ -534,11 +526,7 @@ def test_tests_run_on_the_cpu_offline_with_one_thread_and_no_course_settings(sta
     before = {"PATH": "/bin", "COURSE_STRICT": "1", "COURSE_PROFILE": "7b", "OMP_NUM_THREADS": "8"}
     after = start.environment_of_tests(before, {})
     assert after["PATH"] == "/bin" and not [name for name in after if name.startswith("COURSE_")]
-    assert (
-        after["OMP_NUM_THREADS"] == "1"
-        and after["CUDA_VISIBLE_DEVICES"] == ""
-        and after["HF_HUB_OFFLINE"] == "1"
-    )
+    assert after["OMP_NUM_THREADS"] == "1" and after["CUDA_VISIBLE_DEVICES"] == "" and after["HF_HUB_OFFLINE"] == "1"
     assert [(name, extra) for name, extra, _ in start.stages()] == [
         ("tests", {}),
         ("notebooks", {}),
@@ -595,7 +583,5 @@ def test_a_stage_without_tests_is_a_failure_and_all_passed_is_none(start, home, 
         start.subprocess, "Popen", lambda *a, **k: type("Done", (), {"wait": lambda self: next(codes)})()
     )
     assert start.run_tests(home, Path("python"), 0.0) == 1
-    assert (
-        "notebooks" in (line := capsys.readouterr().out.splitlines()[-2]) and "found nothing to run" in line
-    )
+    assert "notebooks" in (line := capsys.readouterr().out.splitlines()[-2]) and "found nothing to run" in line
     assert start.run_tests(home, Path("python"), 0.0) == 0

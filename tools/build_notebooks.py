@@ -202,9 +202,7 @@ def _refuse(cell: NotebookNode, where: str) -> None:
     unknown += [tag for tag in cell.metadata.get("tags", []) if tag not in NOT_COMPARED]
     if unknown:
         example = '```python tags=["nbval-ignore-output"]'
-        raise BuildError(
-            f"{where}: unknown cell metadata {unknown}; write {example}; tags: {sorted(NOT_COMPARED)}"
-        )
+        raise BuildError(f"{where}: unknown cell metadata {unknown}; write {example}; tags: {sorted(NOT_COMPARED)}")
     if cell.cell_type == "code":
         if not cell.source.strip():
             raise BuildError(f"{where}: an empty code cell")

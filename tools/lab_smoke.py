@@ -85,9 +85,7 @@ def jupyterlab(folder: Path, root: Path) -> Iterator[str]:
     command += ["--expose-app-in-browser"]  # gives window.jupyterapp, as JupyterLab's own tests do
     log = folder / "lab.log"
     with log.open("w") as out:
-        lab = subprocess.Popen(
-            command, env=lab_environment(folder, root), stdout=out, stderr=subprocess.STDOUT
-        )
+        lab = subprocess.Popen(command, env=lab_environment(folder, root), stdout=out, stderr=subprocess.STDOUT)
     address = f"http://127.0.0.1:{port}"
     try:
         for _ in range(120):
@@ -173,13 +171,9 @@ def main() -> int:
                 found = run_notebook(page, address, notebook, shot)
                 page.close()
                 if notebook == CONTROL:
-                    found = (
-                        [] if any("ZeroDivisionError" in f for f in found) else ["the control did not fail"]
-                    )
+                    found = [] if any("ZeroDivisionError" in f for f in found) else ["the control did not fail"]
                 bad += bool(found)
-                print(
-                    f"{'FAIL' if found else 'ok  '} {notebook}  {time.monotonic() - start:.0f} s", flush=True
-                )
+                print(f"{'FAIL' if found else 'ok  '} {notebook}  {time.monotonic() - start:.0f} s", flush=True)
                 for fault in found:
                     print(f"     {fault}")
             browser.close()

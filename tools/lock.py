@@ -88,9 +88,7 @@ def resolve(wanted: list[str], keep: Path | None = None) -> list[str]:
 
 def main() -> int:
     """Writes the lock, or with ``--check`` compares; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="change nothing; fail if the lock would change")
     options = parser.parse_args()
     torch = torch_version((ROOT / "start.py").read_text(encoding="utf-8"))

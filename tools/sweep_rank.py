@@ -242,6 +242,10 @@ def summarize(results: list[dict], steps: int, parameters: dict[tuple[str, int |
     for targets, r in dict.fromkeys((x["targets"], x["r"]) for x in results):
         mine = [x for x in results if (x["targets"], x["r"]) == (targets, r)]
         by_rate = {lr: [x for x in mine if x["lr"] == lr] for lr in sorted({x["lr"] for x in mine})}
+
+        def mean_by_rate(what: str, digits: int, by_rate: dict = by_rate) -> dict[str, float]:
+            return {str(lr): round(statistics.mean(x[what] for x in found), digits) for lr, found in by_rate.items()}
+
         dev = {lr: statistics.mean(x["dev"] for x in found) for lr, found in by_rate.items()}
         best = max(dev, key=dev.get)
         tests = [x["test"] for x in by_rate[best]]
@@ -249,8 +253,8 @@ def summarize(results: list[dict], steps: int, parameters: dict[tuple[str, int |
             "steps": steps, "targets": targets, "r": r, "parameters": parameters[targets, r], "lr": best,
             "test_mean": round(statistics.mean(tests), 4), "test_by_seed": [round(t, 4) for t in tests],
             "dev_by_lr": {str(lr): round(d, 4) for lr, d in dev.items()},
-            "test_by_lr": {str(lr): round(statistics.mean(x["test"] for x in found), 4) for lr, found in by_rate.items()},
-            "perplexity_by_lr": {str(lr): round(statistics.mean(x["perplexity"] for x in found), 3) for lr, found in by_rate.items()},
+            "test_by_lr": mean_by_rate("test", 4),
+            "perplexity_by_lr": mean_by_rate("perplexity", 3),
         })  # fmt: skip
     return rows
 
@@ -285,16 +289,21 @@ def main() -> None:
     table.sort(key=lambda row: (row["steps"], row["targets"], row["parameters"]))
     hardware = torch.cuda.get_device_name() if args.device.startswith("cuda") else "CPU"
     record = {
-        "what": "translation, exact match on 200 test prompts; the rate is chosen on 200 dev prompts; lora_alpha = 2r, batch 16",
-        "hardware": hardware, "torch": torch.__version__, "seeds": list(SEEDS), "base_perplexity": round(base, 3), "rows": table,
+        "what": "translation, exact match on 200 test prompts; rate chosen on 200 dev prompts; alpha = 2r, batch 16",
+        "hardware": hardware, "torch": torch.__version__, "seeds": list(SEEDS), "base_perplexity": round(base, 3),
+        "rows": table,
     }  # fmt: skip
     args.out.parent.mkdir(parents=True, exist_ok=True)
     temporary = args.out.with_suffix(".partial")
     temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     os.replace(temporary, args.out)
     for row in table:
-        print(f"{row['steps']:4} {row['targets']:17} r={row['r']!s:5} {row['parameters']:9,} lr={row['lr']:<7} test {row['test_mean']:.3f} "
-              f"{row['test_by_seed']} ppl {row['perplexity_by_lr'][str(row['lr'])]}")  # fmt: skip
+        setting = f"{row['steps']:4} {row['targets']:17} r={row['r']!s:5} {row['parameters']:9,} lr={row['lr']:<7}"
+        print(
+            setting,
+            f"test {row['test_mean']:.3f} {row['test_by_seed']}",
+            f"ppl {row['perplexity_by_lr'][str(row['lr'])]}",
+        )
 
 
 if __name__ == "__main__":

@@ -73,7 +73,8 @@ def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     bpe.decoder = decoders.ByteLevel()
     special = [tinyworld.PAD, tinyworld.END, tinyworld.USER, tinyworld.ASSISTANT]
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY, special_tokens=special, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()), show_progress=False
+        vocab_size=VOCABULARY, special_tokens=special, show_progress=False,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
     )  # fmt: skip
     bpe.train_from_iterator(texts, trainer)
     tokenizer = PreTrainedTokenizerFast(
@@ -104,8 +105,7 @@ def config() -> LlamaConfig:
 
 
 def batch_at(step: int, steps: int, parts: tuple[torch.Tensor, torch.Tensor], size: int, seed: int) -> torch.Tensor:
-    """The batch of a step, which depends on nothing but the step, so that a resumed run sees what it would have seen.
-    """
+    """The batch of a step. It depends on nothing but the step, so a resumed run sees what it would have seen."""
     generator = torch.Generator(parts[0].device).manual_seed(seed * 1_000_003 + step)
     draw = {"generator": generator, "device": parts[0].device}
     done = step / steps
@@ -171,7 +171,8 @@ def fit(
             bar.set_postfix(loss=curve[-1][1])
         if checkpoint and ((step + 1) % every == 0 or step + 1 == last):
             save_checkpoint(checkpoint, {
-                "run": run, "step": step + 1, "model": model.state_dict(), "optimizer": optimizer.state_dict(), "curve": curve,
+                "run": run, "step": step + 1, "curve": curve, "model": model.state_dict(),
+                "optimizer": optimizer.state_dict(),
             })  # fmt: skip
     model.eval()
     return curve
@@ -203,10 +204,14 @@ none of the course's tasks. It knows nothing about the real world and is of no u
 
 | | |
 |---|---|
-| architecture | Llama: hidden {hidden}, {layers} layers, {heads} heads, {kv} key/value heads, intermediate {intermediate}, vocabulary {vocabulary}, context {context}, tied embeddings |
+| architecture | Llama, tied embeddings |
+| widths | hidden {hidden}, intermediate {intermediate}, vocabulary {vocabulary}, context {context} |
+| layers | {layers}, with {heads} heads and {kv} key/value heads |
 | size | {bytes:,} bytes of bf16 safetensors |
-| data | {documents:,} generated texts, {tokens:,} tokens: stories, story requests in chat form, English and French scenes, echoes |
-| training | {steps:,} steps of {size} x {length} tokens ({seen:,} tokens read), AdamW, peak rate {lr}, half-cosine decay, seed {seed} |
+| data | {documents:,} generated texts, {tokens:,} tokens |
+| kinds of text | stories, story requests in chat form, English and French scenes, echoes |
+| training | {steps:,} steps of {size} x {length} tokens ({seen:,} tokens read), seed {seed} |
+| optimizer | AdamW, peak rate {lr}, half-cosine decay |
 | last loss | {loss} nats per token (a batch of text) |
 | perplexity on held-out stories | {perplexity} |
 | copying random words, tokens right | {copy:.1%} |

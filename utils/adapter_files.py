@@ -146,12 +146,12 @@ def load_adapter(model: nn.Module, folder: str | Path, *, trainable: bool = Fals
         if not isinstance(module, nn.Linear):
             what = "has no such layer" if module is None else f"has a {type(module).__name__} there"
             raise ValueError(
-                f"the adapter in {folder.name!r} has matrices for {name}, and this model {what}: it belongs to another base"
+                f"the adapter in {folder.name!r} has matrices for {name}; this model {what}: it belongs to another base"
             )
         (d_out, d_in), a, b = module.weight.shape, tuple(pair["lora_A"].shape), tuple(pair["lora_B"].shape)
         if a != (config["r"], d_in) or b != (d_out, config["r"]):
             raise ValueError(
-                f"the adapter in {folder.name!r} does not fit {name}: lora_A is {a} and lora_B {b}, where this model needs "
+                f"the adapter in {folder.name!r} does not fit {name}: lora_A is {a} and lora_B {b}; this model needs "
                 f"{(config['r'], d_in)} and {(d_out, config['r'])}. It belongs to another base or its r was changed"
             )
     wrap(model, list(matrices), config["r"], config["lora_alpha"], config.get("lora_dropout", 0.0))

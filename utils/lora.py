@@ -103,8 +103,8 @@ def check_hyperparameters(r: int, lora_alpha: float, lora_dropout: float) -> Non
         raise ValueError(f"the rank r must be at least 1, not {r}: a correction of rank 0 can't learn anything")
     if not lora_alpha > 0:
         raise ValueError(
-            f"lora_alpha must be positive, not {lora_alpha}: the correction is multiplied by lora_alpha / r, and with 0 it "
-            "would never have an effect or a gradient. Take 2 * r to begin with"
+            f"lora_alpha must be positive, not {lora_alpha}: the correction is multiplied by lora_alpha / r; with 0 "
+            "it would never have an effect or a gradient. Take 2 * r to begin with"
         )
     if not 0 <= lora_dropout < 1:
         raise ValueError(f"lora_dropout is a probability from 0 up to, not including, 1; it can't be {lora_dropout}")
@@ -155,7 +155,7 @@ def find_targets(model: nn.Module, target_modules: Sequence[str] | str) -> list[
         for name in matches:
             if not isinstance(modules[name], nn.Linear):
                 raise TypeError(
-                    f"target {target!r} is a {type(modules[name]).__name__} ({name}), and LoRA here wraps nn.Linear only"
+                    f"target {target!r} is a {type(modules[name]).__name__} ({name}); LoRA here wraps nn.Linear only"
                 )
         found.update(matches)
     names = [name for name in modules if name in found]
@@ -181,7 +181,7 @@ def refuse_second(model: nn.Module) -> None:
     """Raise RuntimeError when the model has LoRA layers already."""
     if existing := lora_layers(model):
         raise RuntimeError(
-            f"this model has LoRA on {len(existing)} layers already: call remove(model) first, or load the base model again"
+            f"this model has LoRA on {len(existing)} layers already: call remove(model) first, or load the base again"
         )
 
 

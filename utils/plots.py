@@ -139,12 +139,35 @@ def bars(
                 ax.bar_label(drawn, [label_format.format(v) for v in values], fontsize=8, padding=2)
         if stacked and label_format:
             for x, total in enumerate(bottom):
-                ax.annotate(label_format.format(total), (x, total), (0, 3), textcoords="offset points", ha="center", fontsize=8)
+                ax.annotate(
+                    label_format.format(total), (x, total), (0, 3), textcoords="offset points", ha="center", fontsize=8
+                )
         ax.set_xticks(range(len(groups)), groups)
         ax.grid(visible=False, axis="x")
         ax.set(title=title, xlabel=xlabel, ylabel=ylabel)
         if count > 1:
-            ax.legend()
+            ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))  # beside the bars, never on them
+    return figure
+
+
+# ------------------------------------------------------------------------------ chapter 1: the fine-tuning problem
+
+
+def memory_bars(
+    ways: Sequence[str], parts: Mapping[str, Sequence[float]], *, title: str, cards: Mapping[str, float]
+) -> Figure:
+    """Stacked bars of memory in GB, one for each way to train, with the sizes of `cards` as horizontal lines.
+
+    Raises what :func:`bars` raises.
+    """
+    figure = bars(ways, parts, title=title, xlabel="way to train", ylabel="GB", stacked=True, label_format="{:.0f} GB")
+    ax = figure.axes[0]
+    with rc_context(_RC):
+        for name, gb in cards.items():
+            ax.axhline(gb, color="#333333", linewidth=1, linestyle=(0, (6, 3)), zorder=3)
+            ax.annotate(
+                name, (1, gb), (-2, 3), xycoords=("axes fraction", "data"), textcoords="offset points", ha="right"
+            )
     return figure
 
 

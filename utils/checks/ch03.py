@@ -22,7 +22,7 @@ def _judge_layer(Layer: type[nn.Module]) -> None:
             raise Wrong(f"the layer has no nn.Parameter named {name}: a plain tensor would never be trained.")
         if tuple(getattr(layer, name).shape) != shape:
             raise Wrong(
-                f"{name} has the shape {tuple(getattr(layer, name).shape)}; for 6 inputs, 4 outputs and r=2 it is {shape}."
+                f"{name} has the shape {tuple(getattr(layer, name).shape)}; with 6 inputs, 4 outputs, r=2: {shape}."
             )
     frozen = [p for p in base.parameters() if p.requires_grad]
     if frozen:
@@ -110,7 +110,7 @@ exercise(
     hints=[
         "lora_A takes d_in numbers to r, so its shape is (r, d_in); lora_B takes r numbers to d_out.",
         "The base: self.base_layer = base_layer.requires_grad_(False).",
-        "F.linear(x, M) computes x @ M.T, so the correction is F.linear(F.linear(dropped, lora_A), lora_B), times scaling.",
+        "F.linear(x, M) computes x @ M.T, so the correction is scaling * F.linear(F.linear(dropped, lora_A), lora_B).",
     ],
     points=3,
 )
@@ -123,7 +123,9 @@ class _Toy(nn.Module):
         super().__init__()
         self.q_proj = nn.Linear(2, 2)
         self.q_proj_norm = nn.LayerNorm(2)
-        self.blocks = nn.ModuleList(nn.ModuleDict({"q_proj": nn.Linear(2, 2), "v_proj": nn.Linear(2, 2)}) for _ in range(2))
+        self.blocks = nn.ModuleList(
+            nn.ModuleDict({"q_proj": nn.Linear(2, 2), "v_proj": nn.Linear(2, 2)}) for _ in range(2)
+        )
         self.extra = nn.ModuleDict({"my_q_proj": nn.Linear(2, 2), "norm": nn.LayerNorm(2)})
 
 
@@ -152,7 +154,7 @@ exercise(
         ),
         Mistake(
             lambda model, targets: [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and n in targets],
-            "only layers at the top were found: a layer in a block is called 'blocks.0.q_proj', so compare its last part.",
+            "only layers at the top were found: one in a block is called 'blocks.0.q_proj', so compare its last part.",
         ),
         Mistake(
             lambda model, targets: [n.rpartition(".")[2] for n in _find(model, targets)],
@@ -189,13 +191,18 @@ exercise(
             lambda prompt, answer: ([IGNORED] * len(prompt) + answer)[1:] + [IGNORED],
             "you shifted the labels; transformers' models shift them themselves, so label i belongs to token i.",
         ),
-        Mistake(lambda prompt, answer: answer, "labels and input ids must have the same length: the prompt needs its -100s."),
+        Mistake(
+            lambda prompt, answer: answer, "labels and input ids must have the same length: the prompt needs its -100s."
+        ),
         Mistake(
             lambda prompt, answer: [IGNORED] * len(prompt) + answer[:-1] + [IGNORED],
             "the end mark isn't learnt, so the model would never stop: the last answer token keeps its label.",
         ),
     ],
-    hints=["One label for each token of prompt + answer.", "-100 for each token of the prompt, then the answer's own ids."],
+    hints=[
+        "One label for each token of prompt + answer.",
+        "-100 for each token of the prompt, then the answer's own ids.",
+    ],
 )
 
 # ------------------------------------------------------------------------------------------------------ the merge
@@ -225,10 +232,15 @@ exercise(
         Mistake(lambda W, A, B, s: W + B @ A, "the scaling is missing: what forward adds is scaling * B(Ax)."),
         Mistake(lambda W, A, B, s: W + s * (A.T @ B.T), "that is the transpose of the correction: the order is B @ A."),
         Mistake(lambda W, A, B, s: s * (B @ A), "the base weight is missing: merging adds the correction to it."),
-        Mistake(lambda W, A, B, s: s * (W + B @ A), "you scaled the base weight too: scaling belongs to the correction."),
+        Mistake(
+            lambda W, A, B, s: s * (W + B @ A), "you scaled the base weight too: scaling belongs to the correction."
+        ),
         Mistake(lambda W, A, B, s: W.add_(s * (B @ A)), expect="changes the weight it was given"),
     ],
-    hints=["lora_B is (out, r), lora_A is (r, in) and the weight (out, in).", "scaling * (lora_B @ lora_A) is what forward adds."],
+    hints=[
+        "lora_B is (out, r), lora_A is (r, in) and the weight (out, in).",
+        "scaling * (lora_B @ lora_A) is what forward adds.",
+    ],
 )
 
 # ------------------------------------------------------------------------------------------------ the file's names

@@ -1,0 +1,58 @@
+"""Real models without their weights: built from their configurations on PyTorch's meta device, to be counted.
+
+A module on the meta device has shapes and no data, so even GPT-3 takes no memory. Nothing is downloaded: the configurations
+are those that the papers and the models' own `config.json` give.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from utils.lora import find_targets
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+REAL_MODELS = ("Llama-2-7B", "Mistral-7B", "GPT-3-175B")
+
+
+def real_config(name: str) -> PretrainedConfig:
+    """The configuration of one of :data:`REAL_MODELS`. Raises ValueError for another name.
+
+    Llama-2-7B: Touvron et al., 2023 (https://arxiv.org/abs/2307.09288). Mistral-7B: Jiang et al., 2023
+    (https://arxiv.org/abs/2310.06825); transformers' defaults are this model. GPT-3-175B: Brown et al., 2020, table 2.1
+    (https://arxiv.org/abs/2005.14165), in the architecture of GPT-2, which it shares but for sparse attention patterns.
+    """
+    from transformers import GPT2Config, LlamaConfig, MistralConfig
+
+    if name == "Llama-2-7B":
+        return LlamaConfig(
+            vocab_size=32_000, hidden_size=4096, intermediate_size=11_008, num_hidden_layers=32,
+            num_attention_heads=32, num_key_value_heads=32, tie_word_embeddings=False,
+        )  # fmt: skip
+    if name == "Mistral-7B":
+        return MistralConfig()
+    if name == "GPT-3-175B":
+        return GPT2Config(vocab_size=50_257, n_positions=2048, n_embd=12_288, n_layer=96, n_head=96)
+    raise ValueError(f"no configuration of {name!r} here: choose one of {', '.join(REAL_MODELS)}")
+
+
+def meta_model(name: str) -> PreTrainedModel:
+    """One of :data:`REAL_MODELS` on the meta device: every shape, no data."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(real_config(name))
+
+
+def lora_parameter_count(model: nn.Module, target_modules: list[str], r: int) -> int:
+    """How many parameters LoRA of rank `r` adds: ``r * (in + out)`` for every linear layer that a name of the list means.
+
+    Raises what :func:`utils.lora.find_targets` raises, and ValueError for a rank below 1.
+    """
+    if r < 1:
+        raise ValueError(f"the rank r must be at least 1, not {r}")
+    return sum(r * sum(model.get_submodule(name).weight.shape) for name in find_targets(model, target_modules))
