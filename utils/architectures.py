@@ -1,7 +1,7 @@
 """Real models without their weights: built from their configurations on PyTorch's meta device, to be counted.
 
-A module on the meta device has shapes and no data, so even GPT-3 takes no memory. Nothing is downloaded: the configurations
-are those that the papers and the models' own `config.json` give.
+A module on the meta device has shapes and no data, so even GPT-3 takes no memory. Nothing is downloaded: the
+configurations are those that the papers and the models' own `config.json` give.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ def meta_model(name: str) -> PreTrainedModel:
 
 
 def lora_parameter_count(model: nn.Module, target_modules: list[str], r: int) -> int:
-    """How many parameters LoRA of rank `r` adds: ``r * (in + out)`` for every linear layer that a name of the list means.
+    """How many parameters LoRA of rank `r` adds: ``r * (in + out)`` for every linear layer that a name of the list
+    means.
 
     Raises what :func:`utils.lora.find_targets` raises, and ValueError for a rank below 1.
     """

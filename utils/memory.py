@@ -1,7 +1,7 @@
 """The arithmetic of training memory: weights, gradients and optimizer states, in bytes.
 
-Activations are not in it; they depend on the batch and are measured (:mod:`utils.activations`). A GB is 10**9 bytes throughout,
-as on a disk's label; a GiB, 2**30 bytes, is what GPU tools often mean.
+Activations are not in it; they depend on the batch and are measured (:mod:`utils.activations`). A GB is 10**9 bytes
+throughout, as on a disk's label; a GiB, 2**30 bytes, is what GPU tools often mean.
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ def bytes_of(dtype: str) -> int:
 
 
 def full_finetuning(parameters: int, dtype: str = "float32") -> TrainingState:
-    """Full fine-tuning with Adam, weights, gradients and moments all in one dtype. Raises ValueError for less than one."""
+    """Full fine-tuning with Adam, weights, gradients and moments all in one dtype. Raises ValueError for less than
+    one.
+    """
     if parameters < 1:
         raise ValueError(f"a model has at least one parameter, not {parameters}")
     size = parameters * bytes_of(dtype)
@@ -46,7 +48,8 @@ def full_finetuning(parameters: int, dtype: str = "float32") -> TrainingState:
 
 
 def mixed_precision(parameters: int) -> TrainingState:
-    """Full fine-tuning with Adam in mixed precision: 16-bit weights and gradients, a float32 copy of the weights, float32 moments.
+    """Full fine-tuning with Adam in mixed precision: 16-bit weights and gradients, a float32 copy of the weights,
+    float32 moments.
 
     The copy (Micikevicius et al., 2017, https://arxiv.org/abs/1710.03740) is counted with the optimizer, as ZeRO does
     (Rajbhandari et al., 2019, https://arxiv.org/abs/1910.02054): 2 + 2 + 12 bytes per parameter.
