@@ -48,7 +48,7 @@ def requested_stories(loaded):
     return requests, gates.tell_stories(*loaded, [r for r, _ in requests])
 
 
-# ------------------------------------------------------------------------------------------------------ the base's files
+# ---------------------------------------------------------------------------------------------------- the files
 
 
 def test_the_base_with_its_tokenizer_is_at_most_5_mb():

@@ -481,10 +481,11 @@ def test_merging_a_model_twice_changes_nothing(net):
     assert_unchanged(net, before)
 
 
-def test_a_model_merged_in_part_is_neither_merged_nor_unmerged_further(net):
+@pytest.mark.parametrize("which", [0, -1])
+def test_a_model_merged_in_part_is_neither_merged_nor_unmerged_further(net, which):
     inject(net, "all-linear", 2, 4)
     layers = list(lora.lora_layers(fill(net)).values())
-    layers[-1].merge()
+    layers[which].merge()
     before, flags = state(net), [layer.merged for layer in layers]
     with pytest.raises(RuntimeError, match="merged already"):
         lora.merge(net)

@@ -178,6 +178,10 @@ def test_the_slip_finders_find_slips():
     assert not french_slips("L'ours voit un vieil écureuil et le vieux chat.")
 
 
+def test_an_stands_before_each_vowel():
+    assert [tinyworld.with_article(f"{x}dle fox").split()[0] for x in "aeioubdtz"] == ["an"] * 5 + ["a"] * 4
+
+
 def test_a_and_an_in_every_english_text(corpus, pairs, stories):
     prompts = [e.prompt for task in TASKS for e in tinyworld.task_examples(task, "train", 1000)]
     slips = [s for text in [*corpus, *stories, *prompts, *(en for en, _ in pairs)] for s in english_slips(text)]

@@ -162,13 +162,15 @@ def test_everything_is_trained_when_everything_is_trainable(tokenizer):
 def test_the_same_seed_gives_the_same_losses_and_weights(tokenizer):
     examples = task_examples("style", "train", 60)
 
+    draws = iter((1, 5, 9))
+
     def run(seed):
         model = small()
         lora.inject(model, "all-linear", 2, 4, 0.2)
+        torch.rand(next(draws))  # what was drawn before training must not count, dropout included
         losses = train(model, tokenizer, examples, steps=4, lr=1e-3, batch_size=4, seed=seed, progress=False)
         return losses, [p.detach() for p in model.parameters() if p.requires_grad]
 
-    torch.manual_seed(0)
     first, second, third = run(5), run(5), run(6)
     assert first[0] == second[0] != third[0]
     assert all(torch.equal(a, b) for a, b in zip(first[1], second[1], strict=True))

@@ -95,7 +95,7 @@ exercise(
         ),
         Mistake(
             lambda parameters, trainable: (2 * parameters + 4 * trainable) / 1e9,
-            "the adapter trains, so it needs gradients and Adam's two moments too: 16 bytes for each of its parameters.",
+            "the adapter trains, so it needs gradients and Adam's two moments too: 16 bytes for each parameter of it.",
         ),
         Mistake(
             lambda parameters, trainable: 16 * (parameters + trainable) / 1e9,
