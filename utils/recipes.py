@@ -26,5 +26,5 @@ RECIPES: dict[Task, Recipe] = {
     "sentiment": Recipe(r=8, lora_alpha=16, lr=4e-3, steps=150),
     "translation": Recipe(r=16, lora_alpha=32, lr=4e-3, steps=500),
     "summarization": Recipe(r=8, lora_alpha=16, lr=4e-3, steps=120),
-    "style": Recipe(r=8, lora_alpha=16, lr=4e-3, steps=200),
+    "style": Recipe(r=8, lora_alpha=16, lr=6e-3, steps=180, batch_size=8),
 }

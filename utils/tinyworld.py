@@ -207,7 +207,7 @@ _MEET = (
     "{other} the {other_animal} came by.",
     "A friend, {other} the {other_animal}, came to visit.",
 )
-_SORRY, _GLAD, _OTHER_SORRY = "<sorry>", "<glad>", "<other sorry>"
+_SORRY, _OTHER_SORRY = "<sorry>", "<other sorry>"
 PLOTS: dict[str, tuple[tuple[str, ...] | str, ...]] = {
     "lost": (
         ("One day the {thing} was gone.", "But {name} lost the {thing}.", "The wind took the {thing} away."),
@@ -294,7 +294,7 @@ PLOTS: dict[str, tuple[tuple[str, ...] | str, ...]] = {
         ("{other} came and showed {name} the way home.", "{other} heard the cry and saved {name}."),
     ),
 }
-"""What happens in each plot, sentence by sentence, each with its wordings; three marks stand for feelings."""
+"""What happens in each plot, sentence by sentence, each with its wordings; the marks stand for feelings."""
 
 ENDINGS = (
     "They played until the sun went down.",
@@ -333,7 +333,7 @@ def middle(rng: random.Random, cast: dict[str, str], feelings: bool = True) -> l
             sentences.append(rng.choice(wordings).format(**cast))
         elif feelings:
             who = cast["other"] if wordings == _OTHER_SORRY else cast["name"]
-            sentences.append(_feeling(rng, cast, who, good=wordings == _GLAD))
+            sentences.append(_feeling(rng, cast, who, good=False))
     if feelings:
         sentences.append(_feeling(rng, cast, cast["name"], good=True))
     return sentences
@@ -531,6 +531,8 @@ _MAKERS: dict[str, Callable[[random.Random], Example]] = {
 
 
 def _distinct(make: Callable[[random.Random], Example], rng: random.Random, what: str, n: int) -> Iterator[Example]:
+    if n < 1:
+        raise ValueError(f"n is the number of examples and must be at least 1, not {n}")
     seen: set[str] = set()
     tries = 0
     while len(seen) < n:
@@ -555,8 +557,6 @@ def task_examples(task: Task, split: Split, n: int, seed: int = 0) -> list[Examp
         raise ValueError(f"unknown task {task!r}: the tiny world has {', '.join(TASKS)}")
     if split not in get_args(Split):
         raise ValueError(f"unknown split {split!r}: choose one of {', '.join(get_args(Split))}")
-    if n < 1:
-        raise ValueError(f"n is the number of examples and must be at least 1, not {n}")
 
     def make(rng: random.Random) -> Example:
         while True:

@@ -154,8 +154,8 @@ def complete(
     Prompts are padded on the left, so that every answer begins right behind its prompt; the answer is cut by token ids,
     not by characters. Raises ValueError when there are no prompts.
     """
-    if not len(prompts):
-        raise ValueError("there are no prompts: pass a list with at least one")
+    if isinstance(prompts, str) or not len(prompts):
+        raise ValueError(f"prompts must be a list with at least one text, not {prompts!r}")
     was_training = model.training
     model.eval()
     answers: list[str] = []
