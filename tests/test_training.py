@@ -302,8 +302,9 @@ def test_asking_leaves_the_models_mode(tokenizer, mode):
 
 
 def test_without_prompts_there_are_no_answers(base, tokenizer):
-    with pytest.raises(ValueError, match="no prompts"):
-        complete(base, tokenizer, [])
+    for nothing in ([], "a text where a list of texts belongs"):
+        with pytest.raises(ValueError, match="no prompts"):
+            complete(base, tokenizer, nothing)
     with pytest.raises(ValueError, match="no examples"):
         exact_match(base, tokenizer, [])
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from utils import tinyworld
-from utils.training import render
+from utils.training import complete
 
 COPY_GATE = 0.95
 HERO_GATE = 0.95
@@ -66,25 +66,13 @@ def keeps_hero(story: str, name: str) -> bool:
     return all(any(re.search(rf"\b{re.escape(name)}\b", s) for s in part) for part in parts)
 
 
-@torch.inference_mode()
 def tell_stories(
-    model: Any, tokenizer: Any, requests: list[str], *, temperature: float = 0.7, seed: int = 0, batch_size: int = 100
+    model: Any, tokenizer: Any, requests: list[str], *, temperature: float = 0.7, seed: int = 0
 ) -> list[str]:
     """One sampled story for each request, at most 200 tokens long, the same for the same seed on the same machine."""
     torch.manual_seed(seed)
-    stories: list[str] = []
-    for start in range(0, len(requests), batch_size):
-        texts = [render(tokenizer, r) for r in requests[start : start + batch_size]]
-        inputs = tokenizer(
-            texts, add_special_tokens=False, padding=True, padding_side="left", return_tensors="pt",
-            return_token_type_ids=False,
-        ).to(model.device)  # fmt: skip
-        output = model.generate(
-            **inputs, max_new_tokens=200, do_sample=True, temperature=temperature, top_k=0,
-            pad_token_id=tokenizer.pad_token_id,
-        )  # fmt: skip
-        stories += tokenizer.batch_decode(output[:, inputs.input_ids.shape[1] :], skip_special_tokens=True)
-    return stories
+    sampling = {"do_sample": True, "temperature": temperature, "top_k": 0}
+    return complete(model, tokenizer, requests, max_new_tokens=200, **sampling)
 
 
 def hero_accuracy(model: Any, tokenizer: Any, n: int = 200, seed: int = 0) -> float:

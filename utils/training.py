@@ -148,14 +148,16 @@ def complete(
     prompts: Sequence[str],
     max_new_tokens: int = 64,
     batch_size: int = 100,
+    **sampling: Any,
 ) -> list[str]:
     """What the model answers to each prompt, greedily, each prompt in chat form as a user's turn.
 
+    `sampling` goes to transformers' ``generate``: with ``do_sample=True, temperature=0.7`` it isn't greedy any more.
     Prompts are padded on the left, so that every answer begins right behind its prompt; the answer is cut by token ids,
     not by characters. Raises ValueError when there are no prompts.
     """
     if isinstance(prompts, str) or not len(prompts):
-        raise ValueError(f"prompts must be a list with at least one text, not {prompts!r}")
+        raise ValueError(f"there are no prompts to answer: pass a list of texts, not {prompts!r}")
     was_training = model.training
     model.eval()
     answers: list[str] = []
@@ -165,9 +167,8 @@ def complete(
             texts, add_special_tokens=False, padding=True, padding_side="left", return_tensors="pt",
             return_token_type_ids=False,
         ).to(model.device)  # fmt: skip
-        output = model.generate(
-            **inputs, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id
-        )
+        settings = {"do_sample": False, "pad_token_id": tokenizer.pad_token_id, **sampling}
+        output = model.generate(**inputs, max_new_tokens=max_new_tokens, **settings)
         answers += tokenizer.batch_decode(output[:, inputs.input_ids.shape[1] :], skip_special_tokens=True)
     model.train(was_training)
     return [a.strip() for a in answers]
