@@ -86,7 +86,8 @@ def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
 
 
 def tokenize(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> torch.Tensor:
-    """All texts as one row of ids, each behind it the end mark."""
+    """All texts as one row of ids, behind each of them the end mark."""
+    tokenizer.backend_tokenizer.no_padding()  # an earlier padded batch leaves its setting behind
     ids: list[int] = []
     for start in range(0, len(texts), 20_000):
         for encoding in tokenizer.backend_tokenizer.encode_batch(texts[start : start + 20_000]):
@@ -278,6 +279,7 @@ def main() -> None:
     )  # fmt: skip
     with replaced_folder(args.out) as folder:
         model.save_pretrained(folder)
+        tokenizer.backend_tokenizer.no_padding()  # what measuring set is no property of the tokenizer
         tokenizer.save_pretrained(folder)
         (folder / "README.md").write_text(card, encoding="utf-8")
         (folder / "training.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
