@@ -79,9 +79,22 @@ def test_lora_holds_a_16_bit_base_and_a_training_adapter():
     assert 1 - state.total / memory.full_finetuning(6_738_415_616).total == pytest.approx(0.874, abs=5e-4)
 
 
+def test_qlora_holds_a_4_bit_base_and_a_training_adapter():
+    state = memory.qlora(6_476_005_376, 262_410_240, 8_388_608)
+    assert (state.weights - 4 * 8_388_608) / memory.GB == pytest.approx(3.866, abs=5e-4)
+    assert (state.gradients, state.optimizer) == (4 * 8_388_608, 8 * 8_388_608)
+    plain = memory.qlora(6_476_005_376, 262_410_240, 8_388_608, double=False)
+    assert (plain.weights - state.weights) / memory.GB == pytest.approx(0.302, abs=5e-4)
+    assert memory.qlora(64, 10, 1, kept_dtype="float32").weights - memory.qlora(64, 10, 1).weights == 20
+
+
 @pytest.mark.parametrize(
     "call",
     [
+        lambda: memory.qlora(0, 1, 1),
+        lambda: memory.qlora(1, -1, 1),
+        lambda: memory.qlora(1, 0, 0),
+        lambda: memory.qlora(1, 0, 1, kept_dtype="nf4"),
         lambda: memory.full_finetuning(0),
         lambda: memory.mixed_precision(-1),
         lambda: memory.lora(1, 0),
@@ -89,7 +102,7 @@ def test_lora_holds_a_16_bit_base_and_a_training_adapter():
     ],
 )
 def test_bad_counts_and_dtypes_are_refused(call):
-    with pytest.raises(ValueError, match=r"at least|float8"):
+    with pytest.raises(ValueError, match=r"at least|float8|nf4"):
         call()
 
 

@@ -11,17 +11,39 @@ from torch import Tensor, nn
 def saved_activation_bytes(model: nn.Module, forward: Callable[[], Tensor]) -> int:
     """Bytes of the tensors that `forward` saves for the backward pass, each storage counted once, parameters left out.
 
-    `forward` runs the model and returns the loss; its graph is thrown away. The counting uses
-    ``torch.autograd.graph.saved_tensors_hooks`` and works on every device. Buffers and inputs that autograd keeps are
-    counted, what kernels use in passing is not.
+    `forward` runs the model and returns the loss. The counting uses ``torch.autograd.graph.saved_tensors_hooks`` and
+    works on every device, and for tensors without data too. Buffers and inputs that autograd keeps are counted, what
+    kernels use in passing is not.
     """
-    parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    kept: dict[int, Tensor] = {}  # holding the tensors keeps an address from being used again
+    # A storage is known by `_cdata`, the address of its C++ object: `data_ptr` is 0 for all tensors without data.
+    parameters = {p.untyped_storage()._cdata for p in model.parameters()}
+    kept: dict[int, torch.UntypedStorage] = {}  # holding the storages keeps an address from being used again
 
     def pack(tensor: Tensor) -> Tensor:
-        kept[tensor.untyped_storage().data_ptr()] = tensor
-        return tensor
+        storage = tensor.untyped_storage()
+        kept[storage._cdata] = storage
+        return tensor.detach()  # the tensor itself may hold the graph, which would then hold itself for ever
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         forward()
-    return sum(t.untyped_storage().nbytes() for address, t in kept.items() if address not in parameters)
+    return sum(storage.nbytes() for address, storage in kept.items() if address not in parameters)
+
+
+def checkpoint_blocks(model: nn.Module, on: bool = True) -> None:
+    """Switch gradient checkpointing of a transformers model on or off: each block keeps its input alone and is computed
+    again in the backward pass.
+
+    It takes effect in training mode only. transformers renamed the method, and its old name warns; this calls whichever
+    there is. Raises ValueError when the model has neither.
+    """
+    verb = "enable" if on else "disable"
+    for name in (f"activation_checkpointing_{verb}", f"gradient_checkpointing_{verb}"):
+        if hasattr(model, name):
+            getattr(model, name)()
+            return
+    raise ValueError(f"{type(model).__name__} can't checkpoint its blocks: it isn't a transformers model")
+
+
+def is_checkpointing(model: nn.Module) -> bool:
+    """Whether some block of the model is checkpointed."""
+    return any(getattr(module, "gradient_checkpointing", False) for module in model.modules())

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from utils.nf4 import bits_per_parameter
+
 GB = 10**9
 GIB = 2**30
 
@@ -70,3 +72,20 @@ def lora(
         raise ValueError(f"both counts must be at least 1, not {parameters} and {trainable}")
     adapter = trainable * bytes_of(adapter_dtype)
     return TrainingState(parameters * bytes_of(base_dtype) + adapter, adapter, ADAM_MOMENTS * adapter)
+
+
+def qlora(
+    quantized: int, kept: int, trainable: int, *, double: bool = True, kept_dtype: str = "bfloat16"
+) -> TrainingState:
+    """QLoRA with Adam: `quantized` parameters of the base in NF4, with double quantization or without, `kept` ones in
+    `kept_dtype` (embedding, head, norms), `trainable` adapter parameters in float32.
+
+    Raises ValueError when `quantized` or `trainable` is below one or `kept` below zero.
+    """
+    if quantized < 1 or trainable < 1 or kept < 0:
+        raise ValueError(
+            f"quantized and trainable must be at least 1 and kept at least 0, not {quantized}, {trainable} and {kept}"
+        )
+    base = round(quantized * bits_per_parameter(double=double) / 8) + kept * bytes_of(kept_dtype)
+    adapter = trainable * bytes_of("float32")
+    return TrainingState(base + adapter, adapter, ADAM_MOMENTS * adapter)

@@ -9,6 +9,7 @@ function that touches the notebook.
 from __future__ import annotations
 
 import base64
+import html
 import io
 from collections.abc import Mapping, Sequence
 
@@ -226,4 +227,124 @@ def by_rank(
             ax.annotate(words, (0, value), (4, 3), **at)
         if len(series) > 1:
             ax.legend()
+    return figure
+
+
+# ------------------------------------------------------------------------------ chapter 4: data
+
+
+def show_tokens(tokens: Sequence[str], trained: Sequence[bool]) -> None:
+    """Show a text token by token in the notebook; the tokens that are trained on are bold, underlined and shaded.
+
+    The text form, which nbval compares, puts those in brackets: "Hi· there[Arr][!]". Raises ValueError when the two
+    differ in length.
+    """
+    from IPython.display import display
+
+    if len(tokens) != len(trained):
+        raise ValueError(f"there are {len(tokens)} tokens and {len(trained)} marks: each token needs its mark")
+    shown = [token.replace("\n", "\u23ce") for token in tokens]
+    box = "display:inline-block;white-space:pre;margin:1px;padding:0 2px;border:1px solid #999;border-radius:3px"
+    cells = [
+        f'<b style="{box};background:#f6c667;color:#000"><u>{html.escape(token)}</u></b>'
+        if learnt
+        else f'<span style="{box}">{html.escape(token)}</span>'
+        for token, learnt in zip(shown, trained, strict=True)
+    ]
+    text, after_plain = "", False
+    for token, learnt in zip(shown, trained, strict=True):
+        text += f"[{token}]" if learnt else ("\u00b7" if after_plain else "") + token
+        after_plain = not learnt
+    page = f'<div style="font-family:monospace;line-height:1.9">{"".join(cells)}</div>'
+    display({"text/html": page, "text/plain": text}, raw=True)
+
+
+def histogram(
+    values: Mapping[str, Sequence[float]],
+    *,
+    title: str,
+    xlabel: str,
+    ylabel: str = "records",
+    bins: int = 30,
+    cut: tuple[float, str] | None = None,
+) -> Figure:
+    """How often each size occurs: one outline for each series, over the same bins.
+
+    `cut` draws a vertical line at a value, with words beside it. Raises ValueError when there are no series or one is
+    empty.
+    """
+    if not values:
+        raise ValueError("no series to plot: pass at least one name: values")
+    for name, series in values.items():
+        if not len(series):
+            raise ValueError(f"series {name!r} is empty: there is nothing to count")
+    everything = [v for series in values.values() for v in series] + ([cut[0]] if cut else [])
+    figure, ax = new_figure()
+    with rc_context(_RC):
+        span = (min(everything), max(everything) + 1)
+        for i, (name, series) in enumerate(values.items()):
+            color, style = COLORS[i % len(COLORS)], LINES[i % len(LINES)]
+            ax.hist(
+                series, bins, range=span, histtype="stepfilled", facecolor=(color, 0.25), edgecolor=color,
+                linestyle=style, linewidth=1.5, hatch=HATCHES[i % len(HATCHES)], label=name,
+            )  # fmt: skip
+        if cut:
+            value, words = cut
+            ax.axvline(value, color="#333333", linewidth=1.2, linestyle=(0, (6, 3)))
+            at = dict(xycoords=("data", "axes fraction"), textcoords="offset points")
+            ax.annotate(words, (value, 0.92), (-4, 0), ha="right", **at)
+        ax.set(title=title, xlabel=xlabel, ylabel=ylabel)
+        if len(values) > 1:
+            ax.legend()
+    return figure
+
+
+# ------------------------------------------------------------------------------ chapter 7: training with SFTTrainer
+
+
+def seed_bars(groups: Mapping[str, Sequence[float]], *, title: str, xlabel: str) -> Figure:
+    """A horizontal bar for each group at the mean of its values, the first group on top, and a dot for each value.
+
+    Raises ValueError when there are no groups or one of them is empty.
+    """
+    if not groups or not all(len(values) for values in groups.values()):
+        raise ValueError("nothing to plot: pass at least one name: values, each with a value")
+    figure, ax = new_figure(size=(SIZE[0], 0.8 + 0.32 * len(groups)))
+    with rc_context(_RC):
+        at = list(range(len(groups)))[::-1]
+        means = [sum(values) / len(values) for values in groups.values()]
+        ax.barh(at, means, 0.6, color=COLORS[0], alpha=0.35, edgecolor="white", label="mean")
+        dots = [(value, y) for y, values in zip(at, groups.values(), strict=True) for value in values]
+        ax.plot(*zip(*dots, strict=True), linestyle="none", marker="o", markersize=4, color="#222222", label="one seed")
+        ax.set_yticks(at, list(groups))
+        ax.grid(visible=False, axis="y")
+        ax.set(title=title, xlabel=xlabel)
+        ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return figure
+
+
+# ------------------------------------------------------------------------------ chapter 5: loading models
+
+
+def code_books(values: Sequence[float], books: Mapping[str, Sequence[float]], *, title: str, xlabel: str) -> Figure:
+    """A histogram of scaled weights, with the entries of each code book as a row of marks below it.
+
+    Raises ValueError when there are no values or no books.
+    """
+    if not len(values) or not books:
+        raise ValueError("nothing to plot: pass values and at least one name: entries")
+    figure, ax = new_figure()
+    with rc_context(_RC):
+        heights, _, _ = ax.hist(values, bins=81, range=(-1.02, 1.02), density=True, color="#c4d3e0")
+        step = 0.13 * max(heights)
+        for i, (name, entries) in enumerate(books.items()):
+            row = -step * (i + 1)
+            ax.plot(
+                list(entries), [row] * len(entries),
+                color=COLORS[i % len(COLORS)], marker=MARKERS[i % len(MARKERS)], markersize=5, linewidth=0.6, label=name,
+            )  # fmt: skip
+        ax.set_yticks([tick for tick in ax.get_yticks() if 0 <= tick <= max(heights)])
+        ax.set_ylim(-step * (len(books) + 0.7), 1.05 * max(heights))
+        ax.set(title=title, xlabel=xlabel, ylabel="density")
+        ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return figure

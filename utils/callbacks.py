@@ -1,0 +1,107 @@
+"""What a notebook shows while transformers' Trainer works: a progress bar and the loss, drawn as it falls."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from utils import plots
+
+
+class LiveLoss(TrainerCallback):
+    """A tqdm bar, and in a notebook a small plot of the losses that is redrawn every `every` steps.
+
+    Use it with ``SFTConfig(disable_tqdm=True)``: transformers' own bar is a table that outgrows the page, and its text
+    form differs from run to run. The plot is an ipywidgets image, so nothing is cleared and nothing flickers; outside a
+    notebook it is left out. `steps` and `losses`, and `eval_steps` and `eval_losses`, keep what was logged.
+    Raises ValueError when `every` is below 1.
+    """
+
+    def __init__(self, desc: str = "training", every: int = 20, plot: bool = True) -> None:
+        if every < 1:
+            raise ValueError(f"every is a number of steps, at least 1, not {every}")
+        self.desc, self.every = desc, every
+        self.plot = plot and _in_notebook()
+        self.steps: list[int] = []
+        self.losses: list[float] = []
+        self.eval_steps: list[int] = []
+        self.eval_losses: list[float] = []
+        self._bar: Any = None
+        self._image: Any = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        from tqdm.auto import tqdm
+
+        self._bar = tqdm(
+            total=state.max_steps, initial=state.global_step, desc=self.desc, bar_format="{desc} {bar} {n_fmt}/{total_fmt}"
+        )
+        if self.plot:
+            self._image = _live_image()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._bar.update(1)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        logs = logs or {}
+        if "loss" in logs:
+            self.steps.append(state.global_step)
+            self.losses.append(float(logs["loss"]))
+        if "eval_loss" in logs:
+            self.eval_steps.append(state.global_step)
+            self.eval_losses.append(float(logs["eval_loss"]))
+        if self._image is not None and self.losses and state.global_step % self.every == 0:
+            self._image.value = self._png()
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Draw for the last time and close the bar: for a run that ended with an exception."""
+        if self._image is not None and self.losses:
+            self._image.value = self._png()
+        if self._bar is not None:
+            self._bar.close()
+
+    def _png(self) -> bytes:
+        series = {"training": (self.steps, self.losses)}
+        if self.eval_losses:
+            series["evaluation"] = (self.eval_steps, self.eval_losses)
+        figure = plots.lines(
+            series, title=self.desc, xlabel="step", ylabel="loss (nats per token)", log_y=True, markers=False
+        )
+        png = io.BytesIO()
+        figure.savefig(png, format="png", dpi=60)
+        return png.getvalue()
+
+
+def _in_notebook() -> bool:
+    try:
+        from IPython import get_ipython
+    except ImportError:
+        return False
+    shell = get_ipython()
+    return shell is not None and hasattr(shell, "kernel")
+
+
+def _live_image() -> Any:
+    """An image that changes in place, shown with a text form that is always the same."""
+    import ipywidgets
+    from IPython.display import display
+
+    image = ipywidgets.Image(format="png")
+    view = {"version_major": 2, "version_minor": 0, "model_id": image.model_id}
+    display({"application/vnd.jupyter.widget-view+json": view, "text/plain": "(the loss, drawn live)"}, raw=True)
+    return image
