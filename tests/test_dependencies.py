@@ -27,16 +27,11 @@ LOCK = [Requirement(line) for line in LOCK_LINES if not line.startswith("#")]
 
 # Declared and never imported by name: what each is for. A package that gets imported leaves this list.
 NOT_IMPORTED = {
-    "accelerate": "transformers and peft load models and place them on devices with it",
-    "bitsandbytes": "the 4-bit chapters to come; chapter 0 reports its version",
-    "datasets": "the chapters on data to come; chapter 0 reports its version",
     "ipykernel": "runs the notebooks; start.py registers it",
-    "ipywidgets": "tqdm.auto draws its bars with it",
     "jupyterlab": "opens the notebooks; start.py runs it as a command",
     "nbval": "a pytest plugin: compares notebooks with their stored outputs",
     "pytest-xdist": "a pytest plugin: runs tests in two processes",
     "ruff": "a command: make lint",
-    "trl": "the chapters on training to come; chapter 0 reports its version",
 }
 
 

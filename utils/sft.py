@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -222,6 +222,7 @@ def sft_trainer(
     *,
     evaluation: Dataset | None = None,
     peft_config: LoraConfig | None = None,
+    formatting_func: Callable[[dict], str] | None = None,
     callbacks: Sequence[Any] = (),
 ) -> SFTTrainer:
     """An SFTTrainer that is sure of its data: looked at, tokenized, with labels left in every split.
@@ -239,7 +240,8 @@ def sft_trainer(
         raise ValueError("the model carries a PEFT adapter already: pass it without peft_config, or pass the plain base")
     splits = {"training": train} if evaluation is None else {"training": train, "evaluation": evaluation}
     for name, split in splits.items():
-        form = check_dataset(split, name)
+        unread = formatting_func is not None and "input_ids" not in split.column_names  # it makes the columns
+        form = ("text",) if unread else check_dataset(split, name)
         if form == ("prompt", "completion") or (form == ("messages",) and args.assistant_only_loss):
             lost = 0 if args.packing else check_completions_survive(split, tokenizer, args.max_length)
             if lost:
@@ -255,6 +257,7 @@ def sft_trainer(
         eval_dataset=evaluation,
         processing_class=tokenizer,
         peft_config=peft_config,
+        formatting_func=formatting_func,
         callbacks=list(callbacks),
     )
     trainer.remove_callback(PrinterCallback)
