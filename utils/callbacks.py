@@ -37,7 +37,10 @@ class LiveLoss(TrainerCallback):
         from tqdm.auto import tqdm
 
         self._bar = tqdm(
-            total=state.max_steps, initial=state.global_step, desc=self.desc, bar_format="{desc} {bar} {n_fmt}/{total_fmt}"
+            total=state.max_steps,
+            initial=state.global_step,
+            desc=self.desc,
+            bar_format="{desc} {bar} {n_fmt}/{total_fmt}",
         )
         if self.plot:
             self._image = _live_image()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-Where = Literal["here", "not here", "bookkeeping"]
+Where = Literal["here", "later", "not here", "bookkeeping"]
 
 
 class Field(NamedTuple):
@@ -20,7 +20,7 @@ FIELDS: dict[str, Field] = {
     "target_modules": Field("here", "which layers: names, a regular expression, or all-linear"),
     "exclude_modules": Field("here", "which of these not"),
     "layers_to_transform": Field("here", "which blocks, by number"),
-    "layers_pattern": Field("here", "what the list of blocks is called, where it isn't layers, h or blocks"),
+    "layers_pattern": Field("here", "what the list of blocks is called, for a model with several"),
     "rank_pattern": Field("here", "another rank for some layers"),
     "alpha_pattern": Field("here", "another lora_alpha for some layers"),
     "lora_dropout": Field("here", "drops parts of lora_A's input while training"),
@@ -31,7 +31,7 @@ FIELDS: dict[str, Field] = {
     "use_dora": Field("here", "a trained length for each output besides"),
     "init_lora_weights": Field("here", "how lora_A and lora_B begin"),
     "fan_in_fan_out": Field("here", "True for weights stored as (in, out), such as Conv1D's"),
-    "task_type": Field("here", "which wrapper, and how inputs are passed on"),
+    "task_type": Field("here", "which wrapper, and for a classifier that its head trains"),
     "ensure_weight_tying": Field("here", "a tied head follows the trained embedding"),
     "lora_bias": Field("not here", "a bias on lora_B, for adapters taken out of a full fine-tuning"),
     "target_parameters": Field("not here", "bare parameters instead of layers, for mixtures of experts"),
@@ -54,8 +54,8 @@ FIELDS: dict[str, Field] = {
     "peft_type": Field("bookkeeping", "LORA"),
     "auto_mapping": Field("bookkeeping", "which class the base is of"),
     "peft_version": Field("bookkeeping", "who wrote the file"),
-    "base_model_name_or_path": Field("bookkeeping", "the base that the adapter belongs to"),
+    "base_model_name_or_path": Field("later", "the base that the adapter belongs to"),
     "revision": Field("bookkeeping", "the base's revision"),
-    "inference_mode": Field("bookkeeping", "True in a saved file: loads frozen"),
+    "inference_mode": Field("later", "True in a saved file, which therefore loads frozen"),
 }
 """The fields of LoraConfig in PEFT 0.21. A test says which ones a newer release adds or drops."""

@@ -341,7 +341,8 @@ def code_books(values: Sequence[float], books: Mapping[str, Sequence[float]], *,
             row = -step * (i + 1)
             ax.plot(
                 list(entries), [row] * len(entries),
-                color=COLORS[i % len(COLORS)], marker=MARKERS[i % len(MARKERS)], markersize=5, linewidth=0.6, label=name,
+                color=COLORS[i % len(COLORS)], marker=MARKERS[i % len(MARKERS)], markersize=5, linewidth=0.6,
+                label=name,
             )  # fmt: skip
         ax.set_yticks([tick for tick in ax.get_yticks() if 0 <= tick <= max(heights)])
         ax.set_ylim(-step * (len(books) + 0.7), 1.05 * max(heights))

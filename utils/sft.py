@@ -105,8 +105,8 @@ def _checkpointing_argument() -> str:
 def sft_config(output_dir: str | Path, recipe: Recipe, **changes: Any) -> SFTConfig:
     """TRL's settings for a run of the course, by `recipe`; `changes` are any other fields of SFTConfig.
 
-    AdamW without weight decay, a rate that rises for ten steps and then falls along a line, gradients clipped to norm 1,
-    every step's loss logged, nothing saved, nothing reported, no checkpointing. The precision follows the machine: on a
+    AdamW without weight decay, a rate that rises for ten steps and then falls along a line, gradients clipped to norm
+    1, each step's loss logged, nothing saved or reported, no checkpointing. The precision follows the machine: on a
     GPU bf16 where it is supported and else fp16, on a CPU (and always under the profile `tiny`) float32. Raises
     TypeError, naming it, for a field that SFTConfig doesn't have.
     """
@@ -192,8 +192,8 @@ def check_dataset(dataset: Dataset, name: str = "training") -> tuple[str, ...]:
     """
     if isinstance(dataset, dict):
         raise ValueError(
-            f"the {name} data is a dictionary of splits ({', '.join(dataset)}), not a dataset: take one of them, such as "
-            f"data[{next(iter(dataset), 'train')!r}]"
+            f"the {name} data is a dictionary of splits ({', '.join(dataset)}), not a dataset: take one of them, "
+            f"such as data[{next(iter(dataset), 'train')!r}]"
         )
     if not len(dataset):
         raise ValueError(f"the {name} data is empty: it has 0 examples. Look at the filter or the split that made it")
@@ -203,8 +203,8 @@ def check_dataset(dataset: Dataset, name: str = "training") -> tuple[str, ...]:
             return form
     forms = "; ".join(" and ".join(form) for form in FORMS)
     raise ValueError(
-        f"the {name} data has the columns {', '.join(columns)}, and SFTTrainer needs one of these sets: {forms}. Map your "
-        "records first, for example with utils.data.to_prompt_completion"
+        f"the {name} data has the columns {', '.join(columns)}, and SFTTrainer needs one of these sets: {forms}. Map "
+        "your records first, for example with utils.data.to_prompt_completion"
     )
 
 
@@ -237,7 +237,9 @@ def sft_trainer(
     from trl import SFTTrainer
 
     if isinstance(model, PeftModel) and peft_config is not None:
-        raise ValueError("the model carries a PEFT adapter already: pass it without peft_config, or pass the plain base")
+        raise ValueError(
+            "the model carries a PEFT adapter already: pass it without peft_config, or pass the plain base"
+        )
     splits = {"training": train} if evaluation is None else {"training": train, "evaluation": evaluation}
     for name, split in splits.items():
         unread = formatting_func is not None and "input_ids" not in split.column_names  # it makes the columns
@@ -282,7 +284,13 @@ def check_checkpoint(checkpoint: str | Path, trainer: SFTTrainer) -> Path:
     FileNotFoundError when the folder or one of its files is missing.
     """
     folder = Path(checkpoint)
-    for file in ("trainer_state.json", "adapter_config.json", "adapter_model.safetensors", "optimizer.pt", "scheduler.pt"):
+    for file in (
+        "trainer_state.json",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "optimizer.pt",
+        "scheduler.pt",
+    ):
         if not (folder / file).is_file():
             raise FileNotFoundError(
                 f"{folder.name} has no {file}: it is no checkpoint of a LoRA run, or one whose saving was cut off. "
@@ -314,7 +322,9 @@ def check_checkpoint(checkpoint: str | Path, trainer: SFTTrainer) -> Path:
     if not differences:
         from peft import get_peft_model_state_dict
 
-        here = {k: tuple(v.shape) for k, v in get_peft_model_state_dict(trainer.model, save_embedding_layers=False).items()}
+        here = {
+            k: tuple(v.shape) for k, v in get_peft_model_state_dict(trainer.model, save_embedding_layers=False).items()
+        }
         wrong = sorted(k for k in here.keys() | shapes.keys() if here.get(k) != shapes.get(k))
         if wrong:
             key = wrong[0]

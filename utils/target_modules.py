@@ -310,7 +310,7 @@ def check_targets(model: nn.Module, target_modules: str | Collection[str]) -> li
 
 def _advice(model: nn.Module, target: str, expression: bool) -> str:
     """What to say about an entry that matches nothing."""
-    linear = [name for name, module in model.named_modules() if is_linear(module)]
+    linear = match_targets(model, ALL_LINEAR)[ALL_LINEAR]
     ends = sorted({name.rpartition(".")[2] for name in linear})
     known = f"The linear layers of this {type(model).__name__} are called {', '.join(ends)}."
     if expression:

@@ -94,7 +94,7 @@ _NAMES = [
     f"model.layers.{i}.{part}"
     for i in (0, 1, 2, 3, 12, 23)
     for part in ("self_attn.q_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
-] + ["lm_head", "model.layers.2.mlp.up_proj_norm"]
+] + ["lm_head", "model.layers.2.mlp.act_fn", "model.layers.2.mlp.up_proj_norm"]
 
 
 def _chosen(expression: str) -> tuple[str, ...] | None:
@@ -122,9 +122,15 @@ exercise(
         ),
         Mistake(
             r".*[23]\.mlp\.(gate|up|down)_proj",
-            "in a model of 24 blocks that takes 12 and 23 as well, because they end with 2 and 3: put 'layers\\.' in front.",
+            "in a model of 24 blocks that takes 12 and 23 as well, which end with 2 and 3: put 'layers\\.' in front.",
         ),
-        Mistake(r".*\.layers\.[23]\.mlp\..*proj.*", "'.*' at the end matches the norm behind a name too: end with 'proj'."),
+        Mistake(
+            r".*\.layers\.[23]\.mlp\..*proj.*", "'.*' at the end matches the norm behind a name too: end with 'proj'."
+        ),
+        Mistake(
+            r".*\.layers\.[23]\.mlp\..*",
+            "that takes the MLP's activation function, act_fn, as well, which PEFT can't wrap: name the three.",
+        ),
         Mistake(r".*\.layers\.[23]\.mlp\.(up|down)_proj", "gate_proj is missing: Llama's MLP has three matrices."),
     ],
     hints=[
@@ -170,7 +176,10 @@ exercise(
             "that is the other way round: return those that match nothing.",
         ),
     ],
-    hints=["For each target: is there a name that is it, or ends with '.' + it?", "Keep the target when there is none."],
+    hints=[
+        "For each target: is there a name that is it, or ends with '.' + it?",
+        "Keep the target when there is none.",
+    ],
 )
 
 # ------------------------------------------------------------------------------------------------------------ biases
@@ -180,9 +189,7 @@ def _biases(names: list[str], targets: list[str], bias: str) -> list[str]:
     if bias == "none":
         return []
     layers = [n.rpartition(".")[0] for n in names if n.endswith(".bias")]
-    return [
-        f"{layer}.bias" for layer in layers if bias == "all" or any(layer.endswith("." + t) for t in targets)
-    ]
+    return [f"{layer}.bias" for layer in layers if bias == "all" or any(layer.endswith("." + t) for t in targets)]
 
 
 _OPT = ["l.0.q_proj.weight", "l.0.q_proj.bias", "l.0.k_proj.bias", "l.0.norm.bias", "l.1.q_proj.bias", "l.1.fc1.bias"]
@@ -205,9 +212,9 @@ exercise(
             "with 'none' no bias trains.",
         ),
         Mistake(
-            lambda names, targets, bias: []
-            if bias == "none"
-            else [n for n in names if bias == "all" or any(f".{t}." in n for t in targets)],
+            lambda names, targets, bias: (
+                [] if bias == "none" else [n for n in names if bias == "all" or any(f".{t}." in n for t in targets)]
+            ),
             "a weight is no bias: keep the names that end with '.bias'.",
         ),
     ],

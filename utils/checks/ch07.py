@@ -92,9 +92,7 @@ exercise(
             "the old names are still there: put renamed[name] in the place of each name that has one.",
         ),
         Mistake(
-            lambda arguments, renamed, gone: {
-                k: v for k, v in arguments.items() if k not in gone and k not in renamed
-            },
+            lambda arguments, renamed, gone: {k: v for k, v in arguments.items() if k not in gone and k not in renamed},
             "an argument that was renamed lost its value: keep it under the new name.",
         ),
         Mistake(
@@ -128,27 +126,29 @@ exercise(
             "there is no warm-up: for step < warmup the rate is peak * step / warmup.",
         ),
         Mistake(
-            lambda step, steps, warmup, peak: peak * step / warmup
-            if step < warmup
-            else peak * (1 + math.cos(math.pi * step / steps)) / 2,
+            lambda step, steps, warmup, peak: (
+                peak * step / warmup if step < warmup else peak * (1 + math.cos(math.pi * step / steps)) / 2
+            ),
             "the cosine begins where the warm-up ends: it runs over steps - warmup, counted from warmup.",
         ),
         Mistake(
-            lambda step, steps, warmup, peak: peak * step / warmup
-            if step < warmup
-            else peak * (1 + math.cos(2 * math.pi * (step - warmup) / (steps - warmup))) / 2,
+            lambda step, steps, warmup, peak: (
+                peak * step / warmup
+                if step < warmup
+                else peak * (1 + math.cos(2 * math.pi * (step - warmup) / (steps - warmup))) / 2
+            ),
             "that is a whole wave, which comes back up: half a wave, from cos(0) to cos(pi).",
         ),
         Mistake(
-            lambda step, steps, warmup, peak: peak * step / warmup
-            if step < warmup
-            else peak * (1 - (step - warmup) / (steps - warmup)),
+            lambda step, steps, warmup, peak: (
+                peak * step / warmup if step < warmup else peak * (1 - (step - warmup) / (steps - warmup))
+            ),
             "that falls along a line: here it is half a cosine wave.",
         ),
         Mistake(
-            lambda step, steps, warmup, peak: peak * step / warmup
-            if step < warmup
-            else peak * math.cos(math.pi * (step - warmup) / (steps - warmup)),
+            lambda step, steps, warmup, peak: (
+                peak * step / warmup if step < warmup else peak * math.cos(math.pi * (step - warmup) / (steps - warmup))
+            ),
             "the cosine runs from 1 to -1, and a rate below zero would climb the loss: (1 + cos) / 2 runs from 1 to 0.",
         ),
     ],
@@ -214,7 +214,7 @@ exercise(
     mistakes=[
         Mistake(
             lambda gradients, max_norm: [g * min(1.0, max_norm / g.norm().item()) for g in gradients],
-            "each tensor was clipped by itself, which turns the gradient: one norm over all of them, one factor for all.",
+            "each tensor was clipped by itself, which turns the gradient: one norm and one factor for all of them.",
         ),
         Mistake(
             lambda gradients, max_norm: [g.clamp(-max_norm, max_norm) for g in gradients],
