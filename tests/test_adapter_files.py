@@ -1,16 +1,30 @@
 """Adapters on disk: a round trip, every damage refused with the model unchanged, and no half-written folder."""
 
 import json
+import pickle
 import shutil
+import types
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import load, load_file, save, save_file
 from torch import nn
 
 from utils import adapter_files, lora
-from utils.adapter_files import CONFIG, WEIGHTS, load_adapter, save_adapter
+from utils.adapter_files import (
+    CONFIG,
+    PICKLE,
+    WEIGHTS,
+    base_fingerprint,
+    convert_pickle,
+    load_adapter,
+    read_header,
+    save_adapter,
+)
 
 torch.set_num_threads(1)
 
@@ -304,3 +318,207 @@ def test_an_interrupted_first_save_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         save_adapter(adapted(), tmp_path / "a")
     assert list(tmp_path.iterdir()) == []
+
+
+# -------------------------------------------------------------------------------------------- the header, read by hand
+
+
+def put(path, data):
+    path.write_bytes(data)
+    return path
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.dictionaries(
+        st.text(min_size=1, max_size=8).filter(lambda name: name != "__metadata__"),
+        st.tuples(
+            st.lists(st.integers(0, 4), max_size=3),
+            st.sampled_from([torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.uint8, torch.bool]),
+        ),
+        max_size=5,
+    ),
+    st.dictionaries(st.text(max_size=5), st.text(max_size=5), max_size=2),
+)
+def test_the_header_says_what_the_library_says_and_the_bytes_are_the_numbers(tmp_path_factory, specs, metadata):
+    tensors = {name: torch.randint(0, 2, shape).to(dtype) for name, (shape, dtype) in specs.items()}
+    path = put(tmp_path_factory.mktemp("h") / "t.safetensors", save(tensors, metadata=metadata or None))
+    header, data = read_header(path), path.read_bytes()
+    assert header.metadata == metadata
+    with safe_open(path, "pt") as theirs:
+        assert set(header.entries) == set(theirs.keys())
+        for name, entry in header.entries.items():
+            assert entry.dtype == theirs.get_slice(name).get_dtype()
+            assert list(entry.shape) == theirs.get_slice(name).get_shape()
+            numbers = data[header.data_begin + entry.begin : header.data_begin + entry.end]
+            raw = tensors[name].contiguous().reshape(-1).view(torch.uint8)
+            assert numbers == raw.numpy().tobytes()
+
+
+def crafted(fields, data=b"", length=None):
+    text = fields if isinstance(fields, bytes) else json.dumps(fields).encode()
+    return (len(text) if length is None else length).to_bytes(8, "little") + text + data
+
+
+def spec(begin, end, shape=(2,), dtype="F32"):
+    return {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
+
+
+BAD_HEADERS = {
+    "empty": (b"", "takes 8"),
+    "seven bytes": (b"\0" * 7, "takes 8"),
+    "a length beyond the end": (crafted(b"{}", length=3), "promise a header of 3 bytes, and 2 follow"),
+    "big-endian": ((2).to_bytes(8, "big") + b"{}", "promise a header"),
+    "no JSON": (crafted(b"pickle"), "no JSON of tensors"),
+    "not text": (crafted(b"\xff\xfe\x00"), "no JSON of tensors"),
+    "a list": (crafted([1, 2]), "no JSON of tensors"),
+    "no offsets": (crafted({"a": {"dtype": "F32", "shape": [1]}}, b"1234"), "no JSON of tensors"),
+    "shape of text": (crafted({"a": spec(0, 4, "x")}, b"1234"), "no JSON of tensors"),
+    "one offset": (crafted({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0]}}, b"1234"), "no JSON of tensors"),
+    "a gap": (crafted({"a": spec(0, 8), "b": spec(12, 20)}, b"0" * 20), "b begins at byte 12 of the data, not at 8"),
+    "an overlap": (crafted({"a": spec(0, 8), "b": spec(4, 12)}, b"0" * 12), "b begins at byte 4"),
+    "backwards": (crafted({"a": spec(0, -8)}), "a begins at byte 0"),
+    "another size than its shape": (crafted({"a": spec(0, 4)}, b"0" * 4), r"a takes 4 bytes; F32 \(2,\) is 8"),
+    "data cut": (crafted({"a": spec(0, 8)}, b"0" * 7), "take 8 bytes, and 7 follow"),
+    "data left over": (crafted({"a": spec(0, 8)}, b"0" * 9), "take 8 bytes, and 9 follow"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_HEADERS)
+def test_a_bad_header_is_refused_and_the_library_refuses_it_too(tmp_path, case):
+    data, words = BAD_HEADERS[case]
+    with pytest.raises(ValueError, match=f"truncated or damaged.*{words}"):
+        read_header(put(tmp_path / "bad.safetensors", data))
+    with pytest.raises(Exception, match=r"."):
+        load(data)
+
+
+def test_every_cut_of_a_real_file_is_noticed(folder, tmp_path):
+    data = (folder / WEIGHTS).read_bytes()
+    for end in range(0, len(data), 7):
+        with pytest.raises(ValueError, match="truncated or damaged"):
+            read_header(put(tmp_path / "cut", data[:end]))
+
+
+def test_a_header_that_is_not_there(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no file nowhere"):
+        read_header(tmp_path / "nowhere")
+
+
+# ------------------------------------------------------------------------------------------------------- which base
+
+
+class WithEmbedding(nn.Sequential):
+    def get_input_embeddings(self):
+        return self[0]
+
+
+def embedded(seed=0):
+    torch.manual_seed(seed)
+    return WithEmbedding(nn.Embedding(5, 6), nn.Linear(6, 4))
+
+
+def test_the_fingerprint_is_of_the_base_alone():
+    model = embedded()
+    before = base_fingerprint(model)
+    assert len(before) == 16 and before == base_fingerprint(embedded()) != base_fingerprint(embedded(1))
+    lora.inject(model, "all-linear", 2, 4)
+    nn.init.normal_(model[1].lora_B)
+    lora.merge(model)
+    assert base_fingerprint(model) == before == base_fingerprint(model.bfloat16())
+    assert base_fingerprint(base()) is None
+
+
+def test_an_adapter_of_a_base_with_the_same_shapes_is_refused(tmp_path):
+    model = embedded()
+    lora.inject(model, "all-linear", 2, 4)
+    save_adapter(model, tmp_path / "a")
+    assert read_header(tmp_path / "a" / WEIGHTS).metadata["base_fingerprint"] == base_fingerprint(model)
+    other = embedded(1)
+    with pytest.raises(ValueError, match=r"fits this model's shapes, but was trained on another base.*Load the base"):
+        load_adapter(other, tmp_path / "a")
+    assert lora.lora_layers(other) == {} and all(p.requires_grad for p in other.parameters())
+    load_adapter(embedded(), tmp_path / "a")
+    tensors = load_file(tmp_path / "a" / WEIGHTS)
+    save_file(tensors, tmp_path / "a" / WEIGHTS)  # as PEFT writes it, without one
+    load_adapter(other, tmp_path / "a")
+
+
+def test_a_layer_in_four_bits_is_refused_by_name(folder):
+    model = base()
+    model[0].weight.quant_state = types.SimpleNamespace()
+    with pytest.raises(ValueError, match=r"0 is in 4 bits.*dequantized"):
+        load_adapter(model, folder)
+
+
+# --------------------------------------------------------------------------------------------------------- pickles
+
+
+def as_pickle(folder):
+    torch.save(load_file(folder / WEIGHTS), folder / PICKLE)
+    (folder / WEIGHTS).unlink()
+
+
+RAN = []
+
+
+def ran(word):
+    RAN.append(word)
+
+
+class Evil:
+    def __reduce__(self):
+        return ran, ("ran",)
+
+
+def test_a_pickle_is_refused_with_what_to_do_and_converts_without_running_code(folder):
+    before = load_file(folder / WEIGHTS)
+    as_pickle(folder)
+    with pytest.raises(ValueError, match=r"a pickle, which can run any code.*not opened.*convert_pickle"):
+        load_adapter(base(), folder)
+    convert_pickle(folder)
+    after = load_file(folder / WEIGHTS)
+    assert before.keys() == after.keys() and all(torch.equal(before[k], after[k]) for k in before)
+    assert (folder / PICKLE).exists()
+    load_adapter(base(), folder)
+
+
+def test_a_pickle_with_code_in_it_runs_when_unpickled_and_not_here(folder):
+    (folder / WEIGHTS).unlink()
+    torch.save({"weight": Evil()}, folder / PICKLE)
+    RAN.clear()
+    with pytest.raises(ValueError, match="holds no adapter_model.safetensors|a pickle"):
+        load_adapter(base(), folder)
+    with pytest.raises(ValueError, match="may run code, and was not loaded"):
+        convert_pickle(folder)
+    assert RAN == [] and not (folder / WEIGHTS).exists()
+    torch.load(folder / PICKLE, weights_only=False)
+    assert RAN == ["ran"], "the file was harmless, so this test proved nothing"
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [(b"", "damaged"), (b"no pickle", "damaged"), (pickle.dumps([1]), "no tensors by name|damaged|may run code")],
+)
+def test_a_pickle_that_is_none_is_refused(folder, data, words):
+    (folder / PICKLE).write_bytes(data)
+    before = files(folder)
+    with pytest.raises(ValueError, match=words):
+        convert_pickle(folder)
+    assert files(folder) == before
+
+
+def test_a_pickle_cut_short_or_of_other_things_is_refused(folder):
+    as_pickle(folder)
+    data = (folder / PICKLE).read_bytes()
+    (folder / PICKLE).write_bytes(data[: len(data) // 2])
+    with pytest.raises(ValueError, match="truncated or damaged"):
+        convert_pickle(folder)
+    torch.save([torch.ones(2)], folder / PICKLE)
+    with pytest.raises(ValueError, match="no tensors by name"):
+        convert_pickle(folder)
+
+
+def test_there_is_no_pickle_to_convert(folder):
+    with pytest.raises(FileNotFoundError, match="nothing to convert"):
+        convert_pickle(folder)

@@ -27,11 +27,13 @@ LOCK = [Requirement(line) for line in LOCK_LINES if not line.startswith("#")]
 
 # Declared and never imported by name: what each is for. A package that gets imported leaves this list.
 NOT_IMPORTED = {
+    "fastapi": "transformers serve is built on it",
     "ipykernel": "runs the notebooks; start.py registers it",
     "jupyterlab": "opens the notebooks; start.py runs it as a command",
     "nbval": "a pytest plugin: compares notebooks with their stored outputs",
     "pytest-xdist": "a pytest plugin: runs tests in two processes",
     "ruff": "a command: make lint",
+    "uvicorn": "runs transformers serve",
 }
 
 

@@ -349,3 +349,144 @@ def code_books(values: Sequence[float], books: Mapping[str, Sequence[float]], *,
         ax.set(title=title, xlabel=xlabel, ylabel="density")
         ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return figure
+
+
+# ------------------------------------------------------------------------------ chapter 8: save, load, merge
+
+
+def log_dots(rows: Mapping[str, Mapping[str, float]], *, title: str, xlabel: str) -> Figure:
+    """A row for each of `rows`, the first on top, with a marker for each of its named values on a logarithmic axis.
+
+    The same name has the same marker in every row. Raises ValueError when there are no rows, a row is empty, or a value
+    isn't positive.
+    """
+    if not rows or not all(rows.values()):
+        raise ValueError("nothing to plot: pass at least one row: {name: value}")
+    for row, values in rows.items():
+        for name, value in values.items():
+            if not value > 0:
+                raise ValueError(f"{name!r} of {row!r} is {value}: a logarithmic axis shows positive values only")
+    figure, ax = new_figure(size=(SIZE[0], 1.2 + 0.4 * len(rows)))
+    with rc_context(_RC):
+        names = list(dict.fromkeys(name for values in rows.values() for name in values))
+        for i, name in enumerate(names):
+            at = [(values[name], -y) for y, values in enumerate(rows.values()) if name in values]
+            ax.plot(
+                *zip(*at, strict=True), linestyle="none", marker=MARKERS[i % len(MARKERS)], markersize=6,
+                color=COLORS[i % len(COLORS)], markerfacecolor="none", markeredgewidth=1.5, label=name,
+            )  # fmt: skip
+        ax.set_xscale("log")
+        ax.set_yticks([-y for y in range(len(rows))], list(rows))
+        ax.set_ylim(-len(rows) + 0.5, 0.5)
+        ax.set(title=title, xlabel=xlabel)
+        if len(names) > 1:
+            ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return figure
+
+
+# ------------------------------------------------------------------------------ chapter 9: many adapters
+
+
+def heat_map(
+    rows: Sequence[str],
+    columns: Sequence[str],
+    values: Sequence[Sequence[float]],
+    *,
+    title: str,
+    xlabel: str,
+    ylabel: str,
+    unit: str,
+    limits: tuple[float, float] = (0, 100),
+) -> Figure:
+    """A table as shaded squares with the number in each, the first row on top; `unit` names the shades' scale.
+
+    Raises ValueError when there is nothing to show or the values are not one row for each of `rows` with one number for
+    each of `columns`.
+    """
+    if not rows or not columns:
+        raise ValueError("nothing to show: pass at least one row and one column")
+    if len(values) != len(rows) or any(len(row) != len(columns) for row in values):
+        raise ValueError(f"the values are not {len(rows)} rows of {len(columns)} numbers")
+    figure, ax = new_figure(size=(SIZE[0], 1.4 + 0.45 * len(rows)))
+    low, high = limits
+    with rc_context(_RC):
+        picture = ax.imshow([list(row) for row in values], cmap="Blues", vmin=low, vmax=high, aspect="auto")
+        for y, row in enumerate(values):
+            for x, value in enumerate(row):
+                dark = value > low + 0.6 * (high - low)
+                ax.text(x, y, f"{value:.0f}", ha="center", va="center", color="white" if dark else "black")
+        ax.set_xticks(range(len(columns)), columns)
+        ax.set_yticks(range(len(rows)), rows)
+        ax.grid(visible=False)
+        ax.set(title=title, xlabel=xlabel, ylabel=ylabel)
+        figure.colorbar(picture, ax=ax, label=unit)
+    return figure
+
+
+def panels(
+    series: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]],
+    *,
+    title: str,
+    xlabel: str,
+    ylabel: str,
+) -> Figure:
+    """Curves in panels side by side with one y axis: `series` maps a panel's name to its curves, as in :func:`lines`.
+
+    A curve has the same look in every panel, so the legend stands once. Raises ValueError when there is no panel, a
+    panel has no curve or a pair of x and y differs in length.
+    """
+    if not series or not all(series.values()):
+        raise ValueError("nothing to plot: every panel needs at least one name: (x, y)")
+    names = list(dict.fromkeys(name for curves in series.values() for name in curves))
+    figure, axes = new_figure(len(series))
+    axes = axes if len(series) > 1 else [axes]
+    with rc_context(_RC):
+        for ax, (panel, curves) in zip(axes, series.items(), strict=True):
+            for name, (x, y) in curves.items():
+                if len(x) != len(y):
+                    raise ValueError(f"series {name!r} of {panel!r} has {len(x)} x values and {len(y)} y values")
+                i = names.index(name)
+                ax.plot(
+                    x, y, color=COLORS[i % len(COLORS)], linestyle=LINES[i % len(LINES)],
+                    marker=MARKERS[i % len(MARKERS)], markersize=4, label=name,
+                )  # fmt: skip
+            ax.set_title(panel, loc="left", fontsize=10, fontweight="normal")
+            ax.set(xlabel=xlabel)
+            ax.sharey(axes[0])
+        axes[0].set_ylabel(ylabel)
+        figure.suptitle(title, fontsize=11, fontweight="bold", x=0.01, ha="left")
+        handles = {label: h for ax in axes for h, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles))
+    return figure
+
+
+# ------------------------------------------------------------------------------ chapter 10: generation
+
+
+def token_panels(tokens: Sequence[str], panels: Mapping[str, Sequence[float]], *, title: str) -> Figure:
+    """Next-token probabilities side by side: a panel for each way to change them, a bar for each token, the first on
+    top. A token that can't be drawn, its probability exactly 0, has a cross instead of a bar.
+
+    Raises ValueError when there are no panels, or one has another number of probabilities than there are tokens.
+    """
+    if not panels:
+        raise ValueError("no panels to show: pass at least one name: probabilities")
+    for name, values in panels.items():
+        if len(values) != len(tokens):
+            raise ValueError(f"panel {name!r} has {len(values)} probabilities for {len(tokens)} tokens")
+    figure, axes = new_figure(len(panels), size=(1.0 + 1.6 * len(panels), 0.9 + 0.22 * len(tokens)))
+    axes = axes if len(panels) > 1 else [axes]
+    rows = list(range(len(tokens)))[::-1]
+    most = max(max(values) for values in panels.values())
+    with rc_context(_RC):
+        for i, (ax, (name, values)) in enumerate(zip(axes, panels.items(), strict=True)):
+            color, hatch = COLORS[i % len(COLORS)], HATCHES[i % len(HATCHES)]
+            ax.barh(rows, values, 0.7, color=color, hatch=hatch, edgecolor="white")
+            gone = [row for row, value in zip(rows, values, strict=True) if value == 0]
+            ax.plot([0.03 * most] * len(gone), gone, linestyle="none", marker="x", markersize=4, color="#777777")
+            ax.set_title(name, loc="left", fontsize=10, fontweight="normal")
+            ax.set(xlabel="probability", xlim=(0, 1.05 * most), ylim=(-0.6, len(tokens) - 0.4))
+            ax.set_yticks(rows, [token.replace("$", r"\$") for token in tokens] if i == 0 else [""] * len(tokens))
+            ax.grid(visible=False, axis="y")
+        figure.suptitle(title, fontsize=11, fontweight="bold", x=0.01, ha="left")
+    return figure

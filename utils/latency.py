@@ -1,0 +1,84 @@
+"""How long a model takes to read a prompt (prefill) and to write a token (decode)."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+
+class Spread(NamedTuple):
+    """Milliseconds: the median of `runs` measurements and their quartiles."""
+
+    median: float
+    lower: float
+    upper: float
+    runs: int
+
+
+class Latency(NamedTuple):
+    """Milliseconds of one prefill of the whole batch, and of one decoding step, which makes a token for each text."""
+
+    prefill: Spread
+    decode: Spread
+
+
+def spread(milliseconds: list[float]) -> Spread:
+    """Median and quartiles, to a thousandth. Raises ValueError for fewer than four measurements."""
+    if len(milliseconds) < 4:
+        raise ValueError(f"{len(milliseconds)} measurements have no quartiles to speak of: make at least 4")
+    lower, median, upper = statistics.quantiles(milliseconds, n=4, method="inclusive")
+    return Spread(round(median, 3), round(lower, 3), round(upper, 3), len(milliseconds))
+
+
+def _timed(device: torch.device, work: Callable[[], Any]) -> tuple[float, Any]:
+    """Milliseconds that `work` took: on CUDA between two events, from an idle GPU, elsewhere by the clock."""
+    if device.type == "cuda":
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize(device)
+        start.record()
+        result = work()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end), result
+    if device.type == "mps":
+        torch.mps.synchronize()
+    began = time.perf_counter()
+    result = work()
+    if device.type == "mps":
+        torch.mps.synchronize()
+    return 1000 * (time.perf_counter() - began), result
+
+
+@torch.inference_mode()
+def measure(
+    model: Any, ids: Int[Tensor, "batch length"], *, new_tokens: int = 32, rounds: int = 5, warm_up: int = 1
+) -> Latency:
+    """Prefill `ids`, then decode `new_tokens` greedily with the cache; `rounds` times, after `warm_up` rounds that
+    don't count.
+
+    Prefill's spread is over the rounds, decode's over the means of the rounds' steps. Raises ValueError for fewer than
+    4 rounds or no new token.
+    """
+    if rounds < 4 or new_tokens < 1:
+        raise ValueError(f"{rounds} rounds of {new_tokens} tokens: at least 4 rounds of 1 token give a spread")
+    prefill, decode = [], []
+
+    def decode_all(token: Tensor, cache: Any) -> None:
+        for _ in range(new_tokens):
+            output = model(input_ids=token, past_key_values=cache, use_cache=True)
+            token, cache = output.logits[:, -1:].argmax(dim=-1), output.past_key_values
+
+    for number in range(warm_up + rounds):
+        took, output = _timed(ids.device, lambda: model(input_ids=ids, use_cache=True, logits_to_keep=1))
+        token = output.logits[:, -1:].argmax(dim=-1)
+        step, _ = _timed(ids.device, lambda token=token, output=output: decode_all(token, output.past_key_values))
+        if number >= warm_up:
+            prefill.append(took)
+            decode.append(step / new_tokens)
+    return Latency(spread(prefill), spread(decode))
