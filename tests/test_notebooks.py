@@ -112,6 +112,12 @@ def test_few_cells_are_not_compared_and_each_says_why(path):
 
 
 @each_notebook
+def test_a_cell_that_says_it_is_not_compared_is_not(path):
+    said = [cell for cell in code_of(path) if cell["source"].startswith("# Not compared:")]
+    assert [cell["source"] for cell in said if is_compared(cell)] == [], "the tag nbval-ignore-output is missing"
+
+
+@each_notebook
 def test_code_cells_are_short(path):
     lengths = [nonblank(cell["source"]) for cell in code_of(path)]
     assert max(lengths) <= LONGEST
