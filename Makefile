@@ -8,7 +8,7 @@ NBVAL := $(PYTEST) --nbval --nbval-current-env --nbval-cell-timeout=300
 CH ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lab test tests notebooks check-notebooks nbval-notebooks nbval-solutions lint format lock base adapters clean
+.PHONY: help setup lab test tests notebooks check-notebooks nbval-notebooks nbval-solutions lint format lock base adapters claims clean
 
 help:  ## list what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -53,6 +53,9 @@ base: setup  ## train the tiny base model and write it to assets/ (a GPU: minute
 
 adapters: setup  ## train the four adapters and write them to assets/adapters/
 	$(VENV) tools/train_adapters.py
+
+claims: setup  ## check every proof of the claims ledger and write lessons/claims.md
+	$(VENV) tools/build_claims.py
 
 clean:  ## remove caches; .venv stays
 	rm -rf .pytest_cache .ruff_cache .hypothesis build *.egg-info

@@ -156,7 +156,7 @@ def lesson_code(text: str) -> str:
 
 def imported(*patterns: str) -> dict[str, set[str]]:
     """Distribution -> files, for every third-party module that the matching files import."""
-    local = {"utils", "tools", "start"} | {path.stem for path in ROOT.glob("t*/*.py")}
+    local = {"utils", "tools", "start", "capstone"} | {path.stem for path in ROOT.glob("t*/*.py")}
     known = packages_distributions()
     found: dict[str, set[str]] = {}
     for path in sorted(path for pattern in patterns for path in ROOT.glob(pattern)):
@@ -169,7 +169,7 @@ def imported(*patterns: str) -> dict[str, set[str]]:
     return found
 
 
-COURSE = ("utils/**/*.py", "lessons/*.md")
+COURSE = ("utils/**/*.py", "lessons/*.md", "capstone.py")
 WORKSHOP = ("tools/*.py", "tests/**/*.py", "start.py")
 
 

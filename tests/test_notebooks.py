@@ -16,7 +16,7 @@ import build_notebooks as build  # noqa: E402
 from utils import checks  # noqa: E402, F401  (registers every exercise)
 from utils.checks import core  # noqa: E402
 
-LESSONS = sorted((ROOT / "lessons").glob("*.md"))
+LESSONS = sorted((ROOT / "lessons").glob("[0-9]*.md"))  # claims.md is no lesson
 NOTEBOOKS = [ROOT / kind / f"{path.stem}.ipynb" for path in LESSONS for kind in ("notebooks", "solutions")]
 
 LONGEST, MEDIAN = 25, 6
@@ -80,6 +80,8 @@ def test_the_check_would_notice_a_change(tmp_path, monkeypatch, capsys):
         (tmp_path / kind).mkdir()
         for path in (ROOT / kind).glob("[0-9]*"):
             (tmp_path / kind / path.name).write_bytes(path.read_bytes())
+    if (ROOT / build.SCRIPT).exists():
+        (tmp_path / build.SCRIPT).write_bytes((ROOT / build.SCRIPT).read_bytes())
     edited = tmp_path / "lessons" / LESSONS[-1].name
     edited.write_text(edited.read_text(encoding="utf-8") + "\nOne sentence more.\n", encoding="utf-8")
     assert build.main(["--check"], build.Course(tmp_path, course.repository, course.setup, course.points)) == 1

@@ -10,7 +10,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 def test_the_chapters_are_the_lessons_with_their_titles_and_minutes():
     rows = re.findall(r"^\| (\d\d) \| \[(.*?)\]\(notebooks/(.*?)\.ipynb\) \| .*? \| (\d+) \|$", README, re.MULTILINE)
-    lessons = sorted((ROOT / "lessons").glob("*.md"))
+    lessons = sorted((ROOT / "lessons").glob("[0-9]*.md"))
     assert [stem for _, _, stem, _ in rows] == [lesson.stem for lesson in lessons]
     for (number, title, stem, minutes), lesson in zip(rows, lessons, strict=True):
         text = lesson.read_text(encoding="utf-8")

@@ -4,8 +4,8 @@
     python tools/build_notebooks.py             build everything: execute both copies, store the outputs
     python tools/build_notebooks.py 02 03       only these chapters
     python tools/build_notebooks.py --check     start no kernel; fail when a committed notebook is not its
-    lesson's python tools/build_notebooks.py --no-execute 02     cells without outputs, to look at while
-    writing
+    lesson's
+    python tools/build_notebooks.py --no-execute 02     cells without outputs, to look at while writing
 
 A lesson is jupytext Markdown. Solved regions are marked as nbgrader marks them, with an optional stub
 between:
@@ -23,6 +23,8 @@ cell's id is a hash of its source in the lesson, so inserting a cell changes no 
 agree. A classroom gives out notebooks/ (or what nbgrader makes of solutions/) and grades with
 ``COURSE_STRICT=1 nbgrader autograde``: without the variable a wrong answer does not raise.
 
+The code cells that a lesson tags "capstone" also make a script: capstone.py, in the repository's root.
+
 The build fails, and leaves the old notebook, when a cell raises, writes to stderr, or stores what differs
 from run to run: a machine's path, an object's address, a leaked repr.
 """
@@ -30,12 +32,14 @@ from run to run: a machine's path, an object's address, a leaked repr.
 from __future__ import annotations
 
 import argparse
+import ast
 import asyncio
 import copy
 import hashlib
 import json
 import os
 import re
+import subprocess
 import sys
 import time
 import tomllib
@@ -64,6 +68,9 @@ METADATA = {"kernelspec": KERNELSPEC, "language_info": {"name": "python"}}
 
 BEGIN, STUB, END = "### BEGIN SOLUTION", "### STUB", "### END SOLUTION"
 NOT_COMPARED = {"nbval-ignore-output", "nbval-skip"}
+SCRIPT_TAG = "capstone"
+TAGS = NOT_COMPARED | {SCRIPT_TAG}
+SCRIPT = "capstone.py"
 
 CHECK_CALL = re.compile(r"""\bcheck\(\s*["']([A-Za-z0-9_]+)["']""")
 MACHINE_PATH = re.compile(r"/(root|home|tmp|usr|work|Users)/|\b[A-Z]:\\\\?Users\\")
@@ -199,10 +206,10 @@ def read_lesson(path: Path) -> Lesson:
 
 def _refuse(cell: NotebookNode, where: str) -> None:
     unknown = [key for key in cell.metadata if key != "tags"]
-    unknown += [tag for tag in cell.metadata.get("tags", []) if tag not in NOT_COMPARED]
+    unknown += [tag for tag in cell.metadata.get("tags", []) if tag not in TAGS]
     if unknown:
         example = '```python tags=["nbval-ignore-output"]'
-        raise BuildError(f"{where}: unknown cell metadata {unknown}; write {example}; tags: {sorted(NOT_COMPARED)}")
+        raise BuildError(f"{where}: unknown cell metadata {unknown}; write {example}; tags: {sorted(TAGS)}")
     if cell.cell_type == "code":
         if not cell.source.strip():
             raise BuildError(f"{where}: an empty code cell")
@@ -304,6 +311,72 @@ def _head(lesson: Lesson, kind: str, course: Course) -> tuple[NotebookNode, Note
     badge = new_markdown_cell(f"[![Open in Colab]({colab}/assets/colab-badge.svg)]({page})", id="colab-badge")
     folded = {"jupyter": {"source_hidden": True}}  # JupyterLab shows a bar to click on
     return badge, new_code_cell(course.setup.strip("\n"), id="course-setup", metadata=folded)
+
+
+# --------------------------------------------------------------------------------------- the script
+
+
+def script(lessons: Sequence[Lesson]) -> str | None:
+    """The text of capstone.py: the cells tagged "capstone" in order, as ruff formats them; None when there are none.
+
+    The first of them begins with the script's docstring and imports; one defines ``main()``, which the script calls
+    when it is run. Raises BuildError for a tagged cell that is not compared or holds an exercise, for cells in two
+    lessons, for a cell that does more than define and import, and when there is no ``main``.
+    """
+    parts: list[str] = []
+    owners: set[str] = set()
+    for lesson in lessons:
+        for index, cell in enumerate(lesson.cells):
+            if SCRIPT_TAG not in cell.metadata.get("tags", []):
+                continue
+            where = lesson.where(index)
+            if cell.cell_type != "code" or BEGIN in cell.source or set(cell.metadata["tags"]) != {SCRIPT_TAG}:
+                raise BuildError(f"{where}: a {SCRIPT_TAG} cell is plain code: no exercise in it, and no other tag")
+            owners.add(lesson.path.name)
+            if len(owners) > 1:
+                raise BuildError(f"{SCRIPT} is made of one lesson's cells, and {', '.join(sorted(owners))} tag some")
+            for node in ast.parse(cell.source).body:
+                constant = isinstance(node, ast.Assign | ast.AnnAssign)
+                docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and not parts
+                if not (constant or docstring or isinstance(node, ast.Import | ast.ImportFrom | ast.FunctionDef)):
+                    said = ast.unparse(node).splitlines()[0]
+                    raise BuildError(f"{where}: a {SCRIPT_TAG} cell imports and defines, and this runs: {said}")
+            parts.append(cell.source)
+    if not parts:
+        return None
+    if not any(re.search(r"^def main\(", part, re.M) for part in parts):
+        raise BuildError(f"lessons/{owners.pop()}: no {SCRIPT_TAG} cell defines main()")
+    note = f"# Made by tools/build_notebooks.py from lessons/{owners.pop()}: edit that."
+    text = "\n\n\n".join([note + "\n" + parts[0], *parts[1:], 'if __name__ == "__main__":\n    main()']) + "\n"
+    short = "format.skip-magic-trailing-comma = true"  # a cell is narrower than a script
+    command = [sys.executable, "-m", "ruff", "format", "--quiet", "--config", short, "--stdin-filename", SCRIPT, "-"]
+    done = subprocess.run(command, input=text, capture_output=True, text=True, cwd=ROOT)
+    if done.returncode:
+        raise BuildError(f"{SCRIPT}: ruff can't format it: {done.stderr.strip()}")
+    return done.stdout
+
+
+def write_script(text: str | None, course: Course) -> str | None:
+    """Write capstone.py, atomically: "written" or "unchanged"; None when no lesson makes one."""
+    path = course.root / SCRIPT
+    if text is None:
+        return None
+    if path.exists() and path.read_text(encoding="utf-8") == text:
+        return "unchanged"
+    partial = path.with_name(f".{SCRIPT}.partial")
+    partial.write_text(text, encoding="utf-8", newline="\n")
+    os.replace(partial, path)
+    return "written"
+
+
+def stale_script(text: str | None, course: Course) -> list[str]:
+    """Why capstone.py isn't what the lessons give, in a list of one sentence, or an empty one."""
+    path = course.root / SCRIPT
+    if text is None:
+        return [f"{SCRIPT} has no lesson: no cell is tagged {SCRIPT_TAG}"] if path.exists() else []
+    if not path.exists():
+        return [f"{SCRIPT} is missing"]
+    return [] if path.read_text(encoding="utf-8") == text else [f"{SCRIPT} is stale: its lesson gives another text"]
 
 
 # ----------------------------------------------------------------------------------------- executing
@@ -531,12 +604,16 @@ def main(arguments: Sequence[str] | None = None, course: Course | None = None) -
     try:
         course = course or Course.here()
         lessons = [read_lesson(path) for path in find_lessons(course, options.chapters)]
+        text = script(lessons)
         if options.check:
             errors = stale(lessons, course) + ([] if options.chapters else strays(lessons, course))
+            errors += stale_script(text, course) if text or not options.chapters else []
         else:
             for lesson in lessons:  # every lesson's own errors before the first kernel starts
                 make(lesson, LEARNER, course)
             errors = asyncio.run(build(lessons, course, run=not options.no_execute))
+            if not errors and (state := write_script(text, course)):
+                print(f"{state:9s} {SCRIPT}")
     except BuildError as problem:
         errors = [str(problem)]
     for error in errors:

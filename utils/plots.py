@@ -490,3 +490,85 @@ def token_panels(tokens: Sequence[str], panels: Mapping[str, Sequence[float]], *
             ax.grid(visible=False, axis="y")
         figure.suptitle(title, fontsize=11, fontweight="bold", x=0.01, ha="left")
     return figure
+
+
+# ------------------------------------------------------------------------------ chapter 13: the capstone
+
+
+def before_after(measures: Mapping[str, tuple[float, float]], *, title: str, names: tuple[str, str]) -> Figure:
+    """A panel for each measure, written "measure (unit)", with two bars: before and after, named by `names`.
+
+    Each panel has its own scale, from zero, and the values stand on the bars. Raises ValueError when there is nothing
+    to show or a value is negative or no number.
+    """
+    if not measures:
+        raise ValueError("nothing to plot: pass at least one measure: (before, after)")
+    for name, pair in measures.items():
+        if not all(value >= 0 for value in pair):
+            raise ValueError(f"{name!r} has the values {pair}: bars from zero need numbers of 0 or more")
+    figure, axes = new_figure(len(measures), size=(1.0 + 1.6 * len(measures), 2.8))
+    axes = axes if len(measures) > 1 else [axes]
+    with rc_context(_RC):
+        for ax, (name, pair) in zip(axes, measures.items(), strict=True):
+            for i, value in enumerate(pair):
+                drawn = ax.bar([i], [value], 0.6, color=COLORS[i], hatch=HATCHES[i], edgecolor="white")
+                ax.bar_label(drawn, labels=[f"{value:.3g}"], fontsize=9)
+            measure, _, unit = name.rstrip(")").partition(" (")
+            ax.set_title(measure, loc="left", fontsize=9, fontweight="normal")
+            ax.set_xticks([0, 1], names)
+            ax.set(ylabel=unit or measure, xlabel="model", ylim=(0, 1.15 * max(*pair, 1e-9)))
+            ax.grid(visible=False, axis="x")
+        figure.suptitle(title, fontsize=11, fontweight="bold", x=0.01, ha="left")
+    return figure
+
+
+def sizes_and_cards(
+    ways: Mapping[str, float], sizes: Sequence[float], cards: Mapping[str, float], *, title: str, usable: float = 1.0
+) -> Figure:
+    """What training takes by the model's size: a line for each way, which `ways` maps to bytes a parameter, and a level
+    for each card, which `cards` maps to GB. Model sizes are in billions of parameters; both axes are logarithmic.
+
+    A card's level is drawn at the share `usable` of its memory. Raises ValueError for a size, a card or a number of
+    bytes that isn't positive, or when one of the three is empty.
+    """
+    if not ways or not len(sizes) or not cards:
+        raise ValueError("nothing to plot: pass ways, sizes and cards")
+    for value in [*ways.values(), *sizes, *cards.values(), usable]:
+        if not value > 0:
+            raise ValueError(f"sizes, cards and bytes are more than 0, not {value}: both axes are logarithmic")
+    figure, ax = new_figure()
+    with rc_context(_RC):
+        for i, (name, bytes_each) in enumerate(ways.items()):
+            ax.plot(
+                sizes, [size * bytes_each for size in sizes], color=COLORS[i % len(COLORS)],
+                linestyle=LINES[i % len(LINES)], marker=MARKERS[i % len(MARKERS)], markersize=4, label=name,
+            )  # fmt: skip
+        for name, gb in cards.items():
+            ax.axhline(usable * gb, color="#777777", linewidth=0.8)
+            ax.annotate(
+                name, (1, usable * gb), xycoords=("axes fraction", "data"), xytext=(3, 0), textcoords="offset points",
+                va="center", fontsize=8,
+            )  # fmt: skip
+        ax.set(xscale="log", yscale="log", xlabel="model (billions of parameters)", ylabel="memory (GB)")
+        ticks = [size for size in (0.1, 0.3, 1, 3, 7, 13, 34, 70) if min(sizes) <= size <= max(sizes)]
+        ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        ax.set_xticks([], minor=True)
+        ax.set_title(title)
+        ax.legend()
+    return figure
+
+
+def count_bars(counts: Mapping[str, int], *, title: str, xlabel: str) -> Figure:
+    """Horizontal bars of counts, the first on top, each with its number. Raises ValueError when there are none."""
+    if not counts:
+        raise ValueError("nothing to plot: pass at least one name: count")
+    figure, ax = new_figure(size=(SIZE[0], 0.9 + 0.26 * len(counts)))
+    rows = list(range(len(counts)))[::-1]
+    with rc_context(_RC):
+        drawn = ax.barh(rows, list(counts.values()), 0.7, color=COLORS[0], edgecolor="white")
+        ax.bar_label(drawn, padding=3, fontsize=9)
+        ax.set_yticks(rows, list(counts))
+        ax.set(xlabel=xlabel)
+        ax.grid(visible=False, axis="y")
+        ax.set_title(title)
+    return figure

@@ -1,0 +1,156 @@
+"""Proofs of the claims ledger (lessons/claims.toml) that no cell of a lesson shows: each test computes the fact."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import subprocess
+from importlib.metadata import metadata
+
+import pytest
+import torch
+from torch import nn
+
+from utils.models import ASSETS, ROOT
+
+
+def test_c02_mistral_7b_has_7_24_billion_parameters():
+    from transformers import AutoModelForCausalLM, MistralConfig
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(MistralConfig())
+    assert sum(p.numel() for p in model.parameters()) == 7_241_732_096
+
+
+@pytest.mark.parametrize("quote, files", [("", ["=4.35.0"]), ('"', [])])
+def test_c11_an_unquoted_bound_becomes_a_file(tmp_path, quote, files):
+    done = subprocess.run(
+        f"echo install {quote}transformers>=4.35.0{quote}", shell=True, cwd=tmp_path, capture_output=True, text=True
+    )
+    assert os.listdir(tmp_path) == files
+    assert ("4.35.0" in done.stdout) == (not files)
+
+
+def test_c12_the_courses_torch_is_built_for_cuda_12_6_or_newer():
+    built_for = re.findall(r'"cu(\d+)"', (ROOT / "start.py").read_text(encoding="utf-8"))
+    for record in (ASSETS / "measurements").glob("*.json"):
+        built_for += re.findall(r'"torch": "[\d.]+\+cu(\d+)"', json.dumps(json.loads(record.read_text())))
+    assert len(built_for) >= 3, "start.py's index and the GPU records name their CUDA"
+    assert min(map(int, built_for)) >= 126
+
+
+def test_c20_a_model_spread_over_devices_is_refused_by_several_processes(monkeypatch):
+    from accelerate import Accelerator
+    from accelerate.utils import DistributedType
+
+    accelerator = Accelerator(cpu=True)
+    monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.MULTI_CPU)
+    spread = nn.Linear(2, 2)
+    spread.hf_device_map = {"model.layers.0": 0, "model.layers.1": "cpu"}  # what device_map="auto" leaves behind
+    with pytest.raises(ValueError, match="device_map='auto'` in any distributed mode"):
+        accelerator.prepare(spread)
+    own = nn.Linear(2, 2)
+    own.hf_device_map = {"": 1}
+    assert accelerator.verify_device_map(spread) and not accelerator.verify_device_map(own)
+
+
+GUIDES_OBJECTIVE = """
+def objective(trial):
+    r = trial.suggest_int("r", 4, 32, step=4)
+    lora_alpha = trial.suggest_int("lora_alpha", r, r*4, step=r)
+    lora_dropout = trial.suggest_float("lora_dropout", 0.0, 0.2)
+    learning_rate = trial.suggest_float("learning_rate", 1e-5, 5e-4, log=True)
+
+    lora_config = LoraConfig(
+        r=r,
+        lora_alpha=lora_alpha,
+        lora_dropout=lora_dropout,
+        target_modules=["q_proj", "v_proj"],
+        bias="none",
+        task_type=TaskType.CAUSAL_LM,
+    )
+
+    # Train and evaluate...
+    return metrics["eval_loss"]
+"""
+"""The guide's, letter by letter."""
+
+
+def test_c39_the_guides_objective_returns_an_undefined_name():
+    import optuna
+    from peft import LoraConfig, TaskType
+
+    known = {"LoraConfig": LoraConfig, "TaskType": TaskType}  # the guide imports them further up
+    exec(GUIDES_OBJECTIVE, known)
+    optuna.logging.set_verbosity(optuna.logging.CRITICAL)
+    study = optuna.create_study(direction="minimize")
+    with pytest.raises(NameError, match="metrics"):
+        study.optimize(known["objective"], n_trials=1)
+
+
+def test_c39_an_alpha_whose_range_depends_on_r_leaves_the_common_search_space():
+    import optuna
+
+    def guides(trial):
+        r = trial.suggest_int("r", 4, 32, step=4)
+        return float(trial.suggest_int("lora_alpha", r, r * 4, step=r) / r)
+
+    def ratio(trial):
+        return float(2 ** trial.suggest_int("log2_r", 2, 5) * trial.suggest_categorical("ratio", [1, 2, 3, 4]))
+
+    optuna.logging.set_verbosity(optuna.logging.CRITICAL)
+    spaces = []
+    for objective in (guides, ratio):
+        study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+        study.optimize(objective, n_trials=10)
+        assert all(trial.state == optuna.trial.TrialState.COMPLETE for trial in study.trials)  # it works
+        spaces.append(set(optuna.search_space.intersection_search_space(study.get_trials())))
+    assert spaces == [{"r"}, {"log2_r", "ratio"}]
+
+
+def test_c42_a_lora_step_takes_about_two_thirds_of_the_arithmetic():
+    from utils.dry_run import dry_run
+
+    full = dry_run("Llama-2-7B", 1, 128)
+    lora = dry_run("Llama-2-7B", 1, 128, target_modules=["q_proj", "k_proj", "v_proj", "o_proj"])
+    work = [run.forward_flops + run.backward_flops for run in (full, lora)]
+    assert math.isclose(full.backward_flops / full.forward_flops, 2, rel_tol=0.02)
+    assert 0.64 < work[1] / work[0] < 0.70
+
+
+@pytest.mark.parametrize(
+    "variant, formula",
+    [
+        ("LoRA", lambda i, o, r: r * (i + o)),
+        ("rsLoRA", lambda i, o, r: r * (i + o)),
+        ("DoRA", lambda i, o, r: r * (i + o) + o),
+        ("PiSSA", lambda i, o, r: r * (i + o)),
+        ("VeRA", lambda i, o, r: o + r),
+        ("AdaLoRA", lambda i, o, r: r * (i + o + 1)),
+    ],
+)
+def test_c43_the_variants_parameters_by_formula_and_by_counting(variant, formula):
+    from peft import AdaLoraConfig, LoraConfig, VeraConfig, get_peft_model
+
+    d_in, d_out, r = 96, 160, 6
+    model = nn.Sequential(nn.Linear(d_in, d_out, bias=False))
+    makers = {
+        "LoRA": lambda: LoraConfig(r=r, target_modules=["0"]),
+        "rsLoRA": lambda: LoraConfig(r=r, target_modules=["0"], use_rslora=True),
+        "DoRA": lambda: LoraConfig(r=r, target_modules=["0"], use_dora=True),
+        "PiSSA": lambda: LoraConfig(r=r, target_modules=["0"], init_lora_weights="pissa"),
+        "VeRA": lambda: VeraConfig(r=r, target_modules=["0"]),
+        "AdaLoRA": lambda: AdaLoraConfig(init_r=r, target_r=2, total_step=10, target_modules=["0"]),
+    }
+    wrapped = get_peft_model(model, makers[variant]())
+    assert sum(p.numel() for p in wrapped.parameters() if p.requires_grad) == formula(d_in, d_out, r)
+    if variant == "rsLoRA":
+        layer = wrapped.base_model.model[0]
+        assert math.isclose(layer.scaling["default"], wrapped.peft_config["default"].lora_alpha / math.sqrt(r))
+
+
+def test_c44_bitsandbytes_names_its_new_home():
+    home = dict(line.split(", ", 1) for line in metadata("bitsandbytes").get_all("Project-URL"))["homepage"]
+    assert home == "https://github.com/bitsandbytes-foundation/bitsandbytes"

@@ -1,0 +1,247 @@
+"""Hold every proof of the claims ledger against the notebooks, tests and records, and write lessons/claims.md.
+
+    python tools/build_claims.py            check all proofs, then write the page
+    python tools/build_claims.py --check    write nothing; fail when a proof doesn't hold or the page is not up to date
+
+The ledger is lessons/claims.toml. It needs no kernel and takes a second: that a cell still prints what is stored is
+nbval's to say, and that a test passes is pytest's; both run in CI beside this.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import json
+import os
+import re
+import sys
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from utils.claims import Cell, Claim, LedgerError, Record, Test, hardware, measured, proved_by, read_ledger  # noqa: E402
+
+PAGE = Path("lessons") / "claims.md"
+COPIES = ("solutions", "notebooks")
+NOT_COMPARED = {"nbval-ignore-output", "nbval-skip"}
+IGNORED_BY_COMMENT = re.compile(r"^\s*#\s*(NBVAL_IGNORE_OUTPUT|NBVAL_SKIP|PYTEST_VALIDATE_IGNORE_OUTPUT)\s*$", re.M)
+NEVER_RUN = re.compile(r"\b(skip|skipif|xfail|importorskip)\b")
+
+
+# ------------------------------------------------------------------------------------------------------------- cells
+
+
+@cache
+def _cells(path: Path) -> tuple[dict, ...]:
+    """A notebook's code cells, each with its source in one piece and the heading above it."""
+    try:
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    except (FileNotFoundError, ValueError, KeyError) as error:
+        raise LedgerError(
+            f"there is no readable notebook {path.parent.name}/{path.name} ({type(error).__name__})"
+        ) from None
+    heading, found = "", []
+    for cell in cells:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            headings = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```", "", source, flags=re.M | re.S), re.M)
+            heading = headings[-1] if headings else heading
+        else:
+            found.append(cell | {"source": source, "heading": heading})
+    return tuple(found)
+
+
+def _find(path: Path, proof: Cell) -> dict:
+    cells = [c for c in _cells(path) if proof.line in map(str.strip, c["source"].splitlines())]
+    if len(cells) != 1:
+        count = "no cell has" if not cells else f"{len(cells)} cells have"
+        raise LedgerError(
+            f"{path.parent.name}/{path.name}: {count} the line {proof.line!r}; a proof needs one that has it"
+        )
+    return cells[0]
+
+
+def output_of(cell: dict) -> str:
+    """What nbval compares of a cell: its printed text and its results as text; no pictures, no stderr."""
+    parts = []
+    for output in cell["outputs"]:
+        if output["output_type"] == "stream" and output["name"] == "stdout":
+            parts.append("".join(output["text"]))
+        for mime in ("text/plain", "text/html", "text/markdown"):
+            parts.append("".join(output.get("data", {}).get(mime, "")))
+    return "".join(parts)
+
+
+def cell_problem(proof: Cell, root: Path) -> str | None:
+    """Why a cell doesn't prove its claim, or None: it has to be there once, run, compared, and show every text."""
+    for copy in COPIES:
+        where = f"{copy}/{proof.lesson}.ipynb"
+        try:
+            cell = _find(root / copy / f"{proof.lesson}.ipynb", proof)
+        except LedgerError as error:
+            return str(error)
+        if cell.get("execution_count") is None:
+            return f"{where}: the cell with {proof.line!r} was never run; build the chapter"
+        tags = cell["metadata"].get("tags", [])
+        if not NOT_COMPARED.isdisjoint(tags) or IGNORED_BY_COMMENT.search(cell["source"]):
+            return f"{where}: the cell with {proof.line!r} is not compared in CI, so it proves nothing; choose another"
+        for text in proof.shows:
+            if text not in output_of(cell):
+                got = output_of(cell).strip()[:300]
+                return f"{where}: the cell with {proof.line!r} doesn't show {text!r} any more. It shows:\n{got}"
+    return None
+
+
+# ------------------------------------------------------------------------------------------------------------- tests
+
+
+def _marks(nodes: Sequence[ast.AST]) -> str:
+    return "\n".join(ast.unparse(node) for node in nodes)
+
+
+def test_problem(proof: Test, root: Path) -> str | None:
+    """Why a test doesn't prove its claim, or None: pytest has to collect it, and nothing may skip it or let it fail."""
+    path = root / proof.file
+    if not re.fullmatch(r"tests/test_\w+\.py", proof.file) or not path.is_file():
+        return f"there is no test file {proof.file}"
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    found = [n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == proof.function]
+    if not proof.function.startswith("test_") or len(found) != 1:
+        return f"{proof.file} has {len(found)} functions {proof.function}, and a proof is one that pytest collects"
+    at_module = [n for n in tree.body if not isinstance(n, ast.FunctionDef | ast.ClassDef)]
+    pinned = [n for n in at_module if "pytestmark" in ast.unparse(n) or "importorskip" in ast.unparse(n)]
+    if NEVER_RUN.search(_marks([*found[0].decorator_list, *pinned])) or re.search(
+        r"\b(skip|xfail|importorskip)\(", _marks(found[0].body)
+    ):
+        return f"{proof.file}::{proof.function} may be skipped or may fail, so it proves nothing; choose another"
+    return None
+
+
+# ----------------------------------------------------------------------------------------------------------- records
+
+
+def record_problem(proof: Record, root: Path) -> str | None:
+    """Why a record doesn't prove its claim, or None: measured on a named GPU, and the value in its range."""
+    try:
+        value, where = measured(proof, root), hardware(proof, root)
+    except LedgerError as error:
+        return str(error)
+    if not where.startswith("NVIDIA"):
+        return f"{proof.file}: {proof.what} was measured on {where!r}, which is no GPU; show it with a cell or a test"
+    if not proof.at_least <= value <= proof.at_most:
+        return f"{proof.file}: {proof.what} is {value:.6g}, not between {proof.at_least} and {proof.at_most}"
+    return None
+
+
+def problems(claims: Sequence[Claim], root: Path = ROOT) -> list[str]:
+    """Every proof that doesn't hold, one sentence each, beginning with its claim."""
+    check = {Cell: cell_problem, Test: test_problem, Record: record_problem}
+    found = [(claim.id, check[type(proof)](proof, root)) for claim in claims for proof in claim.proofs]
+    return [f"{name}: {said}" for name, said in found if said]
+
+
+# ---------------------------------------------------------------------------------------------------------- the page
+
+
+def slug(heading: str) -> str:
+    """A heading's anchor as GitHub makes it.
+
+    >>> slug("What `A` starts as, and why")
+    'what-a-starts-as-and-why'
+    """
+    return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
+
+
+def _chapter(lesson: str) -> str:
+    return f"chapter {int(lesson[:2])}"
+
+
+def _show(proof: Cell | Test | Record, root: Path) -> str:
+    if isinstance(proof, Cell):
+        heading = _find(root / "notebooks" / f"{proof.lesson}.ipynb", proof)["heading"]
+        link = f"[{_chapter(proof.lesson)}, “{heading}”]({proof.lesson}.md#{slug(heading)})"
+        book = f"[notebook](../notebooks/{proof.lesson}.ipynb)"
+        texts = "; ".join(f"`{text}`" for text in proof.shows)
+        return f"cell: {link} ({book}), the cell with `{_inline(proof.line)}` shows {texts}"
+    if isinstance(proof, Test):
+        return f"test: [{proof.file}](../{proof.file}), `{proof.function}`"
+    low, high, value = (number / proof.scale for number in (proof.at_least, proof.at_most, measured(proof, root)))
+    unit = f" {proof.unit}" if proof.unit else ""
+    return (
+        f"GPU record: [{proof.file}](../{proof.file}), {hardware(proof, root)}: {proof.what} {value:.3g}{unit} "
+        f"(must lie between {low:.3g} and {high:.3g})"
+    )
+
+
+def _inline(code: str) -> str:
+    return code if len(code) <= 70 else code[:67] + "..."
+
+
+def _cell_text(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def page(claims: Sequence[Claim], root: Path = ROOT) -> str:
+    """The text of lessons/claims.md. Raises LedgerError where a proof points nowhere."""
+    counts = proved_by(claims)
+    index = [
+        f"| [{c.id}](#{c.id.lower()}) | {c.section} | {_cell_text(c.says)} | {_cell_text(c.verdict)} |" for c in claims
+    ]
+    parts = [
+        "<!-- Written by tools/build_claims.py from claims.toml. Don't edit this page. -->",
+        "# The claims ledger",
+        "The course follows a guide, and holds what the guide says against reality. This page lists every claim that "
+        "was checked: what the guide says, the verdict, what is true, and what proves it. Each proof is one of three:",
+        "- **a cell** of a lesson. Its output is stored, and every run of the course's tests runs the cell again and "
+        "compares;\n"
+        "- **a test** that computes the fact, and runs with all others;\n"
+        "- **a GPU record**: a measurement in `assets/measurements`, made once, with its hardware named. A test holds "
+        "the value to its range; the measurement itself isn't repeated.",
+        f"Of {len(claims)} claims, {counts['cell']} are proved by a cell, {counts['test']} by a test and "
+        f"{counts['record']} by a recorded GPU measurement; many by more than one. A claim without a proof, or with "
+        "one that doesn't hold any more, fails the build. Where the evidence is a paper's, the paper is cited, and the "
+        "proof shows the nearest thing that we can measure.",
+        "\n".join(["| claim | guide | it says | verdict |", "|---|---|---|---|", *index]),
+    ]
+    for claim in claims:
+        parts.append(f"## {claim.id}")
+        parts.append(f"**The guide, section {claim.section}:** {claim.says}")
+        parts.append(f"**{claim.verdict[0].upper()}{claim.verdict[1:]}.** {claim.truth}")
+        parts.append("\n".join(f"- {_show(proof, root)}" for proof in claim.proofs))
+        if claim.sources:
+            parts.append("Source: " + "; ".join(claim.sources))
+    return "\n\n".join(parts) + "\n"
+
+
+def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(description="Check the claims ledger and write lessons/claims.md.")
+    parser.add_argument("--check", action="store_true", help="write nothing; fail when the page is not up to date")
+    options = parser.parse_args(arguments)
+    _cells.cache_clear()
+    target = root / PAGE
+    try:
+        claims = read_ledger(root / "lessons" / "claims.toml")
+        errors = problems(claims, root)
+        text = "" if errors else page(claims, root)
+    except (LedgerError, FileNotFoundError) as error:
+        errors, text = [str(error)], ""
+    if not errors and options.check and (not target.exists() or target.read_text(encoding="utf-8") != text):
+        errors = [f"{PAGE} is not what the ledger gives. Run: python tools/build_claims.py"]
+    for error in errors:
+        print(f"error: {error}", file=sys.stderr)
+    if errors:
+        return 1
+    if not options.check:
+        partial = target.with_name(f".{target.name}.partial")
+        partial.write_text(text, encoding="utf-8", newline="\n")
+        os.replace(partial, target)
+    print(f"{len(claims)} claims, proved by {proved_by(claims)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
