@@ -127,7 +127,7 @@ def test_the_plain_recipe_waits_for_ever(loaded, monkeypatch):
     model, tokenizer = loaded
     streamer = TextIteratorStreamer(tokenizer, skip_prompt=True)
     inputs = tokenizer("Once", return_tensors="pt", return_token_type_ids=False)
-    settings = dict(inputs, do_sample=True, temperature=0.0, streamer=streamer)
+    settings = dict(inputs, do_sample=True, temperature=0.0, max_new_tokens=5, streamer=streamer)
     writer = threading.Thread(target=model.generate, kwargs=settings)
     reader = threading.Thread(target=lambda: list(streamer), daemon=True)
     writer.start()

@@ -109,9 +109,10 @@ def test_peft_targets_what_was_proposed_and_trains_it(architecture, group, recwa
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_all_groups_together_are_pefts_all_linear(architecture):
     base = tiny_random(architecture)
-    mine = check_targets(base, propose_targets(base).targets)
+    proposal = propose_targets(base)
+    mine = check_targets(base, proposal.targets)
     assert match_targets(base, "all-linear") == {"all-linear": mine}
-    everything = peft_model(tiny_random(architecture), target_modules="all-linear", r=2)
+    everything = peft_model(tiny_random(architecture), target_modules="all-linear", r=2, fan_in_fan_out=proposal.conv1d)
     assert everything.targeted_module_names == mine
 
 

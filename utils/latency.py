@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from utils.kv_cache import cache_name
+
 
 class Spread(NamedTuple):
     """Milliseconds: the median of `runs` measurements and their quartiles."""
@@ -67,17 +69,17 @@ def measure(
     """
     if rounds < 4 or new_tokens < 1:
         raise ValueError(f"{rounds} rounds of {new_tokens} tokens: at least 4 rounds of 1 token give a spread")
-    prefill, decode = [], []
+    prefill, decode, name = [], [], cache_name(model)
 
     def decode_all(token: Tensor, cache: Any) -> None:
         for _ in range(new_tokens):
-            output = model(input_ids=token, past_key_values=cache, use_cache=True)
-            token, cache = output.logits[:, -1:].argmax(dim=-1), output.past_key_values
+            output = model(input_ids=token, use_cache=True, **{name: cache})
+            token, cache = output.logits[:, -1:].argmax(dim=-1), output[name]
 
     for number in range(warm_up + rounds):
         took, output = _timed(ids.device, lambda: model(input_ids=ids, use_cache=True, logits_to_keep=1))
         token = output.logits[:, -1:].argmax(dim=-1)
-        step, _ = _timed(ids.device, lambda token=token, output=output: decode_all(token, output.past_key_values))
+        step, _ = _timed(ids.device, lambda token=token, output=output: decode_all(token, output[name]))
         if number >= warm_up:
             prefill.append(took)
             decode.append(step / new_tokens)

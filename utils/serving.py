@@ -131,10 +131,10 @@ def _generation_settings(folder: Path, do_sample: bool) -> None:
 
 
 class Server:
-    """A running server: `url` is what a client calls ``base_url``."""
+    """A running server: `url` is what a client calls ``base_url``, `folder` holds the models to ask for."""
 
-    def __init__(self, process: subprocess.Popen, port: int, log: Path) -> None:
-        self.process, self.port, self._log = process, port, log
+    def __init__(self, process: subprocess.Popen, port: int, log: Path, folder: Path) -> None:
+        self.process, self.port, self._log, self.folder = process, port, log, folder
         self.url = f"http://{HOST}:{port}/v1"
 
     @property
@@ -214,7 +214,7 @@ def _started(folder: Path, port: int | None, timeout: float, device: str, scratc
 
 def _launch(folder: Path, port: int, device: str, scratch: Path) -> Server:
     hub = scratch / "hub"
-    hub.mkdir(exist_ok=True)  # without a cache folder, /v1/models fails
+    hub.mkdir(exist_ok=True)  # before transformers 5.24 /v1/models fails without a cache folder
     environment = os.environ | {
         "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(hub), "HF_HUB_DISABLE_TELEMETRY": "1", "PYTHONUNBUFFERED": "1",
     }  # fmt: skip
@@ -226,7 +226,7 @@ def _launch(folder: Path, port: int, device: str, scratch: Path) -> Server:
             [sys.executable, "-c", _PROGRAM, *arguments], cwd=folder, env=environment, stdin=subprocess.PIPE,
             stdout=out, stderr=subprocess.STDOUT,
         )  # fmt: skip
-    return Server(process, port, log)
+    return Server(process, port, log, folder)
 
 
 def _wait_until_healthy(server: Server, timeout: float) -> None:
