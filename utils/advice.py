@@ -268,7 +268,7 @@ CHOICES: dict[str, dict[str, Choice]] = {
         "merge": Choice(
             "merge it, into 16 bits: after QLoRA dequantize first",
             "one task, and answers must come fast",
-            "Merged it costs what the base costs; beside it, from 28% more time to twice the time.",
+            "Merged, its layers are plain ones again; beside the base it takes from 28% more time to twice the time.",
             (
                 _slower("adapter", "decode", 1, 1.5, 2.5),
                 _slower("adapter", "prefill", 8, 1.15, 1.45),
