@@ -17,10 +17,10 @@ from utils.activations import checkpoint_blocks
 from utils.callbacks import LiveLoss
 from utils.data import check_completions_survive, data_report, to_prompt_completion
 from utils.evaluation import evaluate, report
-from utils.files import replaced_folder
+from utils.files import new_folder, replaced_folder
 from utils.model_card import write_card
 from utils.models import ModelUnavailable, compute_dtype, load_4bit, load_base, model_device
-from utils.own_data import Settings, data_facts, general_texts, new_folder, read_own, split_records, usual_settings
+from utils.own_data import data_facts, general_texts, read_own, split_records, usual_settings
 
 ADAPTER = {"target_modules": "all-linear", "task_type": "CAUSAL_LM"}
 
@@ -133,7 +133,7 @@ def main(arguments=None):
     parser.add_argument("--checkpointing", action="store_true", help="less memory, more time")
     parser.set_defaults(**usual._asdict())
     given = parser.parse_args(arguments)
-    settings = Settings(*(getattr(given, name) for name in usual._fields))
+    settings = usual._replace(**{name: getattr(given, name) for name in usual._fields})
     try:
         before, after = fine_tune(given.data, given.out, settings, given.four_bit)
     except (ValueError, OSError, ModelUnavailable) as problem:

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from utils import files
-from utils.files import replaced_folder
+from utils.files import new_folder, replaced_folder
 
 
 def contents(folder):
@@ -77,3 +77,9 @@ def test_a_file_where_the_folder_should_be_is_left_alone(tmp_path):
         pytest.fail("it should be refused before the work")
     assert (tmp_path / "folder").read_text() == "a file"
     assert [f.name for f in tmp_path.iterdir()] == ["folder"]
+
+
+def test_a_folder_that_is_there_is_not_written_over(tmp_path):
+    assert new_folder(str(tmp_path / "new")) == tmp_path / "new"
+    with pytest.raises(FileExistsError, match="exists already: choose another folder"):
+        new_folder(tmp_path)

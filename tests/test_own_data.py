@@ -13,7 +13,6 @@ from utils.own_data import (
     Settings,
     data_facts,
     general_texts,
-    new_folder,
     prompt_key,
     read_own,
     split_records,
@@ -139,12 +138,6 @@ def test_a_count_below_one_is_refused(name, value):
 def test_a_rate_that_trains_nothing_or_breaks_everything_is_refused(lr):
     with pytest.raises(ValueError, match="the learning rate is a number above 0"):
         usual_settings()._replace(lr=lr).checked()
-
-
-def test_a_folder_that_is_there_is_not_written_over(tmp_path):
-    assert new_folder(str(tmp_path / "new")) == tmp_path / "new"
-    with pytest.raises(FileExistsError, match="exists already: choose another folder"):
-        new_folder(tmp_path)
 
 
 def test_an_answer_of_messages_makes_no_conversation(tmp_path):

@@ -9,6 +9,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
+def new_folder(path: str | Path) -> Path:
+    """`path`, where a folder is to be made. Raises FileExistsError when there is something already."""
+    path = Path(path)
+    if path.exists():
+        raise FileExistsError(f"{path} exists already: choose another folder, or move that one")
+    return path
+
+
 @contextmanager
 def replaced_folder(folder: str | Path) -> Iterator[Path]:
     """A temporary folder to write into, which becomes `folder` when the block ends without an error.

@@ -71,14 +71,6 @@ def usual_settings() -> Settings:
     return Settings(usual.r, lr, usual.steps, usual.batch_size, checkpointing=name == "7b")
 
 
-def new_folder(path: str | Path) -> Path:
-    """`path`, where a folder is to be made. Raises FileExistsError when there is something already."""
-    path = Path(path)
-    if path.exists():
-        raise FileExistsError(f"{path} exists already: choose another folder, or move that one")
-    return path
-
-
 def read_own(path: str | Path) -> list[Record]:
     """The records of a .csv, .json or .jsonl file: instruction records, or conversations where it has ``messages``.
 
