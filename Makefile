@@ -27,6 +27,7 @@ tests: setup  ## the tests alone, without the notebooks
 
 notebooks: setup  ## lessons/ to notebooks/ and solutions/, executed; CH="02 03" for some chapters
 	$(VENV) tools/build_notebooks.py $(CH)
+	$(VENV) tools/build_claims.py
 
 check-notebooks: setup  ## fail when a committed notebook is not what its lesson gives
 	$(VENV) tools/build_notebooks.py --check $(CH)

@@ -4,34 +4,37 @@
     python capstone.py --data my.jsonl --out my-adapter
 
 The file is a .csv, .json or .jsonl with instruction and output, perhaps input, or with messages.
-COURSE_PROFILE (tiny, small, 7b) chooses the model, COURSE_MODEL any other. See --help.
+COURSE_PROFILE (tiny, small, 7b) chooses the model; beside small and 7b COURSE_MODEL names another.
 """
 
 import argparse
 import gc
 import tempfile
-from pathlib import Path
 
 import torch
 
+from utils.activations import checkpoint_blocks
 from utils.callbacks import LiveLoss
 from utils.data import check_completions_survive, data_report, to_prompt_completion
 from utils.evaluation import evaluate, report
-from utils.files import replaced_folder
+from utils.files import new_folder, replaced_folder
 from utils.model_card import write_card
 from utils.models import ModelUnavailable, compute_dtype, load_4bit, load_base, model_device
 from utils.own_data import data_facts, general_texts, read_own, split_records, usual_settings
 
-MAX_LENGTH = 256
 ADAPTER = {"target_modules": "all-linear", "task_type": "CAUSAL_LM"}
 
 
-def prepare(path, tokenizer):
-    """Read the file or refuse it, split it without a leak, and say what is in it."""
+def prepare(path):
+    """Read the file or refuse it, split it without a leak, and keep the facts for the card."""
     split = split_records(read_own(path))
-    check_completions_survive(split.train, tokenizer, MAX_LENGTH)
-    print(data_report(split.train, tokenizer, MAX_LENGTH, held_out=split.held_out))
-    return split
+    return split, data_facts(path, split)
+
+
+def look_over(split, tokenizer, max_length):
+    """Say what is in the data, and refuse it when every answer would be cut away."""
+    check_completions_survive(split.train, tokenizer, max_length)
+    print(data_report(split.train, tokenizer, max_length, held_out=split.held_out))
 
 
 def load(four_bit):
@@ -50,7 +53,7 @@ def sft_settings(folder, settings):
         per_device_train_batch_size=settings.batch_size,
         learning_rate=settings.lr,
         warmup_steps=10,
-        max_length=MAX_LENGTH,
+        max_length=settings.max_length,
         bf16=dtype == torch.bfloat16,
         fp16=dtype == torch.float16,
         use_cpu=on_cpu,
@@ -58,7 +61,7 @@ def sft_settings(folder, settings):
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,
-        gradient_checkpointing=None,  # TRL would turn it on
+        gradient_checkpointing=None,  # TRL would turn it on; train() decides
     )
 
 
@@ -69,6 +72,7 @@ def train(model, tokenizer, records, settings):
     from trl import SFTTrainer
 
     disable_progress_bars()
+    checkpoint_blocks(model, on=settings.checkpointing)
     with tempfile.TemporaryDirectory() as scratch:
         trainer = SFTTrainer(
             model=model,
@@ -83,6 +87,11 @@ def train(model, tokenizer, records, settings):
     return trainer.model
 
 
+def ask(model, tokenizer, records):
+    """What the model makes of the held-out records, and of texts of another kind."""
+    return evaluate(model, tokenizer, records, general=general_texts())
+
+
 def reload(folder, four_bit):
     """A fresh base with the saved adapter on it: what whoever gets the folder will have."""
     from peft import PeftModel
@@ -91,29 +100,22 @@ def reload(folder, four_bit):
     return PeftModel.from_pretrained(base, folder).eval(), tokenizer
 
 
-def compare(model, tokenizer, records):
-    """The base and the adapter on the same held-out records, and on texts of another kind."""
-    after = evaluate(model, tokenizer, records, general=general_texts())
-    with model.disable_adapter():
-        before = evaluate(model, tokenizer, records, general=general_texts())
-    return before, after
-
-
 def fine_tune(data, out, settings, four_bit=False):
     """All of it. The folder `out` is written when everything is done, or not at all."""
-    if Path(out).exists():
-        raise FileExistsError(f"{out} exists already: choose another folder, or move that one")
+    out, settings = new_folder(out), settings.checked()
+    split, facts = prepare(data)
     model, tokenizer = load(four_bit)
-    split = prepare(data, tokenizer)
+    look_over(split, tokenizer, settings.max_length)
+    before = ask(model, tokenizer, split.held_out)
     with replaced_folder(out) as partial:
         model = train(model, tokenizer, split.train, settings)
         model.save_pretrained(partial, save_embedding_layers=False)  # or PEFT asks the Hub
+        in_4bit = getattr(model, "is_loaded_in_4bit", False)
         del model
         model, tokenizer = reload(partial, four_bit)
-        before, after = compare(model, tokenizer, split.held_out)
-        shown = {"r": settings.r, "lora_alpha": 2 * settings.r, "learning rate": settings.lr}
-        shown |= {"steps": settings.steps, "batch": settings.batch_size, "4-bit base": four_bit}
-        write_card(partial, data_facts(data, split), shown, before, after, name=Path(out).name)
+        after = ask(model, tokenizer, split.held_out)
+        shown = settings._asdict() | {"lora_alpha": 2 * settings.r, "base in 4 bits": in_4bit}
+        write_card(partial, facts, shown, before, after, name="-".join(out.name.split()))
     return before, after
 
 
@@ -123,11 +125,15 @@ def main(arguments=None):
     parser.add_argument("--data", required=True, help="a .csv, .json or .jsonl file")
     parser.add_argument("--out", required=True, help="a new folder for adapter, report and card")
     parser.add_argument("--four-bit", action="store_true", help="QLoRA: the base in 4 bits")
-    parser.add_argument("--rank", type=int, default=usual.r, help="r; alpha is twice that")
-    parser.add_argument("--steps", type=int, default=usual.steps, help="optimizer steps")
-    parser.add_argument("--rate", type=float, default=usual.lr, help="peak learning rate")
+    parser.add_argument("--r", type=int, help="the rank; lora_alpha is twice that")
+    parser.add_argument("--lr", type=float, help="the peak learning rate")
+    parser.add_argument("--steps", type=int, help="optimizer steps")
+    parser.add_argument("--batch-size", type=int, help="records in a step")
+    parser.add_argument("--max-length", type=int, help="tokens where a record is cut")
+    parser.add_argument("--checkpointing", action="store_true", help="less memory, more time")
+    parser.set_defaults(**usual._asdict())
     given = parser.parse_args(arguments)
-    settings = usual._replace(r=given.rank, steps=given.steps, lr=given.rate)
+    settings = usual._replace(**{name: getattr(given, name) for name in usual._fields})
     try:
         before, after = fine_tune(given.data, given.out, settings, given.four_bit)
     except (ValueError, OSError, ModelUnavailable) as problem:

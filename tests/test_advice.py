@@ -18,6 +18,7 @@ from utils.advice import (
     as_table,
     cite,
     needed_gb,
+    short_link,
     whole_guide,
 )
 from utils.claims import Cell, Record, Test
@@ -48,7 +49,9 @@ def test_every_choice_has_something_that_the_course_measured():
 
 @pytest.mark.parametrize("piece", [piece for _, piece in PIECES], ids=lambda piece: type(piece).__name__)
 def test_every_link_leads_somewhere(piece):
-    for target in re.findall(r"\]\(([^)]*)\)", cite(piece)):
+    found = re.findall(r"\]\(([^)]*)\)", cite(piece) + short_link(piece))
+    assert len(found) == 2 and found[0] == found[1]
+    for target in found:
         assert target.startswith("https://") or (ROOT / "notebooks" / target).resolve().is_file(), target
 
 
@@ -112,4 +115,5 @@ def test_what_is_not_positive_is_refused(name):
 def test_the_tables_have_a_row_for_each():
     advice = advise(billions=7, card_gb=16, examples=500)
     assert len(as_table(advice).splitlines()) == 2 + len(CHOICES) == 2 + len(advice)
-    assert len(whole_guide().splitlines()) == 2 + len(ALL)
+    rows = whole_guide().splitlines()[2:]
+    assert len(rows) == len(ALL) and all(re.search(r"\| \[.*\]\(.*\) \|$", row) for row in rows), "each has its link"

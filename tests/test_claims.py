@@ -10,14 +10,30 @@ from pathlib import Path
 
 import pytest
 
-from utils.claims import IDS, LEDGER, Claim, LedgerError, Record, Test, proved_by, read_ledger, verdict_kind, verdicts
+from utils.claims import (
+    IDS,
+    LEDGER,
+    TRAP_IDS,
+    Cell,
+    Claim,
+    LedgerError,
+    Record,
+    Test,
+    proofs,
+    proved_by,
+    read_ledger,
+    read_traps,
+    verdict_kind,
+    verdicts,
+)
 from utils.models import ROOT
 
 sys.path.insert(0, str(ROOT / "tools"))
 
 import build_claims as tool  # noqa: E402
 
-CLAIMS = read_ledger()
+CLAIMS, TRAPS = read_ledger(), read_traps()
+EVERY = [*CLAIMS, *TRAPS]
 TEXT = LEDGER.read_text(encoding="utf-8")
 
 
@@ -26,10 +42,11 @@ TEXT = LEDGER.read_text(encoding="utf-8")
 
 def test_every_claim_is_there_with_a_proof():
     assert [claim.id for claim in CLAIMS] == [f"C{n:02d}" for n in range(1, 45)] == list(IDS)
-    assert all(claim.proofs for claim in CLAIMS)
+    assert [trap.id for trap in TRAPS] == list(TRAP_IDS)
+    assert all(claim.proofs for claim in EVERY)
 
 
-@pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: claim.id)
+@pytest.mark.parametrize("claim", EVERY, ids=lambda claim: claim.id)
 def test_every_proof_holds(claim):
     assert tool.problems([claim]) == []
 
@@ -39,7 +56,7 @@ def test_the_page_is_what_the_ledger_gives(capsys):
 
 
 def test_pytest_collects_every_test_that_is_a_proof():
-    named = sorted({f"{p.file}::{p.function}" for claim in CLAIMS for p in claim.proofs if isinstance(p, Test)})
+    named = sorted({f"{p.file}::{p.function}" for claim in EVERY for p in claim.proofs if isinstance(p, Test)})
     command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", *named]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
@@ -47,27 +64,39 @@ def test_pytest_collects_every_test_that_is_a_proof():
     assert found == set(named)
 
 
+LINKS = re.findall(r"\]\(([^)#?:]+)(?:\?plain=1)?(?:#([^)]*))?\)", (ROOT / "lessons" / "claims.md").read_text("utf-8"))
+"""Every link of the page to a file of the repository, and its anchor."""
+
+
 def test_the_page_counts_and_links_what_there_is():
     page = (ROOT / "lessons" / "claims.md").read_text(encoding="utf-8")
     counts = proved_by(CLAIMS)
     assert f"{counts['cell']} are proved by a cell" in page and min(counts.values()) >= 5
-    links = re.findall(r"\]\(([^)#]+)(#[^)]*)?\)", page)
-    files = {target for target, _ in links if target and "://" not in target}
-    assert len(files) >= 20
-    for target in files:
+    every = proofs(EVERY)
+    assert f"Together that makes {every['cell']} cells, {every['test']} tests and {every['record']} GPU records" in page
+    assert sum(every.values()) == sum(len(claim.proofs) for claim in EVERY)
+    assert len({target for target, _ in LINKS}) >= 20
+    for target, _ in LINKS:
         assert (ROOT / "lessons" / target).resolve().is_file(), target
 
 
-def test_every_anchor_on_the_page_is_a_heading():
+def test_every_anchor_on_the_page_is_a_heading_or_the_line_of_a_proof():
     page = (ROOT / "lessons" / "claims.md").read_text(encoding="utf-8")
-    texts: dict[str, set[str]] = {"": {tool.slug(h) for h in re.findall(r"^#+ (.*)$", page, re.M)}}
-    for target, anchor in re.findall(r"\]\(([^)#:]*)#([^)]*)\)", page):
-        if target not in texts:
-            lesson = re.sub(
-                r"^```.*?^```", "", (ROOT / "lessons" / target).read_text(encoding="utf-8"), flags=re.M | re.S
-            )
-            texts[target] = {tool.slug(h) for h in re.findall(r"^#+ (.*)$", lesson, re.M)}
-        assert anchor in texts[target], f"{target}#{anchor}"
+    known = {"#" + tool.slug(h) for h in re.findall(r"^#+ (.*)$", page, re.M)}
+    assert set(re.findall(r"\]\((#[^)]*)\)", page)) <= known
+    wanted = {p.line for claim in EVERY for p in claim.proofs if isinstance(p, Cell)}
+    wanted |= {f"def {p.function}(" for claim in EVERY for p in claim.proofs if isinstance(p, Test)}
+    reached = set()
+    for target, anchor in LINKS:
+        text = (ROOT / "lessons" / target).read_text(encoding="utf-8")
+        if number := re.fullmatch(r"L(\d+)", anchor):
+            line = text.splitlines()[int(number[1]) - 1].strip()
+            reached.add(line.split("(")[0] + "(" if target.endswith(".py") else line)
+        elif anchor:
+            headings = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S), re.M)
+            slugs = [tool.slug(h) for h in headings]
+            assert slugs.count(anchor) == 1, f"{target}#{anchor}: GitHub takes the first of several"
+    assert reached == wanted, "each proof is one click away, at its own line"
 
 
 def test_it_is_no_lesson_to_the_build():
@@ -116,11 +145,27 @@ FIRST = TEXT[TEXT.index("[[claim.proof]]") : TEXT.index('[[claim]]\nid = "C02"')
          "C01: a proof names one of cell, test, record"),
         ("at_most = 28.5e9\n", "", "C04: a record proof needs at_most"),
         ('id = "C01"', 'id = "C01', "is not valid TOML"),
+        ('[[trap]]\nid = "T01"', '[guess]\nx = 1\n\n[[trap]]\nid = "T01"', "unknown table 'guess'"),
     ],
 )  # fmt: skip
 def test_a_faulty_ledger_is_refused(tmp_path, old, new, said):
     with pytest.raises(LedgerError, match=re.escape(said)):
         read_ledger(ledger(tmp_path, old, new))
+
+
+@pytest.mark.parametrize(
+    "old, new, said",
+    [
+        ('id = "T03"', 'id = "T04"', "has not the traps T01 to T07 in order; missing: T03; twice: T04"),
+        (TEXT[TEXT.index("[[trap.proof]]") : TEXT.index('[[trap]]\nid = "T02"')], "", "T01 has no proof"),
+    ],
+)
+def test_a_faulty_trap_is_refused(tmp_path, capsys, old, new, said):
+    with pytest.raises(LedgerError, match=re.escape(said)):
+        read_traps(ledger(tmp_path, old, new))
+    (tmp_path / "lessons").mkdir()
+    (tmp_path / "claims.toml").rename(tmp_path / "lessons" / "claims.toml")
+    assert tool.main(["--check"], tmp_path) == 1 and said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -221,8 +266,11 @@ def test_a_record_proves_only_a_value_in_its_range_on_a_named_gpu(tmp_path, reco
 
 
 def test_a_stale_page_fails_and_a_broken_ledger_leaves_the_page_alone(tmp_path, capsys):
-    for folder in ("lessons", "notebooks", "solutions", "tests", "assets"):
-        (tmp_path / folder).symlink_to(ROOT / folder) if folder != "lessons" else (tmp_path / folder).mkdir()
+    for folder in ("notebooks", "solutions", "tests", "assets"):
+        (tmp_path / folder).symlink_to(ROOT / folder)
+    (tmp_path / "lessons").mkdir()
+    for lesson in (ROOT / "lessons").glob("[0-9]*.md"):
+        (tmp_path / "lessons" / lesson.name).symlink_to(lesson)
     (tmp_path / "lessons" / "claims.toml").write_text(TEXT, encoding="utf-8")
     assert tool.main(["--check"], tmp_path) == 1 and "is not what the ledger gives" in capsys.readouterr().err
     assert tool.main([], tmp_path) == 0 and tool.main(["--check"], tmp_path) == 0
@@ -234,6 +282,19 @@ def test_a_stale_page_fails_and_a_broken_ledger_leaves_the_page_alone(tmp_path, 
 
 
 def test_a_claim_is_what_the_page_shows():
-    claim = Claim("C01", "1.1", "It | says.", "wrong", "The truth.", (Test("tests/test_claims.py", "test_x"),))
+    proof = Test("tests/test_claims.py", "test_a_claim_is_what_the_page_shows")
+    claim = Claim("C01", "1.1", "It | says.", "wrong", "The truth.", (proof,))
     page = tool.page([claim])
     assert "| [C01](#c01) | 1.1 | It \\| says. | wrong |" in page and "**Wrong.** The truth." in page
+    assert "## Traps" not in page and "Beside the guide's section 1.1" in tool.page([claim], [claim])
+    with pytest.raises(LedgerError, match="has 0 functions test_x"):
+        tool.page([Claim("C01", "1.1", "It", "wrong", "The truth.", (Test("tests/test_claims.py", "test_x"),))])
+
+
+def test_a_line_is_found_once_or_refused(tmp_path):
+    path = tmp_path / "a.md"
+    path.write_text("```python\n    x = 1\ny = 2\ny = 2\n```\n")
+    assert tool.line_of(path, "x = 1") == 2
+    for line, count in (("y = 2", 2), ("z", 0)):
+        with pytest.raises(LedgerError, match=f"{count} times, not once"):
+            tool.line_of(path, line)

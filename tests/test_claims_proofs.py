@@ -56,6 +56,36 @@ def test_c20_a_model_spread_over_devices_is_refused_by_several_processes(monkeyp
     assert accelerator.verify_device_map(spread) and not accelerator.verify_device_map(own)
 
 
+def test_c31_a_warm_up_below_one_is_a_share_and_the_default_rate_is_2e_5(tmp_path):
+    from trl import SFTConfig
+
+    settings = SFTConfig(output_dir=str(tmp_path), warmup_steps=0.1, use_cpu=True, bf16=False)
+    assert settings.get_warmup_steps(500) == 50
+    assert SFTConfig.__dataclass_fields__["learning_rate"].default == settings.learning_rate == 2e-5
+
+
+METHODS = {"linear", "ties", "dare_linear", "dare_ties", "magnitude_prune"}
+
+
+@pytest.mark.parametrize("method", sorted(METHODS | {f"{name}_svd" for name in METHODS - {"linear"}} | {"cat", "svd"}))
+def test_c36_methods_that_need_equal_ranks(method):
+    from peft import LoraConfig, get_peft_model
+
+    model = get_peft_model(nn.Sequential(nn.Linear(16, 16)), LoraConfig(r=2, target_modules=["0"]), "two")
+    model.add_adapter("four", LoraConfig(r=4, target_modules=["0"]))
+
+    def combine():
+        density = None if method in ("cat", "svd", "linear") else 0.5
+        model.add_weighted_adapter(["two", "four"], [1.0, 1.0], "both", combination_type=method, density=density)
+
+    if method in METHODS:
+        with pytest.raises(ValueError, match="same r value"):
+            combine()
+    else:
+        combine()
+        assert "both" in model.peft_config
+
+
 GUIDES_OBJECTIVE = """
 def objective(trial):
     r = trial.suggest_int("r", 4, 32, step=4)
@@ -154,3 +184,49 @@ def test_c43_the_variants_parameters_by_formula_and_by_counting(variant, formula
 def test_c44_bitsandbytes_names_its_new_home():
     home = dict(line.split(", ", 1) for line in metadata("bitsandbytes").get_all("Project-URL"))["homepage"]
     assert home == "https://github.com/bitsandbytes-foundation/bitsandbytes"
+
+
+# ------------------------------------------------------------------------------------------------------------- traps
+
+
+def test_t03_a_fast_pissa_adapter_does_not_survive_saving_and_a_converted_one_does(tmp_path):
+    from peft import LoraConfig, PeftModel, get_peft_model
+
+    def base() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(48, 32, bias=False))
+
+    torch.manual_seed(1)
+    x = torch.randn(64, 48)
+    model = get_peft_model(base(), LoraConfig(r=4, target_modules=["0"], init_lora_weights="pissa_niter_4"))
+    model.save_pretrained(tmp_path / "start")
+    assert torch.allclose(model(x), base()(x), atol=1e-5), "at the start it is the base"
+    with torch.no_grad():  # as if trained
+        for p in model.parameters():
+            if p.requires_grad:
+                p += 0.05 * torch.randn_like(p)
+    wanted = model(x).detach()
+    model.save_pretrained(tmp_path / "plain")
+    learnt, fresh = (wanted - base()(x)).norm(), base()
+    torch.manual_seed(2)  # another process: the decomposition is drawn again
+    reloaded = PeftModel.from_pretrained(fresh, tmp_path / "plain")
+    assert (reloaded(x) - wanted).norm() > 0.5 * learnt, "measured 0.87: most of what was learnt is gone"
+    model.peft_config["default"].init_lora_weights = True
+    model.save_pretrained(tmp_path / "converted", path_initial_model_for_weight_conversion=str(tmp_path / "start"))
+    reloaded = PeftModel.from_pretrained(base(), tmp_path / "converted")
+    assert (reloaded(x) - wanted).norm() < 1e-4 * learnt
+
+
+def test_t05_adapter_names_are_refused_in_training_mode():
+    from peft import PeftModel
+
+    from utils.adapter_cache import trained_adapter
+    from utils.models import load_base
+
+    base, tokenizer = load_base()
+    model = PeftModel.from_pretrained(base, trained_adapter("style"), "style")
+    ids = tokenizer("Hello.", return_tensors="pt").input_ids
+    with torch.no_grad():
+        assert model.eval()(ids, adapter_names=["style"]).logits.shape[:2] == ids.shape
+        with pytest.raises(ValueError, match="adapter_names.*training mode"):
+            model.train()(ids, adapter_names=["style"])

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from utils import files
-from utils.files import replaced_folder
+from utils.files import new_folder, replaced_folder
 
 
 def contents(folder):
@@ -53,10 +53,13 @@ def test_each_file_is_moved_by_one_rename_and_never_written_in_place(tmp_path, m
     renamed = []
     replace = os.replace
     monkeypatch.setattr(files.os, "replace", lambda old, new: (renamed.append(os.fspath(new)), replace(old, new)))
-    with replaced_folder(tmp_path / "folder") as scratch:
-        for name in "ba":
-            (scratch / name).write_text(name)
-    assert renamed == [str(tmp_path / "folder" / name) for name in "ab"]
+    for _ in range(2):
+        with replaced_folder(tmp_path / "folder") as scratch:
+            for name in "ba":
+                (scratch / name).write_text(name)
+    once, *each = renamed
+    assert once == str(tmp_path / "folder"), "a new folder appears with all its files at once"
+    assert each == [str(tmp_path / "folder" / name) for name in "ab"]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such modes")
@@ -65,11 +68,18 @@ def test_files_are_readable_by_everyone_though_temporary_ones_are_not(tmp_path):
         (scratch / "a").write_text("1")
         (scratch / "a").chmod(0o600)
     assert (tmp_path / "folder" / "a").stat().st_mode & 0o777 == 0o644
+    assert (tmp_path / "folder").stat().st_mode & 0o777 == 0o755
 
 
 def test_a_file_where_the_folder_should_be_is_left_alone(tmp_path):
     (tmp_path / "folder").write_text("a file")
-    with pytest.raises(FileExistsError), replaced_folder(tmp_path / "folder") as scratch:
-        (scratch / "a").write_text("1")
+    with pytest.raises(FileExistsError, match="is a file"), replaced_folder(tmp_path / "folder"):
+        pytest.fail("it should be refused before the work")
     assert (tmp_path / "folder").read_text() == "a file"
     assert [f.name for f in tmp_path.iterdir()] == ["folder"]
+
+
+def test_a_folder_that_is_there_is_not_written_over(tmp_path):
+    assert new_folder(str(tmp_path / "new")) == tmp_path / "new"
+    with pytest.raises(FileExistsError, match="exists already: choose another folder"):
+        new_folder(tmp_path)

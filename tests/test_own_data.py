@@ -9,7 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from utils.own_data import data_facts, general_texts, prompt_key, read_own, split_records, usual_settings
+from utils.own_data import (
+    Settings,
+    data_facts,
+    general_texts,
+    prompt_key,
+    read_own,
+    split_records,
+    usual_settings,
+)
 from utils.records import BadRecords
 
 
@@ -111,6 +119,28 @@ def test_the_general_texts_are_always_the_same_and_enough_for_a_window():
 def test_the_usual_settings_are_the_profiles(monkeypatch):
     from utils.recipes import recipe
 
-    assert usual_settings() == recipe("style")._replace(lr=4e-3)
-    monkeypatch.setenv("COURSE_PROFILE", "small")
-    assert usual_settings() == recipe("style")
+    assert usual_settings() == Settings(8, 4e-3, 180, 8, 256, checkpointing=False)
+    for profile in ("small", "7b"):
+        monkeypatch.setenv("COURSE_PROFILE", profile)
+        usual, theirs = usual_settings(), recipe("style")
+        assert usual[:4] == (theirs.r, theirs.lr, theirs.steps, theirs.batch_size)
+        assert usual.checkpointing == (profile == "7b") and usual.checked() == usual
+
+
+@pytest.mark.parametrize("name", ["r", "steps", "batch_size", "max_length"])
+@pytest.mark.parametrize("value", [0, -1])
+def test_a_count_below_one_is_refused(name, value):
+    with pytest.raises(ValueError, match=f"{name} is a number of 1 or more, not {value}"):
+        usual_settings()._replace(**{name: value}).checked()
+
+
+@pytest.mark.parametrize("lr", [0.0, -1e-3, float("nan"), float("inf")])
+def test_a_rate_that_trains_nothing_or_breaks_everything_is_refused(lr):
+    with pytest.raises(ValueError, match="the learning rate is a number above 0"):
+        usual_settings()._replace(lr=lr).checked()
+
+
+def test_an_answer_of_messages_makes_no_conversation(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"instruction": 'Name the key, "messages": or not?', "output": "messages"}))
+    assert read_own(path)[0]["output"] == "messages"

@@ -22,7 +22,19 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from utils.claims import Cell, Claim, LedgerError, Record, Test, hardware, measured, proved_by, read_ledger  # noqa: E402
+from utils.claims import (  # noqa: E402
+    Cell,
+    Claim,
+    LedgerError,
+    Record,
+    Test,
+    hardware,
+    measured,
+    proofs,
+    proved_by,
+    read_ledger,
+    read_traps,
+)
 
 PAGE = Path("lessons") / "claims.md"
 COPIES = ("solutions", "notebooks")
@@ -155,6 +167,27 @@ def slug(heading: str) -> str:
     return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
 
 
+@cache
+def _lines(path: Path) -> tuple[str, ...]:
+    return tuple(path.read_text(encoding="utf-8").splitlines())
+
+
+def line_of(path: Path, line: str) -> int:
+    """The number, from 1, of the line of a file that reads `line`, indentation aside. Raises LedgerError where it is
+    not there once."""
+    found = [number for number, text in enumerate(_lines(path), 1) if text.strip() == line]
+    if len(found) != 1:
+        raise LedgerError(f"{path.parent.name}/{path.name} has the line {line!r} {len(found)} times, not once")
+    return found[0]
+
+
+def _definition(proof: Test, root: Path) -> int:
+    found = [n for n, text in enumerate(_lines(root / proof.file), 1) if text.startswith(f"def {proof.function}(")]
+    if len(found) != 1:
+        raise LedgerError(f"{proof.file} has {len(found)} functions {proof.function}")
+    return found[0]
+
+
 def _chapter(lesson: str) -> str:
     return f"chapter {int(lesson[:2])}"
 
@@ -164,16 +197,22 @@ def _show(proof: Cell | Test | Record, root: Path) -> str:
         heading = _find(root / "notebooks" / f"{proof.lesson}.ipynb", proof)["heading"]
         link = f"[{_chapter(proof.lesson)}, “{heading}”]({proof.lesson}.md#{slug(heading)})"
         book = f"[notebook](../notebooks/{proof.lesson}.ipynb)"
-        texts = "; ".join(f"`{text}`" for text in proof.shows)
-        return f"cell: {link} ({book}), the cell with `{_inline(proof.line)}` shows {texts}"
+        texts = "; ".join(_code(text) for text in proof.shows)
+        source = f"{proof.lesson}.md?plain=1#L{line_of(root / 'lessons' / f'{proof.lesson}.md', proof.line)}"
+        return f"cell: {link} ({book}), the cell with [{_code(_inline(proof.line))}]({source}) shows {texts}"
     if isinstance(proof, Test):
-        return f"test: [{proof.file}](../{proof.file}), `{proof.function}`"
+        return f"test: [{proof.file}, `{proof.function}`](../{proof.file}#L{_definition(proof, root)})"
     low, high, value = (number / proof.scale for number in (proof.at_least, proof.at_most, measured(proof, root)))
     unit = f" {proof.unit}" if proof.unit else ""
     return (
         f"GPU record: [{proof.file}](../{proof.file}), {hardware(proof, root)}: {proof.what} {value:.3g}{unit} "
         f"(must lie between {low:.3g} and {high:.3g})"
     )
+
+
+def _code(text: str) -> str:
+    """Text as code in Markdown; with two backticks around it where it holds one."""
+    return f"`` {text} ``" if "`" in text else f"`{text}`"
 
 
 def _inline(code: str) -> str:
@@ -184,9 +223,9 @@ def _cell_text(text: str) -> str:
     return text.replace("|", "\\|")
 
 
-def page(claims: Sequence[Claim], root: Path = ROOT) -> str:
+def page(claims: Sequence[Claim], traps: Sequence[Claim] = (), root: Path = ROOT) -> str:
     """The text of lessons/claims.md. Raises LedgerError where a proof points nowhere."""
-    counts = proved_by(claims)
+    counts, every = proved_by(claims), proofs([*claims, *traps])
     index = [
         f"| [{c.id}](#{c.id.lower()}) | {c.section} | {_cell_text(c.says)} | {_cell_text(c.verdict)} |" for c in claims
     ]
@@ -201,19 +240,28 @@ def page(claims: Sequence[Claim], root: Path = ROOT) -> str:
         "- **a GPU record**: a measurement in `assets/measurements`, made once, with its hardware named. A test holds "
         "the value to its range; the measurement itself isn't repeated.",
         f"Of {len(claims)} claims, {counts['cell']} are proved by a cell, {counts['test']} by a test and "
-        f"{counts['record']} by a recorded GPU measurement; many by more than one. A claim without a proof, or with "
-        "one that doesn't hold any more, fails the build. Where the evidence is a paper's, the paper is cited, and the "
-        "proof shows the nearest thing that we can measure.",
+        f"{counts['record']} by a recorded GPU measurement; many by more than one. {len(traps)} traps that the guide "
+        f"doesn't speak of come after them. Together that makes {every['cell']} cells, {every['test']} tests and "
+        f"{every['record']} GPU records. A claim without a proof, or with one that doesn't hold any more, fails the "
+        "build. Where the evidence is a paper's, the paper is cited, and the proof shows the nearest thing that we can "
+        "measure.",
         "\n".join(["| claim | guide | it says | verdict |", "|---|---|---|---|", *index]),
     ]
     for claim in claims:
-        parts.append(f"## {claim.id}")
-        parts.append(f"**The guide, section {claim.section}:** {claim.says}")
-        parts.append(f"**{claim.verdict[0].upper()}{claim.verdict[1:]}.** {claim.truth}")
-        parts.append("\n".join(f"- {_show(proof, root)}" for proof in claim.proofs))
-        if claim.sources:
-            parts.append("Source: " + "; ".join(claim.sources))
+        parts += _entry(claim, root, f"**The guide, section {claim.section}:** {claim.says}")
+    if traps:
+        parts.append("## Traps besides")
+        parts.append("Found on the way. The guide doesn't speak of them.")
+    for trap in traps:
+        parts += _entry(trap, root, f"**Beside the guide's section {trap.section}:** {trap.says}")
     return "\n\n".join(parts) + "\n"
+
+
+def _entry(claim: Claim, root: Path, said: str) -> list[str]:
+    verdict = f"**{claim.verdict[0].upper()}{claim.verdict[1:]}.** {claim.truth}"
+    sources = ["Source: " + "; ".join(claim.sources)] if claim.sources else []
+    shown = "\n".join(f"- {_show(proof, root)}" for proof in claim.proofs)
+    return [f"## {claim.id}", said, verdict, shown, *sources]
 
 
 def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
@@ -222,11 +270,13 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
     parser.add_argument("--check", action="store_true", help="write nothing; fail when the page is not up to date")
     options = parser.parse_args(arguments)
     _cells.cache_clear()
+    _lines.cache_clear()
     target = root / PAGE
     try:
-        claims = read_ledger(root / "lessons" / "claims.toml")
-        errors = problems(claims, root)
-        text = "" if errors else page(claims, root)
+        ledger = root / "lessons" / "claims.toml"
+        claims, traps = read_ledger(ledger), read_traps(ledger)
+        errors = problems([*claims, *traps], root)
+        text = "" if errors else page(claims, traps, root)
     except (LedgerError, FileNotFoundError) as error:
         errors, text = [str(error)], ""
     if not errors and options.check and (not target.exists() or target.read_text(encoding="utf-8") != text):
@@ -239,7 +289,7 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
         partial = target.with_name(f".{target.name}.partial")
         partial.write_text(text, encoding="utf-8", newline="\n")
         os.replace(partial, target)
-    print(f"{len(claims)} claims, proved by {proved_by(claims)}")
+    print(f"{len(claims)} claims, proved by {proved_by(claims)}; with {len(traps)} traps {proofs([*claims, *traps])}")
     return 0
 
 

@@ -268,7 +268,7 @@ CHOICES: dict[str, dict[str, Choice]] = {
         "merge": Choice(
             "merge it, into 16 bits: after QLoRA dequantize first",
             "one task, and answers must come fast",
-            "Merged it costs what the base costs; beside it, from 28% more time to twice the time.",
+            "Merged, its layers are plain ones again; beside the base it takes from 28% more time to twice the time.",
             (
                 _slower("adapter", "decode", 1, 1.5, 2.5),
                 _slower("adapter", "prefill", 8, 1.15, 1.45),
@@ -395,6 +395,15 @@ def cite(evidence: Evidence) -> str:
     return f"[{name}](../{evidence.file}), {hardware(evidence)}: {evidence.what} {value:.3g}{unit}"
 
 
+def short_link(evidence: Evidence) -> str:
+    """The shortest link to a piece of evidence, in Markdown: its chapter, file or paper."""
+    if isinstance(evidence, Source):
+        return f"[{evidence.text.partition(',')[0]}{evidence.text[-6:]}]({evidence.url})"
+    if isinstance(evidence, Cell):
+        return f"[chapter {int(evidence.lesson[:2])}]({evidence.lesson}.ipynb)"
+    return f"[{evidence.file.rpartition('/')[2]}](../{evidence.file})"
+
+
 def as_table(advice: list[Advice]) -> str:
     """The advice as a table in Markdown: question, choice, why, evidence."""
     rows = [
@@ -405,10 +414,11 @@ def as_table(advice: list[Advice]) -> str:
 
 
 def whole_guide() -> str:
-    """Every choice that the guide knows, as a table in Markdown: question, when, then."""
+    """Every choice that the guide knows, as a table in Markdown: question, when, then, and links to what backs it."""
     rows = [
-        f"| {question if i == 0 else ''} | {choice.when} | {choice.answer} |"
+        f"| {question if i == 0 else ''} | {choice.when} | {choice.answer} | "
+        f"{', '.join(dict.fromkeys(map(short_link, choice.evidence)))} |"
         for question, choices in CHOICES.items()
         for i, choice in enumerate(choices.values())
     ]
-    return "\n".join(["| question | when | then |", "|---|---|---|", *rows])
+    return "\n".join(["| question | when | then | backed by |", "|---|---|---|---|", *rows])

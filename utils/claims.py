@@ -20,6 +20,8 @@ from utils.models import ROOT
 LEDGER = ROOT / "lessons" / "claims.toml"
 IDS = tuple(f"C{number:02d}" for number in range(1, 45))
 """The claims that the ledger holds, all of them."""
+TRAP_IDS = tuple(f"T{number:02d}" for number in range(1, 8))
+"""The traps that it holds besides: what the guide doesn't speak of and a reader falls into."""
 _CELL_OUTPUT_AT_LEAST = 4
 _FIELDS = {"id", "section", "says", "verdict", "truth", "sources", "proof"}
 
@@ -73,6 +75,7 @@ class Record:
 
 
 Proof = Cell | Test | Record
+PROOF_KINDS = {"cell": Cell, "test": Test, "record": Record}
 
 
 @dataclass(frozen=True)
@@ -94,21 +97,33 @@ class Claim:
 def read_ledger(path: Path = LEDGER) -> list[Claim]:
     """The claims in order. Raises LedgerError for a field or a proof that is missing, unknown or empty, for a claim
     without a proof, and where the ids aren't C01 to C44, each once and in order."""
+    return _read(path, "claim", IDS)
+
+
+def read_traps(path: Path = LEDGER) -> list[Claim]:
+    """The traps in order, in the form of claims. Raises LedgerError as :func:`read_ledger` does."""
+    return _read(path, "trap", TRAP_IDS)
+
+
+def _read(path: Path, table: str, wanted: Sequence[str]) -> list[Claim]:
     try:
-        rows = tomllib.loads(path.read_text(encoding="utf-8")).get("claim", [])
+        ledger = tomllib.loads(path.read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:
         raise LedgerError(f"{path.name} is not valid TOML: {error}") from None
-    claims = [_claim(row) for row in rows]
+    if unknown := sorted(set(ledger) - {"claim", "trap"}):
+        raise LedgerError(f"{path.name} has an unknown table {unknown[0]!r}; known are claim and trap")
+    claims = [_claim(row) for row in ledger.get(table, [])]
     ids = [claim.id for claim in claims]
-    if ids != list(IDS):
-        missing = [name for name in IDS if name not in ids]
+    if ids != list(wanted):
+        missing = [name for name in wanted if name not in ids]
         twice = sorted(name for name, count in Counter(ids).items() if count > 1)
-        unknown = [name for name in ids if name not in IDS]
+        unknown = [name for name in ids if name not in wanted]
         said = [
             f"{w} {', '.join(n)}" for w, n in (("missing:", missing), ("twice:", twice), ("unknown:", unknown)) if n
         ]
         raise LedgerError(
-            f"{path.name} has not the claims C01 to C44 in order; {'; '.join(said) or 'they are shuffled'}"
+            f"{path.name} has not the {table}s {wanted[0]} to {wanted[-1]} in order; "
+            f"{'; '.join(said) or 'they are shuffled'}"
         )
     return claims
 
@@ -221,10 +236,15 @@ def _load(proof: Record, root: Path) -> Any:
 # ----------------------------------------------------------------------------------------------------------- counts
 
 
+def proofs(claims: Sequence[Claim]) -> dict[str, int]:
+    """How many proofs of each kind there are in all, by "cell", "test" and "record"."""
+    every = [proof for claim in claims for proof in claim.proofs]
+    return {name: sum(isinstance(proof, kind) for proof in every) for name, kind in PROOF_KINDS.items()}
+
+
 def proved_by(claims: Sequence[Claim]) -> dict[str, int]:
     """How many claims have at least one proof of each kind, by "cell", "test" and "record"."""
-    kinds = {"cell": Cell, "test": Test, "record": Record}
-    return {name: sum(any(isinstance(p, kind) for p in c.proofs) for c in claims) for name, kind in kinds.items()}
+    return {name: sum(any(isinstance(p, kind) for p in c.proofs) for c in claims) for name, kind in PROOF_KINDS.items()}
 
 
 KINDS = {

@@ -80,9 +80,10 @@ def _loss(model: Any, tokenizer: PreTrainedTokenizerBase, records: Sequence[Reco
         batch = collate(encoded[start : start + batch_size], tokenizer.pad_token_id)
         batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
         labels = batch.pop("labels")[:, 1:]
-        logits = model(**batch).logits[:, :-1].float()
-        total += F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum").item()
-        count += int((labels != IGNORED).sum())
+        answer = labels != IGNORED
+        logits = model(**batch).logits[:, :-1][answer].float()  # the answers' alone: a large vocabulary takes room
+        total += F.cross_entropy(logits, labels[answer], reduction="sum").item()
+        count += int(answer.sum())
     return total / count
 
 
@@ -94,7 +95,7 @@ def evaluate(
     *,
     general: Sequence[str] = (),
     max_new_tokens: int | None = None,
-    batch_size: int = 32,
+    batch_size: int = 16,
 ) -> Evaluation:
     """Ask the model every record's prompt, greedily and in chat form, and compare with the record's answer.
 

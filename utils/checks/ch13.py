@@ -73,6 +73,7 @@ def _losses_case(rows: int, length: int):
         for row in range(rows):
             labels[row, : row + 2] = -100
             labels[row, length - row :] = -100
+        labels[0, 2] = 0  # a token like any other
         return torch.rand(rows, length) * 4 + 0.5, labels
 
     return make
@@ -96,6 +97,10 @@ exercise(
                 torch.stack([row[kept != -100].mean() for row, kept in zip(losses, labels, strict=True)]).mean().item()
             ),
             "that is the mean of the rows' means, in which a token of a short answer counts more than one of a long.",
+        ),
+        Mistake(
+            lambda losses, labels: losses[labels > 0].mean().item(),
+            "you left token 0 out, which may well stand in an answer: the mark is -100, so compare with that.",
         ),
         Mistake(
             lambda losses, labels: losses[labels != -100].sum().item(),
@@ -136,6 +141,10 @@ exercise(
         Mistake(
             lambda rows, eos_id: sum(row.count(eos_id) for row in rows) / len(rows),
             "you counted end marks. Where padding is the end mark too, one answer has several: count answers.",
+        ),
+        Mistake(
+            lambda rows, eos_id: 100 * sum(eos_id in row for row in rows) / len(rows),
+            "right, in percent; a share lies between 0 and 1.",
         ),
         Mistake(
             lambda rows, eos_id: sum(eos_id in row for row in rows),
@@ -206,6 +215,17 @@ exercise(
         Mistake(
             lambda billions, card_gb: _cheapest_way(billions, card_gb, sizes=(4, 2, 0.574)),
             "4 bytes a parameter are the float32 weights alone: gradients and Adam's moments make it 16.",
+        ),
+        Mistake(
+            lambda billions, card_gb: next(
+                (
+                    way
+                    for way, size in (("QLoRA", 0.574), ("LoRA", 2), ("full", 16))
+                    if billions * size <= 0.9 * card_gb
+                ),
+                "none",
+            ),
+            "you began with the smallest way, which fits wherever one does: try full first, then LoRA, then QLoRA.",
         ),
         Mistake(
             lambda billions, card_gb: _cheapest_way(billions, card_gb, sizes=(16, 2, 0.5)),
