@@ -93,7 +93,7 @@ class _FourBitProduct(torch.autograd.Function):
         return grad @ ctx.layer.dequantized(), None
 
 
-def flash_attention(
+def fused_attention(
     module: nn.Module,
     query: Float[Tensor, "batch heads length width"],
     key: Float[Tensor, "batch kv_heads length width"],
@@ -103,18 +103,31 @@ def flash_attention(
     scaling: float | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """What transformers' ``sdpa`` does on CUDA, where PyTorch takes FlashAttention's kernel: an attention function of
-    transformers. Nothing of size length x length is made.
+    """What transformers' ``sdpa`` does on CUDA, as an attention function of transformers.
+
+    In 16 bits PyTorch takes FlashAttention's kernel, in float32 the memory-efficient one, and where heads share keys
+    in float32, which neither does, the plain formula, which writes the scores down (aten/src/ATen/native/transformers/
+    cuda/sdp_utils.cpp).
     """
-    output = torch.ops.aten._scaled_dot_product_flash_attention(query, key, value, dropout, True, scale=scaling)[0]
+    aten = torch.ops.aten
+    if query.dtype != torch.float32:
+        output = aten._scaled_dot_product_flash_attention(query, key, value, dropout, True, scale=scaling)[0]
+    elif key.shape[1] == query.shape[1]:
+        output = aten._scaled_dot_product_efficient_attention(
+            query, key, value, None, True, dropout, True, scale=scaling
+        )[0]
+    else:
+        output = aten._scaled_dot_product_attention_math(
+            query, key, value, None, dropout, True, scale=scaling, enable_gqa=True
+        )[0]
     return output.transpose(1, 2).contiguous(), None
 
 
 def register_attention() -> str:
-    """Make :func:`flash_attention` known to transformers, without a written mask, and return its name there."""
+    """Make :func:`fused_attention` known to transformers, without a written mask, and return its name there."""
     from transformers import AttentionInterface, AttentionMaskInterface
 
-    AttentionInterface.register("fused_without_data", flash_attention)
+    AttentionInterface.register("fused_without_data", fused_attention)
     AttentionMaskInterface.register("fused_without_data", lambda *args, **kwargs: None)
     return "fused_without_data"
 

@@ -179,16 +179,25 @@ def allocated() -> int:
 
 
 def peak() -> dict[str, int]:
-    """The largest number of bytes since the last call, given out and asked for, and start again."""
+    """The largest number of bytes since the last call, given out, asked for, and taken from the GPU, and start again."""
     if not torch.cuda.is_available():
-        return {"peak": 0, "requested": 0}
+        return {"peak": 0, "requested": 0, "reserved": 0}
     torch.cuda.synchronize()
     found = {
         "peak": torch.cuda.max_memory_allocated(),
         "requested": torch.cuda.memory_stats()["requested_bytes.all.peak"],
+        "reserved": torch.cuda.max_memory_reserved(),
     }
     torch.cuda.reset_peak_memory_stats()
     return found
+
+
+def outside() -> int:
+    """Bytes of the GPU that are taken and are not PyTorch's allocator's: CUDA's context and its kernels."""
+    if not torch.cuda.is_available():
+        return 0
+    left, total = torch.cuda.mem_get_info()
+    return total - left - torch.cuda.memory_reserved()
 
 
 def measure(model: nn.Module, setup: Setup, device: str, vocabulary: int) -> dict[str, Any]:
@@ -213,7 +222,13 @@ def measure(model: nn.Module, setup: Setup, device: str, vocabulary: int) -> dic
         optimizer.zero_grad()
         del loss
     largest = max(phases, key=lambda name: phases[name]["peak"])
-    return {"peak": phases[largest]["peak"], "phase": largest, "phases": phases, "resident": resident}
+    return {
+        "peak": phases[largest]["peak"],
+        "phase": largest,
+        "phases": phases,
+        "resident": resident,
+        "outside": outside(),
+    }
 
 
 def run_one(model: nn.Module, setup: Setup, device: str, trial: bool) -> dict[str, Any]:
