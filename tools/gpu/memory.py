@@ -179,7 +179,7 @@ def allocated() -> int:
 
 
 def peak() -> dict[str, int]:
-    """The largest number of bytes since the last call, given out, asked for, and taken from the GPU, and start again."""
+    """The largest number of bytes given out, asked for and taken from the GPU since the last call; start again."""
     if not torch.cuda.is_available():
         return {"peak": 0, "requested": 0, "reserved": 0}
     torch.cuda.synchronize()
@@ -243,6 +243,7 @@ def run_one(model: nn.Module, setup: Setup, device: str, trial: bool) -> dict[st
         row = measure(wrapped, setup, device, model.config.vocab_size)
     except torch.cuda.OutOfMemoryError as error:
         row = {"out_of_memory": str(error).splitlines()[0]}
+    model.disable_input_require_grads()  # PEFT's checkpointing switched it on, and nothing else switches it off
     if setup.method != "full":
         wrapped.unload()
     model.requires_grad_(False)
