@@ -53,6 +53,25 @@ def real_config(name: str) -> PretrainedConfig:
     raise ValueError(f"no configuration of {name!r} here: choose one of {known}")
 
 
+def llama_config(
+    *, hidden: int, layers: int, heads: int, intermediate: int, vocabulary: int, kv_heads: int = 0, tied: int = 0
+) -> PretrainedConfig:
+    """The configuration of a Llama of any size. `kv_heads` 0 means as many as `heads`; `tied` 1 lets the output head be
+    the embedding. Raises ValueError for sizes below 1 or heads that don't divide.
+    """
+    from transformers import LlamaConfig
+
+    if min(hidden, layers, heads, intermediate, vocabulary) < 1 or hidden % heads or heads % (kv_heads or heads):
+        raise ValueError(
+            f"no Llama has {layers} layers of {hidden} with {heads} heads and {kv_heads or heads} for keys: sizes are "
+            "at least 1, the heads divide the width, and the heads for keys divide the heads"
+        )
+    return LlamaConfig(
+        vocab_size=vocabulary, hidden_size=hidden, intermediate_size=intermediate, num_hidden_layers=layers,
+        num_attention_heads=heads, num_key_value_heads=kv_heads or heads, tie_word_embeddings=bool(tied),
+    )  # fmt: skip
+
+
 def meta_model(name: str) -> PreTrainedModel:
     """One of :data:`REAL_MODELS` on the meta device: every shape, no data."""
     from transformers import AutoModelForCausalLM

@@ -310,3 +310,9 @@ def _watch(model: nn.Module, tracker: PeakTracker) -> None:
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.register_post_accumulate_grad_hook(lambda p: tracker.relabel(p.grad, "gradients"))
+
+
+if __name__ == "__main__":
+    from utils.fit import main
+
+    main()

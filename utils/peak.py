@@ -190,7 +190,7 @@ def _flash_backward(grad: Tensor, query: Tensor, key: Tensor, *_: Any) -> int:
 
 
 def _softmax_backward(grad: Tensor, *_: Any) -> int:
-    """``Tensor tmp = grad * output``, as PyTorch's aten/src/ATen/native/cuda/SoftMax.cu has it: once more what comes in."""
+    """``Tensor tmp = grad * output``, in aten/src/ATen/native/cuda/SoftMax.cu: once more what comes in."""
     return rounded(grad.numel() * grad.element_size())
 
 
