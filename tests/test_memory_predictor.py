@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from utils import fit
+from utils import fit, memory_widget, plots
 from utils.architectures import llama_config
 from utils.memory import GB, KINDS, Setup, predict
 from utils.models import ASSETS, ROOT, TINY_DIR
@@ -26,6 +26,7 @@ RECORDS = {
     name: json.loads((ASSETS / "measurements" / f"{name}.json").read_text()) for name in ("memory", "memory_held_out")
 }
 ROWS = {row["key"]: row for record in RECORDS.values() for row in record["rows"]}
+FITS = json.loads((ASSETS / "measurements" / "fits.json").read_text())
 LOADING = json.loads((ASSETS / "measurements" / "loading_7b.json").read_text())["rows"]
 QKVO = ("q_proj", "k_proj", "v_proj", "o_proj")
 SMALL = llama_config(hidden=64, layers=3, heads=4, kv_heads=2, intermediate=96, vocabulary=300)
@@ -102,12 +103,14 @@ def peak_of_peft(setup, adapters):
     checkpoint_blocks(model.base_model.model, setup.checkpointing)
     tracker = PeakTracker()
     ids = torch.zeros(setup.batch, setup.length, dtype=torch.long, device="meta")
+    tracker.hold([*model.parameters(), *model.buffers(), ids], "resident")
+    resident = tracker.total
     with tracker:
         with tracker.during("forward"):
             loss = model(input_ids=ids, labels=ids, use_cache=False).loss
         with tracker.during("backward"):
             loss.backward()
-    return {phase: peak.total for phase, peak in tracker.peaks.items()}
+    return {phase: peak.total - resident for phase, peak in tracker.peaks.items()}
 
 
 @pytest.mark.parametrize("adapters", [torch.float32, torch.bfloat16])
@@ -115,12 +118,9 @@ def peak_of_peft(setup, adapters):
 def test_the_layers_that_stand_in_for_pefts_take_what_pefts_take(checkpointing, adapters):
     setup = Setup(
         SMALL, batch=2, length=40, checkpointing=checkpointing, optimizer="none",
-        adapter_dtype=str(adapters).removeprefix("torch."), target_modules=QKVO,
+        adapter_dtype=str(adapters).removeprefix("torch."), target_modules=list(QKVO),
     )  # fmt: skip
-    setup = dataclasses.replace(setup, target_modules=list(QKVO))
-    prediction = predict(setup)
-    # PEFT's model is held by nobody here, so weights and the batch, which are resident, come off.
-    theirs = peak_of_peft(setup, adapters)
+    prediction, theirs = predict(setup), peak_of_peft(setup, adapters)
     assert {phase: prediction.phases[phase] - prediction.resident for phase in theirs} == theirs
 
 
@@ -156,6 +156,7 @@ def test_a_linear_layers_step_by_hand():
     """Forward: input and output. Backward: the gradients of output, input and weight, while input is saved."""
     layer = nn.Linear(256, 512, bias=False, device="meta")
     tracker = PeakTracker()
+    tracker.hold(layer.weight, "weights")
     with tracker:
         x = torch.empty(128, 256, device="meta", requires_grad=True)
         with tracker.during("forward"):
@@ -164,8 +165,8 @@ def test_a_linear_layers_step_by_hand():
         with tracker.during("backward"):
             y.backward(g)
     size_x, size_y, size_w = (4 * n for n in (128 * 256, 128 * 512, 512 * 256))
-    assert tracker.peaks["forward"].total == size_x + size_y
-    assert tracker.peaks["backward"].total == 2 * size_x + 2 * size_y + size_w
+    assert tracker.peaks["forward"].total == size_w + size_x + size_y
+    assert tracker.peaks["backward"].total == 2 * (size_w + size_x + size_y)
 
 
 def test_more_of_anything_takes_more():
@@ -181,15 +182,13 @@ def test_more_of_anything_takes_more():
 
 
 def test_four_bits_are_counted_as_bitsandbytes_stores_them():
-    plain, double = (
-        predict(Setup(SMALL, "qlora", double=on, optimizer="none")).parts["weights"] for on in (False, True)
-    )
+    plain = predict(Setup(SMALL, "qlora", double=False, optimizer="none")).parts["weights"]
     model = 3 * (64 * (64 + 32 + 32 + 64) + 3 * 64 * 96)  # weights of the linear layers, two to a byte, a scale for 64
     kept = 2 * (2 * 300 * 64 + 7 * 64)
     assert plain == pytest.approx(model / 2 + 4 * model / 64 + kept, rel=0.25)  # small tensors are rounded up to 512
     seven = [predict(Setup(method="qlora", double=on, optimizer="none")).parts["weights"] for on in (False, True)]
     measured = [row["weights"] for row in LOADING if row["base"].startswith("NF4") and not row["checkpointing"]]
-    assert seven == pytest.approx(measured, rel=3e-4) and double < plain
+    assert seven == pytest.approx(measured, rel=3e-4)
 
 
 def test_the_tiny_model_is_found_in_its_folder():
@@ -237,6 +236,18 @@ def test_the_guard_lets_pass_what_fits_and_says_what_would():
         fit.refuse_too_large(small, -1)
 
 
+def test_the_guards_margins_say_of_each_measured_step_whether_it_ran():
+    """The steps of fits.json ran, or ran out of memory, on an H100 whose allocator had a smaller card's size for
+    its limit. The margins were chosen with this record: a first choice, which it names, let one step pass that failed.
+    """
+    for row in FITS["rows"]:
+        assert (fit.needed(row["predicted"]) <= row["card_gb"] * GB) == row["ran"], row["key"]
+        assert row["outside"] <= fit.CONTEXT + 5_000_000
+        assert not row["ran"] or row["reserved"] <= fit.GAPS * row["peak"]
+        assert predict(setup_of(row)).peak == pytest.approx(row["predicted"], rel=0.002)
+    assert {row["ran"] for row in FITS["rows"]} == {True, False}
+
+
 def test_the_straight_line_between_two_batches_is_never_too_low():
     setup = Setup(SMALL, "full", length=32)
     found = fit.what_fits(setup, ways={"full": {}}, cards=(1,), batches=(1, 2, 4, 8, 16))[0]
@@ -269,3 +280,27 @@ def test_the_module_runs_as_a_command():
     command = [sys.executable, "-m", "utils.memory", "--sizes", "hidden=64,layers=2,heads=x"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1 and done.stderr.startswith("error: --sizes")
+
+
+def test_the_figure_has_a_curve_for_each_way_and_a_level_for_each_card():
+    figure = plots.batches_and_cards({"LoRA": {1: 10.0, 2: 20.0}, "QLoRA": {1: 5.0, 2: 8.0}}, (8, 24), title="t")
+    ax = figure.axes[0]
+    assert len(ax.lines) == 4 and [text.get_text() for text in ax.texts] == ["8 GB card", "24 GB card"]
+    with pytest.raises(ValueError, match="no series"):
+        plots.batches_and_cards({}, (8,), title="t")
+
+
+def test_the_widget_answers_and_says_what_is_wrong(capsys):
+    said = memory_widget.answer(model=SMALL, method="lora", batch=1, length=16)
+    assert said.startswith("peak ") and said.endswith("fits on a card of 8 GB")
+    assert memory_widget.answer(batch=0).startswith("Can't predict: a step needs at least one")
+    memory_widget.explore(live=False)
+    assert "No widgets here" in capsys.readouterr().out
+
+
+def test_the_widget_has_a_control_for_each_field_and_predicts_on_a_click(monkeypatch):
+    pytest.importorskip("ipywidgets")
+    monkeypatch.setattr(memory_widget, "answer", lambda **fields: f"asked {sorted(fields)}")
+    *_, button, text = memory_widget.widgets().children
+    button.click()
+    assert text.value == "asked ['batch', 'checkpointing', 'length', 'method', 'model', 'r']" and not button.disabled
