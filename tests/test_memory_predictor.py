@@ -64,7 +64,7 @@ def test_the_prediction_is_what_an_h100_allocated(key):
     assert prediction.phase == row["phase"]
     for phase, size in prediction.phases.items():
         assert size == pytest.approx(row["phases"][phase]["peak"], rel=0.05), phase
-    assert prediction.resident == pytest.approx(row["resident"], rel=0.015)
+    assert prediction.resident == pytest.approx(row["resident"], rel=0.025)
     assert sum(prediction.parts.values()) == prediction.peak and set(prediction.parts) <= set(KINDS)
 
 
@@ -189,6 +189,12 @@ def test_four_bits_are_counted_as_bitsandbytes_stores_them():
     seven = [predict(Setup(method="qlora", double=on, optimizer="none")).parts["weights"] for on in (False, True)]
     measured = [row["weights"] for row in LOADING if row["base"].startswith("NF4") and not row["checkpointing"]]
     assert seven == pytest.approx(measured, rel=3e-4)
+
+
+@pytest.mark.parametrize("changes", [{"heads": 7}, {"kv_heads": 3}, {"layers": 0}])
+def test_a_llama_that_cant_be_is_refused(changes):
+    with pytest.raises(ValueError, match="no Llama has"):
+        llama_config(**{"hidden": 64, "layers": 2, "heads": 4, "intermediate": 96, "vocabulary": 300, **changes})
 
 
 def test_the_tiny_model_is_found_in_its_folder():
