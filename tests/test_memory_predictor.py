@@ -294,6 +294,8 @@ def test_the_figure_has_a_curve_for_each_way_and_a_level_for_each_card():
     assert len(ax.lines) == 4 and [text.get_text() for text in ax.texts] == ["8 GB card", "24 GB card"]
     with pytest.raises(ValueError, match="no series"):
         plots.batches_and_cards({}, (8,), title="t")
+    with pytest.raises(ValueError, match="no card"):
+        plots.batches_and_cards({"LoRA": {1: 10.0}}, (), title="t")
 
 
 def test_the_widget_answers_and_says_what_is_wrong(capsys):
