@@ -108,7 +108,7 @@ def test_without_the_package_it_prints_how_to_ask(loaded, capsys, monkeypatch):
         return imported(name, *arguments, **named)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    assert not module._widgets_work()
+    assert not module.widgets_work()
     playground(*loaded)
     assert capsys.readouterr().out.startswith("No widgets here.")
 

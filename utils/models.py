@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ASSETS", "PROFILES", "TINY_DIR", "ModelUnavailable", "adapter_dir", "best_device", "compute_dtype",
-    "four_bit_config", "keep_trainable", "load_4bit", "load_base", "load_tokenizer", "model_device", "profile",
+    "four_bit_config", "keep_trainable", "load_4bit", "load_base", "load_config", "load_tokenizer", "model_device",
+    "profile",
 ]  # fmt: skip
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -151,6 +152,18 @@ def keep_trainable(model: nn.Module) -> None:
                     f"the layer {name} has {layer.in_features} inputs, no multiple of 64, and bitsandbytes may unpack "
                     "its 4-bit weights wrongly on a CPU. Use load_base, or another model, or a GPU"
                 )
+
+
+def load_config(model: str | Path) -> PretrainedConfig:
+    """The configuration of a causal language model: a folder, or a Hub id, of which `config.json` alone is fetched.
+
+    Raises as :func:`load_base` does.
+    """
+    folder = Path(model).expanduser()
+    if folder.exists() or folder.is_absolute() or str(model).startswith((".", "~")):
+        check_folder(folder)
+        return _config(folder)
+    return _config(str(model))
 
 
 def load_tokenizer() -> PreTrainedTokenizerBase:

@@ -117,7 +117,7 @@ def playground(
     `live` None finds out: widgets are shown under a Jupyter kernel with ipywidgets installed.
     """
     made = Playground(model, tokenizer)
-    if _widgets_work() if live is None else live:
+    if widgets_work() if live is None else live:
         from IPython.display import display
 
         display(made.widgets(prompt))
@@ -127,7 +127,7 @@ def playground(
     return made
 
 
-def _widgets_work() -> bool:
+def widgets_work() -> bool:
     """Whether there is a kernel that a front end talks to, and the package."""
     try:
         import ipywidgets  # noqa: F401
