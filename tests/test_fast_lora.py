@@ -1,4 +1,4 @@
-"""FastLoRALinear: derivatives by finite differences, equality with the plain layer and PEFT, bytes kept, failure cases."""
+"""FastLoRALinear: derivatives by finite differences, equality with the plain layer and PEFT, bytes kept, failures."""
 
 import copy
 
@@ -137,8 +137,8 @@ def test_with_dropout_the_gradients_belong_to_the_mask_that_was_drawn(monkeypatc
 
 
 ROUNDINGS = (5, 5, 3, 3)
-"""How often something is rounded on the way to the output, dx, dA and dB. Output: A, h, B, their product, the sum. dx: B,
-q, A, their product, the sum. dA: B, q, itself. dB: A, h, itself."""
+"""How often something is rounded on the way to the output, dx, dA and dB. Output: A, h, B, their product, the sum. dx:
+B, q, A, their product, the sum. dA: B, q, itself. dB: A, h, itself."""
 
 
 def exact(layer, x, grad):
@@ -270,6 +270,17 @@ def test_a_second_derivative_is_refused():
     x = torch.randn(2, 12, dtype=torch.float64, requires_grad=True)
     with pytest.raises(RuntimeError, match=r"first derivative only.*use_plain\(model\)"):
         torch.autograd.grad(fast(x).sum(), x, create_graph=True)
+
+
+def test_a_backward_pass_inside_autocast_computes_in_the_dtype_of_the_forward_pass():
+    fast, plain = pair(dtype=torch.float32)
+    x = torch.randn(6, 12, requires_grad=True)
+    expected = results(plain, x)
+    y = fast(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        y.sum().backward()
+    for ours, theirs in zip((x.grad, fast.lora_A.grad, fast.lora_B.grad), expected[1:], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-4)  # bf16 would be off by 1e-2
 
 
 def test_a_weight_changed_between_forward_and_backward_is_noticed():

@@ -1,9 +1,9 @@
 """The LoRA layer of :mod:`utils.lora` with its own backward pass: the same numbers, less memory, fewer trips to memory.
 
-Autograd sees ``y = W x + scaling * B (A x)`` as a chain of small operations and keeps what each of them asks for; over a
-16-bit base with float32 adapters that includes a second copy of ``x``, in float32. Written as one operation the layer
-keeps ``x`` itself, which its neighbours keep as well, and ``h = scaling * x A^T``, which is small. With ``n`` tokens, rows
-of ``x``, and the gradient ``g`` of ``y``:
+Autograd sees ``y = W x + scaling * B (A x)`` as a chain of small operations and keeps what each of them asks for;
+over a 16-bit base with float32 adapters that includes a second copy of ``x``, in float32. Written as one operation
+the layer keeps ``x`` itself, which its neighbours keep as well, and ``h = scaling * x A^T``, which is small. With
+``n`` tokens, rows of ``x``, and the gradient ``g`` of ``y``:
 
     forward:  h  = scaling * x A^T     (n, r)        backward:  q  = scaling * g B     (n, r)
               y  = h B^T + x W^T       (n, out)                 dB = g^T h             (out, r)
@@ -12,11 +12,12 @@ of ``x``, and the gradient ``g`` of ``y``:
 
 The order of the two sums matters: the small product is written first, and the large one is *added onto it* by the
 matrix product itself (``addmm_``), so that no separate addition reads and writes the result once more. Unsloth's layer
-(https://github.com/unslothai/unsloth, ``kernels/fast_lora.py``) was the first known to us that wrote LoRA as one operation.
+(https://github.com/unslothai/unsloth, ``kernels/fast_lora.py``) writes LoRA as one operation, too, and adds afterwards.
 """
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -52,6 +53,15 @@ def dense_weight(base_layer: nn.Linear, dtype: torch.dtype) -> Float[Tensor, "d_
     return weight.detach().to(dtype)
 
 
+def _autocasts(device: str) -> bool:
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
+def _in_given_dtypes(device: str) -> AbstractContextManager[Any]:
+    """Autocast off, where it is on: every product below has its dtypes by now."""
+    return torch.autocast(device, enabled=False) if _autocasts(device) else nullcontext()
+
+
 class _LoRAProduct(torch.autograd.Function):
     """The whole layer as one operation. `x` has the dtype to compute in; the adapters may be in a wider one."""
 
@@ -63,7 +73,7 @@ class _LoRAProduct(torch.autograd.Function):
         rows = x.reshape(-1, x.shape[-1])
         a, b = lora_A.to(x.dtype), lora_B.to(x.dtype)
         weight, bias = dense_weight(base_layer, x.dtype), base_layer.bias
-        with torch.autocast(x.device.type, enabled=False):
+        with _in_given_dtypes(x.device.type):
             seen, mask = torch.native_dropout(rows, dropout, True) if dropout else (rows, None)
             h = scaled_product(seen, a.t(), scaling)
             y = h @ b.t() if bias is None else torch.addmm(bias.to(x.dtype), h, b.t())
@@ -93,7 +103,7 @@ class _LoRAProduct(torch.autograd.Function):
         g = grad.reshape(-1, grad.shape[-1])
         keep = 1 / (1 - ctx.dropout)
         dx = da = db = None
-        with torch.autocast(g.device.type, enabled=False):
+        with _in_given_dtypes(g.device.type):
             q = scaled_product(g, b, ctx.scaling) if for_x or for_a else None
             if for_b:
                 db = gradient_product(g.t(), h, ctx.dtypes[1])
@@ -131,7 +141,7 @@ class FastLoRALinear(LoRALinear):
         whose forward pass isn't known here.
         """
         base = self.base_layer
-        if any(p.requires_grad for p in base.parameters()):
+        if base.weight.requires_grad or (base.bias is not None and base.bias.requires_grad):
             return "the base layer trains, and the one operation has no gradient for it"
         if base._forward_hooks or base._forward_pre_hooks or base._backward_hooks or base._backward_pre_hooks:
             return "the base layer has hooks, which only its own call runs"
@@ -151,7 +161,7 @@ class FastLoRALinear(LoRALinear):
             )
         dtype, device = x.dtype, x.device.type
         in_4_bits = hasattr(base.weight, "quant_state")
-        if dtype != torch.float64 and torch.is_autocast_enabled(device):
+        if dtype != torch.float64 and _autocasts(device):
             dtype = torch.get_autocast_dtype(device)
         elif in_4_bits:
             dtype = base.compute_dtype or dtype
@@ -161,7 +171,7 @@ class FastLoRALinear(LoRALinear):
             )
         dropout = self.lora_dropout.p if self.training else 0.0
         y = _LoRAProduct.apply(x.to(dtype), self.lora_A, self.lora_B, base, self.scaling, dropout)
-        return y.to(x.dtype) if in_4_bits and not torch.is_autocast_enabled(device) else y
+        return y.to(x.dtype) if in_4_bits and not _autocasts(device) else y
 
 
 def use_fast(model: nn.Module) -> list[str]:

@@ -1,9 +1,9 @@
 """One LoRA layer, forward and backward: the frozen layer's own time (the floor), PEFT, and ways to compute it.
 
-Writes ``layer.json``. A row is one way at one size: the time of forward and backward between two CUDA events, after the
-cache was overwritten, the ways in turn and several rounds; the memory that it takes beyond what is there before; and how
-far its output and gradients are from float64, as the norm of the difference over the norm. Other rows have the time of each
-product alone, with the bytes that it can't avoid, and the machine's two ceilings.
+Writes ``layer.json``. A row is one way at one size: the time of forward and backward between two CUDA events, after
+the cache was overwritten, the ways in turn and several rounds; the memory that it takes beyond what is there before;
+and how far its output and gradients are from float64, as the norm of the difference over the norm. Other rows have
+the time of each product alone, with the bytes that it can't avoid, and the machine's two ceilings.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
 
 from gpu.candidates import candidate, ways  # noqa: E402
 from gpu.record import Record  # noqa: E402
-
 from utils.fast_lora import FastLoRALinear  # noqa: E402
 from utils.lora import LoRALinear  # noqa: E402
 
@@ -320,7 +319,7 @@ def run(out: Path, trial: bool, seconds: float) -> None:
     shapes, all_tokens, ranks = ((((64, 96),), (16,), (4,))) if trial else (SHAPES, TOKENS, RANKS)
     record = Record(
         out / "layer.json",
-        "forward and backward of one LoRA layer in bfloat16, random numbers, lora_alpha = 2 r; microseconds on the device",
+        "forward and backward of one LoRA layer in bfloat16, random numbers, lora_alpha = 2 r; microseconds",
         seed=SEED,
         tf32=torch.backends.cuda.matmul.allow_tf32,
     )

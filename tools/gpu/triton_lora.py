@@ -1,6 +1,7 @@
 """Triton kernels for a LoRA layer's thin products, and a large product that takes the small one in as it goes.
 
-Candidates of :mod:`gpu.layer`. `R` is the rank rounded up to a power of two, at least 16, which the tensor cores ask for.
+Candidates of :mod:`gpu.layer`. `R` is the rank rounded up to a power of two, at least 16, which the tensor cores ask
+for.
 """
 
 from __future__ import annotations
