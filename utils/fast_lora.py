@@ -17,10 +17,14 @@ matrix product itself (``addmm_``), so that no separate addition reads and write
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from importlib import import_module
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -30,10 +34,14 @@ SUMS_IN_FLOAT32 = tuple(int(part) for part in torch.__version__.split(".")[:2]) 
 """Whether this torch's ``mm`` has `out_dtype`."""
 
 
+@functools.cache
+def _nothing(device: torch.device, dtype: torch.dtype) -> Tensor:
+    return torch.zeros(1, device=device, dtype=dtype)
+
+
 def scaled_product(left: Float[Tensor, "n k"], right: Float[Tensor, "k m"], scale: float) -> Float[Tensor, "n m"]:
     """``scale * left @ right`` in one operation: the product multiplies by `scale` before it rounds."""
-    out = left.new_empty(left.shape[0], right.shape[1])
-    return torch.addmm(out, left, right, beta=0, alpha=scale, out=out)
+    return torch.addmm(_nothing(left.device, left.dtype), left, right, beta=0, alpha=scale)
 
 
 def gradient_product(left: Float[Tensor, "k n"], right: Float[Tensor, "n m"], dtype: torch.dtype) -> Tensor:
@@ -46,11 +54,11 @@ def gradient_product(left: Float[Tensor, "k n"], right: Float[Tensor, "n m"], dt
 def dense_weight(base_layer: nn.Linear, dtype: torch.dtype) -> Float[Tensor, "d_out d_in"]:
     """The layer's weight in `dtype`: itself where it has that dtype, else a temporary copy; 4 bits are dequantized."""
     weight = base_layer.weight
-    if (state := getattr(weight, "quant_state", None)) is not None:
+    if type(base_layer) is not nn.Linear:
         from bitsandbytes.functional import dequantize_4bit
 
-        weight = dequantize_4bit(weight.data, state)
-    return weight.detach().to(dtype)
+        weight = dequantize_4bit(weight.data, weight.quant_state)
+    return weight if weight.dtype == dtype else weight.to(dtype)
 
 
 def _autocasts(device: str) -> bool:
@@ -62,62 +70,161 @@ def _in_given_dtypes(device: str) -> AbstractContextManager[Any]:
     return torch.autocast(device, enabled=False) if _autocasts(device) else nullcontext()
 
 
-class _LoRAProduct(torch.autograd.Function):
-    """The whole layer as one operation. `x` has the dtype to compute in; the adapters may be in a wider one."""
+def _rows(tensor: Tensor) -> Tensor:
+    return tensor if tensor.dim() == 2 else tensor.reshape(-1, tensor.shape[-1])
+
+
+class _OneProduct(torch.autograd.Function):
+    """One layer over a dense base, without dropout: the common case, and the one in which every line of Python counts.
+
+    Small products wait for the processor that launches them, so nothing here is asked that the caller knows already.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, lora_A: Tensor, lora_B: Tensor, base_layer: nn.Linear, scaling: float, dropout: float
+        ctx: Any, x: Tensor, lora_A: Tensor, lora_B: Tensor, weight: Tensor, bias: Tensor | None, scaling: float
     ) -> Tensor:
-        for_x, for_a, for_b = ctx.needs_input_grad[:3]
-        rows = x.reshape(-1, x.shape[-1])
-        a, b = lora_A.to(x.dtype), lora_B.to(x.dtype)
-        weight, bias = dense_weight(base_layer, x.dtype), base_layer.bias
-        with _in_given_dtypes(x.device.type):
-            seen, mask = torch.native_dropout(rows, dropout, True) if dropout else (rows, None)
-            h = scaled_product(seen, a.t(), scaling)
-            y = h @ b.t() if bias is None else torch.addmm(bias.to(x.dtype), h, b.t())
-            y.addmm_(rows, weight.t())
-        in_4_bits = hasattr(base_layer.weight, "quant_state")
+        for_x, for_a, for_b, *_ = ctx.needs_input_grad
+        rows, dtype = x.reshape(-1, x.shape[-1]), x.dtype
+        a, b = lora_A.to(dtype), lora_B.to(dtype)
+        h = torch.addmm(_nothing(x.device, dtype), rows, a.t(), beta=0, alpha=scaling)
+        y = F.linear(h, b, bias)
+        y.addmm_(rows, weight.t())
         ctx.save_for_backward(
-            x if for_a else None,
-            a if for_x else None,
-            b if for_x or for_a else None,
-            h if for_b else None,
-            mask if for_x or for_a else None,
-            base_layer.weight if for_x and not in_4_bits else None,  # so that autograd notices a change in between
-        )
-        ctx.base_layer, ctx.scaling, ctx.dropout = base_layer, scaling, dropout
-        ctx.shape, ctx.dtypes = x.shape, (lora_A.dtype, lora_B.dtype)
-        return y.view(*x.shape[:-1], y.shape[-1])
+            x if for_a else None, a if for_x else None, b if for_x or for_a else None, h if for_b else None,
+            weight if for_x else None,
+        )  # fmt: skip
+        ctx.scaling, ctx.dtypes = scaling, (lora_A.dtype, lora_B.dtype)
+        return y.view(*x.shape[:-1], y.shape[1])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():
-            raise RuntimeError(
-                "FastLoRALinear has a first derivative only, and create_graph=True asks for a second: "
-                "call use_plain(model) first"
-            )
-        for_x, for_a, for_b = ctx.needs_input_grad[:3]
-        x, a, b, h, mask, _ = ctx.saved_tensors
-        g = grad.reshape(-1, grad.shape[-1])
-        keep = 1 / (1 - ctx.dropout)
+        _refuse_second_derivative()
+        for_x, for_a, for_b, *_ = ctx.needs_input_grad
+        x, a, b, h, weight = ctx.saved_tensors
         dx = da = db = None
-        with _in_given_dtypes(g.device.type):
-            q = scaled_product(g, b, ctx.scaling) if for_x or for_a else None
+        with _in_given_dtypes(grad.device.type):
+            g = grad.reshape(-1, grad.shape[-1])
             if for_b:
                 db = gradient_product(g.t(), h, ctx.dtypes[1])
+            if for_x or for_a:
+                q = torch.addmm(_nothing(g.device, g.dtype), g, b, beta=0, alpha=ctx.scaling)
             if for_a:
-                rows = x.reshape(-1, x.shape[-1])
+                da = gradient_product(q.t(), x.reshape(-1, x.shape[-1]), ctx.dtypes[0])
+            if for_x:
+                dx = (q @ a).addmm_(g, weight).view(*grad.shape[:-1], a.shape[1])
+        return dx, da, db, None, None, None
+
+
+def _refuse_second_derivative() -> None:
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            "FastLoRALinear has a first derivative only, and create_graph=True asks for a second: "
+            "call use_plain(model) first"
+        )
+
+
+class _LoRAProduct(torch.autograd.Function):
+    """Several layers that read one `x`, or a single one, as one operation: an output for each.
+
+    `x` has the dtype to compute in; the adapters may be in a wider one. `factors` holds lora_A of every layer, then
+    lora_B of every layer; all have the same rank, scaling and dropout. The layers' `h` lie side by side in one matrix
+    (n, layers * r), for which `x` is read once.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, bases: Sequence[nn.Linear], scaling: float, dropout: float, kernels: bool, *factors: Tensor
+    ) -> tuple[Tensor, ...]:
+        count, dtype = len(bases), x.dtype
+        needs = ctx.needs_input_grad
+        for_x, for_a, for_b = needs[0], True in needs[5 : 5 + count], True in needs[5 + count :]
+        shape, rows, outputs = x.shape, _rows(x), []
+        a = (factors[0] if count == 1 else torch.cat(factors[:count])).to(dtype)
+        b = [factor.to(dtype) for factor in factors[count:]]
+        with _in_given_dtypes(x.device.type):
+            seen, mask = torch.native_dropout(rows, dropout, True) if dropout else (rows, None)
+            if kernels:
+                h, y = lora_kernels().expand(rows, a.t(), b[0].t(), scaling)
+            else:
+                h = scaled_product(seen, a.t(), scaling)
+            parts = h.chunk(count, dim=1) if count > 1 else (h,)
+            for base, factor, part in zip(bases, b, parts, strict=True):
+                if not kernels:
+                    y = F.linear(part, factor, None if base.bias is None else base.bias.to(dtype))
+                y.addmm_(rows, dense_weight(base, dtype).t())
+                outputs.append(y if len(shape) == 2 else y.view(*shape[:-1], y.shape[-1]))
+        stored = [base.weight for base in bases if type(base) is nn.Linear] if for_x else ()
+        ctx.save_for_backward(
+            x if for_a else None,
+            a if for_x else None,
+            h if for_b else None,
+            mask if for_x or for_a else None,
+            *(b if for_x or for_a else (None,) * count),
+            *stored,  # so that autograd notices a weight that was changed in between
+        )
+        ctx.bases, ctx.scaling, ctx.dropout, ctx.kernels = bases, scaling, dropout, kernels
+        ctx.shape, ctx.dtypes = shape, [factor.dtype for factor in factors]
+        ctx.set_materialize_grads(False)
+        return tuple(outputs)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        _refuse_second_derivative()
+        count, needs = len(ctx.bases), ctx.needs_input_grad
+        for_x, for_a = needs[0], True in needs[5 : 5 + count]
+        x, a, h, mask, *b = ctx.saved_tensors
+        keep = 1 / (1 - ctx.dropout)
+        da: Sequence[Tensor | None] = [None] * count
+        db: list[Tensor | None] = [None] * count
+        dx = None
+        first = next((grad for grad in grads if grad is not None), None)
+        if first is None:
+            return (None,) * (5 + 2 * count)
+        with _in_given_dtypes(first.device.type):
+            g = [None if grad is None else _rows(grad) for grad in grads]
+            if ctx.kernels:
+                return _backward_with_kernels(ctx, g[0].contiguous(), x, a, b[0], h)
+            if for_x or for_a:
+                parts = [
+                    first.new_zeros(len(_rows(first)), b[i].shape[1]) if grad is None
+                    else scaled_product(grad, b[i], ctx.scaling)
+                    for i, grad in enumerate(g)
+                ]  # fmt: skip
+                q = parts[0] if count == 1 else torch.cat(parts, dim=1)
+            thin = (h,) if count == 1 or h is None else h.chunk(count, dim=1)
+            for i, grad in enumerate(g):
+                if needs[5 + count + i] and grad is not None:
+                    db[i] = gradient_product(grad.t(), thin[i], ctx.dtypes[count + i])
+            if for_a:
+                rows = _rows(x)
                 seen = rows if mask is None else (rows * mask).mul_(keep)
-                da = gradient_product(q.t(), seen, ctx.dtypes[0])
+                whole = gradient_product(q.t(), seen, ctx.dtypes[0])
+                da = [whole] if count == 1 else whole.chunk(count)
             if for_x:
                 dx = q @ a
                 if mask is not None:
                     dx.mul_(mask).mul_(keep)
-                dx.addmm_(g, dense_weight(ctx.base_layer, g.dtype))
-                dx = dx.view(ctx.shape)
-        return dx, da, db, None, None, None
+                for base, grad in zip(ctx.bases, g, strict=True):
+                    if grad is not None:
+                        dx.addmm_(grad, dense_weight(base, grad.dtype))
+                dx = dx if len(ctx.shape) == 2 else dx.view(ctx.shape)
+        wanted = (factor if need else None for factor, need in zip((*da, *db), needs[5:], strict=True))
+        return dx, None, None, None, None, *wanted
+
+
+def _backward_with_kernels(ctx: Any, g: Tensor, x: Tensor, a: Tensor, b: Tensor, h: Tensor) -> tuple[Tensor, ...]:
+    kernels = lora_kernels()
+    q, dx = kernels.expand(g, b, a, ctx.scaling)
+    db = kernels.outer(g, h, ranks_first=False).to(ctx.dtypes[1])
+    da = kernels.outer(_rows(x), q, ranks_first=True).to(ctx.dtypes[0])
+    dx.addmm_(g, dense_weight(ctx.bases[0], g.dtype))
+    return dx.view(ctx.shape), None, None, None, None, da, db
+
+
+def lora_kernels() -> Any:
+    """:mod:`utils.lora_kernels`, which needs Triton. Raises ImportError where there is none."""
+    return import_module("utils.lora_kernels")
 
 
 class FastLoRALinear(LoRALinear):
@@ -136,16 +243,21 @@ class FastLoRALinear(LoRALinear):
     Where the one operation would leave something out, the plain layer computes: see :meth:`falls_back`.
     """
 
+    shared: SharedInput | None = None
+    kernels: bool = False
+
     def falls_back(self) -> str | None:
         """Why the plain layer has to compute, or None: the base trains, or hooks wait for its call, or it is of a type
         whose forward pass isn't known here.
         """
         base = self.base_layer
-        if base.weight.requires_grad or (base.bias is not None and base.bias.requires_grad):
+        own = base._parameters
+        weight, bias = own["weight"], own["bias"]
+        if weight.requires_grad or (bias is not None and bias.requires_grad):
             return "the base layer trains, and the one operation has no gradient for it"
         if base._forward_hooks or base._forward_pre_hooks or base._backward_hooks or base._backward_pre_hooks:
             return "the base layer has hooks, which only its own call runs"
-        if type(base) is not nn.Linear and not hasattr(base.weight, "quant_state"):
+        if type(base) is not nn.Linear and not hasattr(weight, "quant_state"):
             return f"a {type(base).__name__} may compute something else than a linear layer"
         return None
 
@@ -153,33 +265,112 @@ class FastLoRALinear(LoRALinear):
         base = self.base_layer
         if self.merged or not self.enabled:
             return base(x)
+        if self.shared is not None and (y := self.shared.output_of(self, x)) is not None:
+            return y
         if self.falls_back():
             return super().forward(x)
-        if x.shape[-1] != base.in_features:
-            raise ValueError(
-                f"the layer takes {base.in_features} numbers, and the input's last dimension is {x.shape[-1]}"
-            )
-        dtype, device = x.dtype, x.device.type
-        in_4_bits = hasattr(base.weight, "quant_state")
-        if dtype != torch.float64 and _autocasts(device):
-            dtype = torch.get_autocast_dtype(device)
-        elif in_4_bits:
-            dtype = base.compute_dtype or dtype
-        elif dtype != base.weight.dtype:
-            raise TypeError(
-                f"the input is {dtype} and the base weight {base.weight.dtype}: convert one of them, or use autocast"
-            )
-        dropout = self.lora_dropout.p if self.training else 0.0
-        y = _LoRAProduct.apply(x.to(dtype), self.lora_A, self.lora_B, base, self.scaling, dropout)
-        return y.to(x.dtype) if in_4_bits and not _autocasts(device) else y
+        return product_of([self], x)[0]
 
 
-def use_fast(model: nn.Module) -> list[str]:
+def product_of(layers: Sequence[FastLoRALinear], x: Float[Tensor, "*batch d_in"]) -> tuple[Tensor, ...]:
+    """The outputs of layers that read one `x`, computed as one operation.
+
+    The layers have the same rank, scaling and dropout, and bases of the same dtype. Raises ValueError for an input of
+    another size, TypeError for one of another dtype than the base's, where autocast is off.
+    """
+    base, device, dtype = layers[0].base_layer, x.device.type, x.dtype
+    autocasts, in_4_bits = _autocasts(device), type(base) is not nn.Linear
+    if x.shape[-1] != base.in_features:
+        raise ValueError(f"the layer takes {base.in_features} numbers, and the input's last dimension is {x.shape[-1]}")
+    if autocasts and dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(device)
+    elif in_4_bits:
+        dtype = base.compute_dtype or dtype
+    elif dtype != base.weight.dtype:
+        raise TypeError(
+            f"the input is {dtype} and the base weight {base.weight.dtype}: convert one of them, or use autocast"
+        )
+    dropout = layers[0].lora_dropout.p if layers[0].training else 0.0
+    if len(layers) == 1 and not (in_4_bits or autocasts or dropout or layers[0].kernels):
+        (layer,) = layers
+        return (_OneProduct.apply(x, layer.lora_A, layer.lora_B, base.weight, base.bias, layer.scaling),)
+    bases = [layer.base_layer for layer in layers]
+    factors = [layer.lora_A for layer in layers] + [layer.lora_B for layer in layers]
+    kernels = layers[0].kernels and len(layers) == 1 and _suits_kernels(x, dtype, base, dropout, factors)
+    given = x if dtype == x.dtype else x.to(dtype)
+    outputs = _LoRAProduct.apply(given, bases, layers[0].scaling, dropout, kernels, *factors)
+    return tuple(y.to(x.dtype) for y in outputs) if in_4_bits and not autocasts else outputs
+
+
+def _suits_kernels(x: Tensor, dtype: torch.dtype, base: nn.Linear, dropout: float, factors: Sequence[Tensor]) -> bool:
+    """Whether the Triton kernels can compute the layer: they know the plain case, all gradients asked for, 16 bits."""
+    return (
+        x.is_cuda and x.is_contiguous() and dtype in (torch.bfloat16, torch.float16) and base.bias is None and not dropout
+        and base.in_features % 8 == base.out_features % 8 == 0 and len(factors[0]) <= 64 and x.numel() > 0
+        and x.requires_grad and all(factor.requires_grad for factor in factors)
+    )  # fmt: skip
+
+
+class SharedInput:
+    """Layers that a model calls one after the other with one `x`, such as q_proj, k_proj and v_proj.
+
+    The first of them that is called computes for all, and the others hand out what is there. Another `x`, or layers
+    that can't be computed together at the moment, and each computes alone.
+    """
+
+    def __init__(self, layers: Sequence[FastLoRALinear]) -> None:
+        self.layers = list(layers)
+        self.x: Tensor | None = None
+        self.waiting: dict[int, Tensor] = {}
+
+    def together(self) -> bool:
+        """Whether one operation can compute all of them now."""
+        kinds = set()
+        for layer in self.layers:
+            if layer.merged or not layer.enabled or layer.falls_back():
+                return False
+            a = layer.lora_A
+            kinds.add((layer.r, layer.scaling, layer.lora_dropout.p, layer.training, a.dtype, a.requires_grad))
+        return len(kinds) == 1
+
+    def output_of(self, layer: FastLoRALinear, x: Tensor) -> Tensor | None:
+        """The output of one of the layers for `x`, or None when it has to compute alone."""
+        if self.x is x and id(layer) in self.waiting:
+            y = self.waiting.pop(id(layer))
+            if not self.waiting:
+                self.x = None
+            return y
+        self.x, self.waiting = None, {}
+        if layer is not self.layers[0] or not self.together():
+            return None
+        outputs = product_of(self.layers, x)
+        self.x, self.waiting = x, {id(other): y for other, y in zip(self.layers[1:], outputs[1:], strict=True)}
+        return outputs[0]
+
+
+SHARE = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+"""The layers of a Llama's block that read one `x`, in the order in which they are called."""
+
+
+def use_fast(model: nn.Module, *, share: Sequence[Sequence[str]] = (), kernels: bool = False) -> list[str]:
     """Let every LoRA layer of the model compute as one operation, in place, and return their names.
 
-    Parameters stay the same objects, so an optimizer that holds them goes on. Raises RuntimeError when there is none.
+    Parameters stay the same objects, so an optimizer that holds them goes on. `share`, such as :data:`SHARE`, names
+    layers of one parent that the model calls in this order with one `x`; where all of them have LoRA, they are computed
+    together. `kernels` lets Triton compute the thin products of a layer that computes alone, on a Hopper GPU, where it
+    can; it pays for many tokens. Raises RuntimeError when there is no LoRA.
     """
-    return _exchange(model, FastLoRALinear)
+    names = _exchange(model, FastLoRALinear)
+    for layer in lora_layers(model).values():
+        layer.kernels = kernels
+    for parent in model.modules():
+        for group in share:
+            layers = [getattr(parent, name, None) for name in group]
+            if all(isinstance(layer, FastLoRALinear) for layer in layers):
+                together = SharedInput(layers)
+                for layer in layers:
+                    layer.shared = together
+    return names
 
 
 def use_plain(model: nn.Module) -> list[str]:
@@ -193,4 +384,6 @@ def _exchange(model: nn.Module, kind: type[LoRALinear]) -> list[str]:
         raise RuntimeError("this model has no LoRA layers: call inject or load_adapter first")
     for layer in layers.values():
         layer.__class__ = kind  # it holds the same things; only what it does with them differs
+        for extra in ("shared", "kernels"):
+            layer.__dict__.pop(extra, None)
     return list(layers)

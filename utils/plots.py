@@ -572,3 +572,40 @@ def count_bars(counts: Mapping[str, int], *, title: str, xlabel: str) -> Figure:
         ax.grid(visible=False, axis="y")
         ax.set_title(title)
     return figure
+
+
+# ---------------------------------------------------------------------------- chapter 14: what a LoRA step costs
+
+
+def roofline(flops: float, memory: float, points: Mapping[str, Sequence[tuple[float, float]]], *, title: str) -> Figure:
+    """What a device can reach, and what was reached: operations a second over operations for each byte moved.
+
+    `flops` and `memory` are the device's operations and bytes a second; `points` maps a legend entry to pairs of
+    operations for each byte and operations a second. Raises ValueError when there are no points, or a rate isn't
+    positive.
+    """
+    if not points or flops <= 0 or memory <= 0:
+        raise ValueError("a roofline needs two positive rates and at least one group of points")
+    figure, ax = new_figure()
+    ridge = flops / memory
+    across = [x for group in points.values() for x, _ in group]
+    left, right = min(*across, ridge / 4) / 2, max(*across, ridge * 4) * 2
+    with rc_context(_RC):
+        ax.plot([left, ridge, right], [memory * left, flops, flops], color="black", label="roof")
+        for i, (name, group) in enumerate(points.items()):
+            xs, ys = zip(*group, strict=True)
+            ax.plot(xs, ys, MARKERS[i % len(MARKERS)], color=COLORS[i % len(COLORS)], label=name)
+        ax.annotate("limited by memory", (left * 1.2, memory * left * 1.2), rotation=0, xytext=(0, -14), fontsize=9,
+                    textcoords="offset points")  # fmt: skip
+        ax.annotate(
+            "limited by arithmetic", (right, flops), xytext=(0, 4), textcoords="offset points", ha="right", fontsize=9
+        )
+        ax.set(
+            title=title,
+            xlabel="operations for each byte moved",
+            ylabel="operations a second",
+            xscale="log",
+            yscale="log",
+        )
+        ax.legend()
+    return figure

@@ -23,9 +23,9 @@ from torch import Tensor, nn
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
 
-from gpu.candidates import candidate, ways  # noqa: E402
+from gpu.candidates import others  # noqa: E402
 from gpu.record import Record  # noqa: E402
-from utils.fast_lora import FastLoRALinear  # noqa: E402
+from utils.fast_lora import FastLoRALinear, SharedInput  # noqa: E402
 from utils.lora import LoRALinear  # noqa: E402
 
 MINUTES = 2
@@ -34,6 +34,7 @@ SHAPES = ((4096, 4096), (4096, 11_008), (11_008, 4096))
 TOKENS = (8192, 2048, 512)
 RANKS = (16, 8, 64)
 FLOOR = "frozen"
+GRAPHED = (FLOOR, "fast", "fast, Triton", "PEFT as it comes")
 
 
 def spread(values: list[float]) -> dict[str, Any]:
@@ -100,8 +101,10 @@ def layers(base: nn.Linear, r: int, *, trial: bool, compiled: bool) -> dict[str,
         "plain, 16-bit adapters": LoRALinear(own(), r, 2 * r),
         "fast": FastLoRALinear(own(), r, 2 * r),
     }
-    for name, way in ways(trial=trial, r=r).items():
-        found[name] = candidate(own(), r, 2 * r, way)
+    if not trial:
+        found["fast, Triton"] = FastLoRALinear(own(), r, 2 * r)
+        found["fast, Triton"].kernels = True
+    found |= others(own, r, trial=trial)
     if compiled:
         found = {FLOOR: found[FLOOR], "fast": found["fast"]}
         found["plain, compiled"] = torch.compile(LoRALinear(own(), r, 2 * r), dynamic=False)
@@ -214,7 +217,7 @@ def measure(
                 row["off"] = dict(zip(("y", "dx", "dA", "dB"), map(off, values, true), strict=True))
             del y
             found[name], steps[name] = row, step
-            if name in (FLOOR, "fast", "PEFT as it comes") and device.type == "cuda" and tokens <= 2048:
+            if name in GRAPHED and device.type == "cuda" and not compiled:
                 clear(layer, x)
                 found[f"{name}, graph"], steps[f"{name}, graph"] = {}, graphed(layer, x, grad)
                 clear(layer, x)
@@ -233,8 +236,9 @@ def measure(
         if name in taken:
             row["microseconds"] = spread(taken[name])
             row["warm"] = spread(clock.times(steps[name], each, cold=False))  # one behind the other, launches and all
-            row["ratio"] = round(row["microseconds"]["median"] / floor, 3)
-            if tokens >= 8192 and (name == FLOOR or name == "fast" or name.startswith(("PEFT", "added"))):
+            least = floor if "graph" not in name else statistics.median(taken[f"{FLOOR}, graph"])
+            row["ratio"] = round(row["microseconds"]["median"] / least, 3)
+            if tokens >= 8192 and name in GRAPHED:
                 adding = step_of(modules[name], x, grad, clean=False)
                 row["adding_up"] = spread(clock.times(adding, 2 * each))
             print(
@@ -272,26 +276,16 @@ def parts(
         "dA = q^T x": (lambda: q.t() @ x, n * d_in),
     }
     if device.type == "cuda":
-        from gpu.triton_lora import thin
+        from utils.lora_kernels import expand, outer
 
         works |= {
             "dB = g^T h, float32": (lambda: torch.mm(g.t(), h, out_dtype=torch.float32), n * d_out),
             "dA = q^T x, float32": (lambda: torch.mm(q.t(), x, out_dtype=torch.float32), n * d_in),
+            "Triton: h = x A^T, y = h B^T": (lambda: expand(x, a.t(), b.t(), 2.0), n * (d_in + d_out)),
+            "Triton: q = g B, dx = q A": (lambda: expand(g, b, a, 2.0), n * (d_in + d_out)),
+            "Triton: dB = g^T h": (lambda: outer(g, h, ranks_first=False), n * d_out),
+            "Triton: dA = q^T x": (lambda: outer(x, q, ranks_first=True), n * d_in),
         }
-        for rows, columns, spans, warps in (
-            (128, 64, 4, 4),
-            (256, 64, 4, 8),
-            (64, 128, 2, 4),
-            (128, 128, 4, 8),
-            (64, 64, 4, 4),
-        ):
-            options = {"rows": rows, "columns": columns, "spans": spans, "warps": warps}
-            name = f"{rows}x{columns}/{spans}, {warps} warps"
-            works |= {
-                f"thin {name}: q, dB": (lambda o=options: thin(g, b, h, **o), n * d_out),
-                f"thin {name}: h": (lambda o=options: thin(x, a.t().contiguous(), **o), n * d_in),
-                f"thin {name}: dA": (lambda o=options: thin(x, right=q, **o), n * d_in),
-            }
         size = 8192
         one, two = new(size, size), new(size, size)
         works["ceiling: 8192^3 product"] = (lambda: one @ two, 3 * size * size)
@@ -312,6 +306,68 @@ def parts(
     record.add("parts: done")
 
 
+def three(record: Record, clock: Clock, device: torch.device, tokens: int, d: int, r: int) -> None:
+    """q_proj, k_proj and v_proj: three layers that read one x, each alone or computed together."""
+    key = f"three {d}x{d}, {tokens} tokens, r={r}"
+    if f"{key}: done" in record:
+        return
+    torch.manual_seed(SEED)
+    dtype = torch.bfloat16
+    x = torch.randn(4, tokens // 4, d, device=device, dtype=dtype, requires_grad=True)
+    grads = [torch.randn(4, tokens // 4, d, device=device, dtype=dtype) for _ in range(3)]
+    bases = [nn.Linear(d, d, bias=False, device=device, dtype=dtype).requires_grad_(False) for _ in range(3)]
+    together = [FastLoRALinear(base, r, 2 * r) for base in bases]
+    shared = SharedInput(together)
+    for layer in together:
+        layer.shared = shared
+    sets = {
+        FLOOR: bases,
+        "PEFT as it comes": [peft_layer(base, r, fp32=True) for base in bases],
+        "fast": [FastLoRALinear(base, r, 2 * r) for base in bases],
+        "fast, together": together,
+    }
+    for layers_of_one in sets.values():  # equal factors, so that the gradients of x can be compared
+        for number, layer in enumerate(layers_of_one):
+            if isinstance(layer, nn.Linear):
+                continue
+            generator = torch.Generator(device=device).manual_seed(number)
+            for factor in factors(layer):
+                factor.data.copy_(
+                    torch.randn(factor.shape, generator=generator, device=device) / factor.shape[1] ** 0.5
+                )
+
+    def step_of_three(layers_of_one: list[nn.Module]) -> Callable[[], None]:
+        held = [x, *(p for layer in layers_of_one for p in layer.parameters() if p.requires_grad)]
+
+        def step() -> None:
+            for tensor in held:
+                tensor.grad = None
+            torch.autograd.backward([layer(x) for layer in layers_of_one], grads)
+
+        return step
+
+    steps = {name: step_of_three(layers_of_one) for name, layers_of_one in sets.items()}
+    taken: dict[str, list[float]] = {name: [] for name in steps}
+    dx: dict[str, Tensor] = {}
+    for number in range(4):
+        for name, step in steps.items():
+            times = clock.times(step, 8 if number else 2)
+            dx[name] = x.grad
+            if number:
+                taken[name] += times
+    for name, times in taken.items():
+        ratio = round(statistics.median(times) / statistics.median(taken[FLOOR]), 3)
+        row: dict[str, Any] = {"microseconds": spread(times), "ratio": ratio}
+        if name != FLOOR:
+            row["dx_off_peft"] = off(dx[name], dx["PEFT as it comes"].double())
+        print(
+            f"  {key:34s} {name:26s} {row['microseconds']['median']:8.1f} us {ratio:6.3f} {row.get('dx_off_peft')}",
+            flush=True,
+        )
+        record.add(f"{key}: {name}", three=True, d=d, tokens=tokens, r=r, way=name, **row)
+    record.add(f"{key}: done")
+
+
 def run(out: Path, trial: bool, seconds: float) -> None:
     """Write ``layer.json`` into `out`."""
     began = time.monotonic()
@@ -325,8 +381,10 @@ def run(out: Path, trial: bool, seconds: float) -> None:
     )
     clock = Clock(device)
     parts(record, clock, device, *((16, 64, 96, 4) if trial else (8192, 4096, 4096, 16)), trial=trial)
-    sizes = [(shape, tokens, ranks[0], False) for tokens in all_tokens for shape in shapes]
-    sizes += [(shape, all_tokens[0], r, False) for r in ranks[1:] for shape in shapes]
+    first, others_ = all_tokens[0], all_tokens[1:]
+    sizes = [(shape, first, ranks[0], False) for shape in shapes]
+    sizes += [(shape, tokens, ranks[0], False) for tokens in others_ for shape in shapes]
+    sizes += [(shape, first, r, False) for r in ranks[1:] for shape in shapes]
     if not trial:
         sizes += [(shapes[0], tokens, ranks[0], True) for tokens in all_tokens]
     for number, (shape, tokens, r, compiled) in enumerate(sizes):
@@ -334,6 +392,8 @@ def run(out: Path, trial: bool, seconds: float) -> None:
             print(f"  stopped after {seconds:.0f} s: {len(sizes) - number} sizes are left for the next run", flush=True)
             return
         measure(record, clock, device, shape, tokens, r, trial=trial, compiled=compiled)
+        if number < len(all_tokens) * len(shapes) and shape == shapes[0]:
+            three(record, clock, device, tokens, shape[0], r)
 
 
 def main() -> None:

@@ -27,7 +27,7 @@ from gpu.record import Record  # noqa: E402
 from utils import lora  # noqa: E402
 from utils.activations import checkpoint_blocks  # noqa: E402
 from utils.architectures import real_config  # noqa: E402
-from utils.fast_lora import use_fast  # noqa: E402
+from utils.fast_lora import SHARE, use_fast  # noqa: E402
 
 MINUTES = 3
 SEED, R, ALPHA = 0, 8, 16
@@ -36,8 +36,15 @@ TARGETS: dict[str, list[str]] = {
     "q,k,v,o": ATTENTION,
     "all-linear": [*ATTENTION, "gate_proj", "up_proj", "down_proj"],
 }
-PEFT, PEFT_16, PLAIN, FAST, FROZEN = "PEFT as it comes", "PEFT, 16-bit adapters", "plain", "fast", "frozen"
-ORDER = (FROZEN, PEFT, FAST, PLAIN, PEFT_16, f"{FAST}, again", f"{PEFT}, again")
+PEFT, PEFT_16, PLAIN, FROZEN = "PEFT as it comes", "PEFT, 16-bit adapters", "plain", "frozen"
+FAST, TOGETHER = "fast", "fast, together"
+PLAN: tuple[tuple[bool, bool, tuple[str, ...]], ...] = (
+    (False, False, (FROZEN, PEFT, TOGETHER, FAST, f"{TOGETHER}, again", f"{PEFT}, again")),
+    (True, False, (FROZEN, PEFT, TOGETHER)),
+    (False, False, (PEFT_16, PLAIN)),
+    (False, True, (FROZEN, PEFT, TOGETHER)),
+)
+"""Checkpointing, the whole step as one CUDA graph, and the ways: the most important first."""
 
 
 def base_model(trial: bool, device: torch.device) -> Any:
@@ -85,17 +92,17 @@ def attach(model: nn.Module, way: str, targets: list[str]) -> tuple[nn.Module, C
         wrapped = get_peft_model(model, config, autocast_adapter_dtype=kind == PEFT)
         return wrapped, wrapped.unload
     lora.inject(model, targets, R, ALPHA)
-    if kind == FAST:
-        use_fast(model)
+    if kind in (FAST, TOGETHER):
+        use_fast(model, share=SHARE if kind == TOGETHER else ())
     return model, lambda: lora.remove(model)
 
 
 def measure(
-    model: nn.Module, record: Record, way: str, name: str, *, checkpointing: bool, batch: int, length: int, steps: int,
-    keep: dict[str, Any],
+    model: nn.Module, record: Record, way: str, name: str, *, checkpointing: bool, graph: bool, batch: int, length: int,
+    steps: int, keep: dict[str, Any],
 ) -> None:  # fmt: skip
     """Train for two and `steps` steps and add the row. `keep` holds PEFT's first gradients to compare with."""
-    key = f"{name}, checkpointing {'on' if checkpointing else 'off'}: {way}"
+    key = f"{name}, checkpointing {'on' if checkpointing else 'off'}{', one CUDA graph' if graph else ''}: {way}"
     if key in record:
         return
     device = next(model.parameters()).device
@@ -110,7 +117,7 @@ def measure(
     mine = factors(trained)
     if way != FROZEN:
         fill(trained)
-    optimizer = torch.optim.AdamW(list(mine.values()), lr=1e-4) if mine else None
+    optimizer = torch.optim.AdamW(list(mine.values()), lr=1e-4, capturable=graph and cuda) if mine else None
     ids = torch.randint(
         0, model.config.vocab_size, (batch, length), generator=torch.Generator().manual_seed(SEED)
     ).to(device)  # fmt: skip
@@ -132,34 +139,47 @@ def measure(
         if way == PEFT:
             keep.clear()
             keep.update(found)
-        elif keep:
+        elif keep.keys() == found.keys():
             total = sum(g.double().square().sum() for g in keep.values())
             difference = sum((found[n].double() - g.double()).square().sum() for n, g in keep.items())
             row["gradients_off_peft"] = round(float((difference / total) ** 0.5), 5)
         for parameter in mine.values():
             parameter.grad = None
     del loss
-    for _ in range(2):
-        step()
+    side = torch.cuda.Stream() if graph and cuda else None
+    if side:
+        side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(2):
+            step()
+    if side:
+        torch.cuda.current_stream().wait_stream(side)
     if cuda:
         torch.cuda.synchronize()
         gc.collect()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         row["resting_mib"] = round(torch.cuda.memory_allocated() / 2**20, 1)
+    work: Callable[[], Any] = step
+    if side:
+        captured = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(captured):
+            step()
+        work = captured.replay
+        work()
     times = []
     for _ in range(steps):
         if cuda:
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             torch.cuda.synchronize()
             start.record()
-            step()
+            work()
             end.record()
             end.synchronize()
             times.append(start.elapsed_time(end))
         else:
             began = time.perf_counter()
-            step()
+            work()
             times.append(1000 * (time.perf_counter() - began))
     if cuda:
         row["peak_mib"] = round(torch.cuda.max_memory_allocated() / 2**20, 1)
@@ -167,7 +187,7 @@ def measure(
     if hook:
         hook.remove()
     detach()
-    record.add(key, targets=name, checkpointing=checkpointing, way=way, batch=batch, length=length, **row)
+    record.add(key, targets=name, checkpointing=checkpointing, graph=graph, way=way, batch=batch, length=length, **row)
     print(
         f"  {key:50s} {row['milliseconds']['median']:8.2f} ms ({row['milliseconds']['lower']:.2f}-"
         f"{row['milliseconds']['upper']:.2f})  peak {row.get('peak_mib', 0):9.1f} MiB  loss {row['loss']}  "
@@ -180,7 +200,7 @@ def run(out: Path, trial: bool, seconds: float) -> None:
     """Write ``step.json`` into `out`."""
     began = time.monotonic()
     device = torch.device("cuda" if torch.cuda.is_available() and not trial else "cpu")
-    size = {"batch": 2, "length": 16, "steps": 4} if trial else {"batch": 4, "length": 512, "steps": 15}
+    size = {"batch": 2, "length": 16, "steps": 4} if trial else {"batch": 4, "length": 512, "steps": 10}
     record = Record(
         out / "step.json",
         "a training step (forward, backward, AdamW) of Llama-2-7B's shape in bfloat16 with random weights; "
@@ -191,15 +211,19 @@ def run(out: Path, trial: bool, seconds: float) -> None:
     )
     model = base_model(trial, device)
     keep: dict[str, Any] = {}
-    for checkpointing in (False, True):
+    for checkpointing, graph, ways in PLAN:
         for name in TARGETS:
-            for way in ORDER:
-                if checkpointing and way not in (FROZEN, PEFT, FAST):
-                    continue
+            for way in ways:
                 if time.monotonic() - began > seconds:
                     print(f"  stopped after {seconds:.0f} s", flush=True)
                     return
-                measure(model, record, way, name, checkpointing=checkpointing, keep=keep, **size)
+                try:
+                    measure(model, record, way, name, checkpointing=checkpointing, graph=graph, keep=keep, **size)
+                except Exception as error:
+                    if not graph:
+                        raise
+                    print(f"  no graph of {name}, {way}: {type(error).__name__}: {str(error)[:300]}", flush=True)
+                    return
 
 
 def main() -> None:
