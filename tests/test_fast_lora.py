@@ -12,8 +12,9 @@ from torch.utils.checkpoint import checkpoint
 
 from utils import fast_lora, lora, models
 from utils.activations import saved_activation_bytes
-from utils.fast_lora import FastLoRALinear, use_fast, use_plain
+from utils.fast_lora import SHARE, FastLoRALinear, use_fast, use_plain
 from utils.lora import LoRALinear
+from utils.traffic import operations
 
 torch.set_num_threads(1)
 QUICK = settings(deadline=None, derandomize=True, max_examples=60)
@@ -224,11 +225,9 @@ def test_it_keeps_x_and_h_and_the_rounded_adapters():
     assert kept(copy.deepcopy(fast).requires_grad_(False), x) == 0  # only dx is asked for: parameters are enough
 
 
-def test_what_no_gradient_asks_for_is_neither_kept_nor_computed(monkeypatch):
+def test_what_no_gradient_asks_for_is_neither_kept_nor_computed():
     n, d_in, d_out, r = 40, 16, 12, 3
-    dequantized = []
-    real = fast_lora.dense_weight
-    monkeypatch.setattr(fast_lora, "dense_weight", lambda *a: dequantized.append(1) or real(*a))
+    large, thin = 2 * n * d_in * d_out, 2 * n * r * (d_in + d_out)
     for for_x in (False, True):
         for for_a in (False, True):
             for for_b in (False, True):
@@ -242,13 +241,15 @@ def test_what_no_gradient_asks_for_is_neither_kept_nor_computed(monkeypatch):
                 if not (for_x or for_a or for_b):
                     assert not fast(x).requires_grad
                     continue
-                dequantized.clear()
+                flops = sum(op.flops for op in operations(lambda layer=fast, x=x: layer(x).sum().backward()))
+                down, own = 2 * n * d_out * r * (for_x or for_a), 2 * n * r * (d_in * (for_x + for_a) + d_out * for_b)
+                assert flops == large * (1 + for_x) + thin + down + own
+                fast.zero_grad()
                 gradients = []
                 for layer in (fast, plain):
                     x.grad = None
                     layer(x).sum().backward()
                     gradients.append((x.grad, layer.lora_A.grad, layer.lora_B.grad))
-                assert len(dequantized) == 1 + for_x
                 for ours, theirs in zip(*gradients, strict=True):
                     assert (ours is None) == (theirs is None)
                     if ours is not None:
@@ -260,6 +261,125 @@ def test_dropout_keeps_a_byte_for_each_number():
     x = torch.randn(40, 16, dtype=torch.float64, requires_grad=True)
     assert kept(fast, x) == 8 * (40 * 16 + 40 * 3) + 40 * 16
     assert kept(fast.eval(), x) == 8 * (40 * 16 + 40 * 3)
+
+
+# ------------------------------------------------------------------------------------------ several layers, one x
+
+
+class Attention(nn.Module):
+    """What reads one x in a block: k and v may be narrower than q, as with grouped queries."""
+
+    def __init__(self, d_in=12, widths=(10, 6, 6), dtype=torch.float64):
+        super().__init__()
+        for name, width in zip(("q_proj", "k_proj", "v_proj"), widths, strict=True):
+            setattr(self, name, nn.Linear(d_in, width, bias=name == "q_proj", dtype=dtype))
+
+    def forward(self, x, parts=(0, 1, 2)):
+        outputs = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+        return torch.cat([outputs[i] for i in parts], dim=-1)
+
+
+def attention_pair(dropout=0.0, **options):
+    """Two equal models with LoRA: computed together, and plainly."""
+    models_ = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        model = Attention(**options)
+        lora.inject(model, ["q_proj", "k_proj", "v_proj"], 2, 5.0, dropout)
+        for layer in lora.lora_layers(model).values():
+            nn.init.normal_(layer.lora_B)
+        models_.append(model)
+    use_fast(models_[0], share=SHARE)
+    return models_
+
+
+def all_gradients(model, x, parts=(0, 1, 2)):
+    model.zero_grad()
+    x = x.detach().clone().requires_grad_()
+    y = model(x, parts)
+    y.backward(torch.randn(y.shape, dtype=y.dtype, generator=torch.Generator().manual_seed(1)))
+    return {"y": y.detach(), "x": x.grad} | {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """How many layers each call computed."""
+    calls, real = [], fast_lora.product_of
+    monkeypatch.setattr(fast_lora, "product_of", lambda layers, x: calls.append(len(layers)) or real(layers, x))
+    return calls
+
+
+@pytest.mark.parametrize("parts", [(0, 1, 2), (0, 2), (1,)])
+def test_together_they_compute_what_each_computes_alone(parts, counted):
+    together, plain = attention_pair()
+    x = torch.randn(4, 7, 12, dtype=torch.float64)
+    ours, theirs = all_gradients(together, x, parts), all_gradients(plain, x, parts)
+    assert counted == [3]
+    for name, expected in theirs.items():
+        got = ours[name]
+        if expected is None:  # the output was not used: a zero gradient says the same
+            assert got is None or not got.any(), name
+        else:
+            torch.testing.assert_close(got, expected, **F64, msg=name)
+
+
+def test_together_they_pass_gradcheck():
+    together, _ = attention_pair(d_in=4, widths=(3, 2, 2))
+    x = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+    names = [name for name, p in together.named_parameters() if p.requires_grad]
+
+    def computed(x, *values):
+        return torch.func.functional_call(together, dict(zip(names, values, strict=True)), (x,))
+
+    values = [together.get_parameter(name) for name in names]
+    assert torch.autograd.gradcheck(computed, (x, *values))
+
+
+def test_together_they_keep_one_x():
+    together, _ = attention_pair()
+    x = torch.randn(40, 12, dtype=torch.float64, requires_grad=True)
+    concatenated = 3 * 12  # the three lora_A below each other, a copy
+    kept_ = saved_activation_bytes(together, lambda: [together.q_proj(x), together.k_proj(x), together.v_proj(x)])
+    assert kept_ == 8 * (40 * 12 + 40 * 3 * 2 + 2 * concatenated)
+
+
+def test_another_x_or_another_order_and_each_computes_alone(counted):
+    together, plain = attention_pair()
+    x, other = torch.randn(2, 5, 12, dtype=torch.float64).unbind()
+    torch.testing.assert_close(together.q_proj(x), plain.q_proj(x), **F64)
+    torch.testing.assert_close(together.k_proj(other), plain.k_proj(other), **F64)  # not what was prepared for x
+    torch.testing.assert_close(together.v_proj(x), plain.v_proj(x), **F64)
+    assert counted == [3, 1, 1]
+    counted.clear()
+    x.mul_(2)  # changed in place between two calls: the same object with other numbers
+    q = together.q_proj(x)
+    x.add_(1)
+    torch.testing.assert_close(together.k_proj(x), plain.k_proj(x), **F64)
+    assert q is not None and counted == [3, 1]
+
+
+def test_in_inference_mode_each_computes_alone(counted):
+    together, plain = attention_pair()
+    with torch.inference_mode():
+        x = torch.randn(4, 12, dtype=torch.float64)
+        torch.testing.assert_close(together(x), plain(x), **F64)
+    assert counted == [1, 1, 1]
+
+
+def test_a_member_that_is_merged_off_or_different_ends_the_sharing(counted):
+    x = torch.randn(4, 12, dtype=torch.float64)
+    for change in (
+        lambda m: m.k_proj.merge(),
+        lambda m: setattr(m.v_proj, "enabled", False),
+        lambda m: setattr(m.v_proj, "scaling", 9.0),
+        lambda m: m.q_proj.lora_A.requires_grad_(False),
+        lambda m: m.k_proj.base_layer.requires_grad_(True),
+    ):
+        together, plain = attention_pair()
+        change(together)
+        change(plain)
+        torch.testing.assert_close(together(x), plain(x), **F64)
+    assert 3 not in counted
 
 
 # ------------------------------------------------------------------------------------------------------ failure cases
@@ -304,7 +424,8 @@ def test_where_one_operation_would_leave_something_out_the_plain_layer_computes(
         def forward(self, x):
             return 2 * super().forward(x)
 
-    monkeypatch.setattr(fast_lora._LoRAProduct, "apply", lambda *a: pytest.fail("not the one operation"))
+    for function in (fast_lora._OneProduct, fast_lora._LoRAProduct):
+        monkeypatch.setattr(function, "apply", lambda *a: pytest.fail("not the one operation"))
     x = torch.randn(2, 12, dtype=torch.float64, requires_grad=True)
 
     trained = layer_of(FastLoRALinear)
@@ -422,5 +543,9 @@ def test_use_fast_exchanges_the_layers_and_nothing_else():
     for name, gradient in expected.items():
         scale = gradient.abs().max()
         torch.testing.assert_close(found[name] / scale, gradient / scale, rtol=1e-4, atol=2e-5, msg=name)
+    use_fast(model, share=SHARE)
+    for name, gradient in gradients().items():
+        scale = expected[name].abs().max()
+        torch.testing.assert_close(gradient / scale, expected[name] / scale, rtol=1e-4, atol=2e-5, msg=name)
     assert use_plain(model) == names
     assert not any(isinstance(module, FastLoRALinear) for module in model.modules())

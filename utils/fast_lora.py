@@ -304,11 +304,10 @@ def product_of(layers: Sequence[FastLoRALinear], x: Float[Tensor, "*batch d_in"]
 
 def _suits_kernels(x: Tensor, dtype: torch.dtype, base: nn.Linear, dropout: float, factors: Sequence[Tensor]) -> bool:
     """Whether the Triton kernels can compute the layer: they know the plain case, all gradients asked for, 16 bits."""
-    return (
-        x.is_cuda and x.is_contiguous() and dtype in (torch.bfloat16, torch.float16) and base.bias is None and not dropout
-        and base.in_features % 8 == base.out_features % 8 == 0 and len(factors[0]) <= 64 and x.numel() > 0
-        and x.requires_grad and all(factor.requires_grad for factor in factors)
-    )  # fmt: skip
+    whole = base.in_features % 8 == base.out_features % 8 == 0 and len(factors[0]) <= 64 and x.numel() > 0
+    asked = x.requires_grad and all(factor.requires_grad for factor in factors)
+    usual = dtype in (torch.bfloat16, torch.float16) and base.bias is None and not dropout
+    return x.is_cuda and x.is_contiguous() and whole and asked and usual
 
 
 class SharedInput:
@@ -321,6 +320,7 @@ class SharedInput:
     def __init__(self, layers: Sequence[FastLoRALinear]) -> None:
         self.layers = list(layers)
         self.x: Tensor | None = None
+        self.version = 0
         self.waiting: dict[int, Tensor] = {}
 
     def together(self) -> bool:
@@ -335,7 +335,9 @@ class SharedInput:
 
     def output_of(self, layer: FastLoRALinear, x: Tensor) -> Tensor | None:
         """The output of one of the layers for `x`, or None when it has to compute alone."""
-        if self.x is x and id(layer) in self.waiting:
+        if x.is_inference():  # such a tensor can't tell whether it was changed in between
+            return None
+        if self.x is x and x._version == self.version and id(layer) in self.waiting:
             y = self.waiting.pop(id(layer))
             if not self.waiting:
                 self.x = None
@@ -344,6 +346,7 @@ class SharedInput:
         if layer is not self.layers[0] or not self.together():
             return None
         outputs = product_of(self.layers, x)
+        self.version = x._version
         self.x, self.waiting = x, {id(other): y for other, y in zip(self.layers[1:], outputs[1:], strict=True)}
         return outputs[0]
 

@@ -1,8 +1,8 @@
-"""Triton kernels for a LoRA layer's thin products, which have no arithmetic to speak of and read or write whole tensors.
+"""Triton kernels for a LoRA layer's thin products, which have hardly any arithmetic and read or write whole tensors.
 
-`expand` computes the small product's both halves with one pass over x and one over y; `outer` a gradient of A or B with
-one pass. Tiles come through the tensor memory accelerator of Hopper, several ahead, so that enough bytes are under way. `R`
-is the rank rounded up to a power of two, at least 16, which the tensor cores ask for.
+`expand` computes both halves of the small product with one pass over x and one over y; `outer` a gradient of A or B
+with one pass. Tiles come through the tensor memory accelerator of Hopper GPUs, several ahead, so that enough bytes are
+under way. `R` is the rank rounded up to a power of two, at least 16, which the tensor cores ask for.
 """
 
 from __future__ import annotations
@@ -42,9 +42,13 @@ def _expand_kernel(
 
 
 def expand(
-    x: Tensor, down: Tensor, up: Tensor, scale: float, *, rows: int = 64, columns: int = 128, stages: int = 5, warps: int = 4
+    x: Tensor, down: Tensor, up: Tensor, scale: float, *, rows: int = 64, columns: int = 128, stages: int = 5,
+    warps: int = 4,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """``h = scale * x @ down`` (n, r) and ``h @ up`` (n, wide). x (n, width) is contiguous, the factors have any strides."""
+    """``h = scale * x @ down`` (n, r) and ``h @ up`` (n, wide).
+
+    x (n, width) is contiguous; down (width, r) and up (r, wide) may have any strides.
+    """
     n, width = x.shape
     r, wide = up.shape
     h, y = x.new_empty(n, r), x.new_empty(n, wide)
@@ -82,7 +86,8 @@ def outer(
 ) -> Tensor:  # fmt: skip
     """``x.T @ thin`` in float32, as (width, r), or with `ranks_first` transposed as (r, width).
 
-    x (n, width) and thin (n, r) are contiguous. The rows are split among programs and their sums added in a fixed order.
+    x (n, width) and thin (n, r) are contiguous. The rows are split among programs, whose sums are added in a fixed
+    order.
     """
     n, width = x.shape
     r = thin.shape[1]

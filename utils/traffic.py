@@ -23,7 +23,7 @@ ONLY_WRITE = {"zero_", "fill_", "normal_", "uniform_", "bernoulli_", "zeros", "o
 
 
 class Operation(NamedTuple):
-    """One operation. flops: multiplications and additions of a matrix product, else 0 (sums and copies wait for memory).
+    """One operation. flops: multiplications and additions of a product of matrices, else 0.
     moved: the bytes of every tensor that it reads and of every one that it writes, each once. dtype: of what it reads.
     """
 
