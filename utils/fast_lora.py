@@ -20,7 +20,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from importlib import import_module
 from typing import Any
 
 import torch
@@ -36,7 +35,7 @@ SUMS_IN_FLOAT32 = tuple(int(part) for part in torch.__version__.split(".")[:2]) 
 
 @functools.cache
 def _nothing(device: torch.device, dtype: torch.dtype) -> Tensor:
-    return torch.zeros(1, device=device, dtype=dtype)
+    return torch.empty(1, device=device, dtype=dtype)  # added with the factor 0, which means: not looked at
 
 
 def scaled_product(left: Float[Tensor, "n k"], right: Float[Tensor, "k m"], scale: float) -> Float[Tensor, "n m"]:
@@ -134,24 +133,20 @@ class _LoRAProduct(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, bases: Sequence[nn.Linear], scaling: float, dropout: float, kernels: bool, *factors: Tensor
+        ctx: Any, x: Tensor, bases: Sequence[nn.Linear], scaling: float, dropout: float, *factors: Tensor
     ) -> tuple[Tensor, ...]:
         count, dtype = len(bases), x.dtype
         needs = ctx.needs_input_grad
-        for_x, for_a, for_b = needs[0], True in needs[5 : 5 + count], True in needs[5 + count :]
+        for_x, for_a, for_b = needs[0], True in needs[4 : 4 + count], True in needs[4 + count :]
         shape, rows, outputs = x.shape, _rows(x), []
         a = (factors[0] if count == 1 else torch.cat(factors[:count])).to(dtype)
         b = [factor.to(dtype) for factor in factors[count:]]
         with _in_given_dtypes(x.device.type):
             seen, mask = torch.native_dropout(rows, dropout, True) if dropout else (rows, None)
-            if kernels:
-                h, y = lora_kernels().expand(rows, a.t(), b[0].t(), scaling)
-            else:
-                h = scaled_product(seen, a.t(), scaling)
+            h = scaled_product(seen, a.t(), scaling)
             parts = h.chunk(count, dim=1) if count > 1 else (h,)
             for base, factor, part in zip(bases, b, parts, strict=True):
-                if not kernels:
-                    y = F.linear(part, factor, None if base.bias is None else base.bias.to(dtype))
+                y = F.linear(part, factor, None if base.bias is None else base.bias.to(dtype))
                 y.addmm_(rows, dense_weight(base, dtype).t())
                 outputs.append(y if len(shape) == 2 else y.view(*shape[:-1], y.shape[-1]))
         stored = [base.weight for base in bases if type(base) is nn.Linear] if for_x else ()
@@ -163,7 +158,7 @@ class _LoRAProduct(torch.autograd.Function):
             *(b if for_x or for_a else (None,) * count),
             *stored,  # so that autograd notices a weight that was changed in between
         )
-        ctx.bases, ctx.scaling, ctx.dropout, ctx.kernels = bases, scaling, dropout, kernels
+        ctx.bases, ctx.scaling, ctx.dropout = bases, scaling, dropout
         ctx.shape, ctx.dtypes = shape, [factor.dtype for factor in factors]
         ctx.set_materialize_grads(False)
         return tuple(outputs)
@@ -172,7 +167,7 @@ class _LoRAProduct(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         _refuse_second_derivative()
         count, needs = len(ctx.bases), ctx.needs_input_grad
-        for_x, for_a = needs[0], True in needs[5 : 5 + count]
+        for_x, for_a = needs[0], True in needs[4 : 4 + count]
         x, a, h, mask, *b = ctx.saved_tensors
         keep = 1 / (1 - ctx.dropout)
         da: Sequence[Tensor | None] = [None] * count
@@ -180,11 +175,9 @@ class _LoRAProduct(torch.autograd.Function):
         dx = None
         first = next((grad for grad in grads if grad is not None), None)
         if first is None:
-            return (None,) * (5 + 2 * count)
+            return (None,) * (4 + 2 * count)
         with _in_given_dtypes(first.device.type):
             g = [None if grad is None else _rows(grad) for grad in grads]
-            if ctx.kernels:
-                return _backward_with_kernels(ctx, g[0].contiguous(), x, a, b[0], h)
             if for_x or for_a:
                 parts = [
                     first.new_zeros(len(_rows(first)), b[i].shape[1]) if grad is None
@@ -194,7 +187,7 @@ class _LoRAProduct(torch.autograd.Function):
                 q = parts[0] if count == 1 else torch.cat(parts, dim=1)
             thin = (h,) if count == 1 or h is None else h.chunk(count, dim=1)
             for i, grad in enumerate(g):
-                if needs[5 + count + i] and grad is not None:
+                if needs[4 + count + i] and grad is not None:
                     db[i] = gradient_product(grad.t(), thin[i], ctx.dtypes[count + i])
             if for_a:
                 rows = _rows(x)
@@ -209,22 +202,8 @@ class _LoRAProduct(torch.autograd.Function):
                     if grad is not None:
                         dx.addmm_(grad, dense_weight(base, grad.dtype))
                 dx = dx if len(ctx.shape) == 2 else dx.view(ctx.shape)
-        wanted = (factor if need else None for factor, need in zip((*da, *db), needs[5:], strict=True))
-        return dx, None, None, None, None, *wanted
-
-
-def _backward_with_kernels(ctx: Any, g: Tensor, x: Tensor, a: Tensor, b: Tensor, h: Tensor) -> tuple[Tensor, ...]:
-    kernels = lora_kernels()
-    q, dx = kernels.expand(g, b, a, ctx.scaling)
-    db = kernels.outer(g, h, ranks_first=False).to(ctx.dtypes[1])
-    da = kernels.outer(_rows(x), q, ranks_first=True).to(ctx.dtypes[0])
-    dx.addmm_(g, dense_weight(ctx.bases[0], g.dtype))
-    return dx.view(ctx.shape), None, None, None, None, da, db
-
-
-def lora_kernels() -> Any:
-    """:mod:`utils.lora_kernels`, which needs Triton. Raises ImportError where there is none."""
-    return import_module("utils.lora_kernels")
+        wanted = (factor if need else None for factor, need in zip((*da, *db), needs[4:], strict=True))
+        return dx, None, None, None, *wanted
 
 
 class FastLoRALinear(LoRALinear):
@@ -244,7 +223,6 @@ class FastLoRALinear(LoRALinear):
     """
 
     shared: SharedInput | None = None
-    kernels: bool = False
 
     def falls_back(self) -> str | None:
         """Why the plain layer has to compute, or None: the base trains, or hooks wait for its call, or it is of a type
@@ -291,23 +269,14 @@ def product_of(layers: Sequence[FastLoRALinear], x: Float[Tensor, "*batch d_in"]
             f"the input is {dtype} and the base weight {base.weight.dtype}: convert one of them, or use autocast"
         )
     dropout = layers[0].lora_dropout.p if layers[0].training else 0.0
-    if len(layers) == 1 and not (in_4_bits or autocasts or dropout or layers[0].kernels):
+    if len(layers) == 1 and not (in_4_bits or autocasts or dropout):
         (layer,) = layers
         return (_OneProduct.apply(x, layer.lora_A, layer.lora_B, base.weight, base.bias, layer.scaling),)
     bases = [layer.base_layer for layer in layers]
     factors = [layer.lora_A for layer in layers] + [layer.lora_B for layer in layers]
-    kernels = layers[0].kernels and len(layers) == 1 and _suits_kernels(x, dtype, base, dropout, factors)
     given = x if dtype == x.dtype else x.to(dtype)
-    outputs = _LoRAProduct.apply(given, bases, layers[0].scaling, dropout, kernels, *factors)
+    outputs = _LoRAProduct.apply(given, bases, layers[0].scaling, dropout, *factors)
     return tuple(y.to(x.dtype) for y in outputs) if in_4_bits and not autocasts else outputs
-
-
-def _suits_kernels(x: Tensor, dtype: torch.dtype, base: nn.Linear, dropout: float, factors: Sequence[Tensor]) -> bool:
-    """Whether the Triton kernels can compute the layer: they know the plain case, all gradients asked for, 16 bits."""
-    whole = base.in_features % 8 == base.out_features % 8 == 0 and len(factors[0]) <= 64 and x.numel() > 0
-    asked = x.requires_grad and all(factor.requires_grad for factor in factors)
-    usual = dtype in (torch.bfloat16, torch.float16) and base.bias is None and not dropout
-    return x.is_cuda and x.is_contiguous() and whole and asked and usual
 
 
 class SharedInput:
@@ -355,17 +324,14 @@ SHARE = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """The layers of a Llama's block that read one `x`, in the order in which they are called."""
 
 
-def use_fast(model: nn.Module, *, share: Sequence[Sequence[str]] = (), kernels: bool = False) -> list[str]:
+def use_fast(model: nn.Module, *, share: Sequence[Sequence[str]] = ()) -> list[str]:
     """Let every LoRA layer of the model compute as one operation, in place, and return their names.
 
     Parameters stay the same objects, so an optimizer that holds them goes on. `share`, such as :data:`SHARE`, names
     layers of one parent that the model calls in this order with one `x`; where all of them have LoRA, they are computed
-    together. `kernels` lets Triton compute the thin products of a layer that computes alone, on a Hopper GPU, where it
-    can; it pays for many tokens. Raises RuntimeError when there is no LoRA.
+    together. Raises RuntimeError when there is no LoRA.
     """
     names = _exchange(model, FastLoRALinear)
-    for layer in lora_layers(model).values():
-        layer.kernels = kernels
     for parent in model.modules():
         for group in share:
             layers = [getattr(parent, name, None) for name in group]
@@ -387,6 +353,5 @@ def _exchange(model: nn.Module, kind: type[LoRALinear]) -> list[str]:
         raise RuntimeError("this model has no LoRA layers: call inject or load_adapter first")
     for layer in layers.values():
         layer.__class__ = kind  # it holds the same things; only what it does with them differs
-        for extra in ("shared", "kernels"):
-            layer.__dict__.pop(extra, None)
+        layer.__dict__.pop("shared", None)
     return list(layers)

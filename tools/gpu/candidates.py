@@ -1,4 +1,4 @@
-"""Other people's LoRA layer, and a layer that adds in the other order, for :mod:`gpu.layer`."""
+"""Layers to compare with, for :mod:`gpu.layer`: one that adds in the other order, Triton's, Unsloth's."""
 
 from __future__ import annotations
 
@@ -85,10 +85,40 @@ class UnslothLinear(LoRALinear):
         return self.function.apply(x, self.base_layer.weight, None, self.lora_A, self.lora_B, self.scaling)
 
 
+class _WithTriton(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, W: Tensor, A: Tensor, B: Tensor, s: float) -> Tensor:
+        from gpu.triton_lora import expand
+
+        rows, a, b = x.reshape(-1, x.shape[-1]), A.to(x.dtype), B.to(x.dtype)
+        h, y = expand(rows, a.t(), b.t(), s)
+        ctx.save_for_backward(x, W, a, b, h)
+        ctx.s = s
+        return y.addmm_(rows, W.t()).view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        from gpu.triton_lora import expand, outer
+
+        x, W, a, b, h = ctx.saved_tensors
+        g = grad.reshape(-1, grad.shape[-1]).contiguous()
+        q, dx = expand(g, b, a, ctx.s)
+        dB, dA = outer(g, h, ranks_first=False), outer(x.reshape(-1, x.shape[-1]), q, ranks_first=True)
+        return dx.addmm_(g, W).view(x.shape), None, dA, dB, None
+
+
+class TritonLinear(LoRALinear):
+    """A LoRALinear whose thin products are Triton kernels."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _WithTriton.apply(x, self.base_layer.weight, self.lora_A, self.lora_B, self.scaling)
+
+
 def others(base_of: Any, r: int, *, trial: bool) -> dict[str, nn.Module]:
     """The layers of this module by name, each over a base of its own from `base_of`."""
     found: dict[str, nn.Module] = {"added after": AddedAfter(base_of(), r, 2 * r)}
     if not trial:
+        found["fast, Triton"] = TritonLinear(base_of(), r, 2 * r)
         try:
             function = unsloth_function()
         except Exception as error:

@@ -101,9 +101,6 @@ def layers(base: nn.Linear, r: int, *, trial: bool, compiled: bool) -> dict[str,
         "plain, 16-bit adapters": LoRALinear(own(), r, 2 * r),
         "fast": FastLoRALinear(own(), r, 2 * r),
     }
-    if not trial:
-        found["fast, Triton"] = FastLoRALinear(own(), r, 2 * r)
-        found["fast, Triton"].kernels = True
     found |= others(own, r, trial=trial)
     if compiled:
         found = {FLOOR: found[FLOOR], "fast": found["fast"]}
@@ -276,7 +273,7 @@ def parts(
         "dA = q^T x": (lambda: q.t() @ x, n * d_in),
     }
     if device.type == "cuda":
-        from utils.lora_kernels import expand, outer
+        from gpu.triton_lora import expand, outer
 
         works |= {
             "dB = g^T h, float32": (lambda: torch.mm(g.t(), h, out_dtype=torch.float32), n * d_out),
