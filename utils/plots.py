@@ -595,11 +595,9 @@ def roofline(flops: float, memory: float, points: Mapping[str, Sequence[tuple[fl
         for i, (name, group) in enumerate(points.items()):
             xs, ys = zip(*group, strict=True)
             ax.plot(xs, ys, MARKERS[i % len(MARKERS)], color=COLORS[i % len(COLORS)], label=name)
-        ax.annotate("limited by memory", (left * 1.2, memory * left * 1.2), rotation=0, xytext=(0, -14), fontsize=9,
-                    textcoords="offset points")  # fmt: skip
-        ax.annotate(
-            "limited by arithmetic", (right, flops), xytext=(0, 4), textcoords="offset points", ha="right", fontsize=9
-        )
+        beside = {"textcoords": "offset points", "fontsize": 9}
+        ax.annotate("limited by memory", (left * 1.5, memory * left * 1.5), xytext=(-4, 16), rotation=33, **beside)
+        ax.annotate("limited by arithmetic", (right, flops), xytext=(0, -16), ha="right", **beside)
         ax.set(
             title=title,
             xlabel="operations for each byte moved",
@@ -607,5 +605,5 @@ def roofline(flops: float, memory: float, points: Mapping[str, Sequence[tuple[fl
             xscale="log",
             yscale="log",
         )
-        ax.legend()
+        ax.legend(loc="lower right")
     return figure
