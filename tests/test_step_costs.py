@@ -1,5 +1,6 @@
 """Chapter 14's records: where they are from, what they may be quoted for, and the goals, missed ones included."""
 
+import importlib
 import json
 import sys
 
@@ -103,7 +104,7 @@ def test_deep_gradients_are_the_same_model_for_everybody():
 
 
 def test_the_tools_run_in_trial_and_go_on_where_they_stopped(tmp_path, capsys):
-    from gpu import layer
+    layer = importlib.import_module(".layer", "gpu")
 
     layer.run(tmp_path, True, 60.0)
     before = json.loads((tmp_path / "layer.json").read_text())

@@ -596,7 +596,7 @@ def roofline(flops: float, memory: float, points: Mapping[str, Sequence[tuple[fl
             xs, ys = zip(*group, strict=True)
             ax.plot(xs, ys, MARKERS[i % len(MARKERS)], color=COLORS[i % len(COLORS)], label=name)
         beside = {"textcoords": "offset points", "fontsize": 9}
-        ax.annotate("limited by memory", (left * 1.5, memory * left * 1.5), xytext=(-4, 16), rotation=33, **beside)
+        ax.annotate("limited by memory", (left * 1.5, memory * left * 1.5), xytext=(-10, 20), rotation=33, **beside)
         ax.annotate("limited by arithmetic", (right, flops), xytext=(0, -16), ha="right", **beside)
         ax.set(
             title=title,
