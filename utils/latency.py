@@ -57,6 +57,16 @@ def _timed(device: torch.device, work: Callable[[], Any]) -> tuple[float, Any]:
     return 1000 * (time.perf_counter() - began), result
 
 
+def timed(device: torch.device, work: Callable[[], Any], *, rounds: int = 12, warm_up: int = 3) -> Spread:
+    """Milliseconds that `work` takes on `device`, over `rounds` measurements after `warm_up` ones that don't count.
+
+    Raises ValueError for fewer than 4 rounds.
+    """
+    for _ in range(warm_up):
+        work()
+    return spread([_timed(device, work)[0] for _ in range(rounds)])
+
+
 @torch.inference_mode()
 def measure(
     model: Any, ids: Int[Tensor, "batch length"], *, new_tokens: int = 32, rounds: int = 5, warm_up: int = 1

@@ -39,7 +39,7 @@ class LoRALinear(nn.Module):
         check_hyperparameters(r, lora_alpha, lora_dropout)
         if not isinstance(base_layer, nn.Linear):
             raise TypeError(f"LoRALinear wraps an nn.Linear, not {type(base_layer).__name__}: choose another target")
-        d_out, d_in = base_layer.weight.shape
+        d_out, d_in = base_layer.out_features, base_layer.in_features  # a weight in 4 bits has another shape
         if r > min(d_in, d_out):
             warnings.warn(
                 f"r={r} is more than a {d_out} x {d_in} weight's full rank, {min(d_in, d_out)}: the extra rank adds "
@@ -74,8 +74,10 @@ class LoRALinear(nn.Module):
     @torch.no_grad()
     def merge(self) -> None:
         """Add the correction to the base weight, which then computes alone. Raises RuntimeError when it is merged
-        already.
+        already, TypeError when the base weight is quantized.
         """
+        if not self.base_layer.weight.is_floating_point():
+            raise TypeError("the base weight is quantized, and nothing can be added to its codes: see utils.merging")
         if self.merged:
             raise RuntimeError(
                 "this layer is merged already: merging again would add the correction twice. Call unmerge first"

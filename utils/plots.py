@@ -608,3 +608,39 @@ def batches_and_cards(
                 textcoords="offset points", va="center", fontsize=8,
             )  # fmt: skip
     return figure
+
+
+
+# ---------------------------------------------------------------------------- chapter 14: what a LoRA step costs
+
+
+def roofline(flops: float, memory: float, points: Mapping[str, Sequence[tuple[float, float]]], *, title: str) -> Figure:
+    """What a device can reach, and what was reached: operations a second over operations for each byte moved.
+
+    `flops` and `memory` are the device's operations and bytes a second; `points` maps a legend entry to pairs of
+    operations for each byte and operations a second. Raises ValueError when there are no points, or a rate isn't
+    positive.
+    """
+    if not points or flops <= 0 or memory <= 0:
+        raise ValueError("a roofline needs two positive rates and at least one group of points")
+    figure, ax = new_figure()
+    ridge = flops / memory
+    across = [x for group in points.values() for x, _ in group]
+    left, right = min(*across, ridge / 4) / 2, max(*across, ridge * 4) * 2
+    with rc_context(_RC):
+        ax.plot([left, ridge, right], [memory * left, flops, flops], color="black", label="roof")
+        for i, (name, group) in enumerate(points.items()):
+            xs, ys = zip(*group, strict=True)
+            ax.plot(xs, ys, MARKERS[i % len(MARKERS)], color=COLORS[i % len(COLORS)], label=name)
+        beside = {"textcoords": "offset points", "fontsize": 9}
+        ax.annotate("limited by memory", (left * 1.5, memory * left * 1.5), xytext=(-10, 20), rotation=33, **beside)
+        ax.annotate("limited by arithmetic", (right, flops), xytext=(0, -16), ha="right", **beside)
+        ax.set(
+            title=title,
+            xlabel="operations for each byte moved",
+            ylabel="operations a second",
+            xscale="log",
+            yscale="log",
+        )
+        ax.legend(loc="lower right")
+    return figure
