@@ -224,7 +224,7 @@ def main() -> None:
     from measure_latency import versions
 
     record = {
-        "what": f"{TASK}, {plan.steps} steps with batch 8; loss in nats per answer token; exact match is teacher-forced",
+        "what": f"{TASK}, {plan.steps} steps with batch 8; loss in nats per answer token; exact match: teacher-forced",
         "hardware": processor() if arguments.device == "cpu" else torch.cuda.get_device_name(),
         "threads": "one a study",
         "versions": versions() | {"optuna": __import__("optuna").__version__},
