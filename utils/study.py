@@ -35,8 +35,6 @@ TARGETS: dict[str, list[str] | str] = {
     "all-linear": lora.ALL_LINEAR,
 }
 """The choices of `target_modules` by the names that a study stores."""
-STARTUP_TRIALS = 8
-"""So many trials are drawn at random before TPE has an opinion and before anything is pruned."""
 
 
 class Setting(NamedTuple):
@@ -197,11 +195,13 @@ def objective(trial: optuna.trial.BaseTrial, work: Work) -> float:
 
 
 class Arm(NamedTuple):
-    """A way to search: which sampler, with pruning or without, and the seed of its random numbers."""
+    """A way to search: which sampler, with pruning or without, the seed of its random numbers, and `startup`: so many
+    trials are drawn at random before TPE has an opinion and before anything is pruned."""
 
     sampler: Literal["random", "TPE"] = "TPE"
     pruning: bool = True
     seed: int = 0
+    startup: int = 8
 
     @property
     def name(self) -> str:
@@ -216,14 +216,14 @@ class Arm(NamedTuple):
         if self.sampler == "random":
             return optuna.samplers.RandomSampler(seed=seed)
         if self.sampler == "TPE":
-            return optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP_TRIALS)
+            return optuna.samplers.TPESampler(seed=seed, n_startup_trials=self.startup)
         raise ValueError(f"unknown sampler {self.sampler!r}: choose random or TPE")
 
     def make_pruner(self) -> optuna.pruners.BasePruner:
         """The median rule: a trial stops when its best dev loss is above the median of the others' at that step."""
         import optuna
 
-        return optuna.pruners.MedianPruner(STARTUP_TRIALS) if self.pruning else optuna.pruners.NopPruner()
+        return optuna.pruners.MedianPruner(self.startup) if self.pruning else optuna.pruners.NopPruner()
 
 
 def open_study(arm: Arm, file: str | Path | None = None, name: str = "study") -> optuna.Study:
