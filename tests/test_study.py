@@ -9,7 +9,7 @@ from pathlib import Path
 import optuna
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from utils import lora, models, study, training
@@ -294,6 +294,7 @@ def test_a_bug_in_the_objective_is_raised_and_its_trial_failed():
     assert [t.state.name for t in one.trials] == ["FAIL"] and study.finished(one) == []
 
 
+@settings(deadline=None, max_examples=25)
 @given(st.integers(3, 60), st.booleans(), st.integers(0, 50))
 def test_a_budget_is_never_exceeded_and_hardly_missed(budget, pruning, seed):
     arm = study.Arm("random", pruning, seed, startup=2)
