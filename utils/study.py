@@ -305,3 +305,31 @@ def best_so_far(trials: Sequence[tuple[int, float | None]]) -> tuple[list[int], 
         at.append(total)
         best.append(lowest)
     return at, best
+
+
+# --------------------------------------------------------------------------------------------------------- the record
+
+
+def from_record(studies: Sequence[dict[str, Any]]) -> optuna.Study:
+    """One study with the trials of all of `studies`, rows of assets/measurements/study.json, that ran to their end.
+
+    It is for Optuna's evaluators, which want a study. Trials whose loss isn't finite are left out.
+    """
+    import optuna
+
+    pooled = optuna.create_study(direction="minimize")
+    example = optuna.create_study().ask()
+    suggest(example)
+    for row in (trial for one in studies for trial in one["trials"] if trial["state"] == "complete"):
+        params = {name: row[name] for name in Setting._fields[1:]} | {"log2_r": row["r"].bit_length() - 1}
+        pooled.add_trial(
+            optuna.trial.create_trial(params=params, distributions=example.distributions, value=last_loss(row))
+        )
+    return pooled
+
+
+def last_loss(trial: dict[str, Any]) -> float:
+    """The dev loss, in nats per token, that a recorded trial reported last; infinity for a run that diverged."""
+    if trial["state"] == "diverged":
+        return float("inf")
+    return trial["dev_loss"][max(trial["dev_loss"], key=int)]
