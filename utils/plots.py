@@ -577,6 +577,15 @@ def count_bars(counts: Mapping[str, int], *, title: str, xlabel: str) -> Figure:
 # ------------------------------------------------------------------------------ chapter 11: a study
 
 
+def plain_log_ticks(axis) -> None:
+    """Give a logarithmic axis ticks at 1, 2 and 5 times the powers of ten, written as plain numbers."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_locator(NullLocator())
+
+
 def trial_curves(
     trials: Mapping[str, Sequence[tuple[Sequence[float], Sequence[float]]]], *, title: str, xlabel: str, ylabel: str
 ) -> Figure:
@@ -623,9 +632,10 @@ def budget_race(
                 )  # fmt: skip
             ax.set_title(name, loc="left", fontsize=10, fontweight="normal")
             ax.set(xlabel=xlabel, yscale="log")
-            ax.sharey(axes[0])
-            if ax is not axes[0]:
-                ax.tick_params(labelleft=False)
+        shown = [value for runs in arms.values() for _, best in runs for value in best if value < float("inf")]
+        for ax in axes:
+            ax.set_ylim(0.8 * min(shown), 1.25 * max(shown))
+            ax.tick_params(labelleft=ax is axes[0])
         axes[0].set_ylabel(ylabel)
         figure.suptitle(title, fontsize=11, fontweight="bold", x=0.01, ha="left")
         handles, labels = axes[0].get_legend_handles_labels()
@@ -660,7 +670,8 @@ def contour(
     if not all((v > 0).all() for v in points):
         raise ValueError("a contour on logarithmic scales needs positive numbers only")
     log_x, log_y, log_v = (np.log(v) for v in points)
-    grid = [np.linspace(v.min(), v.max(), 80) for v in (log_x, log_y)]
+    edge = [0.04 * np.ptp(v) for v in (log_x, log_y)]
+    grid = [np.linspace(v.min() - e, v.max() + e, 80) for v, e in zip((log_x, log_y), edge, strict=True)]
     away_x, away_y = (
         (g[:, None] - v[None]) / (width * max(np.ptp(v), 1e-9)) for g, v in zip(grid, (log_x, log_y), strict=True)
     )
@@ -677,6 +688,8 @@ def contour(
             markeredgecolor="#222222", label="the best",
         )  # fmt: skip
         ax.set(xscale="log", yscale="log", xlabel=xlabel, ylabel=ylabel)
+        plain_log_ticks(ax.xaxis)
+        plain_log_ticks(ax.yaxis)
         ax.grid(visible=False)
         ax.set_title(title)
         bar = figure.colorbar(filled, ax=ax, label=unit)
@@ -715,6 +728,7 @@ def shrinkage(rows: Mapping[str, tuple[float, Sequence[float]]], *, title: str, 
             )  # fmt: skip
         ax.set_yticks([-at for at in range(len(rows))], list(rows))
         ax.set_xscale("log")
+        plain_log_ticks(ax.xaxis)
         ax.grid(visible=False, axis="y")
         ax.set(title=title, xlabel=xlabel)
         ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))

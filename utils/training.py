@@ -90,11 +90,11 @@ def batches(
         yield collate(rng.sample(encoded, min(batch_size, len(encoded))), tokenizer.pad_token_id)
 
 
-def learning_rate_factor(step: int, steps: int) -> float:
-    """What the peak learning rate is multiplied by at `step` of `steps`, counted from 0: a short ramp up, then a line
-    down.
+def learning_rate_factor(step: int, steps: int, warmup: int = WARMUP_STEPS) -> float:
+    """What the peak learning rate is multiplied by at `step` of `steps`, counted from 0: a ramp up over `warmup` steps
+    (0: none), then a line down.
     """
-    return min(1.0, (step + 1) / WARMUP_STEPS) * (1 - step / steps)
+    return min(1.0, (step + 1) / max(1, warmup)) * (1 - step / steps)
 
 
 def train(
