@@ -382,3 +382,55 @@ def test_a_record_has_no_infinity(tmp_path):
     rows = run_study.rerun_rows([run], {run: 2 * [study.Measured(math.inf, 0.0)]})
     text = run_study.readable({"studies": [], "rows": rows})
     assert json.loads(text)["rows"][0]["dev_loss"] is None
+
+
+# --------------------------------------------------------------------------------------------------------- the record
+
+RECORD = json.loads((ROOT / "assets" / "measurements" / "study.json").read_text())
+
+
+def test_no_study_of_the_record_spent_more_than_its_budget():
+    plan = RECORD["plan"]
+    assert len(RECORD["studies"]) == 16
+    for one in RECORD["studies"]:
+        steps = sum(trial["steps"] for trial in one["trials"])
+        assert plan["steps"] * (plan["budget"] - 1) < steps <= plan["steps"] * plan["budget"]
+        assert one["pruning"] or len(one["trials"]) == plan["budget"]
+
+
+def test_the_winner_of_the_record_is_its_best_whole_trial():
+    for one in RECORD["studies"]:
+        whole = [i for i, trial in enumerate(one["trials"]) if trial["state"] == "complete"]
+        assert one["winner"] == min(whole, key=lambda i: study.last_loss(one["trials"][i]))
+
+
+def test_no_seed_of_a_rerun_was_a_seed_of_the_studies():
+    used = {run["seed"] for row in [*RECORD["top"], RECORD["recipe"], *RECORD["lora_plus"]] for run in row["again"]}
+    used |= {run["seed"] for one in RECORD["studies"] for run in one["winner_again"]}
+    assert 0 not in used and min(used) == 100  # every trial of a study trains with seed 0
+
+
+def test_ways_to_search_with_one_seed_begin_with_the_same_settings():
+    def beginning(one):
+        return [(t["r"], t["ratio"], t["lr"], t["targets"]) for t in one["trials"][:8]]
+
+    by_seed = {}
+    for one in RECORD["studies"]:
+        by_seed.setdefault(one["seed"], []).append(beginning(one))
+    for found in by_seed.values():
+        assert found == 4 * found[:1]
+
+
+def test_a_study_made_of_the_record_holds_its_whole_trials():
+    pooled = study.from_record(RECORD["studies"][:2])
+    rows = [t for one in RECORD["studies"][:2] for t in one["trials"] if t["state"] == "complete"]
+    assert [t.value for t in pooled.trials] == [study.last_loss(row) for row in rows]
+    assert [study.setting_of(t.params)._asdict() for t in pooled.trials] == [
+        {name: row[name] for name in study.Setting._fields} for row in rows
+    ]
+
+
+def test_the_last_loss_is_that_of_the_last_step_and_infinite_after_a_divergence():
+    trial = {"state": "complete", "dev_loss": {"15": 3.0, "105": 1.0, "60": 2.0}}
+    assert study.last_loss(trial) == 1.0
+    assert study.last_loss(trial | {"state": "diverged"}) == math.inf

@@ -636,6 +636,7 @@ def budget_race(
         for ax in axes:
             ax.set_ylim(0.8 * min(shown), 1.25 * max(shown))
             ax.tick_params(labelleft=ax is axes[0])
+            ax.locator_params(axis="x", nbins=3)
         axes[0].set_ylabel(ylabel)
         figure.suptitle(title, fontsize=11, fontweight="bold", x=0.01, ha="left")
         handles, labels = axes[0].get_legend_handles_labels()
@@ -700,7 +701,7 @@ def contour(
 
 
 def shrinkage(rows: Mapping[str, tuple[float, Sequence[float]]], *, title: str, xlabel: str) -> Figure:
-    """What was promised and what came: for each row a cross at the first number, rings at the rest, a bar at their mean.
+    """Promise and outcome: for each row a cross at the first number, rings at the others, a bar at their mean.
 
     The first row is on top and the x axis is logarithmic. Raises ValueError when there is nothing to plot or a number
     isn't positive.
