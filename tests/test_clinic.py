@@ -97,7 +97,10 @@ def test_a_frozen_model_with_an_open_graph_trains_nothing_in_silence(good):
         ([8.0] * 5, [10.0] * 5, "fell"),  # too early to say
         ([0.1] * 30, [0.5] * 30, "fell"),  # nothing left to learn
         ([8.0, 11.0, *[1.6] * 30], [10.0] * 32, "jumped"),
-        ([8.0, 7.0, *[1.6] * 30], [10.0, 90.0, *[1.0] * 30], "jumped"),
+        ([8.0, 3.0, 7.0, *[1.6] * 30], [10.0] * 33, "jumped"),  # up again, though never above the first
+        ([8.0, 7.0, *[1.6] * 30], [10.0, 250.0, *[1.0] * 30], "jumped"),
+        ([8.0, 7.0, *[1.6] * 30], [3.0, 32.0, *[1.0] * 30], "fell"),  # labels on everything do this
+        ([0.02, 0.005, 0.15], [0.1, 0.1, 3.0], "fell"),  # a wobble near the end
         ([8.0, float("nan")], [10.0, 1.0], "jumped"),
     ],
 )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from itertools import accumulate
 from pathlib import Path
 from statistics import fmean, median
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -25,9 +26,9 @@ if TYPE_CHECKING:
 
 TAIL = 5
 """The last loss of a chart is the mean of so many steps."""
-JUMP, NORM_JUMP = 1.3, 5.0
-"""A loss, or a gradient norm, above so many times its first value was thrown there by the rate. From a new adapter the
-first gradient is about the largest that a healthy run has."""
+JUMP, NORM_JUMP = 0.35, 20.0
+"""What a rate that is too high does: the loss climbs from its lowest value so far by this share of the first loss, or
+the gradient norm reaches so many times its first value."""
 LITTLE = 0.5
 """Nats per token: a run that begins below has little left to learn."""
 STUCK = 0.9
@@ -111,17 +112,18 @@ class Signs(NamedTuple):
 
 def trend(chart: Chart) -> Trend:
     """What the loss does: "fell"; "flat", over :data:`ENOUGH` steps or more; or "jumped", when the loss or the gradient
-    was thrown far above its first value, wherever it went from there.
+    was thrown far up, wherever it went from there.
 
-    A run that began with little left to learn, below :data:`LITTLE`, isn't called flat. Raises ValueError for a chart
-    without a step.
+    A run that began with little left to learn, below :data:`LITTLE`, isn't called flat, nor is a wobble there called a
+    jump. Raises ValueError for a chart without a step.
     """
     if not chart.losses:
         raise ValueError("the chart is empty: train for at least one step")
     losses, norms = chart
-    if not all(map(math.isfinite, [*losses, *norms])) or max(losses) > JUMP * losses[0]:
+    if not all(map(math.isfinite, [*losses, *norms])):
         return "jumped"
-    if max(norms) > NORM_JUMP * norms[0]:
+    climb = max(loss - lowest for loss, lowest in zip(losses, accumulate(losses, min), strict=True))
+    if climb > JUMP * max(losses[0], LITTLE) or max(norms) > NORM_JUMP * max(norms[0], LITTLE):
         return "jumped"
     stuck = len(losses) >= ENOUGH and losses[0] > LITTLE and fmean(losses[-TAIL:]) > STUCK * losses[0]
     return "flat" if stuck else "fell"
@@ -292,8 +294,8 @@ def _losses(chart: Chart) -> list[Finding]:
         return [
             Finding(
                 "rate too high",
-                f"the loss began at {first:.2f} and reached {max(losses):.2f}, the gradient's norm began at "
-                f"{norms[0]:.1f} and reached {max(norms):.1f}: divide the learning rate by 3 or more",
+                f"the loss was thrown up (first {first:.2f}, highest {max(losses):.2f}) or the gradient's norm was "
+                f"(first {norms[0]:.1f}, highest {max(norms):.1f}): divide the learning rate by 3 or more",
             )
         ]
     if shape == "flat" and max(norms) == 0:

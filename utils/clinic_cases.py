@@ -1,4 +1,4 @@
-"""How the clinic's patients were made ill. Chapter 11's third part is a riddle, and this file gives its answers away."""
+"""How the clinic's patients were made ill. Chapter 11's third part is a riddle; this file holds the answers."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def everything_learnt(batch: Mapping[str, Tensor], pad_id: int, width: int = WID
 
 # --------------------------------------------------------------------------------- the first ward: six training runs
 
-LR, STEPS, EARLY = 6e-3, 90, 30
+LR, STEPS, EARLY = 6e-3, 90, 25
 """A healthy run's rate and steps; three of the others are stopped after :data:`EARLY` steps."""
 
 
@@ -95,7 +95,7 @@ def admit(progress: bool = True) -> dict[str, Patient]:
     eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
     good = healthy_batches(STEPS)
     unended = [without_end_mark(batch, eos) for batch in good]
-    copied = [everything_learnt(batch, pad) for batch in good[:60]]
+    copied = [everything_learnt(batch, pad) for batch in good[:50]]
     cases: dict[str, tuple[Callable[[], nn.Module], list[dict[str, Tensor]], dict[str, Any]]] = {
         "A": (new_adapter, unended, {}),
         "B": (new_adapter, good[:EARLY], {"lr": 2e-5}),
