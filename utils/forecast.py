@@ -88,17 +88,21 @@ def forecast(
 
 
 def refuse_unless_it_fits(run: Forecast, budget: int, reserve: int = RESERVE) -> None:
-    """Raise :class:`WontFit`, with what takes the most, when a run and the `reserve` are more than `budget` bytes."""
+    """Raise :class:`WontFit`, with the large parts and their cures, when a run and the `reserve` are more than `budget` bytes."""
     missing = run.total + reserve - budget
     if missing > 0:
         parts = sorted(run._asdict().items(), key=lambda part: -part[1])
-        said = ", ".join(f"{name} {size / GB:.1f}" for name, size in parts)
+        helps = "; ".join(
+            f"{name} {size / GB:.1f} GB: {CURES[name]}" for name, size in parts if size >= SHARE * run.total
+        )
         raise WontFit(
             f"this run needs {run.total / GB:.1f} GB and {reserve / GB:.1f} in reserve, {missing / GB:.1f} more than "
-            f"the {budget / GB:.1f} GB there are ({said}). Begin with what is largest: {CURES[parts[0][0]]}"
+            f"the {budget / GB:.1f} GB there are. What can be made smaller: {helps}"
         )
 
 
+SHARE = 0.1
+"""A part below this share of the whole isn't worth a cure."""
 CURES = {
     "weights": "hold the base in 4 bits",
     "activations": "checkpoint the blocks, or make the batch smaller",
