@@ -48,6 +48,7 @@ ROWS: list[tuple[str, str, dict[str, Any]]] = [
     ("diverged", "warm-up 20 steps", DIVERGED | {"warmup": 20}),
     ("diverged", "lower rate", DIVERGED | {"lr": 6e-3}),
     ("diverged", "lower rate and warm-up", DIVERGED | {"lr": 6e-3, "warmup": 20}),
+    ("diverged", "lower rate and clipping 1", DIVERGED | {"lr": 6e-3, "clip": 1.0}),
     ("nearly diverged", "none", NEARLY),
     ("nearly diverged", "clipping 0.3", NEARLY | {"clip": 0.3}),
     ("nearly diverged", "warm-up 20 steps", NEARLY | {"warmup": 20}),

@@ -88,13 +88,12 @@ def forecast(
 
 
 def refuse_unless_it_fits(run: Forecast, budget: int, reserve: int = RESERVE) -> None:
-    """Raise :class:`WontFit`, with the large parts and their cures, when a run and the `reserve` are more than `budget` bytes."""
+    """Raise :class:`WontFit`, with the large parts and their cures, when a run and `reserve` bytes exceed `budget`."""
     missing = run.total + reserve - budget
     if missing > 0:
         parts = sorted(run._asdict().items(), key=lambda part: -part[1])
-        helps = "; ".join(
-            f"{name} {size / GB:.1f} GB: {CURES[name]}" for name, size in parts if size >= SHARE * run.total
-        )
+        large = [(name, size) for name, size in parts if size >= SHARE * run.total]
+        helps = "; ".join(f"{name} {size / GB:.1f} GB: {CURES[name]}" for name, size in large)
         raise WontFit(
             f"this run needs {run.total / GB:.1f} GB and {reserve / GB:.1f} in reserve, {missing / GB:.1f} more than "
             f"the {budget / GB:.1f} GB there are. What can be made smaller: {helps}"
