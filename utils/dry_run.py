@@ -42,6 +42,7 @@ def dry_run(
     target_modules: Sequence[str] | str | None = None,
     r: int = 8,
     checkpointing: bool = False,
+    layers: int | None = None,
 ) -> DryRun:
     """One training step of a real model, of `batch` sequences of `length` tokens, without its weights.
 
@@ -57,6 +58,8 @@ def dry_run(
         raise ValueError(f"unknown dtype {dtype!r}: choose one of {', '.join(DTYPES)}")
     if batch < 1 or length < 1:
         raise ValueError(f"a step needs at least one sequence of one token, not {batch} of {length}")
+    if layers is not None and layers < 1:
+        raise ValueError(f"a model has at least one block, not {layers}")
 
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.utils.flop_counter import FlopCounterMode
@@ -70,6 +73,8 @@ def dry_run(
     losses: list[Tensor] = []
     with FakeTensorMode(), FlopCounterMode(display=False) as counter:
         config = real_config(name)
+        if layers is not None:
+            config.num_hidden_layers = layers
         model = AutoModelForCausalLM.from_config(config, dtype=DTYPES[dtype], attn_implementation="sdpa_without_mask")
         if target_modules is not None:
             inject(model, target_modules, r=r, lora_alpha=2 * r)
