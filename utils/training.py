@@ -8,7 +8,7 @@ trained.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -103,12 +103,18 @@ def train(
     batch_size: int = 16,
     seed: int = 0,
     progress: bool = True,
+    groups: Sequence[dict[str, Any]] | None = None,
+    extra_loss: Callable[[], Tensor] | None = None,
+    after_step: Callable[[int], None] | None = None,
 ) -> list[float]:
     """Train whatever of the model requires a gradient, with AdamW, and return the loss of every step (nats per token).
 
     The rate rises to `lr` in ten steps and falls to zero along a line; gradients are clipped to norm 1. `seed` decides
-    the batches and the dropout. The model ends in evaluation mode. Raises ValueError when nothing is trainable,
-    `steps`, `batch_size` or `lr` isn't positive, an example lacks its text, or the loss stops being a number.
+    the batches and the dropout. Three more are for variants of LoRA: `groups`, the optimizer's parameter groups with a
+    peak rate each, in the place of one group with `lr`; `extra_loss`, whose value is added to what is minimised, not to
+    what is returned; `after_step`, called with the step's number while the gradients are still there. The model ends
+    in evaluation mode. Raises ValueError when nothing is trainable, `steps`, `batch_size` or `lr` isn't positive, an
+    example lacks its text, or the loss stops being a number.
     """
     for name, value in (("steps", steps), ("batch_size", batch_size), ("lr", lr)):
         if value <= 0:
@@ -121,21 +127,24 @@ def train(
     from tqdm.auto import tqdm
 
     device = trainable[0].device
-    optimizer = torch.optim.AdamW(trainable, lr=lr, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(groups or trainable, lr=lr, weight_decay=0.0)
+    peaks = [group["lr"] for group in optimizer.param_groups]
     torch.manual_seed(seed)
     losses: list[float] = []
     model.train()
     drawn = batches(tokenizer, examples, steps=steps, batch_size=batch_size, seed=seed)
     for step, batch in enumerate(tqdm(drawn, total=steps, desc="training", disable=not progress)):
-        for group in optimizer.param_groups:
-            group["lr"] = lr * learning_rate_factor(step, steps)
+        for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+            group["lr"] = peak * learning_rate_factor(step, steps)
         loss = model(**{k: v.to(device) for k, v in batch.items()}).loss
         losses.append(loss.item())
         if losses[-1] != losses[-1]:
             raise ValueError(f"the loss is not a number any more at step {step}: try a learning rate below {lr}")
-        loss.backward()
+        (loss + extra_loss() if extra_loss else loss).backward()
         nn.utils.clip_grad_norm_(trainable, MAX_GRAD_NORM)
         optimizer.step()
+        if after_step:
+            after_step(step)
         optimizer.zero_grad(set_to_none=True)
     model.eval()
     return losses
