@@ -117,9 +117,9 @@ def main() -> None:
         return
     record = json.loads(OUT.read_text()) if OUT.exists() else {}
     record |= {
-        "what": f"style, {PROMPTS} prompts; perplexity of {STORIES} held-out stories; copying of {COPIES} random texts; r=8, "
-        f"alpha=16, all-linear, {RECIPE.steps} steps of {RECIPE.batch_size} unless said; intruders among the first "
-        f"{spectrum.LEADING} singular vectors of each of 28 weights; replay: one story for every four examples",
+        "what": f"style, {PROMPTS} prompts; perplexity of {STORIES} held-out stories; copying of {COPIES} random "
+        f"texts; r=8, alpha=16, all-linear, {RECIPE.steps} steps of {RECIPE.batch_size} unless said; intruders among "
+        f"the first {spectrum.LEADING} singular vectors of each of 28 weights; replay: one story for every four examples",
         "hardware": f"CPU ({platform.machine()})",
         "torch": torch.__version__,
         "seeds": list(SEEDS),

@@ -134,8 +134,8 @@ def intruders(
 def tuned_weights(model: nn.Module, names: list[str] | None = None) -> dict[str, Float[Tensor, "d_out d_in"]]:
     """The weights that a model computes with, by layer name, as copies in float32.
 
-    With LoRA layers: theirs, the correction added. Without: those of the linear layers called `names`. Raises ValueError
-    when there is neither.
+    With LoRA layers: theirs, the correction added. Without: those of the linear layers called `names`. Raises
+    ValueError when there is neither.
     """
     layers = {
         name: module
