@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
 
 import race_variants  # noqa: E402
 
-from utils import lora, models, race, training  # noqa: E402
+from utils import models, race, training  # noqa: E402
 from utils.tinyworld import task_examples  # noqa: E402
 
 STEPS = 20

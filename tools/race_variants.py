@@ -126,7 +126,9 @@ class Ensemble:
             importance.update(self.parameters, gradients)
         if plan.prunes(step):
             scores = {layer: importance.triplets(layer) for layer in layers}
-            for layer, mask in adalora.survivors(scores, plan.budget(step, len(layers))).items():
+            self.kept = adalora.survivors(scores, plan.budget(step, len(layers)))
+        if plan.masks(step):
+            for layer, mask in self.kept.items():
                 self.parameters[f"{layer}.lora_E"].masked_fill_(~mask[..., None], 0.0)
 
     @torch.no_grad()

@@ -107,9 +107,16 @@ class Schedule(NamedTuple):
         return int((first - last) * left**3 + last)
 
     def prunes(self, step: int) -> bool:
-        """Whether triplets are put to zero after `step`: at the end of the pruning, and at every `deltaT` th step."""
+        """Whether the triplets are chosen anew after `step`: at the end of the pruning, and at every `deltaT` th step.
+
+        Between two of these steps a lambda that was put to zero may grow again.
+        """
         end = self.total_step - self.tfinal
         return step == end or (self.tinit < step < end and step % self.deltaT == 0)
+
+    def masks(self, step: int) -> bool:
+        """Whether lambdas are put to zero after `step`: when they were chosen anew, and in all of the last steps."""
+        return self.prunes(step) or step > self.total_step - self.tfinal
 
 
 # ---------------------------------------------------------------------------------------------------- the importance
@@ -176,14 +183,13 @@ class RankAllocator:
 
     def step(self, step: int) -> None:
         """Take in the gradients of `step`, counted from 0, and put to zero what the budget doesn't allow any more."""
-        if step > self.schedule.total_step - self.schedule.tfinal:
-            return
         parameters = {f"{n}.{m}": getattr(layer, m) for n, layer in self.layers.items() for m in MATRICES}
         if step < self.schedule.total_step - self.schedule.tfinal:
             self.importance.update(parameters, {name: p.grad for name, p in parameters.items()})
         if self.schedule.prunes(step):
             scores = {name: self.importance.triplets(name) for name in self.layers}
             self.kept = survivors(scores, self.schedule.budget(step, len(self.layers)))
+        if self.schedule.masks(step):
             with torch.no_grad():
                 for name, mask in self.kept.items():
                     self.layers[name].lora_E.masked_fill_(~mask[:, None], 0.0)
