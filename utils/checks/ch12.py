@@ -18,7 +18,7 @@ exercise(
     mistakes=[
         Mistake(
             lambda lora_alpha, r: lora_alpha / math.sqrt(r),
-            "that is rsLoRA's scaling itself. Plain LoRA will divide your number by r, so it has to be r times as much.",
+            "that is rsLoRA's scaling itself. Plain LoRA divides your number by r, so it has to be r times as much.",
         ),
         Mistake(
             lambda lora_alpha, r: lora_alpha * r,
@@ -62,7 +62,7 @@ exercise(
         ),
         Mistake(
             lambda W, A, B, m, s: m[:, None] * (W + s * B @ A) / torch.linalg.norm(W, dim=1, keepdim=True),
-            "you divide by the lengths of W's rows. Divide by those of the changed weight, or its rows aren't directions.",
+            "you divide by the lengths of W's rows. Divide by those of the changed weight.",
         ),
         Mistake(
             lambda W, A, B, m, s: m[:, None] * W / torch.linalg.norm(W, dim=1, keepdim=True) + s * B @ A,
@@ -186,11 +186,7 @@ exercise(
     mistakes=[
         Mistake(
             lambda A, B, A0, B0: (torch.cat([A, A0]), torch.cat([B, B0], dim=1)),
-            "this is the sum B A + B0 A0. One of the two old factors needs a minus sign.",
-        ),
-        Mistake(
-            lambda A, B, A0, B0: (torch.cat([A, -A0]), torch.cat([B, -B0], dim=1)),
-            "minus times minus is plus: give the sign to one of the old factors alone.",
+            "this is the sum B A + B0 A0. One of the two old factors needs a minus sign, and one alone: two make a plus.",
         ),
         Mistake(
             lambda A, B, A0, B0: (A - A0, B - B0),
