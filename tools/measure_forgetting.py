@@ -119,7 +119,7 @@ def main() -> None:
     record |= {
         "what": f"style, {PROMPTS} prompts; perplexity of {STORIES} held-out stories; copying of {COPIES} random "
         f"texts; r=8, alpha=16, all-linear, {RECIPE.steps} steps of {RECIPE.batch_size} unless said; intruders among "
-        f"the first {spectrum.LEADING} singular vectors of each of 28 weights; replay: one story for every four examples",
+        f"the first {spectrum.LEADING} singular vectors of 28 weights; replay: one story to every four examples",
         "hardware": f"CPU ({platform.machine()})",
         "torch": torch.__version__,
         "seeds": list(SEEDS),
