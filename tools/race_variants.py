@@ -3,7 +3,7 @@ assets/measurements/variants.json.
 
     python tools/race_variants.py              everything (one H100: five minutes)
     python tools/race_variants.py --trial      few runs of few steps, on any machine
-    python tools/race_variants.py --work DIR   keep finished parts there; a second call goes on where the first stopped
+    python tools/race_variants.py --work DIR   keep finished parts there; a second call trains only what they lack
 
 Each entry of utils.race.ENTRIES learns each task with every rate of its grid and every seed. The rate is chosen by
 the mean over the seeds on the dev split; what is reported is the test split at that rate. Runs of one entry and task
@@ -167,6 +167,17 @@ def number(value: float, digits: int) -> float | None:
     return round(value, digits) if math.isfinite(value) else None
 
 
+def done_already(job: dict) -> list[dict]:
+    """The runs of a part that an earlier call finished, as far as this one wants them."""
+    file = Path(job["file"])
+    if not file.exists():
+        return []
+    part = json.loads(file.read_text(encoding="utf-8"))
+    if part["steps"] != job["steps"]:
+        return []
+    return [r for r in part["runs"] if r["lr"] in job["rates"] and r["seed"] in job["seeds"]]
+
+
 def one_part(job: dict) -> str:
     """Train and measure all runs of an entry on a task, and write them to the part's file."""
     torch.set_num_threads(1)
@@ -177,7 +188,9 @@ def one_part(job: dict) -> str:
         task_examples(task, s, n)
         for s, n in (("train", course.examples), ("dev", job["held_out"]), ("test", job["held_out"]))
     )
-    runs, results = list(product(job["rates"], job["seeds"])), []
+    results = done_already(job)
+    there = {(r["lr"], r["seed"]) for r in results}
+    runs = [run for run in product(job["rates"], job["seeds"]) if run not in there]
     began = time.perf_counter()
     size = CHUNK.get(name, len(runs))
     for start in range(0, len(runs), size):
@@ -190,6 +203,7 @@ def one_part(job: dict) -> str:
                 "lr": lr, "seed": seed, "dev": number(d, 4), "test": number(t, 4), "loss": number(loss, 4),
                 "perplexity": number(p, 3),
             })  # fmt: skip
+    results.sort(key=lambda r: (r["lr"], r["seed"]))
     part = {"entry": name, "task": task, "steps": job["steps"], "rates": job["rates"], "seeds": job["seeds"],
             "device": device, "runs": results}  # fmt: skip
     write(Path(job["file"]), part)
@@ -224,45 +238,73 @@ def summarize(part: dict) -> dict:
 # ------------------------------------------------------------------------------------------------- time and memory
 
 
-def costs(name: str, device: str, steps: int) -> dict:
-    """A single run's parameters, bytes and time a step (median), on a batch of translation."""
-    entry, course = race.ENTRIES[name], race.COURSES["translation"]
-    model, tokenizer = models.load_base(torch.float32)
-    race.build(entry, model, 0)
-    model.to(device).train()
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    batch = next(training.batches(tokenizer, task_examples("translation", "train", 200), steps=1,
-                                  batch_size=course.batch_size, seed=0))  # fmt: skip
-    batch = {key: value.to(device) for key, value in batch.items()}
-    activations = saved_activation_bytes(model, lambda: model(**batch).loss)
-    optimizer = torch.optim.AdamW(trainable, lr=1e-4)
-    plan = race.schedule(entry, 10 * steps)._replace(tinit=0, deltaT=1) if entry.variant == "AdaLoRA" else None
-    allocator = adalora.RankAllocator(model, plan) if plan else None
-    parameters, seconds = dict(model.named_parameters()), []
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    for step in range(steps + 3):
+class Timed:
+    """One entry's model on one device, ready to take training steps on a batch of translation."""
+
+    def __init__(self, name: str, device: str) -> None:
+        entry, course = race.ENTRIES[name], race.COURSES["translation"]
+        self.device, self.name = device, name
+        self.model, tokenizer = models.load_base(torch.float32)
+        race.build(entry, self.model, 0)
+        self.model.to(device).train()
+        self.trainable = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(self.trainable, lr=1e-4)
+        examples = task_examples("translation", "train", 200)
+        batch = next(training.batches(tokenizer, examples, steps=1, batch_size=course.batch_size, seed=0))
+        self.batch = {key: value.to(device) for key, value in batch.items()}
+        self.allocator, self.parameters, self.count = None, dict(self.model.named_parameters()), 0
+        if entry.variant == "AdaLoRA":  # prunes from the first step on, as often as in the race
+            self.allocator = adalora.RankAllocator(self.model, race.schedule(entry, 900)._replace(tinit=0))
+
+    def loss(self) -> Tensor:
+        loss = self.model(**self.batch).loss
+        if self.allocator:
+            loss = loss + adalora.ORTHOGONALITY_WEIGHT * adalora.orthogonality(self.parameters)
+        return loss
+
+    def step(self) -> float:
+        """Take a step and return its milliseconds."""
         began = time.perf_counter()
-        loss = model(**batch).loss
-        if allocator:
-            loss = loss + adalora.ORTHOGONALITY_WEIGHT * adalora.orthogonality(parameters)
-        loss.backward()
-        nn.utils.clip_grad_norm_(trainable, training.MAX_GRAD_NORM)
-        optimizer.step()
-        if allocator:
-            allocator.step(step)
-        optimizer.zero_grad(set_to_none=True)
-        if device == "cuda":
+        self.loss().backward()
+        nn.utils.clip_grad_norm_(self.trainable, training.MAX_GRAD_NORM)
+        self.optimizer.step()
+        if self.allocator:
+            self.allocator.step(self.count)
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.device == "cuda":
             torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - began)
-    moments = sum(t.nbytes for s in optimizer.state.values() for t in s.values() if torch.is_tensor(t) and t.ndim)
-    kept = {id(t): t for t in [*model.parameters(), *model.buffers()]}.values()
+        self.count += 1
+        return 1000 * (time.perf_counter() - began)
+
+    def memory(self) -> dict[str, int]:
+        """Trainable parameters, and the bytes of weights, optimizer state and what autograd keeps."""
+        kept = {id(t): t for t in [*self.model.parameters(), *self.model.buffers()]}.values()
+        state = [t for s in self.optimizer.state.values() for t in s.values() if torch.is_tensor(t) and t.ndim]
+        return {
+            "trainable": sum(p.numel() for p in self.trainable), "bytes_of_weights": sum(t.nbytes for t in kept),
+            "bytes_of_optimizer_state": sum(t.nbytes for t in state),
+            "bytes_of_saved_activations": saved_activation_bytes(self.model, self.loss),
+        }  # fmt: skip
+
+
+def costs(names: Sequence[str], device: str, rounds: int, steps: int) -> dict[str, dict]:
+    """Memory, and milliseconds a step: the entries take turns, and each one's fastest round (its median) counts, so
+    that a disturbance doesn't fall on one of them.
+    """
+    timed = [Timed(name, device) for name in names]
+    for one in timed:
+        for _ in range(2):
+            one.step()
+    medians: dict[str, list[float]] = {name: [] for name in names}
+    for _ in range(rounds):
+        for one in timed:
+            few = 1 if device == "cpu" and one.name == "VeRA r=3630" else steps
+            medians[one.name].append(statistics.median(one.step() for _ in range(few)))
     return {
-        "trainable": sum(p.numel() for p in trainable), "bytes_of_weights": sum(t.nbytes for t in kept),
-        "bytes_of_optimizer_state": moments, "bytes_of_saved_activations": activations,
-        "peak_bytes": torch.cuda.max_memory_allocated() if device == "cuda" else None,
-        "ms_per_step": round(1000 * statistics.median(seconds[3:]), 2),
-    }  # fmt: skip
+        one.name: one.memory()
+        | {"ms_per_step": round(min(medians[one.name]), 2), "ms_by_round": [round(m, 2) for m in medians[one.name]]}
+        for one in timed
+    }
 
 
 def main() -> None:
@@ -286,10 +328,7 @@ def main() -> None:
         jobs.append(job)
 
     def finished(job: dict) -> bool:
-        if not Path(job["file"]).exists():
-            return False
-        part = json.loads(Path(job["file"]).read_text(encoding="utf-8"))
-        return all(part[key] == job[key] for key in ("rates", "seeds", "steps"))
+        return len(done_already(job)) == len(job["rates"]) * len(job["seeds"])
 
     waiting = [job for job in jobs if not finished(job)]
     print(f"{len(jobs)} parts, {len(jobs) - len(waiting)} of them done", flush=True)
@@ -300,12 +339,11 @@ def main() -> None:
             for line in pool.imap_unordered(one_part, waiting):
                 print(line, flush=True)
     torch.set_num_threads(1)
-    cost: dict[str, dict[str, dict]] = {}
-    for name in args.entries:
-        for device in dict.fromkeys(("cpu", args.device)):
-            heavy = device == "cpu" and name == "VeRA r=3630"
-            cost.setdefault(name, {})[device] = costs(name, device, 3 if heavy or args.trial else 15)
-        print(name, {device: c["ms_per_step"] for device, c in cost[name].items()}, "ms a step", flush=True)
+    rounds, steps = (1, 2) if args.trial else (5, 8)
+    cost = {device: costs(args.entries, device, rounds, steps if device == "cuda" else 3)
+            for device in dict.fromkeys(("cpu", args.device))}  # fmt: skip
+    for device, of in cost.items():
+        print(device, {name: c["ms_per_step"] for name, c in of.items()}, "ms a step", flush=True)
     import transformers
 
     parts = [json.loads(Path(job["file"]).read_text(encoding="utf-8")) for job in jobs]

@@ -52,9 +52,9 @@ ENTRIES: dict[str, Entry] = {
     "DoRA": Entry("DoRA", 7, _rates(1e-3, 6)),
     "rsLoRA": Entry("rsLoRA", 8, _rates(5e-4, 6)),
     "LoRA+": Entry("LoRA+", 8, _rates(2.5e-4, 6)),
-    "PiSSA": Entry("PiSSA", 8, _rates(2.5e-4, 6)),
-    "AdaLoRA": Entry("AdaLoRA", 8, _rates(2e-3, 6)),
-    "VeRA r=3630": Entry("VeRA", 3630, _rates(2e-3, 6)),
+    "PiSSA": Entry("PiSSA", 8, _rates(2.5e-4, 8)),
+    "AdaLoRA": Entry("AdaLoRA", 8, _rates(2e-3, 7)),
+    "VeRA r=3630": Entry("VeRA", 3630, _rates(2e-3, 8)),
     "VeRA r=256": Entry("VeRA", 256, _rates(8e-3, 6)),
     "LoRA r=1": Entry("LoRA", 1, _rates(2e-3, 6)),
 }

@@ -186,7 +186,7 @@ exercise(
     mistakes=[
         Mistake(
             lambda A, B, A0, B0: (torch.cat([A, A0]), torch.cat([B, B0], dim=1)),
-            "this is the sum B A + B0 A0. One of the two old factors needs a minus sign, and one alone: two make a plus.",
+            "this is the sum B A + B0 A0. Give one of the old factors a minus sign, and one alone: two make a plus.",
         ),
         Mistake(
             lambda A, B, A0, B0: (A - A0, B - B0),
