@@ -1,4 +1,4 @@
-"""The spectrum of an update: soft ranks, shared directions, and intruder dimensions with the properties they must have."""
+"""The spectrum of an update: soft ranks, shared directions, and the properties that intruder dimensions must have."""
 
 import math
 

@@ -1,7 +1,7 @@
 """Measure what LoRA and full fine-tuning forget while they learn to speak like a pirate, and what an update looks like.
 
     python tools/measure_forgetting.py rates       learning rates, each update also turned down (one thread: 20 minutes)
-    python tools/measure_forgetting.py steps       shorter and longer runs (one thread: 10 minutes)
+    python tools/measure_forgetting.py steps       half the steps (one thread: 3 minutes)
     python tools/measure_forgetting.py replay      with stories of the base's training mixed in (one thread: 5 minutes)
 
 Written to assets/measurements/forgetting.json, which chapter 12 reads. `--trial` runs four steps of one seed and writes
@@ -35,8 +35,9 @@ OUT = ROOT / "assets" / "measurements" / "forgetting.json"
 SEEDS = (0, 1, 2)
 RECIPE = RECIPES["style"]
 RATES = {"LoRA": (0.0015, 0.003, 0.006, 0.012), "full fine-tuning": (0.00025, 0.0005, 0.001, 0.002)}
-CHOSEN = {"LoRA": 0.003, "full fine-tuning": 0.0005}
-STEPS = (60, 90, 360)
+CHOSEN = {"LoRA": 0.006, "full fine-tuning": 0.001}
+"""The rates at which shorter runs and replay are tried: both forget more than they need to."""
+FEWER_STEPS = 90
 FACTORS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.8)
 THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 PROMPTS, STORIES, COPIES = 100, 60, 50
@@ -97,12 +98,11 @@ def rates(bench: Bench, seeds: tuple[int, ...]) -> list[dict]:
 
 
 def steps(bench: Bench, seeds: tuple[int, ...]) -> list[dict]:
-    return [bench.run(m, lr, seed, steps=n) for m, lr in CHOSEN.items() for n in STEPS for seed in seeds]
+    return [bench.run(m, lr, seed, steps=FEWER_STEPS) for m, lr in CHOSEN.items() for seed in seeds]
 
 
 def replay(bench: Bench, seeds: tuple[int, ...]) -> list[dict]:
-    chosen = [("LoRA", 0.003), ("LoRA", 0.006), ("full fine-tuning", 0.0005)]
-    return [bench.run(m, lr, seed, replay=True) for m, lr in chosen for seed in seeds]
+    return [bench.run(m, lr, seed, replay=True) for m, lr in CHOSEN.items() for seed in seeds]
 
 
 def main() -> None:
