@@ -66,7 +66,9 @@ def largest(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> float:
 
 def _run(model: Any, parameters: dict, batches: Sequence, lr: float, groups: Any, extra: Any, after: Any) -> list[dict]:
     model.train()
-    optimizer = torch.optim.AdamW(groups or list(parameters.values()), lr=lr, eps=1e-4, weight_decay=0.0)
+    groups = groups or [{"params": list(parameters.values()), "lr": lr}]
+    groups = [{"params": group["params"], "lr": group["lr"]} for group in groups]
+    optimizer = torch.optim.AdamW(groups, eps=1e-4, weight_decay=0.0)
     states: list[dict] = []
     for step, batch in enumerate(batches[:-1]):
         out = model(**batch)
@@ -94,8 +96,8 @@ def differences(
     """Shake both models alike, train both on all batches but the last, and compare on the way.
 
     Both are trained with AdamW, whose epsilon is 1e-4: it divides a gradient by its size, and so would blow up the
-    rounding of one that is nearly zero. `groups`, `extra_loss` and `after_step` are pairs, ours and theirs, for
-    variants that need them. Raises ValueError when the two don't train the same.
+    rounding of one that is nearly zero. `groups` (of which parameters and rates are used), `extra_loss` and
+    `after_step` are pairs, ours and theirs, for variants that need them. Raises ValueError when the two don't train the same.
     """
     a, b = _pairs(ours, theirs)
     shake(ours)
