@@ -97,7 +97,8 @@ def differences(
 
     Both are trained with AdamW, whose epsilon is 1e-4: it divides a gradient by its size, and so would blow up the
     rounding of one that is nearly zero. `groups` (of which parameters and rates are used), `extra_loss` and
-    `after_step` are pairs, ours and theirs, for variants that need them. Raises ValueError when the two don't train the same.
+    `after_step` are pairs, ours and theirs, for variants that need them. Raises ValueError when the two don't train the
+    same.
     """
     a, b = _pairs(ours, theirs)
     shake(ours)

@@ -577,6 +577,24 @@ def count_bars(counts: Mapping[str, int], *, title: str, xlabel: str) -> Figure:
 # --- chapter 12: the variants
 
 
+def over_rates(
+    series: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, title: str, xlabel: str, ylabel: str
+) -> Figure:
+    """Curves over learning rates on a logarithmic axis, with plain numbers on it and the legend beside it.
+
+    Raises what :func:`lines` raises.
+    """
+    figure = lines(series, title=title, xlabel=xlabel, ylabel=ylabel, log_x=True)
+    ax = figure.axes[0]
+    with rc_context(_RC):
+        rates = sorted({x for xs, _ in series.values() for x in xs})
+        ax.set_xticks(rates[:: max(1, len(rates) // 6)])
+        ax.xaxis.set_major_formatter("{x:g}")
+        ax.minorticks_off()
+        ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return figure
+
+
 def seed_panels(panels: Mapping[str, Mapping[str, Sequence[float]]], *, title: str, xlabel: str) -> Figure:
     """Panels side by side with the same rows: a ring for each seed's value, and a thick black mark at the mean.
 
@@ -608,6 +626,8 @@ def seed_panels(panels: Mapping[str, Mapping[str, Sequence[float]]], *, title: s
             ax.set_yticks([-y for y in range(len(names))], names if ax is axes[0] else [""] * len(names))
             ax.set_title(panel, loc="left", fontsize=10, fontweight="normal")
             ax.set(xlabel=xlabel)
+            ax.sharex(axes[0])
+        axes[0].autoscale(axis="x")
         figure.suptitle(title, fontsize=11, fontweight="bold", x=0.01, ha="left")
         handles, labels = axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=2)
