@@ -24,7 +24,10 @@ from utils.tinyworld import Example, Split
 from utils.training import IGNORED, MAX_GRAD_NORM, collate, encode, learning_rate_factor, render
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from transformers import PreTrainedTokenizerBase
+    from trl import DPOTrainer
 
 
 class Pair(NamedTuple):
@@ -258,13 +261,62 @@ def drift(model: Any, tokenizer: PreTrainedTokenizerBase, told: Sequence[Told]) 
 
 @torch.no_grad()
 def evaluate_pairs(
-    model: Any, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], beta: float, batch_size: int = 16
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Sequence[Pair],
+    beta: float,
+    *,
+    batch_size: int = 16,
+    reference: Callable[[Any], AbstractContextManager] = adapter_off,
 ) -> dict[str, float]:
-    """:func:`numbers` over many pairs, with the adapter off as the reference. Raises what :func:`pair_batch` raises."""
+    """:func:`numbers` over many pairs. Raises ValueError when there are none, and as the functions above do."""
+    if not len(pairs):
+        raise ValueError("there are no pairs to evaluate on: hold some out")
     model.eval()
     own, off = [], []
     for start in range(0, len(pairs), batch_size):
         batch = pair_batch(tokenizer, pairs[start : start + batch_size])
         own.append(answer_log_probs(model, batch).view(2, -1))
-        off.append(reference_log_probs(model, batch).view(2, -1))
+        off.append(reference_log_probs(model, batch, reference).view(2, -1))
     return numbers(dpo_loss(torch.cat(own, 1).flatten(), torch.cat(off, 1).flatten(), beta))
+
+
+# --------------------------------------------------------------------------------------------------------------- TRL
+
+
+def trl_trainer(
+    model: Any, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], output_dir: str | Path, beta: float,
+    **arguments: Any,
+) -> DPOTrainer:  # fmt: skip
+    """TRL's DPOTrainer on the CPU, with all pairs in one batch; `arguments` go to it, such as ``peft_config=...``."""
+    from datasets import Dataset, disable_progress_bars
+    from trl import DPOConfig, DPOTrainer
+
+    def says(role: str, text: str) -> list[dict[str, str]]:
+        return [{"role": role, "content": text}]
+
+    disable_progress_bars()
+    rows = [
+        {
+            "prompt": says("user", p.prompt),
+            "chosen": says("assistant", p.chosen),
+            "rejected": says("assistant", p.rejected),
+        }
+        for p in pairs
+    ]
+    new_name = "activation_checkpointing" in DPOConfig.__dataclass_fields__  # TRL's own default warns of the old one
+    off: dict[str, Any] = {"gradient_checkpointing": None if new_name else False}
+    args = DPOConfig(
+        output_dir=str(output_dir), beta=beta, per_device_train_batch_size=len(pairs), max_length=None, use_cpu=True,
+        bf16=False, dataloader_pin_memory=False, report_to="none", save_strategy="no", disable_tqdm=True,
+        **off,
+    )  # fmt: skip
+    return DPOTrainer(
+        model=model, args=args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer, **arguments
+    )
+
+
+def from_trl(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A batch of TRL's collator in the form of :func:`pair_batch`."""
+    labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, IGNORED)
+    return {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "labels": labels}
