@@ -588,7 +588,7 @@ def over_rates(
     ax = figure.axes[0]
     with rc_context(_RC):
         rates = sorted({x for xs, _ in series.values() for x in xs})
-        ax.set_xticks(rates[:: max(1, len(rates) // 6)])
+        ax.set_xticks(rates[:: -(-len(rates) // 6)])
         ax.xaxis.set_major_formatter("{x:g}")
         ax.minorticks_off()
         ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
