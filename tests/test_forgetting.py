@@ -49,6 +49,20 @@ def test_scaling_the_correction_is_interpolating_the_weights(adapted):
     assert torch.equal(logits(merged), own)
 
 
+def test_scaled_is_pefts_rescale_adapter_scale():
+    from peft import PeftModel
+    from peft.helpers import rescale_adapter_scale
+
+    from utils.adapter_files import load_adapter
+
+    theirs = PeftModel.from_pretrained(models.load_base()[0], models.adapter_dir("style")).eval()
+    ours, _ = models.load_base()
+    load_adapter(ours, models.adapter_dir("style"))
+    with rescale_adapter_scale(theirs, 0.4), forgetting.scaled(ours, 0.4):
+        assert torch.allclose(logits(ours), logits(theirs), atol=1e-4)  # float32 logits of the size of ten
+        assert not torch.allclose(logits(ours), logits(models.load_base()[0]), atol=0.1)
+
+
 def test_interpolated_to_zero_is_the_base_to_the_bit():
     base, (other, _) = models.load_base()[0], models.load_base()
     with torch.no_grad():

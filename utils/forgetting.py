@@ -45,7 +45,8 @@ def measure(model: Any, tokenizer: Any, test: Sequence[Example], stories: Sequen
 def scaled(model: nn.Module, factor: float) -> Iterator[None]:
     """Inside the block every LoRA correction counts `factor` times: 0 is the base, 1 the adapter as it was trained.
 
-    Raises RuntimeError when the model has no LoRA layers or one is merged.
+    PEFT's is ``peft.helpers.rescale_adapter_scale``. Raises RuntimeError when the model has no LoRA layers or one is
+    merged.
     """
     layers = lora_layers(model).values()
     if not layers:
