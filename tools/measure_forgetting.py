@@ -4,8 +4,8 @@
     python tools/measure_forgetting.py steps       half the steps (one thread: 3 minutes)
     python tools/measure_forgetting.py replay      with stories of the base's training mixed in (one thread: 5 minutes)
 
-Written to assets/measurements/forgetting.json, which chapter 12 reads. `--trial` runs four steps of one seed and writes
-nothing.
+Written to assets/measurements/forgetting.json, which chapter 12 reads, after every run; a run that is in the file is
+not run again. `--trial` runs four steps of one seed and writes nothing.
 """
 
 from __future__ import annotations
@@ -93,27 +93,23 @@ class Bench:
         return row
 
 
-def rates(bench: Bench, seeds: tuple[int, ...]) -> list[dict]:
-    return [bench.run(m, lr, seed, curve=True) for m, all_rates in RATES.items() for lr in all_rates for seed in seeds]
-
-
-def steps(bench: Bench, seeds: tuple[int, ...]) -> list[dict]:
-    return [bench.run(m, lr, seed, steps=FEWER_STEPS) for m, lr in CHOSEN.items() for seed in seeds]
-
-
-def replay(bench: Bench, seeds: tuple[int, ...]) -> list[dict]:
-    return [bench.run(m, lr, seed, replay=True) for m, lr in CHOSEN.items() for seed in seeds]
+SECTIONS = {
+    "rates": ([(m, lr) for m, rates in RATES.items() for lr in rates], {"curve": True}),
+    "steps": (list(CHOSEN.items()), {"steps": FEWER_STEPS}),
+    "replay": (list(CHOSEN.items()), {"replay": True}),
+}
 
 
 def main() -> None:
-    sections = {"rates": rates, "steps": steps, "replay": replay}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("section", choices=sections)
+    parser.add_argument("section", choices=SECTIONS)
     parser.add_argument("--trial", action="store_true", help="four steps of one seed, nothing written")
     arguments = parser.parse_args()
     bench = Bench(arguments.trial)
-    rows = sections[arguments.section](bench, SEEDS[:1] if arguments.trial else SEEDS)
+    settings, how = SECTIONS[arguments.section]
     if arguments.trial:
+        for method, lr in settings:
+            bench.run(method, lr, 0, **how)
         return
     record = json.loads(OUT.read_text()) if OUT.exists() else {}
     record |= {
@@ -124,10 +120,15 @@ def main() -> None:
         "torch": torch.__version__,
         "seeds": list(SEEDS),
         "base": bench.kept(bench.base),
-        arguments.section: rows,
     }
-    with replaced_folder(OUT.parent) as folder:
-        (folder / OUT.name).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    rows = record.setdefault(arguments.section, [])
+    done = {(row["method"], row["lr"], row["seed"]) for row in rows}
+    for method, lr in settings:
+        for seed in SEEDS:
+            if (method, lr, seed) not in done:
+                rows.append(bench.run(method, lr, seed, **how))
+                with replaced_folder(OUT.parent) as folder:
+                    (folder / OUT.name).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
