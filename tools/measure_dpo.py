@@ -27,7 +27,7 @@ from utils.models import load_base  # noqa: E402
 from utils.training import perplexity  # noqa: E402
 
 OUT = ROOT / "assets" / "measurements" / "dpo.json"
-SEEDS = (0, 1)
+SEEDS = (0, 1, 2)
 BETAS, RATES = (0.02, 0.1, 0.5), (0.001, 0.003)
 STEPS, BATCH, TRAIN, TEST, REQUESTS, LIMIT, STORIES = 40, 4, 400, 32, 50, 200, 40
 
