@@ -109,21 +109,53 @@ def rows(section, **wanted):
     return [r for r in RECORD[section] if all(r[k] == v for k, v in wanted.items())]
 
 
-def test_every_setting_has_every_seed():
-    for section in ("rates", "replay"):
-        settings = {(r["method"], r["lr"], r["steps"]) for r in RECORD[section]}
-        for method, lr, steps in settings:
-            found = rows(section, method=method, lr=lr, steps=steps)
-            assert [r["seed"] for r in found] == RECORD["seeds"]
+def mean(section, key, **wanted):
+    found = [r[key] for r in rows(section, **wanted)]
+    return sum(found) / len(found)
 
 
-def test_what_the_lesson_says_of_the_record():
-    def mean(key, **wanted):
-        found = rows("rates", **wanted)
-        return sum(r[key] for r in found) / len(found)
+BASE = RECORD["base"]["stories"]
+METHODS = ("LoRA", "full fine-tuning")
 
-    for method in ("LoRA", "full fine-tuning"):
-        rates = sorted({r["lr"] for r in rows("rates", method=method)})
-        perplexities = [mean("stories", method=method, lr=lr) for lr in rates]
-        assert perplexities == sorted(perplexities)
-        assert perplexities[-1] > 10 * RECORD["base"]["stories"]
+
+@pytest.mark.parametrize("section", ["rates", "steps", "replay"])
+def test_every_setting_has_every_seed(section):
+    for method, lr in {(r["method"], r["lr"]) for r in RECORD[section]}:
+        assert [r["seed"] for r in rows(section, method=method, lr=lr)] == RECORD["seeds"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_forgetting_grows_with_the_rate_and_the_last_doubling_costs_most(method):
+    rates = sorted({r["lr"] for r in rows("rates", method=method)})
+    read = [mean("rates", "stories", method=method, lr=lr) for lr in rates]
+    assert read == sorted(read)
+    assert read[-1] - read[-2] > read[-2] - BASE
+    news = [sum(r["intruders"]["0.7"] for r in rows("rates", method=method, lr=lr)) for lr in rates]
+    assert news == sorted(news)
+
+
+def test_a_fifth_of_every_update_that_learnt_the_task_was_surplus_and_dear():
+    for row in RECORD["rates"]:
+        if row["lr"] > min(r["lr"] for r in rows("rates", method=row["method"])):
+            assert row["by_factor"]["0.8"]["task"] >= 0.95 > row["by_factor"]["0.6"]["task"]
+            assert row["by_factor"]["0.8"]["stories"] - BASE < 0.5 * (row["stories"] - BASE)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_half_the_steps_and_replay_forget_less(method):
+    (lr,) = {r["lr"] for r in rows("replay", method=method)}
+    full = mean("rates", "stories", method=method, lr=lr)
+    assert mean("steps", "stories", method=method, lr=lr) < full
+    assert mean("replay", "stories", method=method, lr=lr) < 1.05 * BASE < full
+    assert mean("replay", "task", method=method, lr=lr) > 0.95
+
+
+def test_intruders_are_not_the_same_as_forgetting():
+    def intruders(section, **wanted):
+        return sum(r["intruders"]["0.5"] for r in rows(section, **wanted)) / len(RECORD["seeds"])
+
+    lora, full = {"method": "LoRA", "lr": 0.003}, {"method": "full fine-tuning", "lr": 0.001}
+    assert mean("rates", "stories", **full) > mean("rates", "stories", **lora)
+    assert intruders("rates", **full) == 0 < 10 < intruders("rates", **lora)
+    fast = {"method": "LoRA", "lr": 0.006}
+    assert intruders("replay", **fast) > 0.75 * intruders("rates", **fast)
