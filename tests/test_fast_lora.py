@@ -512,7 +512,7 @@ def test_over_4_bits_the_layer_computes_in_its_compute_dtype_and_answers_in_the_
 
 
 def test_nothing_is_merged_into_codes():
-    with pytest.raises(TypeError, match="quantized"):
+    with pytest.raises(RuntimeError, match="quantized"):
         FastLoRALinear(four_bit(), 4, 8.0).merge()
 
 

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from utils.files import replaced_folder
-from utils.lora import lora_layers, refuse_second, wrap
+from utils.lora import LoRALinear, lora_layers, refuse_second, wrap
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PICKLE = "adapter_model.bin"
@@ -138,12 +138,17 @@ def save_adapter(
     """Write the model's LoRA layers to `folder`, with the matrices in `dtype`, so that PEFT can read them.
 
     `base_model` is the name of the base, kept in the settings. The files replace older ones only when both are whole.
-    Raises ValueError when the model has no LoRA layers or layers of different rank, alpha or dropout, which one file
-    can't say.
+    Raises ValueError when the model has no LoRA layers, layers of different rank, alpha or dropout, which one file
+    can't say, or a variant's layers, which would be read as plain LoRA.
     """
     layers = lora_layers(model)
     if not layers:
         raise ValueError("this model has no LoRA layers, so there is nothing to save")
+    if variants := {type(layer).__name__ for layer in layers.values()} - {LoRALinear.__name__}:
+        raise ValueError(
+            f"{', '.join(sorted(variants))} would be read back as plain LoRA, which computes something else. Merge it, "
+            "or convert it first where that is possible (utils.variants.pissa_to_lora)"
+        )
     kinds = {(layer.r, layer.lora_alpha, layer.lora_dropout.p) for layer in layers.values()}
     if len(kinds) > 1:
         raise ValueError(f"the layers differ in (r, lora_alpha, lora_dropout): {sorted(kinds)}; save them apart")

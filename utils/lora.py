@@ -10,8 +10,9 @@ from __future__ import annotations
 import difflib
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -39,48 +40,67 @@ class LoRALinear(nn.Module):
         check_hyperparameters(r, lora_alpha, lora_dropout)
         if not isinstance(base_layer, nn.Linear):
             raise TypeError(f"LoRALinear wraps an nn.Linear, not {type(base_layer).__name__}: choose another target")
-        d_out, d_in = base_layer.out_features, base_layer.in_features  # a weight in 4 bits has another shape
-        if r > min(d_in, d_out):
-            warnings.warn(
-                f"r={r} is more than a {d_out} x {d_in} weight's full rank, {min(d_in, d_out)}: the extra rank adds "
-                "parameters and no freedom",
-                stacklevel=2,
-            )
-        where = {
-            "dtype": torch.promote_types(base_layer.weight.dtype, torch.float32),
-            "device": base_layer.weight.device,
-        }
         self.base_layer = base_layer.requires_grad_(False)
         self.r, self.lora_alpha, self.scaling = r, lora_alpha, lora_alpha / r
-        self.lora_A = nn.Parameter(torch.empty(r, d_in, **where))
-        self.lora_B = nn.Parameter(torch.zeros(d_out, r, **where))
-        nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
+        self.make_parameters(
+            base_layer.in_features,
+            base_layer.out_features,
+            dtype=torch.promote_types(base_layer.weight.dtype, torch.float32),
+            device=base_layer.weight.device,
+        )
         self.lora_dropout = nn.Dropout(lora_dropout)
         self.merged = False
         self.enabled = True
         self.train(base_layer.training)
 
+    # A variant of LoRA (utils/variants.py, chapter 12) is this class with one or more of the next four changed.
+
+    def make_parameters(self, d_in: int, d_out: int, **where: Any) -> None:
+        """Make what is trained, as it is at the start; `where` is the dtype and the device."""
+        if self.r > min(d_in, d_out):
+            warnings.warn(
+                f"r={self.r} is more than a {d_out} x {d_in} weight's full rank, {min(d_in, d_out)}: the extra rank "
+                "adds parameters and no freedom",
+                stacklevel=3,
+            )
+        self.lora_A = nn.Parameter(torch.empty(self.r, d_in, **where))
+        self.lora_B = nn.Parameter(torch.zeros(d_out, self.r, **where))
+        nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
+
     def delta_weight(self) -> Float[Tensor, "d_out d_in"]:
         """The correction as a matrix: ``scaling * lora_B @ lora_A``, of the base weight's shape."""
         return self.scaling * (self.lora_B @ self.lora_A)
+
+    def correction(
+        self, x: Float[Tensor, "*batch d_in"], y: Float[Tensor, "*batch d_out"]
+    ) -> Float[Tensor, "*batch d_out"]:
+        """What is added to `y`, the base layer's output for `x`: ``scaling * B (A x)``, with dropout on `x`."""
+        dropped = self.lora_dropout(x.to(self.lora_A.dtype))
+        return self.scaling * F.linear(F.linear(dropped, self.lora_A), self.lora_B)
+
+    def release(self) -> nn.Linear:
+        """The base layer as it was before it was wrapped."""
+        return self.base_layer
 
     def forward(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
         y = self.base_layer(x)
         if self.merged or not self.enabled:
             return y
-        dropped = self.lora_dropout(x.to(self.lora_A.dtype))
-        return y + (self.scaling * F.linear(F.linear(dropped, self.lora_A), self.lora_B)).to(y.dtype)
+        return y + self.correction(x, y).to(y.dtype)
 
     @torch.no_grad()
     def merge(self) -> None:
         """Add the correction to the base weight, which then computes alone. Raises RuntimeError when it is merged
-        already, TypeError when the base weight is quantized.
+        already, or when the weight is quantized.
         """
-        if not self.base_layer.weight.is_floating_point():
-            raise TypeError("the base weight is quantized, and nothing can be added to its codes: see utils.merging")
         if self.merged:
             raise RuntimeError(
                 "this layer is merged already: merging again would add the correction twice. Call unmerge first"
+            )
+        if not self.base_layer.weight.is_floating_point():
+            raise RuntimeError(
+                "the base weight is quantized, and its few values can't hold the correction: dequantize the base first "
+                "(utils.qlora.dequantize), then merge"
             )
         self.base_layer.weight += self.delta_weight().to(self.base_layer.weight.dtype)
         self.merged = True
@@ -187,9 +207,17 @@ def refuse_second(model: nn.Module) -> None:
         )
 
 
-def wrap(model: nn.Module, names: Sequence[str], r: int, lora_alpha: float, lora_dropout: float = 0.0) -> None:
+def wrap(
+    model: nn.Module,
+    names: Sequence[str],
+    r: int,
+    lora_alpha: float,
+    lora_dropout: float = 0.0,
+    layer: Callable[..., LoRALinear] = LoRALinear,
+) -> None:
     """Freeze the whole model and put a :class:`LoRALinear` in the place of each linear layer of `names`.
 
+    `layer` is the class, or whatever else makes a layer of ``(linear, r, lora_alpha, lora_dropout)``: a variant.
     Raises RuntimeError when the model has LoRA layers already, TypeError when it is itself the linear layer, and what
     :class:`LoRALinear` raises. Nothing is changed when anything is wrong.
     """
@@ -197,31 +225,39 @@ def wrap(model: nn.Module, names: Sequence[str], r: int, lora_alpha: float, lora
     if "" in names:
         raise TypeError("the model is itself one nn.Linear: use LoRALinear(layer, r, lora_alpha) in its place")
     trainable = [p for p in model.parameters() if p.requires_grad]
+    wrapped: dict[str, LoRALinear] = {}
     try:
-        wrapped = {name: LoRALinear(model.get_submodule(name), r, lora_alpha, lora_dropout) for name in names}
+        for name in names:
+            wrapped[name] = layer(model.get_submodule(name), r, lora_alpha, lora_dropout)
     except Exception:
+        for made in wrapped.values():
+            made.release()
         for parameter in trainable:  # the layers wrapped before the one that failed were frozen
             parameter.requires_grad_(True)
         raise
     model.requires_grad_(False)
-    for name, layer in wrapped.items():
-        layer.lora_A.requires_grad_(True)
-        layer.lora_B.requires_grad_(True)
-        model.set_submodule(name, layer)
+    for name, made in wrapped.items():
+        model.set_submodule(name, made)
 
 
 def inject(
-    model: nn.Module, target_modules: Sequence[str] | str, r: int, lora_alpha: float, lora_dropout: float = 0.0
+    model: nn.Module,
+    target_modules: Sequence[str] | str,
+    r: int,
+    lora_alpha: float,
+    lora_dropout: float = 0.0,
+    layer: Callable[..., LoRALinear] = LoRALinear,
 ) -> list[str]:
     """Freeze the model, wrap the targets in LoRA layers, in place, and return their names.
 
-    Afterwards `lora_A` and `lora_B` are all that is trainable. Raises what :func:`find_targets`, :func:`wrap` and
+    Afterwards `lora_A` and `lora_B` are all that is trainable, or what else `layer` makes: see :func:`wrap`. Raises
+    what :func:`find_targets`, :func:`wrap` and
     :class:`LoRALinear` raise; the model is then as it was.
     """
     refuse_second(model)
     check_hyperparameters(r, lora_alpha, lora_dropout)
     names = find_targets(model, target_modules)
-    wrap(model, names, r, lora_alpha, lora_dropout)
+    wrap(model, names, r, lora_alpha, lora_dropout, layer)
     return names
 
 
@@ -233,7 +269,7 @@ def remove(model: nn.Module) -> None:
     if any(layer.merged for layer in layers.values()):
         raise RuntimeError("the corrections are merged into the weights: call unmerge first to have the base back")
     for name, layer in layers.items():
-        model.set_submodule(name, layer.base_layer)
+        model.set_submodule(name, layer.release())
 
 
 def merge(model: nn.Module) -> None:

@@ -143,7 +143,7 @@ def double_quantize(scales: Float32[Tensor, " blocks"]) -> DoubleScales:
 
 def double_dequantize(scales: DoubleScales) -> Float32[Tensor, " blocks"]:
     """The float32 block scales that `scales` stands for."""
-    values = dynamic_map()[scales.codes.long()]
+    values = dynamic_map().to(scales.codes.device)[scales.codes.long()]
     return values * spread(scales.scales, SCALE_BLOCK, len(values)) + scales.offset
 
 
@@ -200,7 +200,8 @@ def dequantize(quantized: Quantized) -> Float[Tensor, ...]:
     scales = quantized.scales
     if isinstance(scales, DoubleScales):
         scales = double_dequantize(scales)
-    entries = code_book(quantized.book)[unpack(quantized.packed, count).long()]
+    codes = unpack(quantized.packed, count).long()
+    entries = code_book(quantized.book).to(codes.device)[codes]
     values = entries * spread(scales, quantized.block, count)
     return values.view(quantized.shape).to(quantized.dtype)
 

@@ -610,7 +610,6 @@ def batches_and_cards(
     return figure
 
 
-
 # ---------------------------------------------------------------------------- chapter 14: what a LoRA step costs
 
 
@@ -644,7 +643,6 @@ def roofline(flops: float, memory: float, points: Mapping[str, Sequence[tuple[fl
         )
         ax.legend(loc="lower right")
     return figure
-
 
 
 # ------------------------------------------------------------------------------ chapter 11: a study
@@ -839,4 +837,64 @@ def ward(charts: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, title
         figure.suptitle(title, fontsize=11, fontweight="bold", x=0.01, ha="left")
         handles, labels = axes[0, 0].get_legend_handles_labels()
         figure.legend(handles[::-1], labels[::-1], loc="outside lower center", ncols=2)
+    return figure
+
+
+# --- chapter 12: the variants
+
+
+def over_rates(
+    series: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, title: str, xlabel: str, ylabel: str
+) -> Figure:
+    """Curves over learning rates on a logarithmic axis, with plain numbers on it and the legend beside it.
+
+    Raises what :func:`lines` raises.
+    """
+    figure = lines(series, title=title, xlabel=xlabel, ylabel=ylabel, log_x=True)
+    ax = figure.axes[0]
+    with rc_context(_RC):
+        rates = sorted({x for xs, _ in series.values() for x in xs})
+        ax.set_xticks(rates[:: -(-len(rates) // 6)])
+        ax.xaxis.set_major_formatter("{x:g}")
+        ax.minorticks_off()
+        ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return figure
+
+
+def seed_panels(panels: Mapping[str, Mapping[str, Sequence[float]]], *, title: str, xlabel: str) -> Figure:
+    """Panels side by side with the same rows: a ring for each seed's value, and a thick black mark at the mean.
+
+    Rows stand in the order of the first panel, the first on top. Raises ValueError when there are no panels, a row has
+    no value, or the panels' rows differ.
+    """
+    if not panels or not all(rows and all(len(v) for v in rows.values()) for rows in panels.values()):
+        raise ValueError("nothing to plot: every panel needs at least one name: values, each with a value")
+    names = list(next(iter(panels.values())))
+    if any(set(rows) != set(names) for rows in panels.values()):
+        raise ValueError("the panels have different rows: give each the same names")
+    figure, axes = new_figure(len(panels), size=(SIZE[0], 1.2 + 0.28 * len(names)))
+    axes = axes if len(panels) > 1 else [axes]
+    with rc_context(_RC):
+        for ax, (panel, rows) in zip(axes, panels.items(), strict=True):
+            for y, name in enumerate(names):
+                values = list(rows[name])
+                mean = sum(values) / len(values)
+                ax.plot([min(values), max(values)], [-y, -y], color="#999999", linewidth=1, zorder=1)
+                ax.plot(
+                    values, [-y] * len(values), linestyle="none", marker="o", markersize=5, markerfacecolor="white",
+                    color=COLORS[0], markeredgewidth=1.3, label="one seed" if not y else None,
+                )  # fmt: skip
+                ax.plot(
+                    [mean], [-y], linestyle="none", marker="|", markersize=14, markeredgewidth=2.5, color="black",
+                    label="mean" if not y else None,
+                )  # fmt: skip
+            ax.set_ylim(-len(names) + 0.4, 0.6)
+            ax.set_yticks([-y for y in range(len(names))], names if ax is axes[0] else [""] * len(names))
+            ax.set_title(panel, loc="left", fontsize=10, fontweight="normal")
+            ax.set(xlabel=xlabel)
+            ax.sharex(axes[0])
+        axes[0].autoscale(axis="x")
+        figure.suptitle(title, fontsize=11, fontweight="bold", x=0.01, ha="left")
+        handles, labels = axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=2)
     return figure

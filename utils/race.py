@@ -1,0 +1,120 @@
+"""The variants as they enter chapter 12's race: rank, scaling and learning rates of each, how to build and to train it.
+
+All have, as nearly as their ranks allow, the parameters of LoRA with r=8 on all linear layers: 108,544. VeRA is there
+twice: with a rank that its paper uses, and beside it LoRA with as few parameters; and with the rank that the budget
+takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from utils import qlora, training, variants
+from utils.adalora import ORTHOGONALITY_WEIGHT, AdaLoRALinear, RankAllocator, Schedule, orthogonality
+from utils.lora import LoRALinear, inject
+from utils.tinyworld import Example, Task
+
+LAYERS = {
+    "LoRA": LoRALinear,
+    "QLoRA": LoRALinear,
+    "LoRA+": LoRALinear,
+    "rsLoRA": variants.RsLoRALinear,
+    "DoRA": variants.DoRALinear,
+    "PiSSA": variants.PiSSALinear,
+    "AdaLoRA": AdaLoRALinear,
+}
+LORA_PLUS_RATIO = 16.0
+"""B's learning rate over A's, as the paper of LoRA+ advises."""
+INIT_R = 12
+"""AdaLoRA's rank at the start; `r` of its entry is where it ends, on average."""
+
+
+class Entry(NamedTuple):
+    """What races: a variant with its rank, ``lora_alpha = 2 r``, and the learning rates that are tried."""
+
+    variant: str
+    r: int | None
+    rates: tuple[float, ...]
+
+
+def _rates(first: float, count: int) -> tuple[float, ...]:
+    return tuple(first * 2**i for i in range(count))
+
+
+ENTRIES: dict[str, Entry] = {
+    "full fine-tuning": Entry("full", None, _rates(2.5e-4, 6)),
+    "LoRA": Entry("LoRA", 8, _rates(1e-3, 6)),
+    "QLoRA": Entry("QLoRA", 8, _rates(1e-3, 6)),
+    "DoRA": Entry("DoRA", 7, _rates(1e-3, 6)),
+    "rsLoRA": Entry("rsLoRA", 8, _rates(5e-4, 6)),
+    "LoRA+": Entry("LoRA+", 8, _rates(2.5e-4, 6)),
+    "PiSSA": Entry("PiSSA", 8, _rates(2.5e-4, 8)),
+    "AdaLoRA": Entry("AdaLoRA", 8, _rates(2e-3, 7)),
+    "VeRA r=3630": Entry("VeRA", 3630, _rates(2e-3, 8)),
+    "VeRA r=256": Entry("VeRA", 256, _rates(8e-3, 6)),
+    "LoRA r=1": Entry("LoRA", 1, _rates(2e-3, 6)),
+}
+
+
+class Course(NamedTuple):
+    """What a run trains on: so many steps on a task."""
+
+    steps: int
+    batch_size: int
+    examples: int = 4000
+
+
+COURSES: dict[Task, Course] = {"translation": Course(300, 16), "style": Course(120, 8)}
+"""Short on purpose: twice as many steps, and nearly everything gets everything right."""
+
+
+def schedule(entry: Entry, steps: int) -> Schedule:
+    """AdaLoRA's schedule: a tenth of the steps without pruning, then pruning, and a third of the steps behind it."""
+    return Schedule(INIT_R, entry.r or 1, steps, tinit=steps // 10, tfinal=steps // 3, deltaT=5)
+
+
+def build(entry: Entry, model: nn.Module, seed: int) -> None:
+    """Make the model trainable as the entry says, in place. `seed` decides what is drawn."""
+    torch.manual_seed(seed)
+    if entry.variant == "full":
+        model.requires_grad_(True)
+        return
+    if entry.variant == "QLoRA":
+        qlora.quantize(model)
+    if entry.variant == "VeRA":
+        variants.inject_vera(model, "all-linear", entry.r, key=seed)
+    else:
+        r = INIT_R if entry.variant == "AdaLoRA" else entry.r
+        inject(model, "all-linear", r, 2 * r, layer=LAYERS[entry.variant])
+
+
+def train(
+    entry: Entry,
+    model: Any,
+    tokenizer: Any,
+    examples: Sequence[Example],
+    *,
+    steps: int,
+    batch_size: int,
+    lr: float,
+    seed: int = 0,
+    progress: bool = False,
+) -> list[float]:
+    """Train a model that :func:`build` has made, with the entry's own rates and hooks, and return the losses.
+
+    Raises what :func:`utils.training.train` raises.
+    """
+    hooks: dict[str, Any] = {}
+    if entry.variant == "LoRA+":
+        hooks["groups"] = variants.lora_plus_groups(model, lr, LORA_PLUS_RATIO)
+    if entry.variant == "AdaLoRA":
+        parameters = dict(model.named_parameters())
+        hooks["extra_loss"] = lambda: ORTHOGONALITY_WEIGHT * orthogonality(parameters)
+        hooks["after_step"] = RankAllocator(model, schedule(entry, steps)).step
+    return training.train(
+        model, tokenizer, examples, steps=steps, lr=lr, batch_size=batch_size, seed=seed, progress=progress, **hooks
+    )
