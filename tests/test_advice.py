@@ -85,7 +85,9 @@ def picked(**settings) -> dict[str, str]:
         ({"billions": 7, "card_gb": 80, "examples": 500, "new_knowledge": True}, {"Whichrank,": "16"}),
         ({"billions": 7, "card_gb": 16, "examples": 500, "fast_answers": True}, {"Merge,or": "merge"}),
         ({"billions": 7, "card_gb": 16, "examples": 500, "fast_answers": True, "tasks": 5}, {"Merge,or": "many"}),
-        ({"billions": 7, "card_gb": 16, "examples": 500}, {"Merge,or": "apart"}),
+        ({"billions": 7, "card_gb": 16, "examples": 500}, {"Merge,or": "apart", "Whichvariant?": "plain"}),
+        ({"billions": 7, "card_gb": 16, "examples": 500, "users": 10_000}, {"Whichvariant?": "vera"}),
+        ({"billions": 7, "card_gb": 16, "examples": 50_000, "new_knowledge": True}, {"Whichvariant?": "rslora"}),
     ],
 )  # fmt: skip
 def test_the_right_choice_is_made(settings, expected):
@@ -95,15 +97,15 @@ def test_the_right_choice_is_made(settings, expected):
 
 def test_every_choice_is_given_to_somebody():
     situations = [
-        {"billions": b, "card_gb": g, "examples": n, "new_knowledge": k, "tasks": t, "fast_answers": f}
+        {"billions": b, "card_gb": g, "examples": n, "new_knowledge": k, "tasks": t, "fast_answers": f, "users": u}
         for b in (1, 7, 70) for g in (16, 80) for n in (500, 50_000) for k in (True, False) for t in (1, 4)
-        for f in (True, False)
+        for f in (True, False) for u in (1, 10_000)
     ]  # fmt: skip
     given = {id(a.choice) for settings in situations for a in advise(**settings)}
     assert [f"{q} {key}" for q, key, choice in ALL if id(choice) not in given] == []
 
 
-@pytest.mark.parametrize("name", ["billions", "card_gb", "examples", "tasks"])
+@pytest.mark.parametrize("name", ["billions", "card_gb", "examples", "tasks", "users"])
 def test_what_is_not_positive_is_refused(name):
     settings = {"billions": 7, "card_gb": 16, "examples": 500, "tasks": 1} | {name: 0}
     with pytest.raises(ValueError, match=f"{name} must be more than 0, not 0"):

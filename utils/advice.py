@@ -62,6 +62,14 @@ _DORA = Source("Liu et al., DoRA, 2024", "https://arxiv.org/abs/2402.09353")
 _QLORA = Source("Dettmers et al., QLoRA, 2023", "https://arxiv.org/abs/2305.14314")
 
 
+_VARIANTS = "assets/measurements/variants.json"
+
+
+def _race(entry: str, task: str, low: float, high: float) -> Record:
+    path = ("results", {"entry": entry, "task": task}, "test_mean")
+    return Record(_VARIANTS, path, low, high, f"{entry} on {task}, five seeds at its best rate,")
+
+
 def _peak(base: str, checkpointing: bool, low: float, high: float) -> Record:
     with_it = "with" if checkpointing else "without"
     return Record(
@@ -252,16 +260,26 @@ CHOICES: dict[str, dict[str, Choice]] = {
         "plain": Choice(
             "plain LoRA; change one thing at a time, and over several seeds",
             "always, to begin with",
-            "A variant changes a start, a scale or a norm. Seeds alone move a score from 76% to 94% here.",
+            "At equal parameters and best rates, DoRA and QLoRA were level with it; seeds alone moved it by 40 points.",
             (
+                _race("LoRA", "translation", 0.6, 0.95),
+                _race("DoRA", "translation", 0.6, 0.95),
+                _race("QLoRA", "translation", 0.6, 0.95),
                 Test("tests/test_claims_proofs.py", "test_c43_the_variants_parameters_by_formula_and_by_counting"),
-                Cell(
-                    "07_sft_training",
-                    "for name, scores in knobs.items():",
-                    ("as in the lesson              87.5%   by seed [0.93, 0.755, 0.94]",),
-                ),
                 _DORA,
             ),
+        ),
+        "rslora": Choice(
+            "rsLoRA, or LoRA with a larger alpha",
+            "the rank is raised and there is no time to search the rate again",
+            "It is LoRA with alpha times the root of r; at r=8 that was worth 16 points on translation.",
+            (_race("rsLoRA", "translation", 0.85, 1.0), _race("LoRA", "translation", 0.6, 0.9), _RSLORA),
+        ),
+        "vera": Choice(
+            "VeRA",
+            "thousands of adapters, and storage is what is short",
+            "With 14,080 parameters it got 81% of translations right, LoRA with as many (r=1) 9%; a step takes longer.",
+            (_race("VeRA r=256", "translation", 0.6, 0.95), _race("LoRA r=1", "translation", 0.0, 0.3)),
         ),
     },
     "Merge, or keep the adapter apart?": {
@@ -349,14 +367,16 @@ def advise(
     new_knowledge: bool = False,
     tasks: int = 1,
     fast_answers: bool = False,
+    users: int = 1,
 ) -> list[Advice]:
     """What to choose for a model of so many `billions` of parameters on a card of `card_gb`, question by question.
 
     examples: how many there are to train on. new_knowledge: whether they teach more than a form or a style. tasks: how
-    many adapters the same base will carry. fast_answers: whether latency matters. Raises ValueError for a size, a
-    card or a count that isn't positive.
+    many adapters the same base will carry. fast_answers: whether latency matters. users: how many adapters have to be
+    stored, one for each user. Raises ValueError for a size, a card or a count that isn't positive.
     """
-    for name, value in (("billions", billions), ("card_gb", card_gb), ("examples", examples), ("tasks", tasks)):
+    given = {"billions": billions, "card_gb": card_gb, "examples": examples, "tasks": tasks, "users": users}
+    for name, value in given.items():
         if value <= 0:
             raise ValueError(f"{name} must be more than 0, not {value}")
     room = SHARE * card_gb
@@ -372,7 +392,7 @@ def advise(
         "Which layers?": "all",
         "Which rank, and alpha?": "64" if much else "16" if new_knowledge else "8",
         "Which learning rate?": "ten",
-        "Which variant?": "plain",
+        "Which variant?": "vera" if users >= MANY_USERS else "rslora" if much else "plain",
         "Merge, or keep the adapter apart?": "many" if tasks > 1 else "merge" if fast_answers else "apart",
         "And what it forgets?": "measure",
     }
@@ -422,3 +442,7 @@ def whole_guide() -> str:
         for i, choice in enumerate(choices.values())
     ]
     return "\n".join(["| question | when | then | backed by |", "|---|---|---|---|", *rows])
+
+
+MANY_USERS = 1000
+"""From so many adapters on, what they take on disk may decide."""
