@@ -24,8 +24,7 @@ class Differences(NamedTuple):
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
-    """What is trained, by our names: PEFT's ``base_model.model.<layer>.lora_A.default.weight`` is ``<layer>.lora_A``.
-    """
+    """What is trained, by our names: PEFT's ``base_model.model.q.lora_A.default.weight`` is ``q.lora_A``."""
     found = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
