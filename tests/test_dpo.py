@@ -1,6 +1,7 @@
 """DPO: the loss and its gradient by hand, equality with TRL's trainer, the reference, the data, and the traps."""
 
 import contextlib
+import json
 import math
 
 import pytest
@@ -12,6 +13,7 @@ from utils import dpo, lora, models, tinyworld
 from utils.adapter_cache import trained_adapter
 from utils.training import encode
 
+RECORD = json.loads((models.ASSETS / "measurements" / "dpo.json").read_text())
 NUMBERS = st.lists(st.floats(-50, 50), min_size=2, max_size=8).filter(lambda xs: len(xs) % 2 == 0)
 
 
@@ -281,3 +283,34 @@ def test_a_sample_ends_at_its_end_mark_and_the_seed_decides(pairs):
     assert all(t.stopped == (t.ids[-1] == tokenizer.eos_token_id) for t in told)
     assert all(t.ids.count(tokenizer.eos_token_id) <= 1 for t in told)
     assert not any(t.stopped for t in dpo.sample(model, tokenizer, prompts, max_new_tokens=3))
+
+
+# ------------------------------------------------------------------------------------------------------- the record
+
+
+def mean(key, **wanted):
+    found = [r[key] for r in RECORD["rows"] if all(r[k] == v for k, v in wanted.items())]
+    assert len(found) == len(RECORD["seeds"])
+    return sum(found) / len(found)
+
+
+def least(p, q):
+    return q * math.log(q / p) + (1 - q) * math.log((1 - q) / (1 - p))
+
+
+@pytest.mark.parametrize("beta", [0.02, 0.1, 0.5])
+def test_what_the_lesson_says_of_the_record(beta):
+    gentle, harsh = {"lr": 0.001, "beta": beta}, {"lr": 0.003, "beta": beta}
+    assert mean("rewards/accuracies", **gentle) == mean("rewards/accuracies", **harsh) == 1
+    assert mean("morals", **gentle) > 0.9 > 3 * RECORD["base"]["morals"]
+    assert mean("stopped", **gentle) == 1
+    assert mean("drift", **gentle) < 1.2 * least(RECORD["base"]["morals"], mean("morals", **gentle))
+    assert mean("rewards/chosen", **gentle) > 0 > mean("rewards/chosen", **harsh)
+    assert mean("rewards/margins", **harsh) > 4 * mean("rewards/margins", **gentle)
+    assert mean("morals", **harsh) <= RECORD["base"]["morals"]
+    assert mean("stopped", **harsh) < 0.65
+    assert mean("drift", **harsh) > 10 * mean("drift", **gentle)
+
+
+def test_every_run_began_at_log_two():
+    assert {row["first_loss"] for row in RECORD["rows"]} == {round(math.log(2), 6)}

@@ -156,6 +156,6 @@ def test_intruders_are_not_the_same_as_forgetting():
 
     lora, full = {"method": "LoRA", "lr": 0.003}, {"method": "full fine-tuning", "lr": 0.001}
     assert mean("rates", "stories", **full) > mean("rates", "stories", **lora)
-    assert intruders("rates", **full) == 0 < 10 < intruders("rates", **lora)
+    assert intruders("rates", **full) < 1 < 10 < intruders("rates", **lora)
     fast = {"method": "LoRA", "lr": 0.006}
     assert intruders("replay", **fast) > 0.75 * intruders("rates", **fast)
