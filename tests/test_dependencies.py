@@ -157,6 +157,7 @@ def lesson_code(text: str) -> str:
 def imported(*patterns: str) -> dict[str, set[str]]:
     """Distribution -> files, for every third-party module that the matching files import."""
     local = {"utils", "tools", "start", "capstone"} | {path.stem for path in ROOT.glob("t*/*.py")}
+    local |= {path.parent.name for path in ROOT.glob("tools/*/__init__.py")}
     known = packages_distributions()
     found: dict[str, set[str]] = {}
     for path in sorted(path for pattern in patterns for path in ROOT.glob(pattern)):
