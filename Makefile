@@ -6,9 +6,10 @@ VENV := .venv/bin/python
 PYTEST := OMP_NUM_THREADS=1 $(VENV) -m pytest -n 2 --dist loadfile
 NBVAL := $(PYTEST) --nbval --nbval-current-env --nbval-cell-timeout=300
 CH ?=
+S ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lab test tests notebooks check-notebooks nbval-notebooks nbval-solutions lint format lock base adapters claims clean
+.PHONY: help setup lab test tests notebooks check-notebooks nbval-notebooks nbval-solutions lint format lock base adapters claims cuda measure-gpu clean
 
 help:  ## list what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -57,6 +58,13 @@ adapters: setup  ## train the four adapters and write them to assets/adapters/
 
 claims: setup  ## check every proof of the claims ledger and write lessons/claims.md
 	$(VENV) tools/build_claims.py
+
+cuda: setup  ## on a CUDA machine: run every notebook, tiny and small, and write assets/measurements/course.md
+	$(VENV) tools/run_course.py
+	$(VENV) tools/run_course.py --profile small
+
+measure-gpu: setup  ## on a CUDA machine: measure all that the chapters quote of a GPU (S="layer step" for some sections)
+	$(VENV) tools/measure_gpu.py $(S)
 
 clean:  ## remove caches; .venv stays
 	rm -rf .pytest_cache .ruff_cache .hypothesis build *.egg-info

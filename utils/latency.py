@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -38,7 +38,7 @@ def spread(milliseconds: list[float]) -> Spread:
     return Spread(round(median, 3), round(lower, 3), round(upper, 3), len(milliseconds))
 
 
-def _timed(device: torch.device, work: Callable[[], Any]) -> tuple[float, Any]:
+def once(device: torch.device, work: Callable[[], Any]) -> tuple[float, Any]:
     """Milliseconds that `work` took: on CUDA between two events, from an idle GPU, elsewhere by the clock."""
     if device.type == "cuda":
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -64,10 +64,47 @@ def timed(device: torch.device, work: Callable[[], Any], *, rounds: int = 12, wa
     """
     for _ in range(warm_up):
         work()
-    return spread([_timed(device, work)[0] for _ in range(rounds)])
+    return spread([once(device, work)[0] for _ in range(rounds)])
 
 
 @torch.inference_mode()
+def one_round(
+    model: Callable[..., Any], ids: Int[Tensor, "batch length"], new_tokens: int, name: str | None = None
+) -> tuple[float, float]:
+    """Milliseconds of the prefill of `ids` and of a decoding step, the mean of `new_tokens` greedy ones with the cache.
+
+    `name` is the argument's name of the model's cache, by default :func:`utils.kv_cache.cache_name`.
+    """
+    name = name or cache_name(model)
+
+    def decode_all(token: Tensor, cache: Any) -> None:
+        for _ in range(new_tokens):
+            output = model(input_ids=token, use_cache=True, **{name: cache})
+            token, cache = output.logits[:, -1:].argmax(dim=-1), output[name]
+
+    took, output = once(ids.device, lambda: model(input_ids=ids, use_cache=True, logits_to_keep=1))
+    token = output.logits[:, -1:].argmax(dim=-1)
+    steps, _ = once(ids.device, lambda: decode_all(token, output[name]))
+    return took, steps / new_tokens
+
+
+def in_turns(
+    works: Mapping[str, Callable[[], tuple[float, float]]], *, rounds: int, warm_up: int
+) -> dict[str, Latency]:
+    """Several ways to prefill and decode, each a function that gives both times, called in turns: a busy moment of the
+    machine then hits all of them. The first `warm_up` rounds don't count. Raises ValueError for fewer than 4 rounds.
+    """
+    if rounds < 4:
+        raise ValueError(f"{rounds} rounds have no quartiles to speak of: make at least 4")
+    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in works}
+    for number in range(warm_up + rounds):
+        for name, work in works.items():
+            took = work()
+            if number >= warm_up:
+                taken[name].append(took)
+    return {name: Latency(*(spread(list(times)) for times in zip(*took, strict=True))) for name, took in taken.items()}
+
+
 def measure(
     model: Any, ids: Int[Tensor, "batch length"], *, new_tokens: int = 32, rounds: int = 5, warm_up: int = 1
 ) -> Latency:
@@ -79,18 +116,4 @@ def measure(
     """
     if rounds < 4 or new_tokens < 1:
         raise ValueError(f"{rounds} rounds of {new_tokens} tokens: at least 4 rounds of 1 token give a spread")
-    prefill, decode, name = [], [], cache_name(model)
-
-    def decode_all(token: Tensor, cache: Any) -> None:
-        for _ in range(new_tokens):
-            output = model(input_ids=token, use_cache=True, **{name: cache})
-            token, cache = output.logits[:, -1:].argmax(dim=-1), output[name]
-
-    for number in range(warm_up + rounds):
-        took, output = _timed(ids.device, lambda: model(input_ids=ids, use_cache=True, logits_to_keep=1))
-        token = output.logits[:, -1:].argmax(dim=-1)
-        step, _ = _timed(ids.device, lambda token=token, output=output: decode_all(token, output[name]))
-        if number >= warm_up:
-            prefill.append(took)
-            decode.append(step / new_tokens)
-    return Latency(spread(prefill), spread(decode))
+    return in_turns({"": lambda: one_round(model, ids, new_tokens)}, rounds=rounds, warm_up=warm_up)[""]

@@ -1,0 +1,74 @@
+"""tools/gpu/latency.py on a small model: its forms answer alike, share their weights, and decode what they should."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+
+from utils.kv_cache import cache_name
+from utils.models import ROOT
+from utils.multi_adapter import route
+
+sys.path.insert(0, str(ROOT / "tools"))
+
+from gpu import latency as tool  # noqa: E402
+from gpu.step import TARGETS, base_model  # noqa: E402
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return base_model(True, torch.device("cpu")).float().eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize("targets", TARGETS.values(), ids=TARGETS)
+def test_the_forms_answer_alike_over_two_sets_of_weights(model, targets):
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    found, ids = tool.forms(model, targets), tool.prompts(model, 2, 9)
+    with torch.inference_mode():
+        logits = {form: m(input_ids=ids).logits for form, m in found.items()}
+    assert list(found) == ["base", "adapter", "adapter in 16 bits", "merged", "merge_adapter", "base again"]
+    assert (logits["base"] - logits["adapter"]).abs().max() > 0.01
+    for form in ("adapter in 16 bits", "merged", "merge_adapter"):
+        torch.testing.assert_close(logits[form], logits["adapter"], atol=1e-5, rtol=1e-5)  # float32 rounding
+    torch.testing.assert_close(logits["base again"], logits["base"], atol=0, rtol=0)
+    own = {p.data_ptr() for m in found.values() for p in m.parameters() if p.ndim == 2 and min(p.shape) > tool.R}
+    assert len(own) == 2 * sum(p.ndim == 2 for p in model.parameters())
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, before[name]), f"merging changed the base's {name}"
+
+
+@pytest.mark.parametrize("make", [tool.static_step, tool.graphed, tool.compiled])
+def test_a_step_over_the_fixed_cache_is_the_step_over_the_usual_one(model, make):
+    ids = tool.prompts(model, 2, 9)
+    with torch.inference_mode():
+        name = cache_name(model)
+        first = model(input_ids=ids, use_cache=True)
+        token = first.logits[:, -1:].argmax(dim=-1)
+        expected = model(input_ids=token, use_cache=True, **{name: first[name]}).logits
+        step, rewind = make(model, ids, tool.fixed_cache(model, ids, 3))
+        torch.testing.assert_close(step(), expected, atol=1e-5, rtol=1e-5)
+        step()
+        rewind()
+        torch.testing.assert_close(step(), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_one_forward_for_many_adapters_gives_what_each_gives_alone(model):
+    names, ids = ("a0", "a1", "a2"), tool.prompts(model, 3, 9)
+    wrapped = tool.with_adapters(tool.shared(model), TARGETS["q,k,v,o"], names)
+    own = tool.stacked(model, wrapped, names)
+    with torch.inference_mode():
+        alone = []
+        for row, name in zip(ids, names, strict=True):
+            wrapped.set_adapter(name)
+            alone.append(wrapped(input_ids=row[None]).logits)
+        expected = torch.cat(alone)
+        assert (expected[0] - expected[1]).abs().max() > 0.01
+        torch.testing.assert_close(
+            wrapped(input_ids=ids, adapter_names=list(names)).logits, expected, atol=1e-5, rtol=1e-5
+        )
+        with route(own, names):
+            torch.testing.assert_close(own(input_ids=ids).logits, expected, atol=1e-5, rtol=1e-5)

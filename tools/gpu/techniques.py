@@ -1,0 +1,160 @@
+"""What techniques save and cost: checkpointing, 4-bit weights, dtypes, attention, optimizers, small batches.
+
+Writes ``techniques.json``. A row is one change to the same step (Llama-2-7B's shape, 4 sequences of 512 tokens, LoRA
+r=8 on q, k, v, o, bfloat16): the largest allocation of a step, and the time of a whole step over all four sequences.
+The unchanged step is measured first and again at the end, on a model made anew, which shows how far the machine
+drifted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from gpu.layer import spread
+from gpu.memory import QKVO, adapted, allocated, base_model, base_of, free, optimizer_of, peak
+from gpu.record import Record
+from utils.activations import checkpoint_blocks
+from utils.memory import Setup
+
+MINUTES = 4
+SEED, WARM_UP, STEPS = 0, 3, 10
+USUAL = Setup("Llama-2-7B", "lora", 4, 512, target_modules=QKVO)
+
+
+class Technique(NamedTuple):
+    """A change to :data:`USUAL`: the settings, whether 16-bit autocast is on, in how many pieces a step is computed."""
+
+    name: str
+    setup: Setup
+    autocast: bool = False
+    pieces: int = 1
+
+
+def _with(**changes: Any) -> Setup:
+    return dataclasses.replace(USUAL, **changes)
+
+
+TECHNIQUES = (
+    Technique("unchanged", USUAL),
+    Technique("checkpointing", _with(checkpointing=True)),
+    Technique("accumulation, 4 pieces", USUAL, pieces=4),
+    Technique("8-bit AdamW", _with(optimizer="adamw-8bit")),
+    Technique("paged 8-bit AdamW", _with(optimizer="adamw-paged-8bit")),
+    Technique("adapters in 16 bits", _with(adapter_dtype="bfloat16")),
+    Technique("eager attention", _with(attention="eager")),
+    Technique("float16", _with(dtype="float16")),
+    Technique("NF4", _with(method="qlora", double=False)),
+    Technique("NF4, checkpointing", _with(method="qlora", double=False, checkpointing=True)),
+    Technique("NF4, double", _with(method="qlora")),
+    Technique("NF4, double, checkpointing", _with(method="qlora", checkpointing=True)),
+    Technique(
+        "NF4, double, checkpointing, 4 pieces, paged 8-bit AdamW",
+        _with(method="qlora", checkpointing=True, optimizer="adamw-paged-8bit"),
+        pieces=4,
+    ),
+    Technique("float32", _with(dtype="float32")),
+    Technique("float32, TF32 products", _with(dtype="float32")),
+    Technique("float32, autocast to bfloat16", _with(dtype="float32"), autocast=True),
+    Technique("unchanged, again", USUAL),
+)
+"""In the order in which they are measured; those of one base model follow each other."""
+
+
+def step_of(model: nn.Module, technique: Technique, vocabulary: int, device: str) -> Any:
+    """A whole training step as a function: every piece forward and backward, then the optimizer."""
+    setup, pieces = technique.setup, technique.pieces
+    optimizer = optimizer_of(setup, [p for p in model.parameters() if p.requires_grad])
+    generator = torch.Generator().manual_seed(SEED)
+    ids = torch.randint(0, vocabulary, (setup.batch, setup.length), generator=generator).to(device)
+    autocast = torch.autocast(device, torch.bfloat16) if technique.autocast else nullcontext()
+
+    def step() -> None:
+        for piece in ids.chunk(pieces):
+            with autocast:
+                loss = model(input_ids=piece, labels=piece, use_cache=False).loss / pieces
+            loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def milliseconds(work: Any, device: str, count: int) -> list[float]:
+    found = []
+    for _ in range(count):
+        if device == "cuda":
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            torch.cuda.synchronize()
+            start.record()
+            work()
+            end.record()
+            end.synchronize()
+            found.append(start.elapsed_time(end))
+        else:
+            began = time.perf_counter()
+            work()
+            found.append(1000 * (time.perf_counter() - began))
+    return found
+
+
+def measure(model: nn.Module, technique: Technique, device: str, trial: bool) -> dict[str, Any]:
+    """One technique's row; the base model is afterwards as it was. Out of memory is a row as well."""
+    setup = technique.setup
+    if trial:
+        setup = dataclasses.replace(setup, batch=4, length=16, optimizer="adamw")
+        technique = technique._replace(setup=setup)
+    torch.manual_seed(SEED)
+    weights = free()
+    wrapped = adapted(model, setup)
+    checkpoint_blocks(wrapped, setup.checkpointing)
+    torch.backends.cuda.matmul.allow_tf32 = "TF32" in technique.name
+    try:
+        step = step_of(wrapped, technique, model.config.vocab_size, device)
+        milliseconds(step, device, WARM_UP)
+        peak()
+        times = milliseconds(step, device, 4 if trial else STEPS)
+        row: dict[str, Any] = {"peak": peak()["peak"], "resident": allocated(), "milliseconds": spread(times)}
+    except torch.cuda.OutOfMemoryError as error:
+        row = {"out_of_memory": str(error).splitlines()[0]}
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = False
+    checkpoint_blocks(wrapped, False)
+    model.disable_input_require_grads()  # PEFT's checkpointing switched it on, and nothing else switches it off
+    wrapped.unload()
+    model.requires_grad_(False)
+    return {"weights": weights, **row}
+
+
+def run(out: Path, trial: bool, seconds: float) -> None:
+    """Write ``techniques.json`` into `out`, until `seconds` are over."""
+    began = time.monotonic()
+    device = "cuda" if torch.cuda.is_available() and not trial else "cpu"
+    record = Record(
+        out / "techniques.json",
+        "a training step of Llama-2-7B's shape (4 x 512 tokens, LoRA r=8 on q,k,v,o) with one thing changed; bytes "
+        "that PyTorch's allocator gave out at most, and milliseconds of the whole step over all four sequences",
+        seed=SEED,
+    )
+    model, base = None, None
+    for technique in TECHNIQUES:
+        if technique.name in record:
+            continue
+        if time.monotonic() - began > seconds:
+            print(f"  stopped after {seconds:.0f} s: run it again to go on", flush=True)
+            return
+        if model is None or base != base_of(technique.setup) or technique.name.endswith("again"):
+            model = None
+            free()
+            model, base = base_model(technique.setup, device, trial), base_of(technique.setup)
+        row = measure(model, technique, device, trial)
+        changed = {"autocast": technique.autocast, "pieces": technique.pieces}
+        record.add(technique.name, setup=dataclasses.asdict(technique.setup), **changed, **row)
+        took = row["milliseconds"]["median"] if "milliseconds" in row else float("nan")
+        print(f"  {technique.name:56s} {row.get('peak', 0) / 2**30:6.2f} GiB  {took:8.1f} ms", flush=True)
