@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import platform
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +24,9 @@ from typing import Any
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
+
+from gpu.record import processor  # noqa: E402
 
 from utils.architectures import real_config  # noqa: E402
 from utils.files import replaced_folder  # noqa: E402
@@ -95,17 +96,6 @@ def rows(model: Any, *, prompt: int, new_tokens: int, rounds: int, warm_up: int)
             if form == "merge_and_unload":
                 model = current
     return found
-
-
-def processor() -> str:
-    """The processor's name as Linux says it, else what Python knows."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
 
 
 def versions() -> dict[str, str]:

@@ -8,10 +8,8 @@ the time of each product alone, with the bytes that it can't avoid, and the mach
 
 from __future__ import annotations
 
-import argparse
 import gc
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,13 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
-
-from gpu.candidates import others  # noqa: E402
-from gpu.record import Record  # noqa: E402
-from utils.fast_lora import FastLoRALinear, SharedInput  # noqa: E402
-from utils.lora import LoRALinear  # noqa: E402
+from gpu.candidates import others
+from gpu.record import Record
+from utils.fast_lora import FastLoRALinear, SharedInput
+from utils.lora import LoRALinear
 
 MINUTES = 2
 SEED = 0
@@ -391,16 +386,3 @@ def run(out: Path, trial: bool, seconds: float) -> None:
         measure(record, clock, device, shape, tokens, r, trial=trial, compiled=compiled)
         if number < len(all_tokens) * len(shapes) and shape == shapes[0]:
             three(record, clock, device, tokens, shape[0], r)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=ROOT / "assets" / "measurements")
-    parser.add_argument("--seconds", type=float, default=540.0)
-    parser.add_argument("--trial", action="store_true")
-    arguments = parser.parse_args()
-    run(arguments.out, arguments.trial, arguments.seconds)
-
-
-if __name__ == "__main__":
-    main()

@@ -8,9 +8,7 @@ the gradient of its embeddings' output, is the least that any adapter method on 
 
 from __future__ import annotations
 
-import argparse
 import gc
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,15 +17,12 @@ from typing import Any
 import torch
 from torch import nn
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
-
-from gpu.layer import spread  # noqa: E402
-from gpu.record import Record  # noqa: E402
-from utils import lora  # noqa: E402
-from utils.activations import checkpoint_blocks  # noqa: E402
-from utils.architectures import real_config  # noqa: E402
-from utils.fast_lora import SHARE, use_fast  # noqa: E402
+from gpu.layer import spread
+from gpu.record import Record
+from utils import lora
+from utils.activations import checkpoint_blocks
+from utils.architectures import real_config
+from utils.fast_lora import SHARE, use_fast
 
 MINUTES = 3
 SEED, R, ALPHA = 0, 8, 16
@@ -224,16 +219,3 @@ def run(out: Path, trial: bool, seconds: float) -> None:
                         raise
                     print(f"  no graph of {name}, {way}: {type(error).__name__}: {str(error)[:300]}", flush=True)
                     return
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=ROOT / "assets" / "measurements")
-    parser.add_argument("--seconds", type=float, default=540.0)
-    parser.add_argument("--trial", action="store_true")
-    arguments = parser.parse_args()
-    run(arguments.out, arguments.trial, arguments.seconds)
-
-
-if __name__ == "__main__":
-    main()
