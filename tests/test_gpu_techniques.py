@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from utils.models import ROOT
+from utils.real_step import adapted, base_model, base_of
 
 sys.path.insert(0, str(ROOT / "tools"))
 
 from gpu import techniques as tool  # noqa: E402
-from gpu.memory import adapted, base_model, base_of  # noqa: E402
 
 torch.set_num_threads(1)
 BY_NAME = {technique.name: technique for technique in tool.TECHNIQUES}

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from gpu.memory import allocated, base_model, free, outside, run_one
 from gpu.record import Record
 from utils.fit import CONTEXT, GAPS, needed
 from utils.memory import GB, Setup, predict
+from utils.real_step import allocated, base_model, free, outside, run_one
 
 MINUTES = 1
 WHAT = "training steps on an H100 whose allocator was limited to what a smaller card would have"

@@ -18,10 +18,11 @@ import torch
 from torch import nn
 
 from gpu.layer import spread
-from gpu.memory import QKVO, adapted, allocated, base_model, base_of, free, optimizer_of, peak
+from gpu.memory import QKVO
 from gpu.record import Record
 from utils.activations import checkpoint_blocks
 from utils.memory import Setup
+from utils.real_step import adapted, allocated, base_model, base_of, free, optimizer_of, peak
 
 MINUTES = 4
 SEED, WARM_UP, STEPS = 0, 3, 10
