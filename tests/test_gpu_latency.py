@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from utils.kv_cache import cache_name
+from utils.model_forms import FORMS, R, forms, shared, with_adapters
 from utils.models import ROOT
 from utils.multi_adapter import route
 
@@ -27,15 +28,15 @@ def model():
 @pytest.mark.parametrize("targets", TARGETS.values(), ids=TARGETS)
 def test_the_forms_answer_alike_over_two_sets_of_weights(model, targets):
     before = {name: p.clone() for name, p in model.named_parameters()}
-    found, ids = tool.forms(model, targets), tool.prompts(model, 2, 9)
+    found, ids = forms(model, targets), tool.prompts(model, 2, 9)
     with torch.inference_mode():
         logits = {form: m(input_ids=ids).logits for form, m in found.items()}
-    assert list(found) == ["base", "adapter", "adapter in 16 bits", "merged", "merge_adapter", "base again"]
+    assert list(found) == [form for form in FORMS if "16 bits" not in form]
     assert (logits["base"] - logits["adapter"]).abs().max() > 0.01
-    for form in ("adapter in 16 bits", "merged", "merge_adapter"):
+    for form in ("merge_and_unload", "merge_adapter"):
         torch.testing.assert_close(logits[form], logits["adapter"], atol=1e-5, rtol=1e-5)  # float32 rounding
     torch.testing.assert_close(logits["base again"], logits["base"], atol=0, rtol=0)
-    own = {p.data_ptr() for m in found.values() for p in m.parameters() if p.ndim == 2 and min(p.shape) > tool.R}
+    own = {p.data_ptr() for m in found.values() for p in m.parameters() if p.ndim == 2 and min(p.shape) > R}
     assert len(own) == 2 * sum(p.ndim == 2 for p in model.parameters())
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, before[name]), f"merging changed the base's {name}"
@@ -56,9 +57,17 @@ def test_a_step_over_the_fixed_cache_is_the_step_over_the_usual_one(model, make)
         torch.testing.assert_close(step(), expected, atol=1e-5, rtol=1e-5)
 
 
+def test_a_16_bit_model_has_one_more_form_whose_adapter_is_in_16_bits():
+    narrow = base_model(True, torch.device("cpu")).eval()
+    found = forms(narrow, TARGETS["q,k,v,o"])
+    assert tuple(found) == ("base", "adapter", "adapter in 16 bits", *FORMS[3:])
+    for form, dtype in (("adapter", torch.float32), ("adapter in 16 bits", torch.bfloat16)):
+        assert {p.dtype for name, p in found[form].named_parameters() if "lora_" in name} == {dtype}
+
+
 def test_one_forward_for_many_adapters_gives_what_each_gives_alone(model):
     names, ids = ("a0", "a1", "a2"), tool.prompts(model, 3, 9)
-    wrapped = tool.with_adapters(tool.shared(model), TARGETS["q,k,v,o"], names)
+    wrapped = with_adapters(shared(model), TARGETS["q,k,v,o"], names)
     own = tool.stacked(model, wrapped, names)
     with torch.inference_mode():
         alone = []

@@ -13,7 +13,8 @@ import torch
 from transformers.utils import ModelOutput
 
 from utils import latency
-from utils.models import ASSETS, ROOT, load_base
+from utils.model_forms import FORMS
+from utils.models import ASSETS, ROOT
 
 sys.path.insert(0, str(ROOT / "tools"))
 
@@ -29,7 +30,7 @@ def rows_of(part):
 @pytest.mark.parametrize("part", ["cpu", "gpu"])
 def test_every_setting_was_measured_once_and_the_record_says_where(part):
     record, rows = RECORD[part], rows_of(part)
-    forms = [form for form in tool.FORMS if part == "gpu" or "16 bits" not in form]
+    forms = [form for form in FORMS if part == "gpu" or "16 bits" not in form]
     assert set(rows) == {(t, f, b) for t in tool.TARGETS for f in forms for b in tool.BATCHES}
     assert len(rows) == len(record["rows"])
     assert re.fullmatch(r"20\d\d-\d\d-\d\d", record["date"]) and record["hardware"] and record["seed"] == tool.SEED
@@ -42,7 +43,7 @@ def test_every_setting_was_measured_once_and_the_record_says_where(part):
 @pytest.mark.parametrize("targets", list(tool.TARGETS))
 def test_where_the_gpu_works_the_record_is_steady_and_merging_costs_nothing(targets):
     """Prefill of eight texts: what chapter 10 quotes. The rest is the CPU's launches, and noisy."""
-    times = {form: rows_of("gpu")[targets, form, 8]["prefill"]["median"] for form in tool.FORMS}
+    times = {form: rows_of("gpu")[targets, form, 8]["prefill"]["median"] for form in FORMS}
     assert times["base again"] == pytest.approx(times["base"], rel=0.01)
     assert times["merge_and_unload"] == pytest.approx(times["base"], rel=0.01)
     assert times["merge_adapter"] == pytest.approx(times["base"], rel=0.02)
@@ -88,22 +89,28 @@ def test_too_little_to_measure_is_refused(settings):
         latency.measure(Counting(), torch.ones(1, 2, dtype=torch.long), **settings)
 
 
-def test_the_forms_are_what_they_are_called_and_answer_alike():
-    """The adapter is random, so the merged forms answer as the adapter does, and not as the base."""
-    from peft.tuners.lora import LoraLayer
+def test_in_turns_every_way_is_called_in_every_round():
+    calls = []
+    works = {name: lambda n=name: calls.append(n) or (float(len(calls)), 1.0) for name in "ab"}
+    found = latency.in_turns(works, rounds=4, warm_up=1)
+    assert calls == ["a", "b"] * 5
+    assert found["a"].prefill == latency.spread([3.0, 5.0, 7.0, 9.0]) and found["b"].decode.median == 1.0
+    with pytest.raises(ValueError, match="at least 4"):
+        latency.in_turns(works, rounds=3, warm_up=1)
 
-    model, _ = load_base()
-    ids = torch.randint(2, 900, (1, 9), generator=torch.Generator().manual_seed(0))
-    logits, wrapped = {}, {}
-    with torch.inference_mode():
-        for form, current in tool.forms(model, tool.ATTENTION):
-            logits[form] = current(input_ids=ids).logits
-            wrapped[form] = sum(isinstance(module, LoraLayer) for module in current.modules())
-    assert list(logits) == [form for form in tool.FORMS if "16 bits" not in form]
-    assert wrapped == {"base": 0, "adapter": 16, "merge_adapter": 16, "merge_and_unload": 0, "base again": 0}
-    assert not torch.allclose(logits["base"], logits["adapter"], atol=1e-2)
-    for form in ("merge_adapter", "merge_and_unload", "base again"):
-        torch.testing.assert_close(logits[form], logits["adapter"], atol=1e-2, rtol=1e-2)
+
+def test_the_table_has_every_form_and_its_ratio_to_the_base():
+    spreads = [latency.Spread(value, value, value, 4) for value in (2.0, 4.0, 3.0, 1.0)]
+    found = {"base": latency.Latency(*spreads[:2]), "adapter": latency.Latency(*spreads[2:])}
+    lines = latency.table(found, "Some GPU").splitlines()
+    assert [line.split()[0] for line in lines] == ["Some", "base", "adapter"]
+    assert lines[1].split()[1:] == ["2.00", "1.00", "4.00", "1.00"]
+    assert lines[2].split()[1:] == ["3.00", "1.50", "1.00", "0.25"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, so it would measure")
+def test_without_a_gpu_it_says_so():
+    assert latency.on_this_gpu() == "there is no CUDA GPU here to measure"
 
 
 def test_a_record_keeps_its_other_part(tmp_path):

@@ -4,11 +4,11 @@
     python tools/measure_latency.py --gpu      (and Llama-2-7B's shape on a CUDA GPU with 40 GB: four minutes)
 
 Time to read a prompt (prefill) and to write a token (decode), eagerly, with the KV cache, for several forms of the
-same model: the base; an adapter beside it (PEFT keeps its matrices in float32 beside a 16-bit base) and once more in
-the base's own dtype; the adapter merged by ``merge_adapter``, which keeps PEFT's wrapper; the plain model that
-``merge_and_unload`` gives; and the base once more at the end, which shows how far the machine drifted. Weights and
-adapters are random, which doesn't change the time. What a run measures takes the place of the record's part of the
-same name; the other part stays.
+same model (:mod:`utils.model_forms`), in turns: the base; an adapter beside it (PEFT keeps its matrices in float32
+beside a 16-bit base) and once more in the base's own dtype; the adapter merged by ``merge_adapter``, which keeps PEFT's
+wrapper; the plain model that ``merge_and_unload`` gives; and the base once more, which shows what a difference has to
+exceed. Weights and adapters are random, which doesn't change the time. What a run measures takes the place of the
+record's part of the same name; the other part stays.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import argparse
 import datetime
 import json
 import sys
-from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +30,13 @@ from gpu.record import processor  # noqa: E402
 
 from utils.architectures import real_config  # noqa: E402
 from utils.files import replaced_folder  # noqa: E402
-from utils.latency import measure  # noqa: E402
+from utils.latency import in_turns, one_round  # noqa: E402
+from utils.model_forms import R, forms  # noqa: E402
 from utils.models import TINY_DIR  # noqa: E402
 
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 TARGETS: dict[str, Any] = {"q,k,v,o": ATTENTION, "all-linear": "all-linear"}
-FORMS = ("base", "adapter", "adapter in 16 bits", "merge_adapter", "merge_and_unload", "base again")
-RANK, SEED, BATCHES = 8, 0, (1, 8)
+SEED, BATCHES = 0, (1, 8)
 OUT = ROOT / "assets" / "measurements" / "latency.json"
 
 
@@ -54,47 +54,19 @@ def llama_2_7b() -> Any:
         return AutoModelForCausalLM.from_config(real_config("Llama-2-7B"), dtype=torch.bfloat16).eval()
 
 
-def forms(model: Any, target_modules: Any) -> Iterator[tuple[str, Any]]:
-    """Each of FORMS with the model in that form; one in float32 has no adapter in 16 bits. The base's matrices end with
-    the random adapter merged into them.
-    """
-    from peft import LoraConfig, get_peft_model
-
-    yield "base", model
-    torch.manual_seed(SEED)
-    config = LoraConfig(
-        r=RANK, lora_alpha=2 * RANK, target_modules=target_modules, init_lora_weights=False, task_type="CAUSAL_LM"
-    )
-    wrapped = get_peft_model(model, config).eval()
-    yield "adapter", wrapped
-    if model.dtype != torch.float32:
-        for name, parameter in wrapped.named_parameters():
-            if "lora_" in name:
-                parameter.data = parameter.data.to(model.dtype)
-        yield "adapter in 16 bits", wrapped
-    wrapped.merge_adapter()
-    yield "merge_adapter", wrapped
-    wrapped.unmerge_adapter()
-    plain = wrapped.merge_and_unload()
-    yield "merge_and_unload", plain
-    yield "base again", plain
-
-
 def rows(model: Any, *, prompt: int, new_tokens: int, rounds: int, warm_up: int) -> list[dict[str, Any]]:
-    """A row for every set of targets, form and batch size."""
+    """A row for every set of targets, form and batch size; the forms are measured in turns."""
     found = []
     for name, target_modules in TARGETS.items():
-        for form, current in forms(model, target_modules):
-            for batch in BATCHES:
-                generator = torch.Generator().manual_seed(SEED)
-                ids = torch.randint(2, model.config.vocab_size, (batch, prompt), generator=generator)
-                device = next(current.parameters()).device
-                result = measure(current, ids.to(device), new_tokens=new_tokens, rounds=rounds, warm_up=warm_up)
+        current = forms(model, target_modules)
+        for batch in BATCHES:
+            generator = torch.Generator().manual_seed(SEED)
+            ids = torch.randint(2, model.config.vocab_size, (batch, prompt), generator=generator).to(model.device)
+            works = {form: partial(one_round, one, ids, new_tokens) for form, one in current.items()}
+            for form, result in in_turns(works, rounds=rounds, warm_up=warm_up).items():
                 parts = {part: value._asdict() for part, value in result._asdict().items()}
                 found.append({"targets": name, "form": form, "batch": batch} | parts)
                 print(name, form, batch, parts["prefill"]["median"], parts["decode"]["median"], flush=True)
-            if form == "merge_and_unload":
-                model = current
     return found
 
 
@@ -113,7 +85,7 @@ def part(hardware: str, what: str, found: list[dict[str, Any]]) -> dict[str, Any
         "versions": versions(),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "seed": SEED,
-        "rank": RANK,
+        "rank": R,
         "unit": "milliseconds: median and quartiles of the rounds; decode is the mean step of a round",
         "rows": found,
     }

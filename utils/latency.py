@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -117,3 +118,35 @@ def measure(
     if rounds < 4 or new_tokens < 1:
         raise ValueError(f"{rounds} rounds of {new_tokens} tokens: at least 4 rounds of 1 token give a spread")
     return in_turns({"": lambda: one_round(model, ids, new_tokens)}, rounds=rounds, warm_up=warm_up)[""]
+
+
+def on_this_gpu(*, batch: int = 8, prompt: int = 512, new_tokens: int = 16, rounds: int = 8) -> str:
+    """A table: what an adapter costs on the CUDA GPU that is here, for SmolLM2-135M's shape with random weights.
+
+    A line for each form of :mod:`utils.model_forms`, its milliseconds and its ratio to the base. Without a GPU, a
+    sentence that says so.
+    """
+    if not torch.cuda.is_available():
+        return "there is no CUDA GPU here to measure"
+    from transformers import AutoModelForCausalLM
+
+    from utils.architectures import real_config
+    from utils.model_forms import forms
+    from utils.models import compute_dtype
+
+    torch.manual_seed(0)
+    with torch.device("cuda"):
+        config = real_config("SmolLM2-135M")
+        model = AutoModelForCausalLM.from_config(config, dtype=compute_dtype("cuda")).eval().requires_grad_(False)
+        ids = torch.randint(2, config.vocab_size, (batch, prompt))
+    works = {form: partial(one_round, one, ids, new_tokens) for form, one in forms(model, "all-linear").items()}
+    return table(in_turns(works, rounds=rounds, warm_up=2), torch.cuda.get_device_name())
+
+
+def table(found: Mapping[str, Latency], title: str) -> str:
+    """The medians of several forms as lines of text, with their ratios to the form "base"."""
+    lines = [f"{title:24} prefill, ms   ratio   decode, ms   ratio"]
+    for form, (prefill, decode) in found.items():
+        ratios = [part.median / base.median for part, base in zip((prefill, decode), found["base"], strict=True)]
+        lines.append(f"{form:24} {prefill.median:11.2f} {ratios[0]:7.2f} {decode.median:12.2f} {ratios[1]:7.2f}")
+    return "\n".join(lines)

@@ -9,7 +9,6 @@ A second kind of row is one batch of eight texts for several adapters: in one fo
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -17,51 +16,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gpu.record import Record
 from gpu.step import TARGETS, base_model
 from utils.combine import Factors
 from utils.kv_cache import cache_name
 from utils.latency import in_turns, once, one_round, spread
+from utils.model_forms import R, forms, shared, with_adapters
 from utils.multi_adapter import route, stack_adapters
 
 MINUTES = 6
-SEED, R = 0, 8
+SEED = 0
 BATCHES = (1, 8, 32)
 TEXTS, ADAPTERS = 8, (1, 2, 4, 8)
 ROUNDS, WARM_UP = 8, 2
-
-
-def shared(model: nn.Module) -> nn.Module:
-    """The model's modules once more, over the same parameters."""
-    return copy.deepcopy(model, {id(p): p for p in model.parameters()})
-
-
-def with_adapters(model: nn.Module, targets: list[str], names: tuple[str, ...] = ("default",)) -> Any:
-    """PEFT's model with a random adapter of each name."""
-    from peft import LoraConfig, get_peft_model
-
-    torch.manual_seed(SEED)
-    config = LoraConfig(r=R, lora_alpha=2 * R, target_modules=targets, init_lora_weights=False, task_type="CAUSAL_LM")
-    wrapped = get_peft_model(model, config, adapter_name=names[0])
-    for name in names[1:]:
-        wrapped.add_adapter(name, config)
-    return wrapped.eval()
-
-
-def forms(model: nn.Module, targets: list[str]) -> dict[str, nn.Module]:
-    """The model in each form, with one random adapter. Two sets of weights in all: the base's, and the merged ones."""
-    found = {"base": model, "adapter": with_adapters(shared(model), targets)}
-    found["adapter in 16 bits"] = with_adapters(shared(model), targets)
-    for name, parameter in found["adapter in 16 bits"].named_parameters():
-        if "lora_" in name:
-            parameter.data = parameter.data.to(model.dtype)
-    merged = copy.deepcopy(model)
-    found["merged"] = shared(merged)
-    found["merge_adapter"] = with_adapters(merged, targets)
-    found["merge_adapter"].merge_adapter()
-    return found | {"base again": model}
 
 
 Step = tuple[Callable[[], Any], Callable[[], None]]
