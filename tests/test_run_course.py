@@ -8,6 +8,7 @@ import re
 import sys
 
 import nbformat
+import psutil
 import pytest
 import torch
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
@@ -45,7 +46,9 @@ def trial(tmp_path, copy="solutions"):
 
 
 def run(path, profile="tiny", cell_seconds=60):
-    return asyncio.run(tool.run_one(path, profile, tool.build.Course(ROOT, "o/r", "", len), cell_seconds))
+    row = asyncio.run(tool.run_one(path, profile, tool.build.Course(ROOT, "o/r", "", len), cell_seconds))
+    assert not psutil.Process().children(recursive=True), "the kernel is gone when its notebook is through"
+    return row
 
 
 def test_a_notebook_runs_to_its_end_and_all_that_is_wrong_is_told(tmp_path):
@@ -72,6 +75,16 @@ def test_a_cell_that_never_ends_is_an_error_and_not_the_end_of_the_run(tmp_path)
     row = run(path, cell_seconds=2)
     assert row["state"] == "failed" and row["errors"][0]["cell"] == 0
     assert row["errors"][0]["said"].startswith("CellTimeoutError") and row["peak_bytes"] is None
+
+
+def test_an_interrupt_ends_the_run_and_is_not_recorded(tmp_path, monkeypatch):
+    path, record = tmp_path / "notebooks" / "00_trial.ipynb", Record(tmp_path / "course.json", "a trial", seed=0)
+    path.parent.mkdir()
+    nbformat.write(new_notebook(cells=[new_code_cell("raise KeyboardInterrupt", execution_count=1)]), path)
+    monkeypatch.setattr(tool.build.Course, "here", lambda: tool.build.Course(ROOT, "o/r", "", len))
+    with pytest.raises(KeyboardInterrupt):
+        asyncio.run(tool.run_all([path], "tiny", record, at_once=1, cell_seconds=60, seconds=60))
+    assert not record.rows
 
 
 def test_the_report_names_every_error_and_a_second_run_goes_on(tmp_path, monkeypatch):

@@ -411,13 +411,22 @@ async def execute(notebook: NotebookNode, lesson: Lesson, kind: str, course: Cou
         coalesce_streams=True,
     )
     try:
-        await client.async_execute(env=kernel_environment(kind, course))
+        await run_cells(client, kernel_environment(kind, course))
     except (CellExecutionError, CellTimeoutError, DeadKernelError) as problem:
         index = next((i for i, c in reversed(list(enumerate(notebook.cells))) if c.get("execution_count")), 0)
         index = next((i for i, c in enumerate(notebook.cells) if _has_error(c)), index)
         said = ANSI.sub("", str(problem))
         raise BuildError(f"{place(notebook, index, lesson, kind)} failed\n{said}") from None
     normalise(notebook)
+
+
+async def run_cells(client: NotebookClient, environment: dict[str, str]) -> None:
+    """Run the client's notebook and end its kernel: nbclient keeps one that was handed to it."""
+    try:
+        await client.async_execute(env=environment)
+    finally:
+        if client.km.has_kernel:
+            await client.km.shutdown_kernel(now=True)
 
 
 def _has_error(cell: NotebookNode) -> bool:

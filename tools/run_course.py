@@ -121,7 +121,7 @@ async def run_one(path: Path, profile: str, course: build.Course, cell_seconds: 
     environment = build.kernel_environment(path.parent.name, course) | {"COURSE_PROFILE": profile}
     began, stopped = time.monotonic(), []
     try:
-        await client.async_execute(env=environment)
+        await build.run_cells(client, environment)
     except (CellTimeoutError, DeadKernelError) as problem:
         index = next((i for i, c in reversed(list(enumerate(notebook.cells))) if c.get("execution_count")), 0)
         stopped = [{"cell": index, "said": f"{type(problem).__name__}: {problem}"[:SHOWN]}]
@@ -181,6 +181,8 @@ async def run_all(
                 print(f"not started {key}: {seconds:.0f} s are over", flush=True)
                 return
             row = await run_one(path, profile, course, cell_seconds)
+            if any(error["said"].startswith("KeyboardInterrupt") for error in row["errors"]):
+                raise KeyboardInterrupt  # nbclient hands Ctrl-C to the kernel, and the run would go on
             record.add(key, profile=profile, notebook=name, **row)
             page = record.path.with_suffix(".md")
             scratch = page.with_name(f".{page.name}-{os.getpid()}")
@@ -215,7 +217,10 @@ def main() -> None:
     except ValueError as problem:
         sys.exit(f"error: {problem}")
     limits = {name: getattr(arguments, name) for name in ("at_once", "cell_seconds", "seconds")}
-    asyncio.run(run_all(paths, arguments.profile, record, **limits))
+    try:
+        asyncio.run(run_all(paths, arguments.profile, record, **limits))
+    except KeyboardInterrupt:
+        sys.exit("error: interrupted; run the same command again, and it goes on")
     missing = [path for path in paths if f"{arguments.profile} {path.parent.name}/{path.stem}" not in record]
     failed = [row for row in record.rows if row["state"] != "ran"]
     print(f"{len(record.rows)} notebooks in {record.path.with_suffix('.md')}: {len(failed)} failed", flush=True)
