@@ -327,7 +327,7 @@ CHOICES: dict[str, dict[str, Choice]] = {
         "measure": Choice(
             "measure it on other texts; lower the rate, train shorter, turn the adapter down, or off outside its task",
             "always",
-            "With it on, stories got harder; at 0.8 of it much less so, the task still right; off, they were as before.",
+            "With it on, stories got harder; at 0.8 of it less so, and the task was right; off, they were as before.",
             (
                 Cell(
                     "03_a_lora_layer_from_scratch",
