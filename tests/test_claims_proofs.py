@@ -230,3 +230,24 @@ def test_t05_adapter_names_are_refused_in_training_mode():
         assert model.eval()(ids, adapter_names=["style"]).logits.shape[:2] == ids.shape
         with pytest.raises(ValueError, match="adapter_names.*training mode"):
             model.train()(ids, adapter_names=["style"])
+
+
+@pytest.mark.parametrize("called, left", [(False, 48), (True, 16)])
+def test_t08_adalora_prunes_nothing_unless_it_is_told_to(called, left):
+    from peft import AdaLoraConfig, get_peft_model
+
+    torch.manual_seed(0)
+    base = nn.Sequential(*(nn.Linear(12, 12) for _ in range(8)))
+    config = AdaLoraConfig(
+        init_r=6, target_r=2, tinit=1, tfinal=2, deltaT=1, total_step=8, target_modules=[str(i) for i in range(8)]
+    )
+    model = get_peft_model(base, config)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2, weight_decay=0.0)
+    for step in range(8):
+        model(torch.randn(16, 12)).square().mean().backward()
+        optimizer.step()
+        if called:
+            model.base_model.update_and_allocate(step)
+        optimizer.zero_grad()
+    ranks = [int((p != 0).sum()) for name, p in model.named_parameters() if "lora_E" in name]
+    assert len(ranks) == 8 and sum(ranks) == left

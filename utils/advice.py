@@ -325,9 +325,9 @@ CHOICES: dict[str, dict[str, Choice]] = {
     },
     "And what it forgets?": {
         "measure": Choice(
-            "measure it on other texts; lower the rate or train shorter; switch the adapter off outside its task",
+            "measure it on other texts; lower the rate, train shorter, turn the adapter down, or off outside its task",
             "always",
-            "With the adapter on, stories got harder; with it off they were as before.",
+            "With it on, stories got harder; at 0.8 of it less so, and the task was right; off, they were as before.",
             (
                 Cell(
                     "03_a_lora_layer_from_scratch",
@@ -336,6 +336,11 @@ CHOICES: dict[str, dict[str, Choice]] = {
                         "with the adapter off, the base is back exactly: True",
                         "with the adapter on, stories got harder: True",
                     ),
+                ),
+                Cell(
+                    "12_variants",
+                    'print("at 0.8 at least 95% are right:", down[0.8].task >= 0.95)',
+                    ("at 0.8 at least 95% are right: True", "and less than 0.6 of the forgetting is left: True"),
                 ),
                 _BIDERMAN,
             ),

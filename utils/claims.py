@@ -20,7 +20,7 @@ from utils.models import ROOT
 LEDGER = ROOT / "lessons" / "claims.toml"
 IDS = tuple(f"C{number:02d}" for number in range(1, 45))
 """The claims that the ledger holds, all of them."""
-TRAP_IDS = tuple(f"T{number:02d}" for number in range(1, 8))
+TRAP_IDS = tuple(f"T{number:02d}" for number in range(1, 9))
 """The traps that it holds besides: what the guide doesn't speak of and a reader falls into."""
 _CELL_OUTPUT_AT_LEAST = 4
 _FIELDS = {"id", "section", "says", "verdict", "truth", "sources", "proof"}

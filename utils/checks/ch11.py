@@ -39,10 +39,46 @@ def _halving_losers(trials: int, shortest: int, longest: int, eta: int) -> int:
     return total
 
 
+def _halving_added(trials: int, shortest: int, longest: int, eta: int) -> int:
+    total = done = 0
+    until = shortest
+    while trials and until <= longest:
+        total += trials * (until - done)
+        trials, done, until = trials // eta, until, until + shortest
+    return total
+
+
+def _halving_rounded_up(trials: int, shortest: int, longest: int, eta: int) -> int:
+    total = done = 0
+    until = shortest
+    while until <= longest:
+        total += trials * (until - done)
+        trials, done, until = -(-trials // eta), until, until * eta
+    return total
+
+
+def _halving_cut(trials: int, shortest: int, longest: int, eta: int) -> int:
+    total = done = 0
+    until = shortest
+    while trials and done < longest:
+        total += trials * (min(until, longest) - done)
+        trials, done, until = trials // eta, min(until, longest), until * eta
+    return total
+
+
+def _halving_not_alone(trials: int, shortest: int, longest: int, eta: int) -> int:
+    total = done = 0
+    until = shortest
+    while trials > 1 and until <= longest:
+        total += trials * (until - done)
+        trials, done, until = trials // eta, until, until * eta
+    return total
+
+
 exercise(
     "halving_steps",
     reference=_halving,
-    cases=[(16, 15, 60, 2), (27, 1, 27, 3), (9, 4, 4, 3), (10, 5, 40, 2), (2, 10, 90, 3)],
+    cases=[(16, 15, 60, 2), (27, 1, 27, 3), (9, 4, 4, 3), (10, 5, 40, 2), (2, 10, 90, 3), (16, 15, 50, 2)],
     mistakes=[
         Mistake(
             _halving_anew,
@@ -59,6 +95,22 @@ exercise(
         Mistake(
             _halving_losers,
             "the best 1/eta of the trials go on (trials // eta), and the others stop.",
+        ),
+        Mistake(
+            _halving_added,
+            "the rounds don't come at equal distances: 15, 30, 60, not 15, 30, 45. Multiply by eta each time.",
+        ),
+        Mistake(
+            _halving_rounded_up,
+            "the number of those who go on is rounded down: of 5 trials 2 go on when eta is 2.",
+        ),
+        Mistake(
+            _halving_cut,
+            "a round that would end beyond `longest` isn't begun at all, not even in part.",
+        ),
+        Mistake(
+            _halving_not_alone,
+            "a trial that is the last one left still trains on, as long as its round ends by `longest`.",
         ),
     ],
     hints=[
@@ -97,6 +149,16 @@ def _honest_largest(first: list[float], again: list[list[float]]) -> tuple[int, 
     return winner, first[winner], sum(again[winner]) / len(again[winner])
 
 
+def _honest_swapped(first: list[float], again: list[list[float]]) -> tuple[int, float, float]:
+    winner, promised, worth = _honest(first, again)
+    return winner, worth, promised
+
+
+def _honest_everybody(first: list[float], again: list[list[float]]) -> tuple[int, float, float]:
+    winner, runs = first.index(min(first)), [run for later in again for run in later]
+    return winner, first[winner], sum(runs) / len(runs)
+
+
 exercise(
     "honest_winner",
     reference=_honest,
@@ -121,6 +183,14 @@ exercise(
         Mistake(
             _honest_largest,
             "that is the worst setting: a loss is better when it is lower.",
+        ),
+        Mistake(
+            _honest_swapped,
+            "the last two have changed places: first what the study promised, then what the winner is worth.",
+        ),
+        Mistake(
+            _honest_everybody,
+            "your mean is over every setting's new runs: take the winner's alone, again[winner].",
         ),
     ],
     hints=[
@@ -158,6 +228,14 @@ exercise(
         Mistake(
             lambda sizes: sum(8 * n if n <= 4096 else 2 * n + 8 * math.ceil(n / 256) for n in sizes),
             "a tensor of exactly 4,096 numbers is stored in 8 bits.",
+        ),
+        Mistake(
+            lambda sizes: _state_bytes([sum(sizes)]),
+            "the rule goes tensor by tensor: many small ones stay small ones. Don't add the sizes up first.",
+        ),
+        Mistake(
+            lambda sizes: _state_bytes(sizes) // 2,
+            "that is one moment, of the small tensors as of the large ones: Adam keeps two.",
         ),
     ],
     hints=[
@@ -208,6 +286,12 @@ def _diagnose_share(signs: Signs) -> list[str]:
     return _diagnose(signs._replace(padding=int(signs.share == 1)))
 
 
+def _diagnose_labels_first(signs: Signs) -> list[str]:
+    found = _diagnose(signs)
+    labels = [illness for illness in found if illness in ("padding learnt", "no end mark")]
+    return labels[::-1] + [illness for illness in found if illness not in labels]
+
+
 exercise(
     "diagnose",
     reference=_diagnose,
@@ -247,6 +331,14 @@ exercise(
             _diagnose_share,
             "the share of labels says nothing about padding: one long answer may fill a batch. Look at signs.padding.",
         ),
+        Mistake(
+            lambda signs: _diagnose(signs) or ["healthy"],
+            "a healthy run has nothing, so its list is empty: [].",
+        ),
+        Mistake(
+            _diagnose_labels_first,
+            "all illnesses are found, but not in the order of the text. The labels' come last: padding, then end mark.",
+        ),
     ],
     hints=[
         "Three questions, in this order: can anything learn? what does the curve do? what do the labels hold?",
@@ -255,10 +347,6 @@ exercise(
     ],
     points=2,
 )
-
-
-def _times(before: Tensor, after: Tensor, lora_A: Tensor, lora_B: Tensor) -> float:
-    return applied_scaling(before, after, lora_A, lora_B)
 
 
 def _merged_case(times: float, noise: float = 0.0):
@@ -278,8 +366,8 @@ def _unsquared(before: Tensor, after: Tensor, A: Tensor, B: Tensor) -> float:
 
 exercise(
     "how_often",
-    reference=_times,
-    cases=[_merged_case(2.0), _merged_case(1.0), _merged_case(4.0), _merged_case(0.0), _merged_case(2.0, noise=0.5)],
+    reference=applied_scaling,
+    cases=[_merged_case(2.0), _merged_case(1.0), _merged_case(4.0), _merged_case(0.0), _merged_case(2.0, noise=0.8)],
     compare=lambda expected, got: abs(expected - float(got)) < 1e-3,
     mistakes=[
         Mistake(
@@ -298,6 +386,14 @@ exercise(
         Mistake(
             lambda before, after, A, B: float(((after - before) / (B @ A)).mean()),
             "a mean of ratios blows up where an entry of B @ A is near zero: multiply and sum, then divide once.",
+        ),
+        Mistake(
+            lambda before, after, A, B: float((after - before).sum() / (B @ A).sum()),
+            "in a plain sum, entries with opposite signs cancel: weigh each by its entry of B @ A before you sum.",
+        ),
+        Mistake(
+            lambda before, after, A, B: float(((after - before) * (B @ A)).sum()),
+            "a division is missing: <added, delta> grows with the size of B @ A, so divide by <delta, delta>.",
         ),
     ],
     hints=[
@@ -319,8 +415,12 @@ exercise(
             "weights, gradients and the optimizer are there whatever the batch: take them off the budget first.",
         ),
         Mistake(
-            lambda budget, held, per_sequence: max(0, round((budget - held) / per_sequence)),
+            lambda budget, held, per_sequence: max(0, math.ceil((budget - held) / per_sequence)),
             "rounding up runs out of memory by a part of a sequence: round down.",
+        ),
+        Mistake(
+            lambda budget, held, per_sequence: max(0, round((budget - held) / per_sequence)),
+            "round() goes to the nearest whole number, up too, and a part of a sequence is no sequence: use // or int.",
         ),
         Mistake(
             lambda budget, held, per_sequence: max(1, int((budget - held) // per_sequence)),
