@@ -91,15 +91,6 @@ def test_merging_and_files(card, tmp_path):
     assert all(isinstance(p, OnCard) for p in other.parameters())
 
 
-def test_generating(card):
-    from utils.decoding import generate
-
-    model, tokenizer = models.load_base()
-    ids = torch.tensor([tokenizer.encode("Once upon a time", add_special_tokens=False)], device=model.device)
-    ends = {"eos_id": tokenizer.eos_token_id, "pad_id": tokenizer.pad_token_id}
-    assert generate(model, ids, max_new_tokens=3, **ends).device == CARD
-
-
 def test_noise_is_where_the_matrix_is(card):
     from utils.lowrank import noise_like
 
