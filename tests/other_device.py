@@ -3,7 +3,7 @@
 CUDA raises where a tensor on the card meets one on the CPU, where a generator is on the wrong device, and where numpy
 asks for a tensor's memory. Here a tensor of the device ``xpu`` is a thin shell around an ordinary one. It computes the
 same numbers and raises in the same places. What it can't find is what depends on the real card: kernels, speed, memory.
-Nor can it follow views that are made under ``torch.inference_mode``, which it refuses with "Cannot set version_counter".
+Nor can it follow views made under ``torch.inference_mode``, which it refuses with "Cannot set version_counter".
 """
 
 from __future__ import annotations
