@@ -11,15 +11,13 @@ import argparse
 import gc
 import tempfile
 
-import torch
-
 from utils.activations import checkpoint_blocks
 from utils.callbacks import LiveLoss
 from utils.data import check_completions_survive, data_report, to_prompt_completion
 from utils.evaluation import evaluate, report
 from utils.files import new_folder, replaced_folder
 from utils.model_card import write_card
-from utils.models import ModelUnavailable, compute_dtype, load_4bit, load_base, model_device
+from utils.models import ModelUnavailable, load_4bit, load_base, trainer_precision, widen_trainable
 from utils.own_data import data_facts, general_texts, read_own, split_records, usual_settings
 
 ADAPTER = {"target_modules": "all-linear", "task_type": "CAUSAL_LM"}
@@ -38,7 +36,7 @@ def look_over(split, tokenizer, max_length):
 
 
 def load(four_bit):
-    """The base, its weights in 16 bits (32 on a CPU) or in 4, and its tokenizer."""
+    """The base, its weights in 16 bits (32 without bf16) or in 4, and its tokenizer."""
     gc.collect()  # a base that nobody needs any more makes room
     return load_4bit() if four_bit else load_base()
 
@@ -46,7 +44,6 @@ def load(four_bit):
 def sft_settings(folder, settings):
     from trl import SFTConfig
 
-    dtype, on_cpu = compute_dtype(), model_device().type == "cpu"
     return SFTConfig(
         output_dir=str(folder),
         max_steps=settings.steps,
@@ -54,10 +51,7 @@ def sft_settings(folder, settings):
         learning_rate=settings.lr,
         warmup_steps=10,
         max_length=settings.max_length,
-        bf16=dtype == torch.bfloat16,
-        fp16=dtype == torch.float16,
-        use_cpu=on_cpu,
-        dataloader_pin_memory=not on_cpu,
+        **trainer_precision(),  # bf16 or fp16 or neither, and whether to stay on the CPU
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,
@@ -83,6 +77,8 @@ def train(model, tokenizer, records, settings):
         )
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(LiveLoss())
+        if trainer.args.fp16:  # its loss scaling takes float32 gradients only
+            widen_trainable(trainer.model)
         trainer.train()
     return trainer.model
 

@@ -87,6 +87,17 @@ def test_a_dry_run_counts_what_a_real_step_keeps(small, targets, checkpointing):
     assert dry_run("small", 2, 10, dtype="float32", target_modules=targets, checkpointing=checkpointing)[0] == kept
 
 
+@pytest.mark.parametrize("targets", [None, ["q_proj", "lm_head"]])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_two_shallow_models_tell_what_a_deep_one_takes(small, targets, checkpointing):
+    """To the byte and to the operation: the deep one is played through block by block."""
+    from utils import dry_run as module
+
+    settings = {"dtype": "bfloat16", "target_modules": targets, "r": 4, "checkpointing": checkpointing}
+    deep = module.dry_run("small", 2, 10, layers=7, **settings)
+    assert deep == module._run("small", 2, 10, 7, **settings)
+
+
 def test_the_arithmetic_of_a_step(small):
     linear = 3 * (32 * (32 + 16 + 16 + 32) + 3 * 32 * 48) + 32 * 100
     forward = 2 * 20 * linear

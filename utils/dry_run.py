@@ -17,6 +17,8 @@ from utils.activations import checkpoint_blocks, saved_activation_bytes
 from utils.architectures import real_config
 from utils.lora import inject
 
+SHALLOW = 3
+"""Blocks of the deepest model that is really played through."""
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -51,6 +53,9 @@ def dry_run(
     makes and keeps a float32 copy of its input. With `checkpointing` each block keeps its input alone and computes the
     rest again in the backward pass (transformers' gradient checkpointing).
 
+    The blocks of a model are alike, so each adds the same to all three numbers: two shallow models tell what a deep one
+    takes, exactly, and in a fifth of the time.
+
     Raises ValueError for a name or a dtype that isn't known and for a batch or a length below 1, and what
     :func:`utils.lora.inject` raises.
     """
@@ -60,7 +65,19 @@ def dry_run(
         raise ValueError(f"a step needs at least one sequence of one token, not {batch} of {length}")
     if layers is not None and layers < 1:
         raise ValueError(f"a model has at least one block, not {layers}")
+    depth = real_config(name).num_hidden_layers if layers is None else layers
+    settings = {"dtype": dtype, "target_modules": target_modules, "r": r, "checkpointing": checkpointing}
+    if depth <= SHALLOW:
+        return _run(name, batch, length, depth, **settings)
+    one, other = (_run(name, batch, length, few, **settings) for few in (SHALLOW - 1, SHALLOW))
+    return DryRun(*(b + (depth - SHALLOW) * (b - a) for a, b in zip(one, other, strict=True)))
 
+
+def _run(
+    name: str, batch: int, length: int, layers: int, *, dtype: str, target_modules: Sequence[str] | str | None, r: int,
+    checkpointing: bool,
+) -> DryRun:  # fmt: skip
+    """The step itself, of a model of `layers` blocks."""
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.utils.flop_counter import FlopCounterMode
     from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM
@@ -73,8 +90,7 @@ def dry_run(
     losses: list[Tensor] = []
     with FakeTensorMode(), FlopCounterMode(display=False) as counter:
         config = real_config(name)
-        if layers is not None:
-            config.num_hidden_layers = layers
+        config.num_hidden_layers = layers
         model = AutoModelForCausalLM.from_config(config, dtype=DTYPES[dtype], attn_implementation="sdpa_without_mask")
         if target_modules is not None:
             inject(model, target_modules, r=r, lora_alpha=2 * r)

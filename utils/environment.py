@@ -18,6 +18,8 @@ import torch
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
+from utils.models import compute_dtype
+
 ROOT = Path(__file__).resolve().parents[1]
 NEEDED_MEMORY = 4e9
 """Bytes of main memory below which a notebook may not fit."""
@@ -84,7 +86,7 @@ def device_rows() -> list[Row]:
     """The device that computes, and whether it has bf16 in hardware (a T4, Colab's free GPU, has not)."""
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        native = compute_dtype("cuda") == torch.bfloat16
         return [
             Row("device", f"CUDA: {properties.name}, {properties.total_memory / 1e9:.1f} GB"),
             Row("bf16", "yes" if native else "no: on this GPU use float16 or float32"),

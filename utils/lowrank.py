@@ -115,7 +115,7 @@ def relative_spectrum(W: Float[Tensor, "d_out d_in"]) -> list[float]:
 def noise_like(W: Float[Tensor, "d_out d_in"], generator: torch.Generator | None = None) -> Float[Tensor, "d_out d_in"]:
     """Gaussian noise of W's shape, dtype and Frobenius norm: a matrix without any structure."""
     _checked_matrix(W)
-    noise = torch.randn(W.shape, dtype=W.dtype, generator=generator)
+    noise = torch.randn(W.shape, dtype=W.dtype, generator=generator).to(W.device)
     return noise * (torch.linalg.norm(W) / torch.linalg.norm(noise))
 
 

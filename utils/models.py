@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ASSETS", "PROFILES", "TINY_DIR", "ModelUnavailable", "adapter_dir", "best_device", "compute_dtype",
     "four_bit_config", "keep_trainable", "load_4bit", "load_base", "load_config", "load_tokenizer", "model_device",
-    "profile",
+    "profile", "trainer_precision", "weights_dtype", "widen_trainable",
 ]  # fmt: skip
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -104,20 +104,59 @@ def compute_dtype(device: torch.device | str | None = None) -> torch.dtype:
 _default_dtype = compute_dtype  # where an argument has the function's name
 
 
+def weights_dtype(device: torch.device | str | None = None) -> torch.dtype:
+    """The dtype of a whole model's weights on `device`: :func:`compute_dtype`, but float32 where that is float16.
+
+    Gradients in float16 vanish without loss scaling, which a trainer has and a loop of a few lines has not. So a card
+    without bfloat16, such as a T4, gets float32 weights; a trainer computes with them in float16 by autocast.
+    """
+    dtype = compute_dtype(device)
+    return torch.float32 if dtype == torch.float16 else dtype
+
+
+def trainer_precision(device: torch.device | str | None = None) -> dict[str, bool]:
+    """The arguments of a Trainer that depend on the machine, for ``SFTConfig(..., **trainer_precision())``.
+
+    They are `bf16` or `fp16`, by :func:`compute_dtype`, or neither; `use_cpu`; and `dataloader_pin_memory`, which is
+    for CUDA alone. With fp16 see :func:`widen_trainable`.
+    """
+    device = model_device() if device is None else torch.device(device)
+    dtype = compute_dtype(device)
+    return {
+        "bf16": dtype == torch.bfloat16,
+        "fp16": dtype == torch.float16,
+        "use_cpu": device.type == "cpu",
+        "dataloader_pin_memory": device.type == "cuda",
+    }
+
+
+def widen_trainable(model: nn.Module) -> int:
+    """Turn every trainable parameter of 16 bits into float32, and return how many there were.
+
+    fp16 training scales the loss and takes the scale out of the gradients again, and torch does that for float32
+    gradients alone. TRL makes the adapters of a 4-bit model bfloat16, whatever the card: call this between making such
+    a trainer and its ``train()``.
+    """
+    narrow = [p for p in model.parameters() if p.requires_grad and p.dtype in (torch.float16, torch.bfloat16)]
+    for parameter in narrow:
+        parameter.data = parameter.data.float()
+    return len(narrow)
+
+
 # ------------------------------------------------------------------------------------------------------------ loading
 
 
 def load_base(dtype: torch.dtype | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The base model of the profile in evaluation mode, every time afresh, and its tokenizer.
 
-    `dtype` is :func:`compute_dtype` unless given. The tiny Llama is stored in bf16 and computes on the CPU in float32,
+    `dtype` is :func:`weights_dtype` unless given. The tiny Llama is stored in bf16 and computes on the CPU in float32,
     where that is fastest. Under the profile 7b the model comes in 4-bit as from :func:`load_4bit`; with a `dtype` it
     comes whole, which takes a larger GPU. Raises ModelUnavailable, with what to do, when the model can't be had,
     FileNotFoundError when the repository was copied without its assets, ValueError for an unknown profile.
     """
     if profile() == "7b" and dtype is None:
         return load_4bit()
-    return _load(dtype or compute_dtype())
+    return _load(dtype or weights_dtype())
 
 
 def load_4bit(

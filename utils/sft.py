@@ -13,11 +13,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-import torch
 from safetensors import SafetensorError, safe_open
 
 from utils.data import check_completions_survive
-from utils.models import profile
+from utils.models import trainer_precision, widen_trainable
 from utils.recipes import Recipe
 from utils.training import IGNORED, WARMUP_STEPS
 
@@ -106,8 +105,9 @@ def sft_config(output_dir: str | Path, recipe: Recipe, **changes: Any) -> SFTCon
     """TRL's settings for a run of the course, by `recipe`; `changes` are any other fields of SFTConfig.
 
     AdamW without weight decay, a rate that rises for ten steps and then falls along a line, gradients clipped to norm
-    1, each step's loss logged, nothing saved or reported, no checkpointing. The precision follows the machine: on a
-    GPU bf16 where it is supported and else fp16, on a CPU (and always under the profile `tiny`) float32. Raises
+    1, each step's loss logged, nothing saved or reported, no checkpointing. The precision follows the machine, by
+    :func:`utils.models.trainer_precision`: on CUDA bf16 where the card has it and else fp16, elsewhere (and always
+    under the profile `tiny`) float32. Raises
     TypeError, naming it, for a field that SFTConfig doesn't have.
     """
     from trl import SFTConfig
@@ -117,8 +117,6 @@ def sft_config(output_dir: str | Path, recipe: Recipe, **changes: Any) -> SFTCon
         today = {line.argument: line for line in GUIDE_LINES}
         said = [f"{name} ({today[name].today or today[name].why})" if name in today else name for name in unknown]
         raise TypeError(f"SFTConfig has no field {', '.join(said)}: see utils.sft.GUIDE_LINES for what became of it")
-    on_cpu = profile() == "tiny" or not torch.cuda.is_available()
-    bf16 = not on_cpu and torch.cuda.is_bf16_supported(including_emulation=False)
     settings: dict[str, Any] = {
         "max_steps": recipe.steps,
         "per_device_train_batch_size": recipe.batch_size,
@@ -130,10 +128,7 @@ def sft_config(output_dir: str | Path, recipe: Recipe, **changes: Any) -> SFTCon
         "save_strategy": "no",
         "report_to": "none",
         "disable_tqdm": True,
-        "use_cpu": on_cpu,
-        "bf16": bf16,
-        "fp16": not on_cpu and not bf16,
-        "dataloader_pin_memory": not on_cpu,
+        **trainer_precision(),
         "seed": 0,
         "gradient_checkpointing": None if _checkpointing_argument() == "activation_checkpointing" else False,
     }
@@ -263,6 +258,8 @@ def sft_trainer(
         callbacks=list(callbacks),
     )
     trainer.remove_callback(PrinterCallback)
+    if trainer.args.fp16:
+        widen_trainable(trainer.model)
     return trainer
 
 

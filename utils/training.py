@@ -116,9 +116,10 @@ def train(
     The rate rises to `lr` in ten steps and falls to zero along a line; gradients are clipped to norm 1. `seed` decides
     the batches and the dropout. Three more are for variants of LoRA: `groups`, the optimizer's parameter groups with a
     peak rate each, in the place of one group with `lr`; `extra_loss`, whose value is added to what is minimised, not to
-    what is returned; `after_step`, called with the step's number while the gradients are still there. The model ends in
-    evaluation mode. Raises ValueError when nothing is trainable, `steps`, `batch_size` or `lr` isn't positive or an
-    example lacks its text, and :class:`Diverged`, a ValueError, when the loss stops being a number.
+    what is returned; `after_step`, called with the step's number while the gradients are still there. A model in
+    float16 trains with loss scaling; what trains must be float32 then. The model ends in evaluation mode. Raises
+    ValueError when nothing is trainable, `steps`, `batch_size` or `lr` isn't positive or an example lacks its text, and
+    :class:`Diverged`, a ValueError, when the loss stops being a number.
     """
     for name, value in (("steps", steps), ("batch_size", batch_size), ("lr", lr)):
         if value <= 0:
@@ -131,6 +132,8 @@ def train(
     from tqdm.auto import tqdm
 
     device = trainable[0].device
+    # Loss scaling, where the model computes in float16; elsewhere the scaler does nothing.
+    scaler = torch.amp.GradScaler(device.type, enabled=any(p.dtype == torch.float16 for p in model.parameters()))
     optimizer = torch.optim.AdamW(groups or trainable, lr=lr, weight_decay=0.0)
     peaks = [group["lr"] for group in optimizer.param_groups]
     torch.manual_seed(seed)
@@ -144,9 +147,11 @@ def train(
         losses.append(loss.item())
         if losses[-1] != losses[-1]:
             raise Diverged(f"the loss is not a number any more at step {step}: try a learning rate below {lr}")
-        (loss + extra_loss() if extra_loss else loss).backward()
+        scaler.scale(loss + extra_loss() if extra_loss else loss).backward()
+        scaler.unscale_(optimizer)
         nn.utils.clip_grad_norm_(trainable, MAX_GRAD_NORM)
-        optimizer.step()
+        scaler.step(optimizer)
+        scaler.update()
         if after_step:
             after_step(step)
         optimizer.zero_grad(set_to_none=True)

@@ -138,6 +138,49 @@ exercise(
     ],
 )
 
+# ------------------------------------------------------------------------------------------- the largest that fits
+
+exercise(
+    "sequences_that_fit",
+    reference=lambda one, two, room: 0 if one > room else 1 + int((room - one) // (two - one)),
+    cases=[(17_000, 20_500, 40_000), (10, 14, 22), (10, 14, 10), (10, 14, 2), (6_300, 6_900, 24_000)],
+    mistakes=[
+        Mistake(
+            lambda one, two, room: int(room // one),
+            "that gives each sequence a whole peak; the weights are in it, and they are there once.",
+        ),
+        Mistake(
+            lambda one, two, room: int(room // (two - one)),
+            "the room isn't empty: weights and all else that needs no sequence are there first.",
+        ),
+        Mistake(
+            lambda one, two, room: max(0, int((room - one) // (two - one))),
+            "one too few: the peak `one` has the first sequence in it.",
+        ),
+        Mistake(
+            lambda one, two, room: 1 + int((room - one) // (two - one)),
+            "where not even one sequence fits the answer is 0, not a negative number.",
+        ),
+        Mistake(
+            lambda one, two, room: 0 if one > room else 1 - int(-(room - one) // (two - one)),
+            "rounded up, the last sequence doesn't fit any more: round down.",
+        ),
+        Mistake(
+            lambda one, two, room: 0 if one > room else 1 + (room - one) / (two - one),
+            "a part of a sequence can't be trained on: return a whole number, rounded down.",
+        ),
+        Mistake(
+            lambda one, two, room: 0 if one > room else 1 + int((room - one) // two),
+            "each further sequence adds the difference, two - one, not the whole peak of two.",
+        ),
+    ],
+    hints=[
+        "The second sequence adds two - one. How much room is left beside the first?",
+        "One sequence, and as many more as (room - one) holds of (two - one), rounded down.",
+        "And 0 when `one` alone is more than `room`.",
+    ],
+)
+
 # ------------------------------------------------------------------------------------------------- attention scores
 
 exercise(

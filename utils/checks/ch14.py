@@ -39,6 +39,14 @@ exercise(
             lambda n, d_in, d_out, r: (4 * n * d_in * d_out, 4 * n * d_in * d_out + 6 * n * r * (d_in + d_out)),
             "the second number is what LoRA adds, without the base.",
         ),
+        Mistake(
+            lambda n, d_in, d_out, r: _flops(n, d_in, d_out, r, thin=1),
+            "your LoRA has its two forward products only; four more follow in the backward pass.",
+        ),
+        Mistake(
+            lambda n, d_in, d_out, r: _flops(n, d_in, d_out, r, base=1),
+            "the frozen layer computes a second product on the way back: dx = g W, which the layers below need.",
+        ),
     ],
     hints=[
         "A product of (n, k) and (k, m) is 2 * n * k * m operations.",
@@ -83,6 +91,18 @@ exercise(
         Mistake(
             lambda n, k, m, flops, memory: _time(n, k, m, flops, memory, ops=1),
             "a multiplication and an addition are two operations.",
+        ),
+        Mistake(
+            lambda n, k, m, flops, memory: _time(n, k, m, flops, memory, ops=1, size=1),
+            "twice too short: a number has two bytes, and a multiplication with its addition is two operations.",
+        ),
+        Mistake(
+            lambda n, k, m, flops, memory: _time(n, k, m, flops, memory, size=16),
+            "memory counts bytes, and you counted bits: 16 bits are two bytes.",
+        ),
+        Mistake(
+            lambda n, k, m, flops, memory: 1e6 * _time(n, k, m, flops, memory),
+            "those are microseconds; return seconds.",
         ),
     ],
     hints=[
@@ -136,6 +156,22 @@ exercise(
             lambda g, x, W, A, B, s: (lambda dx, da, db: (dx, db, da))(*_backward(g, x, W, A, B, s)),
             "dA and dB are exchanged: first the gradient of A, then that of B.",
         ),
+        Mistake(
+            lambda g, x, W, A, B, s: (g @ W, *_backward(g, x, W, A, B, 1.0)[1:]),
+            "two things: dx lacks the path through A and B, and dA and dB lack the scaling.",
+        ),
+        Mistake(
+            lambda g, x, W, A, B, s: (*_backward(g, x, W, A, B, s)[:2], _backward(g, x, W, A, B, 1.0)[2]),
+            "dx and dA are right, and dB lacks the scaling: y holds scaling * (x A^T) B^T, so dB does, too.",
+        ),
+        Mistake(
+            lambda g, x, W, A, B, s: (g @ W + s * s * g @ B @ A, s * (s * g @ B).T @ x, g.T @ (s * x @ A.T)),
+            "the scaling is in dx and dA twice: if q has it, don't multiply by it again.",
+        ),
+        Mistake(
+            lambda g, x, W, A, B, s: (lambda dx, da, db: (da, db, dx))(*_backward(g, x, W, A, B, s)),
+            "the order is the gradient of x, then that of A, then that of B.",
+        ),
     ],
     hints=[
         "q = s * g @ B is needed twice: (n, r), the gradient that reaches A's output.",
@@ -167,7 +203,7 @@ exercise(
         ),
         Mistake(
             lambda n, d_in, d_out, r: (4 * n * d_in + 4 * n * r, 2 * n * d_in + 2 * n * r),
-            "the fused layer's rounded copies of A and B are missing: r * (d_in + d_out) numbers of two bytes.",
+            "the fast layer's rounded copies of A and B are missing: r * (d_in + d_out) numbers of two bytes.",
         ),
         Mistake(
             lambda n, d_in, d_out, r: (
@@ -177,13 +213,31 @@ exercise(
         ),
         Mistake(
             lambda n, d_in, d_out, r: _kept(n, d_in, d_out, r)[::-1],
-            "the two are exchanged: first the plain layer, then the fused one.",
+            "the two are exchanged: first the plain layer, then the fast one.",
+        ),
+        Mistake(
+            lambda n, d_in, d_out, r: (4 * n * d_in, 2 * n * d_in),
+            "that is x alone. Both keep h as well, (n, r), and the fast layer its rounded A and B.",
+        ),
+        Mistake(
+            lambda n, d_in, d_out, r: (
+                _kept(n, d_in, d_out, r)[0] + 4 * r * (d_in + d_out), _kept(n, d_in, d_out, r)[1]
+            ),
+            "the plain layer's A and B are parameters, which are there anyway: they don't count.",
+        ),
+        Mistake(
+            lambda n, d_in, d_out, r: (_kept(n, d_in, d_out, r)[0] + 2 * n * d_in, _kept(n, d_in, d_out, r)[1]),
+            "the plain layer keeps the float32 copy of x alone: W is frozen, so nothing needs the 16-bit x itself.",
+        ),
+        Mistake(
+            lambda n, d_in, d_out, r: (n * d_in + n * r, n * d_in + n * r + r * (d_in + d_out)),
+            "you counted numbers; in float32 each takes four bytes, in 16 bits two.",
         ),
     ],
     hints=[
         "Both keep an x of (n, d_in) and an h of (n, r); what differs is the size of a number.",
-        "The plain layer's parameters A and B are there anyway and don't count. The fused layer's rounded copies do.",
-        "Four bytes in the plain layer, two in the fused one.",
+        "The plain layer's parameters A and B are there anyway and don't count. The fast layer's rounded copies do.",
+        "Four bytes in the plain layer, two in the fast one.",
     ],
     points=2,
 )  # fmt: skip
