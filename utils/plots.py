@@ -941,7 +941,7 @@ def sprint(
                 right.plot(x, [b - v for b, v in zip(base, y, strict=True)], **look)
         left.set(xlabel=xlabel, ylabel=ylabel)
         right.set(xlabel=xlabel)
-        for ax, part in ((left, "the loss"), (right, f"ahead of {first} by")):
+        for ax, part in ((left, "the loss"), (right, f"ahead of {first} by, same unit")):
             ax.set_title(part, loc="left", fontsize=10, fontweight="normal")
         figure.suptitle(title, fontsize=11, fontweight="bold", x=0.01, ha="left")
         figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=4, handlelength=3.5)
