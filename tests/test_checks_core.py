@@ -650,3 +650,14 @@ def test_importing_the_checks_is_light():
     code = f"import sys, utils.checks; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_tensor_of_one_number_is_reported_as_that_number():
+    exercise(
+        "one_number",
+        reference=lambda x: x.mean(),
+        cases=[lambda: (torch.tensor([1.0, 2.0]),)],
+        compare=lambda expected, got: bool((expected == got).all()),
+    )
+    assert "expected 1.5, got 3." in evaluate("one_number", lambda x: x.sum()).message
+    assert "got a float32 tensor of shape (2,)" in evaluate("one_number", lambda x: x).message

@@ -845,15 +845,22 @@ def ward(charts: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, title
 
 
 def over_rates(
-    series: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, title: str, xlabel: str, ylabel: str
+    series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    *,
+    title: str,
+    xlabel: str,
+    ylabel: str,
+    log_y: bool = False,
 ) -> Figure:
-    """Curves over learning rates on a logarithmic axis, with plain numbers on it and the legend beside it.
+    """Curves over learning rates on a logarithmic axis, with plain numbers on the axes and the legend beside them.
 
     Raises what :func:`lines` raises.
     """
-    figure = lines(series, title=title, xlabel=xlabel, ylabel=ylabel, log_x=True)
+    figure = lines(series, title=title, xlabel=xlabel, ylabel=ylabel, log_x=True, log_y=log_y)
     ax = figure.axes[0]
     with rc_context(_RC):
+        if log_y:
+            plain_log_ticks(ax.yaxis)
         rates = sorted({x for xs, _ in series.values() for x in xs})
         ax.set_xticks(rates[:: -(-len(rates) // 6)])
         ax.xaxis.set_major_formatter("{x:g}")
@@ -898,4 +905,45 @@ def seed_panels(panels: Mapping[str, Mapping[str, Sequence[float]]], *, title: s
         figure.suptitle(title, fontsize=11, fontweight="bold", x=0.01, ha="left")
         handles, labels = axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=2)
+    return figure
+
+
+def sprint(
+    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    *,
+    title: str,
+    xlabel: str,
+    ylabel: str,
+    apart: Sequence[str] = (),
+) -> Figure:
+    """Two panels of the same runs: left their losses, right by how much each lies below the first run's.
+
+    All runs have the same x values; the first is drawn in black. Runs named in `apart` are left out on the right, where
+    their distance would press the others together. Raises ValueError when there are fewer than two runs, their x values
+    differ, or `apart` names a run that isn't there or the first one.
+    """
+    if len(curves) < 2:
+        raise ValueError("a sprint needs at least two runs: the first is what the others are compared with")
+    first, (steps, base) = next(iter(curves.items()))
+    for name, (x, y) in curves.items():
+        if list(x) != list(steps) or len(y) != len(steps):
+            raise ValueError(f"run {name!r} was not measured at the same steps as {first!r}")
+    if wrong := [name for name in apart if name not in curves or name == first]:
+        raise ValueError(f"can't set apart {wrong}: name runs that were passed, and not the first of them")
+    figure, (left, right) = new_figure(2, size=(SIZE[0], 4.2))
+    with rc_context(_RC):
+        for i, (name, (x, y)) in enumerate(curves.items()):
+            look = dict(
+                color=("black", *COLORS)[i % (len(COLORS) + 1)], linestyle=LINES[i % len(LINES)],
+                marker=(*MARKERS, "X")[i % (len(MARKERS) + 1)], markersize=5, markerfacecolor="white",
+            )  # fmt: skip
+            left.plot(x, y, label=name, **look)
+            if name not in apart:
+                right.plot(x, [b - v for b, v in zip(base, y, strict=True)], **look)
+        left.set(xlabel=xlabel, ylabel=ylabel)
+        right.set(xlabel=xlabel)
+        for ax, part in ((left, "the loss"), (right, f"ahead of {first} by, same unit")):
+            ax.set_title(part, loc="left", fontsize=10, fontweight="normal")
+        figure.suptitle(title, fontsize=11, fontweight="bold", x=0.01, ha="left")
+        figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=4, handlelength=3.5)
     return figure

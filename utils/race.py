@@ -7,7 +7,7 @@ takes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -103,18 +103,66 @@ def train(
     lr: float,
     seed: int = 0,
     progress: bool = False,
+    after_step: Callable[[int], None] | None = None,
 ) -> list[float]:
     """Train a model that :func:`build` has made, with the entry's own rates and hooks, and return the losses.
 
-    Raises what :func:`utils.training.train` raises.
+    `after_step` is called with the step's number, behind the entry's own hook. Raises what
+    :func:`utils.training.train` raises.
     """
-    hooks: dict[str, Any] = {}
+    hooks: dict[str, Any] = {"after_step": after_step}
     if entry.variant == "LoRA+":
         hooks["groups"] = variants.lora_plus_groups(model, lr, LORA_PLUS_RATIO)
     if entry.variant == "AdaLoRA":
         parameters = dict(model.named_parameters())
         hooks["extra_loss"] = lambda: ORTHOGONALITY_WEIGHT * orthogonality(parameters)
-        hooks["after_step"] = RankAllocator(model, schedule(entry, steps)).step
+        prune = RankAllocator(model, schedule(entry, steps)).step
+
+        def prune_first(step: int) -> None:
+            prune(step)
+            if after_step:
+                after_step(step)
+
+        hooks["after_step"] = prune_first
     return training.train(
         model, tokenizer, examples, steps=steps, lr=lr, batch_size=batch_size, seed=seed, progress=progress, **hooks
     )
+
+
+def sprint(
+    entry: Entry,
+    model: Any,
+    tokenizer: Any,
+    examples: Sequence[Example],
+    held_out: Sequence[Example],
+    *,
+    steps: int,
+    batch_size: int,
+    lr: float,
+    seed: int = 0,
+    every: int = 4,
+) -> tuple[list[int], list[float]]:
+    """Build the entry into a fresh base, train it, and look at held-out examples on the way.
+
+    Returns the numbers of steps taken at each look (0, every, 2 * every, ... and the last) and the loss on `held_out`
+    there, in nats per token of the answers. The model is changed in place. Raises ValueError when `every` isn't
+    positive, and what :func:`utils.training.train` raises.
+    """
+    if every <= 0:
+        raise ValueError(f"every must be positive, not {every}")
+    build(entry, model, seed)
+    batch = training.collate(training.encode(tokenizer, held_out), tokenizer.pad_token_id)
+    taken: list[int] = []
+    losses: list[float] = []
+
+    @torch.no_grad()
+    def look(step: int) -> None:
+        if (step + 1) % every == 0 or step + 1 == steps:
+            taken.append(step + 1)
+            losses.append(model(**{k: v.to(model.device) for k, v in batch.items()}).loss.item())
+
+    look(-1)
+    train(
+        entry, model, tokenizer, examples, steps=steps, batch_size=batch_size, lr=lr, seed=seed, after_step=look
+    )  # fmt: skip
+    return taken, losses

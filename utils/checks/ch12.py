@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from utils import spectrum
-from utils.checks.core import Mistake, Wrong, exercise  # noqa: F401
+from utils.checks.core import Mistake, Wrong, difference, exercise
 
 # ------------------------------------------------------------------------------------------ variants (parts 1 and 2)
 
@@ -29,6 +29,14 @@ exercise(
         Mistake(
             lambda lora_alpha, r: lora_alpha / r,
             "that is plain LoRA's scaling with the old lora_alpha; a new lora_alpha is wanted.",
+        ),
+        Mistake(
+            lambda lora_alpha, r: math.sqrt(r),
+            "that is by how much lora_alpha has to grow. Multiply lora_alpha by it.",
+        ),
+        Mistake(
+            lambda lora_alpha, r: math.sqrt(lora_alpha) * r,
+            "the root is at the wrong place: rsLoRA takes the root of r, and lora_alpha stays as it is.",
         ),
     ],
     hints=[
@@ -74,6 +82,32 @@ exercise(
             lambda W, A, B, m, s: m[:, None] * (W + s * B @ A) / torch.linalg.norm(W + s * B @ A, dim=0),
             "these are the lengths of the columns. One row makes one output: norm(..., dim=1, keepdim=True).",
         ),
+        Mistake(
+            lambda W, A, B, m, s: m[:, None] * (W + s * B @ A) / torch.linalg.norm(W + s * B @ A, dim=1),
+            "without keepdim=True the lengths are (out,), and PyTorch lays them along the columns. keepdim=True makes "
+            "them (out, 1).",
+        ),
+        Mistake(
+            lambda W, A, B, m, s: m * (W + s * B @ A) / torch.linalg.norm(W + s * B @ A, dim=1, keepdim=True),
+            "m is (out,), and PyTorch lays it along the columns. It belongs to the rows: m[:, None] is (out, 1).",
+        ),
+        Mistake(
+            lambda W, A, B, m, s: m * (W + s * B @ A) / torch.linalg.norm(W + s * B @ A, dim=1),
+            "m and the lengths are (out,), and PyTorch lays both along the columns. They belong to the rows: m[:, "
+            "None], and keepdim=True in the norm.",
+        ),
+        Mistake(
+            lambda W, A, B, m, s: (W + s * B @ A) / torch.linalg.norm(W + s * B @ A, dim=1, keepdim=True),
+            "every row has length 1, and the learnt lengths have no effect: multiply row i by m[i].",
+        ),
+        Mistake(
+            lambda W, A, B, m, s: m[:, None] * (W + s * B @ A) / torch.linalg.norm(W + s * B @ A),
+            "you divide all rows by one number, the norm of the whole matrix. Each row has its own: dim=1.",
+        ),
+        Mistake(
+            lambda W, A, B, m, s: m[:, None] * (W + s * B @ A) / (W + s * B @ A).square().sum(1, keepdim=True),
+            "you divide by the squared lengths: the root is missing.",
+        ),
     ],
     hints=[
         "Three steps: the changed weight W + s * B @ A, the length of each of its rows, and m over that length.",
@@ -83,17 +117,24 @@ exercise(
 )
 
 
-def _budget(step: int, first: int, last: int, begin: int, end: int) -> int:
-    if step <= begin:
-        return first
-    if step >= end:
-        return last
-    return int((first - last) * (1 - (step - begin) / (end - begin)) ** 3 + last)
+def _falls(between, *, before: bool = True):
+    """A budget that is `first` up to `begin` (with before=False, not even there), `last` from `end` on, and between
+    them `between(first - last, last, share)`, where the share of the way that is done goes from 0 to 1.
+    """
+
+    def budget(step: int, first: int, last: int, begin: int, end: int):
+        if step >= end:
+            return last
+        if before and step <= begin:
+            return first
+        return between(first - last, last, (step - begin) / (end - begin))
+
+    return budget
 
 
 exercise(
     "cubic_budget",
-    reference=_budget,
+    reference=_falls(lambda fall, last, done: int(fall * (1 - done) ** 3 + last)),
     cases=[
         (0, 100, 20, 10, 50),
         (10, 100, 20, 10, 50),
@@ -105,50 +146,49 @@ exercise(
     ],  # fmt: skip
     mistakes=[
         Mistake(
-            lambda step, first, last, begin, end: (
-                first
-                if step <= begin
-                else last
-                if step >= end
-                else int((first - last) * (1 - (step - begin) / (end - begin)) + last)
-            ),
+            _falls(lambda fall, last, done: int(fall * (1 - done) + last)),
             "the budget falls along a line. Raise what is left of the way to the third power.",
         ),
         Mistake(
-            lambda step, first, last, begin, end: (
-                first
-                if step <= begin
-                else last
-                if step >= end
-                else int((first - last) * ((step - begin) / (end - begin)) ** 3 + last)
-            ),
+            _falls(lambda fall, last, done: int(fall * done**3 + last)),
             "after `begin` the budget jumps down and then grows: take the share of the way that is left, 1 - ...",
         ),
         Mistake(
-            lambda step, first, last, begin, end: (
-                first
-                if step <= begin
-                else last
-                if step >= end
-                else int(first * (1 - (step - begin) / (end - begin)) ** 3)
-            ),
+            _falls(lambda fall, last, done: int(fall * (1 - done**3) + last)),
+            "this falls slowly at first, then fast. The third power belongs to the share that is left, not to the one "
+            "that is done.",
+        ),
+        Mistake(
+            _falls(lambda fall, last, done: int((fall + last) * (1 - done) ** 3)),
             "this falls towards 0. It should fall from first to last: scale their difference, then add last.",
         ),
         Mistake(
-            lambda step, first, last, begin, end: (
-                last if step >= end else int((first - last) * (1 - (step - begin) / (end - begin)) ** 3 + last)
-            ),
+            _falls(lambda fall, last, done: int(fall * (1 - done) ** 3 + last), before=False),
             "before `begin` nothing is pruned yet, and your budget is larger than there are triplets.",
         ),
         Mistake(
             lambda step, first, last, begin, end: (
-                first
-                if step <= begin
-                else last
-                if step >= end
-                else (first - last) * (1 - (step - begin) / (end - begin)) ** 3 + last
+                first if step <= begin else int((first - last) * (1 - (step - begin) / (end - begin)) ** 3 + last)
             ),
+            "behind `end` your budget goes on falling, even below zero. From `end` on it is last.",
+        ),
+        Mistake(
+            lambda step, first, last, begin, end: _falls(lambda fall, low, _: int(fall * (1 - step / end) ** 3 + low))(
+                step, first, last, begin, end
+            ),
+            "the way begins at `begin`, not at step 0: its share that is done is (step - begin) / (end - begin).",
+        ),
+        Mistake(
+            _falls(lambda fall, last, done: int(fall * (1 - done) ** 2 + last)),
+            "that is the second power of what is left; the third is asked for.",
+        ),
+        Mistake(
+            _falls(lambda fall, last, done: fall * (1 - done) ** 3 + last),
             "nobody can keep a part of a triplet: round down with int(...).",
+        ),
+        Mistake(
+            _falls(lambda fall, last, done: round(fall * (1 - done) ** 3 + last)),
+            "nearly: this rounds to the nearest whole number. Round down, with int(...).",
         ),
     ],
     hints=[
@@ -173,7 +213,7 @@ def _same_product(expected, got) -> bool:
     try:
         return torch.allclose(_product(expected), _product(got), atol=1e-5) and got[0].shape[0] == expected[0].shape[0]
     except (TypeError, ValueError, RuntimeError, AttributeError, IndexError):
-        return False
+        return difference(expected, got) is None  # two answers of which one at least is no pair of factors
 
 
 def _pissa_case(d_out: int, d_in: int, r: int):
@@ -198,6 +238,19 @@ exercise(
             lambda A, B, A0, B0: (torch.cat([-A0, A]), torch.cat([B, B0], dim=1)),
             "A stands below, but B stands first: B meets A0 and B0 meets A. Keep the same order in both.",
         ),
+        Mistake(
+            lambda A, B, A0, B0: B @ A - B0 @ A0,
+            "that is the product itself, a full matrix. An adapter stores two factors: return the pair (A, B).",
+        ),
+        Mistake(
+            lambda A, B, A0, B0: (torch.cat([B, B0], dim=1), torch.cat([A, -A0])),
+            "the right two factors, in the wrong order: return A first, then B.",
+        ),
+        Mistake(
+            lambda A, B, A0, B0: (torch.cat([A, -A0], dim=1), torch.cat([B, B0])),
+            "you joined along the wrong sides, and the product has twice the rows and columns. A grows by rows (dim=0) "
+            "and B by columns (dim=1): what grows is the rank.",
+        ),
     ],
     hints=[
         "Chapter 9's cat: rows of A below each other, columns of B beside each other, and the product is the sum.",
@@ -215,36 +268,51 @@ _CHOICE = {
 }
 
 
-def _but(**changes: str) -> dict[str, str]:
-    words = {"card": 0, "users": 1, "rank": 2, "layers": 3, "first": 4}
-    names = list(_CHOICE)
-    return _CHOICE | {names[words[word]]: variant for word, variant in changes.items()}
+_NOT_FOR = {
+    "the base alone does not fit on the card": "leaves the frozen base as large as it was, and it is the base that "
+    "fills the card.",
+    "ten thousand users, an adapter each, and little room to store them": "stores as much for each user as plain LoRA. "
+    "(A smaller base wouldn't help either: it is there once.)",
+    "lora_alpha was found at r=8, and now r=64 is to be tried": "doesn't change how the scaling depends on r, and so "
+    "the old lora_alpha doesn't fit the new rank.",
+    "which layers need rank is to be found out by training": "gives every layer the same rank. One variant begins with "
+    "too much everywhere and prunes.",
+    "a first run on a new task": "answers one particular weakness, and you don't know yet whether you have it. Begin "
+    "with what every tool supports.",
+}
+
+
+def _right_choice(choose: dict) -> None:
+    names = {name.lower(): name for name in _CHOICE.values()}
+    for situation, right in _CHOICE.items():
+        if choose.get(situation) is None:
+            raise Wrong(f"no variant yet for '{situation}'.")
+        said = choose[situation]
+        if said not in names.values():
+            known = ", ".join(sorted(names.values()))
+            raise Wrong(f"'{situation}': {said!r} is none of the five names. They are spelt {known}.")
+        if said != right:
+            raise Wrong(f"'{situation}': {said} {_NOT_FOR[situation]}")
+
+
+def _but(**changes: str | None) -> dict[str, str | None]:
+    places = dict(zip(("card", "users", "rank", "layers", "first"), _CHOICE, strict=True))
+    return _CHOICE | {places[word]: variant for word, variant in changes.items()}
 
 
 exercise(
     "choose",
     reference=_CHOICE,
+    compare=lambda expected, got: isinstance(got, dict),  # what is in it, _right_choice says more kindly
+    test=_right_choice,
     mistakes=[
-        Mistake(
-            _but(card="VeRA"),
-            "VeRA makes the adapter small, and the adapter isn't what fills the card: the frozen base is.",
-        ),
-        Mistake(
-            _but(users="QLoRA"),
-            "QLoRA shrinks the base, which is there once. What is stored ten thousand times is the adapter.",
-        ),
-        Mistake(
-            _but(rank="LoRA+"),
-            "LoRA+ changes the two rates. What depends on the rank is the scaling.",
-        ),
-        Mistake(
-            _but(layers="rsLoRA"),
-            "rsLoRA scales all layers alike. One variant begins with too many triplets and prunes the least important.",
-        ),
-        Mistake(
-            _but(first="DoRA"),
-            "begin with plain LoRA: every tool supports it, and its learning rate is what decides. Compare later.",
-        ),
+        Mistake(_but(card="VeRA", users="QLoRA"), expect="VeRA leaves the frozen base as large as it was"),
+        Mistake(_but(users="LoRA", first="VeRA"), expect="LoRA stores as much for each user as plain LoRA"),
+        Mistake(_but(rank="AdaLoRA", layers="rsLoRA"), expect="AdaLoRA doesn't change how the scaling depends on r"),
+        Mistake(_but(layers="VeRA"), expect="VeRA gives every layer the same rank"),
+        Mistake(_but(first="rsLoRA"), expect="rsLoRA answers one particular weakness"),
+        Mistake(_but(card="qlora"), expect="'qlora' is none of the five names"),
+        Mistake(_but(rank=None), expect="no variant yet for 'lora_alpha was found at r=8"),
     ],
     hints=[
         "Ask of each: is it the base that is too large, the adapter, the scaling, or where the rank is?",
@@ -272,11 +340,11 @@ def _rank_case(values: list[float], rows: int = 6, columns: int = 5):
 
 
 def _close(expected, got) -> bool:
-    """Whether a number, or a tensor of one, is the expected one."""
+    """Whether a number, or a tensor of one, is the expected one; other things as everywhere."""
     try:
         return math.isclose(float(expected), float(got), rel_tol=1e-4, abs_tol=1e-6)
     except (TypeError, ValueError, RuntimeError):
-        return False
+        return difference(expected, got) is None
 
 
 exercise(
@@ -305,6 +373,18 @@ exercise(
             lambda update: (torch.linalg.svdvals(update).square().sum()).sqrt() / torch.linalg.svdvals(update)[0],
             "that is the ratio of two norms. The stable rank is its square.",
         ),
+        Mistake(
+            lambda update: torch.linalg.svdvals(update).square().mean() / torch.linalg.svdvals(update)[0] ** 2,
+            "you took the mean of the squares. Eight equal ones should give 8: take their sum.",
+        ),
+        Mistake(
+            lambda update: torch.linalg.svdvals(update).square() / torch.linalg.svdvals(update)[0] ** 2,
+            "these are the squares, each over the largest. The stable rank is one number, their sum.",
+        ),
+        Mistake(
+            lambda update: spectrum.effective_rank(update),
+            "that is the effective rank, from the entropy. The stable one needs squares only.",
+        ),
     ],
     hints=[
         "torch.linalg.svdvals(update) gives the singular values, the largest first.",
@@ -320,6 +400,12 @@ def _count(base, tuned, threshold, leading, *, sign=abs, reduce="amax", above=Fa
     new = torch.linalg.svd(tuned, full_matrices=False).U[:, :leading]
     closest = getattr(sign(old.T @ new), reduce)(0)
     return int(((closest > threshold) if above else (closest < threshold)).sum())
+
+
+def _cosines(base, tuned):
+    """|cosine| of every left singular vector of `base` (rows) with every one of `tuned` (columns)."""
+    old, new = (torch.linalg.svd(w, full_matrices=False).U for w in (base, tuned))
+    return (old.T @ new).abs()
 
 
 def _same_place(base, tuned, threshold, leading):
@@ -352,9 +438,9 @@ def _turned(leading: int):
 
 
 def _swapped():
-    """The leading two directions change places: both were there before."""
+    """Two directions change places, and one of them was not among the base's leading: all were there before."""
     u, s, vh = torch.linalg.svd(_spread(24, 24), full_matrices=False)
-    order = torch.tensor([1, 0, *range(2, 24)])
+    order = torch.tensor([10, *range(1, 10), 0, *range(11, 24)])
     return u * s @ vh, u[:, order] * s @ vh, 0.5, 6
 
 
@@ -396,11 +482,28 @@ exercise(
         ),
         Mistake(
             lambda base, tuned, threshold, leading: _count(base, tuned, threshold, leading, reduce="mean"),
-            "the mean cosine is small for every vector. One base vector that is close is enough: take the largest.",
+            "the mean cosine is small for every vector, and the smallest is too. One base vector that is close is "
+            "enough: take the largest.",
         ),
         Mistake(
             lambda base, tuned, threshold, leading: _count(base, tuned, threshold, min(base.shape)),
             "all singular vectors were counted; only the first `leading` of the tuned weight matter.",
+        ),
+        Mistake(
+            lambda base, tuned, threshold, leading: int(
+                (_cosines(base, tuned)[:leading, :leading].amax(0) < threshold).sum()
+            ),
+            "you compared with the base's first `leading` vectors only. A direction that was there, further down, "
+            "isn't new: compare with all of them.",
+        ),
+        Mistake(
+            lambda base, tuned, threshold, leading: int((_cosines(base, tuned)[:, :leading].amax(1) < threshold).sum()),
+            "the largest was taken along the wrong side: you counted the base's vectors. Each column of old.T @ new "
+            "belongs to a new one, so take the maximum over dim=0.",
+        ),
+        Mistake(
+            lambda base, tuned, threshold, leading: int((_cosines(base, tuned)[:, :leading] < threshold).sum()),
+            "you counted pairs. First take each new vector's largest cosine, then count those below the threshold.",
         ),
     ],
     hints=[
@@ -462,6 +565,30 @@ exercise(
                 -F.logsigmoid(beta * (chosen - ref_chosen - rejected + ref_rejected)).sum()
             ),
             "that is the sum over the pairs; the loss is their mean.",
+        ),
+        Mistake(
+            lambda chosen, rejected, ref_chosen, ref_rejected, beta: (
+                -F.logsigmoid(beta * (chosen - ref_chosen - rejected + ref_rejected))
+            ),
+            "that is one loss for each pair; return their mean.",
+        ),
+        Mistake(
+            lambda chosen, rejected, ref_chosen, ref_rejected, beta: F.logsigmoid(
+                beta * (chosen - ref_chosen - rejected + ref_rejected)
+            ).mean(),
+            "the minus is missing: a loss falls as the preferred answer's chance rises.",
+        ),
+        Mistake(
+            lambda chosen, rejected, ref_chosen, ref_rejected, beta: _dpo(
+                chosen, rejected, ref_chosen, ref_rejected, 1.0
+            ),
+            "beta has no effect: a reward is beta times the difference of log-probabilities.",
+        ),
+        Mistake(
+            lambda chosen, rejected, ref_chosen, ref_rejected, beta: _dpo(
+                chosen, rejected, -ref_chosen, -ref_rejected, beta
+            ),
+            "the references are added, or exchanged. From each answer its own is taken away: chosen - ref_chosen.",
         ),
     ],
     hints=[

@@ -566,10 +566,17 @@ def _sequence_difference(expected: Sequence, got: Any, where: str, reveal: bool)
 
 def _expected_got(expected: Any, got: Any, reveal: bool, where: str = "") -> str:
     if reveal:
-        return f"{where}expected {_brief(expected)}, got {_brief(got)}."
+        return f"{where}expected {_shown(expected)}, got {_shown(got)}."
     if type(expected) is not type(got) and _kind(expected) != _kind(got):
-        return f"{where}expected {_kind(expected)}, got {_brief(got)}."
-    return f"{where}{_brief(got)} is not it."
+        return f"{where}expected {_kind(expected)}, got {_shown(got)}."
+    return f"{where}{_shown(got)} is not it."
+
+
+def _shown(value: Any) -> str:
+    """As :func:`_brief`, but a tensor of one number is shown as that number: its shape says nothing."""
+    if isinstance(value, torch.Tensor) and not value.ndim and not value.is_meta:
+        return _number(value.item())
+    return _brief(value)
 
 
 def _family(tensor: torch.Tensor) -> str:
