@@ -340,7 +340,7 @@ CHOICES: dict[str, dict[str, Choice]] = {
                 Cell(
                     "12_variants",
                     'print("at 0.8 at least 95% are right:", down[0.8].task >= 0.95)',
-                    ("at 0.8 at least 95% are right: True", "and less than 0.6 of the forgetting is left: True"),
+                    ("at 0.8 at least 95% are right: True", "and less than half of the forgetting is left: True"),
                 ),
                 _BIDERMAN,
             ),
