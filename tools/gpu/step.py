@@ -23,6 +23,7 @@ from utils import lora
 from utils.activations import checkpoint_blocks
 from utils.architectures import real_config
 from utils.fast_lora import SHARE, use_fast
+from utils.latency import once
 
 MINUTES = 3
 SEED, R, ALPHA = 0, 8, 16
@@ -162,20 +163,7 @@ def measure(
             step()
         work = captured.replay
         work()
-    times = []
-    for _ in range(steps):
-        if cuda:
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            torch.cuda.synchronize()
-            start.record()
-            work()
-            end.record()
-            end.synchronize()
-            times.append(start.elapsed_time(end))
-        else:
-            began = time.perf_counter()
-            work()
-            times.append(1000 * (time.perf_counter() - began))
+    times = [once(device, work)[0] for _ in range(steps)]
     if cuda:
         row["peak_mib"] = round(torch.cuda.max_memory_allocated() / 2**20, 1)
     row["milliseconds"] = spread(times)

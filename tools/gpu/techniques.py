@@ -21,6 +21,7 @@ from gpu.layer import spread
 from gpu.memory import QKVO
 from gpu.record import Record
 from utils.activations import checkpoint_blocks
+from utils.latency import once
 from utils.memory import Setup
 from utils.real_step import adapted, allocated, base_model, base_of, free, optimizer_of, peak
 
@@ -87,24 +88,6 @@ def step_of(model: nn.Module, technique: Technique, vocabulary: int, device: str
     return step
 
 
-def milliseconds(work: Any, device: str, count: int) -> list[float]:
-    found = []
-    for _ in range(count):
-        if device == "cuda":
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            torch.cuda.synchronize()
-            start.record()
-            work()
-            end.record()
-            end.synchronize()
-            found.append(start.elapsed_time(end))
-        else:
-            began = time.perf_counter()
-            work()
-            found.append(1000 * (time.perf_counter() - began))
-    return found
-
-
 def measure(model: nn.Module, technique: Technique, device: str, trial: bool) -> dict[str, Any]:
     """One technique's row; the base model is afterwards as it was. Out of memory is a row as well."""
     setup = technique.setup
@@ -118,9 +101,10 @@ def measure(model: nn.Module, technique: Technique, device: str, trial: bool) ->
     torch.backends.cuda.matmul.allow_tf32 = "TF32" in technique.name
     try:
         step = step_of(wrapped, technique, model.config.vocab_size, device)
-        milliseconds(step, device, WARM_UP)
+        for _ in range(WARM_UP):
+            step()
         peak()
-        times = milliseconds(step, device, 4 if trial else STEPS)
+        times = [once(torch.device(device), step)[0] for _ in range(4 if trial else STEPS)]
         row: dict[str, Any] = {"peak": peak()["peak"], "resident": allocated(), "milliseconds": spread(times)}
     except torch.cuda.OutOfMemoryError as error:
         row = {"out_of_memory": str(error).splitlines()[0]}
