@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from utils.kv_cache import cache_name
+from utils.latency import prompts
 from utils.model_forms import FORMS, R, forms, shared, with_adapters
 from utils.models import ROOT
 from utils.multi_adapter import route
@@ -28,7 +29,7 @@ def model():
 @pytest.mark.parametrize("targets", TARGETS.values(), ids=TARGETS)
 def test_the_forms_answer_alike_over_two_sets_of_weights(model, targets):
     before = {name: p.clone() for name, p in model.named_parameters()}
-    found, ids = forms(model, targets), tool.prompts(model, 2, 9)
+    found, ids = forms(model, targets), prompts(model, 2, 9)
     with torch.inference_mode():
         logits = {form: m(input_ids=ids).logits for form, m in found.items()}
     assert list(found) == [form for form in FORMS if "16 bits" not in form]
@@ -44,7 +45,7 @@ def test_the_forms_answer_alike_over_two_sets_of_weights(model, targets):
 
 @pytest.mark.parametrize("make", [tool.static_step, tool.graphed, tool.compiled])
 def test_a_step_over_the_fixed_cache_is_the_step_over_the_usual_one(model, make):
-    ids = tool.prompts(model, 2, 9)
+    ids = prompts(model, 2, 9)
     with torch.inference_mode():
         name = cache_name(model)
         first = model(input_ids=ids, use_cache=True)
@@ -66,7 +67,7 @@ def test_a_16_bit_model_has_one_more_form_whose_adapter_is_in_16_bits():
 
 
 def test_one_forward_for_many_adapters_gives_what_each_gives_alone(model):
-    names, ids = ("a0", "a1", "a2"), tool.prompts(model, 3, 9)
+    names, ids = ("a0", "a1", "a2"), prompts(model, 3, 9)
     wrapped = with_adapters(shared(model), TARGETS["q,k,v,o"], names)
     own = tool.stacked(model, wrapped, names)
     with torch.inference_mode():

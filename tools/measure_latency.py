@@ -30,7 +30,7 @@ from gpu.record import processor  # noqa: E402
 
 from utils.architectures import real_config  # noqa: E402
 from utils.files import replaced_folder  # noqa: E402
-from utils.latency import in_turns, one_round  # noqa: E402
+from utils.latency import as_json, in_turns, one_round, prompts  # noqa: E402
 from utils.model_forms import R, forms  # noqa: E402
 from utils.models import TINY_DIR  # noqa: E402
 
@@ -60,11 +60,9 @@ def rows(model: Any, *, prompt: int, new_tokens: int, rounds: int, warm_up: int)
     for name, target_modules in TARGETS.items():
         current = forms(model, target_modules)
         for batch in BATCHES:
-            generator = torch.Generator().manual_seed(SEED)
-            ids = torch.randint(2, model.config.vocab_size, (batch, prompt), generator=generator).to(model.device)
+            ids = prompts(model, batch, prompt)
             works = {form: partial(one_round, one, ids, new_tokens) for form, one in current.items()}
-            for form, result in in_turns(works, rounds=rounds, warm_up=warm_up).items():
-                parts = {part: value._asdict() for part, value in result._asdict().items()}
+            for form, parts in as_json(in_turns(works, rounds=rounds, warm_up=warm_up)).items():
                 found.append({"targets": name, "form": form, "batch": batch} | parts)
                 print(name, form, batch, parts["prefill"]["median"], parts["decode"]["median"], flush=True)
     return found

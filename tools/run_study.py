@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
 sys.path.insert(0, str(ROOT))
 
-from measure_latency import processor  # noqa: E402
+from gpu.record import processor  # noqa: E402
 
 from utils import models, study  # noqa: E402
 from utils.files import replaced_folder  # noqa: E402

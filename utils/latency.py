@@ -6,13 +6,15 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from utils.kv_cache import cache_name
+
+T = TypeVar("T")
 
 
 class Spread(NamedTuple):
@@ -89,21 +91,42 @@ def one_round(
     return took, steps / new_tokens
 
 
+def each_in_turn(works: Mapping[str, Callable[[], T]], *, rounds: int, warm_up: int) -> dict[str, list[T]]:
+    """What each function returned in `rounds` rounds, all of them called in every round: a busy moment of the machine
+    then hits all. The first `warm_up` rounds don't count.
+    """
+    taken: dict[str, list[T]] = {name: [] for name in works}
+    for number in range(warm_up + rounds):
+        for name, work in works.items():
+            result = work()
+            if number >= warm_up:
+                taken[name].append(result)
+    return taken
+
+
 def in_turns(
     works: Mapping[str, Callable[[], tuple[float, float]]], *, rounds: int, warm_up: int
 ) -> dict[str, Latency]:
-    """Several ways to prefill and decode, each a function that gives both times, called in turns: a busy moment of the
-    machine then hits all of them. The first `warm_up` rounds don't count. Raises ValueError for fewer than 4 rounds.
+    """Several ways to prefill and decode, each a function that gives both times, by :func:`each_in_turn`.
+
+    Raises ValueError for fewer than 4 rounds.
     """
     if rounds < 4:
         raise ValueError(f"{rounds} rounds have no quartiles to speak of: make at least 4")
-    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in works}
-    for number in range(warm_up + rounds):
-        for name, work in works.items():
-            took = work()
-            if number >= warm_up:
-                taken[name].append(took)
+    taken = each_in_turn(works, rounds=rounds, warm_up=warm_up)
     return {name: Latency(*(spread(list(times)) for times in zip(*took, strict=True))) for name, took in taken.items()}
+
+
+def prompts(model: Any, batch: int, length: int) -> Int[Tensor, "batch length"]:
+    """Random tokens on the model's device, the same for every model of a vocabulary."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(2, model.config.vocab_size, (batch, length), generator=generator)
+    return ids.to(next(model.parameters()).device)
+
+
+def as_json(found: Mapping[str, Latency]) -> dict[str, dict[str, dict[str, float]]]:
+    """The same as dictionaries, for a record."""
+    return {name: {part: s._asdict() for part, s in both._asdict().items()} for name, both in found.items()}
 
 
 def measure(

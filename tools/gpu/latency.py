@@ -22,7 +22,7 @@ from gpu.record import Record
 from gpu.step import TARGETS, base_model
 from utils.combine import Factors
 from utils.kv_cache import cache_name
-from utils.latency import in_turns, once, one_round, spread
+from utils.latency import as_json, each_in_turn, in_turns, once, one_round, prompts, spread
 from utils.model_forms import R, forms, shared, with_adapters
 from utils.multi_adapter import route, stack_adapters
 
@@ -98,12 +98,6 @@ def decode_round(step: Callable[[], Any], rewind: Callable[[], None], device: to
     return once(device, many)[0] / new_tokens
 
 
-def prompts(model: Any, batch: int, length: int) -> Tensor:
-    generator = torch.Generator().manual_seed(SEED)
-    ids = torch.randint(2, model.config.vocab_size, (batch, length), generator=generator)
-    return ids.to(next(model.parameters()).device)
-
-
 def note(record: Record, key: str, times: dict[str, Any], **more: Any) -> None:
     """Add a row and print its medians."""
     record.add(key, times=times, **more)
@@ -118,8 +112,7 @@ def eager_row(found: dict[str, Any], batch: int, length: int, new_tokens: int) -
     """Prefill and decode of each form, eager, with the cache that grows."""
     ids = prompts(found["base"], batch, length)
     works = {form: partial(one_round, model, ids, new_tokens) for form, model in found.items()}
-    taken = in_turns(works, rounds=ROUNDS, warm_up=WARM_UP)
-    return {form: {part: s._asdict() for part, s in both._asdict().items()} for form, both in taken.items()}
+    return as_json(in_turns(works, rounds=ROUNDS, warm_up=WARM_UP))
 
 
 @torch.inference_mode()
@@ -129,13 +122,10 @@ def decode_row(
     """Decode of each form by the step that `make` gives, in turns."""
     ids = prompts(found["base"], batch, length)
     cache = fixed_cache(found["base"], ids, new_tokens)
-    steps = {form: make(model, ids, cache) for form, model in found.items()}
-    taken: dict[str, list[float]] = {form: [] for form in steps}
-    for number in range(WARM_UP + ROUNDS):
-        for form, (step, rewind) in steps.items():
-            took = decode_round(step, rewind, ids.device, new_tokens)
-            if number >= WARM_UP:
-                taken[form].append(took)
+    steps = {
+        form: partial(decode_round, *make(model, ids, cache), ids.device, new_tokens) for form, model in found.items()
+    }
+    taken = each_in_turn(steps, rounds=ROUNDS, warm_up=WARM_UP)
     return {form: spread(times)._asdict() for form, times in taken.items()}
 
 
@@ -187,8 +177,7 @@ def many_row(model: Any, targets: list[str], count: int, length: int, new_tokens
         "one forward, stacked": ours,
         "switching": switching,
     }
-    taken = in_turns(works, rounds=ROUNDS, warm_up=WARM_UP)
-    return {way: {part: s._asdict() for part, s in both._asdict().items()} for way, both in taken.items()}
+    return as_json(in_turns(works, rounds=ROUNDS, warm_up=WARM_UP))
 
 
 def plan(
