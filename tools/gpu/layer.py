@@ -376,9 +376,9 @@ def run(out: Path, trial: bool, seconds: float) -> None:
     first, others_ = all_tokens[0], all_tokens[1:]
     sizes = [(shape, first, ranks[0], False) for shape in shapes]
     sizes += [(shape, tokens, ranks[0], False) for tokens in others_ for shape in shapes]
-    sizes += [(shape, first, r, False) for r in ranks[1:] for shape in shapes]
     if not trial:
         sizes += [(shapes[0], tokens, ranks[0], True) for tokens in all_tokens]
+    sizes += [(shape, first, r, False) for r in ranks[1:] for shape in shapes]
     for number, (shape, tokens, r, compiled) in enumerate(sizes):
         if time.monotonic() - began > seconds:
             print(f"  stopped after {seconds:.0f} s: {len(sizes) - number} sizes are left for the next run", flush=True)

@@ -43,7 +43,8 @@ PLAN: tuple[tuple[bool, bool, tuple[str, ...]], ...] = (
 """Checkpointing, the whole step as one CUDA graph, and the ways: the most important first."""
 
 
-def base_model(trial: bool, device: torch.device) -> Any:
+def base_model(trial: bool, device: torch.device, **changes: Any) -> Any:
+    """Llama-2-7B's shape with random weights in bfloat16; `changes` are of its config."""
     from transformers import AutoModelForCausalLM, LlamaConfig
 
     torch.manual_seed(SEED)
@@ -51,8 +52,10 @@ def base_model(trial: bool, device: torch.device) -> Any:
         vocab_size=320, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=4,
     )  # fmt: skip
+    config = tiny if trial else real_config("Llama-2-7B")
+    config.update(changes)
     with device:
-        return AutoModelForCausalLM.from_config(tiny if trial else real_config("Llama-2-7B"), dtype=torch.bfloat16)
+        return AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
 
 
 def factors(model: nn.Module) -> dict[str, nn.Parameter]:
