@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import sys
 
 import pytest
 import torch
 
-from utils.models import ROOT
+from utils.models import ASSETS, ROOT
 from utils.real_step import adapted, base_model, base_of
 
 sys.path.insert(0, str(ROOT / "tools"))
@@ -74,3 +76,35 @@ def test_four_pieces_have_the_gradients_of_one_batch(monkeypatch):
     assert found[0] and max(gradient.abs().max() for gradient in found[0]) > 1e-4
     for whole, summed in zip(*found, strict=True):
         torch.testing.assert_close(summed, whole, atol=1e-6, rtol=1e-4)  # float32 sums in another order
+
+
+RECORD = json.loads((ASSETS / "measurements" / "techniques.json").read_text())
+ROWS = {row["key"]: row for row in RECORD["rows"]}
+
+
+def test_the_record_has_every_technique_where_it_was_measured_and_its_spread():
+    assert list(ROWS) == list(BY_NAME) and RECORD["seed"] == tool.SEED
+    assert RECORD["hardware"].startswith("NVIDIA H100") and {"torch", "cuda", "bitsandbytes"} <= set(RECORD["versions"])
+    for name, row in ROWS.items():
+        technique, took = BY_NAME[name], row["milliseconds"]
+        assert (row["autocast"], row["pieces"]) == technique[2:]
+        assert row["setup"] == json.loads(json.dumps(dataclasses.asdict(technique.setup)))
+        assert 0 < took["lower"] <= took["median"] <= took["upper"] and took["runs"] == tool.STEPS
+
+
+def test_what_chapter_11_says_of_them_holds_in_the_record():
+    def against(name):
+        usual = ROWS["unchanged"]
+        return ROWS[name]["peak"] / usual["peak"], ROWS[name]["milliseconds"]["median"] / usual["milliseconds"][
+            "median"
+        ]
+
+    assert ROWS["unchanged, again"]["peak"] == ROWS["unchanged"]["peak"] and against("unchanged, again")[1] < 1.15
+    memory, time = against("checkpointing")
+    assert 0.5 < memory < 0.6 and time > 1.5
+    assert against("accumulation, 4 pieces")[1] > 3
+    assert max(against("adapters in 16 bits")) < 0.9
+    assert against("8-bit AdamW")[0] > 0.99
+    assert against("NF4, double, checkpointing")[0] < 0.25
+    assert against("float32")[1] > 5 and against("float32, TF32 products")[1] < 1.5
+    assert against("float32, autocast to bfloat16")[0] > against("float32")[0] > 1.5

@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 import sys
+from types import SimpleNamespace
 
 import nbformat
 import psutil
@@ -13,7 +14,7 @@ import pytest
 import torch
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from utils.models import ROOT
+from utils.models import ASSETS, ROOT
 
 sys.path.insert(0, str(ROOT / "tools"))
 
@@ -135,3 +136,17 @@ def test_bad_arguments_are_refused_before_anything_runs(tmp_path, monkeypatch, a
     with pytest.raises(SystemExit, match=said):
         tool.main()
     assert not list(tmp_path.iterdir())
+
+
+def test_the_record_of_a_gpu_has_every_notebook_without_an_error_and_its_page():
+    folder = ASSETS / "measurements"
+    found = json.loads((folder / "course.json").read_text())
+    record = SimpleNamespace(rows=found.pop("rows"), head=found)
+    rows = {row["key"]: row for row in record.rows}
+    paths = {(profile, path) for profile in ("tiny", "small") for path in tool.chosen([], profile)}
+    expected = {f"{profile} {path.parent.name}/{path.stem}" for profile, path in paths}
+    assert set(rows) == expected and record.head["hardware"].startswith("NVIDIA")
+    for key, row in rows.items():
+        assert row["state"] == "ran" and not row["errors"], key
+        assert row["checks"] > 0 or "notebooks/" in key, f"{key}: a solved notebook passes its checks"
+    assert (folder / "course.md").read_text() == tool.report(record)

@@ -13,7 +13,7 @@ from utils.traffic import operations
 
 sys.path.insert(0, str(ROOT / "tools"))
 
-LAYER, STEP = LayerRecord(), StepRecord()
+LAYER, SECOND, STEP = LayerRecord(), LayerRecord("layer_h200"), StepRecord()
 SIZES = [(4096, 4096), (4096, 11008), (11008, 4096)]
 PEFT, TOGETHER = "PEFT as it comes", "fast, together"
 
@@ -22,10 +22,10 @@ def median(row):
     return next(row[unit]["median"] for unit in ("microseconds", "milliseconds") if unit in row)
 
 
-@pytest.mark.parametrize("record", [LAYER, STEP])
-def test_a_record_says_where_when_and_with_what_and_every_time_has_its_spread(record):
+@pytest.mark.parametrize(("record", "gpu"), [(LAYER, "H100"), (SECOND, "H200"), (STEP, "H100")])
+def test_a_record_says_where_when_and_with_what_and_every_time_has_its_spread(record, gpu):
     head = record.head
-    assert "H100" in head["hardware"] and head["date"] and head["commit"] and head["seed"] == 0
+    assert gpu in head["hardware"] and head["date"] and head["commit"] and head["seed"] == 0
     assert {"torch", "transformers", "peft", "cuda"} <= head["versions"].keys()
     assert len({row["key"] for row in record.rows}) == len(record.rows)
     for row in record.rows:
@@ -53,6 +53,14 @@ def test_the_layer_at_8192_tokens(d_in, d_out, over_floor, faster):
     assert median(ours) <= over_floor * median(floor)
     assert median(peft) >= faster * median(ours)
     assert ours["peak_mib"] <= 1.02 * floor["peak_mib"] and peft["peak_mib"] >= 3 * ours["peak_mib"]
+
+
+def test_a_compiled_plain_layer_is_slower_and_keeps_more_than_the_fast_one():
+    ours = SECOND.row("fast", compiled=True)
+    for way in ("plain, compiled", "plain, 16-bit, compiled"):
+        theirs = SECOND.row(way, compiled=True)
+        assert theirs["microseconds"]["lower"] > ours["microseconds"]["upper"]
+        assert theirs["peak_mib"] > 1.4 * ours["peak_mib"]
 
 
 def test_three_layers_together_stay_within_the_goal():

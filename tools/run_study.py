@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
 sys.path.insert(0, str(ROOT))
 
-from gpu.record import processor  # noqa: E402
+from gpu.record import processor, versions  # noqa: E402
 
 from utils import models, study  # noqa: E402
 from utils.files import replaced_folder  # noqa: E402
@@ -220,8 +220,6 @@ def main() -> None:
         finish(pool, reruns.missing([run for runs in [*winners.values(), *top] for run in runs]))
         pool.close()
         pool.join()
-
-    from measure_latency import versions
 
     record = {
         "what": f"{TASK}, {plan.steps} steps with batch 8; loss in nats per answer token; exact match: teacher-forced",

@@ -21,17 +21,24 @@ def _only(rows: list[dict[str, Any]], wanted: dict[str, Any]) -> dict[str, Any]:
 
 
 class LayerRecord:
-    """assets/measurements/layer.json, written by tools/gpu/layer.py: one layer's step, and a GPU's two speeds."""
+    """A record in assets/measurements that tools/gpu/layer.py wrote: one layer's step, and a GPU's two speeds.
 
-    def __init__(self) -> None:
-        self.head = json.loads((ASSETS / "measurements" / "layer.json").read_text(encoding="utf-8"))
+    `name` is layer, or layer_h200, which has torch.compile's rows and some with r=64, and no single products.
+    """
+
+    def __init__(self, name: str = "layer") -> None:
+        self.head = json.loads((ASSETS / "measurements" / f"{name}.json").read_text(encoding="utf-8"))
         self.rows = self.head["rows"]
 
     def row(
-        self, way: str, tokens: int = 8192, d_in: int = 4096, d_out: int = 4096, r: int = 16
+        self, way: str, tokens: int = 8192, d_in: int = 4096, d_out: int = 4096, r: int = 16, *, compiled: bool = False
     ) -> dict[str, Any]:  # fmt: skip
-        """A way to compute a layer, at one size. Raises ValueError when it wasn't measured."""
-        return _only(self.rows, {"way": way, "tokens": tokens, "d_in": d_in, "d_out": d_out, "r": r, "compiled": False})
+        """A way to compute a layer, at one size. Raises ValueError when it wasn't measured.
+
+        With `compiled` it is from the run that compared with torch.compile.
+        """
+        size = {"tokens": tokens, "d_in": d_in, "d_out": d_out, "r": r}
+        return _only(self.rows, {"way": way, "compiled": compiled} | size)
 
     def three(self, way: str, tokens: int = 8192) -> dict[str, Any]:
         """A way to compute three layers that read one input. Raises ValueError when it wasn't measured."""
