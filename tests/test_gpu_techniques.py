@@ -16,6 +16,8 @@ sys.path.insert(0, str(ROOT / "tools"))
 
 from gpu import techniques as tool  # noqa: E402
 
+from utils import techniques  # noqa: E402
+
 torch.set_num_threads(1)
 BY_NAME = {technique.name: technique for technique in tool.TECHNIQUES}
 
@@ -39,7 +41,7 @@ def model():
 @pytest.mark.parametrize("name", ["unchanged", "checkpointing", "accumulation, 4 pieces"])
 def test_a_row_has_a_time_and_the_base_is_afterwards_as_it_was(model, name):
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    row = tool.measure(model, BY_NAME[name], "cpu", True)
+    row = techniques.measure(model, BY_NAME[name], "cpu", True)
     assert row["milliseconds"]["runs"] == 4 and 0 < row["milliseconds"]["lower"] <= row["milliseconds"]["median"]
     after = model.state_dict()
     assert after.keys() == before.keys() and all(torch.equal(after[key], value) for key, value in before.items())
@@ -66,11 +68,11 @@ def test_four_pieces_have_the_gradients_of_one_batch(monkeypatch):
     base, found = base_model(tool._with(dtype="float32"), "cpu", True), []
     for pieces in (1, 4):
         optimizers = []
-        monkeypatch.setattr(tool, "optimizer_of", lambda *a, o=optimizers: o.append(Keeping(*a)) or o[0])
+        monkeypatch.setattr(techniques, "optimizer_of", lambda *a, o=optimizers: o.append(Keeping(*a)) or o[0])
         torch.manual_seed(0)
         setup = tool._with(dtype="float32", batch=4, length=16)
         wrapped = adapted(base, setup)
-        tool.step_of(wrapped, tool.Technique("x", setup, pieces=pieces), base.config.vocab_size, "cpu")()
+        techniques.step_of(wrapped, techniques.Technique("x", setup, pieces=pieces), base.config.vocab_size, "cpu")()
         found.append(optimizers[0].kept)
         wrapped.unload()
     assert found[0] and max(gradient.abs().max() for gradient in found[0]) > 1e-4
@@ -78,18 +80,67 @@ def test_four_pieces_have_the_gradients_of_one_batch(monkeypatch):
         torch.testing.assert_close(summed, whole, atol=1e-6, rtol=1e-4)  # float32 sums in another order
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, so it would measure")
+def test_without_a_gpu_it_says_so():
+    assert techniques.on_this_gpu() == "there is no CUDA GPU here to measure"
+
+
+def test_on_a_gpu_every_change_is_measured_on_its_own_base_and_told(monkeypatch):
+    """With a CPU in the GPU's place: what is measured, in which order, on how many models."""
+    made = []
+
+    def small(setup, device):
+        made.append(base_of(setup))
+        return base_model(setup, "cpu", True)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Some GPU")
+    monkeypatch.setattr(techniques, "compute_dtype", lambda device: torch.bfloat16)
+    monkeypatch.setattr(techniques, "base_model", small)
+    monkeypatch.setattr(techniques, "free", lambda: 0)
+    measured = techniques.measure
+    on_cpu = pytest.MonkeyPatch()
+
+    def as_trial(model, technique, device):
+        assert device == "cuda"
+        with on_cpu.context() as inside:
+            inside.setattr(torch.cuda, "is_available", lambda: False)
+            return measured(model, technique, "cpu", True)
+
+    monkeypatch.setattr(techniques, "measure", as_trial)
+    lines = techniques.on_this_gpu().splitlines()
+    assert len(made) == 3 and len(set(made)) == 3, "the usual base, eager attention's and the one in 4 bits"
+    assert lines[0].startswith("Some GPU") and lines[1].startswith("unchanged") and lines[1].endswith("1.00")
+    assert [line.split("  ")[0].strip() for line in lines[2:]] == [
+        "checkpointing", "accumulation, 4 pieces", "adapters in 16 bits", "eager attention", "NF4, double"
+    ]  # fmt: skip
+
+
+def test_a_step_that_ran_out_has_a_line_and_the_first_is_what_the_others_are_compared_with():
+    rows = {
+        "one": {"peak": 3 * 10**9, "milliseconds": {"median": 10.0}},
+        "two": {"peak": 2 * 10**9, "milliseconds": {"median": 15.0}},
+        "three": {"out_of_memory": "CUDA out of memory."},
+    }
+    title, one, two, three = techniques.table(rows, "Some GPU", 10**9).splitlines()
+    assert one.split() == ["one", "2.00", "10.0", "1.00"] and two.split() == ["two", "1.00", "15.0", "1.50"]
+    assert three.split() == ["three", "ran", "out", "of", "memory"]
+    without = techniques.table({"three": rows["three"], "one": rows["one"]}, "Some GPU").splitlines()
+    assert without[2].split() == ["one", "3.00", "10.0"]
+
+
 RECORD = json.loads((ASSETS / "measurements" / "techniques.json").read_text())
 ROWS = {row["key"]: row for row in RECORD["rows"]}
 
 
 def test_the_record_has_every_technique_where_it_was_measured_and_its_spread():
-    assert list(ROWS) == list(BY_NAME) and RECORD["seed"] == tool.SEED
+    assert list(ROWS) == list(BY_NAME) and RECORD["seed"] == techniques.SEED
     assert RECORD["hardware"].startswith("NVIDIA H100") and {"torch", "cuda", "bitsandbytes"} <= set(RECORD["versions"])
     for name, row in ROWS.items():
         technique, took = BY_NAME[name], row["milliseconds"]
         assert (row["autocast"], row["pieces"]) == technique[2:]
         assert row["setup"] == json.loads(json.dumps(dataclasses.asdict(technique.setup)))
-        assert 0 < took["lower"] <= took["median"] <= took["upper"] and took["runs"] == tool.STEPS
+        assert 0 < took["lower"] <= took["median"] <= took["upper"] and took["runs"] == techniques.STEPS
 
 
 def test_what_chapter_11_says_of_them_holds_in_the_record():

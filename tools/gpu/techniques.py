@@ -10,33 +10,19 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import nn
 
-from gpu.layer import spread
 from gpu.memory import QKVO
 from gpu.record import Record
-from utils.activations import checkpoint_blocks
-from utils.latency import once
 from utils.memory import Setup
-from utils.real_step import adapted, allocated, base_model, base_of, free, optimizer_of, peak
+from utils.real_step import base_model, base_of, free
+from utils.techniques import SEED, Technique, measure
 
 MINUTES = 4
-SEED, WARM_UP, STEPS = 0, 3, 10
 USUAL = Setup("Llama-2-7B", "lora", 4, 512, target_modules=QKVO)
-
-
-class Technique(NamedTuple):
-    """A change to :data:`USUAL`: the settings, whether 16-bit autocast is on, in how many pieces a step is computed."""
-
-    name: str
-    setup: Setup
-    autocast: bool = False
-    pieces: int = 1
 
 
 def _with(**changes: Any) -> Setup:
@@ -67,54 +53,6 @@ TECHNIQUES = (
     Technique("unchanged, again", USUAL),
 )
 """In the order in which they are measured; those of one base model follow each other."""
-
-
-def step_of(model: nn.Module, technique: Technique, vocabulary: int, device: str) -> Any:
-    """A whole training step as a function: every piece forward and backward, then the optimizer."""
-    setup, pieces = technique.setup, technique.pieces
-    optimizer = optimizer_of(setup, [p for p in model.parameters() if p.requires_grad])
-    generator = torch.Generator().manual_seed(SEED)
-    ids = torch.randint(0, vocabulary, (setup.batch, setup.length), generator=generator).to(device)
-    autocast = torch.autocast(device, torch.bfloat16) if technique.autocast else nullcontext()
-
-    def step() -> None:
-        for piece in ids.chunk(pieces):
-            with autocast:
-                loss = model(input_ids=piece, labels=piece, use_cache=False).loss / pieces
-            loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step
-
-
-def measure(model: nn.Module, technique: Technique, device: str, trial: bool) -> dict[str, Any]:
-    """One technique's row; the base model is afterwards as it was. Out of memory is a row as well."""
-    setup = technique.setup
-    if trial:
-        setup = dataclasses.replace(setup, batch=4, length=16, optimizer="adamw")
-        technique = technique._replace(setup=setup)
-    torch.manual_seed(SEED)
-    weights = free()
-    wrapped = adapted(model, setup)
-    checkpoint_blocks(wrapped, setup.checkpointing)
-    torch.backends.cuda.matmul.allow_tf32 = "TF32" in technique.name
-    try:
-        step = step_of(wrapped, technique, model.config.vocab_size, device)
-        for _ in range(WARM_UP):
-            step()
-        peak()
-        times = [once(torch.device(device), step)[0] for _ in range(4 if trial else STEPS)]
-        row: dict[str, Any] = {"peak": peak()["peak"], "resident": allocated(), "milliseconds": spread(times)}
-    except torch.cuda.OutOfMemoryError as error:
-        row = {"out_of_memory": str(error).splitlines()[0]}
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = False
-    checkpoint_blocks(wrapped, False)
-    model.disable_input_require_grads()  # PEFT's checkpointing switched it on, and nothing else switches it off
-    wrapped.unload()
-    model.requires_grad_(False)
-    return {"weights": weights, **row}
 
 
 def run(out: Path, trial: bool, seconds: float) -> None:
