@@ -89,7 +89,7 @@ def test_on_a_gpu_every_change_is_measured_on_its_own_base_and_told(monkeypatch)
     """With a CPU in the GPU's place: what is measured, in which order, on how many models."""
     made = []
 
-    def small(setup, device):
+    def small(setup, device, trial):
         made.append(base_of(setup))
         return base_model(setup, "cpu", True)
 
@@ -99,11 +99,10 @@ def test_on_a_gpu_every_change_is_measured_on_its_own_base_and_told(monkeypatch)
     monkeypatch.setattr(techniques, "base_model", small)
     monkeypatch.setattr(techniques, "free", lambda: 0)
     measured = techniques.measure
-    on_cpu = pytest.MonkeyPatch()
 
-    def as_trial(model, technique, device):
-        assert device == "cuda"
-        with on_cpu.context() as inside:
+    def as_trial(model, technique, device, trial):
+        assert device == "cuda" and not trial
+        with monkeypatch.context() as inside:
             inside.setattr(torch.cuda, "is_available", lambda: False)
             return measured(model, technique, "cpu", True)
 

@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 class Spread(NamedTuple):
-    """Milliseconds: the median of `runs` measurements and their quartiles."""
+    """The median of `runs` measurements and their quartiles, in the measurements' unit."""
 
     median: float
     lower: float

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
@@ -75,6 +77,20 @@ def measure(model: nn.Module, technique: Technique, device: str, trial: bool = F
     return {"weights": weights, **row}
 
 
+def each(
+    techniques: Iterable[Technique], device: str, trial: bool = False
+) -> Iterator[tuple[Technique, dict[str, Any]]]:
+    """Every technique with its row of :func:`measure`. Those that follow each other on one base share a model."""
+    for _, group in itertools.groupby(techniques, lambda technique: base_of(technique.setup)):
+        model = None
+        for technique in group:
+            if model is None:
+                model = base_model(technique.setup, device, trial)
+            yield technique, measure(model, technique, device, trial)
+        model = None
+        free()
+
+
 def on_this_gpu() -> str:
     """A table: a step of SmolLM2-135M's shape, 8 sequences of 512 tokens, on the CUDA GPU that is here.
 
@@ -92,16 +108,8 @@ def on_this_gpu() -> str:
         Technique("eager attention", dataclasses.replace(usual, attention="eager")),
         Technique("NF4, double", dataclasses.replace(usual, method="qlora")),
     )
-    rows, model, base = {}, None, None
     elsewhere = free()
-    for technique in techniques:
-        if base != base_of(technique.setup):
-            model = None
-            free()
-            model, base = base_model(technique.setup, "cuda"), base_of(technique.setup)
-        rows[technique.name] = measure(model, technique, "cuda")
-    model = None
-    free()
+    rows = {technique.name: row for technique, row in each(techniques, "cuda")}
     return table(rows, torch.cuda.get_device_name(), elsewhere)
 
 

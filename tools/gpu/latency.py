@@ -10,6 +10,7 @@ adapters: in one forward pass or one pass for each.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import time
 from collections.abc import Callable, Iterator
@@ -217,14 +218,21 @@ def plan(
         )
 
 
-def short_plan(model: Any, length: int, new_tokens: int) -> Iterator[tuple[str, dict[str, Any], Callable[[], Any]]]:
-    """The same for the model with a few blocks, which torch.compile is done with in seconds."""
-    found = {form: one for form, one in forms(model, TARGETS["q,k,v,o"]).items() if form in COMPILED}
+def short_plan(
+    trial: bool, device: torch.device, length: int, new_tokens: int
+) -> Iterator[tuple[str, dict[str, Any], Callable[[], dict[str, Any]]]]:
+    """The same for a model with a few blocks, which torch.compile is done with in seconds."""
+
+    @functools.cache
+    def found() -> dict[str, Any]:
+        model = base_model(trial, device, num_hidden_layers=2 if trial else BLOCKS).eval().requires_grad_(False)
+        return {form: one for form, one in forms(model, TARGETS["q,k,v,o"]).items() if form in COMPILED}
+
     for way, make in (("graph", graphed), ("compiled", compiled)):
         yield (
             f"{BLOCKS} blocks, q,k,v,o, batch 1, {way}",
             {"targets": "q,k,v,o", "batch": 1, "blocks": BLOCKS, "way": way},
-            lambda make=make: decode_row(make, found, 1, length, new_tokens),
+            lambda make=make: decode_row(make, found(), 1, length, new_tokens),
         )
 
 
@@ -243,8 +251,7 @@ def run(out: Path, trial: bool, seconds: float) -> None:
         new_tokens=new_tokens,
     )
     model = base_model(trial, device).eval().requires_grad_(False)
-    short = base_model(trial, device, num_hidden_layers=2 if trial else BLOCKS).eval().requires_grad_(False)
-    rows = itertools.chain(short_plan(short, length, new_tokens), plan(model, length, new_tokens))
+    rows = itertools.chain(short_plan(trial, device, length, new_tokens), plan(model, length, new_tokens))
     for key, what, work in rows:
         if key in record:
             continue

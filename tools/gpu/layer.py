@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from gpu.candidates import others
 from gpu.record import Record
 from utils.fast_lora import FastLoRALinear, SharedInput
+from utils.latency import spread
 from utils.lora import LoRALinear
 
 MINUTES = 2
@@ -30,12 +31,6 @@ TOKENS = (8192, 2048, 512)
 RANKS = (16, 8, 64)
 FLOOR = "frozen"
 GRAPHED = (FLOOR, "fast", "fast, Triton", "PEFT as it comes")
-
-
-def spread(values: list[float]) -> dict[str, Any]:
-    """Median and quartiles, to a hundredth, and how many there are."""
-    lower, median, upper = statistics.quantiles(values, n=4, method="inclusive")
-    return {"median": round(median, 2), "lower": round(lower, 2), "upper": round(upper, 2), "runs": len(values)}
 
 
 class Clock:
@@ -226,13 +221,14 @@ def measure(
     floor = statistics.median(taken[FLOOR])
     for name, row in found.items():
         if name in taken:
-            row["microseconds"] = spread(taken[name])
-            row["warm"] = spread(clock.times(steps[name], each, cold=False))  # one behind the other, launches and all
+            row["microseconds"] = spread(taken[name])._asdict()
+            warm = clock.times(steps[name], each, cold=False)  # one behind the other, launches and all
+            row["warm"] = spread(warm)._asdict()
             least = floor if "graph" not in name else statistics.median(taken[f"{FLOOR}, graph"])
             row["ratio"] = round(row["microseconds"]["median"] / least, 3)
             if tokens >= 8192 and name in GRAPHED:
                 adding = step_of(modules[name], x, grad, clean=False)
-                row["adding_up"] = spread(clock.times(adding, 2 * each))
+                row["adding_up"] = spread(clock.times(adding, 2 * each))._asdict()
             print(
                 f"  {key:34s} {name:26s} {row['microseconds']['median']:8.1f} us {row['ratio']:6.3f} "
                 f"warm {row['warm']['median']:8.1f}  {row.get('peak_mib', 0):7.1f} MiB  "
@@ -289,7 +285,7 @@ def parts(
             continue
         try:
             clock.times(work, 3)
-            took = spread(clock.times(work, 4 if trial else 20))
+            took = spread(clock.times(work, 4 if trial else 20))._asdict()
         except Exception as error:
             print(f"  part {name} failed: {type(error).__name__}: {str(error).splitlines()[0][:200]}", flush=True)
             continue
@@ -349,7 +345,7 @@ def three(record: Record, clock: Clock, device: torch.device, tokens: int, d: in
                 taken[name] += times
     for name, times in taken.items():
         ratio = round(statistics.median(times) / statistics.median(taken[FLOOR]), 3)
-        row: dict[str, Any] = {"microseconds": spread(times), "ratio": ratio}
+        row: dict[str, Any] = {"microseconds": spread(times)._asdict(), "ratio": ratio}
         if name != FLOOR:
             row["dx_off_peft"] = off(dx[name], dx["PEFT as it comes"].double())
         print(

@@ -17,13 +17,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from gpu.layer import spread
 from gpu.record import Record
 from utils import lora
 from utils.activations import checkpoint_blocks
 from utils.architectures import real_config
 from utils.fast_lora import SHARE, use_fast
-from utils.latency import once
+from utils.latency import once, spread
 
 MINUTES = 3
 SEED, R, ALPHA = 0, 8, 16
@@ -169,7 +168,7 @@ def measure(
     times = [once(device, work)[0] for _ in range(steps)]
     if cuda:
         row["peak_mib"] = round(torch.cuda.max_memory_allocated() / 2**20, 1)
-    row["milliseconds"] = spread(times)
+    row["milliseconds"] = spread(times)._asdict()
     if hook:
         hook.remove()
     detach()

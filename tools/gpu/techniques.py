@@ -9,6 +9,7 @@ drifted.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import time
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,7 @@ import torch
 from gpu.memory import QKVO
 from gpu.record import Record
 from utils.memory import Setup
-from utils.real_step import base_model, base_of, free
-from utils.techniques import SEED, Technique, measure
+from utils.techniques import SEED, Technique, each
 
 MINUTES = 4
 USUAL = Setup("Llama-2-7B", "lora", 4, 512, target_modules=QKVO)
@@ -65,19 +65,12 @@ def run(out: Path, trial: bool, seconds: float) -> None:
         "that PyTorch's allocator gave out at most, and milliseconds of the whole step over all four sequences",
         seed=SEED,
     )
-    model, base = None, None
-    for technique in TECHNIQUES:
-        if technique.name in record:
-            continue
-        if time.monotonic() - began > seconds:
-            print(f"  stopped after {seconds:.0f} s: run it again to go on", flush=True)
-            return
-        if model is None or base != base_of(technique.setup) or technique.name.endswith("again"):
-            model = None
-            free()
-            model, base = base_model(technique.setup, device, trial), base_of(technique.setup)
-        row = measure(model, technique, device, trial)
+    missing = [technique for technique in TECHNIQUES if technique.name not in record]
+    in_time = itertools.takewhile(lambda _: time.monotonic() - began <= seconds, missing)
+    for technique, row in each(in_time, device, trial):
         changed = {"autocast": technique.autocast, "pieces": technique.pieces}
         record.add(technique.name, setup=dataclasses.asdict(technique.setup), **changed, **row)
         took = row["milliseconds"]["median"] if "milliseconds" in row else float("nan")
         print(f"  {technique.name:56s} {row.get('peak', 0) / 2**30:6.2f} GiB  {took:8.1f} ms", flush=True)
+    if any(technique.name not in record for technique in missing):
+        print(f"  stopped after {seconds:.0f} s: run it again to go on", flush=True)
