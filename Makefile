@@ -3,13 +3,16 @@
 
 PYTHON ?= python3
 VENV := .venv/bin/python
-PYTEST := OMP_NUM_THREADS=1 $(VENV) -m pytest -n 2 --dist loadfile
-NBVAL := $(PYTEST) --nbval --nbval-current-env --nbval-cell-timeout=300
+PYTEST := OMP_NUM_THREADS=1 $(VENV) -m pytest
+TESTS := $(PYTEST) -n 2 --dist worksteal
+NBVAL := $(PYTEST) -n 2 --dist loadfile
+MINUTES := assets/measurements/minutes.json
 CH ?=
+TITLE ?=
 S ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lab test tests notebooks check-notebooks nbval-notebooks nbval-solutions lint format lock base adapters claims cuda measure-gpu clean
+.PHONY: help setup lab test tests quick notebooks new check-notebooks nbval nightly minutes lint format lock base adapters claims cuda measure-gpu clean
 
 help:  ## list what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -24,20 +27,30 @@ test:  ## set up, then everything that CI runs
 	@$(PYTHON) start.py test
 
 tests: setup  ## the tests alone, without the notebooks
-	$(PYTEST) tests
+	$(TESTS) tests
+
+quick: setup  ## the tests without the slow proofs, which CI runs
+	$(TESTS) -m "not slow" tests
 
 notebooks: setup  ## lessons/ to notebooks/ and solutions/, executed; CH="02 03" for some chapters
-	$(VENV) tools/build_notebooks.py $(CH)
-	$(VENV) tools/build_claims.py
+	$(VENV) -m tools.build $(CH)
+	$(VENV) -m tools.build_claims
 
-check-notebooks: setup  ## fail when a committed notebook is not what its lesson gives
-	$(VENV) tools/build_notebooks.py --check $(CH)
+new: setup  ## a new chapter that passes: make new CH=15 TITLE="Out of the notebook"
+	$(VENV) -m tools.build.new "$(CH)" "$(TITLE)"
 
-nbval-notebooks: setup  ## run the learner's notebooks, compare with their stored outputs
-	$(NBVAL) notebooks
+check-notebooks: setup  ## fail when a committed notebook is not what its lesson gives; runs nothing
+	$(VENV) -m tools.build --check $(CH)
 
-nbval-solutions: setup  ## the same for the solved ones, where a failed check is an error
-	COURSE_STRICT=1 $(NBVAL) solutions
+nbval: setup  ## run each chapter once and compare both copies with their stored outputs; CH="02 03" for some
+	$(NBVAL) -p tools.pytest_notebooks --no-loadscope-reorder $(if $(CH),$(CH:%=solutions/%_*.ipynb),solutions)
+
+nightly: test  ## all that CI runs, and every learner's notebook by itself, from top to bottom
+	$(NBVAL) --nbval --nbval-current-env --nbval-cell-timeout=300 notebooks
+
+minutes: setup  ## measure each chapter on two threads, write the record and the sentence at its head; for a quiet machine
+	OMP_NUM_THREADS=2 $(VENV) -m pytest -q -p tools.pytest_notebooks --seconds=$(MINUTES) $(if $(CH),$(CH:%=solutions/%_*.ipynb),solutions)
+	$(VENV) -m tools.minutes
 
 lint: setup  ## ruff's rules, for notebooks too, and its format
 	$(VENV) -m ruff check .
@@ -48,23 +61,23 @@ format: setup  ## mend what ruff can mend
 	$(VENV) -m ruff format .
 
 lock: setup  ## write requirements.lock anew from pyproject.toml
-	$(VENV) tools/lock.py
+	$(VENV) -m tools.lock
 
 base: setup  ## train the tiny base model and write it to assets/ (a GPU: minutes)
-	$(VENV) tools/train_tiny_base.py
+	$(VENV) -m tools.train_tiny_base
 
 adapters: setup  ## train the four adapters and write them to assets/adapters/
-	$(VENV) tools/train_adapters.py
+	$(VENV) -m tools.train_adapters
 
 claims: setup  ## check every proof of the claims ledger and write lessons/claims.md
-	$(VENV) tools/build_claims.py
+	$(VENV) -m tools.build_claims
 
 cuda: setup  ## on a CUDA machine: run every notebook, tiny and small, and write assets/measurements/course.md
-	$(VENV) tools/run_course.py
-	$(VENV) tools/run_course.py --profile small
+	$(VENV) -m tools.run_course
+	$(VENV) -m tools.run_course --profile small
 
 measure-gpu: setup  ## on a CUDA machine: measure all that the chapters quote of a GPU (S="layer step" for some sections)
-	$(VENV) tools/measure_gpu.py $(S)
+	$(VENV) -m tools.measure_gpu $(S)
 
 clean:  ## remove caches; .venv stays
 	rm -rf .pytest_cache .ruff_cache .hypothesis build *.egg-info
