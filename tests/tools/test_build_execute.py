@@ -97,6 +97,20 @@ def test_a_changed_printed_number_is_written(copied):
     assert text_of(code_cells(stored(copied, "notebooks"))[2]).endswith("loss 0.250\n")
 
 
+def test_prose_alone_needs_no_kernel_and_code_does(copied, monkeypatch, capsys):
+    before = {kind: [c.outputs for c in code_cells(stored(copied, kind))] for kind in ("notebooks", "solutions")}
+    monkeypatch.setattr(build, "NotebookClient", None)
+    lesson = copied.root / "lessons" / "00_trial.md"
+    lesson.write_text(LESSON.replace("Opening.", "An opening."), encoding="utf-8")
+    assert main(["--prose"], copied) == 0 and main(["--check"], copied) == 0
+    for kind, outputs in before.items():
+        assert [c.outputs for c in code_cells(stored(copied, kind))] == outputs
+        assert stored(copied, kind).cells[1].source.endswith("An opening.")
+    lesson.write_text(LESSON.replace("0.125", "0.25"), encoding="utf-8")
+    assert main(["--prose"], copied) == 1
+    assert "notebooks/00_trial.ipynb: not only prose changed" in capsys.readouterr().err
+
+
 # ----------------------------------------------------------------------------------- refused outputs
 
 

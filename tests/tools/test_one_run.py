@@ -137,7 +137,7 @@ FAULTS = {  # stem -> what is changed: (copies, cell, change); the full runs tha
     "06_wrong_solution": (
         [([SOLVED], SOLUTION, source("step += 1\nsize = 5\nprint('step', step)"))],
         [SOLVED],
-        [f"Cell {CHECK}", f"Cell {PROGRESS}"],
+        [f"Cell {CHECK}", f"Cell {READS}", f"Cell {PROGRESS}"],
     ),
     "07_reads_a_name_that_the_solution_binds_anew": (  # two full runs pass: each has its own value stored
         [

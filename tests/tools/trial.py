@@ -142,9 +142,9 @@ def change_stored(course: Course, kind: str, change) -> None:
     path.write_text(json.dumps(notebook), encoding="utf-8")
 
 
-def failures(root: Path, *arguments: str, strict: bool = False) -> dict[str, list[str]]:
-    """What pytest says failed, by chapter: its items."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+def failures(root: Path, *arguments: str, strict: bool = False, path: Path = ROOT) -> dict[str, list[str]]:
+    """What pytest, run in `root` with the code in `path`, says failed, by chapter: its items."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(path)}
     environment["COURSE_STRICT"] = "1" if strict else "0"
     command = [sys.executable, "-m", "pytest", "-q", "-rfE", "-p", "no:cacheprovider", f"--rootdir={root}", *arguments]
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)

@@ -3,6 +3,7 @@
     python -m tools.build             build everything: run each chapter once, store the outputs of both copies
     python -m tools.build 02 03       only these chapters
     python -m tools.build --check     start no kernel; fail when a committed notebook is not its lesson's
+    python -m tools.build --prose 02       only prose changed: run nothing, keep the stored outputs
     python -m tools.build --no-execute 02     cells without outputs, to look at while writing
 
 The lessons are read first, and everything that breaks a house rule is said with its line, before a kernel starts. The
@@ -18,7 +19,7 @@ import sys
 from collections.abc import Sequence
 
 from tools.build.check import stale, strays
-from tools.build.execute import build
+from tools.build.execute import LEAVE, REUSE, RUN, build
 from tools.build.lesson import LEARNER, BuildError, Course, find_lessons, make, read_lesson
 from tools.build.rules import broken
 from tools.build.script import SCRIPT, script, stale_script, write_script
@@ -31,6 +32,7 @@ def main(arguments: Sequence[str] | None = None, course: Course | None = None) -
     )
     parser.add_argument("chapters", nargs="*", help="chapter numbers, such as 02; all when left out")
     parser.add_argument("--check", action="store_true", help="no kernel: fail on notebooks not up to date")
+    parser.add_argument("--prose", action="store_true", help="no kernel: keep the outputs; code must be as stored")
     parser.add_argument("--no-execute", action="store_true", help="write cells without outputs, for trying")
     options = parser.parse_args(arguments)
     try:
@@ -46,7 +48,8 @@ def main(arguments: Sequence[str] | None = None, course: Course | None = None) -
         else:
             for lesson in lessons:  # every lesson's own errors before the first kernel starts
                 make(lesson, LEARNER, course)
-            errors = asyncio.run(build(lessons, course, run=not options.no_execute))
+            outputs = REUSE if options.prose else LEAVE if options.no_execute else RUN
+            errors = asyncio.run(build(lessons, course, outputs))
             if not errors and (state := write_script(text, course)):
                 print(f"{state:9s} {SCRIPT}")
     except BuildError as problem:

@@ -173,17 +173,35 @@ def _line_of(text: str, found: re.Match[str]) -> str:
 # ------------------------------------------------------------------------------------------------- writing
 
 
-async def build_one(lesson: Lesson, course: Course, run: bool = True) -> dict[str, str]:
+RUN, REUSE, LEAVE = "run", "reuse", "leave"
+"""Where outputs come from: from running the cells, from the stored notebooks, or from nowhere."""
+
+
+async def build_one(lesson: Lesson, course: Course, outputs: str = RUN) -> dict[str, str]:
     """Write a chapter's notebooks, each atomically: copy -> "written" or "unchanged".
 
     Raises BuildError, and then writes nothing.
     """
     made = {kind: make(lesson, kind, course) for kind in (LEARNER, SOLVED)}
-    for kind in made:
-        (course.root / kind).mkdir(exist_ok=True)
-    if run:
+    paths = {kind: course.root / kind / f"{lesson.path.stem}.ipynb" for kind in made}
+    for kind, path in paths.items():
+        path.parent.mkdir(exist_ok=True)
+        if outputs == REUSE:
+            reuse(path, made[kind])
+    if outputs == RUN:
         await execute(made[LEARNER], made[SOLVED], lesson, course)
-    return {kind: write(course.root / kind / f"{lesson.path.stem}.ipynb", notebook) for kind, notebook in made.items()}
+    return {kind: write(paths[kind], notebook) for kind, notebook in made.items()}
+
+
+def reuse(path: Path, notebook: NotebookNode) -> None:
+    """Take the outputs from the stored notebook. Raises BuildError when its code is not this notebook's, as run."""
+    stored = nbformat.read(path, as_version=4).cells if path.exists() else []
+    old, new = ([cell for cell in cells if cell.cell_type == "code"] for cells in (stored, notebook.cells))
+    if [cell.source for cell in old] != [cell.source for cell in new] or None in (c.execution_count for c in old):
+        name = f"{path.parent.name}/{path.name}"
+        raise BuildError(f"{name}: not only prose changed, so it has to be run: leave out --prose")
+    for before, cell in zip(old, new, strict=True):
+        cell.outputs, cell.execution_count = before.outputs, before.execution_count
 
 
 def write(path: Path, notebook: NotebookNode) -> str:
@@ -213,7 +231,7 @@ def _compared(text: str) -> dict[str, Any] | str:
     return notebook
 
 
-async def build(lessons: Sequence[Lesson], course: Course, run: bool = True) -> list[str]:
+async def build(lessons: Sequence[Lesson], course: Course, outputs: str = RUN) -> list[str]:
     """Build both copies of the lessons, two chapters at a time; returns the errors' texts."""
     gate = asyncio.Semaphore(AT_ONCE)
     errors: list[str] = []
@@ -222,7 +240,7 @@ async def build(lessons: Sequence[Lesson], course: Course, run: bool = True) -> 
         async with gate:
             start = time.monotonic()
             try:
-                states = await build_one(lesson, course, run)
+                states = await build_one(lesson, course, outputs)
             except BuildError as problem:
                 errors.append(str(problem))
                 states = dict.fromkeys((LEARNER, SOLVED), "FAILED")

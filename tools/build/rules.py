@@ -62,13 +62,18 @@ def _running_time(lesson: Lesson, course: Course) -> Found:
         return
     path = course.root / RECORD
     measured = json.loads(path.read_text(encoding="utf-8"))["seconds"] if path.exists() else {}
-    seconds = measured.get(lesson.path.stem, float(said[1]))
-    if abs(float(said[1]) - seconds) > max(AT_LEAST, TOLERANCE * seconds):
+    seconds = measured.get(lesson.path.stem, int(said[1]))
+    if not near(int(said[1]), seconds):
         line = lesson.lines[0] + text.count("\n", 0, said.start())
         yield (
             line,
             f"running takes {seconds:.0f} s by {RECORD}, not {said[1]} s; `make minutes` measures and writes both",
         )
+
+
+def near(said: int, measured: float) -> bool:
+    """Whether a lesson may say `said` seconds of a run that took `measured`."""
+    return abs(said - measured) <= max(AT_LEAST, TOLERANCE * measured)
 
 
 def _readme(lesson: Lesson, course: Course) -> Found:
