@@ -15,10 +15,10 @@ from safetensors.torch import load_file
 
 import capstone
 from utils import models
-from utils.activations import is_checkpointing
 from utils.models import ROOT, TINY_DIR
-from utils.own_data import usual_settings
+from utils.profiling.activations import is_checkpointing
 from utils.tinyworld import task_examples
+from utils.train.own_data import usual_settings
 
 FILES = ["README.md", "adapter_config.json", "adapter_model.safetensors", "evaluation.json"]
 

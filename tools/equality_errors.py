@@ -1,6 +1,6 @@
 """How far the course's own code is from PEFT and transformers: one line for each comparison of chapters 8 to 10.
 
-    python tools/equality_errors.py      (the tiny model on the CPU: a minute; writes nothing)
+    python -m tools.equality_errors      (the tiny model on the CPU: a minute; writes nothing)
 
 Each line is the largest absolute difference found and what it is a difference of. The tests hold each of them under a
 tolerance; this prints the numbers themselves, for a report or after a library has moved.
@@ -8,7 +8,6 @@ tolerance; this prints the numbers themselves, for a report or after a library h
 
 from __future__ import annotations
 
-import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -16,16 +15,20 @@ from pathlib import Path
 
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+from utils.data.chat import render
+from utils.inference import decoding
+from utils.lora import (
+    combine,
+    merging,
+    multi_adapter,
+)
+from utils.lora.checkpoint import load_adapter, read_matrices, save_adapter
+from utils.models import load_4bit, load_base
+from utils.quant.nf4 import dequantize
+from utils.tinyworld import TASKS, task_examples
+from utils.train.adapter_cache import trained_adapter
 
-from utils import combine, decoding, merging, multi_adapter  # noqa: E402
-from utils.adapter_cache import trained_adapter  # noqa: E402
-from utils.adapter_files import load_adapter, read_matrices, save_adapter  # noqa: E402
-from utils.models import load_4bit, load_base  # noqa: E402
-from utils.nf4 import dequantize  # noqa: E402
-from utils.tinyworld import TASKS, task_examples  # noqa: E402
-from utils.training import render  # noqa: E402
+ROOT = Path(__file__).resolve().parents[1]
 
 Line = tuple[str, float]
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

@@ -1,6 +1,6 @@
 """The tested library of the course: one module for one idea.
 
-Nothing heavy is imported here, because Colab imports :mod:`utils.colab` before anything is installed.
+Nothing heavy is imported here, because Colab imports :mod:`utils.course.colab` before anything is installed.
 """
 
 import logging
