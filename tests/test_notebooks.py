@@ -11,8 +11,8 @@ from tools.build.execute import output_problems
 from tools.build.lesson import BEGIN, CHECK_CALL, ROOT, Course, exercise_cells, read_lesson
 from tools.build.rules import broken
 from tools.build.script import SCRIPT
-from utils import checks  # noqa: F401  (registers every exercise)
-from utils.checks import core
+from utils.course import checks  # noqa: F401  (registers every exercise)
+from utils.course.checks import core
 
 LESSONS = sorted((ROOT / "lessons").glob("[0-9]*.md"))  # claims.md is no lesson
 NOTEBOOKS = [ROOT / kind / f"{path.stem}.ipynb" for path in LESSONS for kind in ("notebooks", "solutions")]

@@ -3,8 +3,8 @@
 import shutil
 
 import pytest
-from trial import LESSON, course_at
 
+from tests.tools.trial import LESSON, course_at
 from tools.build.__main__ import main
 from tools.build.lesson import Course
 

@@ -4,8 +4,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from trial import LESSON, change_stored
 
+from tests.tools.trial import LESSON, change_stored
 from tools.build import execute
 from tools.build.__main__ import main
 from tools.build.lesson import Course

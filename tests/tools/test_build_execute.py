@@ -5,8 +5,8 @@ import re
 
 import nbformat
 import pytest
-from trial import LESSON, code_cells, code_lesson, course_at, lesson_of, stored, text_of
 
+from tests.tools.trial import LESSON, code_cells, code_lesson, course_at, lesson_of, stored, text_of
 from tools.build import execute as build
 from tools.build.__main__ import main
 from tools.build.lesson import BEGIN, END, METADATA, BuildError, Course, cell_ids, read_lesson

@@ -3,12 +3,12 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from trial import HEADER, LESSON, code_lesson, course_at, lesson_of
 
+from tests.tools.trial import HEADER, LESSON, code_lesson, course_at, lesson_of
 from tools.build import lesson as build
 from tools.build.__main__ import main
 from tools.build.lesson import BuildError, Course, make, split_solution
-from utils.checks.core import UnknownExercise
+from utils.course.checks.core import UnknownExercise
 
 # ------------------------------------------------------------------------------------------- markers
 

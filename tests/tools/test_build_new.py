@@ -6,8 +6,8 @@ import subprocess
 import sys
 
 import pytest
-from trial import failures
 
+from tests.tools.trial import failures
 from tools.build.lesson import ROOT, BuildError
 from tools.build.new import main, new_chapter
 

@@ -17,9 +17,9 @@ SAYS = "Running all cells takes about 10 s on two CPU cores"
 def course(tmp_path):
     """A course of one chapter, as `make new` writes it."""
     (tmp_path / "lessons").mkdir()
-    (tmp_path / "utils" / "checks").mkdir(parents=True)
+    (tmp_path / "utils" / "course" / "checks").mkdir(parents=True)
     (tmp_path / "README.md").write_text("| | chapter |\n|---|---|\n| 99 | [Gone](notebooks/gone.ipynb) | x | 60 |\n")
-    new.new_chapter("00", "Out of the notebook", tmp_path, tmp_path / "utils" / "checks")
+    new.new_chapter("00", "Out of the notebook", tmp_path, tmp_path / "utils" / "course" / "checks")
     return Course(tmp_path, "OWNER/REPO", "pass", points=lambda name: 1)
 
 

@@ -5,8 +5,8 @@ import subprocess
 import sys
 
 import pytest
-from trial import HEADER, code_lesson, course_at, lesson_of
 
+from tests.tools.trial import HEADER, code_lesson, course_at, lesson_of
 from tools.build import script as build
 from tools.build.__main__ import main
 from tools.build.lesson import BuildError, read_lesson

@@ -9,13 +9,13 @@ import shutil
 import pytest
 import torch
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
-from trial import HEADER, change_stored, course_at, failures, stored
 
+from tests.tools.trial import HEADER, change_stored, course_at, failures, stored
 from tools.build import aside
 from tools.build.__main__ import main
 from tools.build.lesson import LEARNER, SOLVED, BuildError
 from tools.build.one_run import bound, disagreements, steps
-from utils.checks import core
+from utils.course.checks import core
 
 CHAPTER = (
     HEADER
@@ -23,8 +23,8 @@ CHAPTER = (
 # Chapter 0: Sizes
 
 ```python
-from utils.checks import check, progress
-from utils.checks.core import Mistake, exercise
+from utils.course.checks import check, progress
+from utils.course.checks.core import Mistake, exercise
 
 exercise("size", reference=4, mistakes=[Mistake(3, "one too few.")], hints=["Count."])
 step = kept = 10

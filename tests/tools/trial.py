@@ -37,8 +37,8 @@ Opening.
 from tqdm.auto import tqdm
 
 from utils import plots
-from utils.checks import check, hint
-from utils.checks.core import Mistake, exercise
+from utils.course.checks import check, hint
+from utils.course.checks.core import Mistake, exercise
 ```
 
 ```python

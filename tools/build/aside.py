@@ -27,7 +27,7 @@ def call(function: str, *arguments: Any) -> str:
 
 def enter(namespace: dict[str, Any], names: Sequence[str]) -> None:
     """The learner's cells are next; they, or the solution after them, bind `names`."""
-    from utils.checks import core
+    from utils.course.checks import core
 
     values = {name: namespace[name] for name in names if name in namespace}
     kernel, strict = core._kernel, os.environ.pop(core.STRICT_VARIABLE, None)

@@ -71,9 +71,9 @@ class Course:
     @classmethod
     def here(cls, root: Path = ROOT) -> Course:
         """The course in `root`: address from pyproject.toml, setup cell and exercises from utils/."""
-        import_module("utils.checks")  # registers every chapter's exercises
-        from utils.checks.core import find
-        from utils.colab import setup_cell
+        import_module("utils.course.checks")  # registers every chapter's exercises
+        from utils.course.checks.core import find
+        from utils.course.colab import setup_cell
 
         project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
         address = project["urls"]["Repository"]

@@ -154,7 +154,7 @@ def new_chapter(number: str, title: str, root: Path = ROOT, checks: Path | None 
 
 
 def _checks_folder() -> Path:
-    from utils import checks
+    from utils.course import checks
 
     return Path(checks.__path__[0])
 
