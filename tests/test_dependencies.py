@@ -30,7 +30,6 @@ NOT_IMPORTED = {
     "fastapi": "transformers serve is built on it",
     "ipykernel": "runs the notebooks; start.py registers it",
     "jupyterlab": "opens the notebooks; start.py runs it as a command",
-    "nbval": "a pytest plugin: compares notebooks with their stored outputs",
     "pytest-xdist": "a pytest plugin: runs tests in two processes",
     "ruff": "a command: make lint",
     "uvicorn": "runs transformers serve",
@@ -156,7 +155,7 @@ def lesson_code(text: str) -> str:
 
 def imported(*patterns: str) -> dict[str, set[str]]:
     """Distribution -> files, for every third-party module that the matching files import."""
-    local = {"utils", "tools", "start", "capstone"} | {path.stem for path in ROOT.glob("t*/*.py")}
+    local = {"utils", "tools", "tests", "start", "capstone"} | {path.stem for path in ROOT.glob("t*/*.py")}
     local |= {path.parent.name for path in ROOT.glob("tools/*/__init__.py")}
     known = packages_distributions()
     found: dict[str, set[str]] = {}
@@ -171,7 +170,7 @@ def imported(*patterns: str) -> dict[str, set[str]]:
 
 
 COURSE = ("utils/**/*.py", "lessons/*.md", "capstone.py")
-WORKSHOP = ("tools/*.py", "tests/**/*.py", "start.py")
+WORKSHOP = ("tools/*.py", "tools/build/*.py", "tests/**/*.py", "start.py")
 
 
 def test_what_is_imported_is_declared():

@@ -1,12 +1,12 @@
 """The trial lesson, built once."""
 
 import shutil
+from dataclasses import replace
 
 import pytest
 
 from tests.tools.trial import LESSON, course_at
 from tools.build.__main__ import main
-from tools.build.lesson import Course
 
 
 @pytest.fixture(scope="session")
@@ -20,4 +20,4 @@ def built(tmp_path_factory):
 @pytest.fixture
 def copied(built, tmp_path):
     shutil.copytree(built.root, tmp_path / "copy")
-    return Course(tmp_path / "copy", built.repository, built.setup, built.points)
+    return replace(built, root=tmp_path / "copy")

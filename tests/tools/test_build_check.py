@@ -1,6 +1,7 @@
 """python -m tools.build --check: what it notices, without a kernel."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -94,7 +95,7 @@ def test_check_names_a_notebook_without_a_lesson(copied, capsys):
 
 
 def test_check_of_the_committed_address_notices_another_repository(copied, capsys):
-    moved = Course(copied.root, "SOMEONE/ELSE", copied.setup, copied.points)
+    moved = replace(copied, repository="SOMEONE/ELSE")
     assert main(["--check"], moved) == 1
     assert "the source of cell 0 (colab-badge)" in capsys.readouterr().err
 

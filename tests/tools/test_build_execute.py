@@ -6,7 +6,7 @@ import re
 import nbformat
 import pytest
 
-from tests.tools.trial import LESSON, code_cells, code_lesson, course_at, lesson_of, stored, text_of
+from tests.tools.trial import LESSON, SETUP, code_cells, code_lesson, course_at, lesson_of, stored, text_of
 from tools.build import execute as build
 from tools.build.__main__ import main
 from tools.build.lesson import BEGIN, END, METADATA, BuildError, Course, cell_ids, read_lesson
@@ -20,7 +20,7 @@ def test_the_head_is_badge_title_setup(built):
         target = f"https://colab.research.google.com/github/OWNER/REPO/blob/main/{kind}/00_trial.ipynb"
         assert badge.cell_type == "markdown" and target in badge.source and "Open in Colab" in badge.source
         assert title.source.startswith("# Chapter 0: A trial")
-        assert (setup.cell_type, setup.source, setup.outputs) == ("code", "# setup\npass", [])
+        assert (setup.cell_type, setup.source, setup.outputs) == ("code", SETUP, [])
         assert setup.metadata == {"jupyter": {"source_hidden": True}}
 
 

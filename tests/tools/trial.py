@@ -11,6 +11,8 @@ import nbformat
 
 from tools.build.lesson import ROOT, Course, Lesson, read_lesson
 
+SETUP = "from utils.course.quiet import quiet_upstream\n\nquiet_upstream()"
+
 HEADER = """\
 ---
 jupyter:
@@ -105,7 +107,7 @@ def course_at(root: Path, **lessons: str) -> Course:
         (root / kind).mkdir(exist_ok=True, parents=True)
     for name, text in lessons.items():
         (root / "lessons" / f"{name}.md").write_text(text, encoding="utf-8")
-    return Course(root, "OWNER/REPO", "# setup\npass\n", points=lambda name: 3, house_rules=False)
+    return Course(root, "OWNER/REPO", SETUP + "\n", points=lambda name: 3, house_rules=False)
 
 
 def lesson_of(root: Path, text: str) -> Lesson:
