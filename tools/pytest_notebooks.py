@@ -100,6 +100,10 @@ class Cell(IPyNbCell):
         super().__init__(**named)
         self.step = step
 
+    def reportinfo(self) -> tuple[Path, int, str]:
+        """Where pytest says that the cell is."""
+        return self.path, 0, self.name
+
     def runtest(self) -> None:
         """Runs and compares the cell. Raises NbCellError, which also says when a learner lacks a name."""
         if self.step.before:
@@ -107,7 +111,8 @@ class Cell(IPyNbCell):
         try:
             super().runtest()
         except NbCellError as error:
-            error.args = (f"{error}{self.step.advice}",)
+            said = f"{error.source}\n{error.inner_traceback}"
+            error.args = (f"{error}{self.step.advice(said)}",)
             raise
 
 

@@ -255,7 +255,8 @@ def test_a_learner_lacks_a_name_until_a_cell_binds_it():
     check = code('x = check("e", x)', role="check")
     cells = code("x = None", "y = x = 1", role="solution"), check, code("print(y)"), code("y = 3"), code("print(y) ")
     taken = steps(*pair(*cells))
-    assert [step.withheld for step in taken if step.copy == SOLVED] == [{}, {}, {"y": "e"}, {}, {}]
+    assert [step.withheld for step in taken if step.copy == SOLVED] == [{}, {}, {"y": "e"}, {"y": "e"}, {}]
+    assert "Only the solution of 'e' binds 'y'" in taken[4].advice("print(y)") and taken[4].advice("print(yy)") == ""
     assert [step.index for step in taken] == [0, 1, 0, 1, 2, 3, 4]
     assert [step.copy for step in taken][:4] == [LEARNER, LEARNER, SOLVED, SOLVED]
 

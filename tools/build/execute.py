@@ -93,8 +93,9 @@ async def execute(learner: NotebookNode, solved: NotebookNode, lesson: Lesson, c
         at = next((i for i, c in reversed(list(enumerate(notebook.cells))) if c.get("execution_count")), 0)
         at = next((i for i, c in enumerate(notebook.cells) if _has_error(c)), at)
         step = run[at][0]
-        said = ANSI.sub("", str(problem)) + step.advice
-        raise BuildError(f"{place(copies[step.copy], step.index, lesson, step.copy)} failed\n{said}") from None
+        said = ANSI.sub("", str(problem))
+        where = place(copies[step.copy], step.index, lesson, step.copy)
+        raise BuildError(f"{where} failed\n{said}{step.advice(said)}") from None
     shared = {step.index for step in taken} - {step.index for step in taken if step.copy == LEARNER}
     for (step, _), cell in zip(run, notebook.cells, strict=True):
         if cell.source != step.before:

@@ -18,7 +18,6 @@ what is stored.
 
 from __future__ import annotations
 
-import ast
 import re
 import symtable
 from collections.abc import Iterator, Sequence
@@ -37,8 +36,8 @@ class Step:
     """One cell of one copy, and what happens before it is run.
 
     index: of the cell, the same in both copies. copy: whose cell it is, LEARNER or SOLVED; the output belongs to it,
-    and to both copies when the other has no step of this index. before: code for the kernel. withheld: names that the
-    cell reads and that only an exercise's solution binds -> that exercise.
+    and to both copies when the other has no step of this index. before: code for the kernel. withheld: names that only
+    an exercise's solution bound and nothing has bound since -> that exercise.
     """
 
     index: int
@@ -46,13 +45,13 @@ class Step:
     before: str = ""
     withheld: dict[str, str] = field(default_factory=dict)
 
-    @property
-    def advice(self) -> str:
-        """What to say beside an error of this step, or nothing."""
+    def advice(self, said: str) -> str:
+        """What to add to `said`, an error of this step with its cell's source: a word on each withheld name in it."""
         return "".join(
             f"\nOnly the solution of {exercise!r} binds {name!r} and its stub doesn't, so the copies differ in it from "
             "there on: bind it in the stub too, or in a cell of its own."
             for name, exercise in self.withheld.items()
+            if re.search(rf"\b{name}\b", said)
         )
 
 
@@ -74,45 +73,37 @@ def steps(learner: NotebookNode, solved: NotebookNode) -> list[Step]:
     if [(c.cell_type, c.id) for c in learner.cells] != [(c.cell_type, c.id) for c in solved.cells]:
         raise BuildError("the two copies have different cells")
     found: list[Step] = []
-    code = iter(i for i, cell in enumerate(solved.cells) if cell.cell_type == "code")
-    before, withheld = "", {}
+    before, withheld = "", {}  # what the next step does first; the names that no learner has
+    code = iter([index for index, cell in enumerate(solved.cells) if cell.cell_type == "code"])
     for index in code:
-        kind, source = role(solved.cells[index]), solved.cells[index].source
+        kind = role(solved.cells[index])
         if kind is None:
-            found.append(Step(index, SOLVED, before, _read(source, withheld)))
-            before, withheld = "", {name: e for name, e in withheld.items() if name not in bound(source)}
+            found.append(Step(index, SOLVED, before, withheld))
+            before, withheld = "", _without(withheld, bound(solved.cells[index].source))
             continue
-        both = [index]
+        group = [index]
         if kind == "solution":
-            both.append(next(code, index))
-            if role(solved.cells[both[-1]]) != "check":
+            group.append(next(code, index))
+            if role(solved.cells[group[-1]]) != "check":
                 raise BuildError(f"cell {index} is a solution, and the next code cell isn't its check")
-        mine, theirs = ([nb.cells[i].source for i in both] for nb in (learner, solved))
-        names, only = bound(*mine, *theirs), bound(*theirs) - bound(*mine)
-        enter = before + "\n" + call("enter", sorted(names))
-        reads = {i: _read(solved.cells[i].source, withheld) for i in both}
-        for copy, first in ((LEARNER, enter), (SOLVED, call("leave"))):
-            found += [Step(i, copy, first if i == index else "", reads[i]) for i in both]
-        before = call("withhold", sorted(only)) if only else ""
+        mine, theirs = (bound(*(notebook.cells[i].source for i in group)) for notebook in (learner, solved))
+        enter, only = call("enter", sorted(mine | theirs)), sorted(theirs - mine)
+        for copy, first in ((LEARNER, f"{before}\n{enter}".lstrip()), (SOLVED, call("leave"))):
+            found += [Step(i, copy, first if i == index else "", withheld) for i in group]
         exercise = solved.cells[index].metadata.get("nbgrader", {}).get("grade_id", "")
-        withheld = {name: e for name, e in withheld.items() if name not in names} | dict.fromkeys(
-            sorted(only), exercise
-        )
+        before = call("withhold", only) if only else ""
+        withheld = _without(withheld, mine | theirs) | dict.fromkeys(only, exercise)
     return found
+
+
+def _without(withheld: dict[str, str], names: set[str]) -> dict[str, str]:
+    return {name: exercise for name, exercise in withheld.items() if name not in names}
 
 
 def bound(*sources: str) -> set[str]:
     """The names that cells with these sources bind in the notebook."""
     symbols = (s for source in sources for s in symtable.symtable(source, "cell", "exec").get_symbols())
     return {symbol.get_name() for symbol in symbols if symbol.is_assigned() or symbol.is_imported()}
-
-
-def _read(source: str, withheld: dict[str, str]) -> dict[str, str]:
-    if not withheld:
-        return {}
-    nodes = (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name))
-    names = {node.id for node in nodes if isinstance(node.ctx, ast.Load)}
-    return {name: exercise for name, exercise in withheld.items() if name in names}
 
 
 def disagreements(learner: NotebookNode, solved: NotebookNode) -> Iterator[tuple[int, str]]:
