@@ -83,7 +83,7 @@ def repository(tmp_path_factory):
     (folder / "utils" / "course").mkdir(parents=True)
     (folder / "notebooks").mkdir()
     (folder / "notebooks" / "here").touch()
-    modules = [f"utils/{name}.py" for name in ("__init__", "course/__init__", "course/colab", "course/quiet")]
+    modules = [f"utils/{name}.py" for name in ("__init__", "course/__init__", "course/colab", "quiet")]
     for file in (*modules, "pyproject.toml"):
         shutil.copy(ROOT / file, folder / file)
     git("init", "-q", "-b", "trial", cwd=folder)

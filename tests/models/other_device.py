@@ -192,7 +192,7 @@ def a_card() -> Iterator[None]:
     """The card is there, and `utils.models` loads the model to it."""
     from utils import models
 
-    load, device = models._load, models.model_device
+    load, device = loading._load, models.model_device
 
     def on_card(*args: Any, **kwargs: Any) -> Any:
         models.model_device = lambda: torch.device("cpu")
@@ -202,9 +202,9 @@ def a_card() -> Iterator[None]:
             models.model_device = lambda: CARD
         return to_card(model), tokenizer
 
-    models._load, models.model_device = on_card, lambda: CARD
+    loading._load, models.model_device = on_card, lambda: CARD
     try:
         with WithCard():
             yield
     finally:
-        models._load, models.model_device = load, device
+        loading._load, models.model_device = load, device

@@ -35,7 +35,7 @@ if "google.colab" in sys.modules:
     sys.path.insert(0, home)
     from utils.course.colab import ensure_packages
     ensure_packages(home)
-from utils.course.quiet import quiet_upstream
+from utils.quiet import quiet_upstream
 
 quiet_upstream()
 """
