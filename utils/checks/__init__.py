@@ -8,7 +8,7 @@ from importlib import import_module
 from pkgutil import iter_modules
 from re import fullmatch
 
-from .core import check, hint, progress
+from utils.checks.core import check, hint, progress
 
 __all__ = ["check", "hint", "progress"]
 

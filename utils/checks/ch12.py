@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from utils import spectrum
-from utils.checks.core import Mistake, Wrong, difference, exercise
+from utils.checks.compare import difference
+from utils.checks.core import Mistake, Wrong, exercise
 
 # ------------------------------------------------------------------------------------------ variants (parts 1 and 2)
 
