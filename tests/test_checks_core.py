@@ -241,6 +241,15 @@ def test_random_answers_are_compared_under_one_seed():
     assert evaluate("init", lambda n: (torch.rand(n), random.random(), np.random.rand())).state == core.NOT_RIGHT
 
 
+@pytest.mark.parametrize("accelerator", [True, False])
+def test_an_accelerators_generators_are_seeded_where_there_is_one(delta, monkeypatch, accelerator):
+    seeds = []
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: accelerator)
+    monkeypatch.setattr(torch, "manual_seed", seeds.append)
+    evaluate("lora_delta", reference)
+    assert set(seeds) == ({0} if accelerator else set())
+
+
 def test_the_notebooks_own_state_is_left_alone(delta):
     def following():
         return torch.rand(2).tolist(), random.random(), np.random.rand()
@@ -257,6 +266,88 @@ def test_the_notebooks_own_state_is_left_alone(delta):
     evaluate("lora_delta", answer)
     assert following() == undisturbed
     assert torch.is_grad_enabled()
+
+
+# ------------------------------------------------------------------------------- mistakes are remembered
+
+
+def tell(calls, function):
+    """`function`, writing each call's arguments into `calls`."""
+    return lambda x: calls.append(x) or function(x)
+
+
+@pytest.fixture
+def calls():
+    """What a mistake was called with: right in the first of three cases, wrong in the others."""
+    seen = []
+    exercise(
+        "square",
+        reference=lambda x: x * x,
+        cases=[(1,), (3,), (4,)],
+        mistakes=[Mistake(tell(seen, lambda x: x), "squaring has no effect")],
+    )
+    return seen
+
+
+def test_a_mistake_is_called_once_a_case_and_not_beyond_a_difference(calls):
+    assert evaluate("square", lambda x: 2 * x).mistake is None
+    assert calls == [1]
+    assert evaluate("square", lambda x: x).message == "squaring has no effect"
+    assert calls == [1, 3, 4]
+    for _ in range(3):
+        assert evaluate("square", lambda x: x).message == "squaring has no effect"
+        assert evaluate("square", lambda x: x + (x > 1)).mistake is None
+    assert calls == [1, 3, 4]
+
+
+def test_registering_again_forgets(calls):
+    evaluate("square", lambda x: x)
+    exercise("square", reference=lambda x: x * x, cases=[(2,)], mistakes=core.find("square").mistakes)
+    assert evaluate("square", lambda x: x).message == "squaring has no effect"
+    assert calls == [1, 3, 4, 2]
+
+
+def test_what_a_learner_sets_for_the_whole_process_is_part_of_the_memory():
+    exercise(
+        "ramp",
+        reference=lambda n: torch.ones(n).cumsum(0).requires_grad_(),
+        cases=[(3,)],
+        compare=lambda a, b: a.dtype == b.dtype and a.requires_grad == b.requires_grad and torch.equal(a, b),
+        mistakes=[Mistake(lambda n: torch.ones(n, requires_grad=True) * 1, "all the same")],
+    )
+
+    def answer(n):
+        return torch.ones(n, requires_grad=True) + 0
+
+    try:
+        for dtype in (torch.float32, torch.float64, torch.float32):
+            torch.set_default_dtype(dtype)
+            assert evaluate("ramp", answer).message == "all the same"
+            with torch.no_grad():
+                assert evaluate("ramp", answer).message == "all the same"
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_a_mistake_that_changes_its_arguments_is_remembered_as_it_was():
+    exercise(
+        "emptied",
+        reference=sum,
+        cases=[([1, 2],), (lambda: ([3, 4],))],
+        mistakes=[Mistake(lambda items: items.clear() or items, "it is empty now")],
+    )
+    for _ in range(3):
+        assert evaluate("emptied", lambda items: []).message == "it is empty now"
+        assert evaluate("emptied", lambda items: items.clear() or items).message == "it is empty now"
+        assert evaluate("emptied", lambda items: items).mistake is None
+
+
+def test_a_remembered_exception_keeps_no_frames():
+    exercise("crash", reference=len, cases=[([],)], mistakes=[Mistake(lambda x: x[0], "there is no first")])
+    for _ in range(2):
+        assert evaluate("crash", lambda x: x[0]).message == "there is no first"
+    (outcome,) = core._kernel.seen.values()
+    assert isinstance(outcome.raised, IndexError) and outcome.raised.__traceback__ is None
 
 
 # ------------------------------------------------------------------------- values, tests, references

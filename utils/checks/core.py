@@ -97,12 +97,22 @@ class Result:
     mistake: Mistake | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class _Outcome:
+    """One call's result, or the exception that it raised."""
+
+    value: Any = None
+    raised: Exception | None = None
+
+
 @dataclass(eq=False)
 class _Kernel:
-    """What happened in this process: each exercise's last state, and how many hints are open."""
+    """What happened in this process: each exercise's last state, how many hints are open, and what the typical
+    mistakes were seen to do (see :func:`_mistake_does`)."""
 
     states: dict[str, str] = field(default_factory=dict)
     hints: dict[str, int] = field(default_factory=dict)
+    seen: dict[tuple[Any, ...], _Outcome] = field(default_factory=dict)
 
 
 _registered: dict[str, Exercise] = {}
@@ -250,14 +260,6 @@ def _report(found: Exercise, result: Result) -> str:
 # ---------------------------------------------------------------------------------------------------- judging
 
 
-@dataclass(frozen=True, eq=False)
-class _Outcome:
-    """One call's result, or the exception that it raised."""
-
-    value: Any = None
-    raised: Exception | None = None
-
-
 def evaluate(name: str, answer: Any) -> Result:
     """Judge `answer` for the exercise `name`: nothing printed or remembered, nothing raised."""
     found = find(name)
@@ -293,7 +295,7 @@ def _judge_callable(found: Exercise, answer: Any) -> Result:
     if wrong is None:
         return _judge_test(found, answer, expected)
     for mistake in found.mistakes:
-        if mistake.message and _behaves_alike(found, mistake.answer, got):
+        if mistake.message and _behaves_alike(found, mistake, got):
             return Result(NOT_RIGHT, mistake.message, mistake)
     case = f"case {wrong + 1} of {len(reasons)}, {_call_text(found, wrong)}"
     return Result(NOT_RIGHT, f"{case}: {reasons[wrong]}")
@@ -309,20 +311,20 @@ def _judge_test(found: Exercise, answer: Any, expected: Sequence[_Outcome]) -> R
     if not isinstance(verdict, Wrong | AssertionError):
         return Result(NOT_RIGHT, raised_text(verdict) + ".")
     said = str(verdict) or "it does not do what the exercise asks for."
-    alike = [m for m in found.mistakes if _fails_alike(found, m.answer, expected, said)]
+    alike = [m for m in found.mistakes if _fails_alike(found, m, expected, said)]
     if len(alike) == 1:
         return Result(NOT_RIGHT, alike[0].message or said, alike[0])
     return Result(NOT_RIGHT, said)
 
 
-def _fails_alike(found: Exercise, mistaken: Any, expected: Sequence[_Outcome], said: str) -> bool:
+def _fails_alike(found: Exercise, mistake: Mistake, expected: Sequence[_Outcome], said: str) -> bool:
     """Whether a mistaken answer passes the cases and fails the test in the same words as the learner's."""
     if callable(found.reference):
-        if not callable(mistaken) or not _behaves_alike(found, mistaken, expected):
+        if not _behaves_alike(found, mistake, expected):
             return False
-    elif _difference(found, found.reference, mistaken) is not None:
+    elif _difference(found, found.reference, mistake.answer) is not None:
         return False
-    verdict = _run_test(found, mistaken)
+    verdict = _run_test(found, mistake.answer)
     return isinstance(verdict, Wrong | AssertionError) and str(verdict) == said
 
 
@@ -348,32 +350,46 @@ def _run_test(found: Exercise, answer: Any) -> Exception | None:
     return None
 
 
-def _behaves_alike(found: Exercise, mistaken: Any, outcomes: Sequence[_Outcome]) -> bool:
-    """Whether `mistaken`, called on every case, does what `outcomes` records."""
-    if not callable(mistaken):
-        return False
-    theirs = _outcomes(found, mistaken)
-    for mine, other in zip(theirs, outcomes, strict=True):
-        if (mine.raised is None) != (other.raised is None):
-            return False
-        if mine.raised is not None and repr(mine.raised) != repr(other.raised):
-            return False
-        if mine.raised is None and _difference(found, mine.value, other.value) is not None:
-            return False
-    return True
+def _behaves_alike(found: Exercise, mistake: Mistake, outcomes: Sequence[_Outcome]) -> bool:
+    """Whether a mistaken answer does in every case what `outcomes` records; it isn't called beyond a difference."""
+    return callable(mistake.answer) and all(
+        _same_outcome(found, _mistake_does(found, mistake, case), outcome) for case, outcome in enumerate(outcomes)
+    )
+
+
+def _same_outcome(found: Exercise, one: _Outcome, other: _Outcome) -> bool:
+    if one.raised is None and other.raised is None:
+        return _difference(found, one.value, other.value) is None
+    return repr(one.raised) == repr(other.raised)
+
+
+def _mistake_does(found: Exercise, mistake: Mistake, case: int) -> _Outcome:
+    """What a mistaken answer does in one case: called the first time, remembered from then on.
+
+    Arguments and seed are the same each time, so only what a learner may have set for the whole process can
+    change the outcome; that is part of what is remembered.
+    """
+    key = found, mistake, case, torch.get_default_dtype(), torch.is_grad_enabled()
+    if key not in _kernel.seen:
+        outcome = _outcome(mistake.answer, found.cases[case])
+        if outcome.raised is not None:
+            outcome.raised.__traceback__ = None  # it would keep every local of the call
+        _kernel.seen[key] = outcome
+    return _kernel.seen[key]
 
 
 def _outcomes(found: Exercise, function: Callable[..., Any]) -> list[_Outcome]:
-    """`function` on every case, each time with fresh arguments and the same seed."""
-    outcomes = []
-    for case in found.cases:
-        arguments = _arguments(case)
-        _seed()
-        try:
-            outcomes.append(_Outcome(value=function(*arguments)))
-        except Exception as problem:
-            outcomes.append(_Outcome(raised=problem))
-    return outcomes
+    return [_outcome(function, case) for case in found.cases]
+
+
+def _outcome(function: Callable[..., Any], case: Any) -> _Outcome:
+    """What `function` does in a case, with fresh arguments and the same seed each time."""
+    arguments = _arguments(case)
+    _seed()
+    try:
+        return _Outcome(value=function(*arguments))
+    except Exception as problem:
+        return _Outcome(raised=problem)
 
 
 def _arguments(case: Any) -> tuple[Any, ...]:
@@ -396,7 +412,15 @@ def _fresh(value: Any) -> Any:
 
 
 def _seed() -> None:
-    torch.manual_seed(0)
+    """Seed every generator with 0.
+
+    Where there is no accelerator, only the processor's: `torch.manual_seed` then writes down the whole stack, for a
+    GPU that might be found later, and that takes longer than most exercises do.
+    """
+    if torch.accelerator.is_available():
+        torch.manual_seed(0)
+    else:
+        torch.default_generator.manual_seed(0)
     random.seed(0)
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed(0)
