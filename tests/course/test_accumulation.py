@@ -56,7 +56,7 @@ def test_only_a_model_that_accepts_the_count_gets_the_large_batchs_gradient(kind
         dataloader_pin_memory=False,
     )  # fmt: skip
     trainer = Trainer(model=kind(), args=args, train_dataset=data, callbacks=[Keep()])
-    trainer._get_train_sampler = lambda *_: torch.utils.data.instructions.SequentialSampler(
+    trainer._get_train_sampler = lambda *_: torch.utils.data.SequentialSampler(
         data
     )  # the first two rows are one batch
     trainer.train()

@@ -54,6 +54,12 @@ def test_the_share_the_most_and_the_seed():
     assert split.train == [r for r in records if r in split.train], "the file's order is kept"
 
 
+@pytest.mark.parametrize("share", [0.95, 0.99])
+def test_something_is_left_to_train_on_however_much_is_held_out(share):
+    split = split_records([record(f"prompt {n}") for n in range(10)], share)
+    assert (len(split.train), len(split.held_out)) == (1, 9)
+
+
 def test_duplicates_are_dropped_and_two_answers_to_a_prompt_stay_together():
     records = [record(f"p {n}") for n in range(20)] + [record("p 3"), record("P  3", "no"), record("p 4 ", "yes ")]
     split = split_records(records, share=0.5)
