@@ -208,7 +208,7 @@ def test_the_loop_is_transformers_token_by_token(base, batch, use_cache):
 
 
 def test_padding_moves_no_position_of_a_model_that_counts_them():
-    """Llama sees only how far apart two tokens are; GPT-2 learns a vector for each position, counted without padding."""
+    """Llama sees only how far apart two tokens are; GPT-2 has a vector for each position, counted without padding."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(0)
