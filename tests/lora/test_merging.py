@@ -282,7 +282,7 @@ def test_what_the_new_process_can_not_do(saved, tmp_path, monkeypatch):
     def slow(*_, timeout, **__):
         raise subprocess.TimeoutExpired("python", timeout)
 
-    monkeypatch.setattr(merging.subprocess, "run", slow)
+    monkeypatch.setattr(merged_answers.subprocess, "run", slow)
     with pytest.raises(RuntimeError, match="more than 3 seconds"):
         answers_in_new_process(folder, prompts, timeout=3)
 
