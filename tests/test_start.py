@@ -410,7 +410,7 @@ NO_NAME = REFUSED.replace("[Errno 111] Connection refused", "[Errno -3] Temporar
 TIMEOUT = "pip._vendor.urllib3.exceptions.ReadTimeoutError: HTTPSConnectionPool(host='x'): Read timed out.\n"
 FULL = "ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device\n"
 LONG = (
-    "ERROR: Could not install packages due to an OSError: [Errno 2] No such file or directory: 'C:\\\\Users\\\\a\\\\b.js'\n"
+    "ERROR: Could not install packages due to an OSError: [Errno 2] No such file or directory: 'C:\\\\a\\\\b.js'\n"
     "HINT: This error might have occurred since this system does not have Windows Long Path support enabled.\n"
 )
 LOCKED = "ERROR: Could not install packages due to an OSError: [WinError 5] Access is denied: 'C:\\\\a\\\\_C.pyd'\n"

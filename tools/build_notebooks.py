@@ -91,7 +91,7 @@ class Course:
     """What the build needs to know besides the lessons.
 
     root: the repository. repository: "OWNER/REPO" on GitHub. setup: the setup cell's source. points: what an
-    exercise counts, by name; raises KeyError for a name that isn't registered. ref: the branch or tag that badges go to.
+    exercise counts, by name; raises KeyError for a name that isn't registered. ref: the branch or tag of badges.
     """
 
     root: Path
