@@ -27,11 +27,11 @@ tests: setup  ## the tests alone, without the notebooks
 	$(PYTEST) tests
 
 notebooks: setup  ## lessons/ to notebooks/ and solutions/, executed; CH="02 03" for some chapters
-	$(VENV) tools/build_notebooks.py $(CH)
-	$(VENV) tools/build_claims.py
+	$(VENV) -m tools.build_notebooks $(CH)
+	$(VENV) -m tools.build_claims
 
 check-notebooks: setup  ## fail when a committed notebook is not what its lesson gives
-	$(VENV) tools/build_notebooks.py --check $(CH)
+	$(VENV) -m tools.build_notebooks --check $(CH)
 
 nbval-notebooks: setup  ## run the learner's notebooks, compare with their stored outputs
 	$(NBVAL) notebooks
@@ -48,23 +48,23 @@ format: setup  ## mend what ruff can mend
 	$(VENV) -m ruff format .
 
 lock: setup  ## write requirements.lock anew from pyproject.toml
-	$(VENV) tools/lock.py
+	$(VENV) -m tools.lock
 
 base: setup  ## train the tiny base model and write it to assets/ (a GPU: minutes)
-	$(VENV) tools/train_tiny_base.py
+	$(VENV) -m tools.train_tiny_base
 
 adapters: setup  ## train the four adapters and write them to assets/adapters/
-	$(VENV) tools/train_adapters.py
+	$(VENV) -m tools.train_adapters
 
 claims: setup  ## check every proof of the claims ledger and write lessons/claims.md
-	$(VENV) tools/build_claims.py
+	$(VENV) -m tools.build_claims
 
 cuda: setup  ## on a CUDA machine: run every notebook, tiny and small, and write assets/measurements/course.md
-	$(VENV) tools/run_course.py
-	$(VENV) tools/run_course.py --profile small
+	$(VENV) -m tools.run_course
+	$(VENV) -m tools.run_course --profile small
 
 measure-gpu: setup  ## on a CUDA machine: measure all that the chapters quote of a GPU (S="layer step" for some sections)
-	$(VENV) tools/measure_gpu.py $(S)
+	$(VENV) -m tools.measure_gpu $(S)
 
 clean:  ## remove caches; .venv stays
 	rm -rf .pytest_cache .ruff_cache .hypothesis build *.egg-info

@@ -11,14 +11,14 @@ import argparse
 import gc
 import tempfile
 
-from utils.activations import checkpoint_blocks
-from utils.callbacks import LiveLoss
+from utils.profiling.activations import checkpoint_blocks
+from utils.train.callbacks import LiveLoss
 from utils.data import check_completions_survive, data_report, to_prompt_completion
-from utils.evaluation import evaluate, report
+from utils.evaluate.report import evaluate, report
 from utils.files import new_folder, replaced_folder
-from utils.model_card import write_card
+from utils.course.model_card import write_card
 from utils.models import ModelUnavailable, load_4bit, load_base, trainer_precision, widen_trainable
-from utils.own_data import data_facts, general_texts, read_own, split_records, usual_settings
+from utils.train.own_data import data_facts, general_texts, read_own, split_records, usual_settings
 
 ADAPTER = {"target_modules": "all-linear", "task_type": "CAUSAL_LM"}
 

@@ -11,15 +11,14 @@ import torch
 from safetensors import safe_open
 from transformers import LlamaConfig, LlamaForCausalLM
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
-
-import train_tiny_base  # noqa: E402
-
-from utils import gates, models, tinyworld, training  # noqa: E402
-from utils.adapter_files import CONFIG, WEIGHTS, load_adapter  # noqa: E402
-from utils.lora import lora_layers  # noqa: E402
-from utils.recipes import HELD_OUT, RECIPES  # noqa: E402
-from utils.tinyworld import TASKS, task_examples, unseen_word_examples  # noqa: E402
+from tools import train_tiny_base
+from utils import models, tinyworld
+from utils.evaluate import gates, metrics
+from utils.lora import lora_layers
+from utils.lora.checkpoint import CONFIG, WEIGHTS, load_adapter
+from utils.tinyworld import TASKS, task_examples, unseen_word_examples
+from utils.train.adapter_cache import adapter_dir
+from utils.train.recipes import HELD_OUT, RECIPES
 
 torch.set_num_threads(1)
 
@@ -96,7 +95,7 @@ def test_the_shipped_config_and_template_are_the_training_scripts(loaded):
 
 def test_the_model_card_says_what_was_recorded():
     card = (models.TINY_DIR / "README.md").read_text(encoding="utf-8")
-    assert "license: apache-2.0" in card and "python tools/train_tiny_base.py" in card
+    assert "license: apache-2.0" in card and "python -m tools.train_tiny_base" in card
     for text in (f"{RECORD['parameters']:,}", f"{RECORD['documents']:,}", f"{RECORD['tokens']:,}", RECORD["hardware"]):
         assert text in card
     assert f"| {RECORD['perplexity']} |" in card
@@ -147,7 +146,7 @@ def test_the_stories_make_no_slips_of_grammar(requested_stories):
 
 def test_the_perplexity_on_held_out_stories_is_the_recorded_one(loaded):
     # The record was made with bf16 weights computing in float32, as here; rounding moves the fourth digit at most.
-    found = training.perplexity(*loaded, gates.held_out_stories(400))
+    found = metrics.perplexity(*loaded, gates.held_out_stories(400))
     assert found == pytest.approx(RECORD["perplexity"], abs=0.002)
 
 
@@ -166,21 +165,21 @@ def test_the_base_knows_no_task_and_the_shipped_adapter_does(task, measured):
     test = task_examples(task, "test", HELD_OUT)
     assert len(test) == 200
     model, tokenizer = models.load_base()
-    before = training.exact_match(model, tokenizer, test)
+    before = metrics.exact_match(model, tokenizer, test)
     assert before <= 0.02
-    load_adapter(model, models.adapter_dir(task))
-    after = training.exact_match(model, tokenizer, test)
+    load_adapter(model, adapter_dir(task))
+    after = metrics.exact_match(model, tokenizer, test)
     assert after >= BARS[task]
     assert measured[task]["base"] == pytest.approx(before, abs=ONE_POINT)
     assert measured[task]["adapter"] == pytest.approx(after, abs=ONE_POINT)
     if task == "sentiment":  # reported beside the rest; no bar, since no word of it was taught
-        unseen = training.exact_match(model, tokenizer, unseen_word_examples(HELD_OUT))
+        unseen = metrics.exact_match(model, tokenizer, unseen_word_examples(HELD_OUT))
         assert measured[task]["unseen_words"] == pytest.approx(unseen, abs=ONE_POINT)
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_an_adapter_is_small_bf16_and_made_by_its_recipe(task, measured):
-    folder, recipe = models.adapter_dir(task), RECIPES[task]
+    folder, recipe = adapter_dir(task), RECIPES[task]
     assert {f.name for f in folder.iterdir()} == {CONFIG, WEIGHTS}
     assert sum(f.stat().st_size for f in folder.iterdir()) <= 500_000
     assert (folder / WEIGHTS).stat().st_size == measured[task]["bytes"]

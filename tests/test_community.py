@@ -15,7 +15,7 @@ import pytest
 import yaml
 from packaging.specifiers import SpecifierSet
 
-from utils.colab import origin
+from utils.course.colab import origin
 
 ROOT = Path(__file__).resolve().parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -187,7 +187,7 @@ def test_no_file_but_pyproject_names_the_branch_that_links_go_to():
         if path.parent.name in ("notebooks", "solutions") or path == ROOT / "README.md":
             assert found and [one for one in found if f"{name}/blob/{ref}/" not in one] == [], path.name
         elif path.relative_to(ROOT).parts[0] != "tests":  # tests make addresses up
-            assert found == [], f"{path.name} names a ref in {found}; read it with utils.colab.origin"
+            assert found == [], f"{path.name} names a ref in {found}; read it with utils.course.colab.origin"
 
 
 # -------------------------------------------------------------------------------- pre-commit

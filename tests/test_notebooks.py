@@ -3,20 +3,17 @@
 import json
 import re
 import statistics
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from tools import build_notebooks as build
+from utils.course import checks  # noqa: F401  (registers every exercise)
+from utils.course.checks import core
+from utils.course.colab import notebook_page, origin
+
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tools"))
-
-import build_notebooks as build  # noqa: E402
-
-from utils import checks  # noqa: E402, F401  (registers every exercise)
-from utils.checks import core  # noqa: E402
-from utils.colab import notebook_page, origin  # noqa: E402
 
 LESSONS = sorted((ROOT / "lessons").glob("[0-9]*.md"))  # claims.md is no lesson
 NOTEBOOKS = [ROOT / kind / f"{path.stem}.ipynb" for path in LESSONS for kind in ("notebooks", "solutions")]

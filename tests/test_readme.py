@@ -5,7 +5,7 @@ import re
 import tomllib
 from pathlib import Path
 
-from utils.colab import notebook_page, origin
+from utils.course.colab import notebook_page, origin
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

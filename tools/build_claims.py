@@ -1,7 +1,7 @@
 """Hold every proof of the claims ledger against the notebooks, tests and records, and write lessons/claims.md.
 
-    python tools/build_claims.py            check all proofs, then write the page
-    python tools/build_claims.py --check    write nothing; fail when a proof doesn't hold or the page is not up to date
+    python -m tools.build_claims            check all proofs, then write the page
+    python -m tools.build_claims --check    write nothing; fail when a proof doesn't hold or the page is not up to date
 
 The ledger is lessons/claims.toml. It needs no kernel and takes a second: that a cell still prints what is stored is
 nbval's to say, and that a test passes is pytest's; both run in CI beside this.
@@ -19,10 +19,7 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-from utils.claims import (  # noqa: E402
+from utils.course.claims import (
     Cell,
     Claim,
     LedgerError,
@@ -35,6 +32,8 @@ from utils.claims import (  # noqa: E402
     read_ledger,
     read_traps,
 )
+
+ROOT = Path(__file__).resolve().parents[1]
 
 PAGE = Path("lessons") / "claims.md"
 COPIES = ("solutions", "notebooks")
@@ -280,7 +279,7 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
     except (LedgerError, FileNotFoundError) as error:
         errors, text = [str(error)], ""
     if not errors and options.check and (not target.exists() or target.read_text(encoding="utf-8") != text):
-        errors = [f"{PAGE} is not what the ledger gives. Run: python tools/build_claims.py"]
+        errors = [f"{PAGE} is not what the ledger gives. Run: python -m tools.build_claims"]
     for error in errors:
         print(f"error: {error}", file=sys.stderr)
     if errors:

@@ -1,11 +1,11 @@
 """Write both notebooks of each lesson: lessons/NN_topic.md -> notebooks/ (exercises open) and solutions/
 (solved).
 
-    python tools/build_notebooks.py             build everything: execute both copies, store the outputs
-    python tools/build_notebooks.py 02 03       only these chapters
-    python tools/build_notebooks.py --check     start no kernel; fail when a committed notebook is not its
+    python -m tools.build_notebooks             build everything: execute both copies, store the outputs
+    python -m tools.build_notebooks 02 03       only these chapters
+    python -m tools.build_notebooks --check     start no kernel; fail when a committed notebook is not its
     lesson's
-    python tools/build_notebooks.py --no-execute 02     cells without outputs, to look at while writing
+    python -m tools.build_notebooks --no-execute 02     cells without outputs, to look at while writing
 
 A lesson is jupytext Markdown. Solved regions are marked as nbgrader marks them, with an optional stub
 between:
@@ -104,9 +104,9 @@ class Course:
     def here(cls, root: Path = ROOT) -> Course:
         """The course in `root`: address and ref from pyproject.toml, setup cell and exercises from utils/."""
         sys.path.insert(0, str(root))
-        import_module("utils.checks")  # registers every chapter's exercises
-        from utils.checks.core import find
-        from utils.colab import origin, setup_cell
+        import_module("utils.course.checks")  # registers every chapter's exercises
+        from utils.course.checks.core import find
+        from utils.course.colab import origin, setup_cell
 
         repository, ref = origin(root)
         return cls(root, repository, setup_cell(repository, ref), lambda name: find(name).points, ref)
@@ -301,7 +301,7 @@ def make(lesson: Lesson, kind: str, course: Course) -> NotebookNode:
 
 def _head(lesson: Lesson, kind: str, course: Course) -> tuple[NotebookNode, NotebookNode]:
     """The Colab badge, for above the title, and the setup cell, folded, for below the opening."""
-    from utils.colab import COLAB, Origin, notebook_page
+    from utils.course.colab import COLAB, Origin, notebook_page
 
     first = next(iter(lesson.cells), None)
     if not (first and first.cell_type == "markdown" and first.source.startswith("# ")):

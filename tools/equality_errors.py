@@ -1,6 +1,6 @@
 """How far the course's own code is from PEFT and transformers: one line for each comparison of chapters 8 to 10.
 
-    python tools/equality_errors.py      (the tiny model on the CPU: a minute; writes nothing)
+    python -m tools.equality_errors      (the tiny model on the CPU: a minute; writes nothing)
 
 Each line is the largest absolute difference found and what it is a difference of. The tests hold each of them under a
 tolerance; this prints the numbers themselves, for a report or after a library has moved.
@@ -8,7 +8,6 @@ tolerance; this prints the numbers themselves, for a report or after a library h
 
 from __future__ import annotations
 
-import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -16,16 +15,20 @@ from pathlib import Path
 
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+from utils.data.chat import render
+from utils.inference import decoding
+from utils.lora import (
+    combine,
+    merging,
+    multi_adapter,
+)
+from utils.lora.checkpoint import load_adapter, read_matrices, save_adapter
+from utils.models import load_4bit, load_base, profile
+from utils.quant.nf4 import dequantize
+from utils.tinyworld import TASKS, task_examples
+from utils.train.adapter_cache import trained_adapter
 
-from utils import combine, decoding, merging, multi_adapter  # noqa: E402
-from utils.adapter_cache import trained_adapter  # noqa: E402
-from utils.adapter_files import load_adapter, read_matrices, save_adapter  # noqa: E402
-from utils.models import load_4bit, load_base  # noqa: E402
-from utils.nf4 import dequantize  # noqa: E402
-from utils.tinyworld import TASKS, task_examples  # noqa: E402
-from utils.training import render  # noqa: E402
+ROOT = Path(__file__).resolve().parents[1]
 
 Line = tuple[str, float]
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -45,8 +48,8 @@ def files() -> Iterator[Line]:
     from peft import PeftModel
 
     ours, ids = load_base()[0], token_ids(4)
-    load_adapter(ours, trained_adapter("style"))
-    theirs = PeftModel.from_pretrained(load_base()[0], trained_adapter("style")).eval()
+    load_adapter(ours, trained_adapter("style", profile()))
+    theirs = PeftModel.from_pretrained(load_base()[0], trained_adapter("style", profile())).eval()
     yield "adapter beside its base, logits against PEFT's", largest(ours.eval()(ids).logits, theirs(ids).logits)
     with tempfile.TemporaryDirectory() as scratch:
         save_adapter(ours, Path(scratch, "ours"))
@@ -61,7 +64,7 @@ def merges() -> Iterator[Line]:
     """Chapter 8: merged weights in each dtype, and in 4 bits."""
     from peft import PeftModel
 
-    folder = trained_adapter("style")
+    folder = trained_adapter("style", profile())
     for dtype in DTYPES:
         ours = load_base(dtype)[0]
         names = merging.merge_files(ours, folder)
@@ -85,9 +88,10 @@ def many() -> Iterator[Line]:
     """Chapter 9: the mixed batch, and the eleven combinations, on the shipped adapters."""
     from peft import PeftModel
 
-    model = PeftModel.from_pretrained(load_base()[0], trained_adapter(TASKS[0]), adapter_name=TASKS[0]).eval()
+    first = trained_adapter(TASKS[0], profile())
+    model = PeftModel.from_pretrained(load_base()[0], first, adapter_name=TASKS[0]).eval()
     for task in TASKS[1:]:
-        model.load_adapter(trained_adapter(task), adapter_name=task)
+        model.load_adapter(trained_adapter(task, profile()), adapter_name=task)
     adapters = {task: combine.from_peft(model, task) for task in TASKS}
     ours, names = load_base()[0], [*TASKS, "__base__"]
     multi_adapter.stack_adapters(ours, adapters)

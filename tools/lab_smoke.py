@@ -1,8 +1,8 @@
 """Open notebooks in a real JupyterLab in headless Chromium, run all their cells, and fail on what a reader
 would see fail.
 
-    python tools/lab_smoke.py                                 every notebook in notebooks/
-    python tools/lab_smoke.py notebooks/00_start_here.ipynb --shots /tmp/shots
+    python -m tools.lab_smoke                                 every notebook in notebooks/
+    python -m tools.lab_smoke notebooks/00_start_here.ipynb --shots /tmp/shots
 
 For maintainers, before a release: it needs two things that the course does not install, ``pip install
 playwright`` and a Chromium (``apt-get install chromium``, or --chromium PATH). The notebooks run in a copy

@@ -1,7 +1,7 @@
 """Writes requirements.lock: the exact version of every package that the course installs, torch aside.
 
-    python tools/lock.py            the newest versions that pyproject.toml admits
-    python tools/lock.py --check    changes nothing; fails if the lock no longer answers to pyproject.toml
+    python -m tools.lock            the newest versions that pyproject.toml admits
+    python -m tools.lock --check    changes nothing; fails if the lock no longer answers to pyproject.toml
 
 The resolving is done by uv, in a throw-away environment. torch takes part in it at the version that start.py
 pins, so that everything fits it, but neither torch nor the CUDA packages below it are written down: start.py

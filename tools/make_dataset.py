@@ -1,6 +1,6 @@
 """Write the course's instruction data, assets/data/instructions, anew: the same bytes every time.
 
-    python tools/make_dataset.py [--out FOLDER]
+    python -m tools.make_dataset [--out FOLDER]
 
 The records come from utils.tinyworld, whose tasks follow from a seed. Train and test share no prompt, because the split
 that a prompt belongs to follows from its text.
@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+from utils.data.chat import Example
+from utils.files import replaced_folder
+from utils.tinyworld import TASKS, task_examples
 
-from utils.files import replaced_folder  # noqa: E402
-from utils.tinyworld import TASKS, Example, task_examples  # noqa: E402
+ROOT = Path(__file__).resolve().parents[1]
 
 OUT = ROOT / "assets" / "data" / "instructions"
 PER_TASK = {"train": 450, "test": 50}
@@ -51,7 +50,7 @@ parts, one JSON object a line:
 
 The user's turn is `instruction`, a space, `input`. The tasks take turns, so that the first n records hold each alike.
 
-**How it was made.** `python tools/make_dataset.py` writes these files from `utils/tinyworld.py`, the generator of the
+**How it was made.** `python -m tools.make_dataset` writes these files from `utils/tinyworld.py`, the generator of the
 picture-book world that the course's tiny model knows, with a fixed seed and the same bytes every time. No person wrote
 or labelled a record and none is about a person.
 

@@ -1,6 +1,6 @@
 """Measure the guide's cures (10.3) on the clinic's sick runs, and write assets/measurements/clinic.json.
 
-    .venv/bin/python tools/measure_clinic.py [--trial]
+    .venv/bin/python -m tools.measure_clinic [--trial]
 
 Every row is one cure on one failure, on the sentiment task of the tiny model: accuracy and stop rate on held-out
 prompts and the loss on their answers, for three seeds. It takes eight minutes on one CPU core. `--trial` does two rows
@@ -19,19 +19,19 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from utils.data.chat import batches
+from utils.evaluate.diagnose import watched
+from utils.evaluate.diagnose_cases import everything_learnt, without_end_mark
+from utils.evaluate.report import evaluate
+from utils.files import replaced_folder
+from utils.lora import inject
+from utils.models import ASSETS, load_base
+from utils.tinyworld import task_examples
+
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
 
-import torch  # noqa: E402
-
-from utils.clinic import watched  # noqa: E402
-from utils.clinic_cases import everything_learnt, without_end_mark  # noqa: E402
-from utils.evaluation import evaluate  # noqa: E402
-from utils.files import replaced_folder  # noqa: E402
-from utils.lora import inject  # noqa: E402
-from utils.models import ASSETS, load_base  # noqa: E402
-from utils.tinyworld import task_examples  # noqa: E402
-from utils.training import batches  # noqa: E402
 
 OUT = ASSETS / "measurements" / "clinic.json"
 SEEDS = (0, 1, 2)

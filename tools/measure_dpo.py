@@ -1,6 +1,6 @@
 """Train DPO on "tell the moral" at several beta and rates, and record what is preferred, what is told and what is lost.
 
-    python tools/measure_dpo.py                    one thread: 15 minutes
+    python -m tools.measure_dpo                    one thread: 15 minutes
 
 Written to assets/measurements/dpo.json, which chapter 12 reads, after every run; a run that is in the file is not run
 again. `--trial` runs two steps of one seed and writes nothing.
@@ -11,20 +11,18 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import sys
 from pathlib import Path
 
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+from utils.evaluate.gates import held_out_stories
+from utils.evaluate.metrics import perplexity
+from utils.files import replaced_folder
+from utils.lora import inject
+from utils.models import load_base
+from utils.train.dpo import drift, evaluate_pairs, has_moral, moral_pairs, sample, train_dpo
 
-from utils.dpo import drift, evaluate_pairs, has_moral, moral_pairs, sample, train_dpo  # noqa: E402
-from utils.files import replaced_folder  # noqa: E402
-from utils.gates import held_out_stories  # noqa: E402
-from utils.lora import inject  # noqa: E402
-from utils.models import load_base  # noqa: E402
-from utils.training import perplexity  # noqa: E402
+ROOT = Path(__file__).resolve().parents[1]
 
 OUT = ROOT / "assets" / "measurements" / "dpo.json"
 SEEDS = (0, 1, 2)

@@ -1,8 +1,8 @@
 """Measure what LoRA and full fine-tuning forget while they learn to speak like a pirate, and what an update looks like.
 
-    python tools/measure_forgetting.py rates       learning rates, each update also turned down (one thread: 20 minutes)
-    python tools/measure_forgetting.py steps       half the steps (one thread: 3 minutes)
-    python tools/measure_forgetting.py replay      with stories of the base's training mixed in (one thread: 5 minutes)
+    python -m tools.measure_forgetting rates       learning rates, each update also turned down (one thread: 20 minutes)
+    python -m tools.measure_forgetting steps       half the steps (one thread: 3 minutes)
+    python -m tools.measure_forgetting replay      with stories of the base's training mixed in (one thread: 5 minutes)
 
 Written to assets/measurements/forgetting.json, which chapter 12 reads, after every run; a run that is in the file is
 not run again. `--trial` runs four steps of one seed and writes nothing.
@@ -13,23 +13,21 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import sys
 from pathlib import Path
 
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+from utils.evaluate import spectrum
+from utils.evaluate.forgetting import interpolated, measure, replay_examples, scaled
+from utils.evaluate.gates import held_out_stories
+from utils.files import replaced_folder
+from utils.lora import inject
+from utils.models import load_base
+from utils.tinyworld import task_examples
+from utils.train.loop import train
+from utils.train.recipes import RECIPES
 
-from utils import spectrum  # noqa: E402
-from utils.files import replaced_folder  # noqa: E402
-from utils.forgetting import interpolated, measure, replay_examples, scaled  # noqa: E402
-from utils.gates import held_out_stories  # noqa: E402
-from utils.lora import inject  # noqa: E402
-from utils.models import load_base  # noqa: E402
-from utils.recipes import RECIPES  # noqa: E402
-from utils.tinyworld import task_examples  # noqa: E402
-from utils.training import train  # noqa: E402
+ROOT = Path(__file__).resolve().parents[1]
 
 OUT = ROOT / "assets" / "measurements" / "forgetting.json"
 SEEDS = (0, 1, 2)

@@ -1,8 +1,8 @@
 """Measure a GPU: write the records under assets/measurements that chapters and tests read.
 
-    python tools/measure_gpu.py                 (all sections, one after the other, on a CUDA GPU)
-    python tools/measure_gpu.py memory layer    (these sections)
-    python tools/measure_gpu.py --trial --out /tmp/x memory   (tiny shapes on the CPU: does it run?)
+    python -m tools.measure_gpu                 (all sections, one after the other, on a CUDA GPU)
+    python -m tools.measure_gpu memory layer    (these sections)
+    python -m tools.measure_gpu --trial --out /tmp/x memory   (tiny shapes on the CPU: does it run?)
 
 Each section is a module in tools/gpu and ends inside ten minutes. A run that was cut off goes on where it stopped.
 """
@@ -18,8 +18,6 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
-
 OUT = ROOT / "assets" / "measurements"
 SECONDS = 540.0
 """After so long a section starts nothing new."""
@@ -46,7 +44,7 @@ def main() -> None:
     if not arguments.trial and not torch.cuda.is_available():
         sys.exit("error: this measures a GPU, and there is none here (--trial shows whether it runs)")
     for name in chosen:
-        section, start = importlib.import_module(f"gpu.{name}"), time.monotonic()
+        section, start = importlib.import_module(f"tools.gpu.{name}"), time.monotonic()
         print(f"{name}: {section.__doc__.splitlines()[0]}", flush=True)
         section.run(arguments.out or OUT, arguments.trial, arguments.seconds)
         print(f"{name}: {time.monotonic() - start:.0f} s", flush=True)

@@ -1,7 +1,7 @@
 """Memory and time of a training step of Llama-2-7B's shape on a GPU, in bf16 and in 4-bit, with and without
 checkpointing: write assets/measurements/loading_7b.json.
 
-    python tools/measure_loading.py            (a CUDA GPU with 80 GB; two minutes)
+    python -m tools.measure_loading            (a CUDA GPU with 80 GB; two minutes)
 
 The weights are random, which changes neither bytes nor times. LoRA is PEFT's, r=8 on the attention projections, with
 its float32 adapters; full fine-tuning is forward and backward pass without an optimizer. Every number is of the
@@ -21,14 +21,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+from utils.files import replaced_folder
+from utils.models.configs import real_config
+from utils.profiling.activations import checkpoint_blocks
+from utils.quant import nf4
+from utils.quant.absmax import block_scales, nearest, spread
 
-from utils import nf4  # noqa: E402
-from utils.activations import checkpoint_blocks  # noqa: E402
-from utils.architectures import real_config  # noqa: E402
-from utils.files import replaced_folder  # noqa: E402
-from utils.quantization import block_scales, nearest, spread  # noqa: E402
+ROOT = Path(__file__).resolve().parents[1]
 
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 BATCH, LENGTH, WARM_UP, STEPS = 4, 512, 3, 20
@@ -113,7 +112,7 @@ def lora_rows(name: str, model: nn.Module) -> list[dict]:
 
 
 def differences_on_the_gpu() -> dict[str, dict[str, int]]:
-    """How many codes, scales and 8-bit scales of a random matrix CUDA's kernels make otherwise than utils.nf4.
+    """How many codes, scales and 8-bit scales of a random matrix CUDA's kernels make otherwise than utils.quant.nf4.
 
     "8-bit scales, nearest" counts against the entry that is nearest, where the CPU's kernel asks a table.
     """

@@ -1,15 +1,15 @@
 """Race the variants of LoRA, at equal parameter budgets and each at its own best learning rate, and write
 assets/measurements/variants.json.
 
-    python tools/race_variants.py              everything (one H100: five minutes)
-    python tools/race_variants.py --trial      few runs of few steps, on any machine
-    python tools/race_variants.py --work DIR   keep finished parts there; a second call trains only what they lack
+    python -m tools.race_variants              everything (one H100: five minutes)
+    python -m tools.race_variants --trial      few runs of few steps, on any machine
+    python -m tools.race_variants --work DIR   keep finished parts there; a second call trains only what they lack
 
-Each entry of utils.race.ENTRIES learns each task with every rate of its grid and every seed. The rate is chosen by
-the mean over the seeds on the dev split; what is reported is the test split at that rate. Runs of one entry and task
+Each entry of utils.train.sweep.ENTRIES learns each task with every rate of its grid and every seed. The rate is chosen
+by the mean over the seeds on the dev split; what is reported is the test split at that rate. Runs of one entry and task
 differ in their trainable tensors alone, so they are trained together, stacked, through torch.func.vmap
-(:class:`Ensemble`); tests/test_race.py holds such a run against the same run alone. Entries are spread over processes.
-At the end, one process alone measures time and memory of a single run of each.
+(:class:`Ensemble`); tests/train/test_sweep.py holds such a run against the same run alone. Entries are spread over
+processes. At the end, one process alone measures time and memory of a single run of each.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ import math
 import os
 import platform
 import statistics
-import sys
 import time
 import warnings
 from collections.abc import Sequence
@@ -35,12 +34,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+from utils import models
+from utils.data import chat
+from utils.data.chat import Example
+from utils.evaluate import gates
+from utils.lora import adalora, nf4_linear
+from utils.profiling.activations import saved_activation_bytes
+from utils.tinyworld import task_examples
+from utils.train import loop, sweep
 
-from utils import adalora, gates, models, qlora, race, training  # noqa: E402
-from utils.activations import saved_activation_bytes  # noqa: E402
-from utils.tinyworld import Example, task_examples  # noqa: E402
+ROOT = Path(__file__).resolve().parents[1]
 
 SEEDS = (0, 1, 2, 3, 4)
 HELD_OUT, WINDOWS, WINDOW = 200, 32, 256
@@ -50,15 +53,15 @@ OUT = ROOT / "assets" / "measurements" / "variants.json"
 
 
 class Ensemble:
-    """Runs of one entry that differ in rate and seed, trained in one stack as utils.race.train trains each alone."""
+    """Runs of one entry that differ in rate and seed, trained in one stack as sweep.train trains each alone."""
 
-    def __init__(self, entry: race.Entry, runs: Sequence[tuple[float, int]], device: str) -> None:
+    def __init__(self, entry: sweep.Entry, runs: Sequence[tuple[float, int]], device: str) -> None:
         self.entry, self.runs, self.device = entry, list(runs), device
         by_seed: dict[int, dict[str, Tensor]] = {}
         for seed in sorted({seed for _, seed in self.runs}):
             self.model, self.tokenizer = models.load_base(torch.float32)
-            race.build(entry, self.model, seed)
-            qlora.dequantize(self.model)  # the same numbers, which vmap can differentiate
+            sweep.build(entry, self.model, seed)
+            nf4_linear.dequantize(self.model)  # the same numbers, which vmap can differentiate
             by_seed[seed] = {n: p.detach() for n, p in self.model.named_parameters() if p.requires_grad}
             by_seed[seed] |= {n: b for n, b in self.model.named_buffers() if ".projection." in n}
         self.model.to(device).eval().requires_grad_(False)
@@ -74,15 +77,15 @@ class Ensemble:
     def _loss(self, parameters: dict, fixed: dict, ids: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         logits = self._logits(parameters, fixed, ids)[:, :-1].flatten(0, 1)
         wanted = labels[:, 1:].flatten()
-        each = F.cross_entropy(logits, wanted, ignore_index=training.IGNORED, reduction="none")
-        loss = each.sum() / (wanted != training.IGNORED).sum()
+        each = F.cross_entropy(logits, wanted, ignore_index=chat.IGNORED, reduction="none")
+        loss = each.sum() / (wanted != chat.IGNORED).sum()
         if self.entry.variant == "AdaLoRA":
             return loss + adalora.ORTHOGONALITY_WEIGHT * adalora.orthogonality(parameters), loss.detach()
         return loss, loss.detach()
 
     def _stack(self, per_run: Sequence[dict[str, Tensor]]) -> tuple[Tensor, Tensor]:
         length = max(b["input_ids"].shape[1] for b in per_run)
-        fill = {"input_ids": 0, "labels": training.IGNORED}
+        fill = {"input_ids": 0, "labels": chat.IGNORED}
         ids, labels = (
             torch.stack([F.pad(b[key], (0, length - b[key].shape[1]), value=value) for b in per_run])
             for key, value in fill.items()
@@ -91,7 +94,7 @@ class Ensemble:
 
     def _rate(self, name: str, p: Tensor) -> Tensor:
         lr = torch.tensor([lr for lr, _ in self.runs], device=self.device).view(-1, *[1] * (p.ndim - 1))
-        return lr * race.LORA_PLUS_RATIO if self.entry.variant == "LoRA+" and "lora_B" in name else lr
+        return lr * sweep.LORA_PLUS_RATIO if self.entry.variant == "LoRA+" and "lora_B" in name else lr
 
     def train(self, examples: Sequence[Example], *, steps: int, batch_size: int) -> Tensor:
         """Train every run and return the losses (steps, runs)."""
@@ -99,7 +102,7 @@ class Ensemble:
         state = {n: (torch.zeros_like(p), torch.zeros_like(p)) for n, p in self.parameters.items()}
         rates = {n: self._rate(n, p) for n, p in self.parameters.items()}
         seeds = sorted({seed for _, seed in self.runs})
-        drawn = [training.batches(self.tokenizer, examples, steps=steps, batch_size=batch_size, seed=s) for s in seeds]
+        drawn = [chat.batches(self.tokenizer, examples, steps=steps, batch_size=batch_size, seed=s) for s in seeds]
         importance, names = adalora.Importance(), {n.rpartition(".")[0] for n in self.parameters}
         losses = []
         for step, by_seed in enumerate(zip(*drawn, strict=True)):
@@ -107,8 +110,8 @@ class Ensemble:
             gradients, (_, loss) = step_all(self.parameters, self.fixed, ids, labels)
             losses.append(loss)
             norm = torch.stack([g.flatten(1).square().sum(1) for g in gradients.values()]).sum(0).sqrt()
-            clip = (training.MAX_GRAD_NORM / (norm + 1e-6)).clamp(max=1.0)
-            factor = training.learning_rate_factor(step, steps)
+            clip = (loop.MAX_GRAD_NORM / (norm + 1e-6)).clamp(max=1.0)
+            factor = loop.learning_rate_factor(step, steps)
             for name, p in self.parameters.items():
                 g = gradients[name] = gradients[name] * clip.view(-1, *[1] * (p.ndim - 1))
                 mean, square = state[name]
@@ -117,7 +120,7 @@ class Ensemble:
                 root = (square / (1 - 0.999 ** (step + 1))).sqrt_().add_(1e-8)
                 p.sub_(rates[name] * factor / (1 - 0.9 ** (step + 1)) * mean / root)
             if self.entry.variant == "AdaLoRA":
-                self._prune(importance, sorted(names), gradients, step, race.schedule(self.entry, steps))
+                self._prune(importance, sorted(names), gradients, step, sweep.schedule(self.entry, steps))
         return torch.stack(losses)
 
     def _prune(self, importance: adalora.Importance, layers: list[str], gradients: dict, step: int, plan) -> None:
@@ -134,13 +137,13 @@ class Ensemble:
     @torch.no_grad()
     def exact_match(self, examples: Sequence[Example], chunk: int = 50) -> list[float]:
         """Each run's share of right answers: greedy decoding gives an answer when every argmax behind it gives it."""
-        encoded, right = training.encode(self.tokenizer, examples), torch.zeros(len(self.runs), device=self.device)
+        encoded, right = chat.encode(self.tokenizer, examples), torch.zeros(len(self.runs), device=self.device)
         logits = vmap(self._logits, in_dims=(0, 0, None))
         for start in range(0, len(encoded), chunk):
-            one = training.collate(encoded[start : start + chunk], self.tokenizer.pad_token_id)
+            one = chat.collate(encoded[start : start + chunk], self.tokenizer.pad_token_id)
             labels = one["labels"][:, 1:].to(self.device)
             predicted = logits(self.parameters, self.fixed, one["input_ids"].to(self.device))[:, :, :-1].argmax(-1)
-            right += ((predicted == labels) | (labels == training.IGNORED)).all(-1).sum(1)
+            right += ((predicted == labels) | (labels == chat.IGNORED)).all(-1).sum(1)
         return (right / len(encoded)).tolist()
 
     @torch.no_grad()
@@ -183,7 +186,7 @@ def one_part(job: dict) -> str:
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", message=".*performance drop.*")
     name, task, device = job["entry"], job["task"], job["device"]
-    entry, course = race.ENTRIES[name], race.COURSES[task]
+    entry, course = sweep.ENTRIES[name], sweep.COURSES[task]
     train, dev, test = (
         task_examples(task, s, n)
         for s, n in (("train", course.examples), ("dev", job["held_out"]), ("test", job["held_out"]))
@@ -242,19 +245,19 @@ class Timed:
     """One entry's model on one device, ready to take training steps on a batch of translation."""
 
     def __init__(self, name: str, device: str) -> None:
-        entry, course = race.ENTRIES[name], race.COURSES["translation"]
+        entry, course = sweep.ENTRIES[name], sweep.COURSES["translation"]
         self.device, self.name = device, name
         self.model, tokenizer = models.load_base(torch.float32)
-        race.build(entry, self.model, 0)
+        sweep.build(entry, self.model, 0)
         self.model.to(device).train()
         self.trainable = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(self.trainable, lr=1e-4)
         examples = task_examples("translation", "train", 200)
-        batch = next(training.batches(tokenizer, examples, steps=1, batch_size=course.batch_size, seed=0))
+        batch = next(chat.batches(tokenizer, examples, steps=1, batch_size=course.batch_size, seed=0))
         self.batch = {key: value.to(device) for key, value in batch.items()}
         self.allocator, self.parameters, self.count = None, dict(self.model.named_parameters()), 0
         if entry.variant == "AdaLoRA":  # prunes from the first step on, as often as in the race
-            self.allocator = adalora.RankAllocator(self.model, race.schedule(entry, 900)._replace(tinit=0))
+            self.allocator = adalora.RankAllocator(self.model, sweep.schedule(entry, 900)._replace(tinit=0))
 
     def loss(self) -> Tensor:
         loss = self.model(**self.batch).loss
@@ -266,7 +269,7 @@ class Timed:
         """Take a step and return its milliseconds."""
         began = time.perf_counter()
         self.loss().backward()
-        nn.utils.clip_grad_norm_(self.trainable, training.MAX_GRAD_NORM)
+        nn.utils.clip_grad_norm_(self.trainable, loop.MAX_GRAD_NORM)
         self.optimizer.step()
         if self.allocator:
             self.allocator.step(self.count)
@@ -312,14 +315,14 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--workers", type=int, default=6, help="processes that train")
     parser.add_argument("--seeds", type=int, default=len(SEEDS))
-    parser.add_argument("--entries", nargs="+", choices=race.ENTRIES, default=list(race.ENTRIES))
+    parser.add_argument("--entries", nargs="+", choices=sweep.ENTRIES, default=list(sweep.ENTRIES))
     parser.add_argument("--work", type=Path, default=ROOT / "assets" / "measurements" / ".variants")
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--trial", action="store_true", help="few entries, rates, seeds and steps")
     args = parser.parse_args()
     jobs = []
-    for name, (task, course) in product(args.entries, race.COURSES.items()):
-        rates, seeds, steps, held_out = race.ENTRIES[name].rates, SEEDS[: args.seeds], course.steps, HELD_OUT
+    for name, (task, course) in product(args.entries, sweep.COURSES.items()):
+        rates, seeds, steps, held_out = sweep.ENTRIES[name].rates, SEEDS[: args.seeds], course.steps, HELD_OUT
         if args.trial:
             rates, seeds, steps, held_out = rates[1:3], SEEDS[:2], 12, 10
         file = args.work / f"{name.replace(' ', '_').replace('=', '')}-{task}.json"
@@ -353,7 +356,7 @@ def main() -> None:
         "tool": "tools/race_variants.py", "date": datetime.date.today().isoformat(),
         "hardware": torch.cuda.get_device_name() if args.device == "cuda" else "CPU", "cpu": platform.machine(),
         "torch": torch.__version__, "transformers": transformers.__version__, "seeds": list(SEEDS[: args.seeds]),
-        "entries": {n: {"variant": race.ENTRIES[n].variant, "r": race.ENTRIES[n].r} for n in args.entries},
+        "entries": {n: {"variant": sweep.ENTRIES[n].variant, "r": sweep.ENTRIES[n].r} for n in args.entries},
         "costs": cost, "results": [summarize(part) for part in parts], "parts": parts,
     }  # fmt: skip
     write(args.out, record)

@@ -1,8 +1,8 @@
 """Run every stored notebook on this machine, whatever its device, and write a report.
 
-    python tools/run_course.py                      both copies of every chapter, the tiny model; on a CUDA machine
-    python tools/run_course.py --profile small      the chapters with a part for a real model, on SmolLM2-135M-Instruct
-    python tools/run_course.py --trial --out /tmp/x 00 03    some chapters, on a machine without a GPU
+    python -m tools.run_course                      both copies of every chapter, the tiny model; on a CUDA machine
+    python -m tools.run_course --profile small      the chapters with a part for a real model, on SmolLM2-135M-Instruct
+    python -m tools.run_course --trial --out /tmp/x 00 03    some chapters, on a machine without a GPU
 
 CI compares the notebooks with their stored outputs on a CPU. This asks another question: do they run where there is a
 GPU, where trainers and quantizers take other paths? A cell that raises does not stop its notebook, so one run shows all
@@ -33,11 +33,10 @@ from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
+from tools import build_notebooks as build
+from tools.gpu.record import Record
 
-import build_notebooks as build  # noqa: E402
-from gpu.record import Record  # noqa: E402
+ROOT = Path(__file__).resolve().parents[1]
 
 OUT = ROOT / "assets" / "measurements"
 COPIES = (build.LEARNER, build.SOLVED)

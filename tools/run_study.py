@@ -1,14 +1,14 @@
 """Chapter 11's study of the tiny model on style, and what its winners are worth; writes assets/measurements/study.json.
 
-    python tools/run_study.py                  the recorded study (16 CPU cores: about 4 minutes)
-    python tools/run_study.py --trial          everything in small, on any machine (2 minutes on one core)
+    python -m tools.run_study                  the recorded study (16 CPU cores: about 4 minutes)
+    python -m tools.run_study --trial          everything in small, on any machine (2 minutes on one core)
 
 Four ways to search (random or TPE, pruned or not), four seeds each, every one with the same number of training steps.
 Then runs with seeds that no study has seen, measured on dev and on test: each study's winner, the best five settings of
 the first TPE study with pruning, and the course's recipe. And LoRA+: three ratios of the rates, each at seven rates.
 
-Each study is a process with one thread, which works exactly as the notebook does (utils/study.py). Everything is kept
-in --folder as it comes; started again with the same folder, the tool goes on where it was.
+Each study is a process with one thread, which works exactly as the notebook does (utils/train/study.py). Everything is
+kept in --folder as it comes; started again with the same folder, the tool goes on where it was.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import argparse
 import datetime
 import json
 import math
-import sys
 from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
@@ -25,16 +24,14 @@ from typing import Any, NamedTuple
 
 import torch
 
+from tools.gpu.record import processor, versions
+from utils import models
+from utils.files import replaced_folder
+from utils.tinyworld import task_examples
+from utils.train import study
+from utils.train.recipes import RECIPES
+
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tools"))
-sys.path.insert(0, str(ROOT))
-
-from gpu.record import processor, versions  # noqa: E402
-
-from utils import models, study  # noqa: E402
-from utils.files import replaced_folder  # noqa: E402
-from utils.recipes import RECIPES  # noqa: E402
-from utils.tinyworld import task_examples  # noqa: E402
 
 OUT = ROOT / "assets" / "measurements" / "study.json"
 TASK = "style"

@@ -1,12 +1,12 @@
 """Rank against targets on translation: train every setting with every rate and seed, and write
 assets/measurements/rank_sweep.json.
 
-    python tools/sweep_rank.py                 the recorded table (a GPU: some minutes)
-    python tools/sweep_rank.py --trial         a few settings for a few steps, on any machine
+    python -m tools.sweep_rank                 the recorded table (a GPU: some minutes)
+    python -m tools.sweep_rank --trial         a few settings for a few steps, on any machine
 
 Each setting's learning rate is chosen on the dev split and its accuracy is reported on the test split, the mean over
 three seeds. Runs differ in nothing but their LoRA matrices, so many of them go through the frozen base in one batch
-(:class:`Ensemble`); tests/test_sweep.py holds a run of it against utils.training.train.
+(:class:`Ensemble`); tests/tools/test_sweep_rank.py holds a run of it against utils.train.loop.train.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import json
 import math
 import os
 import statistics
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -28,12 +27,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+from utils import models
+from utils.data import chat
+from utils.data.chat import Example
+from utils.evaluate import gates, metrics
+from utils.lora import find_targets
+from utils.tinyworld import task_examples
+from utils.train import loop
 
-from utils import gates, models, training  # noqa: E402
-from utils.lora import find_targets  # noqa: E402
-from utils.tinyworld import Example, task_examples  # noqa: E402
+ROOT = Path(__file__).resolve().parents[1]
 
 ATTENTION, MLP = ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj")
 TARGETS = {"q,v": ("q_proj", "v_proj"), "attention": ATTENTION, "MLP": MLP, "all-linear": ATTENTION + MLP}
@@ -78,7 +80,7 @@ class EnsembleLinear(nn.Module):
 
 
 class Ensemble:
-    """Many LoRA runs on one frozen model, trained together and exactly as utils.training.train trains each alone."""
+    """Many LoRA runs on one frozen model, trained together and exactly as utils.train.loop.train trains each alone."""
 
     def __init__(self, model: nn.Module, runs: Sequence[Run]) -> None:
         self.model, self.runs = model.requires_grad_(False).eval(), list(runs)
@@ -105,7 +107,7 @@ class Ensemble:
 
     def _batch(self, per_run: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
         length = max(b["input_ids"].shape[1] for b in per_run)
-        fill = {"input_ids": 0, "attention_mask": 0, "labels": training.IGNORED}
+        fill = {"input_ids": 0, "attention_mask": 0, "labels": chat.IGNORED}
         device = self.parameters[0].device
         return {
             key: torch.cat([F.pad(b[key], (0, length - b[key].shape[1]), value=value) for b in per_run]).to(device)
@@ -118,7 +120,7 @@ class Ensemble:
         rate = torch.tensor([r.lr for r in self.runs], device=device)[:, None, None]
         state = [(torch.zeros_like(p), torch.zeros_like(p)) for p in self.parameters]
         seeds = sorted({r.seed for r in self.runs})
-        drawn = [training.batches(tokenizer, examples, steps=steps, batch_size=batch_size, seed=s) for s in seeds]
+        drawn = [chat.batches(tokenizer, examples, steps=steps, batch_size=batch_size, seed=s) for s in seeds]
         losses = []
         for step, by_seed in enumerate(
             tqdm(zip(*drawn, strict=True), total=steps, desc=f"{count} runs", mininterval=5)
@@ -126,15 +128,13 @@ class Ensemble:
             batch = self._batch([by_seed[seeds.index(r.seed)] for r in self.runs])
             labels = batch.pop("labels")[:, 1:]
             logits = self.model(**batch, use_cache=False).logits[:, :-1]
-            each = F.cross_entropy(
-                logits.flatten(0, 1), labels.flatten(), ignore_index=training.IGNORED, reduction="none"
-            )
-            loss = each.view(count, -1).sum(1) / (labels != training.IGNORED).view(count, -1).sum(1)
+            each = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=chat.IGNORED, reduction="none")
+            loss = each.view(count, -1).sum(1) / (labels != chat.IGNORED).view(count, -1).sum(1)
             losses.append(loss.detach())
             gradients = torch.autograd.grad(loss.sum(), self.parameters)
             norm = torch.stack([g.square().sum((1, 2)) for g in gradients]).sum(0).sqrt()
-            clip = (training.MAX_GRAD_NORM / (norm + 1e-6)).clamp(max=1.0)[:, None, None]
-            factor = training.learning_rate_factor(step, steps)
+            clip = (loop.MAX_GRAD_NORM / (norm + 1e-6)).clamp(max=1.0)[:, None, None]
+            factor = loop.learning_rate_factor(step, steps)
             with torch.no_grad():
                 for p, g, (mean, square) in zip(self.parameters, gradients, state, strict=True):
                     g = g * clip
@@ -149,14 +149,14 @@ class Ensemble:
         """Each run's share of right answers, teacher-forced: greedy decoding gives an answer when every argmax gives
         it.
         """
-        encoded, count = training.encode(tokenizer, examples), len(self.runs)
+        encoded, count = chat.encode(tokenizer, examples), len(self.runs)
         right = torch.zeros(count, device=self.parameters[0].device)
         for start in range(0, len(encoded), chunk):
-            one = training.collate(encoded[start : start + chunk], tokenizer.pad_token_id)
+            one = chat.collate(encoded[start : start + chunk], tokenizer.pad_token_id)
             batch = self._batch([one] * count)
             labels = batch.pop("labels")[:, 1:]
             predicted = self.model(**batch, use_cache=False).logits[:, :-1].argmax(-1)
-            right += ((predicted == labels) | (labels == training.IGNORED)).all(1).view(count, -1).sum(1)
+            right += ((predicted == labels) | (labels == chat.IGNORED)).all(1).view(count, -1).sum(1)
         return (right / len(encoded)).tolist()
 
     @torch.inference_mode()
@@ -220,8 +220,8 @@ def full_result(job: tuple[float, int, int, str]) -> dict:
     train, dev, test = (
         task_examples("translation", s, n) for s, n in (("train", TRAIN), ("dev", HELD_OUT), ("test", HELD_OUT))
     )
-    training.train(model, tokenizer, train, steps=steps, lr=lr, batch_size=BATCH, seed=seed, progress=False)
-    d, t = (training.exact_match(model, tokenizer, part) for part in (dev, test))
+    loop.train(model, tokenizer, train, steps=steps, lr=lr, batch_size=BATCH, seed=seed, progress=False)
+    d, t = (metrics.exact_match(model, tokenizer, part) for part in (dev, test))
     with torch.inference_mode():
         rows = story_rows(tokenizer).to(device)
         loss = torch.stack([model(input_ids=part, labels=part).loss for part in rows.split(16)]).mean()
@@ -277,7 +277,7 @@ def main() -> None:
         for name, r in settings
     }
     parameters["full fine-tuning", None] = sum(p.numel() for p in model.parameters())
-    base = training.perplexity(model, tokenizer, gates.held_out_stories(4 * WINDOWS))
+    base = metrics.perplexity(model, tokenizer, gates.held_out_stories(4 * WINDOWS))
     table = []
     for steps in all_steps:
         runs = [Run(name, r, lr, seed) for (name, r), lr, seed in product(settings, rates, SEEDS)]

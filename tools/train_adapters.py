@@ -1,10 +1,10 @@
 """Train the course's four adapters on the tiny base, write them to assets/adapters, and record what they can do.
 
-    python tools/train_adapters.py                 all four (two CPU cores: about three minutes)
-    python tools/train_adapters.py style           one of them
+    python -m tools.train_adapters                 all four (two CPU cores: about three minutes)
+    python -m tools.train_adapters style           one of them
 
-Each is trained with this repository's own LoRALinear and training loop, with the settings of utils.recipes, and saved
-in bf16. What is recorded in assets/measurements/tasks.json was measured on the saved files, read back.
+Each is trained with this repository's own LoRALinear and training loop, with the settings of utils.train.recipes, and
+saved in bf16. What is recorded in assets/measurements/tasks.json was measured on the saved files, read back.
 """
 
 from __future__ import annotations
@@ -12,27 +12,28 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 import time
 from pathlib import Path
 
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+from utils import models
+from utils.evaluate import metrics
+from utils.lora import inject
+from utils.lora.checkpoint import WEIGHTS, load_adapter, save_adapter
+from utils.tinyworld import TASKS, task_examples, unseen_word_examples
+from utils.train import loop as training
+from utils.train.adapter_cache import adapter_dir
+from utils.train.recipes import HELD_OUT, RECIPES, Recipe
 
-from utils import models, training  # noqa: E402
-from utils.adapter_files import WEIGHTS, load_adapter, save_adapter  # noqa: E402
-from utils.lora import inject  # noqa: E402
-from utils.recipes import HELD_OUT, RECIPES, Recipe  # noqa: E402
-from utils.tinyworld import TASKS, task_examples, unseen_word_examples  # noqa: E402
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def make(task: str, recipe: Recipe) -> dict:
     """Train, save, read back and measure one adapter."""
     test = task_examples(task, "test", HELD_OUT)
     model, tokenizer = models.load_base()
-    before = training.exact_match(model, tokenizer, test)
+    before = metrics.exact_match(model, tokenizer, test)
     torch.manual_seed(0)
     inject(model, recipe.target_modules, recipe.r, recipe.lora_alpha)
     began = time.perf_counter()
@@ -41,18 +42,18 @@ def make(task: str, recipe: Recipe) -> dict:
         steps=recipe.steps, lr=recipe.lr, batch_size=recipe.batch_size,
     )  # fmt: skip
     seconds = time.perf_counter() - began
-    save_adapter(model, models.adapter_dir(task), base_model=models.TINY_DIR.name, dtype=torch.bfloat16)
+    save_adapter(model, adapter_dir(task), base_model=models.TINY_DIR.name, dtype=torch.bfloat16)
     model, tokenizer = models.load_base()
-    load_adapter(model, models.adapter_dir(task))
+    load_adapter(model, adapter_dir(task))
     row = {
         "base": before,
-        "adapter": training.exact_match(model, tokenizer, test),
+        "adapter": metrics.exact_match(model, tokenizer, test),
         "seconds": round(seconds, 1),
-        "bytes": (models.adapter_dir(task) / WEIGHTS).stat().st_size,
+        "bytes": (adapter_dir(task) / WEIGHTS).stat().st_size,
         **recipe._asdict(),
     }
     if task == "sentiment":
-        row["unseen_words"] = training.exact_match(model, tokenizer, unseen_word_examples(HELD_OUT))
+        row["unseen_words"] = metrics.exact_match(model, tokenizer, unseen_word_examples(HELD_OUT))
     return row
 
 

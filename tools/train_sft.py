@@ -1,7 +1,7 @@
 """Train the course's tasks with TRL's SFTTrainer, on the 16-bit base and on the 4-bit one, and record the accuracies.
 
-    python tools/train_sft.py tasks                the four tasks, LoRA and QLoRA, three seeds (one thread: 15 minutes)
-    python tools/train_sft.py knobs                warm-up, clipping, weight decay, batch on one short task (10 minutes)
+    python -m tools.train_sft tasks                the four tasks, LoRA and QLoRA, three seeds (one thread: 15 minutes)
+    python -m tools.train_sft knobs                warm-up, clipping, weight decay, batch on one short task (10 minutes)
 
 Written to assets/measurements/sft.json, which chapter 7 reads. Every accuracy is the exact match on held-out prompts.
 """
@@ -11,18 +11,19 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 import tempfile
 from pathlib import Path
 
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+from utils import models
+from utils.data.chat import Example
+from utils.evaluate import metrics
+from utils.tinyworld import TASKS, task_examples
+from utils.train import sft
+from utils.train.recipes import HELD_OUT, RECIPES, Recipe
 
-from utils import models, sft, training  # noqa: E402
-from utils.recipes import HELD_OUT, RECIPES, Recipe  # noqa: E402
-from utils.tinyworld import TASKS, Example, task_examples  # noqa: E402
+ROOT = Path(__file__).resolve().parents[1]
 
 OUT = ROOT / "assets" / "measurements" / "sft.json"
 SEEDS = (0, 1, 2)
@@ -69,7 +70,7 @@ def accuracy(task: str, recipe: Recipe, *, four_bit: bool, seed: int, **changes)
             sft.sft_config(folder, recipe, seed=seed, **changes), peft_config=sft.lora_config(recipe),
         )  # fmt: skip
         trainer.train()
-    return training.exact_match(trainer.model, tokenizer, task_examples(task, "test", HELD_OUT))
+    return metrics.exact_match(trainer.model, tokenizer, task_examples(task, "test", HELD_OUT))
 
 
 def tasks() -> dict:
@@ -78,7 +79,7 @@ def tasks() -> dict:
     for task in TASKS:
         test = task_examples(task, "test", HELD_OUT)
         row = {
-            name: training.exact_match(*load(), test)
+            name: metrics.exact_match(*load(), test)
             for name, load in (("base", models.load_base), ("base_4bit", models.load_4bit))
         }
         for name, four_bit in (("lora", False), ("qlora", True)):

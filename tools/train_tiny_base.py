@@ -1,7 +1,7 @@
 """Train the tiny base model from nothing and write it, with its tokenizer and its model card, to assets/tiny-llama.
 
-    python tools/train_tiny_base.py                        the shipped model (a GPU: some minutes)
-    python tools/train_tiny_base.py --steps 20 --documents 2000 --out /tmp/tiny     a trial on a CPU
+    python -m tools.train_tiny_base                        the shipped model (a GPU: some minutes)
+    python -m tools.train_tiny_base --steps 20 --documents 2000 --out /tmp/tiny     a trial on a CPU
 
 It runs on a CPU or a GPU, for a number of steps, never for a number of seconds. With --checkpoint FILE it saves its
 state every --checkpoint-every steps, and goes on from there when it is started again with the same arguments.
@@ -29,12 +29,12 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+from utils import tinyworld
+from utils.evaluate import gates
+from utils.evaluate.metrics import perplexity
+from utils.files import replaced_folder
 
-from utils import gates, tinyworld  # noqa: E402
-from utils.files import replaced_folder  # noqa: E402
-from utils.training import perplexity  # noqa: E402
+ROOT = Path(__file__).resolve().parents[1]
 
 VOCABULARY, LENGTH, CONTEXT = 1024, 256, 512
 PAD_ID, END_ID = 0, 1

@@ -1,4 +1,4 @@
-"""Layers to compare with, for :mod:`gpu.layer`: one that adds in the other order, Triton's, Unsloth's."""
+"""Layers to compare with, for :mod:`tools.gpu.layer`: one that adds in the other order, Triton's, Unsloth's."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from utils.fast_lora import gradient_product, scaled_product
 from utils.lora import LoRALinear
+from utils.lora.fused import gradient_product, scaled_product
 
 
 class _AddedAfter(torch.autograd.Function):
@@ -88,7 +88,7 @@ class UnslothLinear(LoRALinear):
 class _WithTriton(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, W: Tensor, A: Tensor, B: Tensor, s: float) -> Tensor:
-        from gpu.triton_lora import expand
+        from tools.gpu.triton_lora import expand
 
         rows, a, b = x.reshape(-1, x.shape[-1]), A.to(x.dtype), B.to(x.dtype)
         h, y = expand(rows, a.t(), b.t(), s)
@@ -98,7 +98,7 @@ class _WithTriton(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        from gpu.triton_lora import expand, outer
+        from tools.gpu.triton_lora import expand, outer
 
         x, W, a, b, h = ctx.saved_tensors
         g = grad.reshape(-1, grad.shape[-1]).contiguous()

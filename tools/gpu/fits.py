@@ -1,4 +1,4 @@
-"""Whether utils.fit's verdicts hold on smaller cards, which a limit on PyTorch's allocator plays: fits.json.
+"""Whether utils.profiling.fit's verdicts hold on smaller cards, which a limit on PyTorch's allocator plays: fits.json.
 
 For each size of card the largest batch that the guard lets pass must run; the next ones are tried until one does not.
 """
@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from gpu.record import Record
-from utils.fit import CONTEXT, GAPS, needed
-from utils.memory import GB, Setup, predict
-from utils.real_step import allocated, base_model, free, outside, run_one
+from tools.gpu.record import Record
+from utils.profiling.fit import CONTEXT, GAPS, needed
+from utils.profiling.gpu_step import allocated, base_model, free, outside, run_one
+from utils.profiling.memory import GB, Setup, predict
 
 MINUTES = 1
 WHAT = "training steps on an H100 whose allocator was limited to what a smaller card would have"

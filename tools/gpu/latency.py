@@ -21,13 +21,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gpu.record import Record
-from gpu.step import TARGETS, base_model
-from utils.combine import Factors
-from utils.kv_cache import cache_name
-from utils.latency import as_json, each_in_turn, in_turns, once, one_round, prompts, spread
-from utils.model_forms import R, forms, shared, with_adapters
-from utils.multi_adapter import route, stack_adapters
+from tools.gpu.record import Record
+from tools.gpu.step import TARGETS, base_model
+from utils.inference.kv_cache import cache_name
+from utils.lora.combine import Factors
+from utils.lora.multi_adapter import route, stack_adapters
+from utils.profiling.adapter_forms import R, forms, shared, with_adapters
+from utils.profiling.latency import as_json, each_in_turn, in_turns, once, one_round, prompts, spread
 
 MINUTES = 6
 SEED = 0
@@ -135,7 +135,7 @@ def decode_row(
 
 
 def stacked(model: Any, wrapped: Any, names: tuple[str, ...]) -> Any:
-    """The base with the adapters of `wrapped` in one layer each, the course's own (utils.multi_adapter)."""
+    """The base with the adapters of `wrapped` in one layer each, the course's own (utils.lora.multi_adapter)."""
     layers = {
         name.removeprefix("base_model.model."): module
         for name, module in wrapped.named_modules()

@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gpu.candidates import others
-from gpu.record import Record
-from utils.fast_lora import FastLoRALinear, SharedInput
-from utils.latency import spread
+from tools.gpu.candidates import others
+from tools.gpu.record import Record
 from utils.lora import LoRALinear
+from utils.lora.fused import FastLoRALinear, SharedInput
+from utils.profiling.latency import spread
 
 MINUTES = 2
 SEED = 0
@@ -264,7 +264,7 @@ def parts(
         "dA = q^T x": (lambda: q.t() @ x, n * d_in),
     }
     if device.type == "cuda":
-        from gpu.triton_lora import expand, outer
+        from tools.gpu.triton_lora import expand, outer
 
         works |= {
             "dB = g^T h, float32": (lambda: torch.mm(g.t(), h, out_dtype=torch.float32), n * d_out),

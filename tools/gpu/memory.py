@@ -1,4 +1,4 @@
-"""The peak memory of training steps, for utils.memory to be held against: memory.json and memory_held_out.json.
+"""The peak memory of training steps, for profiling.memory to be held against: memory.json and memory_held_out.json.
 
 Models of real shapes with random weights made on the GPU, PEFT's adapters, bitsandbytes' 4-bit layers and optimizers.
 Each setting takes three steps; the third is measured, each of its phases on its own. A quarter of the settings, drawn
@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from gpu.record import Record
-from utils.memory import Setup
-from utils.real_step import base_model, base_of, free, run_one
+from tools.gpu.record import Record
+from utils.profiling.gpu_step import base_model, base_of, free, run_one
+from utils.profiling.memory import Setup
 
 MINUTES = 4
 HELD_OUT_SEED = 6

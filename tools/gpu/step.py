@@ -17,12 +17,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from gpu.record import Record
+from tools.gpu.record import Record
 from utils import lora
-from utils.activations import checkpoint_blocks
-from utils.architectures import real_config
-from utils.fast_lora import SHARE, use_fast
-from utils.latency import once, spread
+from utils.lora.fused import SHARE, use_fast
+from utils.models.configs import real_config
+from utils.profiling.activations import checkpoint_blocks
+from utils.profiling.latency import once, spread
 
 MINUTES = 3
 SEED, R, ALPHA = 0, 8, 16

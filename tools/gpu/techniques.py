@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 
-from gpu.memory import QKVO
-from gpu.record import Record
-from utils.memory import Setup
-from utils.techniques import SEED, Technique, each
+from tools.gpu.memory import QKVO
+from tools.gpu.record import Record
+from utils.profiling.memory import Setup
+from utils.profiling.techniques import SEED, Technique, each
 
 MINUTES = 4
 USUAL = Setup("Llama-2-7B", "lora", 4, 512, target_modules=QKVO)

@@ -1,0 +1,663 @@
+"""The checks framework judges answers by behaviour, says what is wrong, and leaves nothing half-changed."""
+
+import random
+import re
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from utils.course.checks import core
+from utils.course.checks.core import (
+    ExerciseFailed,
+    Mistake,
+    Wrong,
+    check,
+    difference,
+    evaluate,
+    exercise,
+    hint,
+    progress,
+)
+
+NEVER = (Mistake("no answer gives this", "never shown"),)
+
+
+@pytest.fixture(autouse=True)
+def empty_registry(monkeypatch):
+    """Each test registers its own exercises, in a kernel in which nothing has been tried."""
+    monkeypatch.setattr(core, "_registered", {})
+    monkeypatch.setattr(core, "_kernel", core._Kernel())
+    monkeypatch.delenv("COURSE_STRICT", raising=False)
+    torch.set_num_threads(1)
+
+
+def reference(A, B, alpha):
+    return alpha / A.shape[0] * (B @ A)
+
+
+def factors():
+    return torch.randn(4, 10), torch.randn(6, 4), 8.0
+
+
+@pytest.fixture
+def delta():
+    exercise(
+        "lora_delta",
+        reference=reference,
+        cases=[factors, lambda: (torch.randn(2, 3), torch.randn(5, 2), 1.0)],
+        mistakes=[
+            Mistake(lambda A, B, alpha: B @ A, "alpha has no effect yet"),
+            Mistake(lambda A, B, alpha: alpha * (B @ A), "divide by the rank as well"),
+            Mistake(lambda A, B, alpha: A @ B, "the order is B @ A"),
+        ],
+        hints=["The rank is A.shape[0].", "The update has the shape (out, in)."],
+        points=2,
+    )
+
+
+# -------------------------------------------------------------------------------- the three verdicts
+
+
+def test_a_right_answer_comes_back_itself(delta, capsys):
+    def answer(A, B, alpha):
+        return B @ A * (alpha / len(A))
+
+    assert check("lora_delta", answer) is answer
+    assert capsys.readouterr().out == "[passed] lora_delta\n"
+
+
+def stub(A, B, alpha):
+    raise NotImplementedError
+
+
+@pytest.mark.parametrize("answer", [None, ..., stub, lambda A, B, alpha: None, lambda A, B, alpha: ...])
+def test_an_open_exercise_hands_back_the_reference(delta, capsys, answer):
+    assert check("lora_delta", answer) is reference
+    out = capsys.readouterr().out
+    assert out.startswith("[not solved yet] lora_delta")
+    assert 'reference solution is used below, so that you can read on. Stuck? hint("lora_delta")' in out
+
+
+def test_a_forgotten_return_is_named(delta, capsys):
+    def answer(A, B, alpha):
+        B @ A  # noqa: B018
+
+    check("lora_delta", answer)
+    assert "is a return missing?" in capsys.readouterr().out
+
+
+def test_no_answer_at_all_is_not_solved(delta, capsys):
+    assert check("lora_delta") is reference
+    assert "[not solved yet]" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (lambda A, B, alpha: (A.T @ B.T).T, "alpha has no effect yet"),
+        (lambda A, B, alpha: B @ (alpha * A), "divide by the rank as well"),
+        (lambda A, B, alpha: torch.matmul(A, B) * alpha, "the order is B @ A"),
+    ],
+)
+def test_a_typical_mistake_is_recognised_by_what_it_does(delta, capsys, answer, said):
+    assert check("lora_delta", answer) is reference
+    out = capsys.readouterr().out
+    assert out.startswith("[not right yet] lora_delta: ") and said in out
+
+
+def test_a_mistake_must_agree_on_every_case(delta):
+    """Like the first mistake in the first case only."""
+    result = evaluate("lora_delta", lambda A, B, alpha: B @ A if alpha == 8.0 else 7 * (B @ A))
+    assert result.state == core.NOT_RIGHT and result.mistake is None
+
+
+def test_another_exception_than_the_mistakes_is_not_that_mistake(delta):
+    def answer(A, B, alpha):
+        raise KeyError("weights")
+
+    result = evaluate("lora_delta", answer)
+    assert result.mistake is None and "KeyError: 'weights'" in result.message
+
+
+def test_an_unknown_wrong_answer_gets_case_arguments_and_values(delta):
+    result = evaluate("lora_delta", lambda A, B, alpha: reference(A, B, alpha) + 1)
+    assert result.message.startswith("case 1 of 2, called with (tensor (4, 10), tensor (6, 4), 8): ")
+    assert re.search(r"expected about -?[\d.]+, got -?[\d.]+ at position \(0, 0\)", result.message)
+
+
+def test_the_first_differing_case_is_named(delta):
+    result = evaluate("lora_delta", lambda A, B, alpha: 2 * (B @ A))
+    assert result.message.startswith("case 2 of 2, called with (tensor (2, 3)")
+
+
+def test_a_crash_is_told_with_the_learners_line(delta):
+    def answer(A, B, alpha):
+        scale = alpha
+        return scale + "rank"
+
+    message = evaluate("lora_delta", answer).message
+    assert "your code raised TypeError: unsupported operand" in message
+    assert re.search(r'\(line \d+: return scale \+ "rank"\)', message)
+
+
+def test_a_crash_inside_torch_points_to_the_learners_line(delta):
+    def answer(A, B, alpha):
+        return torch.nn.functional.linear(A, B)
+
+    assert "linear(A, B))" in evaluate("lora_delta", answer).message
+
+
+def test_a_wrong_number_of_parameters_is_told(delta):
+    assert "positional argument" in evaluate("lora_delta", lambda A: A).message
+
+
+def test_torchs_own_not_implemented_error_is_not_a_stub(delta):
+    def answer(A, B, alpha):
+        return torch.nn.Module()(A)  # raises NotImplementedError: no forward
+
+    result = evaluate("lora_delta", answer)
+    assert result.state == core.NOT_RIGHT and "NotImplementedError" in result.message
+
+
+def test_a_value_instead_of_a_function(delta):
+    assert "expected a function (or a class), got 3." in evaluate("lora_delta", 3).message
+
+
+def test_strict_raises_the_same_report(delta, capsys, monkeypatch):
+    check("lora_delta", lambda A, B, alpha: B @ A)
+    printed = capsys.readouterr().out
+    monkeypatch.setenv("COURSE_STRICT", "1")
+    with pytest.raises(ExerciseFailed) as failure:
+        check("lora_delta", lambda A, B, alpha: B @ A)
+    assert str(failure.value) + "\n" == printed
+    assert capsys.readouterr().out == ""
+    with pytest.raises(ExerciseFailed, match="not solved yet"):
+        check("lora_delta", None)
+    assert check("lora_delta", reference) is reference
+
+
+@pytest.mark.parametrize("off", ["", "0"])
+def test_strict_can_be_switched_off(delta, monkeypatch, off):
+    monkeypatch.setenv("COURSE_STRICT", off)
+    assert check("lora_delta", None) is reference
+
+
+def test_an_unknown_name_gets_the_nearest_ones(delta):
+    with pytest.raises(KeyError, match=r"^there is no exercise 'lora_dleta'; did you mean 'lora_delta'\?$"):
+        check("lora_dleta", 1)
+    with pytest.raises(KeyError, match=r"^there is no exercise 'zzz'$"):
+        hint("zzz")
+
+
+# ------------------------------------------------------------------------------------- nothing leaks
+
+
+def test_plain_arguments_are_copied_for_every_call():
+    tensor, items, module = torch.ones(3), [1, 2], torch.nn.Linear(2, 2)
+    weight = module.weight.detach().clone()
+    exercise(
+        "total",
+        reference=lambda t, i, m: t.sum() + sum(i),
+        cases=[(tensor, items, module)] * 2,
+        mistakes=NEVER,
+    )
+
+    def answer(t, i, m):
+        total = t.sum() + sum(i)
+        t.zero_()
+        i.clear()
+        torch.nn.init.zeros_(m.weight)
+        return total
+
+    assert evaluate("total", answer).state == core.PASSED
+    assert tensor.tolist() == [1, 1, 1] and items == [1, 2] and torch.equal(module.weight, weight)
+
+
+def test_copies_keep_requires_grad_and_nesting():
+    leaf = torch.ones(2, requires_grad=True)
+    made = core._fresh(({"a": [leaf]}, leaf * 2))
+    assert made[0]["a"][0] is not leaf and made[0]["a"][0].requires_grad and made[1].requires_grad
+    assert isinstance(made, tuple) and made[1].is_leaf
+
+
+def test_makers_give_fresh_equal_arguments_to_every_call():
+    seen = []
+    exercise("draw", reference=lambda x: seen.append(x) or x.sum(), cases=[lambda: torch.randn(3)], mistakes=NEVER)
+    assert evaluate("draw", lambda x: seen.append(x) or x.sum()).state == core.PASSED
+    assert seen[0] is not seen[1] and torch.equal(seen[0], seen[1])
+
+
+def test_random_answers_are_compared_under_one_seed():
+    exercise(
+        "init",
+        reference=lambda n: (torch.randn(n), random.random(), np.random.rand()),
+        cases=[(4,), (5,)],
+        mistakes=NEVER,
+    )
+    assert evaluate("init", lambda n: (torch.randn(n), random.random(), np.random.rand())).state == core.PASSED
+    assert evaluate("init", lambda n: (torch.rand(n), random.random(), np.random.rand())).state == core.NOT_RIGHT
+
+
+def test_the_notebooks_own_state_is_left_alone(delta):
+    def following():
+        return torch.rand(2).tolist(), random.random(), np.random.rand()
+
+    torch.manual_seed(5), random.seed(5), np.random.seed(5)
+    undisturbed = following()
+    torch.manual_seed(5), random.seed(5), np.random.seed(5)
+
+    def answer(A, B, alpha):
+        torch.rand(100)
+        torch.set_grad_enabled(False)
+        return B
+
+    evaluate("lora_delta", answer)
+    assert following() == undisturbed
+    assert torch.is_grad_enabled()
+
+
+# ------------------------------------------------------------------------- values, tests, references
+
+
+@pytest.fixture
+def count():
+    exercise("count", reference=2048, mistakes=[Mistake(4096, "each factor counts once")])
+
+
+def test_a_value_is_compared_and_not_given_away(count):
+    assert evaluate("count", 2048).state == core.PASSED
+    assert evaluate("count", 2048.0).state == core.PASSED
+    assert evaluate("count", 4096).message == "each factor counts once"
+    assert evaluate("count", 2049).message == "2049 is too large."
+    assert evaluate("count", 3).message == "3 is too small."
+    assert evaluate("count", True).message == "expected a whole number, got True."
+    assert evaluate("count", "2048").message == "expected a whole number, got '2048'."
+    assert ".item() gives the number in it" in evaluate("count", torch.tensor(2048)).message
+    assert "the function len" in evaluate("count", len).message
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        (0.123456, 0.2),
+        ("rank", "alpha"),
+        (True, False),
+        ([1, 2], [1, 3]),
+        ({"lora_A": 7.5}, {"lora_A": 8.5}),
+        ({1.5, 2.5}, {1.5}),
+        (torch.tensor([0.123456]), torch.tensor([9.0])),
+    ],
+)
+def test_no_report_on_a_value_shows_the_right_one(right, wrong):
+    exercise("value", reference=right, mistakes=NEVER)
+    result = evaluate("value", wrong)
+    assert result.state == core.NOT_RIGHT
+    for secret in ("0.123", "'rank'", "True", "7.5", "2.5", "[1, 2]"):
+        assert secret not in result.message
+
+
+def test_an_exercises_own_test_speaks():
+    def frozen(model):
+        if model.weight.requires_grad:
+            raise Wrong("the weight still trains")
+        if model.bias is None:
+            raise AssertionError("keep the bias")
+
+    exercise(
+        "freeze",
+        reference=torch.nn.Linear(2, 2).requires_grad_(False),
+        test=frozen,
+        mistakes=[Mistake(torch.nn.Linear(2, 2), expect="still trains")],
+    )
+    assert evaluate("freeze", torch.nn.Linear(3, 3).requires_grad_(False)).state == core.PASSED
+    result = evaluate("freeze", torch.nn.Linear(3, 3))
+    assert result.message == "the weight still trains" and result.mistake is not None
+    assert evaluate("freeze", torch.nn.Linear(2, 2, bias=False).requires_grad_(False)).message == "keep the bias"
+    assert "your code raised AttributeError" in evaluate("freeze", torch.nn.ReLU()).message
+
+
+def test_a_class_as_an_answer():
+    class Right(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scaling = 2.0
+
+    class Stub(torch.nn.Module):
+        def __init__(self):
+            raise NotImplementedError
+
+    def scaled(cls):
+        if cls().scaling != 2.0:
+            raise Wrong("scaling is alpha / r")
+
+    exercise("layer", reference=Right, test=scaled, mistakes=[Mistake(Right, expect="scaling")])
+    assert evaluate("layer", Right).state == core.PASSED
+    assert evaluate("layer", Stub).state == core.NOT_SOLVED
+    unscaled = type("Unscaled", (Right,), {"scaling": property(lambda self: 1.0, lambda self, value: None)})
+    assert evaluate("layer", unscaled).message == "scaling is alpha / r"
+
+
+def test_the_test_runs_only_when_the_cases_agree():
+    calls = []
+    exercise("twice", reference=lambda x: 2 * x, cases=[(1,)], test=calls.append, mistakes=NEVER)
+    evaluate("twice", lambda x: x)
+    assert calls == []
+    evaluate("twice", lambda x: x + x)
+    assert len(calls) == 1
+
+
+def test_two_mistakes_with_the_same_words_are_not_told_apart():
+    def even(x):
+        if x % 2:
+            raise Wrong("it is odd")
+
+    exercise("even", reference=2, compare=lambda a, b: True, test=even, mistakes=[Mistake(n, "no") for n in (1, 3)])
+    assert evaluate("even", 5).mistake is None
+    assert evaluate("even", 5).message == "it is odd"
+
+
+def test_a_reference_that_raises_wants_the_same_exception():
+    def root(x):
+        if x < 0:
+            raise ValueError("negative")
+        return x**0.5
+
+    exercise("root", reference=root, cases=[(4.0,), (-1.0,)], mistakes=[Mistake(abs, "that is abs")])
+    assert evaluate("root", lambda x: root(x)).state == core.PASSED
+    missing = evaluate("root", lambda x: root(abs(x))).message
+    assert missing == "case 2 of 2, called with (-1): your code should raise ValueError here, but it returned 1."
+    other = evaluate("root", lambda x: root(x) if x > 0 else {}[x]).message
+    assert "should raise ValueError here, but your code raised KeyError" in other
+
+
+def test_a_functions_rightful_none_passes():
+    exercise("nothing", reference=lambda x: None, cases=[(1,)], mistakes=[Mistake(lambda x: x, "return nothing")])
+    assert evaluate("nothing", lambda x: None).state == core.PASSED
+    assert evaluate("nothing", lambda x: 1).message == "return nothing"
+
+
+def test_compare_replaces_the_comparison_also_for_mistakes():
+    exercise(
+        "direction",
+        reference=lambda v: v,
+        cases=[(torch.tensor([3.0, 4.0]),)],
+        compare=lambda a, b: torch.allclose(a / a.norm(), b / b.norm()),
+        mistakes=[Mistake(lambda v: -v, "the sign")],
+    )
+    assert evaluate("direction", lambda v: 5 * v).state == core.PASSED
+    assert evaluate("direction", lambda v: -7 * v).message == "the sign"
+    assert evaluate("direction", lambda v: "v").state == core.NOT_RIGHT  # comparing raises
+
+
+# ----------------------------------------------------------------------------------------- comparing
+
+
+@pytest.mark.parametrize(
+    ("expected", "got"),
+    [
+        (1, 1.0),
+        (1.0, 1),
+        (0.1 + 0.2, 0.3),
+        (float("nan"), float("nan")),
+        (1e300, 1e300 * (1 + 1e-9)),
+        (1 + 2j, 1 + 2j),
+        ([1, (2, 3)], (1, [2, 3])),
+        (torch.Size([2, 3]), (2, 3)),
+        (2.5, np.float32(2.5)),
+        (3, np.int64(3)),
+        (True, np.bool_(True)),
+        (torch.ones(2), torch.ones(2, dtype=torch.float64) * (1 + 1e-5)),
+        (torch.ones(2, dtype=torch.bfloat16), torch.ones(2) * 1.004),
+        (torch.tensor([1, 2]), torch.tensor([1, 2], dtype=torch.int32)),
+        (torch.tensor([float("nan"), float("inf")]), torch.tensor([float("nan"), float("inf")])),
+        (torch.ones(2), np.ones(2)),
+        (torch.ones(2), torch.nn.Parameter(torch.ones(2))),
+        (torch.empty(3, device="meta"), torch.empty(3, device="meta")),
+        (torch.float32, torch.float32),
+        ({1, 2}, frozenset({2, 1})),
+        (b"a", b"a"),
+    ],
+)
+def test_what_counts_as_equal(expected, got):
+    assert difference(expected, got) is None
+
+
+@pytest.mark.parametrize(
+    ("expected", "got", "said"),
+    [
+        (1, True, "expected 1, got True."),
+        (True, 1, "expected True, got 1."),
+        (None, 0, "expected None, got 0."),
+        (1e300, 10**400, f"expected about 1e+300, got {10**400}."),
+        (0, None, "expected 0, got None."),
+        (10**15, 10**15 + 1, "expected 1000000000000000, got 1000000000000001."),
+        (1 / 3, 0.4, "expected about 0.333, got 0.4."),
+        (1e-7, 0.0, "expected about 1e-07, got 0."),
+        (112_000.4, 8.0, "expected about 112000, got 8."),
+        (float("nan"), 1.0, "expected about nan, got 1."),
+        ("nf4", "fp4", "expected 'nf4', got 'fp4'."),
+        ("8", 8, "expected '8', got 8."),
+        (8, "8", "expected a whole number, got '8'."),
+        ([1, 2], [1], "expected 2 items, got 1."),
+        ([1, 2], [1, 3], "item 1: expected 2, got 3."),
+        (["q", "v"], "qv", "expected a list of 2 items, got 'qv'."),
+        ({"r": 8}, {"rank": 8}, "the dictionary's keys are not right: 'r' is missing, 'rank' is not wanted."),
+        ({"a": [1, 2]}, {"a": [1, 5]}, "under key 'a': item 1: expected 2, got 5."),
+        ({"a": 1}, [1], "expected a dictionary, got [1]."),
+        ({1}, {2}, "expected {1}, got {2}."),
+        (torch.zeros(2, 3), torch.zeros(3, 2), "expected shape (2, 3), got (3, 2)."),
+        (torch.zeros(2), torch.tensor([0, 0]), "expected floating-point values such as float32, got int64."),
+        (torch.tensor([True]), torch.zeros(1), "expected boolean values such as bool, got float32."),
+        (torch.tensor([1, 2]), torch.tensor([1, 3]), "expected about 2, got 3 at position 1."),  # noqa: E501
+        (torch.tensor(1.0), torch.tensor(2.0), "expected about 1, got 2."),
+        (torch.zeros(2), [0.0, 0.0], "expected a float32 tensor of shape (2,), got [0, 0]."),
+        ([0.0, 0.0], torch.zeros(2), "expected a list of 2 items, got a float32 tensor of shape (2,)."),
+        (
+            1.5,
+            torch.tensor(1.5),
+            "expected a number, got a float32 tensor of shape (): .item() gives the number in it.",
+        ),
+        (torch.float32, torch.bfloat16, "expected torch.float32, got torch.bfloat16."),
+    ],
+)  # fmt: skip
+def test_the_first_difference_is_named(expected, got, said):
+    assert difference(expected, got).removeprefix("the shape is right, but the values are not: ") == said
+
+
+scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5)
+nested = st.recursive(
+    scalars,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+)
+
+
+@settings(deadline=None)
+@given(nested)
+def test_everything_equals_its_own_copy(value):
+    assert difference(value, core._fresh(value)) is None
+
+
+def same_by_the_rules(a, b):
+    """The rules of comparing, said once more: exact but for floats, and a boolean is no number."""
+    if isinstance(a, list | dict):
+        if type(a) is not type(b) or len(a) != len(b):
+            return False
+        pairs = zip(a, b, strict=True) if isinstance(a, list) else ((a[k], b.get(k, ...)) for k in a)
+        return all(same_by_the_rules(x, y) for x, y in pairs)
+    if isinstance(a, float) and type(b) in (int, float):
+        return a == b or abs(a - b) <= max(1e-6 * max(abs(a), abs(b)), 1e-12) < float("inf")
+    return a == b and isinstance(a, bool) == isinstance(b, bool) and (a is None) == (b is None)
+
+
+@settings(deadline=None)
+@given(st.tuples(nested, nested) | nested.map(lambda value: (value, core._fresh(value))))
+def test_values_are_equal_exactly_by_the_rules(pair):
+    expected, got = pair
+    assert (difference(expected, got) is None) == same_by_the_rules(expected, got)
+
+
+@settings(deadline=None)
+@given(st.integers(), st.integers(min_value=1))
+def test_integers_compare_exactly_at_any_size(n, off):
+    assert difference(n, n) is None
+    assert difference(n, n + off) is not None
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.integers(1, 4), max_size=3),
+    st.sampled_from([torch.float16, torch.bfloat16, torch.float32, torch.float64]),
+    st.integers(0, 2**31),
+)
+def test_a_tensor_with_one_changed_entry_differs_there(shape, dtype, seed):
+    tensor = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+    assert difference(tensor, tensor.clone()) is None
+    changed = tensor.clone()
+    changed.view(-1)[seed % tensor.numel()] += 1
+    assert "the values are not" in difference(tensor, changed)
+
+
+@settings(deadline=None)
+@given(st.floats(0.1, 100), st.sampled_from([torch.float32, torch.float64]))
+def test_the_tolerance_follows_the_dtype(x, dtype):
+    coarse = 1e-2 if dtype == torch.float32 else 1e-5
+    fine = 1e-5 if dtype == torch.float32 else 1e-8
+    tensor = torch.tensor([x], dtype=dtype)
+    assert difference(tensor, tensor * (1 + fine)) is None
+    assert difference(tensor, tensor * (1 + coarse)) is not None
+
+
+def test_descriptions_never_show_addresses():
+    class Plain:
+        pass
+
+    for value in (
+        Plain(),
+        Plain,
+        lambda: 0,
+        torch.nn.Linear(1, 1),
+        [Plain()],
+        object(),
+        torch.ones(9),
+        list(range(99)),
+    ):
+        assert "0x" not in core._brief(value)
+
+
+# -------------------------------------------------------------------------------- hints and progress
+
+
+def test_hints_open_one_at_a_time_and_end(delta, capsys):
+    for _ in range(4):
+        hint("lora_delta")
+    assert capsys.readouterr().out.splitlines() == [
+        "Hint 1 of 2: The rank is A.shape[0].",
+        "Hint 2 of 2: The update has the shape (out, in).",
+        "No hints left for lora_delta (2 of 2 are open).",
+        "No hints left for lora_delta (2 of 2 are open).",
+    ]
+
+
+def test_an_exercise_without_hints_offers_none(count, capsys):
+    hint("count")
+    check("count", 1)
+    out = capsys.readouterr().out
+    assert "There are no hints for count." in out and "Stuck?" not in out
+
+
+def register_in(chapter, name, points=1):
+    """Register as a module utils.course.checks.<chapter> would."""
+    scope = {"__name__": f"utils.course.checks.{chapter}", "exercise": exercise}
+    exec(f"exercise({name!r}, reference=1, points={points})", scope)
+
+
+def test_progress_shows_the_chapters_that_were_tried(capsys):
+    for chapter, name, points in (("ch01", "one", 1), ("ch01", "second_one", 3), ("ch02", "other", 1)):
+        register_in(chapter, name, points)
+    progress()
+    assert capsys.readouterr().out == "No exercise has been checked yet in this session.\n"
+    check("second_one", 1)
+    capsys.readouterr()
+    progress()
+    assert capsys.readouterr().out == textwrap.dedent("""\
+        exercise    state           points
+        one         not tried       0/1
+        second_one  passed          3/3
+        1 of 2 exercises passed, 3 of 4 points.
+        """)
+    check("one", 2)
+    check("other", None)
+    capsys.readouterr()
+    progress()
+    table = capsys.readouterr().out
+    assert "one         not right yet   0/1" in table and "other       not solved yet  0/1" in table
+    check("one", 1), check("other", 1)
+    capsys.readouterr()
+    progress()
+    assert capsys.readouterr().out.endswith("3 of 3 exercises passed, 5 of 5 points. Well done.\n")
+
+
+def test_the_last_try_counts(count, capsys):
+    check("count", 2048)
+    check("count", 1)
+    progress()
+    assert "0 of 1 exercises passed" in capsys.readouterr().out
+
+
+# -------------------------------------------------------------------------------------- registration
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "said"),
+    [
+        ("LoraDelta", {"reference": 1}, "lower-case identifier"),
+        ("lora-delta", {"reference": 1}, "lower-case identifier"),
+        ("f", {"reference": len}, "needs cases or a test"),
+        ("f", {"reference": 1, "cases": [(1,)]}, "can't be called"),
+        ("f", {"reference": len, "cases": [[1]]}, "a case is a tuple"),
+        ("f", {"reference": 1, "points": 0}, "points must be at least 1"),
+        ("f", {"reference": 1, "hints": "count"}, "not one string"),
+    ],
+)
+def test_faulty_registrations_are_refused(name, arguments, said):
+    with pytest.raises(ValueError, match=said):
+        exercise(name, **arguments)
+    assert core.registered() == {}
+
+
+def test_a_mistake_says_something():
+    with pytest.raises(ValueError, match="message"):
+        Mistake(1)
+
+
+def test_a_name_belongs_to_one_chapter_which_may_register_it_again():
+    register_in("ch01", "same")
+    register_in("ch01", "same", points=4)
+    assert core.find("same").points == 4
+    with pytest.raises(ValueError, match="already registered by ch01"):
+        register_in("ch02", "same")
+
+
+def test_importing_the_checks_is_light():
+    """A notebook's first cell imports them: transformers and peft must not come along."""
+    heavy = ("transformers", "peft", "trl", "datasets", "matplotlib")
+    code = f"import sys, utils.course.checks; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_a_tensor_of_one_number_is_reported_as_that_number():
+    exercise(
+        "one_number",
+        reference=lambda x: x.mean(),
+        cases=[lambda: (torch.tensor([1.0, 2.0]),)],
+        compare=lambda expected, got: bool((expected == got).all()),
+    )
+    assert "expected 1.5, got 3." in evaluate("one_number", lambda x: x.sum()).message
+    assert "got a float32 tensor of shape (2,)" in evaluate("one_number", lambda x: x).message

@@ -1,0 +1,253 @@
+"""Proofs of the claims ledger (lessons/claims.toml) that no cell of a lesson shows: each test computes the fact."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import subprocess
+from importlib.metadata import metadata
+
+import pytest
+import torch
+from torch import nn
+
+from utils.models import ASSETS, ROOT, profile
+
+
+def test_c02_mistral_7b_has_7_24_billion_parameters():
+    from transformers import AutoModelForCausalLM, MistralConfig
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(MistralConfig())
+    assert sum(p.numel() for p in model.parameters()) == 7_241_732_096
+
+
+@pytest.mark.parametrize("quote, files", [("", ["=4.35.0"]), ('"', [])])
+def test_c11_an_unquoted_bound_becomes_a_file(tmp_path, quote, files):
+    done = subprocess.run(
+        f"echo install {quote}transformers>=4.35.0{quote}", shell=True, cwd=tmp_path, capture_output=True, text=True
+    )
+    assert os.listdir(tmp_path) == files
+    assert ("4.35.0" in done.stdout) == (not files)
+
+
+def test_c12_the_courses_torch_is_built_for_cuda_12_6_or_newer():
+    built_for = re.findall(r'"cu(\d+)"', (ROOT / "start.py").read_text(encoding="utf-8"))
+    for record in (ASSETS / "measurements").glob("*.json"):
+        built_for += re.findall(r'"torch": "[\d.]+\+cu(\d+)"', json.dumps(json.loads(record.read_text())))
+    assert len(built_for) >= 3, "start.py's index and the GPU records name their CUDA"
+    assert min(map(int, built_for)) >= 126
+
+
+def test_c20_a_model_spread_over_devices_is_refused_by_several_processes(monkeypatch):
+    from accelerate import Accelerator
+    from accelerate.utils import DistributedType
+
+    accelerator = Accelerator(cpu=True)
+    monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.MULTI_CPU)
+    spread = nn.Linear(2, 2)
+    spread.hf_device_map = {"model.layers.0": 0, "model.layers.1": "cpu"}  # what device_map="auto" leaves behind
+    with pytest.raises(ValueError, match="device_map='auto'` in any distributed mode"):
+        accelerator.prepare(spread)
+    own = nn.Linear(2, 2)
+    own.hf_device_map = {"": 1}
+    assert accelerator.verify_device_map(spread) and not accelerator.verify_device_map(own)
+
+
+def test_c31_a_warm_up_below_one_is_a_share_and_the_default_rate_is_2e_5(tmp_path):
+    from trl import SFTConfig
+
+    settings = SFTConfig(output_dir=str(tmp_path), warmup_steps=0.1, use_cpu=True, bf16=False)
+    assert settings.get_warmup_steps(500) == 50
+    assert SFTConfig.__dataclass_fields__["learning_rate"].default == settings.learning_rate == 2e-5
+
+
+METHODS = {"linear", "ties", "dare_linear", "dare_ties", "magnitude_prune"}
+
+
+@pytest.mark.parametrize("method", sorted(METHODS | {f"{name}_svd" for name in METHODS - {"linear"}} | {"cat", "svd"}))
+def test_c36_methods_that_need_equal_ranks(method):
+    from peft import LoraConfig, get_peft_model
+
+    model = get_peft_model(nn.Sequential(nn.Linear(16, 16)), LoraConfig(r=2, target_modules=["0"]), "two")
+    model.add_adapter("four", LoraConfig(r=4, target_modules=["0"]))
+
+    def combine():
+        density = None if method in ("cat", "svd", "linear") else 0.5
+        model.add_weighted_adapter(["two", "four"], [1.0, 1.0], "both", combination_type=method, density=density)
+
+    if method in METHODS:
+        with pytest.raises(ValueError, match="same r value"):
+            combine()
+    else:
+        combine()
+        assert "both" in model.peft_config
+
+
+GUIDES_OBJECTIVE = """
+def objective(trial):
+    r = trial.suggest_int("r", 4, 32, step=4)
+    lora_alpha = trial.suggest_int("lora_alpha", r, r*4, step=r)
+    lora_dropout = trial.suggest_float("lora_dropout", 0.0, 0.2)
+    learning_rate = trial.suggest_float("learning_rate", 1e-5, 5e-4, log=True)
+
+    lora_config = LoraConfig(
+        r=r,
+        lora_alpha=lora_alpha,
+        lora_dropout=lora_dropout,
+        target_modules=["q_proj", "v_proj"],
+        bias="none",
+        task_type=TaskType.CAUSAL_LM,
+    )
+
+    # Train and evaluate...
+    return metrics["eval_loss"]
+"""
+"""The guide's, letter by letter."""
+
+
+def test_c39_the_guides_objective_returns_an_undefined_name():
+    import optuna
+    from peft import LoraConfig, TaskType
+
+    known = {"LoraConfig": LoraConfig, "TaskType": TaskType}  # the guide imports them further up
+    exec(GUIDES_OBJECTIVE, known)
+    optuna.logging.set_verbosity(optuna.logging.CRITICAL)
+    study = optuna.create_study(direction="minimize")
+    with pytest.raises(NameError, match="metrics"):
+        study.optimize(known["objective"], n_trials=1)
+
+
+def test_c39_an_alpha_whose_range_depends_on_r_leaves_the_common_search_space():
+    import optuna
+
+    def guides(trial):
+        r = trial.suggest_int("r", 4, 32, step=4)
+        return float(trial.suggest_int("lora_alpha", r, r * 4, step=r) / r)
+
+    def ratio(trial):
+        return float(2 ** trial.suggest_int("log2_r", 2, 5) * trial.suggest_categorical("ratio", [1, 2, 3, 4]))
+
+    optuna.logging.set_verbosity(optuna.logging.CRITICAL)
+    spaces = []
+    for objective in (guides, ratio):
+        study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+        study.optimize(objective, n_trials=10)
+        assert all(trial.state == optuna.trial.TrialState.COMPLETE for trial in study.trials)  # it works
+        spaces.append(set(optuna.search_space.intersection_search_space(study.get_trials())))
+    assert spaces == [{"r"}, {"log2_r", "ratio"}]
+
+
+def test_c42_a_lora_step_takes_about_two_thirds_of_the_arithmetic():
+    from utils.profiling.flops import dry_run
+
+    full = dry_run("Llama-2-7B", 1, 128)
+    lora = dry_run("Llama-2-7B", 1, 128, target_modules=["q_proj", "k_proj", "v_proj", "o_proj"])
+    work = [run.forward_flops + run.backward_flops for run in (full, lora)]
+    assert math.isclose(full.backward_flops / full.forward_flops, 2, rel_tol=0.02)
+    assert 0.64 < work[1] / work[0] < 0.70
+
+
+@pytest.mark.parametrize(
+    "variant, formula",
+    [
+        ("LoRA", lambda i, o, r: r * (i + o)),
+        ("rsLoRA", lambda i, o, r: r * (i + o)),
+        ("DoRA", lambda i, o, r: r * (i + o) + o),
+        ("PiSSA", lambda i, o, r: r * (i + o)),
+        ("VeRA", lambda i, o, r: o + r),
+        ("AdaLoRA", lambda i, o, r: r * (i + o + 1)),
+    ],
+)
+def test_c43_the_variants_parameters_by_formula_and_by_counting(variant, formula):
+    from peft import AdaLoraConfig, LoraConfig, VeraConfig, get_peft_model
+
+    d_in, d_out, r = 96, 160, 6
+    model = nn.Sequential(nn.Linear(d_in, d_out, bias=False))
+    makers = {
+        "LoRA": lambda: LoraConfig(r=r, target_modules=["0"]),
+        "rsLoRA": lambda: LoraConfig(r=r, target_modules=["0"], use_rslora=True),
+        "DoRA": lambda: LoraConfig(r=r, target_modules=["0"], use_dora=True),
+        "PiSSA": lambda: LoraConfig(r=r, target_modules=["0"], init_lora_weights="pissa"),
+        "VeRA": lambda: VeraConfig(r=r, target_modules=["0"]),
+        "AdaLoRA": lambda: AdaLoraConfig(init_r=r, target_r=2, total_step=10, target_modules=["0"]),
+    }
+    wrapped = get_peft_model(model, makers[variant]())
+    assert sum(p.numel() for p in wrapped.parameters() if p.requires_grad) == formula(d_in, d_out, r)
+    if variant == "rsLoRA":
+        layer = wrapped.base_model.model[0]
+        assert math.isclose(layer.scaling["default"], wrapped.peft_config["default"].lora_alpha / math.sqrt(r))
+
+
+def test_c44_bitsandbytes_names_its_new_home():
+    home = dict(line.split(", ", 1) for line in metadata("bitsandbytes").get_all("Project-URL"))["homepage"]
+    assert home == "https://github.com/bitsandbytes-foundation/bitsandbytes"
+
+
+# ------------------------------------------------------------------------------------------------------------- traps
+
+
+def test_t03_a_fast_pissa_adapter_does_not_survive_saving_and_a_converted_one_does(tmp_path):
+    from peft import LoraConfig, PeftModel, get_peft_model
+
+    def base() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(48, 32, bias=False))
+
+    torch.manual_seed(1)
+    x = torch.randn(64, 48)
+    model = get_peft_model(base(), LoraConfig(r=4, target_modules=["0"], init_lora_weights="pissa_niter_4"))
+    model.save_pretrained(tmp_path / "start")
+    assert torch.allclose(model(x), base()(x), atol=1e-5), "at the start it is the base"
+    with torch.no_grad():  # as if trained
+        for p in model.parameters():
+            if p.requires_grad:
+                p += 0.05 * torch.randn_like(p)
+    wanted = model(x).detach()
+    model.save_pretrained(tmp_path / "plain")
+    learnt, fresh = (wanted - base()(x)).norm(), base()
+    torch.manual_seed(2)  # another process: the decomposition is drawn again
+    reloaded = PeftModel.from_pretrained(fresh, tmp_path / "plain")
+    assert (reloaded(x) - wanted).norm() > 0.5 * learnt, "measured 0.87: most of what was learnt is gone"
+    model.peft_config["default"].init_lora_weights = True
+    model.save_pretrained(tmp_path / "converted", path_initial_model_for_weight_conversion=str(tmp_path / "start"))
+    reloaded = PeftModel.from_pretrained(base(), tmp_path / "converted")
+    assert (reloaded(x) - wanted).norm() < 1e-4 * learnt
+
+
+def test_t05_adapter_names_are_refused_in_training_mode():
+    from peft import PeftModel
+
+    from utils.models import load_base
+    from utils.train.adapter_cache import trained_adapter
+
+    base, tokenizer = load_base()
+    model = PeftModel.from_pretrained(base, trained_adapter("style", profile()), "style")
+    ids = tokenizer("Hello.", return_tensors="pt").input_ids
+    with torch.no_grad():
+        assert model.eval()(ids, adapter_names=["style"]).logits.shape[:2] == ids.shape
+        with pytest.raises(ValueError, match="adapter_names.*training mode"):
+            model.train()(ids, adapter_names=["style"])
+
+
+@pytest.mark.parametrize("called, left", [(False, 48), (True, 16)])
+def test_t08_adalora_prunes_nothing_unless_it_is_told_to(called, left):
+    from peft import AdaLoraConfig, get_peft_model
+
+    torch.manual_seed(0)
+    base = nn.Sequential(*(nn.Linear(12, 12) for _ in range(8)))
+    config = AdaLoraConfig(
+        init_r=6, target_r=2, tinit=1, tfinal=2, deltaT=1, total_step=8, target_modules=[str(i) for i in range(8)]
+    )
+    model = get_peft_model(base, config)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2, weight_decay=0.0)
+    for step in range(8):
+        model(torch.randn(16, 12)).square().mean().backward()
+        optimizer.step()
+        if called:
+            model.base_model.update_and_allocate(step)
+        optimizer.zero_grad()
+    ranks = [int((p != 0).sum()) for name, p in model.named_parameters() if "lora_E" in name]
+    assert len(ranks) == 8 and sum(ranks) == left

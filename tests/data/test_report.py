@@ -1,0 +1,156 @@
+"""The report on a data set, on records whose defects are known; and the course's own data, card and generator."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from tools import make_dataset
+from utils import models
+from utils.data.chat import (
+    Example,
+    encode,
+)
+from utils.data.instructions import INSTRUCTIONS
+from utils.data.records import read_records, user_text
+from utils.data.report import data_report
+from utils.tinyworld import TASKS, task_examples
+
+ROOT = Path(__file__).resolve().parents[2]
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return models.load_base()[1]
+
+
+def record(text, answer="bad"):
+    return {"instruction": "Is this good or bad?", "input": text, "output": answer}
+
+
+ZOE, TOM, SUE = record("Zoe was sad."), record("Tom was sad."), record("Sue was so sad that Sue sat down and cried.")
+
+
+def table(report):
+    return dict(re.split(r"  +", line, maxsplit=1) for line in str(report).splitlines())
+
+
+# ----------------------------------------------------------------------------------------------------- known defects
+
+
+def test_each_defect_is_counted(tokenizer):
+    records = [
+        ZOE,
+        ZOE,
+        ZOE,
+        TOM,
+        {**TOM, "output": "good"},
+        record("x", " "),
+        record("x", ""),
+        {"instruction": ""},
+        "x",
+    ]
+    report = data_report(records, tokenizer, 512, held_out=[record("ZOE  was sad."), SUE, record("", "")])
+    assert (report.count, report.usable, len(report.problems)) == (9, 5, 5)
+    assert report.empty == {"output": 2, "instruction": 1}
+    assert (report.duplicates, report.contradictions) == (2, 1)
+    assert (report.leaked, report.held_out) == (1, 2)
+    shown = table(report)
+    assert shown["records"] == "9" and shown["with an empty field"] == "output: 2, instruction: 1"
+    assert shown["that can be used"] == "5 of 9 (55.6%)"
+    assert shown["exact duplicates"] == "2 of 5 (40.0%)" and shown["prompts with two answers"] == "1"
+    assert shown["held-out prompts found here"] == "1 of 2 (50.0%)"
+
+
+def test_lengths_and_cuts_are_those_of_the_encoded_records(tokenizer):
+    records = [ZOE, TOM, SUE]
+    encoded = encode(tokenizer, [Example(user_text(r), r["output"]) for r in records])
+    lengths, begin = [len(p) + len(a) for p, a in encoded], len(encoded[2][0])
+    assert lengths[0] == lengths[1] < begin < lengths[2] - 1
+    whole = data_report(records, tokenizer, lengths[2])
+    assert whole.lengths == lengths
+    assert (whole.truncated, whole.lost, whole.endless) == (0, 0, 0)
+    assert list(whole.quantiles.items()) == [
+        ("shortest", lengths[0]), ("median", lengths[0]), ("90%", lengths[2]), ("99%", lengths[2]),
+        ("longest", lengths[2]),
+    ]  # fmt: skip
+    cut = data_report(records, tokenizer, begin + 1)
+    assert (cut.truncated, cut.lost) == (1, 0)
+    lost = data_report(records, tokenizer, begin)
+    assert (lost.truncated, lost.lost) == (1, 1)
+    assert table(lost)["whole completion cut away"] == "1 of 3 (33.3%)"
+    assert table(lost)[f"cut at {begin} tokens"] == "1 of 3 (33.3%)"
+
+
+def test_a_template_without_an_end_mark_is_noticed(tokenizer):
+    other = models.load_base()[1]
+    other.chat_template = other.chat_template.replace(" + '<|end|>'", "")
+    assert data_report([ZOE, SUE], tokenizer, 512).endless == 0
+    report = data_report([ZOE, SUE], other, 512)
+    assert report.endless == 2 and table(report)["answers without an end mark"] == "2 of 2 (100.0%)"
+
+
+def test_conversations_are_reported_on_alike(tokenizer):
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]
+    report = data_report([{"messages": turns}, {"messages": turns}, {"messages": turns[:1]}], tokenizer, 512)
+    assert (report.usable, report.duplicates, len(report.problems)) == (2, 1, 1)
+
+
+def test_records_that_are_all_bad_give_a_report_and_no_error(tokenizer):
+    report = data_report([record("x", "")], tokenizer, 512, held_out=[])
+    assert report.usable == 0 and report.quantiles == {} and "tokens" not in table(report)
+    assert "held-out prompts found here" not in table(report)
+
+
+@pytest.mark.parametrize(("records", "length", "said"), [([], 8, "no records"), ([ZOE], 0, "at least 1, not 0")])
+def test_what_cannot_be_reported_on_is_refused(tokenizer, records, length, said):
+    with pytest.raises(ValueError, match=said):
+        data_report(records, tokenizer, length)
+
+
+# ------------------------------------------------------------------------------------------------ the course's own data
+
+
+def test_the_data_is_made_again_byte_for_byte(tmp_path):
+    make_dataset.write(tmp_path / "made")
+    made = {path.name: path.read_bytes() for path in (tmp_path / "made").iterdir()}
+    kept = {path.name: path.read_bytes() for path in INSTRUCTIONS.iterdir()}
+    assert sorted(made) == ["README.md", "test.jsonl", "train.jsonl"] == sorted(kept)
+    assert all(made[name] == kept[name].replace(b"\r\n", b"\n") for name in made)
+    assert sum(map(len, kept.values())) < 500_000
+
+
+def test_the_prompts_are_the_tiny_worlds(tokenizer):
+    train, test = (read_records(INSTRUCTIONS / f"{name}.jsonl") for name in ("train", "test"))
+    assert (len(train), len(test)) == (1800, 200)
+    for name, records in (("train", train), ("test", test)):
+        for task in TASKS:
+            mine = [(user_text(r), r["output"]) for r in records if r["task"] == task]
+            assert mine == [tuple(e) for e in task_examples(task, name, len(records) // len(TASKS))]
+            assert [r["task"] for r in records[:8]].count(task) == 2
+
+
+def test_the_data_has_none_of_the_defects_that_the_report_looks_for(tokenizer):
+    train, test = (read_records(INSTRUCTIONS / f"{name}.jsonl") for name in ("train", "test"))
+    report = data_report(train, tokenizer, 256, held_out=test)
+    assert (report.problems, report.duplicates, report.contradictions, report.leaked) == ([], 0, 0, 0)
+    assert (report.held_out, report.truncated, report.lost, report.endless) == (200, 0, 0, 0)
+
+
+def test_the_card_says_what_is_there():
+    card = (INSTRUCTIONS / "README.md").read_text(encoding="utf-8")
+    assert card.startswith("---\nlicense: apache-2.0\n")
+    shown = re.search(r"^    (\{.*\})$", card, re.M)[1]
+    assert shown in (INSTRUCTIONS / "train.jsonl").read_text(encoding="utf-8").splitlines()
+    for field in json.loads(shown):
+        assert f"\n| {field} | " in card
+    assert "1,800 records" in card and "and 200 to test" in card
+
+
+def test_an_instruction_that_no_longer_fits_its_task_is_noticed():
+    with pytest.raises(ValueError, match="style no longer begins with"):
+        make_dataset.record("style", task_examples("translation", "test", 1)[0])

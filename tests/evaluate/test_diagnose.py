@@ -1,0 +1,344 @@
+"""The clinic: each finding comes with the fault that causes it, and a healthy run has none."""
+
+import math
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from utils.data.chat import batches, render
+from utils.evaluate import diagnose_cases as cases
+from utils.evaluate.diagnose import (
+    Chart,
+    Signs,
+    applied_scaling,
+    examine,
+    labels_signs,
+    strength,
+    trend,
+    vital_signs,
+    watched,
+)
+from utils.models import load_base, profile
+from utils.tinyworld import task_examples
+from utils.train.adapter_cache import trained_adapter
+from utils.train.loop import train
+
+torch.set_num_threads(1)
+
+
+def signs_of(findings):
+    return [finding.sign for finding in findings]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return cases.load_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def good():
+    """Three healthy batches."""
+    return cases.healthy_batches(3)
+
+
+@pytest.fixture(scope="module")
+def base():
+    return load_base()[0]
+
+
+@pytest.fixture
+def new():
+    return cases.new_adapter()
+
+
+# ------------------------------------------------------------------------------------------------------- the chart
+
+
+def test_watched_trains_as_train_does(tokenizer):
+    """The same losses, number by number: the clinic's runs are the course's runs, only watched."""
+    examples = task_examples("sentiment", "train", 50)
+    theirs = train(cases.new_adapter(), tokenizer, examples, steps=4, lr=6e-3, batch_size=4, progress=False)
+    drawn = batches(tokenizer, examples, steps=4, batch_size=4, seed=0)
+    assert watched(cases.new_adapter(), drawn, lr=6e-3, steps=4).losses == theirs
+
+
+def test_the_norm_is_the_one_before_clipping(good):
+    loose, tight = (
+        watched(cases.new_adapter(), good[:1], lr=1e-9, steps=5, max_grad_norm=most) for most in (None, 1e-3)
+    )
+    assert loose.norms == tight.norms and loose.norms[0] > 1
+
+
+def test_warm_up_zero_begins_at_the_full_rate(good):
+    """Adam's first step is the rate times the gradient's sign, so B's largest entry is the rate."""
+    for warmup, expected in ((0, 1e-3), (10, 1e-4)):
+        model = cases.new_adapter()
+        watched(model, good[:1], lr=1e-3, steps=100, warmup=warmup)
+        largest = max(p.abs().max().item() for n, p in model.named_parameters() if "lora_B" in n)
+        assert math.isclose(largest, expected, rel_tol=1e-2)
+
+
+def test_a_run_ends_at_a_loss_that_is_no_number(good):
+    model = cases.new_adapter()
+    with torch.no_grad():
+        next(p for n, p in model.named_parameters() if "lora_A" in n).fill_(float("nan"))
+    chart = watched(model, good, lr=1e-3, steps=3)
+    assert len(chart.losses) == 1 and trend(chart) == "jumped"
+
+
+@pytest.mark.parametrize("wrong", [{"lr": 0, "steps": 3}, {"lr": 1e-3, "steps": 0}])
+def test_watched_refuses_what_is_not_positive(new, good, wrong):
+    with pytest.raises(ValueError, match="must be positive"):
+        watched(new, good, **wrong)
+
+
+def test_a_frozen_model_with_an_open_graph_trains_nothing_in_silence(good):
+    chart = watched(cases.frozen_adapter(), good, lr=6e-3, steps=3)
+    assert chart.norms == [0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("losses", "norms", "expected"),
+    [
+        ([8.0] + [0.2] * 30, [10.0] + [1.0] * 30, "fell"),
+        ([8.0] * 30, [10.0] * 30, "flat"),
+        ([8.0] * 30, [0.0] * 30, "flat"),
+        ([8.0] * 5, [10.0] * 5, "fell"),  # too early to say
+        ([0.1] * 30, [0.5] * 30, "fell"),  # nothing left to learn
+        ([8.0, 11.0, *[1.6] * 30], [10.0] * 32, "jumped"),
+        ([8.0, 3.0, 7.0, *[1.6] * 30], [10.0] * 33, "jumped"),  # up again, though never above the first
+        ([8.0, 7.0, *[1.6] * 30], [10.0, 250.0, *[1.0] * 30], "jumped"),
+        ([8.0, 7.0, *[1.6] * 30], [3.0, 32.0, *[1.0] * 30], "fell"),  # labels on everything do this
+        ([0.02, 0.005, 0.15], [0.1, 0.1, 3.0], "fell"),  # a wobble near the end
+        ([8.0, float("nan")], [10.0, 1.0], "jumped"),
+    ],
+)
+def test_the_trend(losses, norms, expected):
+    assert trend(Chart(losses, norms)) == expected
+
+
+def test_an_empty_chart_has_no_trend():
+    with pytest.raises(ValueError, match="empty"):
+        trend(Chart([], []))
+
+
+# -------------------------------------------------------------------------------------------------------- the labels
+
+
+def test_a_healthy_batch_and_a_new_adapter_have_no_findings(new, tokenizer, good, base):
+    chart = watched(new, good, lr=6e-3, steps=3)
+    assert examine(new, tokenizer, batch=good[0], chart=chart, base=base) == []
+    signs = vital_signs(chart, new, good[0], tokenizer.eos_token_id)
+    assert signs == Signs(108_544, "fell", pytest.approx(24 / good[0]["labels"].numel()), 0, True)
+
+
+def test_labels_without_an_end_mark(new, tokenizer, good):
+    sick = cases.without_end_mark(good[0], tokenizer.eos_token_id)
+    assert signs_of(examine(new, tokenizer, batch=sick)) == ["no end mark"]
+    assert (good[0]["labels"] == tokenizer.eos_token_id).any(), "the batch itself was changed"
+
+
+def test_labels_on_everything(new, tokenizer, good):
+    sick = cases.everything_learnt(good[0], tokenizer.pad_token_id)
+    assert signs_of(examine(new, tokenizer, batch=sick)) == ["padding learnt", "prompt learnt"]
+    share, padding, eos = labels_signs(sick, tokenizer.eos_token_id)
+    assert (share, eos) == (1.0, True) and padding == int((sick["attention_mask"] == 0).sum())
+    with pytest.raises(ValueError, match="width must be"):
+        cases.everything_learnt(good[0], tokenizer.pad_token_id, width=3)
+
+
+def test_an_end_mark_that_pads_is_no_end_mark(new, tokenizer, good):
+    """Where eos serves as padding, a learnt padding must not pass for a learnt end mark."""
+    eos = tokenizer.eos_token_id
+    sick = cases.everything_learnt(cases.without_end_mark(good[0], eos), eos)
+    real = (sick["labels"] == eos) & (sick["attention_mask"] == 1)
+    sick["labels"] = sick["labels"].masked_fill(real, -100)
+    assert "no end mark" in signs_of(examine(new, tokenizer, batch=sick))
+
+
+def test_no_labels_at_all(new, tokenizer, good):
+    sick = {**good[0], "labels": torch.full_like(good[0]["labels"], -100)}
+    assert signs_of(examine(new, tokenizer, batch=sick)) == ["no labels"]
+
+
+# --------------------------------------------------------------------------------------------------------- the model
+
+
+def test_a_frozen_adapter(tokenizer, good, base):
+    frozen = cases.frozen_adapter()
+    assert signs_of(examine(frozen, tokenizer, batch=good[0])) == ["nothing trainable"]
+    chart = watched(frozen, good * 7, lr=6e-3, steps=21)
+    found = signs_of(examine(frozen, tokenizer, batch=good[0], chart=chart, base=base))
+    assert found == ["nothing trainable", "no gradient", "start"]
+
+
+def test_a_rate_that_is_too_low_and_one_that_is_too_high(tokenizer, good):
+    for lr, expected in ((2e-5, "rate too low"), (0.1, "rate too high")):
+        model = cases.new_adapter()
+        chart = watched(model, good * 7, lr=lr, steps=100, warmup=0, max_grad_norm=None)
+        assert signs_of(examine(model, tokenizer, chart=chart)) == [expected]
+
+
+def test_a_config_that_was_changed_afterwards(new, tokenizer):
+    new.peft_config["default"].r = 16
+    assert signs_of(examine(new, tokenizer)) == ["config changed"]
+    new.peft_config["default"].r = 8
+    new.peft_config["default"].lora_alpha = 64
+    assert signs_of(examine(new, tokenizer)) == ["scaling"]
+
+
+def test_rslora_scales_by_the_root_and_is_healthy(tokenizer):
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=4, lora_alpha=8, use_rslora=True, target_modules=["q_proj"])
+    assert examine(get_peft_model(load_base()[0], config), tokenizer) == []
+
+
+def test_training_on_merged_layers(new, tokenizer, good):
+    new.merge_adapter()
+    assert signs_of(examine(new, tokenizer, batch=good[0])) == ["merged"]
+
+
+# ------------------------------------------------------------------------------------------------- how often it is in
+
+
+def test_applied_scaling():
+    torch.manual_seed(0)
+    weight, a, b = torch.randn(6, 8), torch.randn(2, 8), torch.randn(6, 2)
+    for s in (0.0, 1.0, 2.0, -0.5):
+        assert math.isclose(applied_scaling(weight, weight + s * (b @ a), a, b), s, abs_tol=1e-5)  # float32's rounding
+    with pytest.raises(ValueError, match="zero throughout"):
+        applied_scaling(weight, weight, a, 0 * b)
+
+
+@pytest.fixture(scope="module")
+def servers():
+    return cases.open_servers(task_examples("translation", "test", 8))
+
+
+@pytest.mark.parametrize(
+    ("letter", "times", "expected"),
+    [
+        ("G", 2, ["template"]),
+        ("H", 1, ["alpha/r forgotten"]),
+        ("I", 2, ["right padding"]),
+        ("J", 2, []),
+        ("K", 4, ["merged twice"]),
+    ],
+)
+def test_each_server_has_its_own_fault_and_no_other(servers, tokenizer, base, letter, times, expected):
+    server, folder = servers[letter], trained_adapter("translation", profile())
+    assert strength(server.model, base, folder) == (pytest.approx(times, abs=1e-4), 2)
+    assert signs_of(examine(server.model, tokenizer, inputs=server.inputs, base=base, adapter=folder)) == expected
+
+
+def test_merged_once_is_healthy_however_it_was_merged(tokenizer, base):
+    folder, wrapped = trained_adapter("translation", profile()), cases.attached()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        wrapped.merge_adapter()
+        wrapped.merge_adapter()  # PEFT refuses the second time
+    for model in (wrapped, cases.attached().merge_and_unload(), cases.attached().merge_and_unload().bfloat16()):
+        assert examine(model, tokenizer, base=base, adapter=folder) == []
+
+
+def test_an_adapter_that_is_off_or_absent(tokenizer, base):
+    folder, model = trained_adapter("translation", profile()), cases.attached()
+    for sick in (load_base()[0], model):
+        if sick is model:
+            model.base_model.disable_adapter_layers()
+        assert signs_of(examine(sick, tokenizer, base=base, adapter=folder)) == ["not applied"]
+
+
+def test_a_folder_without_a_base_is_refused(new, tokenizer):
+    with pytest.raises(ValueError, match="adapter needs base"):
+        examine(new, tokenizer, adapter=trained_adapter("style", profile()))
+
+
+# -------------------------------------------------------------------------------------------------------- the prompts
+
+
+@pytest.mark.parametrize(
+    ("write", "expected"),
+    [
+        (lambda t, p: render(t, p), []),
+        (lambda t, p: p, ["template"]),
+        (lambda t, p: render(t, p) + " ", ["template"]),
+        (
+            lambda t, p: t.apply_chat_template([{"role": "user", "content": p}], tokenize=False),
+            ["template"],
+        ),
+    ],
+    ids=["right", "bare", "a space behind", "no generation prompt"],
+)
+def test_the_template(new, tokenizer, write, expected):
+    texts = [write(tokenizer, e.prompt) for e in task_examples("style", "test", 5)]
+    assert signs_of(examine(new.eval(), tokenizer, inputs=cases.tokenized(texts))) == expected
+
+
+def test_dropout_left_on(tokenizer):
+    from peft import LoraConfig, get_peft_model
+
+    model = get_peft_model(load_base()[0], LoraConfig(lora_dropout=0.1, target_modules=["q_proj"]))
+    inputs = cases.tokenized([render(tokenizer, "Hello")])
+    assert signs_of(examine(model.train(), tokenizer, inputs=inputs)) == ["dropout on"]
+    assert examine(model.eval(), tokenizer, inputs=inputs) == []
+
+
+# ------------------------------------------------------------------------------------------------ what TRL really does
+
+
+@pytest.fixture
+def data():
+    from datasets import Dataset
+
+    from utils.data.records import to_prompt_completion
+
+    examples = task_examples("style", "train", 16)
+    return Dataset.from_list([to_prompt_completion({"instruction": e.prompt, "output": e.answer}) for e in examples])
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_trl_trains_a_frozen_adapter_in_silence_when_it_checkpoints(tmp_path, tokenizer, data, checkpointing):
+    from peft import PeftModel
+
+    from utils.train.recipes import Recipe
+    from utils.train.sft import sft_config, sft_trainer
+
+    recipe = Recipe(r=8, lora_alpha=16, lr=4e-3, steps=2, batch_size=4)
+    model = PeftModel.from_pretrained(load_base()[0], trained_adapter("sentiment", profile()))
+    args = sft_config(tmp_path, recipe, activation_checkpointing=checkpointing)
+    trainer = sft_trainer(model, tokenizer, data, args)
+    if not checkpointing:
+        with pytest.raises(RuntimeError, match="does not require grad"):
+            trainer.train()
+        return
+    trainer.train()
+    norms = [log["grad_norm"] for log in trainer.state.log_history if "grad_norm" in log]
+    assert norms == [0, 0]
+
+
+def test_trl_copies_training_arguments_and_keeps_an_sft_config(tmp_path, tokenizer, data):
+    from transformers import TrainingArguments
+    from trl import SFTTrainer
+
+    from utils.train.recipes import Recipe
+    from utils.train.sft import lora_config, sft_config
+
+    recipe = Recipe(r=8, lora_alpha=16, lr=4e-3, steps=2, batch_size=4)
+    plain = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none", disable_tqdm=True)
+    for args, same in ((plain, False), (sft_config(tmp_path, recipe), True)):
+        trainer = SFTTrainer(
+            model=load_base()[0], args=args, train_dataset=data, processing_class=tokenizer,
+            peft_config=lora_config(recipe),
+        )  # fmt: skip
+        assert (trainer.args is args) is same
+        before = trainer.get_train_dataloader().total_batch_size
+        args.per_device_train_batch_size = 1
+        assert trainer.get_train_dataloader().total_batch_size == before, "the batch was fixed when it was made"
+
+
+def test_a_plain_module_is_examined_too(tokenizer, good):
+    assert signs_of(examine(nn.Linear(2, 2).requires_grad_(False), tokenizer, batch=good[0])) == ["nothing trainable"]

@@ -1,0 +1,181 @@
+"""utils.evaluate.report and utils.course.model_card: what a report says is what the model did."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from utils.course.model_card import base_name, model_card, write_card
+from utils.data.records import BadRecords
+from utils.evaluate.metrics import exact_match, perplexity
+from utils.evaluate.report import Evaluation, Reply, change, evaluate, luck, report, table
+from utils.models import load_base, profile
+from utils.tinyworld import task_examples
+from utils.train.adapter_cache import trained_adapter
+from utils.train.own_data import DataFacts, general_texts
+
+EXAMPLES = task_examples("style", "test", 12)
+RECORDS = [{"instruction": e.prompt, "output": e.answer} for e in EXAMPLES]
+FACTS = DataFacts("mine.csv", "ab" * 32, 405, 45, 3)
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    from peft import PeftModel
+
+    base, tokenizer = load_base()
+    return PeftModel.from_pretrained(base, trained_adapter("style", profile())).eval(), tokenizer
+
+
+@pytest.fixture(scope="module")
+def both(loaded) -> tuple[Evaluation, Evaluation]:
+    model, tokenizer = loaded
+    after = evaluate(model, tokenizer, RECORDS, general=general_texts())
+    with model.disable_adapter():
+        return evaluate(model, tokenizer, RECORDS, general=general_texts()), after
+
+
+def test_right_answers_are_those_of_exact_match_and_batches_dont_matter(loaded, both):
+    model, tokenizer = loaded
+    assert both[1].exact == exact_match(model, tokenizer, EXAMPLES) > 0.9
+    small = evaluate(model, tokenizer, RECORDS, batch_size=5)
+    assert [r.answer for r in small.replies] == [r.answer for r in both[1].replies]
+    assert math.isclose(small.loss, both[1].loss, rel_tol=1e-3) and small.general is None
+
+
+def test_the_loss_is_the_models_own(loaded, both):
+    """Token by token over all records, not a mean of the records' means."""
+    from utils.data.chat import collate, encode
+
+    model, tokenizer = loaded
+    encoded = encode(tokenizer, EXAMPLES)
+    with torch.inference_mode():
+        theirs = model(**collate(encoded, tokenizer.pad_token_id)).loss.item()
+    assert math.isclose(both[1].loss, theirs, rel_tol=1e-4)
+
+
+def test_forgetting_is_the_perplexity_with_the_adapter_on_and_off(loaded, both):
+    model, tokenizer = loaded
+    assert both[0].general == perplexity(load_base()[0], tokenizer, general_texts())
+    assert both[1].general == pytest.approx(perplexity(model, tokenizer, general_texts()))
+    assert both[1].general > 1.1 * both[0].general
+
+
+def test_the_adapter_stops_and_a_limit_is_a_limit(loaded, both):
+    model, tokenizer = loaded
+    assert both[1].stop_rate == 1 and both[1].mean_tokens < 40
+    cut = evaluate(model, tokenizer, RECORDS[:3], max_new_tokens=4)
+    assert cut.stop_rate == 0 and cut.mean_tokens == 4 and cut.exact == 0
+
+
+def test_a_conversation_is_asked_with_all_its_turns(loaded):
+    model, tokenizer = loaded
+    turns = [("user", "Hi."), ("assistant", "Arr!"), ("user", EXAMPLES[0].prompt), ("assistant", EXAMPLES[0].answer)]
+    talk = {"messages": [{"role": role, "content": content} for role, content in turns]}
+    alone = evaluate(model, tokenizer, RECORDS[:1])
+    found = evaluate(model, tokenizer, [talk])
+    assert found.replies[0].prompt == EXAMPLES[0].prompt and found.loss != alone.loss
+
+
+@pytest.mark.parametrize("records, error, said", [([], ValueError, "no records"), ([{"a": 1}], BadRecords, "missing")])
+def test_what_cant_be_evaluated_is_refused(loaded, records, error, said):
+    with pytest.raises(error, match=said):
+        evaluate(*loaded, records)
+
+
+def test_luck_by_hand():
+    assert luck(0, 0) == luck(3, 3) == 1 and luck(5, 0) == luck(0, 5) == 2 / 32
+    assert luck(9, 1) == 2 * (1 + 10) / 1024
+    with pytest.raises(ValueError, match="at least 0"):
+        luck(-1, 3)
+
+
+@given(st.integers(0, 40), st.integers(0, 40))
+def test_luck_is_a_probability_and_falls_with_the_difference(a, b):
+    assert 0 < luck(a, b) <= 1 and luck(a, b) == luck(b, a)
+    assert luck(a + b + 1, b) <= luck(a + b, b) + 1e-12
+
+
+def reply(prompt: str, right: bool) -> Reply:
+    return Reply(prompt, "yes", "yes" if right else "no", 3, True)
+
+
+def test_the_change_counts_both_directions_and_refuses_other_records():
+    before = Evaluation((reply("a", True), reply("b", False), reply("c", False)), 2.0, None)
+    after = Evaluation((reply("a", False), reply("b", True), reply("c", True)), 1.0, None)
+    assert change(before, after) == (2, 1, 1.0)
+    with pytest.raises(ValueError, match="different records"):
+        change(before, Evaluation(after.replies[::-1], 1.0, None))
+
+
+def test_the_report_says_what_was_found(both):
+    text = report(*both, examples=2)
+    assert "| right to the letter | 0% | 100% |" in text and "less than 0.001" in text
+    assert f"- wanted: {EXAMPLES[1].answer}" in text and f"- adapter: {EXAMPLES[1].answer}" in text
+    assert EXAMPLES[2].answer not in text and len(table(*both)) == 5
+    assert len(table(*(Evaluation(e.replies, e.loss, None) for e in both))) == 4
+
+
+# ---------------------------------------------------------------------------------------------------------- the card
+
+
+def test_the_cards_header_is_what_the_hub_reads(both, tmp_path):
+    from huggingface_hub import ModelCard
+
+    text = model_card("my-adapter", "owner/model", FACTS, {"r": 8}, *both)
+    (tmp_path / "README.md").write_text(text, encoding="utf-8")
+    card = ModelCard.load(tmp_path / "README.md")
+    assert card.data.base_model == "owner/model" and card.data.library_name == "peft"
+    assert card.data.pipeline_tag == "text-generation" and "lora" in card.data.tags
+    results = {r.metric_type: r.metric_value for r in card.data.eval_results}
+    assert results == {"exact_match": both[1].exact, "loss": round(both[1].loss, 4)}
+
+
+def test_the_card_names_data_settings_results_limits_and_use(both):
+    text = model_card("my-adapter", "owner/model", FACTS, {"r": 8, "learning rate": 0.006}, *both)
+    for part in ("ab" * 32, "405 records to train on, 45 held out, 3 exact duplicates", "| learning rate | 0.006 |"):
+        assert part in text
+    assert [line for line in text.splitlines() if line.startswith("## ")] == [
+        "## Data", "## Training", "## Results", "## Limits", "## How to use",
+    ]  # fmt: skip
+    assert f"went from {both[0].general:.2f} to {both[1].general:.2f}" in text
+    code = text.split("```python\n")[1].split("```")[0]
+    compile(code, "card", "exec")
+
+
+def test_a_base_that_is_a_folder_is_not_named_to_the_hub(both):
+    text = model_card("my-adapter", "assets/tiny-llama", FACTS, {}, *both)
+    assert "base_model:" not in text and "needs the same folder" in text
+
+
+def test_the_base_is_named_as_the_profile_loads_it(monkeypatch, tmp_path):
+    monkeypatch.setenv("COURSE_MODEL", "owner/other")
+    assert base_name("tiny") == "assets/tiny-llama"
+    assert base_name("small") == "owner/other"
+    (tmp_path / "my-base").mkdir()
+    monkeypatch.setenv("COURSE_MODEL", str(tmp_path / "my-base"))
+    assert base_name("small") == "my-base"
+    monkeypatch.delenv("COURSE_MODEL")
+    assert base_name("small") == "HuggingFaceTB/SmolLM2-135M-Instruct"
+
+
+@pytest.mark.parametrize("name", ["", "two words"])
+def test_a_name_is_one_word(both, name):
+    with pytest.raises(ValueError, match="one word"):
+        model_card(name, "owner/model", FACTS, {}, *both)
+
+
+def test_the_files_are_written_and_a_refusal_writes_nothing(both, tmp_path: Path):
+    with pytest.raises(ValueError, match="one word"):
+        write_card(tmp_path, FACTS, {}, *both, profile="tiny", name="no name")
+    assert list(tmp_path.iterdir()) == []
+    write_card(tmp_path, FACTS, {"r": 8}, *both, profile="tiny")
+    results = json.loads((tmp_path / "evaluation.json").read_text(encoding="utf-8"))
+    assert len(results["replies"]) == 12 and results["replies"][0]["adapter"] == EXAMPLES[0].answer
+    assert (tmp_path / "README.md").read_text(encoding="utf-8").startswith("---\n")

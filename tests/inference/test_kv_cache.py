@@ -1,0 +1,107 @@
+"""kv_cache: attention over a growing cache is attention over the whole text, and its costs are counted right."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from utils.inference import kv_cache
+from utils.models import load_base
+from utils.train.adapter_cache import adapter_dir
+
+
+def qkv(heads, length, dim, seed=0):
+    return torch.randn(3, heads, length, dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@given(st.integers(1, 4), st.integers(1, 12), st.sampled_from([1, 4, 8]))
+@settings(max_examples=40, deadline=None)
+def test_causal_attention_is_pytorchs(heads, length, dim):
+    q, k, v = qkv(heads, length, dim)
+    theirs = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    torch.testing.assert_close(kv_cache.causal_attention(q, k, v), theirs)
+
+
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=5))
+@settings(max_examples=40, deadline=None)
+def test_in_pieces_of_any_size_it_is_the_same(pieces):
+    q, k, v = qkv(2, sum(pieces), 4)
+    whole, past, parts, start = kv_cache.causal_attention(q, k, v), None, [], 0
+    for size in pieces:
+        new = slice(start, start + size)
+        output, past = kv_cache.cached_attention(q[:, new], k[:, new], v[:, new], past)
+        parts.append(output)
+        start += size
+    torch.testing.assert_close(torch.cat(parts, dim=1), whole)
+    assert torch.equal(past[0], k) and torch.equal(past[1], v)
+
+
+def test_shapes_that_are_refused():
+    q, k, v = qkv(1, 4, 2)
+    with pytest.raises(ValueError, match="4 queries for 3 keys"):
+        kv_cache.causal_attention(q, k[:, 1:], v[:, 1:])
+    with pytest.raises(ValueError, match="differ in shape"):
+        kv_cache.causal_attention(q, k, v[:, 1:])
+
+
+@pytest.mark.parametrize(("prompt", "new"), [(1, 1), (11, 5), (512, 128)])
+def test_positions(prompt, new):
+    assert kv_cache.positions_computed(prompt, new, cache=True) == prompt + new - 1
+    assert kv_cache.positions_computed(prompt, new, cache=False) == sum(range(prompt, prompt + new))
+
+
+def test_the_bytes_are_those_that_the_model_keeps():
+    model, _ = load_base(torch.bfloat16)
+    with torch.inference_mode():
+        output = model(input_ids=torch.ones(3, 17, dtype=torch.long), use_cache=True)
+    cache = output[kv_cache.cache_name(model)]
+    held = sum(t.numel() * t.element_size() for layer in cache.layers for t in (layer.keys, layer.values))
+    assert kv_cache.cache_bytes(4, 2, 32, 17, batch=3) == held
+
+
+class Renamed(torch.nn.Module):
+    def forward(self, input_ids, cache=None, **kwargs):
+        pass
+
+
+class Before(torch.nn.Module):
+    def forward(self, input_ids, past_key_values=None, **kwargs):
+        pass
+
+
+def test_the_name_of_the_cache_is_read_off_the_forward_pass():
+    assert kv_cache.cache_name(Renamed()) == "cache" and kv_cache.cache_name(Before()) == "past_key_values"
+
+
+@pytest.mark.filterwarnings("error:.*past_key_values:FutureWarning")
+def test_a_model_goes_on_from_its_cache_under_that_name_with_and_without_an_adapter(caplog):
+    from peft import PeftModel
+
+    base, _ = load_base(torch.float64)
+    ids = torch.randint(5, 900, (2, 9), generator=torch.Generator().manual_seed(0))
+    for model in (base, PeftModel.from_pretrained(base, adapter_dir("style"))):
+        name = kv_cache.cache_name(model)
+        assert name in inspect.signature(base.forward).parameters
+        with torch.inference_mode():
+            whole = model(input_ids=ids).logits[:, -1]
+            cache = model(input_ids=ids[:, :-1], use_cache=True)[name]
+            last = model(input_ids=ids[:, -1:], **{name: cache}).logits[:, -1]
+        torch.testing.assert_close(last, whole)
+    assert "past_key_values" not in caplog.text
+
+
+def test_a_llamas_cache():
+    assert kv_cache.cache_bytes(32, 32, 128, 1) == 2**19, "half a MiB for each token of Llama-2-7B in 16 bits"
+
+
+@pytest.mark.parametrize("arguments", [(0, 1, 1, 1), (1, 1, 1, -1), (1, 1, 1, 1, 0), (1, 1, 1, 1, 1, 0)])
+def test_nonsense_is_refused(arguments):
+    with pytest.raises(ValueError, match="at least 1"):
+        kv_cache.cache_bytes(*arguments)
+    with pytest.raises(ValueError, match="at least 1"):
+        kv_cache.positions_computed(0, 3, cache=True)

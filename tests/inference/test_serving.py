@@ -1,0 +1,245 @@
+"""A real `transformers serve`, called by the real client: answers, adapters, streams, errors, and a clean end."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+
+import pytest
+import torch
+
+from utils.evaluate.metrics import complete
+from utils.inference import serving
+from utils.models import ROOT, TINY_DIR, load_base
+from utils.tinyworld import task_examples
+from utils.train.adapter_cache import adapter_dir
+
+ADAPTERS = {"style": adapter_dir("style"), "sentiment": adapter_dir("sentiment")}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("stage")
+    assert serving.stage(folder, str(TINY_DIR), ADAPTERS) == ["base", "style", "sentiment"]
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(folder):
+    with serving.serve(folder) as server:
+        yield server
+    assert not server.running
+
+
+def ask(server, model, prompt, **settings):
+    settings = {"max_tokens": 30, "temperature": 0} | settings
+    messages = [{"role": "user", "content": prompt}]
+    return server.client().chat.completions.create(model=model, messages=messages, **settings)
+
+
+def text_of(answer):
+    return answer.choices[0].message.content.strip()
+
+
+def test_each_adapter_answers_as_in_peft(server):
+    from peft import PeftModel
+
+    torch.set_num_threads(1)
+    base, tokenizer = load_base()
+    model = PeftModel.from_pretrained(base, adapter_dir("style"), adapter_name="style")
+    model.load_adapter(adapter_dir("sentiment"), adapter_name="sentiment")
+    for name in ("style", "sentiment", "base"):
+        for example in task_examples("sentiment" if name == "sentiment" else "style", "test", 3):
+            if name == "base":
+                with model.disable_adapter():
+                    expected = complete(model, tokenizer, [example.prompt], max_new_tokens=30)
+            else:
+                model.set_adapter(name)
+                expected = complete(model, tokenizer, [example.prompt], max_new_tokens=30)
+            assert text_of(ask(server, name, example.prompt)) == expected[0]
+
+
+def test_a_stream_comes_in_pieces_and_is_the_same_answer(server):
+    prompt = task_examples("style", "test", 1)[0].prompt
+    chunks = [chunk.choices[0] for chunk in ask(server, "style", prompt, stream=True)]
+    pieces = [chunk.delta.content for chunk in chunks if chunk.delta.content]
+    assert "".join(pieces).strip() == text_of(ask(server, "style", prompt)) and len(pieces) > 3
+    assert chunks[-1].finish_reason == "stop"
+
+
+def test_the_finish_reason_says_why_it_ended(server):
+    answer = ask(server, "base", "Tell me a story.", max_tokens=5)
+    assert answer.choices[0].finish_reason == "length" and answer.usage.completion_tokens == 5
+
+
+def test_temperature_and_seed_work(server):
+    def draw(seed):
+        return text_of(ask(server, "base", "Tell me a story.", temperature=1.5, seed=seed))
+
+    assert draw(1) == draw(1) != draw(2)
+
+
+def test_without_do_sample_the_temperature_is_ignored(server, folder):
+    """The trap that stage() avoids, shown on the same server."""
+    serving.stage(folder / "as-saved", str(TINY_DIR), {}, do_sample=False)
+    answers = {text_of(ask(server, "as-saved/base", "Tell me a story.", temperature=1.5, seed=s)) for s in range(3)}
+    assert len(answers) == 1
+
+
+def test_a_peft_folder_alone_can_not_be_served(server, folder):
+    """What the module's docstring says: without config.json, and with it but without the weights."""
+    from openai import InternalServerError
+
+    bare = folder / "bare"
+    bare.mkdir()
+    for file in adapter_dir("style").iterdir():
+        (bare / file.name).write_bytes(file.read_bytes())
+    for step in ("", "config.json"):
+        if step:
+            (bare / step).write_bytes((TINY_DIR / step).read_bytes())
+        with pytest.raises(InternalServerError):
+            server.client(max_retries=0).chat.completions.create(model="bare", messages=[])
+
+
+def test_an_unknown_model_is_an_error_and_the_server_lives_on(server):
+    from openai import InternalServerError
+
+    with pytest.raises(InternalServerError):
+        ask(server, "nobody", "Hi")
+    assert server.running and text_of(ask(server, "style", "Say it like a pirate: My friend found the toy."))
+    assert "nobody" in server.log
+
+
+def test_the_list_of_models_never_names_one_from_the_users_cache(server):
+    """transformers lists the Hub's cache, an empty folder for our server, and since 5.24 also what is loaded."""
+    ask(server, "style", "Say it like a pirate: My friend found the toy.")
+    listed = {model.id for model in server.client().models.list()}
+    assert all((server.folder / name / "config.json").is_file() for name in listed)
+    assert listed in (set(), listed | {"style"}), "what was asked for last is loaded"
+
+
+def test_a_taken_port_is_named(folder):
+    with socket.socket() as other:
+        other.bind((serving.HOST, 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(serving.ServingUnavailable, match=f"port {port} is taken"), serving.serve(folder, port=port):
+            pass
+
+
+@pytest.mark.parametrize("port", [0, -1, 65_536, "8000", True])
+def test_what_is_no_port_is_refused(folder, port):
+    with (
+        pytest.raises(serving.ServingUnavailable, match="whole number from 1 to 65535"),
+        serving.serve(folder, port=port),
+    ):
+        pass
+
+
+def test_missing_packages_are_named(folder, monkeypatch):
+    find = serving.importlib.util.find_spec
+    monkeypatch.setattr(
+        serving.importlib.util, "find_spec", lambda name: None if name in ("fastapi", "openai") else find(name)
+    )
+    with pytest.raises(serving.ServingUnavailable, match="pip install fastapi openai"), serving.serve(folder):
+        pass
+
+
+def test_a_server_that_dies_says_its_last_words(folder, monkeypatch):
+    monkeypatch.setattr(serving, "_PROGRAM", "import sys; sys.exit('no such luck')")
+    with (
+        pytest.raises(serving.ServingUnavailable, match="(?s)ended before it was ready.*no such luck"),
+        serving.serve(folder),
+    ):
+        pass
+
+
+def test_a_server_that_never_gets_ready_is_stopped(folder, monkeypatch):
+    started = []
+    launch = serving._launch
+    monkeypatch.setattr(serving, "_launch", lambda *a: started.append(launch(*a)) or started[-1])
+    monkeypatch.setattr(serving, "_PROGRAM", "import time; time.sleep(60)")
+    with (
+        pytest.raises(serving.ServingUnavailable, match="wasn't ready after 0.3 seconds"),
+        serving.serve(folder, timeout=0.3),
+    ):
+        pass
+    assert not started[0].running
+
+
+def test_a_port_lost_in_the_race_is_replaced_and_then_given_up(folder, monkeypatch):
+    tried = []
+    launch = serving._launch
+    monkeypatch.setattr(serving, "_launch", lambda *a: tried.append(a[1]) or launch(*a))
+    monkeypatch.setattr(serving, "_PROGRAM", "import sys; sys.exit('[Errno 98] Address already in use')")
+    with pytest.raises(serving.ServingUnavailable, match="is taken"), serving.serve(folder):
+        pass
+    assert len(tried) == 3
+
+
+@pytest.mark.skipif(os.name == "nt", reason="kills a process by a signal")
+def test_the_server_ends_with_the_process_that_started_it(folder, tmp_path):
+    """A notebook's kernel that is killed runs no clean-up. The server's program is replaced by one that starts fast."""
+    script = (
+        "import sys, time; from utils.inference import serving\n"
+        "serving._PROGRAM = serving._PROGRAM.split('from transformers')[0] + 'import time; time.sleep(60)'\n"
+        f"server = serving._launch({str(folder)!r}, 1, 'cpu', __import__('pathlib').Path({str(tmp_path)!r}))\n"
+        "print(server.process.pid, flush=True); time.sleep(60)"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    child = int(parent.stdout.readline())
+    os.kill(parent.pid, signal.SIGKILL)
+    parent.wait()
+    parent.stdout.close()
+    for _ in range(100):
+        state = subprocess.run(["ps", "-o", "stat=", "-p", str(child)], capture_output=True, text=True).stdout.strip()
+        if not state or state.startswith("Z"):
+            return
+        time.sleep(0.1)
+    os.kill(child, signal.SIGKILL)
+    pytest.fail("the server outlived its parent")
+
+
+def test_stopping_is_clean_even_after_an_error(folder):
+    with pytest.raises(KeyError), serving.serve(folder) as server:
+        with urllib.request.urlopen(server.url.replace("/v1", "/health")) as answer:
+            assert json.load(answer) == {"status": "ok"}
+        raise KeyError
+    server.stop()
+    assert not server.running
+    with socket.socket() as probe:
+        assert probe.connect_ex((serving.HOST, server.port)) != 0
+
+
+# ------------------------------------------------------------------------------------------------------- staging
+
+
+@pytest.mark.parametrize("name", ["", "a b", "../x", "x/y", "base", "a@b", "a.gguf"])
+def test_names_that_no_request_can_carry_are_refused(tmp_path, name):
+    with pytest.raises(ValueError, match="can't name an adapter"):
+        serving.stage(tmp_path, str(TINY_DIR), {name: adapter_dir("style")})
+
+
+def test_folders_without_a_model_or_an_adapter_are_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="the adapter 'x' has no adapter_config.json"):
+        serving.stage(tmp_path / "out", str(TINY_DIR), {"x": tmp_path})
+    with pytest.raises(FileNotFoundError, match="holds no model"):
+        serving.stage(tmp_path / "out", str(tmp_path), {})
+    with pytest.raises(FileNotFoundError, match="no model of that name is in the Hub's cache"):
+        serving.stage(tmp_path / "out", "nobody/nothing", {})
+    with pytest.raises(FileNotFoundError, match=r"stage\(folder, base, adapters\)"), serving.serve(tmp_path / "none"):
+        pass
+    assert not (tmp_path / "out").exists()
+
+
+def test_staging_twice_changes_nothing_and_links_the_weights(tmp_path):
+    for _ in range(2):
+        serving.stage(tmp_path, str(TINY_DIR), ADAPTERS)
+    assert (tmp_path / "style" / "model.safetensors").samefile(TINY_DIR / "model.safetensors") or os.name == "nt"
+    assert json.loads((tmp_path / "style" / "generation_config.json").read_text())["do_sample"] is True

@@ -1,0 +1,306 @@
+"""Merging: one rounding, equal to PEFT's to the bit, 4-bit bases, and a saved model in a process of its own."""
+
+import subprocess
+import warnings
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from utils import lora
+from utils.evaluate import merged_answers
+from utils.evaluate.merged_answers import answered, answers_in_new_process
+from utils.evaluate.metrics import complete, exact_match
+from utils.lora import merging
+from utils.lora.checkpoint import fitting_adapter, load_adapter, save_adapter
+from utils.lora.merging import arrival, dequantized, merge_files, merge_quantized, merge_weight, stored_4bit
+from utils.models import load_4bit, load_base, profile
+from utils.quant import nf4
+from utils.tinyworld import task_examples
+from utils.train.adapter_cache import trained_adapter
+
+torch.set_num_threads(1)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+FOLDER = trained_adapter("style", profile())
+EXAMPLES = task_examples("style", "test", 20)
+LAYER = "model.layers.0.mlp.up_proj"
+
+
+def peft_model(base):
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(base, FOLDER)
+
+
+def state(model):
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+# -------------------------------------------------------------------------------------------------------- one weight
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(0, 2**20), st.sampled_from(DTYPES), st.sampled_from([0.5, 1.0, 2.0]))
+def test_a_merged_weight_is_the_exact_sum_rounded_once(seed, dtype, scaling):
+    """Small integers make the float32 sum exact, so that float64 must agree to the bit."""
+    torch.manual_seed(seed)
+    weight = torch.randn(6, 5).to(dtype)
+    a, b = torch.randint(-9, 9, (3, 5)) / 64, torch.randint(-9, 9, (6, 3)) / 64
+    before = weight.clone()
+    exact = (weight.double() + scaling * (b.double() @ a.double())).float()
+    assert torch.equal(merge_weight(weight, a, b, scaling), exact.to(dtype))
+    assert torch.equal(weight, before)
+
+
+def test_the_dtype_can_be_chosen_and_float64_stays():
+    weight, a, b = torch.randn(4, 5).bfloat16(), torch.randn(2, 5), torch.randn(4, 2)
+    assert torch.equal(merge_weight(weight, a, b, 2.0, torch.float32), weight.float() + 2 * (b @ a))
+    assert merge_weight(weight.double(), a, b, 2.0).dtype == torch.float64
+    assert merge_weight(weight, a.bfloat16(), b.bfloat16(), 2.0).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(("a", "b"), [((2, 4), (4, 2)), ((2, 5), (5, 2)), ((2, 5), (4, 3)), ((5, 2), (2, 4))])
+def test_shapes_that_do_not_fit(a, b):
+    with pytest.raises(ValueError, match=r"don't fit a weight \(4, 5\)"):
+        merge_weight(torch.ones(4, 5), torch.ones(a), torch.ones(b), 1.0)
+
+
+def test_packed_bytes_are_no_weight():
+    with pytest.raises(TypeError, match=r"torch.uint8, not numbers.*Dequantize"):
+        merge_weight(torch.ones(4, 5, dtype=torch.uint8), torch.ones(2, 5), torch.ones(4, 2), 1.0)
+
+
+def test_what_arrives_of_a_correction():
+    weight = torch.tensor([1.0, 1.0, 1.0, 0.0])
+    delta = torch.tensor([2.0**-7, 2.0**-10, 0.0, 2.0**-10])  # bf16's step above 1 is 2**-7
+    found = arrival(weight, delta, torch.bfloat16)
+    assert found.unmoved == 0.25
+    assert found.error == pytest.approx(2.0**-10 / delta.norm().item())
+    assert arrival(weight, delta, torch.float32) == (0.0, 0.0)
+
+
+def test_smaller_corrections_and_coarser_dtypes_lose_more():
+    torch.manual_seed(0)
+    weight, direction = torch.randn(64, 64), torch.randn(64, 64)
+    errors = {d: [arrival(weight, s * direction, d).error for s in (0.1, 0.01, 0.001)] for d in DTYPES}
+    for found in errors.values():
+        assert found == sorted(found)
+    for i in range(3):
+        assert errors[torch.float32][i] < errors[torch.float16][i] < errors[torch.bfloat16][i]
+    assert arrival(weight, 1e-5 * direction, torch.bfloat16).unmoved > 0.95
+
+
+def test_nothing_to_arrive():
+    with pytest.raises(ValueError, match="zero throughout"):
+        arrival(torch.ones(2), torch.zeros(2), torch.bfloat16)
+    with pytest.raises(ValueError, match="doesn't have the weight's shape"):
+        arrival(torch.ones(2), torch.ones(3), torch.bfloat16)
+
+
+# ------------------------------------------------------------------------------------------------------ whole models
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_our_merge_is_pefts_to_the_bit(dtype):
+    ours = load_base(dtype)[0]
+    names = merge_files(ours, FOLDER)
+    theirs = peft_model(load_base(dtype)[0]).merge_and_unload()
+    assert len(names) == 28
+    before, after, expected = state(load_base(dtype)[0]), state(ours), state(theirs)
+    assert after.keys() == expected.keys() == before.keys()
+    assert all(torch.equal(after[n], expected[n]) for n in after)
+    assert {n for n in after if not torch.equal(after[n], before[n])} == {f"{n}.weight" for n in names}
+
+
+def test_a_merge_that_does_not_fit_changes_nothing(tmp_path):
+    model = load_base()[0]
+    before = state(model)
+    model.model.layers[3].mlp.up_proj = nn.Linear(192, 500)
+    with pytest.raises(ValueError, match="does not fit model.layers.3.mlp.up_proj"):
+        merge_files(model, FOLDER)
+    assert torch.equal(model.get_submodule(LAYER).weight, before[f"{LAYER}.weight"])
+
+
+def test_a_model_with_lora_is_not_merged_into():
+    model = load_base()[0]
+    load_adapter(model, FOLDER)
+    with pytest.raises(RuntimeError, match="LoRA on 28 layers already"):
+        merge_files(model, FOLDER)
+
+
+def test_an_adapter_goes_to_peft_and_back_to_the_bit(tmp_path):
+    from peft import PeftModel
+
+    ours = load_base()[0]
+    load_adapter(ours, FOLDER)
+    save_adapter(ours, tmp_path / "ours")
+    theirs = PeftModel.from_pretrained(load_base()[0], tmp_path / "ours")
+    theirs.save_pretrained(tmp_path / "theirs", save_embedding_layers=False)
+    first, second = (fitting_adapter(load_base()[0], tmp_path / name)[1] for name in ("ours", "theirs"))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[n][m], second[n][m]) for n in first for m in ("lora_A", "lora_B"))
+
+
+# ------------------------------------------------------------------------------------------------------------ 4 bits
+
+
+@pytest.mark.parametrize("double", [True, False])
+def test_a_layer_in_four_bits_is_read_and_merged_as_peft_does(double):
+    stored = stored_4bit(load_4bit(double_quant=double)[0].get_submodule(LAYER))
+    assert torch.equal(
+        nf4.dequantize(stored),
+        nf4.dequantize(nf4.quantize(load_base()[0].get_submodule(LAYER).weight, double=double)),
+    )
+    theirs = peft_model(load_4bit(double_quant=double)[0])
+    delta = theirs.base_model.model.get_submodule(LAYER).get_delta_weight("default").detach()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        after = stored_4bit(theirs.merge_and_unload().get_submodule(LAYER))
+    ours = merge_quantized(stored, delta)
+    assert torch.equal(ours.packed, after.packed)
+    assert torch.equal(nf4.dequantize(ours), nf4.dequantize(after))
+    assert not torch.equal(ours.packed, stored.packed)
+
+
+def test_a_correction_of_another_shape_or_a_plain_layer():
+    stored = nf4.quantize(torch.ones(2, 64))
+    with pytest.raises(ValueError, match=r"\(64, 2\) doesn't have"):
+        merge_quantized(stored, torch.ones(64, 2))
+    with pytest.raises(TypeError, match="this Linear is not in 4 bits"):
+        stored_4bit(nn.Linear(64, 2))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dequantized_computes_what_the_4_bit_model_computed_and_is_a_plain_model(dtype, tmp_path, caplog, capfd):
+    quantized, tokenizer = load_4bit(compute_dtype=dtype)
+    before = answered(quantized, tokenizer, EXAMPLES)
+    weight = nf4.dequantize(stored_4bit(quantized.get_submodule(LAYER)))
+    model = dequantized(load_4bit(compute_dtype=dtype)[0])
+    assert capfd.readouterr().err == ""
+    assert torch.equal(model.get_submodule(LAYER).weight, weight.to(dtype))
+    assert {type(m) for m in model.modules() if isinstance(m, nn.Linear)} == {nn.Linear}
+    assert {p.dtype for p in model.parameters()} == {dtype}
+    assert torch.equal(answered(model, tokenizer, EXAMPLES).logits, before.logits)
+    merge_files(model, FOLDER)
+    model.save_pretrained(tmp_path)
+    assert "quantization_config" not in (tmp_path / "config.json").read_text()
+    with pytest.raises(ValueError, match="not quantized, so there is nothing to dequantize"):
+        dequantized(model)
+
+
+def test_four_bits_are_refused_by_the_reader_of_files():
+    with pytest.raises(ValueError, match=r"_proj is in 4 bits.*utils.lora.merging.dequantized"):
+        merge_files(load_4bit()[0], FOLDER)
+
+
+def test_dequantizing_first_is_far_closer_than_merging_into_four_bits():
+    """Claim C34, in this model: by a factor of ten at least, against the 4-bit base with its adapter beside it."""
+    model, tokenizer = load_4bit()
+    beside = peft_model(model)
+    reference = answered(beside, tokenizer, EXAMPLES)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        into = answered(beside.merge_and_unload(), tokenizer, EXAMPLES).drift(reference)
+    first = dequantized(load_4bit(compute_dtype=torch.bfloat16)[0])
+    merge_files(first, FOLDER)
+    drift = answered(first.float(), tokenizer, EXAMPLES).drift(reference)
+    assert into > 0.05 and 0 < drift < 0.1 * into
+
+
+# ----------------------------------------------------------------------------------------------------- what it changes
+
+
+@pytest.mark.parametrize("task", ["style", "sentiment", "translation"])
+def test_one_pass_says_what_generating_would_say(task):
+    examples = task_examples(task, "test", 60)
+    model, tokenizer = load_base()
+    base = answered(model, tokenizer, examples)
+    assert base.accuracy == exact_match(model, tokenizer, examples) <= 0.05
+    load_adapter(model, trained_adapter(task, profile()))
+    found = answered(model, tokenizer, examples)
+    answers = complete(model, tokenizer, [e.prompt for e in examples])
+    assert found.right.tolist() == [a == e.answer for a, e in zip(answers, examples, strict=True)]
+    assert found.drift(found) == 0 < base.drift(found)
+
+
+def test_batches_do_not_matter_and_the_order_is_kept():
+    model, tokenizer = load_base()
+    load_adapter(model, FOLDER)
+    whole, parts = (answered(model, tokenizer, EXAMPLES, batch_size=n) for n in (20, 7))
+    assert parts.drift(whole) < 1e-5 and torch.equal(parts.right, whole.right)
+    alone = answered(model, tokenizer, EXAMPLES[3:4])
+    assert torch.equal(alone.right, whole.right[3:4])
+
+
+def test_no_examples():
+    model, tokenizer = load_base()
+    with pytest.raises(ValueError, match="no examples"):
+        answered(model, tokenizer, [])
+
+
+# --------------------------------------------------------------------------------------------------- in a new process
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    model, tokenizer = load_base()
+    merge_files(model, FOLDER)
+    folder = tmp_path_factory.mktemp("merged")
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    prompts = [e.prompt for e in EXAMPLES]
+    return folder, prompts, complete(model, tokenizer, prompts, max_new_tokens=12)
+
+
+def test_a_saved_merge_answers_the_same_in_a_process_without_peft(saved):
+    folder, prompts, answers = saved
+    assert answers_in_new_process(folder, prompts, max_new_tokens=12) == answers
+
+
+def test_another_model_answers_otherwise(saved, tmp_path):
+    """The negative control."""
+    _, prompts, answers = saved
+    model, tokenizer = load_base()
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    assert answers_in_new_process(tmp_path, prompts, max_new_tokens=12) != answers
+
+
+def test_what_the_new_process_can_not_do(saved, tmp_path, monkeypatch):
+    folder, prompts, _ = saved
+    with pytest.raises(FileNotFoundError, match="save the model there first"):
+        answers_in_new_process(tmp_path, prompts)
+    for nothing in ([], "one text"):
+        with pytest.raises(ValueError, match="no prompts"):
+            answers_in_new_process(folder, nothing)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(RuntimeError, match="the new process failed: .*Error"):
+        answers_in_new_process(tmp_path, prompts)
+
+    def slow(*_, timeout, **__):
+        raise subprocess.TimeoutExpired("python", timeout)
+
+    monkeypatch.setattr(merging.subprocess, "run", slow)
+    with pytest.raises(RuntimeError, match="more than 3 seconds"):
+        answers_in_new_process(folder, prompts, timeout=3)
+
+
+def test_the_new_process_can_not_import_peft(saved, monkeypatch):
+    folder, prompts, _ = saved
+    monkeypatch.setattr(
+        merged_answers, "_CHILD", merged_answers._CHILD.replace("import json, sys\n", "import json, sys, builtins\n")
+    )
+    monkeypatch.setattr(merged_answers, "_CHILD", merged_answers._CHILD + "\nimport peft\n")
+    with pytest.raises(RuntimeError, match="the new process failed: .*peft"):
+        answers_in_new_process(folder, prompts[:1], max_new_tokens=2)
+
+
+def test_lora_merge_and_files_merge_agree_up_to_rounding():
+    model, other = load_base()[0], load_base()[0]
+    load_adapter(model, FOLDER)
+    lora.merge(model)
+    merge_files(other, FOLDER)
+    merged = lora.lora_layers(model)[LAYER].base_layer.weight
+    assert torch.allclose(merged, other.get_submodule(LAYER).weight, atol=1e-6)

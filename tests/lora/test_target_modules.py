@@ -1,0 +1,331 @@
+"""The proposals are held against PEFT on every architecture; the check of a list against PEFT's own matching."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from utils.lora.target_modules import (
+    ARCHITECTURES,
+    Proposal,
+    check_targets,
+    is_linear,
+    match_targets,
+    propose_targets,
+    tiny_random,
+    unmatched,
+)
+from utils.models import load_base
+
+torch.set_num_threads(1)
+
+MODERN = (["q_proj", "k_proj", "v_proj", "o_proj"], ["gate_proj", "up_proj", "down_proj"])
+FUSED = (["query_key_value", "dense"], ["dense_h_to_4h", "dense_4h_to_h"])
+EXPECTED = {
+    "Llama": MODERN,
+    "Mistral": MODERN,
+    "Qwen2": MODERN,
+    "Qwen3": MODERN,
+    "Gemma": MODERN,
+    "Phi": (["q_proj", "k_proj", "v_proj", "dense"], ["fc1", "fc2"]),
+    "Phi-3": (["qkv_proj", "o_proj"], ["gate_up_proj", "down_proj"]),
+    "GPT-2": (["c_attn", "attn.c_proj"], ["c_fc", "mlp.c_proj"]),
+    "GPT-NeoX": FUSED,
+    "BLOOM": FUSED,
+    "OPT": (["q_proj", "k_proj", "v_proj", "out_proj"], ["fc1", "fc2"]),
+    "Falcon": FUSED,
+    "T5": (["q", "k", "v", "o"], ["wi", "wo"]),
+}
+
+
+def peft_model(model, **settings):
+    from peft import LoraConfig, get_peft_model
+
+    task = "SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM"
+    return get_peft_model(model, LoraConfig(**{"task_type": task} | settings))
+
+
+def inputs(model):
+    ids = torch.arange(3, 11)[None]
+    return {"input_ids": ids, "labels": ids} if model.config.is_encoder_decoder else {"input_ids": ids}
+
+
+# -------------------------------------------------------------------------------------------------------- tiny models
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_tiny_models_are_tiny_seeded_and_leave_the_random_state_alone(architecture):
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    one, again, other = tiny_random(architecture), tiny_random(architecture), tiny_random(architecture, seed=1)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert sum(p.numel() for p in one.parameters()) < 100_000
+    assert not one.training
+    with torch.inference_mode():
+        first, second, third = (m(**inputs(m)).logits for m in (one, again, other))
+    assert torch.equal(first, second)
+    assert not torch.equal(first, third)
+
+
+def test_unknown_architecture_names_the_near_one():
+    with pytest.raises(ValueError, match=r"'Lama'.*did you mean 'Llama'\?.*GPT-NeoX"):
+        tiny_random("Lama")
+
+
+# ----------------------------------------------------------------------------------------------------------- proposing
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_proposal_is_what_a_person_would_write(architecture):
+    proposal = propose_targets(tiny_random(architecture))
+    attention, mlp = EXPECTED[architecture]
+    assert sorted(proposal.attention) == sorted(attention)
+    assert sorted(proposal.mlp) == sorted(mlp)
+    assert proposal.other == proposal.parameters == []
+    assert proposal.conv1d == (architecture == "GPT-2")
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("group", ["attention", "mlp", "targets"])
+def test_peft_targets_what_was_proposed_and_trains_it(architecture, group, recwarn):
+    base = tiny_random(architecture)
+    proposal = propose_targets(base)
+    wanted = getattr(proposal, group)
+    names = check_targets(base, wanted)
+    model = peft_model(base, target_modules=wanted, r=2, fan_in_fan_out=proposal.conv1d, init_lora_weights=False)
+    assert model.targeted_module_names == names
+    assert not [w for w in recwarn if "fan_in_fan_out" in str(w.message)]
+    model(**inputs(base)).logits.square().sum().backward()
+    for name in names:
+        layer = model.base_model.model.get_submodule(name)
+        assert layer.lora_A.default.weight.grad.abs().sum() > 0, f"{name} takes no part in the computation"
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_all_groups_together_are_pefts_all_linear(architecture):
+    base = tiny_random(architecture)
+    proposal = propose_targets(base)
+    mine = check_targets(base, proposal.targets)
+    assert match_targets(base, "all-linear") == {"all-linear": mine}
+    everything = peft_model(tiny_random(architecture), target_modules="all-linear", r=2, fan_in_fan_out=proposal.conv1d)
+    assert everything.targeted_module_names == mine
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_pefts_own_default_is_part_of_the_proposal(architecture):
+    from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as defaults
+
+    base = tiny_random(architecture)
+    kind = base.config.model_type
+    if kind not in defaults:
+        assert architecture == "Phi-3"  # then PEFT asks for target_modules, and a proposal is needed
+        with pytest.raises(ValueError, match="target_modules"):
+            peft_model(base)
+        return
+    theirs = set(check_targets(base, defaults[kind]))
+    proposed = set(check_targets(base, propose_targets(base).targets))
+    assert theirs < proposed
+
+
+def test_the_guides_names_for_neox_match_nothing_there():
+    base = tiny_random("GPT-NeoX")
+    assert unmatched(base, ["c_attn", "c_proj"]) == ["c_attn", "c_proj"]
+    with pytest.raises(ValueError, match="not found in the base model"):
+        peft_model(base, target_modules=["c_attn", "c_proj"])
+
+
+def test_gpt2s_c_proj_is_attention_and_mlp():
+    base = tiny_random("GPT-2")
+    assert match_targets(base, ["c_proj"])["c_proj"] == [
+        f"transformer.h.{i}.{part}.c_proj" for i in range(2) for part in ("attn", "mlp")
+    ]
+    only_attention = match_targets(base, ["attn.c_proj"])["attn.c_proj"]
+    assert only_attention == ["transformer.h.0.attn.c_proj", "transformer.h.1.attn.c_proj"]
+
+
+def test_conv1d_wants_fan_in_fan_out():
+    with pytest.warns(UserWarning, match="fan_in_fan_out is set to False but the target module is `Conv1D`"):
+        model = peft_model(tiny_random("GPT-2"), target_modules=["c_attn"])
+    assert model.base_model.model.transformer.h[0].attn.c_attn.fan_in_fan_out  # PEFT puts it right, with a warning
+
+
+def test_t5_trains_with_any_task_type_and_loads_with_the_right_one_only(tmp_path):
+    from peft import AutoPeftModelForSeq2SeqLM
+
+    ids = torch.arange(3, 11)[None]
+    targets = propose_targets(tiny_random("T5")).attention
+    losses = {}
+    for task in ("SEQ_2_SEQ_LM", "CAUSAL_LM"):
+        model = peft_model(tiny_random("T5"), target_modules=targets, task_type=task)
+        losses[task] = model(input_ids=ids, labels=ids).loss.item()
+        model.save_pretrained(tmp_path / task, save_embedding_layers=False)
+    assert losses["SEQ_2_SEQ_LM"] == losses["CAUSAL_LM"]
+    with pytest.raises(ValueError, match="Expected target PEFT class: PeftModelForCausalLM"):
+        AutoPeftModelForSeq2SeqLM.from_pretrained(tmp_path / "CAUSAL_LM")
+
+
+def test_a_classifiers_head_trains_only_when_the_task_type_says_so():
+    from transformers import AutoModelForSequenceClassification
+
+    config = tiny_random("Llama").config
+    trained = {}
+    for task in ("SEQ_CLS", None):
+        model = peft_model(
+            AutoModelForSequenceClassification.from_config(config), target_modules=["q_proj"], task_type=task
+        )
+        trained[task] = [n for n, p in model.named_parameters() if p.requires_grad and "lora_" not in n]
+    assert trained == {"SEQ_CLS": ["base_model.model.score.modules_to_save.default.weight"], None: []}
+
+
+def test_proposal_on_the_courses_own_model():
+    proposal = propose_targets(load_base()[0])
+    assert proposal == Proposal(*MODERN, [], False)
+
+
+def test_state_space_layers_are_neither_attention_nor_mlp():
+    from transformers import AutoModelForCausalLM, MambaConfig
+
+    config = MambaConfig(vocab_size=50, hidden_size=16, num_hidden_layers=2, state_size=4)
+    proposal = propose_targets(AutoModelForCausalLM.from_config(config))
+    assert (proposal.attention, proposal.mlp, proposal.parameters) == ([], [], [])
+    assert set(proposal.other) == {"in_proj", "x_proj", "dt_proj", "out_proj"}
+
+
+def test_experts_that_are_parameters_are_named_and_peft_takes_them():
+    from transformers import AutoModelForCausalLM, MixtralConfig
+
+    config = MixtralConfig(
+        vocab_size=50, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, num_local_experts=2, head_dim=4,
+    )  # fmt: skip
+    base = AutoModelForCausalLM.from_config(config)
+    proposal = propose_targets(base)
+    assert proposal.mlp == []
+    assert proposal.parameters == ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+    model = peft_model(base, target_modules=proposal.attention, target_parameters=proposal.parameters, r=2)
+    assert len(model.targeted_parameter_names) == 4
+
+
+def test_where_no_short_name_is_unambiguous_the_full_names_are_listed():
+    from transformers import BertConfig, BertModel
+
+    config = BertConfig(vocab_size=50, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4)
+    base = BertModel(config)
+    proposal = propose_targets(base)
+    assert "attention.output.dense" in proposal.attention  # "dense" and "output.dense" mean MLP layers as well
+    assert {"intermediate.dense", "encoder.layer.0.output.dense", "encoder.layer.1.output.dense"} == set(proposal.mlp)
+    attention, mlp = check_targets(base, proposal.attention), check_targets(base, proposal.mlp)
+    assert not set(attention) & set(mlp)
+    assert "pooler.dense" not in attention + mlp  # outside the blocks, though PEFT's all-linear takes it
+
+
+def test_one_block_is_enough_and_a_name_outside_the_blocks_makes_an_end_ambiguous():
+    class Toy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.up = nn.Linear(4, 4)
+            self.blocks = nn.ModuleList([nn.ModuleDict({"ff": nn.ModuleDict({"up": nn.Linear(4, 8)})})])
+            self.blocks[0]["ff"]["down"] = nn.Linear(8, 4)
+
+    assert propose_targets(Toy()).mlp == ["ff.up", "down"]
+
+
+def test_no_blocks_and_adapters_are_refused():
+    with pytest.raises(ValueError, match="Sequential has no nn.ModuleList of blocks"):
+        propose_targets(nn.Sequential(nn.Linear(2, 2)))
+    with pytest.raises(ValueError, match="has a PEFT adapter already"):
+        propose_targets(peft_model(tiny_random("Llama"), target_modules=["q_proj"]))
+
+
+# ------------------------------------------------------------------------------------------------------------ matching
+
+LLAMA = tiny_random("Llama")
+NAMES = [name for name, _ in LLAMA.named_modules() if name]
+ENDS = sorted({".".join(name.split(".")[-k:]) for name in NAMES for k in (1, 2, 3)})
+LINEAR = {name for name, module in LLAMA.named_modules() if is_linear(module)}
+
+
+def targeted_by_peft(targets) -> list[str]:
+    from peft import LoraConfig
+    from peft.tuners.tuners_utils import check_target_module_exists
+
+    config = LoraConfig(target_modules=targets)
+    return [name for name in NAMES if check_target_module_exists(config, name)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.sampled_from([*ENDS, "q_porj", "proj", "layers", "0"]), min_size=1, max_size=4))
+def test_a_list_matches_what_peft_matches(targets):
+    found = {name for names in match_targets(LLAMA, targets).values() for name in names}
+    assert [name for name in NAMES if name in found] == targeted_by_peft(targets)
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [r".*\.q_proj", r"model\.layers\.1\..*_proj", "q_proj", r".*mlp\.(gate|up)_proj", r".*\.layers\.[01]\.self_attn"],
+)
+def test_an_expression_matches_what_peft_matches(expression):
+    assert match_targets(LLAMA, expression)[expression] == targeted_by_peft(expression)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.sampled_from([*ENDS, "q_porj", "qproj", "mlp_proj"]), min_size=1, max_size=4))
+def test_check_accepts_exactly_lists_whose_every_entry_means_linear_layers(targets):
+    matches = match_targets(LLAMA, targets)
+    good = all(names and set(names) <= LINEAR for names in matches.values())
+    try:
+        names = check_targets(LLAMA, targets)
+    except ValueError:
+        assert not good
+    else:
+        assert good
+        assert names == [n for n in NAMES if any(n in found for found in matches.values())]
+
+
+def test_a_misspelt_name_beside_a_right_one_passes_peft_and_not_the_check(recwarn):
+    model = peft_model(tiny_random("Llama"), target_modules=["q_proj", "v_porj"])
+    assert not [w for w in recwarn if "v_porj" in str(w.message)]
+    assert len(model.targeted_module_names) == 2
+    assert unmatched(LLAMA, ["q_proj", "v_porj"]) == ["v_porj"]
+    with pytest.raises(ValueError, match=r"'v_porj' matches no module\. Did you mean 'v_proj'.*gate_proj"):
+        check_targets(LLAMA, ["q_proj", "v_porj"])
+
+
+@pytest.mark.parametrize(
+    ("targets", "words"),
+    [
+        ("q_proj", r"write \['q_proj'\]"),
+        (r".*q_prj", "matches no module's whole name, such as 'model.layers.0.self_attn.q_proj'"),
+        ([r".*\.q_proj"], "in a list it is a name and no regular expression"),
+        (["attn.q_proj"], "a layer called 'q_proj' is there, as 'model.layers.0.self_attn.q_proj'"),
+        (["self_attn"], "a LlamaAttention and no linear layer"),
+        (["embed_tokens"], "an? Embedding and no linear layer"),
+        ([], "target_modules is empty"),
+        ("(", "isn't one"),
+        (["xyz", "q_porj"], "'xyz' matches no module.*'q_porj' matches no module"),
+    ],
+)
+def test_what_is_wrong_is_said(targets, words):
+    with pytest.raises(ValueError, match=words):
+        check_targets(LLAMA, targets)
+
+
+def test_names_are_text():
+    with pytest.raises(TypeError, match="holds 3"):
+        match_targets(LLAMA, ["q_proj", 3])
+
+
+def test_quantized_layers_are_found_too():
+    class Linear4bit(nn.Linear):
+        """Stands for bitsandbytes' layer: an nn.Linear whose stored weight has another shape."""
+
+    block = nn.ModuleDict({"mlp": nn.ModuleDict({"up": Linear4bit(4, 8), "down": Linear4bit(8, 4)})})
+    for layer in block["mlp"].values():
+        layer.weight = nn.Parameter(torch.zeros(16, 1, dtype=torch.uint8), requires_grad=False)
+    assert propose_targets(nn.ModuleDict({"h": nn.ModuleList([block])})).mlp == ["up", "down"]
+    assert re.fullmatch(r"h\.0\.mlp\.up", match_targets(nn.ModuleDict({"h": nn.ModuleList([block])}), ["up"])["up"][0])

@@ -1,0 +1,78 @@
+"""The packages of utils/ import downwards only, module by module without a circle."""
+
+from __future__ import annotations
+
+import ast
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# Bottom to top: a package imports from those before it, and from itself.
+ORDER = (
+    "plots quant files lora models data tinyworld train evaluate inference profiling course"
+).split()  # fmt: skip
+
+
+def is_module(name: str) -> bool:
+    """Whether a dotted name is a file or a folder of this repository."""
+    place = ROOT.joinpath(*name.split("."))
+    return place.is_dir() or place.with_suffix(".py").is_file()
+
+
+def imports(path: Path) -> set[str]:
+    """The modules of utils/ that a file imports anywhere, in functions too, as dotted names."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: write imports with their whole name"
+            whole = {alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name if is_module(name) else node.module or "" for name in whole.values()}
+    return {name for name in found if name.startswith("utils.")}
+
+
+def modules() -> dict[str, Path]:
+    """Every module of utils/ by its dotted name; a package by its own."""
+    named = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in ROOT.glob("utils/**/*.py")}
+    return {name.removesuffix(".__init__"): path for name, path in named.items()}
+
+
+def upward(package: str, imported: set[str]) -> set[str]:
+    """What of `imported` does not stand below `package`."""
+    return {name for name in imported if ORDER.index(name.split(".")[1]) > ORDER.index(package)}
+
+
+def test_every_package_has_its_floor():
+    there = {name.split(".")[1] for name in modules() if name != "utils"}
+    assert there == set(ORDER)
+
+
+@pytest.mark.parametrize("package", ORDER)
+def test_a_package_imports_only_what_stands_below_it(package):
+    wrong = {
+        name: found
+        for name, path in modules().items()
+        if name.split(".")[1:2] == [package] and (found := upward(package, imports(path)))
+    }
+    assert wrong == {}
+
+
+def test_no_module_imports_itself_by_a_detour():
+    known = modules()
+    graph = {name: imports(path) & set(known) - {name} for name, path in known.items()}
+    for name in known:  # a package's front door is made of its modules; they don't go through it
+        package = name.rpartition(".")[0]
+        assert package not in graph[name] or package == "utils", f"{name} imports its own package {package}"
+    assert len(list(TopologicalSorter(graph).static_order())) >= len(known)
+
+
+def test_a_module_that_looks_up_is_found(tmp_path):
+    """The negative control: an import inside a function counts too."""
+    path = tmp_path / "module.py"
+    path.write_text("def f():\n    from utils.train.loop import train\n    return train\n", encoding="utf-8")
+    assert upward("models", imports(path)) == {"utils.train.loop"}
+    assert upward("evaluate", imports(path)) == set()

@@ -1,0 +1,149 @@
+"""tools/run_course.py: what it says of cells that fail, differ or write to stderr, and what it refuses."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import sys
+from types import SimpleNamespace
+
+import nbformat
+import psutil
+import pytest
+import torch
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+from tools import run_course as tool
+from tools.gpu.record import Record
+from utils.models import ASSETS, ROOT
+
+CELLS = [
+    'import os, sys\nprint(os.environ["COURSE_PROFILE"], "COURSE_STRICT" in os.environ)',
+    "1 / 0",
+    'print("as stored")',
+    'print("a warning", file=sys.stderr)',
+    'print("otherwise")',
+    "import random\nprint(random.random())  # not compared",
+    'print("[passed] one")\ncheck = print\ncheck("one")',
+]
+
+
+def trial(tmp_path, copy="solutions"):
+    """A small notebook in a folder named as a copy of the course's."""
+    stored = ["tiny True\n", "", "as stored\n", "", "this\n", "0.5\n", "[passed] one\none\n"]
+    cells = [new_markdown_cell("# A trial")]
+    for source, text in zip(CELLS, stored, strict=True):
+        output = [new_output("stream", name="stdout", text=text)] if text else []
+        tags = {"tags": ["nbval-ignore-output"]} if "not compared" in source else {}
+        cells.append(new_code_cell(source, outputs=output, execution_count=1, metadata=tags))
+    path = tmp_path / copy / "00_trial.ipynb"
+    path.parent.mkdir(parents=True)
+    nbformat.write(new_notebook(cells=cells), path)
+    return path
+
+
+def run(path, profile="tiny", cell_seconds=60):
+    row = asyncio.run(tool.run_one(path, profile, tool.build.Course(ROOT, "o/r", "", len), cell_seconds))
+    assert not psutil.Process().children(recursive=True), "the kernel is gone when its notebook is through"
+    return row
+
+
+def test_a_notebook_runs_to_its_end_and_all_that_is_wrong_is_told(tmp_path):
+    path = trial(tmp_path)
+    before = path.read_bytes()
+    row = run(path)
+    assert path.read_bytes() == before, "the stored notebook is not touched"
+    assert row["state"] == "failed" and row["cells"] == len(CELLS) and row["checks"] == 1 and row["seconds"] > 0
+    assert row["errors"] == [{"cell": 2, "said": "ZeroDivisionError: division by zero"}]
+    assert row["stderr"] == [{"cell": 4, "said": "a warning"}]
+    assert row["different"] == [{"cell": 5, "said": "this -> otherwise"}]
+    assert row["cuda_used"] is False and row["peak_bytes"] == 0
+
+
+def test_the_learners_copy_is_not_strict_and_the_profile_is_passed_on(tmp_path):
+    row = run(trial(tmp_path, "notebooks"), "small")
+    assert row["different"][0] == {"cell": 1, "said": "tiny True -> small False"}
+
+
+def test_a_cell_that_never_ends_is_an_error_and_not_the_end_of_the_run(tmp_path):
+    path = tmp_path / "notebooks" / "00_trial.ipynb"
+    path.parent.mkdir()
+    nbformat.write(new_notebook(cells=[new_code_cell("import time\ntime.sleep(60)", execution_count=1)]), path)
+    row = run(path, cell_seconds=2)
+    assert row["state"] == "failed" and row["errors"][0]["cell"] == 0
+    assert row["errors"][0]["said"].startswith("CellTimeoutError") and row["peak_bytes"] is None
+
+
+def test_an_interrupt_ends_the_run_and_is_not_recorded(tmp_path, monkeypatch):
+    path, record = tmp_path / "notebooks" / "00_trial.ipynb", Record(tmp_path / "course.json", "a trial", seed=0)
+    path.parent.mkdir()
+    nbformat.write(new_notebook(cells=[new_code_cell("raise KeyboardInterrupt", execution_count=1)]), path)
+    monkeypatch.setattr(tool.build.Course, "here", lambda: tool.build.Course(ROOT, "o/r", "", len))
+    with pytest.raises(KeyboardInterrupt):
+        asyncio.run(tool.run_all([path], "tiny", record, at_once=1, cell_seconds=60, seconds=60))
+    assert not record.rows
+
+
+def test_the_report_names_every_error_and_a_second_run_goes_on(tmp_path, monkeypatch):
+    path, record = trial(tmp_path), Record(tmp_path / "course.json", "a trial", seed=0)
+    settings = {"at_once": 1, "cell_seconds": 60}
+    monkeypatch.setattr(tool.build.Course, "here", lambda: tool.build.Course(ROOT, "o/r", "", len))
+    asyncio.run(tool.run_all([path], "tiny", record, seconds=-1, **settings))
+    assert not record.rows, "nothing is started when the time is over"
+    for _ in range(2):
+        asyncio.run(tool.run_all([path], "tiny", record, seconds=60, **settings))
+    assert [row["key"] for row in record.rows] == ["tiny solutions/00_trial"]
+    page = (tmp_path / "course.md").read_text()
+    assert "0 of 1 notebooks ran without an error" in page
+    assert "| tiny | solutions/00_trial | failed | 7 | 1 |" in page
+    assert "- tiny solutions/00_trial, cell 2: `ZeroDivisionError: division by zero`" in page
+    assert "## Standard error\n\n- tiny solutions/00_trial, cell 4: `a warning`" in page
+    assert json.loads((tmp_path / "course.json").read_text())["rows"] == record.rows
+
+
+def test_the_chapters_for_a_real_model_are_those_that_ask_for_the_profile():
+    asking = set()
+    for path in (ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"):
+        source = "\n".join(c.source for c in nbformat.read(path, 4).cells if c.cell_type == "code")
+        if re.search(r"\bprofile\(\)|COURSE_PROFILE", source):
+            asking.add(path.name[:2])
+    assert set(tool.REAL_MODEL) == asking
+    assert {path.name[:2] for path in tool.chosen([], "small")} == asking
+    assert len(tool.chosen([], "tiny")) == 2 * len(list((ROOT / "lessons").glob("[0-9][0-9]_*.md")))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--trial"], "error: --trial needs --out"),
+        (["--trial", "--out", "x", "99"], "error: no notebook begins with 99; there are 00, 01"),
+        (["--trial", "--out", "x", "--profile", "small", "03"], "error: 03: these chapters are written for the tiny"),
+        (["--at-once", "0"], "error: --at-once is 0; run at least one"),
+        pytest.param(
+            [],
+            "error: this runs the course on a CUDA GPU, and there is none here",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, so it would run"),
+        ),
+    ],
+)
+def test_bad_arguments_are_refused_before_anything_runs(tmp_path, monkeypatch, arguments, said):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["run_course.py", *arguments])
+    with pytest.raises(SystemExit, match=said):
+        tool.main()
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_record_of_a_gpu_has_every_notebook_without_an_error_and_its_page():
+    folder = ASSETS / "measurements"
+    found = json.loads((folder / "course.json").read_text())
+    record = SimpleNamespace(rows=found.pop("rows"), head=found)
+    rows = {row["key"]: row for row in record.rows}
+    paths = {(profile, path) for profile in ("tiny", "small") for path in tool.chosen([], profile)}
+    expected = {f"{profile} {path.parent.name}/{path.stem}" for profile, path in paths}
+    assert set(rows) == expected and record.head["hardware"].startswith("NVIDIA")
+    for key, row in rows.items():
+        assert row["state"] == "ran" and not row["errors"], key
+        assert row["checks"] > 0 or "notebooks/" in key, f"{key}: a solved notebook passes its checks"
+    assert (folder / "course.md").read_text() == tool.report(record)

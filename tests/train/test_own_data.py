@@ -1,0 +1,146 @@
+"""utils.train.own_data: a file of one's own is read or refused, and split without a leak."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from utils.data.records import BadRecords
+from utils.models import profile
+from utils.train.own_data import (
+    Settings,
+    data_facts,
+    general_texts,
+    prompt_key,
+    read_own,
+    split_records,
+    usual_settings,
+)
+
+
+def record(prompt: str, answer: str = "yes") -> dict[str, str]:
+    return {"instruction": prompt, "output": answer}
+
+
+def talk(prompt: str, answer: str) -> dict:
+    return {"messages": [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]}
+
+
+prompts = st.lists(st.sampled_from([f"{c} {n}" for c in "abc" for n in range(12)]), min_size=60, max_size=90)
+
+
+@given(prompts, st.integers(0, 5), st.floats(0.05, 0.5))
+def test_no_prompt_is_on_both_sides_and_nothing_is_lost(texts, seed, share):
+    texts += [f"own {n}" for n in range(10)]
+    records = [record(text.upper() if i % 3 else f" {text} ", str(i % 2)) for i, text in enumerate(texts)]
+    split = split_records(records, share, seed=seed)
+    sides = [{prompt_key(r) for r in side} for side in (split.train, split.held_out)]
+    assert not sides[0] & sides[1] and all(sides)
+    assert len(split.train) + len(split.held_out) + split.dropped == len(records)
+    assert {(prompt_key(r), r["output"]) for r in split.train + split.held_out} == {
+        (prompt_key(r), r["output"]) for r in records
+    }
+
+
+def test_the_share_the_most_and_the_seed():
+    records = [record(f"prompt {n}") for n in range(500)]
+    split = split_records(records)
+    assert (len(split.train), len(split.held_out), split.dropped) == (450, 50, 0)
+    assert len(split_records(records, at_most=7).held_out) == 7
+    assert split_records(records) == split and split_records(records, seed=1) != split
+    assert split.train == [r for r in records if r in split.train], "the file's order is kept"
+
+
+def test_duplicates_are_dropped_and_two_answers_to_a_prompt_stay_together():
+    records = [record(f"p {n}") for n in range(20)] + [record("p 3"), record("P  3", "no"), record("p 4 ", "yes ")]
+    split = split_records(records, share=0.5)
+    assert split.dropped == 2
+    assert len({r["output"].strip() for side in split[:2] for r in side if prompt_key(r) == ("p 3",)}) == 2
+
+
+@pytest.mark.parametrize(
+    "records, settings, said",
+    [
+        ([record("only")] * 50, {}, "1 different prompts in 50 records"),
+        ([], {}, "0 different prompts"),
+        ([record(str(n)) for n in range(20)], {"share": 0}, "share between 0 and 1"),
+        ([record(str(n)) for n in range(20)], {"share": 1.0}, "share between 0 and 1"),
+        ([record(str(n)) for n in range(20)], {"at_most": 0}, "at least one record"),
+    ],
+)
+def test_what_cant_be_split_is_refused(records, settings, said):
+    with pytest.raises(ValueError, match=said):
+        split_records(records, **settings)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv"])
+def test_each_kind_of_file_is_read(tmp_path, name):
+    rows = [record("one"), record("two, and three", 'say "no"')]
+    path = tmp_path / name
+    if name.endswith("csv"):
+        path.write_text('instruction,output\none,yes\n"two, and three","say ""no"""\n')
+    else:
+        path.write_text("\n".join(map(json.dumps, rows)) if name.endswith("l") else json.dumps(rows))
+    assert read_own(path) == rows
+
+
+def test_conversations_are_read_and_a_bad_one_is_refused_with_its_line(tmp_path):
+    path = tmp_path / "talks.jsonl"
+    path.write_text("\n".join(json.dumps(talk(f"q {n}", "a")) for n in range(3)))
+    assert read_own(path)[2] == talk("q 2", "a")
+    assert prompt_key(talk("  Q 2", "a")) == ("q 2",)
+    path.write_text(path.read_text() + "\n" + json.dumps({"messages": []}))
+    with pytest.raises(BadRecords, match="line 4: messages is empty"):
+        read_own(path)
+
+
+def test_a_bad_csv_is_refused_with_its_line(tmp_path):
+    (tmp_path / "a.csv").write_text("instruction,output\none,yes\ntwo,\n")
+    with pytest.raises(BadRecords, match="line 3: output is empty"):
+        read_own(tmp_path / "a.csv")
+    with pytest.raises(FileNotFoundError):
+        read_own(tmp_path / "none.csv")
+
+
+def test_the_facts_are_the_files(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n".join(json.dumps(record(f"p {n}")) for n in range(30)))
+    facts = data_facts(path, split_records(read_own(path)))
+    assert facts == ("a.jsonl", hashlib.sha256(path.read_bytes()).hexdigest(), 27, 3, 0)
+
+
+def test_the_general_texts_are_always_the_same_and_enough_for_a_window():
+    assert general_texts() == general_texts() and len(" ".join(general_texts()).split()) > 1000
+
+
+def test_the_usual_settings_are_the_profiles():
+    from utils.train.recipes import recipe
+
+    assert usual_settings("tiny") == Settings(8, 4e-3, 180, 8, 256, checkpointing=False)
+    for name in ("small", "7b"):
+        usual, theirs = usual_settings(name), recipe("style", name)
+        assert usual[:4] == (theirs.r, theirs.lr, theirs.steps, theirs.batch_size)
+        assert usual.checkpointing == (name == "7b") and usual.checked() == usual
+
+
+@pytest.mark.parametrize("name", ["r", "steps", "batch_size", "max_length"])
+@pytest.mark.parametrize("value", [0, -1])
+def test_a_count_below_one_is_refused(name, value):
+    with pytest.raises(ValueError, match=f"{name} is a number of 1 or more, not {value}"):
+        usual_settings(profile())._replace(**{name: value}).checked()
+
+
+@pytest.mark.parametrize("lr", [0.0, -1e-3, float("nan"), float("inf")])
+def test_a_rate_that_trains_nothing_or_breaks_everything_is_refused(lr):
+    with pytest.raises(ValueError, match="the learning rate is a number above 0"):
+        usual_settings(profile())._replace(lr=lr).checked()
+
+
+def test_an_answer_of_messages_makes_no_conversation(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"instruction": 'Name the key, "messages": or not?', "output": "messages"}))
+    assert read_own(path)[0]["output"] == "messages"

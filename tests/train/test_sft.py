@@ -1,0 +1,324 @@
+"""utils.train.sft against the installed TRL: the settings, what is refused before a run, resuming, and QLoRA."""
+
+import inspect
+import json
+import shutil
+import sys
+
+import pytest
+import torch
+from datasets import Dataset, disable_progress_bars
+from safetensors.torch import load_file, save_file
+from transformers import TrainerCallback
+
+from utils import models
+from utils.data.records import to_messages, to_prompt_completion
+from utils.tinyworld import task_examples
+from utils.train import sft
+from utils.train.loop import WARMUP_STEPS, learning_rate_factor
+from utils.train.recipes import RECIPES
+
+RECIPE = RECIPES["style"]._replace(steps=8, batch_size=4)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quiet():
+    disable_progress_bars()
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return models.load_tokenizer()
+
+
+def records(n=24, task="style"):
+    return [{"instruction": e.prompt, "output": e.answer} for e in task_examples(task, "train", n)]
+
+
+def pairs(n=24):
+    return Dataset.from_list([to_prompt_completion(r) for r in records(n)])
+
+
+def trainer_in(folder, tokenizer, *, data=None, recipe=RECIPE, callbacks=(), adapter=None, **settings):
+    return sft.sft_trainer(
+        models.load_base()[0], tokenizer, pairs() if data is None else data, sft.sft_config(folder, recipe, **settings),
+        peft_config=sft.lora_config(recipe, **(adapter or {})), callbacks=callbacks,
+    )  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------- the guide's arguments
+
+
+def _parameters(where):
+    from trl import SFTConfig, SFTTrainer
+
+    return set(inspect.signature(SFTConfig if where == "TrainingArguments" else SFTTrainer).parameters)
+
+
+@pytest.mark.parametrize("line", sft.GUIDE_LINES, ids=lambda line: line.argument)
+def test_every_line_of_the_guide_is_what_the_table_says_it_is_in_the_installed_trl(line):
+    accepted = _parameters(line.where)
+    if line.fate == "same":
+        assert line.argument in accepted, f"{line.argument} is not accepted any more: correct sft.GUIDE_LINES"
+    else:
+        assert line.argument not in accepted, f"{line.argument} is accepted again: correct sft.GUIDE_LINES"
+    if line.fate == "renamed":
+        assert line.today in accepted, f"{line.argument} is {line.today} no more: correct sft.GUIDE_LINES"
+    if line.fate == "elsewhere":
+        assert line.today in _parameters("TrainingArguments"), f"{line.today} is no field of SFTConfig any more"
+    if line.fate == "gone":
+        assert line.today is None and line.why
+
+
+def test_the_table_has_every_argument_of_the_guides_two_calls():
+    arguments = [line.argument for line in sft.GUIDE_LINES]
+    assert len(set(arguments)) == len(arguments)
+    assert sum(line.where == "TrainingArguments" for line in sft.GUIDE_LINES) == 28
+    assert sum(line.where == "SFTTrainer" for line in sft.GUIDE_LINES) == 9
+
+
+def test_settings_that_the_course_passes_are_fields_of_sftconfig(tmp_path):
+    from trl import SFTConfig
+
+    config = sft.sft_config(tmp_path, RECIPE, eval_strategy="steps", eval_steps=2)
+    assert isinstance(config, SFTConfig)
+    assert (config.max_steps, config.per_device_train_batch_size, config.learning_rate) == (8, 4, RECIPE.lr)
+    assert config.weight_decay == 0 and config.max_grad_norm == 1 and config.use_cpu and not config.bf16
+    assert not config.gradient_checkpointing
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_checkpointing_goes_by_one_name_and_warns_of_nothing(tmp_path, on, recwarn):
+    config = sft.sft_config(tmp_path, RECIPE, activation_checkpointing=on)
+    assert bool(config.gradient_checkpointing) is on
+    assert not [w for w in recwarn if issubclass(w.category, FutureWarning)]
+
+
+def test_the_guides_names_are_refused_with_todays_name(tmp_path):
+    with pytest.raises(TypeError, match=r"evaluation_strategy \(eval_strategy\)"):
+        sft.sft_config(tmp_path, RECIPE, evaluation_strategy="steps")
+    with pytest.raises(TypeError, match="no field learnin_rate"):
+        sft.sft_config(tmp_path, RECIPE, learnin_rate=1)
+
+
+def test_a_bare_sftconfig_raises_without_a_gpu(tmp_path):
+    from trl import SFTConfig
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(ValueError, match="bf16"):
+        SFTConfig(output_dir=str(tmp_path), gradient_checkpointing=None)
+
+
+def test_trackers(monkeypatch):
+    assert sft.tracker("none") == "none" and sft.tracker() == "tensorboard"
+    with pytest.raises(ValueError, match="unknown tracker 'mlflw': choose one of none, tensorboard"):
+        sft.tracker("mlflw")
+    monkeypatch.setattr(sft.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match="pip install wandb"):
+        sft.tracker("wandb")
+
+
+# ---------------------------------------------------------------------------------------- refused before the run
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (Dataset.from_list([]), "the training data is empty: it has 0 examples"),
+        (Dataset.from_list(records(2)), "has the columns instruction, output, and SFTTrainer needs one of"),
+        ({"train": Dataset.from_list([])}, r"a dictionary of splits \(train\).*data\['train'\]"),
+    ],
+)
+def test_data_that_cant_be_trained_on_is_refused(tmp_path, tokenizer, data, message):
+    with pytest.raises(ValueError, match=message):
+        trainer_in(tmp_path, tokenizer, data=data)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_empty_evaluation_split_is_refused_by_name(tmp_path, tokenizer):
+    config = sft.sft_config(tmp_path, RECIPE, eval_strategy="steps", eval_steps=2)
+    with pytest.raises(ValueError, match="the evaluation data is empty"):
+        sft.sft_trainer(models.load_base()[0], tokenizer, pairs(), config, evaluation=Dataset.from_list([]))
+
+
+def test_a_max_length_that_leaves_no_completion_is_refused_and_one_that_leaves_some_is_told(tmp_path, tokenizer):
+    with pytest.raises(ValueError, match="max_length=8 cuts away the completion of every one of the 24 records"):
+        trainer_in(tmp_path, tokenizer, max_length=8)
+    mixed = Dataset.from_list(
+        [to_prompt_completion(r) for r in records(6)] + [to_prompt_completion(r) for r in records(6, "summarization")]
+    )
+    with pytest.warns(UserWarning, match="away in 6 of the 12 examples of the training data"):
+        trainer = trainer_in(tmp_path, tokenizer, data=mixed, max_length=32)
+    assert len(trainer.train_dataset) == 6  # what TRL does without a word
+
+
+def test_conversations_whose_answers_are_cut_away_are_refused_where_only_answers_count(tmp_path, tokenizer):
+    chats = Dataset.from_list([to_messages(r) for r in records(5)])
+    with pytest.raises(ValueError, match="every one of the 5 records"):
+        trainer_in(tmp_path, tokenizer, data=chats, max_length=6, assistant_only_loss=True)
+
+
+def test_a_second_adapter_is_refused(tmp_path, tokenizer):
+    wrapped = trainer_in(tmp_path, tokenizer).model
+    with pytest.raises(ValueError, match="carries a PEFT adapter already"):
+        sft.sft_trainer(
+            wrapped, tokenizer, pairs(), sft.sft_config(tmp_path, RECIPE), peft_config=sft.lora_config(RECIPE)
+        )
+
+
+# --------------------------------------------------------------------------------------------------- what is trained
+
+
+def test_conversations_train_on_everything_unless_told_and_then_on_what_pairs_train_on(tmp_path, tokenizer):
+    chats = Dataset.from_list([to_messages(r) for r in records()])
+    everything = trainer_in(tmp_path, tokenizer, data=chats).train_dataset
+    answers = trainer_in(tmp_path, tokenizer, data=chats, assistant_only_loss=True).train_dataset
+    pair = trainer_in(tmp_path, tokenizer).train_dataset
+    labelled, count = sft.trained_tokens(everything)
+    assert labelled == count
+    assert answers["labels"] == pair["labels"] and 0 < sft.trained_tokens(pair)[0] < count
+
+
+def test_the_trainers_losses_are_those_of_a_loop_by_hand(tmp_path, tokenizer):
+    # The rate of step i is learning_rate_factor's ramp in another form; the loop below follows transformers' own.
+    trainer = trainer_in(tmp_path, tokenizer)
+    twin = trainer_in(tmp_path, tokenizer)
+    torch.manual_seed(0)
+    batches = list(twin.get_train_dataloader())
+    trainer.train()
+    logged = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    trainable = [p for p in twin.model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trainable, lr=0.0, weight_decay=0.0)
+    batches += list(twin.get_train_dataloader())
+    torch.manual_seed(0)
+    twin.model.train()
+    for step, batch in enumerate(batches[: min(len(logged), 6)]):  # one epoch: the second is shuffled anew
+        for group in optimizer.param_groups:
+            group["lr"] = RECIPE.lr * min(1, step / WARMUP_STEPS)
+        loss = twin.model(**{k: batch[k] for k in ("input_ids", "attention_mask", "labels")}).loss
+        # float32 sums in another order: TRL computes the loss in chunks
+        assert loss.item() == pytest.approx(logged[step], rel=1e-4)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trainable, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    assert learning_rate_factor(0, 100) > 0  # ours begins one step up the ramp
+
+
+# ------------------------------------------------------------------------------------------------------------ resume
+
+
+class Cut(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 6:
+            raise KeyboardInterrupt
+
+
+SAVING = {"save_strategy": "steps", "save_steps": 2, "adapter": {"lora_dropout": 0.2}}
+
+
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory, tokenizer):
+    folder = tmp_path_factory.mktemp("interrupted")
+    with pytest.raises(KeyboardInterrupt):
+        trainer_in(folder, tokenizer, callbacks=[Cut()], **SAVING).train()
+    return folder
+
+
+def test_a_resumed_run_ends_to_the_bit_where_an_uninterrupted_one_does(tmp_path, tokenizer, interrupted):
+    shutil.copytree(interrupted, tmp_path / "run")
+    whole = trainer_in(tmp_path / "whole", tokenizer, **SAVING)
+    whole.train()
+    resumed = sft.resume(trainer_in(tmp_path / "run", tokenizer, **SAVING))
+    assert resumed.state.global_step == 8
+    theirs = whole.model.state_dict()
+    adapters = {k: v for k, v in resumed.model.state_dict().items() if "lora_" in k}
+    assert adapters and all(torch.equal(v, theirs[k]) for k, v in adapters.items())
+    plain = trainer_in(tmp_path / "plain", tokenizer).model.state_dict()
+    assert not all(torch.equal(v, plain[k]) for k, v in adapters.items())  # it did train
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"recipe": RECIPE._replace(r=4)}, "r was 8 and is 4"),
+        ({"recipe": RECIPE._replace(lora_alpha=99)}, "lora_alpha was 16 and is 99"),
+        ({"recipe": RECIPE._replace(target_modules=".*q_proj")}, "target_modules was"),
+        ({"recipe": RECIPE._replace(steps=9)}, "max_steps was 8 and is 9"),
+        ({"recipe": RECIPE._replace(batch_size=2)}, "per_device_train_batch_size was 4 and is 2"),
+        ({"adapter": {"use_rslora": True}}, "use_rslora was False and is True"),
+    ],
+)
+def test_a_checkpoint_of_other_settings_is_refused_before_a_step(tokenizer, interrupted, change, message):
+    trainer = trainer_in(interrupted, tokenizer, **{**SAVING, **change})
+    before = {k: v.clone() for k, v in trainer.model.state_dict().items() if "lora_" in k}
+    with pytest.raises(sft.CheckpointMismatch, match=message):
+        sft.resume(trainer)
+    after = trainer.model.state_dict()
+    assert all(torch.equal(v, after[k]) for k, v in before.items())
+
+
+def test_a_checkpoint_with_other_shapes_is_refused(tmp_path, tokenizer, interrupted):
+    shutil.copytree(interrupted, tmp_path / "run")
+    file = sorted((tmp_path / "run").iterdir())[-1] / "adapter_model.safetensors"
+    weights = load_file(file)
+    key = next(iter(weights))
+    save_file({**weights, key: torch.zeros(3, 3)}, file)
+    with pytest.raises(sft.CheckpointMismatch, match=r"1 matrices, such as .* were \(3, 3\)"):
+        sft.resume(trainer_in(tmp_path / "run", tokenizer, **SAVING))
+
+
+def test_damaged_and_missing_checkpoints_are_refused(tmp_path, tokenizer, interrupted):
+    trainer = trainer_in(tmp_path / "run", tokenizer, **SAVING)
+    with pytest.raises(FileNotFoundError, match="there is no checkpoint in run"):
+        sft.resume(trainer)
+    shutil.copytree(interrupted, tmp_path / "run", dirs_exist_ok=True)
+    last = sorted((tmp_path / "run").iterdir())[-1]
+    whole = (last / "adapter_model.safetensors").read_bytes()
+    (last / "adapter_model.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(sft.CheckpointMismatch, match=f"{last.name} is damaged"):
+        sft.resume(trainer)
+    (last / "adapter_model.safetensors").write_bytes(whole)
+    (last / "trainer_state.json").write_text(json.dumps({"max_steps": 8})[:-3])
+    with pytest.raises(sft.CheckpointMismatch, match="damaged"):
+        sft.resume(trainer)
+    (last / "optimizer.pt").unlink()
+    with pytest.raises(FileNotFoundError, match="has no optimizer.pt"):
+        sft.resume(trainer)
+
+
+# ------------------------------------------------------------------------------------------------------------- QLoRA
+
+
+def test_qlora_trains_bf16_adapters_and_leaves_the_packed_base_alone(tmp_path, tokenizer):
+    base, _ = models.load_4bit()
+    trainer = sft.sft_trainer(
+        base, tokenizer, pairs(), sft.sft_config(tmp_path, RECIPE), peft_config=sft.lora_config(RECIPE)
+    )
+    packed = {k: p.clone() for k, p in trainer.model.named_parameters() if p.dtype == torch.uint8}
+    adapters = {k: p.clone() for k, p in trainer.model.named_parameters() if p.requires_grad}
+    assert len(packed) == 28 and {p.dtype for p in adapters.values()} == {torch.bfloat16}
+    trainer.train()
+    now = dict(trainer.model.named_parameters())
+    assert all(torch.equal(p, now[k]) for k, p in packed.items())
+    assert all(not torch.equal(p, now[k]) for k, p in adapters.items() if "lora_B" in k)
+
+
+def test_the_recorded_qlora_accuracy_is_within_two_points_of_the_16_bit_one():
+    record = json.loads((models.ASSETS / "measurements" / "sft.json").read_text())
+    assert set(record["tasks"]) == set(RECIPES)
+    for task, row in record["tasks"].items():
+        lora, qlora = (sum(row[way]) / len(row[way]) for way in ("lora", "qlora"))
+        assert len(row["lora"]) == len(row["qlora"]) == 3
+        assert qlora >= lora - 0.02, f"{task}: {qlora} against {lora}"
+        assert row["base"] <= 0.02
+
+
+def test_importing_the_module_imports_neither_trl_nor_peft():
+    import subprocess
+
+    heavy = ("trl", "peft", "transformers", "datasets")
+    code = f"import sys, utils.train.sft; print([m for m in {heavy} if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"

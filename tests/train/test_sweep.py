@@ -1,0 +1,92 @@
+"""A run of the race's stack gives what the run alone gives, and the entries have the budgets that are said."""
+
+import pytest
+import torch
+
+from tools import race_variants
+from utils import models
+from utils.data import chat
+from utils.evaluate import metrics
+from utils.tinyworld import task_examples
+from utils.train import sweep
+
+STEPS = 20
+SMALL = {"VeRA r=3630"}
+"""Too slow for a test on a CPU; VeRA is there with r=256."""
+
+
+@pytest.mark.parametrize("name", [name for name in sweep.ENTRIES if name not in SMALL])
+def test_a_run_of_the_stack_equals_the_run_alone(name):
+    entry = sweep.ENTRIES[name]
+    runs = [(entry.rates[1], 0), (entry.rates[2], 1)]
+    examples = task_examples("style", "train", 100)
+    stack = race_variants.Ensemble(entry, runs, "cpu")
+    losses = stack.train(examples, steps=STEPS, batch_size=4)
+    held_out, rows = task_examples("style", "test", 10), race_variants.story_rows(stack.tokenizer)[:2]
+    right, perplexity = stack.exact_match(held_out), stack.perplexity(rows)
+    lr, seed = runs[1]
+    model, tokenizer = models.load_base()
+    sweep.build(entry, model, seed)
+    alone = sweep.train(entry, model, tokenizer, examples, steps=STEPS, batch_size=4, lr=lr, seed=seed)
+    # float32 sums in another order, through twenty Adam steps, which divide small gradients by their size
+    assert losses[:, 1].tolist() == pytest.approx(alone, rel=5e-3)
+    assert alone[-1] < alone[0] * 0.97, "the run must move for the comparison to mean anything"
+    assert right[1] == pytest.approx(metrics.exact_match(model, tokenizer, held_out), abs=0.11)
+    with torch.inference_mode():
+        assert perplexity[1] == pytest.approx(model(input_ids=rows, labels=rows).loss.exp().item(), rel=2e-2)
+
+
+def test_a_second_call_trains_only_what_is_missing(tmp_path):
+    job = {"entry": "LoRA r=1", "task": "style", "rates": [1e-3, 2e-3], "seeds": [0, 1], "steps": 5, "held_out": 4,
+           "device": "cpu", "file": str(tmp_path / "part.json")}  # fmt: skip
+    there = [{"lr": 1e-3, "seed": s, "dev": 0.5, "test": 0.25, "loss": 1.0, "perplexity": 2.0} for s in (0, 1, 9)]
+    race_variants.write(tmp_path / "part.json", {"steps": 5, "runs": there})
+    assert race_variants.done_already(job) == there[:2], "a run with a seed that isn't wanted is left out"
+    assert race_variants.done_already(job | {"steps": 6}) == []
+    race_variants.one_part(job)
+    part = race_variants.json.loads((tmp_path / "part.json").read_text())
+    assert [(r["lr"], r["seed"]) for r in part["runs"]] == [(1e-3, 0), (1e-3, 1), (2e-3, 0), (2e-3, 1)]
+    assert part["runs"][:2] == there[:2], "what was there is kept"
+    row = race_variants.summarize(part)
+    assert row["lr"] == 1e-3 and row["test_mean"] == 0.25 and row["test_spread"] == 0 and row["lr_at_the_grids_edge"]
+
+
+def test_budgets_are_what_the_module_says():
+    model, _ = models.load_base()
+    from utils.lora.variants import expected_parameters
+
+    budget = expected_parameters(model, "all-linear", "LoRA", 8)
+    assert budget == 108_544
+    for name, entry in sweep.ENTRIES.items():
+        if entry.variant != "full" and name not in ("VeRA r=256", "LoRA r=1"):
+            assert expected_parameters(model, "all-linear", entry.variant, entry.r) == pytest.approx(budget, rel=0.065)
+    small = [expected_parameters(model, "all-linear", *sweep.ENTRIES[n][:2]) for n in ("VeRA r=256", "LoRA r=1")]
+    assert small[0] == pytest.approx(small[1], rel=0.04)
+
+
+@pytest.mark.parametrize("name", ["LoRA", "AdaLoRA"])
+def test_a_sprint_is_a_run_that_is_looked_at_and_not_changed_by_it(name):
+    entry, lr = sweep.ENTRIES[name], sweep.ENTRIES[name].rates[2]
+    examples, held_out = task_examples("style", "train", 40), task_examples("style", "dev", 6)
+    settings = {"steps": 10, "batch_size": 2, "lr": lr, "seed": 3}
+    model, tokenizer = models.load_base()
+    batch = chat.collate(chat.encode(tokenizer, held_out), tokenizer.pad_token_id)
+    with torch.no_grad():
+        start = model(**batch).loss.item()
+    taken, losses = sweep.sprint(entry, model, tokenizer, examples, held_out, **settings)
+    assert taken == [0, 4, 8, 10], "every fourth step, and the last"
+    again, _ = models.load_base()
+    sweep.build(entry, again, 3)
+    sweep.train(entry, again, tokenizer, examples, **settings)
+    with torch.no_grad():
+        end = again(**batch).loss.item()
+    assert losses[0] == pytest.approx(start, rel=1e-5)
+    assert losses[-1] == end, "the same run to the bit: looking takes no random number and leaves the mode alone"
+    assert losses[-1] < losses[0]
+
+
+def test_a_sprint_refuses_to_look_every_zero_steps():
+    model, tokenizer = models.load_base()
+    few = task_examples("style", "dev", 2)
+    with pytest.raises(ValueError, match="every must be positive"):
+        sweep.sprint(sweep.ENTRIES["LoRA"], model, tokenizer, few, few, steps=1, batch_size=1, lr=1e-3, every=0)

@@ -1,0 +1,321 @@
+"""Chapter 10's exercises: temperature, top-p, repetition penalty, attention with a cache, left padding, the answer."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from utils.course.checks.core import Mistake, exercise
+
+# ----------------------------------------------------------------------------------------------------- temperature
+
+
+def _rows(*rows: list[float]):
+    return torch.tensor(rows)
+
+
+exercise(
+    "soften",
+    reference=lambda logits, temperature: torch.softmax(logits / temperature, dim=-1),
+    cases=[
+        (_rows([2.0, 0.5, -1.0, 0.0]), 0.5),
+        (_rows([1.0, 3.0, 0.2], [0.0, -2.0, 0.7]), 2.0),
+        (_rows([0.3, 0.1, 4.0]), 1.3),
+    ],
+    mistakes=[
+        Mistake(
+            lambda logits, temperature: torch.softmax(logits * temperature, dim=-1),
+            "you multiplied: then a high temperature sharpens. Divide by the temperature.",
+        ),
+        Mistake(
+            lambda logits, temperature: torch.softmax(logits, dim=-1) / temperature,
+            "you divided the probabilities, and they don't add up to 1 any more: divide the logits.",
+        ),
+        Mistake(
+            lambda logits, temperature: logits / temperature,
+            "those are logits still: the softmax makes probabilities of them.",
+        ),
+        Mistake(
+            lambda logits, temperature: torch.softmax(logits / temperature, dim=0),
+            "your softmax runs over the batch: each row is a distribution of its own, dim=-1.",
+        ),
+        Mistake(
+            lambda logits, temperature: torch.softmax(logits, dim=-1),
+            "the temperature has no effect yet.",
+        ),
+    ],
+    hints=["Dividing by a number above 1 brings the logits closer together.", "torch.softmax(..., dim=-1)"],
+)
+
+# ----------------------------------------------------------------------------------------------------------- top-p
+
+_NEVER = -float("inf")
+
+
+def _nucleus(logits: Tensor, p: float, exclusive: bool = True, keep_top: bool = True) -> Tensor:
+    falling, order = logits.sort(descending=True)
+    probabilities = falling.softmax(dim=-1)
+    before = probabilities.cumsum(dim=-1) - (probabilities if exclusive else 0)
+    gone = before >= p
+    if keep_top:
+        gone[0] = False
+    return logits.masked_fill(torch.zeros_like(gone).scatter(0, order, gone), _NEVER)
+
+
+def _unsorted(logits: Tensor, p: float) -> Tensor:
+    probabilities = logits.softmax(dim=-1)
+    return logits.masked_fill(probabilities.cumsum(dim=-1) - probabilities >= p, _NEVER)
+
+
+def _sorted_answer(logits: Tensor, p: float) -> Tensor:
+    falling = logits.sort(descending=True).values
+    probabilities = falling.softmax(dim=-1)
+    return falling.masked_fill(probabilities.cumsum(dim=-1) - probabilities >= p, _NEVER)
+
+
+exercise(
+    "nucleus",
+    reference=_nucleus,
+    cases=[
+        (torch.tensor([0.5, 0.05, 0.3, 0.15]).log(), 0.7),
+        (torch.tensor([0.04, 0.06, 0.2, 0.6, 0.1]).log(), 0.85),
+        (torch.tensor([0.1, 0.8, 0.06, 0.04]).log(), 0.5),
+    ],
+    mistakes=[
+        Mistake(
+            lambda logits, p: _nucleus(logits, p, exclusive=False),
+            "your set stops short of p: the token that carries the sum past p belongs to it.",
+        ),
+        Mistake(
+            lambda logits, p: _nucleus(logits, p, exclusive=False, keep_top=False),
+            "where the first token alone passes p you keep none at all, and nothing is left to draw.",
+        ),
+        Mistake(_unsorted, "you added the probabilities up in the order of the vocabulary: sort them first, falling."),
+        Mistake(
+            lambda logits, p: logits.masked_fill(logits.softmax(dim=-1) < 1 - p, _NEVER),
+            "you compared each probability by itself: top-p looks at their sum, from the largest down.",
+        ),
+        Mistake(_sorted_answer, "the answer is in sorted order: bring the scores back to their tokens' places."),
+    ],
+    hints=[
+        "falling, order = logits.sort(descending=True); then the probabilities of falling and their cumsum.",
+        "A token stays if the sum of those before it, cumsum minus its own, is below p.",
+        "gone.scatter(0, order, gone) brings a mask in sorted order back to the vocabulary's order.",
+    ],
+    points=2,
+)
+
+# --------------------------------------------------------------------------------------------- repetition penalty
+
+
+def _penalize(logits: Tensor, seen: list[int], penalty: float) -> Tensor:
+    result = logits.clone()
+    for token in set(seen):
+        result[token] = logits[token] * penalty if logits[token] < 0 else logits[token] / penalty
+    return result
+
+
+def _each_time(logits: Tensor, seen: list[int], penalty: float) -> Tensor:
+    result = logits.clone()
+    for token in seen:
+        result[token] = result[token] * penalty if result[token] < 0 else result[token] / penalty
+    return result
+
+
+def _changed(logits: Tensor, seen: list[int], change) -> Tensor:
+    result = logits.clone()
+    result[seen] = change(logits[seen])
+    return result
+
+
+exercise(
+    "penalize",
+    reference=_penalize,
+    cases=[
+        (torch.tensor([2.0, -1.0, 0.5, 3.0]), [0, 1, 0], 2.0),
+        (torch.tensor([-4.0, 1.0, 2.5]), [0, 2], 1.25),
+        (torch.tensor([1.5, -0.5, 0.2, 0.1]), [1, 1, 0], 1.1),
+    ],
+    mistakes=[
+        Mistake(
+            lambda logits, seen, penalty: _changed(logits, seen, lambda x: x / penalty),
+            "-1 / 2 is -0.5, which is MORE probable than -1: multiply the negative ones.",
+        ),
+        Mistake(
+            lambda logits, seen, penalty: _changed(logits, seen, lambda x: x * penalty),
+            "2 * 2 is 4, which is more probable than 2: divide the positive ones.",
+        ),
+        Mistake(_each_time, "a token that was seen twice is penalized once: go over set(seen)."),
+        Mistake(
+            lambda logits, seen, penalty: _changed(logits, seen, lambda x: x - penalty),
+            "subtracting is another penalty (OpenAI's presence penalty). This one divides or multiplies.",
+        ),
+        Mistake(
+            lambda logits, seen, penalty: torch.where(logits < 0, logits * penalty, logits / penalty),
+            "you changed every token: only those that were seen.",
+        ),
+    ],
+    hints=[
+        "Both ways the logit has to fall: what does dividing do to a negative number?",
+        "torch.where(scores < 0, scores * penalty, scores / penalty), for scores = logits[seen].",
+    ],
+)
+
+# ------------------------------------------------------------------------------------------- attention with a cache
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, scale: bool = True) -> Tensor:
+    scores = q @ k.T / (q.shape[-1] ** 0.5 if scale else 1.0)
+    return scores.softmax(dim=-1) @ v
+
+
+def _cached_step(q, k, v, past_k, past_v, order=1, scale=True, keep=True, join_v=True):
+    all_k = torch.cat([past_k, k][::order])
+    all_v = torch.cat([past_v, v][::order])
+    out = _attend(q, all_k, all_v, scale)
+    return (out, all_k, all_v) if keep else (out, past_k, past_v)
+
+
+def _step_case(past: int, dim: int):
+    return lambda: (*torch.randn(3, 1, dim), *torch.randn(2, past, dim))
+
+
+exercise(
+    "cached_step",
+    reference=_cached_step,
+    cases=[_step_case(4, 8), _step_case(1, 4), _step_case(7, 6)],
+    mistakes=[
+        Mistake(
+            lambda q, k, v, past_k, past_v: (
+                _attend(q, past_k, past_v),
+                torch.cat([past_k, k]),
+                torch.cat([past_v, v]),
+            ),
+            "the new token doesn't see itself: its own key and value belong to what it attends to.",
+        ),
+        Mistake(
+            lambda q, k, v, past_k, past_v: (_attend(q, k, v), torch.cat([past_k, k]), torch.cat([past_v, v])),
+            "the new token sees nothing but itself: join the past to its key and value before you attend.",
+        ),
+        Mistake(
+            lambda *a: _cached_step(*a, scale=False),
+            "the scores aren't divided by the square root of the size of a key.",
+        ),
+        Mistake(
+            lambda *a: _cached_step(*a, keep=False),
+            "the output is right, but you return the old past: the next step would miss this token.",
+        ),
+        Mistake(
+            lambda *a: _cached_step(*a, order=-1),
+            "you put the new token before the old ones: the cache keeps the order of the text.",
+        ),
+        Mistake(
+            lambda q, k, v, past_k, past_v: _cached_step(q, k, v, past_k, past_v)[0],
+            "return three things: the output, all keys, all values.",
+        ),
+    ],
+    hints=[
+        "k = torch.cat([past_k, k]), and the same for v.",
+        "scores = q @ k.T / sqrt(dim), softmax over the last axis, times v. No mask: nothing comes later.",
+    ],
+    points=2,
+)
+
+# ------------------------------------------------------------------------------------------------------ left padding
+
+
+def _pad_left(rows: list[list[int]], pad_id: int) -> tuple[list[list[int]], list[list[int]]]:
+    length = max(len(row) for row in rows)
+    ids = [[pad_id] * (length - len(row)) + row for row in rows]
+    return ids, [[0] * (length - len(row)) + [1] * len(row) for row in rows]
+
+
+def _mask(ids, test) -> list[list[int]]:
+    return [[int(test(i)) for i in row] for row in ids]
+
+
+def _pad_right(rows: list[list[int]], pad_id: int) -> tuple[list[list[int]], list[list[int]]]:
+    length = max(len(row) for row in rows)
+    ids = [row + [pad_id] * (length - len(row)) for row in rows]
+    return ids, [[1] * len(row) + [0] * (length - len(row)) for row in rows]
+
+
+exercise(
+    "pad_left",
+    reference=_pad_left,
+    cases=[([[5, 6, 7], [8]], 0), ([[4], [3, 0], [9, 9, 9, 9]], 0), ([[2, 1]], 1)],
+    mistakes=[
+        Mistake(_pad_right, "that is padding on the right: the answer would follow the padding, not the prompt."),
+        Mistake(
+            lambda rows, pad_id: (_pad_left(rows, pad_id)[0], _mask(_pad_left(rows, pad_id)[0], lambda i: i != pad_id)),
+            "a prompt may hold the padding's id itself, and your mask hides it there: mask by the row's length.",
+        ),
+        Mistake(
+            lambda rows, pad_id: (
+                _pad_left(rows, pad_id)[0],
+                [[1 - m for m in row] for row in _pad_left(rows, pad_id)[1]],
+            ),
+            "the mask is the wrong way round: 1 is a token to look at, 0 is padding.",
+        ),
+        Mistake(
+            lambda rows, pad_id: (_pad_left(rows, pad_id)[0], _mask(_pad_left(rows, pad_id)[0], lambda i: True)),
+            "your mask is all ones, so that the model reads the padding as text.",
+        ),
+        Mistake(
+            lambda rows, pad_id: _pad_left(rows, pad_id)[0],
+            "the mask is missing: return ids, mask.",
+        ),
+    ],
+    hints=[
+        "length = max(len(row) for row in rows); a row lacks length - len(row) tokens.",
+        "[pad_id] * missing + row, and [0] * missing + [1] * len(row).",
+    ],
+)
+
+# -------------------------------------------------------------------------------------------------------- the answer
+
+
+def _answer_ids(output: list[int], prompt_length: int, eos_id: int) -> list[int]:
+    answer = output[prompt_length:]
+    return answer[: answer.index(eos_id)] if eos_id in answer else answer
+
+
+exercise(
+    "answer_ids",
+    reference=_answer_ids,
+    cases=[([7, 8, 1, 9, 4, 5, 1, 0, 0], 4, 1), ([3, 3, 5, 6], 2, 1), ([2, 6, 1], 2, 1), ([1, 4, 9, 8, 2], 1, 2)],
+    mistakes=[
+        Mistake(
+            lambda output, prompt_length, eos_id: (
+                output[: output.index(eos_id)][prompt_length:] if eos_id in output else output[prompt_length:]
+            ),
+            "a prompt may hold an end mark too (the end of an earlier turn): take the prompt off first, then look.",
+        ),
+        Mistake(
+            lambda output, prompt_length, eos_id: output[prompt_length:],
+            "the end mark and the padding behind it are still there.",
+        ),
+        Mistake(
+            lambda output, prompt_length, eos_id: (
+                _answer_ids(output, prompt_length, eos_id) + [eos_id] * (eos_id in output[prompt_length:])
+            ),
+            "the end mark itself is no part of the answer.",
+        ),
+        Mistake(
+            lambda output, prompt_length, eos_id: output[prompt_length : output.index(eos_id, prompt_length)],
+            "an answer that was cut off by max_new_tokens has no end mark, and index() then raises an error.",
+        ),
+        Mistake(
+            lambda output, prompt_length, eos_id: [i for i in output[prompt_length:] if i != eos_id],
+            "you took the end mark out, and left what stands behind it: that is padding.",
+        ),
+        Mistake(
+            lambda output, prompt_length, eos_id: _answer_ids(output, 0, eos_id),
+            "the prompt is still in it: generate returns the prompt and the answer.",
+        ),
+    ],
+    hints=[
+        "output[prompt_length:] is the answer with what follows it.",
+        "eos_id in answer? Then answer.index(eos_id).",
+    ],
+)

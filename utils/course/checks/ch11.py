@@ -1,0 +1,442 @@
+"""Chapter 11's exercises: the study's budget and its winner, the optimizer's bytes; the clinic's diagnoses."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from utils.course.checks.core import Mistake, exercise
+from utils.evaluate.diagnose import Signs, applied_scaling
+
+# ======================================================================================= the study and memory
+
+
+def _halving(trials: int, shortest: int, longest: int, eta: int) -> int:
+    total = done = 0
+    until = shortest
+    while trials and until <= longest:
+        total += trials * (until - done)
+        trials, done, until = trials // eta, until, until * eta
+    return total
+
+
+def _halving_anew(trials: int, shortest: int, longest: int, eta: int) -> int:
+    total, until = 0, shortest
+    while trials and until <= longest:
+        total += trials * until
+        trials, until = trials // eta, until * eta
+    return total
+
+
+def _halving_losers(trials: int, shortest: int, longest: int, eta: int) -> int:
+    total = done = 0
+    until = shortest
+    while trials and until <= longest:
+        total += trials * (until - done)
+        trials, done, until = trials - trials // eta, until, until * eta
+    return total
+
+
+def _halving_added(trials: int, shortest: int, longest: int, eta: int) -> int:
+    total = done = 0
+    until = shortest
+    while trials and until <= longest:
+        total += trials * (until - done)
+        trials, done, until = trials // eta, until, until + shortest
+    return total
+
+
+def _halving_rounded_up(trials: int, shortest: int, longest: int, eta: int) -> int:
+    total = done = 0
+    until = shortest
+    while until <= longest:
+        total += trials * (until - done)
+        trials, done, until = -(-trials // eta), until, until * eta
+    return total
+
+
+def _halving_cut(trials: int, shortest: int, longest: int, eta: int) -> int:
+    total = done = 0
+    until = shortest
+    while trials and done < longest:
+        total += trials * (min(until, longest) - done)
+        trials, done, until = trials // eta, min(until, longest), until * eta
+    return total
+
+
+def _halving_not_alone(trials: int, shortest: int, longest: int, eta: int) -> int:
+    total = done = 0
+    until = shortest
+    while trials > 1 and until <= longest:
+        total += trials * (until - done)
+        trials, done, until = trials // eta, until, until * eta
+    return total
+
+
+exercise(
+    "halving_steps",
+    reference=_halving,
+    cases=[(16, 15, 60, 2), (27, 1, 27, 3), (9, 4, 4, 3), (10, 5, 40, 2), (2, 10, 90, 3), (16, 15, 50, 2)],
+    mistakes=[
+        Mistake(
+            _halving_anew,
+            "a trial that goes on doesn't begin again: from 15 to 30 steps it trains 15 more, not 30.",
+        ),
+        Mistake(
+            lambda trials, shortest, longest, eta: trials * longest,
+            "that is the cost without halving: only the survivors train for so long.",
+        ),
+        Mistake(
+            lambda trials, shortest, longest, eta: _halving(trials, shortest, longest - 1, eta),
+            "the last round is missing: the trials that reach `longest` train those steps as well.",
+        ),
+        Mistake(
+            _halving_losers,
+            "the best 1/eta of the trials go on (trials // eta), and the others stop.",
+        ),
+        Mistake(
+            _halving_added,
+            "the rounds don't come at equal distances: 15, 30, 60, not 15, 30, 45. Multiply by eta each time.",
+        ),
+        Mistake(
+            _halving_rounded_up,
+            "the number of those who go on is rounded down: of 5 trials 2 go on when eta is 2.",
+        ),
+        Mistake(
+            _halving_cut,
+            "a round that would end beyond `longest` isn't begun at all, not even in part.",
+        ),
+        Mistake(
+            _halving_not_alone,
+            "a trial that is the last one left still trains on, as long as its round ends by `longest`.",
+        ),
+    ],
+    hints=[
+        "Go through the rounds: how many trials are left, and how many steps more does each of them train?",
+        "The first round trains `shortest` steps each, the next until `shortest * eta`, the next until eta times that.",
+        "total += trials * (until - done), then trials //= eta, done = until, until *= eta, while until <= longest.",
+    ],
+    points=2,
+)
+
+
+def _honest(first: list[float], again: list[list[float]]) -> tuple[int, float, float]:
+    winner = first.index(min(first))
+    return winner, first[winner], sum(again[winner]) / len(again[winner])
+
+
+def _honest_by_again(first: list[float], again: list[list[float]]) -> tuple[int, float, float]:
+    means = [sum(later) / len(later) for later in again]
+    winner = means.index(min(means))
+    return winner, first[winner], means[winner]
+
+
+def _honest_all(first: list[float], again: list[list[float]]) -> tuple[int, float, float]:
+    winner = first.index(min(first))
+    runs = [first[winner], *again[winner]]
+    return winner, first[winner], sum(runs) / len(runs)
+
+
+def _honest_best(first: list[float], again: list[list[float]]) -> tuple[int, float, float]:
+    winner = first.index(min(first))
+    return winner, first[winner], min(again[winner])
+
+
+def _honest_largest(first: list[float], again: list[list[float]]) -> tuple[int, float, float]:
+    winner = first.index(max(first))
+    return winner, first[winner], sum(again[winner]) / len(again[winner])
+
+
+def _honest_swapped(first: list[float], again: list[list[float]]) -> tuple[int, float, float]:
+    winner, promised, worth = _honest(first, again)
+    return winner, worth, promised
+
+
+def _honest_everybody(first: list[float], again: list[list[float]]) -> tuple[int, float, float]:
+    winner, runs = first.index(min(first)), [run for later in again for run in later]
+    return winner, first[winner], sum(runs) / len(runs)
+
+
+exercise(
+    "honest_winner",
+    reference=_honest,
+    cases=[
+        ([0.4, 0.1, 0.3], [[0.4, 0.6], [0.5, 0.3], [0.1, 0.2]]),
+        ([0.2, 0.5], [[0.3, 0.2, 0.7], [0.1, 0.1, 0.1]]),
+        ([1.5, 0.9, 0.7, 0.8], [[1.0], [0.6], [1.1], [0.5]]),
+    ],
+    mistakes=[
+        Mistake(
+            _honest_by_again,
+            "the winner was chosen by the new seeds: then these are no longer new. The study alone chooses.",
+        ),
+        Mistake(
+            _honest_all,
+            "the study's own run is in the mean: it was picked for being low, so leave it out.",
+        ),
+        Mistake(
+            _honest_best,
+            "the best of the new seeds is a second lucky pick: take their mean.",
+        ),
+        Mistake(
+            _honest_largest,
+            "that is the worst setting: a loss is better when it is lower.",
+        ),
+        Mistake(
+            _honest_swapped,
+            "the last two have changed places: first what the study promised, then what the winner is worth.",
+        ),
+        Mistake(
+            _honest_everybody,
+            "your mean is over every setting's new runs: take the winner's alone, again[winner].",
+        ),
+    ],
+    hints=[
+        "first.index(min(first)) is the winner by the study.",
+        "Return three things: that index, its loss in the study, and the mean of again[index].",
+    ],
+)
+
+
+def _state_bytes(sizes: list[int]) -> int:
+    return sum(8 * n if n < 4096 else 2 * n + 2 * 4 * math.ceil(n / 256) for n in sizes)
+
+
+exercise(
+    "adam8bit_bytes",
+    reference=_state_bytes,
+    cases=[([4096],), ([1536, 8192, 4095],), ([4096 + 1, 10_000],), ([100, 200],)],
+    mistakes=[
+        Mistake(
+            lambda sizes: sum(2 * n + 8 * math.ceil(n / 256) for n in sizes),
+            "a tensor of fewer than 4,096 numbers stays in 32 bits: 8 bytes for each of its numbers.",
+        ),
+        Mistake(
+            lambda sizes: sum(8 * n if n < 4096 else 2 * n for n in sizes),
+            "the scales are missing: each moment has one float32 for every block of 256.",
+        ),
+        Mistake(
+            lambda sizes: sum(8 * n if n < 4096 else n + 4 * math.ceil(n / 256) for n in sizes),
+            "Adam has two moments, and each has its codes and its scales.",
+        ),
+        Mistake(
+            lambda sizes: sum(8 * n if n < 4096 else 2 * n + 8 * (n // 256) for n in sizes),
+            "a last block that isn't full has a scale too: round the number of blocks up.",
+        ),
+        Mistake(
+            lambda sizes: sum(8 * n if n <= 4096 else 2 * n + 8 * math.ceil(n / 256) for n in sizes),
+            "a tensor of exactly 4,096 numbers is stored in 8 bits.",
+        ),
+        Mistake(
+            lambda sizes: _state_bytes([sum(sizes)]),
+            "the rule goes tensor by tensor: many small ones stay small ones. Don't add the sizes up first.",
+        ),
+        Mistake(
+            lambda sizes: _state_bytes(sizes) // 2,
+            "that is one moment, of the small tensors as of the large ones: Adam keeps two.",
+        ),
+    ],
+    hints=[
+        "Two moments. In 32 bits each takes 4 bytes a number.",
+        "In 8 bits each moment takes 1 byte a number, and 4 bytes for each block of 256, full or not.",
+        "8 * n if n < 4096 else 2 * n + 8 * math.ceil(n / 256)",
+    ],
+    points=2,
+)
+
+
+# ======================================================================================= the clinic
+
+
+def _diagnose(signs: Signs) -> list[str]:
+    found = []
+    if signs.trainable == 0:
+        found.append("nothing trainable")
+    elif signs.trend == "jumped":
+        found.append("rate too high")
+    elif signs.trend == "flat":
+        found.append("rate too low")
+    if signs.padding:
+        found.append("padding learnt")
+    if not signs.eos:
+        found.append("no end mark")
+    return found
+
+
+def _diagnose_curve(signs: Signs) -> list[str]:
+    return {"jumped": ["rate too high"], "flat": ["rate too low"], "fell": []}[signs.trend]
+
+
+def _diagnose_no_count(signs: Signs) -> list[str]:
+    return _diagnose(signs._replace(trainable=1))
+
+
+def _diagnose_both(signs: Signs) -> list[str]:
+    found = _diagnose(signs)
+    return [*found, "rate too low"] if signs.trainable == 0 and signs.trend == "flat" else found
+
+
+def _diagnose_no_end(signs: Signs) -> list[str]:
+    return _diagnose(signs._replace(eos=True))
+
+
+def _diagnose_share(signs: Signs) -> list[str]:
+    return _diagnose(signs._replace(padding=int(signs.share == 1)))
+
+
+def _diagnose_labels_first(signs: Signs) -> list[str]:
+    found = _diagnose(signs)
+    labels = [illness for illness in found if illness in ("padding learnt", "no end mark")]
+    return labels[::-1] + [illness for illness in found if illness not in labels]
+
+
+exercise(
+    "diagnose",
+    reference=_diagnose,
+    cases=[
+        (Signs(108_544, "fell", 0.12, 0, True),),
+        (Signs(0, "flat", 0.12, 0, True),),
+        (Signs(108_544, "flat", 0.12, 0, True),),
+        (Signs(108_544, "jumped", 0.12, 0, True),),
+        (Signs(108_544, "fell", 0.08, 0, False),),
+        (Signs(108_544, "fell", 1.0, 193, True),),
+        (Signs(108_544, "fell", 0.6, 96, False),),
+        (Signs(108_544, "flat", 0.08, 0, False),),
+        (Signs(108_544, "fell", 1.0, 0, True),),
+    ],
+    mistakes=[
+        Mistake(
+            _diagnose_curve,
+            "you look at the curve alone. Labels on padding and missing end marks leave it falling like a healthy one.",
+        ),
+        Mistake(
+            _diagnose_no_count,
+            'a model with nothing trainable is called "rate too low". No rate moves what has no gradient: count first.',
+        ),
+        Mistake(
+            _diagnose_both,
+            "where nothing is trainable the flat curve is explained; a rate too low would need gradients.",
+        ),
+        Mistake(
+            lambda signs: _diagnose(signs)[:1],
+            "a run can have two illnesses, and yours stops at the first: put all of them in the list.",
+        ),
+        Mistake(
+            _diagnose_no_end,
+            "a run without an end mark among its labels passes as healthy: it will never stop. Look at signs.eos.",
+        ),
+        Mistake(
+            _diagnose_share,
+            "the share of labels says nothing about padding: one long answer may fill a batch. Look at signs.padding.",
+        ),
+        Mistake(
+            lambda signs: _diagnose(signs) or ["healthy"],
+            "a healthy run has nothing, so its list is empty: [].",
+        ),
+        Mistake(
+            _diagnose_labels_first,
+            "all illnesses are found, but not in the order of the text. The labels' come last: padding, then end mark.",
+        ),
+    ],
+    hints=[
+        "Three questions, in this order: can anything learn? what does the curve do? what do the labels hold?",
+        'The first two exclude each other: if signs.trainable == 0 ... elif signs.trend == "jumped" ... elif "flat".',
+        "The labels' illnesses come on top: two more ifs that append, not elif.",
+    ],
+    points=2,
+)
+
+
+def _merged_case(times: float, noise: float = 0.0):
+    """`noise`: what else befell the weight, such as rounding to few bits."""
+
+    def make():
+        before, a, b = torch.randn(6, 8), torch.randn(2, 8), torch.randn(6, 2)
+        after = before + times * (b @ a)
+        return before, after + noise * torch.randn(6, 8), a, b
+
+    return make
+
+
+def _unsquared(before: Tensor, after: Tensor, A: Tensor, B: Tensor) -> float:
+    return float(((after - before) * (B @ A)).sum() / (B @ A).norm())
+
+
+exercise(
+    "how_often",
+    reference=applied_scaling,
+    cases=[_merged_case(2.0), _merged_case(1.0), _merged_case(4.0), _merged_case(0.0), _merged_case(2.0, noise=0.8)],
+    compare=lambda expected, got: abs(expected - float(got)) < 1e-3,
+    mistakes=[
+        Mistake(
+            lambda before, after, A, B: float((after - before).norm() / (B @ A).norm()),
+            "a ratio of sizes takes every other change for the adapter, rounding too: project on B @ A.",
+        ),
+        Mistake(_unsquared, "divide by the square of B @ A's size: (delta * delta).sum(), not its norm."),
+        Mistake(
+            lambda before, after, A, B: float((after * (B @ A)).sum() / (B @ A).square().sum()),
+            "the weight itself is in it: what the merge added is after - before.",
+        ),
+        Mistake(
+            lambda before, after, A, B: float(((before - after) * (B @ A)).sum() / (B @ A).square().sum()),
+            "the sign is wrong: added is after - before.",
+        ),
+        Mistake(
+            lambda before, after, A, B: float(((after - before) / (B @ A)).mean()),
+            "a mean of ratios blows up where an entry of B @ A is near zero: multiply and sum, then divide once.",
+        ),
+        Mistake(
+            lambda before, after, A, B: float((after - before).sum() / (B @ A).sum()),
+            "in a plain sum, entries with opposite signs cancel: weigh each by its entry of B @ A before you sum.",
+        ),
+        Mistake(
+            lambda before, after, A, B: float(((after - before) * (B @ A)).sum()),
+            "a division is missing: <added, delta> grows with the size of B @ A, so divide by <delta, delta>.",
+        ),
+    ],
+    hints=[
+        "added = after - before should be s times delta = B @ A. Which s is nearest, over all entries?",
+        "Least squares: s = <added, delta> / <delta, delta>.",
+        "float(((after - before) * delta).sum() / delta.square().sum())",
+    ],
+    points=2,
+)
+
+
+exercise(
+    "largest_batch",
+    reference=lambda budget, held, per_sequence: max(0, int((budget - held) // per_sequence)),
+    cases=[(24e9, 13.6e9, 3.3e9), (16e9, 13.6e9, 3.3e9), (8e9, 13.6e9, 3.3e9), (20, 10, 5)],
+    mistakes=[
+        Mistake(
+            lambda budget, held, per_sequence: max(0, int(budget // per_sequence)),
+            "weights, gradients and the optimizer are there whatever the batch: take them off the budget first.",
+        ),
+        Mistake(
+            lambda budget, held, per_sequence: max(0, math.ceil((budget - held) / per_sequence)),
+            "rounding up runs out of memory by a part of a sequence: round down.",
+        ),
+        Mistake(
+            lambda budget, held, per_sequence: max(0, round((budget - held) / per_sequence)),
+            "round() goes to the nearest whole number, up too, and a part of a sequence is no sequence: use // or int.",
+        ),
+        Mistake(
+            lambda budget, held, per_sequence: max(1, int((budget - held) // per_sequence)),
+            "where not one sequence fits, the answer is 0.",
+        ),
+        Mistake(
+            lambda budget, held, per_sequence: int((budget - held) // per_sequence),
+            "less than nothing is left for the batch: the answer is 0, not a negative number.",
+        ),
+        Mistake(
+            lambda budget, held, per_sequence: max(0, int(budget // (held + per_sequence))),
+            "the base is held once, and not once for each sequence.",
+        ),
+    ],
+    hints=[
+        "What is left for the batch is budget - held.",
+        "Whole sequences only, and never less than 0: max(0, int(left // per_sequence)).",
+    ],
+)

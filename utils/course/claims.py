@@ -1,0 +1,276 @@
+"""The claims ledger: what the guide says, what is true, and what proves it. Read from lessons/claims.toml.
+
+A proof is one of three things: a :class:`Cell` of a notebook whose stored output shows a text, a :class:`Test` that
+exists, or a :class:`Record` of a measurement whose value lies in a range. This module only reads the ledger and the
+records; ``tools/build_claims.py`` holds the proofs against the notebooks and tests and writes lessons/claims.md.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from utils.models.device import ROOT
+
+LEDGER = ROOT / "lessons" / "claims.toml"
+IDS = tuple(f"C{number:02d}" for number in range(1, 45))
+"""The claims that the ledger holds, all of them."""
+TRAP_IDS = tuple(f"T{number:02d}" for number in range(1, 9))
+"""The traps that it holds besides: what the guide doesn't speak of and a reader falls into."""
+_CELL_OUTPUT_AT_LEAST = 4
+_FIELDS = {"id", "section", "says", "verdict", "truth", "sources", "proof"}
+
+Step = str | Mapping[str, Any]
+"""One step of a path into a record: a key of an object, or what the wanted row of a list holds."""
+
+
+class LedgerError(ValueError):
+    """The ledger can't be read or a proof doesn't hold; the text says which claim, and what to do."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A notebook's cell that prints the fact.
+
+    lesson: the lesson's name without ending. line: a line of the cell's source that no other cell of the lesson has.
+    shows: texts that its stored output contains.
+    """
+
+    lesson: str
+    line: str
+    shows: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Test:
+    """A test that computes the fact: `file`, relative to the repository, and `function`."""
+
+    __test__ = False  # not for pytest to collect
+
+    file: str
+    function: str
+
+
+@dataclass(frozen=True)
+class Record:
+    """A value in a recorded measurement.
+
+    file: relative to the repository. path: the steps to the value; over: those to a value that it is divided by.
+    at_least, at_most: the range. what: the value in words; scale, unit: what it is divided by to be shown, and in what.
+    """
+
+    file: str
+    path: tuple[Step, ...]
+    at_least: float
+    at_most: float
+    what: str
+    over: tuple[Step, ...] = ()
+    scale: float = 1.0
+    unit: str = ""
+
+
+Proof = Cell | Test | Record
+PROOF_KINDS = {"cell": Cell, "test": Test, "record": Record}
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One row of the ledger. section: the guide's; sources: citations in Markdown, where papers are the evidence."""
+
+    id: str
+    section: str
+    says: str
+    verdict: str
+    truth: str
+    proofs: tuple[Proof, ...]
+    sources: tuple[str, ...] = ()
+
+
+# ---------------------------------------------------------------------------------------------------------- reading
+
+
+def read_ledger(path: Path = LEDGER) -> list[Claim]:
+    """The claims in order. Raises LedgerError for a field or a proof that is missing, unknown or empty, for a claim
+    without a proof, and where the ids aren't C01 to C44, each once and in order."""
+    return _read(path, "claim", IDS)
+
+
+def read_traps(path: Path = LEDGER) -> list[Claim]:
+    """The traps in order, in the form of claims. Raises LedgerError as :func:`read_ledger` does."""
+    return _read(path, "trap", TRAP_IDS)
+
+
+def _read(path: Path, table: str, wanted: Sequence[str]) -> list[Claim]:
+    try:
+        ledger = tomllib.loads(path.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise LedgerError(f"{path.name} is not valid TOML: {error}") from None
+    if unknown := sorted(set(ledger) - {"claim", "trap"}):
+        raise LedgerError(f"{path.name} has an unknown table {unknown[0]!r}; known are claim and trap")
+    claims = [_claim(row) for row in ledger.get(table, [])]
+    ids = [claim.id for claim in claims]
+    if ids != list(wanted):
+        missing = [name for name in wanted if name not in ids]
+        twice = sorted(name for name, count in Counter(ids).items() if count > 1)
+        unknown = [name for name in ids if name not in wanted]
+        said = [
+            f"{w} {', '.join(n)}" for w, n in (("missing:", missing), ("twice:", twice), ("unknown:", unknown)) if n
+        ]
+        raise LedgerError(
+            f"{path.name} has not the {table}s {wanted[0]} to {wanted[-1]} in order; "
+            f"{'; '.join(said) or 'they are shuffled'}"
+        )
+    return claims
+
+
+def _claim(row: Mapping[str, Any]) -> Claim:
+    name = row.get("id", "a claim without id")
+    if unknown := sorted(set(row) - _FIELDS):
+        raise LedgerError(f"{name}: unknown field {unknown[0]!r}; known are {', '.join(sorted(_FIELDS))}")
+    for field in ("id", "section", "says", "verdict", "truth"):
+        if not isinstance(row.get(field), str) or not row[field].strip():
+            raise LedgerError(f"{name}: {field} is missing or empty")
+    if not row.get("proof"):
+        raise LedgerError(
+            f"{name} has no proof: add a [[claim.proof]] with a cell, a test or a record that shows it, or take the "
+            "claim's text back to what can be shown"
+        )
+    proofs = tuple(_proof(name, proof) for proof in row["proof"])
+    verdict_kind(row["verdict"])
+    texts = (" ".join(row[field].split()) for field in ("id", "section", "says", "verdict", "truth"))
+    return Claim(*texts, proofs, tuple(row.get("sources", ())))
+
+
+def _proof(name: str, row: Mapping[str, Any]) -> Proof:
+    kinds = [kind for kind in ("cell", "test", "record") if kind in row]
+    if len(kinds) != 1:
+        raise LedgerError(
+            f"{name}: a proof names one of cell, test, record; this one has {', '.join(row) or 'nothing'}"
+        )
+    try:
+        if kinds == ["cell"]:
+            lesson, line, shows = _fields(row, "cell", "line", "shows")
+            if not shows or any(len(text.strip()) < _CELL_OUTPUT_AT_LEAST for text in shows):
+                raise LedgerError(f"{name}: shows needs texts of {_CELL_OUTPUT_AT_LEAST} characters or more, so that "
+                                  "another result would not hold them as well")  # fmt: skip
+            return Cell(lesson, line.strip(), tuple(shows))
+        if kinds == ["test"]:
+            file, separator, function = _fields(row, "test")[0].partition("::")
+            if not separator:
+                raise LedgerError(f"{name}: a test is written file::function, not {row['test']!r}")
+            return Test(file, function)
+        file, path, low, high, what = _fields(row, "record", "path", "at_least", "at_most", "what", optional=3)
+        if not low <= high:
+            raise LedgerError(f"{name}: no value lies between {low} and {high}")
+        extra = {key: row[key] for key in ("scale", "unit") if key in row}
+        return Record(file, tuple(path), low, high, what, over=tuple(row.get("over", ())), **extra)
+    except KeyError as error:
+        raise LedgerError(f"{name}: a {kinds[0]} proof needs {error.args[0]}") from None
+
+
+def _fields(row: Mapping[str, Any], *needed: str, optional: int = 0) -> list[Any]:
+    known = {*needed, *(("over", "scale", "unit") if optional else ())}
+    if unknown := sorted(set(row) - known):
+        raise LedgerError(f"a {needed[0]} proof knows no {unknown[0]!r}; it has {', '.join(sorted(known))}")
+    return [row[field] for field in needed]
+
+
+# ---------------------------------------------------------------------------------------------------------- records
+
+
+def follow(record: Any, path: Sequence[Step], where: str = "the record") -> Any:
+    """The value at the end of `path`. Raises LedgerError, naming `where`, when a step leads nowhere or to several."""
+    for step in path:
+        if isinstance(step, Mapping):
+            rows = (
+                [r for r in record if all(r.get(k) == v for k, v in step.items())] if isinstance(record, list) else []
+            )
+            if len(rows) != 1:
+                raise LedgerError(f"{where} has {len(rows)} rows with {dict(step)}, not one")
+            record = rows[0]
+        elif isinstance(record, Mapping) and step in record:
+            record = record[step]
+        else:
+            raise LedgerError(f"{where} has no {step!r} where the path leads")
+    return record
+
+
+def measured(proof: Record, root: Path = ROOT) -> float:
+    """The value that a record's proof speaks of. Raises LedgerError when the file or the value isn't there."""
+    record = _load(proof, root)
+    values = [follow(record, path, proof.file) for path in (proof.path, proof.over) if path]
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise LedgerError(f"{proof.file}: {proof.what} is {value!r}, no number")
+    return values[0] / values[1] if len(values) == 2 else float(values[0])
+
+
+def hardware(proof: Record, root: Path = ROOT) -> str:
+    """What the value was measured on: `hardware` or `gpu` of the nearest object that holds it.
+
+    Raises LedgerError where the record doesn't say.
+    """
+    record, found = _load(proof, root), None
+    for step in (None, *proof.path):
+        record = record if step is None else follow(record, [step], proof.file)
+        if isinstance(record, Mapping):
+            named = [record[key] for key in ("hardware", "gpu") if isinstance(record.get(key), str)]
+            found = named[0] if named else found
+    if found is None:
+        raise LedgerError(f"{proof.file} doesn't name the hardware that {proof.what} was measured on")
+    return found
+
+
+def _load(proof: Record, root: Path) -> Any:
+    try:
+        return json.loads((root / proof.file).read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError) as error:
+        raise LedgerError(f"there is no record {proof.file}, or it is damaged ({type(error).__name__})") from None
+
+
+# ----------------------------------------------------------------------------------------------------------- counts
+
+
+def proofs(claims: Sequence[Claim]) -> dict[str, int]:
+    """How many proofs of each kind there are in all, by "cell", "test" and "record"."""
+    every = [proof for claim in claims for proof in claim.proofs]
+    return {name: sum(isinstance(proof, kind) for proof in every) for name, kind in PROOF_KINDS.items()}
+
+
+def proved_by(claims: Sequence[Claim]) -> dict[str, int]:
+    """How many claims have at least one proof of each kind, by "cell", "test" and "record"."""
+    return {name: sum(any(isinstance(p, kind) for p in c.proofs) for c in claims) for name, kind in PROOF_KINDS.items()}
+
+
+KINDS = {
+    "right": ("right", "rounded"),
+    "half true": ("half true", "partly wrong", "true of", "works"),
+    "depends": ("depends", "no baseline"),
+    "incomplete": ("incomplete", "trap"),
+    "wrong": ("wrong", "broken", "no effect", "unsupported"),
+    "outdated": ("outdated", "moved"),
+}
+"""The kinds of verdicts that are counted, each with how its verdicts begin."""
+
+
+def verdict_kind(verdict: str) -> str:
+    """The kind of a verdict, one of :data:`KINDS`. Raises LedgerError for a verdict that is none of them.
+
+    >>> verdict_kind("right, incomplete")
+    'right'
+    """
+    for kind, beginnings in KINDS.items():
+        if verdict.startswith(beginnings):
+            return kind
+    known = ", ".join(word for beginnings in KINDS.values() for word in beginnings)
+    raise LedgerError(f"{verdict!r} is no verdict: one begins with {known}")
+
+
+def verdicts(claims: Sequence[Claim]) -> dict[str, int]:
+    """How many claims got each kind of verdict, the commonest first."""
+    return dict(Counter(verdict_kind(claim.verdict) for claim in claims).most_common())

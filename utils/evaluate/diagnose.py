@@ -1,0 +1,404 @@
+"""What to look at when a run goes wrong: a chart of the training, the vital signs, and what they say.
+
+A *chart* holds the loss and the gradient norm of every step. The *signs* are what can be read off a chart, a model and
+a batch in a second. :func:`examine` compares them with what a healthy LoRA run has and says, in words, what is off; it
+is silent about a healthy one. It looks at causes, so it finds them before the hours of training are spent.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from itertools import accumulate
+from pathlib import Path
+from statistics import fmean, median
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from utils.data.chat import IGNORED, render
+from utils.lora.checkpoint import fitting_adapter
+from utils.train.loop import MAX_GRAD_NORM, WARMUP_STEPS, learning_rate_factor
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+TAIL = 5
+"""The last loss of a chart is the mean of so many steps."""
+JUMP, NORM_JUMP = 0.35, 20.0
+"""What a rate that is too high does: the loss climbs from its lowest value so far by this share of the first loss, or
+the gradient norm reaches so many times its first value."""
+LITTLE = 0.5
+"""Nats per token: a run that begins below has little left to learn."""
+STUCK = 0.9
+"""A loss that keeps so large a share of its first value has not moved."""
+START = 0.02
+"""The first loss with a new adapter is the base's; 16-bit arithmetic is off by less than this share."""
+ENOUGH = 20
+"""So many steps are needed to call a loss stuck."""
+
+
+class Chart(NamedTuple):
+    """A run's record. losses: nats per label, one a step; norms: the gradient's norm before clipping."""
+
+    losses: list[float]
+    norms: list[float]
+
+
+def watched(
+    model: nn.Module,
+    batches: Iterable[Mapping[str, Tensor]],
+    *,
+    lr: float,
+    steps: int,
+    warmup: int = WARMUP_STEPS,
+    max_grad_norm: float | None = MAX_GRAD_NORM,
+    seed: int = 0,
+) -> Chart:
+    """Train as :func:`utils.train.loop.train` does, refuse nothing, and keep the chart.
+
+    `batches` may be sick ones, or fewer than the `steps` that the rate is planned for: one may stop early.
+    `max_grad_norm` None clips nothing, `warmup` 0 begins at the full rate. A model without a trainable parameter runs
+    too, provided that something in its graph requires a gradient, as in transformers' Trainer. The run ends at a loss
+    that is not a number. The model ends in evaluation mode. Raises ValueError for a `lr` or `steps` that isn't
+    positive.
+    """
+    for name, value in (("steps", steps), ("lr", lr)):
+        if value <= 0:
+            raise ValueError(f"{name} must be positive, not {value}")
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    device = next(model.parameters()).device
+    optimizer = torch.optim.AdamW([{"params": trainable}], lr=lr, weight_decay=0.0)
+    torch.manual_seed(seed)
+    chart = Chart([], [])
+    model.train()
+    for step, batch in enumerate(batches):
+        for group in optimizer.param_groups:
+            group["lr"] = lr * learning_rate_factor(step, steps, warmup)
+        loss = model(**{k: v.to(device) for k, v in batch.items()}).loss
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(trainable, math.inf if max_grad_norm is None else max_grad_norm)
+        chart.losses.append(loss.item())
+        chart.norms.append(float(norm))
+        if not math.isfinite(chart.losses[-1]):
+            break
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    model.eval()
+    return chart
+
+
+# ----------------------------------------------------------------------------------------------------- vital signs
+
+
+Trend = Literal["fell", "flat", "jumped"]
+
+
+class Signs(NamedTuple):
+    """The vital signs of a run that began with a new adapter.
+
+    trainable: parameters that require a gradient. trend: what the chart does, see :func:`trend`. share: labels learnt,
+    of all positions of a batch (0 to 1). padding: positions of padding that are learnt. eos: whether an end mark is
+    learnt.
+    """
+
+    trainable: int
+    trend: Trend
+    share: float
+    padding: int
+    eos: bool
+
+
+def trend(chart: Chart) -> Trend:
+    """What the loss does: "fell"; "flat", over :data:`ENOUGH` steps or more; or "jumped", when the loss or the gradient
+    was thrown far up, wherever it went from there.
+
+    A run that began with little left to learn, below :data:`LITTLE`, isn't called flat, nor is a wobble there called a
+    jump. Raises ValueError for a chart without a step.
+    """
+    if not chart.losses:
+        raise ValueError("the chart is empty: train for at least one step")
+    losses, norms = chart
+    if not all(map(math.isfinite, [*losses, *norms])):
+        return "jumped"
+    climb = max(loss - lowest for loss, lowest in zip(losses, accumulate(losses, min), strict=True))
+    if climb > JUMP * max(losses[0], LITTLE) or max(norms) > NORM_JUMP * max(norms[0], LITTLE):
+        return "jumped"
+    stuck = len(losses) >= ENOUGH and losses[0] > LITTLE and fmean(losses[-TAIL:]) > STUCK * losses[0]
+    return "flat" if stuck else "fell"
+
+
+def labels_signs(batch: Mapping[str, Tensor], eos_id: int) -> tuple[float, int, bool]:
+    """Of a batch: the share of positions that are learnt, how many of them are padding, whether an end mark is learnt.
+
+    Padding is what the attention mask hides; so an end mark that serves as padding isn't taken for one.
+    """
+    learnt = batch["labels"] != IGNORED
+    hidden = batch["attention_mask"] == 0
+    eos = bool(((batch["labels"] == eos_id) & ~hidden).any())
+    return float(learnt.float().mean()), int((learnt & hidden).sum()), eos
+
+
+def vital_signs(chart: Chart, model: nn.Module, batch: Mapping[str, Tensor], eos_id: int) -> Signs:
+    """The signs of a run: its chart, the model that was trained and one of its batches.
+
+    Raises what :func:`trend` raises.
+    """
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return Signs(trainable, trend(chart), *labels_signs(batch, eos_id))
+
+
+def applied_scaling(
+    before: Float[Tensor, "d_out d_in"],
+    after: Float[Tensor, "d_out d_in"],
+    lora_A: Float[Tensor, "r d_in"],
+    lora_B: Float[Tensor, "d_out r"],
+) -> float:
+    """How many times ``lora_B @ lora_A`` was added to get from the weight `before` to `after`, by least squares.
+
+    Raises ValueError when the product is zero throughout: an untrained adapter leaves no trace.
+    """
+    product = (lora_B.double() @ lora_A.double()).flatten()
+    size = product @ product
+    if size == 0:
+        raise ValueError("lora_B @ lora_A is zero throughout, so nothing shows how often it was added: is it trained?")
+    return float((after.double() - before.double()).flatten() @ product / size)
+
+
+# --------------------------------------------------------------------------------------------------------- findings
+
+
+class Finding(NamedTuple):
+    """Something that is off. sign: its name, in few words; text: what was seen, and what to do."""
+
+    sign: str
+    text: str
+
+
+def examine(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    batch: Mapping[str, Tensor] | None = None,
+    chart: Chart | None = None,
+    inputs: Mapping[str, Tensor] | None = None,
+    base: nn.Module | None = None,
+    adapter: str | Path | None = None,
+) -> list[Finding]:
+    """What is off with a run or with a model that answers; an empty list when nothing is.
+
+    Each argument opens further checks. `batch`: the labels, what is trainable, merged layers. `chart`: the losses and
+    the norms. `inputs`: padding and chat template of prompts that are about to be continued, and dropout. `base` (the
+    plain base, fresh from its files) with `adapter` (a folder): how often the correction is in the weights. The LoRA
+    layers of a PEFT model are always held against its config. `base` with `batch` and `chart`: a new adapter changes
+    nothing, so the first loss is the base's; the batch must be the run's first, and dropout 0. Raises ValueError when
+    `adapter` is given without `base`, and what :func:`utils.lora.checkpoint.fitting_adapter` raises.
+    """
+    if adapter is not None and base is None:
+        raise ValueError("adapter needs base too: the plain base, fresh from its files, to compare the weights with")
+    found = _config(model)
+    if batch is not None:
+        found += _trainable(model) + _labels(batch, tokenizer.eos_token_id)
+    if chart is not None:
+        found += _losses(chart)
+    if chart is not None and batch is not None and base is not None:
+        found += _start(chart, batch, base)
+    if inputs is not None:
+        found += _prompts(inputs, tokenizer) + _dropout(model)
+    if base is not None and adapter is not None:
+        found += _strength(model, base, adapter)
+    return found
+
+
+def _peft_layers(model: nn.Module) -> list[tuple[str, Any]]:
+    return [(n, m) for n, m in model.named_modules() if hasattr(m, "lora_A") and hasattr(m, "get_delta_weight")]
+
+
+def _config(model: nn.Module) -> list[Finding]:
+    """The tensors and the scaling of a PEFT model's layers against what its config says."""
+    wrong: dict[str, str] = {}
+    for name, layer in _peft_layers(model):
+        for adapter, matrix in layer.lora_A.items():
+            config = model.peft_config[adapter]
+            if config.rank_pattern or config.alpha_pattern:
+                continue
+            rows, asked = matrix.weight.shape[0], config.r
+            expected = config.lora_alpha / (math.sqrt(asked) if config.use_rslora else asked)
+            if rows != asked:
+                wrong.setdefault(
+                    "config changed",
+                    f"the config says r={asked}, but {name}.lora_A has {rows} rows. A config that is changed after "
+                    "get_peft_model changes nothing: make the model anew",
+                )
+            elif not math.isclose(layer.scaling[adapter], expected, rel_tol=1e-6):
+                wrong.setdefault(
+                    "scaling",
+                    f"{name} multiplies its correction by {layer.scaling[adapter]:g}; the config's lora_alpha and r "
+                    f"give {expected:g}",
+                )
+    return [Finding(sign, text) for sign, text in wrong.items()]
+
+
+def _trainable(model: nn.Module) -> list[Finding]:
+    if not any(p.requires_grad for p in model.parameters()):
+        return [
+            Finding(
+                "nothing trainable",
+                "no parameter requires a gradient, so nothing can be learnt. PeftModel.from_pretrained needs "
+                "is_trainable=True; a model that you froze yourself, freeze before get_peft_model",
+            )
+        ]
+    layers = _peft_layers(model)
+    merged = sum(bool(layer.merged) for _, layer in layers)
+    if merged:
+        return [
+            Finding("merged", f"{merged} of {len(layers)} LoRA layers are merged: call unmerge_adapter before training")
+        ]
+    return []
+
+
+def _labels(batch: Mapping[str, Tensor], eos_id: int) -> list[Finding]:
+    share, padding, eos = labels_signs(batch, eos_id)
+    found = []
+    if share == 0:
+        return [Finding("no labels", "not one position of the batch has a label: look at what the data's masking does")]
+    if padding:
+        learnt = int((batch["labels"] != IGNORED).sum())
+        found.append(
+            Finding(
+                "padding learnt",
+                f"{padding} of {learnt} labels are padding. Set them to {IGNORED}, wherever attention_mask is 0",
+            )
+        )
+    first = (batch["labels"] != IGNORED).float().argmax(dim=1)
+    if bool((first <= 1).all()):  # the label of the very first token is never used
+        found.append(
+            Finding("prompt learnt", f"every row's prompt has labels: set them to {IGNORED}, so that the answer counts")
+        )
+    if not eos:
+        found.append(
+            Finding(
+                "no end mark",
+                "no end mark is among the labels, so the model never learns to stop. Put eos behind every answer; if "
+                "it serves as padding, mask the padding by attention_mask and not by its id",
+            )
+        )
+    return found
+
+
+def _losses(chart: Chart) -> list[Finding]:
+    losses, norms = chart
+    shape, first, last = trend(chart), losses[0], fmean(losses[-TAIL:])
+    if shape == "jumped":
+        return [
+            Finding(
+                "rate too high",
+                f"the loss was thrown up (first {first:.2f}, highest {max(losses):.2f}) or the gradient's norm was "
+                f"(first {norms[0]:.1f}, highest {max(norms):.1f}): divide the learning rate by 3 or more",
+            )
+        ]
+    if shape == "flat" and max(norms) == 0:
+        return [Finding("no gradient", f"the loss stays at {last:.2f}, and every gradient is zero: nothing is trained")]
+    if shape == "flat":
+        return [
+            Finding(
+                "rate too low",
+                f"the loss went from {first:.2f} to {last:.2f} in {len(losses)} steps although there are gradients "
+                f"(norm {median(norms):.1f}): raise the learning rate; LoRA wants about ten times what full "
+                "fine-tuning does",
+            )
+        ]
+    return []
+
+
+@torch.no_grad()
+def _start(chart: Chart, batch: Mapping[str, Tensor], base: nn.Module) -> list[Finding]:
+    expected, first = base(**batch).loss.item(), chart.losses[0]
+    if math.isclose(first, expected, rel_tol=START):
+        return []
+    return [
+        Finding(
+            "start",
+            f"the first loss is {first:.2f} and the base's on that batch {expected:.2f}; a new adapter changes "
+            "nothing, so they should agree. The adapter isn't new, or the base isn't this one",
+        )
+    ]
+
+
+def _prompts(inputs: Mapping[str, Tensor], tokenizer: PreTrainedTokenizerBase) -> list[Finding]:
+    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    found = []
+    if not bool(mask[:, -1].all()):
+        found.append(
+            Finding(
+                "right padding",
+                "some prompts end in padding, and the model would continue the padding: tokenize with "
+                "padding_side='left'",
+            )
+        )
+    before, after = render(tokenizer, "\n?\n").split("\n?\n")
+    texts = [tokenizer.decode(row[seen.bool()], skip_special_tokens=False) for row, seen in zip(ids, mask, strict=True)]
+    strangers = [t for t in texts if not (t.startswith(before) and t.endswith(after))]
+    if strangers:
+        found.append(
+            Finding(
+                "template",
+                f"{len(strangers)} of {len(texts)} prompts are not in the chat template's form, "
+                f"{before!r} ... {after!r}. Use apply_chat_template with add_generation_prompt=True",
+            )
+        )
+    return found
+
+
+def _dropout(model: nn.Module) -> list[Finding]:
+    on = [m for m in model.modules() if isinstance(m, nn.Dropout) and m.p > 0 and m.training]
+    return (
+        [Finding("dropout on", f"{len(on)} dropout layers are active: call model.eval() before you ask")] if on else []
+    )
+
+
+def strength(model: nn.Module, base: nn.Module, adapter: str | Path) -> tuple[float, float]:
+    """How often the adapter's ``B @ A`` is in the model's weights, as it computes now, and how often it should be.
+
+    The first number is the median over the adapter's layers of :func:`applied_scaling`; the second is lora_alpha / r.
+    `model` may be a PEFT model, merged or not, or a plain one. `base` is fresh. Raises what
+    :func:`utils.lora.checkpoint.fitting_adapter` raises.
+    """
+    config, matrices = fitting_adapter(base, adapter)
+    plain = model.get_base_model() if hasattr(model, "get_base_model") else model
+    times = []
+    for name, pair in matrices.items():
+        layer = plain.get_submodule(name)
+        with torch.no_grad():
+            weight = layer.get_base_layer().weight if hasattr(layer, "get_base_layer") else layer.weight
+            if hasattr(layer, "get_delta_weight") and not layer.merged and not layer.disable_adapters:
+                weight = weight + sum(layer.get_delta_weight(a) for a in layer.active_adapters if a in layer.lora_A)
+            times.append(applied_scaling(base.get_submodule(name).weight, weight, pair["lora_A"], pair["lora_B"]))
+    return median(times), config["lora_alpha"] / config["r"]
+
+
+def _strength(model: nn.Module, base: nn.Module, adapter: str | Path) -> list[Finding]:
+    times, wanted = strength(model, base, adapter)
+    ratio = times / wanted
+    if math.isclose(ratio, 1, abs_tol=0.02):  # a merge in 16 bits is off by less
+        return []
+    if math.isclose(ratio, 0, abs_tol=0.02):
+        return [Finding("not applied", "the adapter's correction isn't in the model: switched off, or never loaded")]
+    if math.isclose(times, 1, abs_tol=0.02):
+        return [
+            Finding(
+                "alpha/r forgotten",
+                f"B @ A is added once; trained with lora_alpha / r = {wanted:g}, it has to be multiplied by that",
+            )
+        ]
+    if math.isclose(ratio, 2, abs_tol=0.04):
+        return [
+            Finding(
+                "merged twice",
+                f"the correction is in the weights {ratio:.0f} times: it was merged twice, or attached to a base that "
+                "had it already. Load the base again",
+            )
+        ]
+    return [Finding("strength", f"the correction is in the model {ratio:.2f} times; it should be there once")]

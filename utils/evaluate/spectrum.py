@@ -1,0 +1,163 @@
+"""What an update looks like inside a weight: its rank in two soft senses, shared directions, intruder dimensions.
+
+An update is a tuned weight minus the base's, both (d_out, d_in) as PyTorch keeps them; for LoRA it is
+``scaling * lora_B @ lora_A``. A singular vector here is a left one, a direction of the layer's output, as in
+Shuttleworth et al., 2024, *LoRA vs Full Fine-tuning: An Illusion of Equivalence* (https://arxiv.org/abs/2410.21228).
+All of it is computed in float64. Best approximations and their energy are in :mod:`utils.lora.lowrank`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from utils.lora.layer import LoRALinear
+
+LEADING = 10
+"""So many leading singular vectors of a tuned weight are looked at for intruders, unless told otherwise."""
+
+
+def _checked(*matrices: Tensor) -> None:
+    for matrix in matrices:
+        if matrix.ndim != 2 or 0 in matrix.shape:
+            raise ValueError(f"expected a matrix with rows and columns, got a tensor of shape {tuple(matrix.shape)}")
+        if not torch.isfinite(matrix).all():
+            raise ValueError("the matrix holds numbers that are not finite: did the training diverge?")
+
+
+def stable_rank(W: Float[Tensor, "d_out d_in"]) -> float:
+    """The sum of W's squared singular values in units of the largest: between 1 and the rank.
+
+    Rudelson and Vershynin, 2007 (https://arxiv.org/abs/math/0503442). Raises ValueError for a zero matrix, and what is
+    no matrix of finite numbers.
+    """
+    _checked(W)
+    squares = torch.linalg.svdvals(W.double()) ** 2
+    if squares[0] == 0:
+        raise ValueError("a matrix of zeros has no direction at all, and so no stable rank")
+    return (squares.sum() / squares[0]).item()
+
+
+def effective_rank(W: Float[Tensor, "d_out d_in"]) -> float:
+    """``exp(H)``, where H is the entropy of W's singular values taken as shares of their sum: between 1 and the rank.
+
+    Roy and Vetterli, 2007. It counts small directions more than :func:`stable_rank` does. Raises ValueError as there.
+    """
+    _checked(W)
+    S = torch.linalg.svdvals(W.double())
+    if S[0] == 0:
+        raise ValueError("a matrix of zeros has no direction at all, and so no effective rank")
+    return torch.exp(torch.special.entr(S / S.sum()).sum()).item()
+
+
+def orthonormal_basis(vectors: Float[Tensor, "d n"]) -> Float[Tensor, "d n"]:
+    """An orthonormal basis of what the columns span, in float64. Raises ValueError when they depend on each other."""
+    _checked(vectors)
+    U, S, _ = torch.linalg.svd(vectors.double(), full_matrices=False)
+    if len(vectors) < vectors.shape[1] or S[-1] <= 1e-7 * S[0]:
+        raise ValueError(
+            f"the {vectors.shape[1]} columns don't span {vectors.shape[1]} dimensions: leave out those that depend on "
+            "the others"
+        )
+    return U
+
+
+def principal_cosines(X: Float[Tensor, "d n"], Y: Float[Tensor, "d m"]) -> list[float]:
+    """The cosines of the principal angles between the spans of X's and Y's columns, the largest first.
+
+    1 for a shared direction, 0 for one that the other span knows nothing of; min(n, m) of them (Björck and Golub, 1973,
+    https://doi.org/10.1090/S0025-5718-1973-0348991-3). Raises ValueError when the columns have different lengths or one
+    side's are dependent.
+    """
+    if len(X) != len(Y):
+        raise ValueError(f"columns of length {len(X)} and {len(Y)} live in different spaces")
+    return torch.linalg.svdvals(orthonormal_basis(X).T @ orthonormal_basis(Y)).clamp(max=1).tolist()
+
+
+def share_within(update: Float[Tensor, "d_out d_in"], vectors: Float[Tensor, "d_out n"]) -> float:
+    """The share, 0 to 1, of an update's squared norm whose output lies in what the columns of `vectors` span.
+
+    For random directions it is n / d_out on average, and no n directions hold more than
+    :func:`utils.lora.lowrank.energy_captured` says. Raises ValueError for an update of zeros or of another height.
+    """
+    _checked(update)
+    if len(update) != len(vectors):
+        raise ValueError(f"the update has {len(update)} rows and the directions have {len(vectors)}")
+    total = update.double().square().sum()
+    if total == 0:
+        raise ValueError("an update of zeros has no share to give")
+    return ((orthonormal_basis(vectors).T @ update.double()).square().sum() / total).item()
+
+
+# --------------------------------------------------------------------------------------------- intruder dimensions
+
+
+def closest_cosines(
+    base: Float[Tensor, "d_out d_in"], tuned: Float[Tensor, "d_out d_in"], leading: int = LEADING
+) -> Float[Tensor, " leading"]:
+    """For each of the `leading` first left singular vectors of `tuned`: its largest |cosine| with any of `base`'s.
+
+    Close to 1, the direction was there before; small, it is new. float64. Raises ValueError when the shapes differ,
+    `leading` is not between 1 and the weights' smaller side, or a number isn't finite.
+    """
+    _checked(base, tuned)
+    if base.shape != tuned.shape:
+        raise ValueError(f"the base is {tuple(base.shape)} and the tuned weight {tuple(tuned.shape)}: not the same one")
+    if not 1 <= leading <= min(base.shape):
+        raise ValueError(
+            f"leading is {leading}, but a weight of this shape has 1 to {min(base.shape)} singular vectors"
+        )
+    old = torch.linalg.svd(base.double(), full_matrices=False).U
+    new = torch.linalg.svd(tuned.double(), full_matrices=False).U[:, :leading]
+    return (old.T @ new).abs().amax(0).clamp(max=1)
+
+
+def intruders(
+    base: Float[Tensor, "d_out d_in"], tuned: Float[Tensor, "d_out d_in"], threshold: float, leading: int = LEADING
+) -> int:
+    """How many of `tuned`'s `leading` singular vectors are intruder dimensions: closest cosine below `threshold`.
+
+    Raises ValueError as :func:`closest_cosines`, and for a threshold outside 0 to 1.
+    """
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"a threshold for a cosine lies between 0 and 1, not at {threshold}")
+    return int((closest_cosines(base, tuned, leading) < threshold).sum())
+
+
+# ---------------------------------------------------------------------------------------------------- whole models
+
+
+@torch.no_grad()
+def tuned_weights(model: nn.Module, names: list[str] | None = None) -> dict[str, Float[Tensor, "d_out d_in"]]:
+    """The weights that a model computes with, by layer name, as copies in float32.
+
+    With LoRA layers: theirs, the correction added. Without: those of the linear layers called `names`. Raises
+    ValueError when there is neither.
+    """
+    layers = {
+        name: module
+        for name, module in model.named_modules()
+        if (name in names if names is not None else isinstance(module, LoRALinear))
+    }
+    if not layers:
+        raise ValueError("this model has no LoRA layers: say with names=[...] which linear layers to take")
+    weights = {}
+    for name, layer in layers.items():
+        if isinstance(layer, LoRALinear):
+            weight = layer.base_layer.weight
+            weights[name] = (weight if layer.merged else weight + layer.delta_weight()).float()
+        else:
+            weights[name] = layer.weight.detach().clone().float()
+    return weights
+
+
+def all_closest_cosines(
+    base: Mapping[str, Tensor], tuned: Mapping[str, Tensor], leading: int = LEADING
+) -> Float[Tensor, " n"]:
+    """:func:`closest_cosines` of every matrix, one behind the other. Raises ValueError when the names differ."""
+    if base.keys() != tuned.keys():
+        raise ValueError(f"the two hold different layers: {sorted(base.keys() ^ tuned.keys())[:3]}")
+    return torch.cat([closest_cosines(base[name], tuned[name], leading) for name in base])

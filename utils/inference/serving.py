@@ -1,0 +1,275 @@
+"""A local server that speaks OpenAI's protocol: `transformers serve`, started, watched and stopped.
+
+:func:`stage` lays out a folder with the base and a subfolder for each adapter; :func:`serve` runs the server in that
+folder, so that a request's ``model`` field is the subfolder's name. Nothing is fetched: the server runs offline.
+
+What a served adapter's folder must hold is more than what PEFT saves. transformers' server reads `config.json` and the
+tokenizer from the folder that is asked for; and where it finds a `config.json` beside an adapter, it takes the folder
+for a whole model with an adapter in it and wants the weights there too. So :func:`stage` puts the base's files beside
+the adapter, the weights as links. In memory nothing is shared: the server holds the base once for each adapter that was
+asked for.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from utils.lora.checkpoint import CONFIG, WEIGHTS
+
+if TYPE_CHECKING:
+    from openai import OpenAI
+
+BASE = "base"
+"""The name under which the base without an adapter is served."""
+HOST = "127.0.0.1"
+PACKAGES = ("fastapi", "uvicorn", "pydantic", "openai")
+"""What transformers' server needs beside transformers."""
+
+# The server ends with whoever started it: when that process dies, its end of the pipe closes, and the read returns.
+_PROGRAM = """
+import os, sys, threading
+def watch():
+    sys.stdin.buffer.read()
+    os._exit(1)
+threading.Thread(target=watch, daemon=True).start()
+from transformers.cli.transformers import main
+main()
+"""
+
+
+class ServingUnavailable(RuntimeError):
+    """The server can't be started, or died. Says what to do."""
+
+
+# ------------------------------------------------------------------------------------------------ what is served
+
+
+def stage(folder: str | Path, base: str, adapters: Mapping[str, str | Path], *, do_sample: bool = True) -> list[str]:
+    """Lay out `folder` for :func:`serve`: the base model under the name "base", and each adapter under its own.
+
+    `base` is a folder or the id of a model in the Hub's cache, such as ``model.name_or_path``; `adapters` maps a name
+    to a PEFT folder. A merged model is a whole one: pass its folder as the `base` of a stage of its own. `do_sample` is
+    written into the generation settings: the server takes a request's ``temperature`` but leaves sampling switched on
+    or off as it finds it, and without it the temperature does nothing (0 switches it off for a request). Returns the
+    names. Raises ValueError for a name that a request can't carry, FileNotFoundError for a folder that holds no model
+    or no adapter in safetensors.
+    """
+    folder, source = Path(folder), _model_folder(base)
+    for name, path in adapters.items():
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name) or name == BASE or name.endswith(".gguf"):
+            raise ValueError(
+                f"{name!r} can't name an adapter in a request: use letters, digits, '-' and '_', and not {BASE!r}, "
+                "which is the model without one"
+            )
+        for file in (CONFIG, WEIGHTS):
+            if not (Path(path) / file).is_file():
+                raise FileNotFoundError(
+                    f"the adapter {name!r} has no {file}: save it with model.save_pretrained(folder)"
+                )
+    names = [BASE, *adapters]
+    for name in names:
+        target = folder / name
+        target.mkdir(parents=True, exist_ok=True)
+        for file in sorted(source.iterdir()):
+            if file.suffix == ".safetensors":
+                _link(file.resolve(), target / file.name)
+            elif file.suffix in (".json", ".jinja", ".model", ".txt"):
+                shutil.copyfile(file, target / file.name)
+        _generation_settings(target, do_sample)
+        if name != BASE:
+            shutil.copyfile(Path(adapters[name]) / WEIGHTS, target / WEIGHTS)
+            shutil.copyfile(Path(adapters[name]) / CONFIG, target / CONFIG)
+    return names
+
+
+def _model_folder(base: str) -> Path:
+    folder = Path(base)
+    if not folder.is_dir():
+        from transformers.utils import cached_file
+
+        try:
+            folder = Path(cached_file(str(base), "config.json", local_files_only=True)).parent
+        except OSError:
+            raise FileNotFoundError(
+                f"{base} is no folder, and no model of that name is in the Hub's cache: load it once with load_base()"
+            ) from None
+    if not (folder / "config.json").is_file() or not list(folder.glob("*.safetensors")):
+        raise FileNotFoundError(f"{folder.name} holds no model: config.json or its safetensors are missing")
+    return folder
+
+
+def _link(file: Path, at: Path) -> None:
+    at.unlink(missing_ok=True)
+    try:
+        at.symlink_to(file)
+    except OSError:  # Windows without the right to make links
+        shutil.copyfile(file, at)
+
+
+def _generation_settings(folder: Path, do_sample: bool) -> None:
+    path = folder / "generation_config.json"
+    settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    path.write_text(json.dumps(settings | {"do_sample": do_sample}, indent=1), encoding="utf-8")
+
+
+# ------------------------------------------------------------------------------------------------------ the server
+
+
+class Server:
+    """A running server: `url` is what a client calls ``base_url``, `folder` holds the models to ask for."""
+
+    def __init__(self, process: subprocess.Popen, port: int, log: Path, folder: Path) -> None:
+        self.process, self.port, self._log, self.folder = process, port, log, folder
+        self.url = f"http://{HOST}:{port}/v1"
+
+    @property
+    def running(self) -> bool:
+        return self.process.poll() is None
+
+    @property
+    def log(self) -> str:
+        """What the server wrote so far: its requests, and the tracebacks of those that failed."""
+        return self._log.read_text(encoding="utf-8", errors="replace") if self._log.exists() else ""
+
+    def client(self, **settings: Any) -> OpenAI:
+        """The real client of the `openai` package for this server; `settings` go to it (timeout, max_retries)."""
+        from openai import OpenAI
+
+        return OpenAI(base_url=self.url, api_key="none is needed", **{"timeout": 60, "max_retries": 1} | settings)
+
+    def stop(self) -> None:
+        """Stop the server, gently at first, and wait until it is gone. Stopping twice is fine."""
+        if self.running:
+            self.process.terminate()
+            try:
+                self.process.wait(10)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+        self.process.wait()
+        if self.process.stdin:
+            self.process.stdin.close()
+
+
+@contextmanager
+def serve(
+    folder: str | Path, *, port: int | None = None, timeout: float = 90.0, device: str = "cpu"
+) -> Iterator[Server]:
+    """`transformers serve` over the models in `folder`, healthy when the block begins and gone when it ends.
+
+    `port` None takes a free one. `timeout` is the longest wait until the server answers, in seconds. It listens on this
+    machine only, loads a model at the first request for it, and computes in float32 on the CPU. It has no access
+    control: whoever can reach it can have any model on the disk loaded. Raises ServingUnavailable when a package is
+    missing, the port is taken, the server dies or isn't healthy in time, each with what to do; FileNotFoundError when
+    there is no such folder.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder.name} is no folder: lay one out with stage(folder, base, adapters)")
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ServingUnavailable(
+            f"transformers' server needs {', '.join(missing)}: run  pip install {' '.join(missing)}  and restart Python"
+        )
+    with tempfile.TemporaryDirectory(prefix="serving-", ignore_cleanup_errors=True) as scratch:
+        server = _started(folder.resolve(), port, timeout, device, Path(scratch))
+        try:
+            yield server
+        finally:
+            server.stop()
+
+
+def _started(folder: Path, port: int | None, timeout: float, device: str, scratch: Path) -> Server:
+    """A healthy server. A free port can be taken by another between looking and starting: then try the next."""
+    for attempt in range(3):
+        chosen = _free_port() if port is None else _checked_port(port)
+        server = _launch(folder, chosen, device, scratch)
+        try:
+            _wait_until_healthy(server, timeout)
+        except BaseException as error:
+            server.stop()
+            raced = "address already in use" in server.log.lower()
+            if not (isinstance(error, ServingUnavailable) and raced):
+                raise
+            if port is not None or attempt == 2:
+                raise ServingUnavailable(_taken(chosen)) from None
+        else:
+            return server
+    raise AssertionError("unreachable")
+
+
+def _launch(folder: Path, port: int, device: str, scratch: Path) -> Server:
+    hub = scratch / "hub"
+    hub.mkdir(exist_ok=True)  # before transformers 5.24 /v1/models fails without a cache folder
+    environment = os.environ | {
+        "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(hub), "HF_HUB_DISABLE_TELEMETRY": "1", "PYTHONUNBUFFERED": "1",
+    }  # fmt: skip
+    arguments = ["serve", "--host", HOST, "--port", str(port), "--device", device]
+    arguments += ["--dtype", "float32"] if device == "cpu" else []
+    log = scratch / "server.log"
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            [sys.executable, "-c", _PROGRAM, *arguments], cwd=folder, env=environment, stdin=subprocess.PIPE,
+            stdout=out, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+    return Server(process, port, log, folder)
+
+
+def _wait_until_healthy(server: Server, timeout: float) -> None:
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        if not server.running:
+            raise ServingUnavailable(f"the server ended before it was ready. Its last words:\n{_tail(server.log)}")
+        try:
+            with urllib.request.urlopen(f"http://{HOST}:{server.port}/health", timeout=2) as answer:
+                if answer.status == 200:
+                    return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.1)
+    raise ServingUnavailable(
+        f"the server wasn't ready after {timeout:g} seconds; on a slow machine pass a larger timeout. Its last words:\n"
+        f"{_tail(server.log)}"
+    )
+
+
+def _tail(log: str, lines: int = 8) -> str:
+    return "\n".join(log.strip().splitlines()[-lines:]) or "(nothing)"
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return probe.getsockname()[1]
+
+
+def _checked_port(port: int) -> int:
+    if isinstance(port, bool) or not isinstance(port, int) or not 1 <= port <= 65_535:
+        raise ServingUnavailable(f"a port is a whole number from 1 to 65535, not {port!r}; leave it out for a free one")
+    with socket.socket() as probe:
+        if os.name != "nt":
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except PermissionError:
+            raise ServingUnavailable(f"port {port} needs an administrator's rights: take one above 1023") from None
+        except OSError:
+            raise ServingUnavailable(_taken(port)) from None
+    return port
+
+
+def _taken(port: int) -> str:
+    return f"port {port} is taken by another program: stop that, choose another port, or leave it out for a free one"

@@ -1,0 +1,144 @@
+"""Merging an adapter into its base: the sum, its rounding, and bases in 4 bits.
+
+A merged layer computes with ``W + scaling * B A`` and nothing beside it (Hu et al., 2021,
+https://arxiv.org/abs/2106.09685, section 4.1). The sum is exact; storing it is not: it is rounded to the weight's
+dtype, and in 4 bits it is quantized anew.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from utils.lora.checkpoint import fitting_adapter
+from utils.lora.layer import refuse_second
+from utils.quant.absmax import relative_error
+from utils.quant.nf4 import DoubleScales, Quantized, dequantize, quantize
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+# ---------------------------------------------------------------------------------------------------- one weight
+
+
+def merge_weight(
+    weight: Float[Tensor, "d_out d_in"],
+    lora_A: Float[Tensor, "r d_in"],
+    lora_B: Float[Tensor, "d_out r"],
+    scaling: float,
+    dtype: torch.dtype | None = None,
+) -> Float[Tensor, "d_out d_in"]:
+    """``weight + scaling * lora_B @ lora_A``, rounded once, at the end, to `dtype` (the weight's own unless given).
+
+    The product and the sum are in float32, or float64 for a float64 weight, as PEFT's merge of float32 adapters
+    computes it. Raises ValueError when the shapes don't fit and TypeError for a weight that isn't of floating point.
+    """
+    if not weight.is_floating_point():
+        raise TypeError(
+            f"this weight holds {weight.dtype}, not numbers to add to: it is quantized. Dequantize it first, see "
+            "utils.lora.merging.dequantized"
+        )
+    (d_out, d_in), rank = weight.shape, lora_A.shape[0]
+    if lora_A.shape != (rank, d_in) or lora_B.shape != (d_out, rank):
+        raise ValueError(
+            f"lora_A {tuple(lora_A.shape)} and lora_B {tuple(lora_B.shape)} don't fit a weight {tuple(weight.shape)}: "
+            f"expected (r, {d_in}) and ({d_out}, r)"
+        )
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    delta = scaling * (lora_B.to(wide) @ lora_A.to(wide))
+    return (weight.to(wide) + delta).to(dtype or weight.dtype)
+
+
+class Arrival(NamedTuple):
+    """What of a correction arrives in a rounded weight.
+
+    error: the size of (what was really added - the correction) over the size of the correction; 0 is perfect.
+    unmoved: the share, 0 to 1, of entries that the merge left as they were although the correction there isn't zero.
+    """
+
+    error: float
+    unmoved: float
+
+
+def arrival(weight: Float[Tensor, "*shape"], delta: Float[Tensor, "*shape"], dtype: torch.dtype) -> Arrival:
+    """What of `delta` arrives when `weight`, first rounded to `dtype`, is merged with it and stored in `dtype`.
+
+    Raises ValueError when the shapes differ or the correction is zero throughout.
+    """
+    if weight.shape != delta.shape:
+        raise ValueError(f"the correction {tuple(delta.shape)} doesn't have the weight's shape {tuple(weight.shape)}")
+    if not delta.any():
+        raise ValueError("the correction is zero throughout, so nothing can arrive: is it an untrained adapter?")
+    before, delta = weight.to(dtype).double(), delta.double()
+    after = (before + delta).to(dtype).double()
+    unmoved = (after == before) & (delta != 0)
+    return Arrival(relative_error(delta, after - before), float(unmoved.double().mean()))
+
+
+# ------------------------------------------------------------------------------------------------------ whole models
+
+
+@torch.no_grad()
+def merge_files(model: nn.Module, folder: str | Path) -> list[str]:
+    """Add the adapter in `folder` to the weights of `model`, in place, and return the names of the layers.
+
+    Without PEFT, and without a LoRA layer ever being made. Each weight keeps its dtype and is rounded once. Raises
+    RuntimeError when the model has LoRA layers, and what :func:`utils.lora.checkpoint.fitting_adapter` raises; the
+    model is then unchanged.
+    """
+    refuse_second(model)
+    config, matrices = fitting_adapter(model, folder)
+    for name, pair in matrices.items():
+        weight = model.get_submodule(name).weight
+        a, b = pair["lora_A"].to(weight.device), pair["lora_B"].to(weight.device)
+        weight.copy_(merge_weight(weight, a, b, config["lora_alpha"] / config["r"]))
+    return list(matrices)
+
+
+def dequantized(model: PreTrainedModel) -> PreTrainedModel:
+    """A 4-bit model with plain linear layers again, in the dtype that it computed in; the model itself is changed.
+
+    The weights are those that the 4-bit layers computed with, not those from before quantization, which are lost.
+    Raises ValueError when the model isn't quantized.
+    """
+    if not getattr(model, "is_quantized", False):
+        raise ValueError("this model is not quantized, so there is nothing to dequantize: attach the adapter and merge")
+    talk = logging.getLogger("transformers")
+    level = talk.level
+    talk.setLevel(logging.ERROR)  # it tells the dtype as a warning
+    try:
+        return model.dequantize().eval()
+    finally:
+        talk.setLevel(level)
+
+
+def stored_4bit(layer: nn.Module) -> Quantized:
+    """What a bitsandbytes Linear4bit stores, in the form of :mod:`utils.quant.nf4`, on the CPU.
+
+    Raises TypeError for a layer that isn't in 4 bits.
+    """
+    state = getattr(layer.weight, "quant_state", None)
+    if state is None:
+        raise TypeError(f"this {type(layer).__name__} is not in 4 bits: it holds {layer.weight.dtype}")
+    scales = state.absmax.cpu()
+    if state.nested:
+        scales = DoubleScales(scales, state.state2.absmax.cpu(), state.offset.cpu())
+    packed = layer.weight.detach().cpu().flatten()
+    return Quantized(packed, scales, state.shape, state.dtype, state.quant_type, state.blocksize)
+
+
+def merge_quantized(stored: Quantized, delta: Float[Tensor, "d_out d_in"]) -> Quantized:
+    """The correction merged into a weight in 4 bits: restored, added to, and quantized anew, as PEFT does it.
+
+    Every code and every scale may change, and the new quantization error comes on top of the old one. Raises
+    ValueError when the shapes differ.
+    """
+    if tuple(stored.shape) != tuple(delta.shape):
+        raise ValueError(f"the correction {tuple(delta.shape)} doesn't have the weight's shape {tuple(stored.shape)}")
+    total = (dequantize(stored) + delta).to(stored.dtype)
+    return quantize(total, book=stored.book, block=stored.block, double=isinstance(stored.scales, DoubleScales))

@@ -1,0 +1,87 @@
+"""QLoRA's base: linear layers that keep their weight in 4 bits and unpack it whenever they compute.
+
+QLoRA (Dettmers et al., 2023, https://arxiv.org/abs/2305.14314) is LoRA on a frozen base in NF4 with doubly quantized
+scales. The adapter is :class:`utils.lora.layer.LoRALinear`, unchanged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from utils.lora.layer import find_targets
+from utils.quant import nf4
+
+
+class _Product(torch.autograd.Function):
+    """``x @ W.T`` that keeps no unpacked weight for the backward pass: it unpacks it again."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layer: NF4Linear) -> Tensor:
+        ctx.layer = layer
+        return F.linear(x, layer.unpacked().to(x.dtype))
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient @ ctx.layer.unpacked().to(gradient.dtype), None
+
+
+class NF4Linear(nn.Linear):
+    """A frozen linear layer in NF4 with double quantization, as bitsandbytes' Linear4bit has it.
+
+    `weight` holds the packed codes, two to a byte; the scales are buffers. Passes gradients on to its input, and has
+    none itself. Raises what :func:`utils.quant.nf4.quantize` raises.
+    """
+
+    def __init__(self, linear: nn.Linear) -> None:
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        device = linear.weight.device
+        quantized = nf4.quantize(linear.weight.detach().cpu(), double=True)
+        self.weight = nn.Parameter(quantized.packed.to(device), requires_grad=False)
+        for name, part in quantized.scales._asdict().items():
+            self.register_buffer(f"scale_{name}", part.to(device))
+        self._rest = quantized._replace(packed=None, scales=None)
+        self.bias = linear.bias
+        self.train(linear.training)
+
+    def quantized(self) -> nf4.Quantized:
+        """The weight as it is kept."""
+        scales = nf4.DoubleScales(self.scale_codes, self.scale_scales, self.scale_offset)
+        return self._rest._replace(packed=self.weight, scales=scales)
+
+    def unpacked(self) -> Float[Tensor, "d_out d_in"]:
+        """The weight that the codes and scales stand for, in the dtype that it had."""
+        return nf4.dequantize(self.quantized())
+
+    def forward(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
+        y = _Product.apply(x, self)
+        return y if self.bias is None else y + self.bias
+
+
+def quantize(model: nn.Module, target_modules: Sequence[str] | str = "all-linear") -> list[str]:
+    """Put the targets of a plain model into 4 bits, in place, and return their names. Do this before `inject`.
+
+    Raises what :func:`utils.lora.layer.find_targets` raises, and ValueError when a target is in 4 bits already.
+    """
+    names = find_targets(model, target_modules)
+    if done := [name for name in names if isinstance(model.get_submodule(name), NF4Linear)]:
+        raise ValueError(f"{done[0]} is in 4 bits already")
+    for name in names:
+        model.set_submodule(name, NF4Linear(model.get_submodule(name)))
+    return names
+
+
+def dequantize(model: nn.Module) -> None:
+    """Put plain linear layers with the unpacked weights in the place of all 4-bit ones, also beneath LoRA layers."""
+    for name, layer in list(model.named_modules()):
+        if isinstance(layer, NF4Linear):
+            linear = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
+            linear.weight = nn.Parameter(layer.unpacked(), requires_grad=False)
+            linear.bias = layer.bias
+            model.set_submodule(name, linear.train(layer.training))

@@ -1,0 +1,334 @@
+"""Which modules of a model LoRA should go on: propose them for any architecture, and check a list that somebody wrote.
+
+The linear layers of a transformer have other names in every architecture. :func:`propose_targets` therefore looks at
+the model, not at a table: it takes the linear layers inside the repeated blocks and sorts them into attention and MLP.
+:func:`check_targets` finds what PEFT lets pass, a name that matches nothing beside one that matches something.
+:func:`tiny_random` makes a small random model of each architecture, to try both on.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import nn
+
+from utils.lora.layer import ALL_LINEAR
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+ARCHITECTURES = (
+    "Llama", "Mistral", "Qwen2", "Qwen3", "Gemma", "Phi", "Phi-3", "GPT-2", "GPT-NeoX", "BLOOM", "OPT", "Falcon", "T5",
+)  # fmt: skip
+"""The architectures that :func:`tiny_random` makes."""
+
+_WIDTH, _HEADS, _BLOCKS, _WORDS = 32, 4, 2, 100
+
+
+class Proposal(NamedTuple):
+    """The linear layers in a model's repeated blocks, as names for LoraConfig's `target_modules`.
+
+    Each name is the shortest end of a module's name that means only modules of its own group; where no end does, the
+    full names are listed.
+    """
+
+    attention: list[str]
+    """Projections inside attention."""
+    mlp: list[str]
+    """Layers that widen the block's state and bring it back to its width."""
+    other: list[str]
+    """Linear layers in the blocks that are neither, such as a state-space layer's or a mixture's gate."""
+    conv1d: bool
+    """Whether a weight is stored as (in, out), in transformers' Conv1D: set LoraConfig's `fan_in_fan_out`."""
+    parameters: list[str] = []  # noqa: RUF012
+    """Weights of experts that are three-dimensional parameters and no modules: for LoraConfig's `target_parameters`."""
+
+    @property
+    def targets(self) -> list[str]:
+        """All three groups of modules: what ``target_modules`` takes."""
+        return [*self.attention, *self.mlp, *self.other]
+
+
+# ------------------------------------------------------------------------------------------------------- tiny models
+
+
+def tiny_random(architecture: str, seed: int = 0) -> PreTrainedModel:
+    """A random language model of one of :data:`ARCHITECTURES`: 2 blocks of width 32, on the CPU in float32.
+
+    Nothing is downloaded and the global random state stays as it was. T5 is an encoder and a decoder
+    (AutoModelForSeq2SeqLM), the others continue text (AutoModelForCausalLM). Raises ValueError for another name.
+    """
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+    config = _tiny_config(architecture)
+    maker = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return maker.from_config(config).eval()
+
+
+def _tiny_config(architecture: str) -> PretrainedConfig:
+    import transformers as t
+
+    if architecture not in ARCHITECTURES:
+        near = difflib.get_close_matches(architecture, ARCHITECTURES, n=1)
+        raise ValueError(
+            f"there is no tiny model of {architecture!r} here"
+            + (f"; did you mean {near[0]!r}?" if near else "")
+            + f" Choose one of {', '.join(ARCHITECTURES)}, or make your own from its configuration class"
+        )
+    modern = dict(
+        vocab_size=_WORDS, hidden_size=_WIDTH, intermediate_size=2 * _WIDTH, num_hidden_layers=_BLOCKS,
+        num_attention_heads=_HEADS, num_key_value_heads=_HEADS // 2, max_position_embeddings=64,
+        bos_token_id=1, eos_token_id=2, pad_token_id=0,
+    )  # fmt: skip
+    classic = dict(
+        vocab_size=_WORDS, hidden_size=_WIDTH, num_hidden_layers=_BLOCKS, num_attention_heads=_HEADS,
+        bos_token_id=1, eos_token_id=2, pad_token_id=0,
+    )  # fmt: skip
+    made: dict[str, tuple[type, dict]] = {
+        "Llama": (t.LlamaConfig, modern),
+        "Mistral": (t.MistralConfig, modern),
+        "Qwen2": (t.Qwen2Config, modern),
+        "Qwen3": (t.Qwen3Config, modern | {"head_dim": _WIDTH // _HEADS}),
+        "Gemma": (t.GemmaConfig, modern | {"head_dim": _WIDTH // _HEADS}),
+        "Phi": (t.PhiConfig, modern),
+        "Phi-3": (t.Phi3Config, modern),
+        "GPT-2": (t.GPT2Config, classic),
+        "GPT-NeoX": (t.GPTNeoXConfig, classic | {"intermediate_size": 2 * _WIDTH}),
+        "BLOOM": (t.BloomConfig, classic),
+        "OPT": (t.OPTConfig, classic | {"ffn_dim": 2 * _WIDTH, "word_embed_proj_dim": _WIDTH}),
+        "Falcon": (t.FalconConfig, classic),
+        "T5": (t.T5Config, dict(
+            vocab_size=_WORDS, d_model=_WIDTH, d_kv=_WIDTH // _HEADS, d_ff=2 * _WIDTH, num_layers=_BLOCKS,
+            num_heads=_HEADS, decoder_start_token_id=0, pad_token_id=0, eos_token_id=1,
+        )),
+    }  # fmt: skip
+    kind, settings = made[architecture]
+    return kind(**settings)
+
+
+# --------------------------------------------------------------------------------------------------------- proposing
+
+
+def is_conv1d(module: nn.Module) -> bool:
+    """Whether this is transformers' Conv1D, a linear layer whose weight is stored as (in, out)."""
+    from transformers.pytorch_utils import Conv1D
+
+    return isinstance(module, Conv1D)
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether LoRA's two matrices stand beside this as beside a linear layer: nn.Linear (8- and 4-bit ones too) or
+    Conv1D.
+    """
+    return isinstance(module, nn.Linear) or is_conv1d(module)
+
+
+def propose_targets(model: nn.Module) -> Proposal:
+    """The linear layers inside the model's repeated blocks, sorted, whatever they are called.
+
+    Blocks are the entries of the outermost ``nn.ModuleList``s; what stands outside them, embeddings and the head, is
+    left out. A layer is *attention* when a module around it in the block has "att" in its class's or its own name, as
+    all of transformers' do. It is *MLP* when another layer of the block outside attention undoes its change of width,
+    and no convolution stands beside it. The rest is *other*.
+
+    Raises ValueError when the model has an adapter already or no blocks with linear layers.
+    """
+    if hasattr(model, "peft_config"):
+        raise ValueError(
+            "this model has a PEFT adapter already, so its linear layers are wrapped: propose for the base, before "
+            "get_peft_model"
+        )
+    groups: dict[str, str] = {}
+    experts: list[str] = []
+    for prefix, block in _blocks(model):
+        groups |= _sorted_layers(prefix, block)
+        experts += _expert_parameters(block)
+    if not groups:
+        raise ValueError(
+            f"{type(model).__name__} has no nn.ModuleList of blocks with linear layers: name its layers yourself, "
+            'or use target_modules="all-linear"'
+        )
+    every = [name for name, _ in model.named_modules()]
+    named: dict[str, list[str]] = {"attention": [], "mlp": [], "other": []}
+    for name, group in groups.items():
+        target = _shortest(name, group, groups, every)
+        if target not in named[group]:
+            named[group].append(target)
+    return Proposal(
+        **named,
+        conv1d=any(is_conv1d(model.get_submodule(name)) for name in groups),
+        parameters=list(dict.fromkeys(experts)),
+    )
+
+
+def _blocks(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The entries of the outermost ModuleLists that hold linear layers, with their names."""
+    lists: list[str] = []
+    found: list[tuple[str, nn.Module]] = []
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.ModuleList) or any(name.startswith(f"{outer}.") for outer in lists):
+            continue
+        lists.append(name)
+        found += [
+            (f"{name}.{i}" if name else str(i), block)
+            for i, block in enumerate(module)
+            if any(is_linear(inner) for inner in block.modules())
+        ]
+    return found
+
+
+def _sorted_layers(prefix: str, block: nn.Module) -> dict[str, str]:
+    """Each linear layer of a block, by its full name: "attention", "mlp" or "other"."""
+    modules = dict(block.named_modules())
+    layers = {name: module for name, module in modules.items() if is_linear(module)}
+
+    def around(name: str) -> list[str]:
+        parts = name.split(".")[:-1]
+        return [".".join(parts[:i]) for i in range(1, len(parts) + 1)]
+
+    def attends(name: str) -> bool:
+        names = [f"{outer.rpartition('.')[2]} {type(modules[outer]).__name__}" for outer in around(name)]
+        return "att" in " ".join(names).lower()
+
+    def convolves(name: str) -> bool:
+        return any(isinstance(m, nn.Conv1d) for m in modules[name.rpartition(".")[0]].children())
+
+    kinds = {name: "attention" if attends(name) else "other" for name in layers}
+    rest = [name for name, kind in kinds.items() if kind == "other" and not convolves(name)]
+    for name in rest:
+        if any(_undoes(_shape(layers[name]), _shape(layers[other])) for other in rest if other != name):
+            kinds[name] = "mlp"
+    return {f"{prefix}.{name}": kind for name, kind in kinds.items()}
+
+
+def _expert_parameters(block: nn.Module) -> list[str]:
+    """The names, within the block, of three-dimensional parameters of modules that aren't PyTorch's own."""
+    return [
+        f"{name}.{weight}" if name else weight
+        for name, module in block.named_modules()
+        if not type(module).__module__.startswith("torch.nn.")
+        for weight, parameter in module.named_parameters(recurse=False)
+        if parameter.ndim == 3
+    ]
+
+
+def _shape(layer: nn.Module) -> tuple[int, int]:
+    """(in, out) of a linear layer; the attributes of nn.Linear are right for 4-bit layers as well."""
+    return tuple(layer.weight.shape) if is_conv1d(layer) else (layer.in_features, layer.out_features)
+
+
+def _undoes(one: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Whether one layer brings back the other's width; gate and up may be fused into one of twice the width."""
+    (a, b), (c, d) = one, other
+    return (a == d and b in (c, 2 * c)) or (c == b and d in (a, 2 * a))
+
+
+def _shortest(name: str, group: str, groups: dict[str, str], every: Sequence[str]) -> str:
+    """The shortest end of `name` that matches modules of its group only, without a block's number; else all of it."""
+    parts = name.split(".")
+    for count in range(1, len(parts)):
+        if parts[-count].isdigit():
+            break
+        end = ".".join(parts[-count:])
+        if all(groups.get(n) == group for n in every if _names(end, n)):
+            return end
+    return name
+
+
+# ---------------------------------------------------------------------------------------------------------- checking
+
+
+def _names(target: str, module: str) -> bool:
+    """PEFT's rule for an entry of a list: the whole name, or its end from a dot on."""
+    return module == target or module.endswith(f".{target}")
+
+
+def match_targets(model: nn.Module, target_modules: str | Collection[str]) -> dict[str, list[str]]:
+    """What each entry of `target_modules` matches by PEFT's rules, in the model's order.
+
+    An entry of a list means the modules whose name is or ends with it. A string is one regular expression that has to
+    match a module's whole name; ``"all-linear"`` means every linear layer but the output head. Modules of every kind
+    are listed, also those that LoRA can't wrap. Raises TypeError for anything but text, ValueError for an expression
+    that can't be compiled.
+    """
+    names = [name for name, _ in model.named_modules() if name]
+    if isinstance(target_modules, str):
+        if target_modules.lower() == ALL_LINEAR:
+            head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+            modules = model.named_modules()
+            return {target_modules: [n for n, m in modules if is_linear(m) and m is not head]}
+        try:
+            pattern = re.compile(target_modules)
+        except re.error as error:
+            raise ValueError(
+                f"target_modules={target_modules!r} is a string, so it is read as a regular expression, and it isn't "
+                f"one: {error}"
+            ) from error
+        return {target_modules: [name for name in names if pattern.fullmatch(name)]}
+    targets = list(target_modules)
+    for target in targets:
+        if not isinstance(target, str):
+            raise TypeError(f"target_modules holds {target!r}; its entries are names, such as 'q_proj'")
+    return {target: [name for name in names if _names(target, name)] for target in targets}
+
+
+def unmatched(model: nn.Module, target_modules: str | Collection[str]) -> list[str]:
+    """The entries of `target_modules` that match no module. Raises what :func:`match_targets` raises."""
+    return [target for target, modules in match_targets(model, target_modules).items() if not modules]
+
+
+def check_targets(model: nn.Module, target_modules: str | Collection[str]) -> list[str]:
+    """The names of the modules that `target_modules` means, in the model's order, when every entry means something.
+
+    PEFT raises only when nothing at all matches. This raises ValueError when one entry matches nothing, and says which
+    names are near; when an entry matches a module that isn't linear (PEFT takes embeddings and convolutions too); and
+    when there are no entries. Raises TypeError as :func:`match_targets` does.
+    """
+    matches = match_targets(model, target_modules)
+    if not matches:
+        raise ValueError("target_modules is empty: name at least one layer, such as 'q_proj'")
+    lost = [target for target, modules in matches.items() if not modules]
+    if lost:
+        raise ValueError(" ".join(_advice(model, target, isinstance(target_modules, str)) for target in lost))
+    found = {name for modules in matches.values() for name in modules}
+    order = [name for name, _ in model.named_modules() if name in found]
+    for name in order:
+        module = model.get_submodule(name)
+        if not is_linear(module):
+            raise ValueError(
+                f"target_modules means {name!r}, which is a {type(module).__name__} and no linear layer: name the "
+                "layers inside it, by their own names"
+            )
+    return order
+
+
+def _advice(model: nn.Module, target: str, expression: bool) -> str:
+    """What to say about an entry that matches nothing."""
+    linear = match_targets(model, ALL_LINEAR)[ALL_LINEAR]
+    ends = sorted({name.rpartition(".")[2] for name in linear})
+    known = f"The linear layers of this {type(model).__name__} are called {', '.join(ends)}."
+    if expression:
+        if any(_names(target, name) for name, _ in model.named_modules()):
+            return (
+                f"target_modules={target!r} is a string, so it has to match a module's whole name, and no name is "
+                f"that short: write [{target!r}]."
+            )
+        return f"the expression {target!r} matches no module's whole name, such as {linear[0]!r}. {known}"
+    if re.search(r"[*|()\[\]^$\\]", target):
+        return (
+            f"the target {target!r} matches no module: in a list it is a name and no regular expression. For an "
+            "expression pass one string without a list."
+        )
+    last = target.rpartition(".")[2]
+    if last in ends and "." in target:
+        example = next(name for name in linear if name.endswith(last))
+        return f"the target {target!r} matches no module: a layer called {last!r} is there, as {example!r}."
+    near = difflib.get_close_matches(last, ends, n=2, cutoff=0.5)
+    hint = f" Did you mean {' or '.join(repr(name) for name in near)}?" if near else ""
+    return f"the target {target!r} matches no module.{hint} {known}"

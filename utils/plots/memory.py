@@ -1,0 +1,136 @@
+"""Figures of memory: what takes it, which card a run fits on, and the roofline."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
+
+from utils.plots.core import (
+    _RC,
+    COLORS,
+    LINES,
+    MARKERS,
+    bars,
+    lines,
+    new_figure,
+)
+
+
+def memory_bars(
+    ways: Sequence[str], parts: Mapping[str, Sequence[float]], *, title: str, cards: Mapping[str, float]
+) -> Figure:
+    """Stacked bars of memory in GB, one for each way to train, with the sizes of `cards` as horizontal lines.
+
+    Raises what :func:`bars` raises.
+    """
+    figure = bars(ways, parts, title=title, xlabel="way to train", ylabel="GB", stacked=True, label_format="{:.0f} GB")
+    ax = figure.axes[0]
+    with rc_context(_RC):
+        for name, gb in cards.items():
+            ax.axhline(gb, color="#333333", linewidth=1, linestyle=(0, (6, 3)), zorder=3)
+            ax.annotate(
+                name, (1, gb), (-2, 3), xycoords=("axes fraction", "data"), textcoords="offset points", ha="right"
+            )
+    return figure
+
+
+def sizes_and_cards(
+    ways: Mapping[str, float], sizes: Sequence[float], cards: Mapping[str, float], *, title: str, usable: float = 1.0
+) -> Figure:
+    """What training takes by the model's size: a line for each way, which `ways` maps to bytes a parameter, and a level
+    for each card, which `cards` maps to GB. Model sizes are in billions of parameters; both axes are logarithmic.
+
+    A card's level is drawn at the share `usable` of its memory. Raises ValueError for a size, a card or a number of
+    bytes that isn't positive, or when one of the three is empty.
+    """
+    if not ways or not len(sizes) or not cards:
+        raise ValueError("nothing to plot: pass ways, sizes and cards")
+    for value in [*ways.values(), *sizes, *cards.values(), usable]:
+        if not value > 0:
+            raise ValueError(f"sizes, cards and bytes are more than 0, not {value}: both axes are logarithmic")
+    figure, ax = new_figure()
+    with rc_context(_RC):
+        for i, (name, bytes_each) in enumerate(ways.items()):
+            ax.plot(
+                sizes, [size * bytes_each for size in sizes], color=COLORS[i % len(COLORS)],
+                linestyle=LINES[i % len(LINES)], marker=MARKERS[i % len(MARKERS)], markersize=4, label=name,
+            )  # fmt: skip
+        for name, gb in cards.items():
+            ax.axhline(usable * gb, color="#777777", linewidth=0.8)
+            ax.annotate(
+                name, (1, usable * gb), xycoords=("axes fraction", "data"), xytext=(3, 0), textcoords="offset points",
+                va="center", fontsize=8,
+            )  # fmt: skip
+        ax.set(xscale="log", yscale="log", xlabel="model (billions of parameters)", ylabel="memory (GB)")
+        ticks = [size for size in (0.1, 0.3, 1, 3, 7, 13, 34, 70) if min(sizes) <= size <= max(sizes)]
+        ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        ax.set_xticks([], minor=True)
+        ax.set_title(title)
+        ax.legend()
+    return figure
+
+
+def batches_and_cards(
+    ways: Mapping[str, Mapping[int, float]], cards: Sequence[float], *, title: str, xlabel: str = "sequences in a batch"
+) -> Figure:
+    """The GB that each way to train needs for each batch, as curves, and the sizes of `cards` in GB as levels.
+
+    Both axes are logarithmic. Raises ValueError when there is no way or no card.
+    """
+    if not cards:
+        raise ValueError("no card to compare with: pass at least one size in GB")
+    series = {way: (list(needs), list(needs.values())) for way, needs in ways.items()}
+    figure = lines(series, title=title, xlabel=xlabel, ylabel="memory needed (GB)", log_x=True, log_y=True)
+    ax = figure.axes[0]
+    batches = sorted({batch for needs in ways.values() for batch in needs})
+    levels = sorted(cards)
+    highest = max([*cards, *(size for needs in ways.values() for size in needs.values())])
+    with rc_context(_RC):
+        ax.set_xticks(batches, [str(batch) for batch in batches])
+        ax.set_yticks(levels, [f"{level:g}" for level in levels])
+        for axis in (ax.xaxis, ax.yaxis):
+            axis.set_minor_locator(NullLocator())
+        ax.set_ylim(top=4 * highest)  # the legend lies above the curves
+        ax.legend(loc="upper left", ncols=2)
+        for card in cards:
+            ax.axhline(card, color="#777777", linewidth=0.8)
+            ax.annotate(
+                f"{card:g} GB card", (1, card), xycoords=("axes fraction", "data"), xytext=(3, 0),
+                textcoords="offset points", va="center", fontsize=8,
+            )  # fmt: skip
+    return figure
+
+
+def roofline(flops: float, memory: float, points: Mapping[str, Sequence[tuple[float, float]]], *, title: str) -> Figure:
+    """What a device can reach, and what was reached: operations a second over operations for each byte moved.
+
+    `flops` and `memory` are the device's operations and bytes a second; `points` maps a legend entry to pairs of
+    operations for each byte and operations a second. Raises ValueError when there are no points, or a rate isn't
+    positive.
+    """
+    if not points or flops <= 0 or memory <= 0:
+        raise ValueError("a roofline needs two positive rates and at least one group of points")
+    figure, ax = new_figure()
+    ridge = flops / memory
+    across = [x for group in points.values() for x, _ in group]
+    left, right = min(*across, ridge / 4) / 2, max(*across, ridge * 4) * 2
+    with rc_context(_RC):
+        ax.plot([left, ridge, right], [memory * left, flops, flops], color="black", label="roof")
+        for i, (name, group) in enumerate(points.items()):
+            xs, ys = zip(*group, strict=True)
+            ax.plot(xs, ys, MARKERS[i % len(MARKERS)], color=COLORS[i % len(COLORS)], label=name)
+        beside = {"textcoords": "offset points", "fontsize": 9}
+        ax.annotate("limited by memory", (left * 1.5, memory * left * 1.5), xytext=(-10, 20), rotation=33, **beside)
+        ax.annotate("limited by arithmetic", (right, flops), xytext=(0, -16), ha="right", **beside)
+        ax.set(
+            title=title,
+            xlabel="operations for each byte moved",
+            ylabel="operations a second",
+            xscale="log",
+            yscale="log",
+        )
+        ax.legend(loc="lower right")
+    return figure

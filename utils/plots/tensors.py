@@ -1,0 +1,152 @@
+"""Figures of what is inside: tensors as pictures and heat maps, code books, tokens and what is trained of them."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping, Sequence
+
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+from utils.plots.core import (
+    _RC,
+    COLORS,
+    HATCHES,
+    MARKERS,
+    SIZE,
+    new_figure,
+)
+
+
+def pictures(panels: Mapping[str, Sequence[Sequence[float]]], *, title: str) -> Figure:
+    """Matrices side by side as pictures, 0 black and 1 white; `panels` maps a name to each matrix.
+
+    Raises ValueError when `panels` is empty.
+    """
+    if not panels:
+        raise ValueError("no panels to show: pass at least one name: matrix")
+    figure, axes = new_figure(len(panels), size=(7.0, 1.9))
+    with rc_context(_RC):
+        for ax, (name, matrix) in zip(axes if len(panels) > 1 else [axes], panels.items(), strict=True):
+            ax.imshow([[float(v) for v in row] for row in matrix], cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            ax.set_title(name, loc="left", fontsize=10, fontweight="normal")
+            ax.set(xticks=[], yticks=[])
+            ax.grid(visible=False)
+        figure.suptitle(title, fontsize=11, fontweight="bold", x=0.01, ha="left")
+    return figure
+
+
+def show_tokens(tokens: Sequence[str], trained: Sequence[bool]) -> None:
+    """Show a text token by token in the notebook; the tokens that are trained on are bold, underlined and shaded.
+
+    The text form, which nbval compares, puts those in brackets: "Hi· there[Arr][!]". Raises ValueError when the two
+    differ in length.
+    """
+    from IPython.display import display
+
+    if len(tokens) != len(trained):
+        raise ValueError(f"there are {len(tokens)} tokens and {len(trained)} marks: each token needs its mark")
+    shown = [token.replace("\n", "\u23ce") for token in tokens]
+    box = "display:inline-block;white-space:pre;margin:1px;padding:0 2px;border:1px solid #999;border-radius:3px"
+    cells = [
+        f'<b style="{box};background:#f6c667;color:#000"><u>{html.escape(token)}</u></b>'
+        if learnt
+        else f'<span style="{box}">{html.escape(token)}</span>'
+        for token, learnt in zip(shown, trained, strict=True)
+    ]
+    text, after_plain = "", False
+    for token, learnt in zip(shown, trained, strict=True):
+        text += f"[{token}]" if learnt else ("\u00b7" if after_plain else "") + token
+        after_plain = not learnt
+    page = f'<div style="font-family:monospace;line-height:1.9">{"".join(cells)}</div>'
+    display({"text/html": page, "text/plain": text}, raw=True)
+
+
+def code_books(values: Sequence[float], books: Mapping[str, Sequence[float]], *, title: str, xlabel: str) -> Figure:
+    """A histogram of scaled weights, with the entries of each code book as a row of marks below it.
+
+    Raises ValueError when there are no values or no books.
+    """
+    if not len(values) or not books:
+        raise ValueError("nothing to plot: pass values and at least one name: entries")
+    figure, ax = new_figure()
+    with rc_context(_RC):
+        heights, _, _ = ax.hist(values, bins=81, range=(-1.02, 1.02), density=True, color="#c4d3e0")
+        step = 0.13 * max(heights)
+        for i, (name, entries) in enumerate(books.items()):
+            row = -step * (i + 1)
+            ax.plot(
+                list(entries), [row] * len(entries),
+                color=COLORS[i % len(COLORS)], marker=MARKERS[i % len(MARKERS)], markersize=5, linewidth=0.6,
+                label=name,
+            )  # fmt: skip
+        ax.set_yticks([tick for tick in ax.get_yticks() if 0 <= tick <= max(heights)])
+        ax.set_ylim(-step * (len(books) + 0.7), 1.05 * max(heights))
+        ax.set(title=title, xlabel=xlabel, ylabel="density")
+        ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return figure
+
+
+def heat_map(
+    rows: Sequence[str],
+    columns: Sequence[str],
+    values: Sequence[Sequence[float]],
+    *,
+    title: str,
+    xlabel: str,
+    ylabel: str,
+    unit: str,
+    limits: tuple[float, float] = (0, 100),
+) -> Figure:
+    """A table as shaded squares with the number in each, the first row on top; `unit` names the shades' scale.
+
+    Raises ValueError when there is nothing to show or the values are not one row for each of `rows` with one number for
+    each of `columns`.
+    """
+    if not rows or not columns:
+        raise ValueError("nothing to show: pass at least one row and one column")
+    if len(values) != len(rows) or any(len(row) != len(columns) for row in values):
+        raise ValueError(f"the values are not {len(rows)} rows of {len(columns)} numbers")
+    figure, ax = new_figure(size=(SIZE[0], 1.4 + 0.45 * len(rows)))
+    low, high = limits
+    with rc_context(_RC):
+        picture = ax.imshow([list(row) for row in values], cmap="Blues", vmin=low, vmax=high, aspect="auto")
+        for y, row in enumerate(values):
+            for x, value in enumerate(row):
+                dark = value > low + 0.6 * (high - low)
+                ax.text(x, y, f"{value:.0f}", ha="center", va="center", color="white" if dark else "black")
+        ax.set_xticks(range(len(columns)), columns)
+        ax.set_yticks(range(len(rows)), rows)
+        ax.grid(visible=False)
+        ax.set(title=title, xlabel=xlabel, ylabel=ylabel)
+        figure.colorbar(picture, ax=ax, label=unit)
+    return figure
+
+
+def token_panels(tokens: Sequence[str], panels: Mapping[str, Sequence[float]], *, title: str) -> Figure:
+    """Next-token probabilities side by side: a panel for each way to change them, a bar for each token, the first on
+    top. A token that can't be drawn, its probability exactly 0, has a cross instead of a bar.
+
+    Raises ValueError when there are no panels, or one has another number of probabilities than there are tokens.
+    """
+    if not panels:
+        raise ValueError("no panels to show: pass at least one name: probabilities")
+    for name, values in panels.items():
+        if len(values) != len(tokens):
+            raise ValueError(f"panel {name!r} has {len(values)} probabilities for {len(tokens)} tokens")
+    figure, axes = new_figure(len(panels), size=(1.0 + 1.6 * len(panels), 0.9 + 0.22 * len(tokens)))
+    axes = axes if len(panels) > 1 else [axes]
+    rows = list(range(len(tokens)))[::-1]
+    most = max(max(values) for values in panels.values())
+    with rc_context(_RC):
+        for i, (ax, (name, values)) in enumerate(zip(axes, panels.items(), strict=True)):
+            color, hatch = COLORS[i % len(COLORS)], HATCHES[i % len(HATCHES)]
+            ax.barh(rows, values, 0.7, color=color, hatch=hatch, edgecolor="white")
+            gone = [row for row, value in zip(rows, values, strict=True) if value == 0]
+            ax.plot([0.03 * most] * len(gone), gone, linestyle="none", marker="x", markersize=4, color="#777777")
+            ax.set_title(name, loc="left", fontsize=10, fontweight="normal")
+            ax.set(xlabel="probability", xlim=(0, 1.05 * most), ylim=(-0.6, len(tokens) - 0.4))
+            ax.set_yticks(rows, [token.replace("$", r"\$") for token in tokens] if i == 0 else [""] * len(tokens))
+            ax.grid(visible=False, axis="y")
+        figure.suptitle(title, fontsize=11, fontweight="bold", x=0.01, ha="left")
+    return figure

@@ -1,0 +1,303 @@
+"""Figures of training runs: trials, sweeps over rates and ranks, seeds, races, vital signs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+from utils.plots.core import (
+    _RC,
+    COLORS,
+    LINES,
+    MARKERS,
+    SIZE,
+    lines,
+    new_figure,
+    plain_log_ticks,
+)
+
+
+def by_rank(
+    series: Mapping[str, tuple[Sequence[int], Sequence[float]]],
+    *,
+    title: str,
+    ylabel: str,
+    level: tuple[float, str] | None = None,
+    log_y: bool = False,
+) -> Figure:
+    """Curves over the rank, each doubling taking the same room; a series of one point is a lone marker.
+
+    `level` draws a grey horizontal line at a value, with words at its left end. Raises ValueError when
+    `series` is empty, a pair of x and y differs in length or a rank is below 1.
+    """
+    for name, (ranks, _) in series.items():
+        if any(rank < 1 for rank in ranks):
+            raise ValueError(f"series {name!r} has a rank below 1, which this axis can't show")
+    figure = lines(series, title=title, xlabel="rank r", ylabel=ylabel, log_y=log_y)
+    ax = figure.axes[0]
+    with rc_context(_RC):
+        for line, (ranks, _) in zip(ax.lines, series.values(), strict=True):
+            if len(ranks) == 1:
+                line.set(markersize=11, linestyle="none")
+        ranks = [rank for x, _ in series.values() for rank in x]
+        ax.set_xscale("log", base=2)
+        ax.set_xticks([2**i for i in range(max(ranks).bit_length()) if 2**i >= min(ranks)])
+        ax.xaxis.set_major_formatter("{x:.0f}")
+        ax.minorticks_off()
+        if level:
+            value, words = level
+            ax.axhline(value, color="#555555", linewidth=1, linestyle=(0, (6, 3)), zorder=1)
+            at = dict(xycoords=("axes fraction", "data"), textcoords="offset points")
+            ax.annotate(words, (0, value), (4, 3), **at)
+        if len(series) > 1:
+            ax.legend()
+    return figure
+
+
+def trial_curves(
+    trials: Mapping[str, Sequence[tuple[Sequence[float], Sequence[float]]]], *, title: str, xlabel: str, ylabel: str
+) -> Figure:
+    """Many curves of a few kinds, on a logarithmic y axis: `trials` maps a kind to its curves, each x and y values.
+
+    A kind shares one look and one entry of the legend; a dot marks where each curve ends. Raises ValueError when there
+    is no curve, or a pair of x and y is empty or differs in length.
+    """
+    if not any(trials.values()):
+        raise ValueError("no curves to plot: pass at least one kind: [(x, y)]")
+    figure, ax = new_figure()
+    with rc_context(_RC):
+        for i, (kind, curves) in enumerate(trials.items()):
+            for n, (x, y) in enumerate(curves):
+                if len(x) != len(y) or not len(x):
+                    raise ValueError(f"a curve of {kind!r} has {len(x)} x values and {len(y)} y values")
+                look = dict(color=COLORS[i % len(COLORS)], linestyle=LINES[i % len(LINES)], linewidth=1.1, alpha=0.8)
+                ax.plot(x, y, label=kind if n == 0 else None, **look)
+                ax.plot(x[-1:], y[-1:], marker=MARKERS[i % len(MARKERS)], markersize=4, color=look["color"])
+        ax.set_yscale("log")
+        ax.set(title=title, xlabel=xlabel, ylabel=ylabel)
+        ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return figure
+
+
+def budget_race(
+    arms: Mapping[str, Sequence[tuple[Sequence[float], Sequence[float]]]], *, title: str, xlabel: str, ylabel: str
+) -> Figure:
+    """The best value so far over what was spent, a panel for each arm and a step line for each of its repetitions.
+
+    Values that aren't finite are not drawn; the y axis is logarithmic and shared. Raises ValueError when there is no
+    arm or one has no repetition.
+    """
+    if not arms or not all(arms.values()):
+        raise ValueError("nothing to plot: pass at least one arm: [(spent, best)]")
+    figure, axes = new_figure(len(arms), size=(1.0 + 2.2 * len(arms), 3.2))
+    axes = axes if len(arms) > 1 else [axes]
+    with rc_context(_RC):
+        for ax, (name, runs) in zip(axes, arms.items(), strict=True):
+            for i, (spent, best) in enumerate(runs):
+                ax.step(
+                    spent, best, where="post", color=COLORS[i % len(COLORS)], linestyle=LINES[i % len(LINES)],
+                    label=f"seed {i}",
+                )  # fmt: skip
+            ax.set_title(name, loc="left", fontsize=10, fontweight="normal")
+            ax.set(xlabel=xlabel, yscale="log")
+        shown = [value for runs in arms.values() for _, best in runs for value in best if value < float("inf")]
+        for ax in axes:
+            ax.set_ylim(0.8 * min(shown), 1.25 * max(shown))
+            ax.tick_params(labelleft=ax is axes[0])
+            ax.locator_params(axis="x", nbins=3)
+        axes[0].set_ylabel(ylabel)
+        figure.suptitle(title, fontsize=11, fontweight="bold", x=0.01, ha="left")
+        handles, labels = axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+    return figure
+
+
+def contour(
+    x: Sequence[float],
+    y: Sequence[float],
+    values: Sequence[float],
+    *,
+    title: str,
+    xlabel: str,
+    ylabel: str,
+    unit: str,
+    width: float = 0.12,
+) -> Figure:
+    """How a positive value depends on two positive others: smoothed shades, a dot for each point, a star on the lowest.
+
+    All three scales are logarithmic. A shade is the mean of the points' logarithms, weighted by a Gaussian in their
+    distance whose width is the share `width` of each axis. Raises ValueError for fewer than three points, lengths that
+    differ and values that aren't positive.
+    """
+    import numpy as np
+
+    if len(x) < 3 or not len(x) == len(y) == len(values):
+        raise ValueError(
+            f"a contour needs three points or more of x, y and value, not {len(x)}, {len(y)}, {len(values)}"
+        )
+    points = [np.asarray(v, dtype=float) for v in (x, y, values)]
+    if not all((v > 0).all() for v in points):
+        raise ValueError("a contour on logarithmic scales needs positive numbers only")
+    log_x, log_y, log_v = (np.log(v) for v in points)
+    edge = [0.04 * np.ptp(v) for v in (log_x, log_y)]
+    grid = [np.linspace(v.min() - e, v.max() + e, 80) for v, e in zip((log_x, log_y), edge, strict=True)]
+    away_x, away_y = (
+        (g[:, None] - v[None]) / (width * max(np.ptp(v), 1e-9)) for g, v in zip(grid, (log_x, log_y), strict=True)
+    )
+    weight = np.exp(-0.5 * (away_y[:, None] ** 2 + away_x[None] ** 2))
+    shades = np.exp((weight * log_v).sum(-1) / weight.sum(-1))
+    figure, ax = new_figure(size=(SIZE[0], 4.0))
+    with rc_context(_RC):
+        levels = np.geomspace(shades.min(), shades.max(), 9)
+        filled = ax.contourf(np.exp(grid[0]), np.exp(grid[1]), shades, levels=levels, cmap="Blues_r", extend="both")
+        ax.plot(points[0], points[1], linestyle="none", marker="o", markersize=3.5, color="#222222", label="a trial")
+        best = int(np.argmin(points[2]))
+        ax.plot(
+            points[0][best], points[1][best], linestyle="none", marker="*", markersize=15, color="#e08214",
+            markeredgecolor="#222222", label="the best",
+        )  # fmt: skip
+        ax.set(xscale="log", yscale="log", xlabel=xlabel, ylabel=ylabel)
+        plain_log_ticks(ax.xaxis)
+        plain_log_ticks(ax.yaxis)
+        ax.grid(visible=False)
+        ax.set_title(title)
+        bar = figure.colorbar(filled, ax=ax, label=unit)
+        bar.set_ticks(levels[::2], labels=[f"{level:.2g}" for level in levels[::2]])
+        bar.ax.minorticks_off()
+        figure.legend(loc="outside lower center", ncols=2)
+    return figure
+
+
+def shrinkage(rows: Mapping[str, tuple[float, Sequence[float]]], *, title: str, xlabel: str) -> Figure:
+    """Promise and outcome: for each row a cross at the first number, rings at the others, a bar at their mean.
+
+    The first row is on top and the x axis is logarithmic. Raises ValueError when there is nothing to plot or a number
+    isn't positive.
+    """
+    if not rows or not all(len(again) for _, again in rows.values()):
+        raise ValueError("nothing to plot: pass at least one row: (promised, [later, ...])")
+    if not all(value > 0 for promised, again in rows.values() for value in (promised, *again)):
+        raise ValueError("a logarithmic axis needs positive numbers only")
+    figure, ax = new_figure(size=(SIZE[0], 1.2 + 0.26 * len(rows)))
+    with rc_context(_RC):
+        for at, (promised, again) in enumerate(rows.values()):
+            first, mean = at == 0, sum(again) / len(again)
+            ax.plot([promised, mean], [-at, -at], color="#999999", linewidth=1, zorder=1)
+            ax.plot(
+                again, [-at] * len(again), linestyle="none", marker="o", markersize=3.5, color=COLORS[0],
+                markerfacecolor="none", label="a new seed" if first else None,
+            )  # fmt: skip
+            ax.plot(
+                mean, -at, linestyle="none", marker="|", markersize=13, markeredgewidth=2.5, color=COLORS[0],
+                label="their mean" if first else None,
+            )  # fmt: skip
+            ax.plot(
+                promised, -at, linestyle="none", marker="X", markersize=7, color=COLORS[1],
+                label="in the study" if first else None,
+            )  # fmt: skip
+        ax.set_yticks([-at for at in range(len(rows))], list(rows))
+        ax.set_xscale("log")
+        plain_log_ticks(ax.xaxis)
+        ax.grid(visible=False, axis="y")
+        ax.set(title=title, xlabel=xlabel)
+        ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return figure
+
+
+def ward(charts: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, title: str) -> Figure:
+    """A panel for each run, by name: its loss (thick) and its gradient norm (thin, dashed), both on one log axis.
+
+    A norm of zero can't be drawn on it and is left out. Raises ValueError when there is no run or one without a step.
+    """
+    if not charts or not all(len(losses) for losses, _ in charts.values()):
+        raise ValueError("nothing to plot: every run needs at least one step")
+    columns = min(3, len(charts))
+    rows = -(-len(charts) // columns)
+    with rc_context(_RC):
+        figure = Figure(figsize=(SIZE[0], 0.5 + 1.75 * rows), layout="constrained")
+        axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+        for at, ax in enumerate(axes.flat):
+            if at >= len(charts):
+                ax.set_visible(False)
+                continue
+            name, (losses, norms) = list(charts.items())[at]
+            drawn = [norm if norm > 0 else float("nan") for norm in norms]
+            ax.plot(drawn, color=COLORS[1], linestyle="--", linewidth=0.9, label="gradient norm")
+            ax.plot(losses, color=COLORS[0], linewidth=2, label="loss (nats per label)")
+            ax.set_title(name, loc="left", fontsize=10)
+            ax.set_yscale("log")
+            ax.minorticks_off()  # six panels of them take a second to draw
+            if at // columns == rows - 1:
+                ax.set_xlabel("step")
+        figure.suptitle(title, fontsize=11, fontweight="bold", x=0.01, ha="left")
+        handles, labels = axes[0, 0].get_legend_handles_labels()
+        figure.legend(handles[::-1], labels[::-1], loc="outside lower center", ncols=2)
+    return figure
+
+
+def over_rates(
+    series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    *,
+    title: str,
+    xlabel: str,
+    ylabel: str,
+    log_y: bool = False,
+) -> Figure:
+    """Curves over learning rates on a logarithmic axis, with plain numbers on the axes and the legend beside them.
+
+    Raises what :func:`lines` raises.
+    """
+    figure = lines(series, title=title, xlabel=xlabel, ylabel=ylabel, log_x=True, log_y=log_y)
+    ax = figure.axes[0]
+    with rc_context(_RC):
+        if log_y:
+            plain_log_ticks(ax.yaxis)
+        rates = sorted({x for xs, _ in series.values() for x in xs})
+        ax.set_xticks(rates[:: -(-len(rates) // 6)])
+        ax.xaxis.set_major_formatter("{x:g}")
+        ax.minorticks_off()
+        ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return figure
+
+
+def sprint(
+    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    *,
+    title: str,
+    xlabel: str,
+    ylabel: str,
+    apart: Sequence[str] = (),
+) -> Figure:
+    """Two panels of the same runs: left their losses, right by how much each lies below the first run's.
+
+    All runs have the same x values; the first is drawn in black. Runs named in `apart` are left out on the right, where
+    their distance would press the others together. Raises ValueError when there are fewer than two runs, their x values
+    differ, or `apart` names a run that isn't there or the first one.
+    """
+    if len(curves) < 2:
+        raise ValueError("a sprint needs at least two runs: the first is what the others are compared with")
+    first, (steps, base) = next(iter(curves.items()))
+    for name, (x, y) in curves.items():
+        if list(x) != list(steps) or len(y) != len(steps):
+            raise ValueError(f"run {name!r} was not measured at the same steps as {first!r}")
+    if wrong := [name for name in apart if name not in curves or name == first]:
+        raise ValueError(f"can't set apart {wrong}: name runs that were passed, and not the first of them")
+    figure, (left, right) = new_figure(2, size=(SIZE[0], 4.2))
+    with rc_context(_RC):
+        for i, (name, (x, y)) in enumerate(curves.items()):
+            look = dict(
+                color=("black", *COLORS)[i % (len(COLORS) + 1)], linestyle=LINES[i % len(LINES)],
+                marker=(*MARKERS, "X")[i % (len(MARKERS) + 1)], markersize=5, markerfacecolor="white",
+            )  # fmt: skip
+            left.plot(x, y, label=name, **look)
+            if name not in apart:
+                right.plot(x, [b - v for b, v in zip(base, y, strict=True)], **look)
+        left.set(xlabel=xlabel, ylabel=ylabel)
+        right.set(xlabel=xlabel)
+        for ax, part in ((left, "the loss"), (right, f"ahead of {first} by, same unit")):
+            ax.set_title(part, loc="left", fontsize=10, fontweight="normal")
+        figure.suptitle(title, fontsize=11, fontweight="bold", x=0.01, ha="left")
+        figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=4, handlelength=3.5)
+    return figure

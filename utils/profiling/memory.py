@@ -1,0 +1,325 @@
+"""The arithmetic of training memory: weights, gradients and optimizer states, in bytes.
+
+Activations are not in it; they depend on the batch and are measured (:mod:`utils.profiling.activations`). A GB is 10**9
+bytes throughout, as on a disk's label; a GiB, 2**30 bytes, is what GPU tools often mean.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from utils.lora.layer import check_hyperparameters, find_targets
+from utils.models.configs import REAL_MODELS, SMALL_MODELS, real_config
+from utils.profiling.activations import checkpoint_blocks
+from utils.profiling.meta_layers import (
+    PeftLinear,
+    eight_bit_adam,
+    paged_adam,
+    put_four_bit,
+    put_lora,
+    register_attention,
+)
+from utils.profiling.peak import PeakTracker
+from utils.quant.nf4 import bits_per_parameter
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+GB = 10**9
+GIB = 2**30
+
+BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
+"""Bytes of one number of each dtype."""
+FLOATS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+ADAM_MOMENTS = 2
+"""Adam keeps a running mean of the gradient and one of its square (Kingma & Ba, 2014, https://arxiv.org/abs/1412.6980)."""
+
+
+class TrainingState(NamedTuple):
+    """Bytes that training holds for as long as it runs, whatever the batch."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+
+    @property
+    def total(self) -> int:
+        """The sum of the three."""
+        return sum(self)
+
+
+def bytes_of(dtype: str) -> int:
+    """Bytes of one number of a dtype such as "bfloat16". Raises ValueError for one that isn't known."""
+    if dtype not in BYTES:
+        raise ValueError(f"unknown dtype {dtype!r}: choose one of {', '.join(BYTES)}")
+    return BYTES[dtype]
+
+
+def full_finetuning(parameters: int, dtype: str = "float32") -> TrainingState:
+    """Full fine-tuning with Adam, weights, gradients and moments all in one dtype. Raises ValueError for less than
+    one.
+    """
+    if parameters < 1:
+        raise ValueError(f"a model has at least one parameter, not {parameters}")
+    size = parameters * bytes_of(dtype)
+    return TrainingState(size, size, ADAM_MOMENTS * size)
+
+
+def mixed_precision(parameters: int) -> TrainingState:
+    """Full fine-tuning with Adam in mixed precision: 16-bit weights and gradients, a float32 copy of the weights,
+    float32 moments.
+
+    The copy (Micikevicius et al., 2017, https://arxiv.org/abs/1710.03740) is counted with the optimizer, as ZeRO does
+    (Rajbhandari et al., 2019, https://arxiv.org/abs/1910.02054): 2 + 2 + 12 bytes per parameter.
+    """
+    if parameters < 1:
+        raise ValueError(f"a model has at least one parameter, not {parameters}")
+    return TrainingState(2 * parameters, 2 * parameters, (4 + 4 * ADAM_MOMENTS) * parameters)
+
+
+def lora(
+    parameters: int, trainable: int, base_dtype: str = "bfloat16", adapter_dtype: str = "float32"
+) -> TrainingState:
+    """LoRA with Adam: a frozen base of `parameters` in one dtype, `trainable` adapter parameters on top in another.
+
+    Raises ValueError when either is below one.
+    """
+    if parameters < 1 or trainable < 1:
+        raise ValueError(f"both counts must be at least 1, not {parameters} and {trainable}")
+    adapter = trainable * bytes_of(adapter_dtype)
+    return TrainingState(parameters * bytes_of(base_dtype) + adapter, adapter, ADAM_MOMENTS * adapter)
+
+
+def qlora(
+    quantized: int, kept: int, trainable: int, *, double: bool = True, kept_dtype: str = "bfloat16"
+) -> TrainingState:
+    """QLoRA with Adam: `quantized` parameters of the base in NF4, with double quantization or without, `kept` ones in
+    `kept_dtype` (embedding, head, norms), `trainable` adapter parameters in float32.
+
+    Raises ValueError when `quantized` or `trainable` is below one or `kept` below zero.
+    """
+    if quantized < 1 or trainable < 1 or kept < 0:
+        raise ValueError(
+            f"quantized and trainable must be at least 1 and kept at least 0, not {quantized}, {trainable} and {kept}"
+        )
+    base = round(quantized * bits_per_parameter(double=double) / 8) + kept * bytes_of(kept_dtype)
+    adapter = trainable * bytes_of("float32")
+    return TrainingState(base + adapter, adapter, ADAM_MOMENTS * adapter)
+
+
+# ------------------------------------------------------------------------------------------------------ the whole step
+
+METHODS = ("full", "lora", "qlora")
+OPTIMIZERS = ("adamw", "adamw-fused", "adamw-8bit", "adamw-paged", "adamw-paged-8bit", "none")
+ATTENTION = ("sdpa", "eager")
+HOPPER_WORKSPACE, OTHER_WORKSPACE = 32 * 2**20, 8_519_680
+"""Bytes that cuBLAS gets from PyTorch for each thread that multiplies: on a Hopper GPU (H100, H200), and on others
+(``getChosenWorkspaceSize`` in aten/src/ATen/cuda/CublasHandlePool.cpp)."""
+THREADS = 2
+"""The forward pass runs in Python's thread, the backward pass in autograd's."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A training step. All that its memory depends on.
+
+    model: a name of :mod:`utils.models.configs`, a folder, a Hub id, or a transformers configuration.
+    method: "full" trains every parameter, "lora" an adapter beside frozen weights, "qlora" one beside 4-bit weights.
+    dtype: of the weights and of computing; for qlora that of what isn't quantized, and of computing.
+    target_modules, r, lora_dropout: as in PEFT's LoraConfig. adapter_dtype: PEFT makes adapters in float32 unless it is
+    called with ``autocast_adapter_dtype=False``.
+    double: double quantization of qlora. prepared: the embedding, the head and the norms of qlora are in float32, as
+    ``prepare_model_for_kbit_training`` leaves them.
+    batch, length: sequences, and tokens in each, padding included.
+    optimizer: "adamw" is ``torch.optim.AdamW``, with moments in the dtype of what it trains; "adamw-fused" the same
+    with ``fused=True``, transformers' default; the others are bitsandbytes'. "none" takes no step.
+    attention: transformers' ``attn_implementation``; "sdpa" is FlashAttention's kernel on a GPU.
+    hopper: an H100 or H200, for which PyTorch gives cuBLAS 32 MiB a thread and not 8.
+    """
+
+    model: str | Path | PretrainedConfig = "Llama-2-7B"
+    method: str = "lora"
+    batch: int = 1
+    length: int = 512
+    dtype: str = "bfloat16"
+    target_modules: tuple[str, ...] | str = "all-linear"
+    r: int = 8
+    lora_dropout: float = 0.0
+    adapter_dtype: str = "float32"
+    double: bool = True
+    prepared: bool = False
+    optimizer: str = "adamw"
+    checkpointing: bool = False
+    attention: str = "sdpa"
+    hopper: bool = True
+
+    def __post_init__(self) -> None:
+        for field, known in (("method", METHODS), ("optimizer", OPTIMIZERS), ("attention", ATTENTION)):
+            if (value := getattr(self, field)) not in known:
+                raise ValueError(f"unknown {field} {value!r}: choose one of {', '.join(known)}")
+        for field in ("dtype", "adapter_dtype"):
+            if (value := getattr(self, field)) not in FLOATS:
+                raise ValueError(f"unknown {field} {value!r}: choose one of {', '.join(FLOATS)}")
+        if self.batch < 1 or self.length < 1:
+            raise ValueError(f"a step needs at least one sequence of one token, not {self.batch} of {self.length}")
+        if self.method != "full":
+            check_hyperparameters(self.r, 2 * self.r, self.lora_dropout)
+
+
+class Prediction(NamedTuple):
+    """The peak of a training step in bytes, `parts` of it by kind, and the largest moment of each phase.
+
+    phase: in which of "forward", "backward" and "optimizer" the peak lies. resident: what is held between two steps.
+    """
+
+    peak: int
+    phase: str
+    parts: dict[str, int]
+    phases: dict[str, int]
+    resident: int
+
+
+KINDS = (
+    "weights", "adapters", "gradients", "optimizer", "attention", "MLP", "norms", "LoRA", "between blocks", "embedding",
+    "logits and loss", "backward in passing", "kernels' workspace",
+)  # fmt: skip
+"""What :attr:`Prediction.parts` tells apart; from "attention" to "embedding" they are activations."""
+
+
+def kind_of(module: str) -> str:
+    """The kind of what a module makes, by its name in a transformers model."""
+    for part, kind in (
+        ("lora_", "LoRA"), ("norm", "norms"), ("attn", "attention"), ("rotary", "attention"), ("mlp", "MLP"),
+        ("embed", "embedding"), ("lm_head", "logits and loss"), ("layers.", "between blocks"),
+    ):  # fmt: skip
+        if part in module:
+            return kind
+    return "logits and loss" if not module else "between blocks"
+
+
+def predict(setup: Setup) -> Prediction:
+    """The peak memory of one training step after the first, as ``torch.cuda.max_memory_allocated`` would report it.
+
+    The step runs on the meta device: forward pass with the loss of transformers' model, whose result nobody keeps,
+    backward pass, optimizer. It takes seconds and nothing is downloaded but a Hub id's `config.json`. What the GPU
+    keeps outside PyTorch's allocator is not in it: CUDA's own context (about 0.5 GB) and the gaps between tensors.
+
+    Raises what :func:`config_of` and :func:`utils.lora.layer.find_targets` raise.
+    """
+    model = _model(setup)
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    tracker = PeakTracker()
+    tracker.size_means(setup.batch * setup.length * model.config.get_text_config().vocab_size, "logits and loss")
+    tracker.fixed("kernels' workspace", THREADS * (HOPPER_WORKSPACE if setup.hopper else OTHER_WORKSPACE))
+    frozen = [p for p in model.parameters() if not p.requires_grad]
+    tracker.hold([*frozen, *model.buffers()] + ([] if setup.method != "full" else trainable), "weights")
+    tracker.hold(trainable, "adapters")
+    step = _optimizer(setup, trainable, tracker)
+    _watch(model, tracker)
+    ids = torch.zeros(setup.batch, setup.length, dtype=torch.long, device="meta")
+    tracker.hold(ids, "embedding")
+    resident = tracker.total
+    with tracker:
+        with tracker.during("forward"):
+            loss = model(input_ids=ids, labels=ids, use_cache=False).loss
+        tracker.kind = "backward in passing"
+        with tracker.during("backward"):
+            loss.backward()
+        tracker.kind = "optimizer"
+        with tracker.during("optimizer"):
+            step()
+    phase = max(tracker.peaks, key=lambda name: tracker.peaks[name].total)
+    total, parts = tracker.peaks[phase]
+    ordered = {kind: parts[kind] for kind in KINDS if kind in parts}
+    return Prediction(total, phase, ordered, {name: peak.total for name, peak in tracker.peaks.items()}, resident)
+
+
+def _model(setup: Setup) -> PreTrainedModel:
+    """The model on the meta device, as `setup` trains it."""
+    from transformers import AutoModelForCausalLM
+
+    dtype = FLOATS[setup.dtype]
+    attention = register_attention() if setup.attention == "sdpa" else setup.attention
+    with torch.device("meta"):
+        config = copy.deepcopy(config_of(setup.model))
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
+    if setup.method != "full":
+        names = find_targets(model, setup.target_modules)
+        put_lora(model, names, setup.r, setup.lora_dropout, FLOATS[setup.adapter_dtype])
+    if setup.method == "qlora":
+        put_four_bit(model, setup.double)
+        if setup.prepared:
+            for parameter in model.parameters():
+                if parameter.dtype in (torch.float16, torch.bfloat16) and not parameter.requires_grad:
+                    parameter.data = parameter.data.float()
+    model.train()
+    checkpoint_blocks(model, setup.checkpointing)
+    return model
+
+
+def config_of(model: str | Path | PretrainedConfig) -> PretrainedConfig:
+    """The configuration of a model: one of :mod:`utils.models.configs` by name, else what
+    :func:`utils.models.loading.load_config` finds in a folder or under a Hub id. A configuration is handed back.
+    """
+    if not isinstance(model, str | Path):
+        return model
+    if model in (*REAL_MODELS, *SMALL_MODELS):
+        return real_config(model)
+    from utils.models.loading import load_config
+
+    return load_config(model)
+
+
+def _optimizer(setup: Setup, trainable: list[nn.Parameter], tracker: PeakTracker) -> Callable[[], None]:
+    """Count the optimizer's states, and return its step."""
+    if setup.optimizer == "none":
+        return lambda: None
+    paged = "paged" in setup.optimizer
+    if "8bit" in setup.optimizer:
+        states = eight_bit_adam(trainable, paged)
+    elif paged:
+        states = paged_adam(trainable)
+    else:
+        # `foreach` is what AdamW chooses on a GPU: one operation for all parameters, whose results lie there together.
+        adam = torch.optim.AdamW(trainable, foreach=True)
+        for parameter in trainable:
+            parameter.grad = torch.empty_like(parameter)
+        adam.step()
+        adam.zero_grad()
+        states = list(adam.state.values())
+    tracker.hold(states, "optimizer")
+    if setup.optimizer == "adamw":
+        return adam.step
+    tracker.keep(states)
+    return lambda: None
+
+
+def _watch(model: nn.Module, tracker: PeakTracker) -> None:
+    """Let each module of `model` name the kind of what it makes."""
+    for name, module in model.named_modules():
+        kind = kind_of(name)
+        own = "LoRA" if isinstance(module, PeftLinear) else kind
+
+        def after(module: nn.Module, inputs: object, output: object, kind: str = kind) -> None:
+            tracker.leave()
+            if isinstance(module, PeftLinear) and isinstance(output, Tensor):
+                tracker.relabel(output, kind)  # it takes the place of the base layer's output
+
+        module.register_forward_pre_hook(lambda *_, own=own: tracker.enter(own))
+        module.register_forward_hook(after, always_call=True)  # checkpointing leaves a block by an exception
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.register_post_accumulate_grad_hook(lambda p: tracker.relabel(p.grad, "gradients"))
+
+
+if __name__ == "__main__":
+    from utils.profiling.fit import main
+
+    main()

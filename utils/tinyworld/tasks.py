@@ -1,0 +1,134 @@
+"""The four tasks that LoRA teaches the tiny model, and what of them no training sees."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from typing import Literal, get_args
+
+from utils.data.chat import Example
+from utils.tinyworld.corpus import (
+    BAD_EVENTS,
+    GLAD,
+    GOOD_EVENTS,
+    MORALS,
+    OPENINGS,
+    PIRATE,
+    SORRY,
+    Split,
+    middle,
+    new_cast,
+    opening,
+    sentence_pair,
+    split_of,
+)
+
+Task = Literal["sentiment", "translation", "summarization", "style"]
+
+
+TASKS: tuple[Task, ...] = get_args(Task)
+
+UNSEEN = 3
+"""So many words of each list of feelings and events are kept out of sentiment's examples, for the lexical hold-out."""
+
+
+def _sentiment(rng: random.Random, unseen: bool = False) -> Example:
+    good, cast = rng.random() < 0.5, new_cast(rng)
+    part = slice(-UNSEEN, None) if unseen else slice(None, -UNSEEN)
+    feeling = rng.choice((GLAD if good else SORRY)[part])
+    event = rng.choice((GOOD_EVENTS if good else BAD_EVENTS)[part]).format(**cast)
+    text = rng.choice(
+        (
+            "{name} {event}.",
+            "{name} the {animal} {event} today.",
+            "{name} was {feeling}.",
+            "{Where}, {name} felt {feeling}.",
+            "{name} {event} and was {feeling}.",
+            "The {animal} felt {feeling} when {name} {event}.",
+        )
+    )
+    return Example(
+        f"Is this good or bad? {text.format(**cast, feeling=feeling, event=event)}", "good" if good else "bad"
+    )
+
+
+def _translation(rng: random.Random) -> Example:
+    english, french = sentence_pair(rng)
+    return Example(f"Say it in French: {english}", french)
+
+
+def _summarization(rng: random.Random) -> Example:
+    cast = new_cast(rng)
+    first = rng.choice(OPENINGS[0]).format(**cast)
+    return Example(f"Moral: {' '.join([first, *middle(rng, cast, feelings=False)])}", MORALS[cast["plot"]])
+
+
+def pirate(sentence: str) -> str:
+    """The sentence as a pirate says it: word for word by :data:`PIRATE`, behind "Arr!".
+
+    >>> pirate("Zoe went to the lake.")
+    "Arr! Zoe sailed t' th' lake."
+    """
+    spoken = []
+    for word in sentence.split():
+        core = word.rstrip(".,")
+        spoken.append(PIRATE.get(core, core) + word[len(core) :])
+    return "Arr! " + " ".join(spoken)
+
+
+def _style(rng: random.Random) -> Example:
+    sentence = rng.choice(opening(rng, new_cast(rng)))
+    return Example(f"Say it like a pirate: {sentence}", pirate(sentence))
+
+
+_MAKERS: dict[str, Callable[[random.Random], Example]] = {
+    "sentiment": _sentiment,
+    "translation": _translation,
+    "summarization": _summarization,
+    "style": _style,
+}
+
+
+def _distinct(make: Callable[[random.Random], Example], rng: random.Random, what: str, n: int) -> Iterator[Example]:
+    if n < 1:
+        raise ValueError(f"n is the number of examples and must be at least 1, not {n}")
+    seen: set[str] = set()
+    tries = 0
+    while len(seen) < n:
+        tries += 1
+        if tries > 1000 + 100 * n:
+            raise ValueError(
+                f"the tiny world has no {n} different examples of {what}: ask for fewer (it gave {len(seen)})"
+            )
+        example = make(rng)
+        if example.prompt not in seen:
+            seen.add(example.prompt)
+            yield example
+
+
+def task_examples(task: Task, split: Split, n: int, seed: int = 0) -> list[Example]:
+    """`n` different examples of a task from one split, the same for the same seed.
+
+    The splits share no prompt, because a prompt's split follows from its text. Raises ValueError for an unknown task or
+    split, an `n` below 1, and an `n` larger than the task's world.
+    """
+    if task not in TASKS:
+        raise ValueError(f"unknown task {task!r}: the tiny world has {', '.join(TASKS)}")
+    if split not in get_args(Split):
+        raise ValueError(f"unknown split {split!r}: choose one of {', '.join(get_args(Split))}")
+
+    def make(rng: random.Random) -> Example:
+        while True:
+            example = _MAKERS[task](rng)
+            if split_of(example.prompt) == split:
+                return example
+
+    return list(_distinct(make, random.Random(f"{task}/{split}/{seed}"), f"{task} ({split})", n))
+
+
+def unseen_word_examples(n: int, seed: int = 0) -> list[Example]:
+    """Sentiment with feelings and events that :func:`task_examples` never uses, in any split: the lexical hold-out.
+
+    High scores on the ordinary held-out prompts flatter, since they are made of the same words in another order.
+    """
+    return list(_distinct(lambda rng: _sentiment(rng, unseen=True), random.Random(f"unseen/{seed}"), "unseen words", n))

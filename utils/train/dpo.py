@@ -1,0 +1,323 @@
+"""Direct preference optimisation with an adapter: the loss, the reference that is the adapter switched off, the loop.
+
+DPO (Rafailov et al., 2023, https://arxiv.org/abs/2305.18290) learns from pairs: for one prompt, an answer that
+somebody preferred and one that was rejected. It needs the log-probabilities of a *reference*, the model before the
+training. With an adapter that model needs no second copy: it is the same one with the adapter off. Equal to TRL's
+DPOTrainer (loss type "sigmoid"), which tests/train/test_dpo.py holds it to.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from utils import tinyworld
+from utils.data.chat import IGNORED, Example, collate, encode, render
+from utils.lora.layer import disabled
+from utils.tinyworld import Split
+from utils.train.loop import MAX_GRAD_NORM, learning_rate_factor
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from transformers import PreTrainedTokenizerBase
+    from trl import DPOTrainer
+
+
+class Pair(NamedTuple):
+    """One preference: what the user writes, the answer that was preferred, and the one that was not."""
+
+    prompt: str
+    chosen: str
+    rejected: str
+
+
+class Preference(NamedTuple):
+    """What :func:`dpo_loss` gives. loss: a number; the rewards have one number a pair."""
+
+    loss: Float[Tensor, ""]
+    chosen_rewards: Float[Tensor, " pairs"]
+    rejected_rewards: Float[Tensor, " pairs"]
+
+
+# -------------------------------------------------------------------------------------------------------- the data
+
+
+def has_moral(story: str) -> bool:
+    """Whether a story ends by saying one of the tiny world's morals."""
+    return story.rstrip().endswith(tuple(tinyworld.MORALS.values()))
+
+
+def moral_pairs(n: int, split: Split, seed: int = 0) -> list[Pair]:
+    """`n` requests for a story, each with a story that says its moral (preferred) and another one that doesn't.
+
+    Both are of the same cast, told in other words. The splits share no preferred story. Raises ValueError for an `n`
+    below 1 or an unknown split.
+    """
+    if n < 1:
+        raise ValueError(f"n is the number of pairs and must be at least 1, not {n}")
+    if split not in ("train", "dev", "test"):
+        raise ValueError(f"unknown split {split!r}: choose one of train, dev, test")
+    rng, pairs = random.Random(f"morals/{split}/{seed}"), []
+    while len(pairs) < n:
+        cast = tinyworld.new_cast(rng)
+        prompt = tinyworld.story_request(rng, cast)
+        chosen = rejected = ""
+        while not has_moral(chosen):
+            chosen = tinyworld.story(rng, cast)
+        while not rejected or has_moral(rejected):
+            rejected = tinyworld.story(rng, cast)
+        if tinyworld.split_of(chosen) == split:
+            pairs.append(Pair(prompt, chosen, rejected))
+    return pairs
+
+
+def pair_batch(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair]) -> dict[str, Int[Tensor, "two_pairs length"]]:
+    """`input_ids`, `attention_mask` and `labels` of 2n rows: the preferred answers first, then the rejected ones.
+
+    Raises ValueError when there are no pairs, when one lacks a text, or when its two answers are the same.
+    """
+    for i, pair in enumerate(pairs):
+        if pair.chosen == pair.rejected:
+            raise ValueError(f"pair {i} prefers an answer to itself ({pair.chosen[:40]!r}): it can't teach anything")
+    rows = [Example(p.prompt, p.chosen) for p in pairs] + [Example(p.prompt, p.rejected) for p in pairs]
+    return collate(encode(tokenizer, rows), tokenizer.pad_token_id)
+
+
+# -------------------------------------------------------------------------------------------------------- the loss
+
+
+def answer_log_probs(model: Any, batch: dict[str, Tensor]) -> Float[Tensor, " rows"]:
+    """The log-probability of each row's whole answer, end mark included: the sum over the tokens that have a label."""
+    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1]
+    labels = batch["labels"][:, 1:]
+    picked = logits.log_softmax(-1).gather(-1, labels.clamp(min=0)[..., None])[..., 0]
+    return (picked * (labels != IGNORED)).sum(-1)
+
+
+def dpo_loss(log_probs: Float[Tensor, " rows"], reference: Float[Tensor, " rows"], beta: float) -> Preference:
+    """DPO's loss and its implicit rewards, for rows in the order of :func:`pair_batch`.
+
+    The reward of an answer is ``beta * (log p - log p_ref)``; the loss is ``-log sigmoid`` of the preferred one's lead,
+    the mean over pairs. Raises ValueError for an odd number of rows, differing lengths, a `beta` that isn't positive.
+    """
+    if log_probs.shape != reference.shape or log_probs.ndim != 1 or len(log_probs) % 2 or not len(log_probs):
+        raise ValueError(
+            f"expected two equally long rows of log-probabilities, preferred then rejected answers, got shapes "
+            f"{tuple(log_probs.shape)} and {tuple(reference.shape)}"
+        )
+    if not beta > 0:
+        raise ValueError(f"beta must be positive, not {beta}: it says how much a step away from the reference counts")
+    chosen, rejected = (beta * (log_probs - reference)).chunk(2)
+    return Preference(-F.logsigmoid(chosen - rejected).mean(), chosen.detach(), rejected.detach())
+
+
+def adapter_off(model: Any) -> AbstractContextManager:
+    """The model without its adapter, for the length of a block: the course's LoRA, or PEFT's ``disable_adapter``.
+
+    Raises RuntimeError when the model has neither.
+    """
+    return model.disable_adapter() if hasattr(model, "disable_adapter") else disabled(model)
+
+
+@torch.no_grad()
+def reference_log_probs(
+    model: Any, batch: dict[str, Tensor], reference: Callable[[Any], AbstractContextManager] = adapter_off
+) -> Float[Tensor, " rows"]:
+    """:func:`answer_log_probs` of the reference: what the model is inside the block ``reference(model)``."""
+    with reference(model):
+        return answer_log_probs(model, batch)
+
+
+# -------------------------------------------------------------------------------------------------------- the loop
+
+
+def _batches(pairs: Sequence[Pair], steps: int, batch_size: int, seed: int) -> Iterator[list[Pair]]:
+    rng = random.Random(seed)
+    for _ in range(steps):
+        yield rng.sample(list(pairs), min(batch_size, len(pairs)))
+
+
+def train_dpo(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Sequence[Pair],
+    *,
+    beta: float,
+    steps: int,
+    lr: float,
+    batch_size: int = 4,
+    seed: int = 0,
+    reference: Callable[[Any], AbstractContextManager] = adapter_off,
+    progress: bool = True,
+) -> list[dict[str, float]]:
+    """Train whatever of the model requires a gradient on preferences. Returns each step's numbers, under TRL's names:
+    ``loss``, ``rewards/chosen``, ``rewards/rejected``, ``rewards/margins``, ``rewards/accuracies``.
+
+    Optimiser and schedule are those of :func:`utils.train.loop.train`. The model stays in evaluation mode, so that
+    dropout, which TRL switches off too, can't part it from its reference. Raises ValueError when nothing is trainable,
+    a number isn't positive, or the loss stops being one.
+    """
+    for name, value in (("steps", steps), ("batch_size", batch_size), ("lr", lr)):
+        if value <= 0:
+            raise ValueError(f"{name} must be positive, not {value}")
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    if not trainable:
+        raise ValueError("nothing to train: no parameter requires a gradient. Add an adapter first")
+    from tqdm.auto import tqdm
+
+    optimizer = torch.optim.AdamW(trainable, lr=lr, weight_decay=0.0)
+    history: list[dict[str, float]] = []
+    model.eval()
+    drawn = _batches(pairs, steps, batch_size, seed)
+    for step, part in enumerate(tqdm(drawn, total=steps, desc="DPO", disable=not progress)):
+        for group in optimizer.param_groups:
+            group["lr"] = lr * learning_rate_factor(step, steps)
+        batch = {name: tensor.to(trainable[0].device) for name, tensor in pair_batch(tokenizer, part).items()}
+        off = reference_log_probs(model, batch, reference)
+        found = dpo_loss(answer_log_probs(model, batch), off, beta)
+        if not torch.isfinite(found.loss):
+            raise ValueError(f"the loss is not a number any more at step {step}: try a learning rate below {lr}")
+        found.loss.backward()
+        nn.utils.clip_grad_norm_(trainable, MAX_GRAD_NORM)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        history.append(numbers(found))
+    return history
+
+
+def numbers(found: Preference) -> dict[str, float]:
+    """A batch's loss, rewards, their margin, and the share of pairs in which the preferred answer leads."""
+    margins = found.chosen_rewards - found.rejected_rewards
+    return {
+        "loss": found.loss.item(),
+        "rewards/chosen": found.chosen_rewards.mean().item(),
+        "rewards/rejected": found.rejected_rewards.mean().item(),
+        "rewards/margins": margins.mean().item(),
+        "rewards/accuracies": (margins > 0).float().mean().item(),
+    }
+
+
+# ---------------------------------------------------------------------------------------------------- what came of it
+
+
+class Told(NamedTuple):
+    """One sampled answer. ids: its tokens, with the end mark if the model set one; text: without it."""
+
+    prompt: str
+    ids: list[int]
+    text: str
+    stopped: bool
+
+
+@torch.inference_mode()
+def sample(
+    model: Any, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], *, max_new_tokens: int = 200, seed: int = 0
+) -> list[Told]:
+    """One answer to each prompt, drawn at temperature 1 from all tokens: what the model's distribution is.
+
+    The same for the same seed on the same machine. Raises ValueError when there are no prompts.
+    """
+    if isinstance(prompts, str) or not len(prompts):
+        raise ValueError(f"there are no prompts to answer: pass a list of texts, not {prompts!r}")
+    model.eval()
+    torch.manual_seed(seed)
+    inputs = tokenizer(
+        [render(tokenizer, p) for p in prompts], add_special_tokens=False, padding=True, padding_side="left",
+        return_tensors="pt", return_token_type_ids=False,
+    ).to(model.device)  # fmt: skip
+    out = model.generate(
+        **inputs, max_new_tokens=max_new_tokens, do_sample=True, temperature=1.0, top_k=0,
+        pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    told = []
+    for prompt, row in zip(prompts, out[:, inputs.input_ids.shape[1] :].tolist(), strict=True):
+        stopped = tokenizer.eos_token_id in row
+        ids = row[: row.index(tokenizer.eos_token_id) + 1] if stopped else row
+        told.append(Told(prompt, ids, tokenizer.decode(ids, skip_special_tokens=True).strip(), stopped))
+    return told
+
+
+@torch.no_grad()
+def drift(model: Any, tokenizer: PreTrainedTokenizerBase, told: Sequence[Told]) -> float:
+    """How far the policy went from its reference: the mean of ``log p - log p_ref`` over answers *the policy* sampled.
+
+    That is an estimate of the KL divergence, in nats per answer. The reference is the adapter switched off. Raises
+    ValueError when there are no answers.
+    """
+    if not len(told):
+        raise ValueError("there are no answers to measure the drift on: sample some")
+    prompts = tokenizer([render(tokenizer, t.prompt) for t in told], add_special_tokens=False).input_ids
+    batch = collate([(p, t.ids) for p, t in zip(prompts, told, strict=True)], tokenizer.pad_token_id)
+    model.eval()
+    return (answer_log_probs(model, batch) - reference_log_probs(model, batch)).mean().item()
+
+
+@torch.no_grad()
+def evaluate_pairs(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Sequence[Pair],
+    beta: float,
+    *,
+    batch_size: int = 16,
+    reference: Callable[[Any], AbstractContextManager] = adapter_off,
+) -> dict[str, float]:
+    """:func:`numbers` over many pairs. Raises ValueError when there are none, and as the functions above do."""
+    if not len(pairs):
+        raise ValueError("there are no pairs to evaluate on: hold some out")
+    model.eval()
+    own, off = [], []
+    for start in range(0, len(pairs), batch_size):
+        batch = pair_batch(tokenizer, pairs[start : start + batch_size])
+        own.append(answer_log_probs(model, batch).view(2, -1))
+        off.append(reference_log_probs(model, batch, reference).view(2, -1))
+    return numbers(dpo_loss(torch.cat(own, 1).flatten(), torch.cat(off, 1).flatten(), beta))
+
+
+# --------------------------------------------------------------------------------------------------------------- TRL
+
+
+def trl_trainer(
+    model: Any, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], output_dir: str | Path, beta: float,
+    **arguments: Any,
+) -> DPOTrainer:  # fmt: skip
+    """TRL's DPOTrainer on the CPU, with all pairs in one batch; `arguments` go to it, such as ``peft_config=...``."""
+    from datasets import Dataset, disable_progress_bars
+    from trl import DPOConfig, DPOTrainer
+
+    def says(role: str, text: str) -> list[dict[str, str]]:
+        return [{"role": role, "content": text}]
+
+    disable_progress_bars()
+    rows = [
+        {
+            "prompt": says("user", p.prompt),
+            "chosen": says("assistant", p.chosen),
+            "rejected": says("assistant", p.rejected),
+        }
+        for p in pairs
+    ]
+    new_name = "activation_checkpointing" in DPOConfig.__dataclass_fields__  # TRL's own default warns of the old one
+    off: dict[str, Any] = {"gradient_checkpointing": None if new_name else False}
+    args = DPOConfig(
+        output_dir=str(output_dir), beta=beta, per_device_train_batch_size=len(pairs), max_length=None, use_cpu=True,
+        bf16=False, dataloader_pin_memory=False, report_to="none", save_strategy="no", disable_tqdm=True,
+        **off,
+    )  # fmt: skip
+    return DPOTrainer(
+        model=model, args=args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer, **arguments
+    )
+
+
+def from_trl(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A batch of TRL's collator in the form of :func:`pair_batch`."""
+    labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, IGNORED)
+    return {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "labels": labels}

@@ -1,0 +1,141 @@
+"""A file of one's own: read whole or refused, split so that nothing leaks, and described for the model card."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import random
+import re
+from collections.abc import Hashable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from utils.data.records import INSTRUCTION_FIELDS, Record, read_records, to_prompt_completion
+from utils.tinyworld import documents
+from utils.train.recipes import recipe
+
+HELD_OUT_SHARE = 0.1
+HELD_OUT_AT_MOST = 200
+GENERAL_TEXTS = 40
+FEWEST_PROMPTS = 10
+
+
+class Split(NamedTuple):
+    """Records to train on and to test with; `dropped` exact duplicates are in neither."""
+
+    train: list[Record]
+    held_out: list[Record]
+    dropped: int
+
+
+class DataFacts(NamedTuple):
+    """What a model card says of its data: the file's name, the SHA-256 of its bytes, and the split's counts."""
+
+    file: str
+    sha256: str
+    train: int
+    held_out: int
+    dropped: int
+
+
+class Settings(NamedTuple):
+    """A run on data of one's own. lr: the peak rate; max_length: tokens where a record is cut; checkpointing: whether
+    blocks keep their input alone and are computed twice, for memory."""
+
+    r: int
+    lr: float
+    steps: int
+    batch_size: int
+    max_length: int = 256
+    checkpointing: bool = False
+
+    def checked(self) -> Settings:
+        """The same. Raises ValueError, naming it, for a count below 1 or a rate that isn't a number above 0."""
+        for name in ("r", "steps", "batch_size", "max_length"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is a number of 1 or more, not {getattr(self, name)}")
+        if not (math.isfinite(self.lr) and self.lr > 0):
+            raise ValueError(f"the learning rate is a number above 0, such as 2e-4, not {self.lr}")
+        return self
+
+
+def usual_settings(profile: str) -> Settings:
+    """Settings to begin with on data of one's own, under a profile, such as ``usual_settings(profile())``.
+
+    Under `tiny` the rate of the other three tasks, 4e-3, which forgets less than the pirate's own 6e-3. Under `7b` with
+    checkpointing, so that a card of 16 GB has room for longer records.
+    """
+    usual = recipe("style", profile)
+    lr = 4e-3 if profile == "tiny" else usual.lr
+    return Settings(usual.r, lr, usual.steps, usual.batch_size, checkpointing=profile == "7b")
+
+
+def read_own(path: str | Path) -> list[Record]:
+    """The records of a .csv, .json or .jsonl file: instruction records, or conversations where it has ``messages``.
+
+    Raises what :func:`utils.data.records.read_records` raises: for bad records BadRecords with each line and its
+    reason, and then nothing is read.
+    """
+    path = Path(path)
+    conversations = path.suffix.lower() != ".csv" and path.is_file() and _has_messages(path)
+    return list(read_records(path, ("messages",) if conversations else INSTRUCTION_FIELDS))
+
+
+def _has_messages(path: Path) -> bool:
+    with path.open("rb") as file:
+        return re.search(rb'"messages"\s*:', file.read(100_000)) is not None
+
+
+def prompt_key(record: Record) -> tuple[str, ...]:
+    """What two records have in common when they ask the same: every turn before the answer, case and space aside."""
+    return tuple(" ".join(turn["content"].casefold().split()) for turn in to_prompt_completion(record)["prompt"])
+
+
+def split_records(
+    records: Sequence[Record], share: float = HELD_OUT_SHARE, at_most: int = HELD_OUT_AT_MOST, seed: int = 0
+) -> Split:
+    """Hold out about `share` of the records, `at_most` so many, so that no prompt is on both sides.
+
+    Records with the same prompt (:func:`prompt_key`) stay together, and of records that also have the same answer one
+    is kept. Groups are drawn by `seed`; each side keeps the file's order. Raises ValueError when the share isn't
+    between 0 and 1, `at_most` is below 1, or there are fewer than ten different prompts: too few to test with.
+    """
+    if not 0 < share < 1 or at_most < 1:
+        raise ValueError(f"hold out a share between 0 and 1, and at least one record; not {share} and {at_most}")
+    kept: dict[tuple[Hashable, str], Record] = {}
+    for record in records:
+        answer = to_prompt_completion(record)["completion"][0]["content"].strip()
+        kept.setdefault((prompt_key(record), answer), record)
+    groups: dict[Hashable, list[Record]] = {}
+    for (prompt, _), record in kept.items():
+        groups.setdefault(prompt, []).append(record)
+    if len(groups) < FEWEST_PROMPTS:
+        raise ValueError(
+            f"there are {len(groups)} different prompts in {len(records)} records; at least {FEWEST_PROMPTS} are "
+            "needed, some to train on and some to test with. Collect more"
+        )
+    wanted = min(at_most, max(1, round(share * len(kept))))
+    order = list(groups)
+    random.Random(seed).shuffle(order)
+    test: set[Hashable] = set()
+    count = 0
+    for prompt in order[:-1]:  # one group at least is left to train on
+        if count >= wanted:
+            break
+        test.add(prompt)
+        count += len(groups[prompt])
+    held_out = [record for (prompt, _), record in kept.items() if prompt in test]
+    train = [record for (prompt, _), record in kept.items() if prompt not in test]
+    return Split(train, held_out, len(records) - len(kept))
+
+
+def data_facts(path: str | Path, split: Split) -> DataFacts:
+    """What the model card says of the file that `split` was made of. Raises FileNotFoundError when it's gone."""
+    digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    return DataFacts(Path(path).name, digest, len(split.train), len(split.held_out), split.dropped)
+
+
+def general_texts() -> list[str]:
+    """Texts that have nothing to do with anybody's task, to see what a training forgets: held-out picture-book
+    stories."""
+    return documents(GENERAL_TEXTS, seed=13, split="test")

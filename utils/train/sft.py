@@ -1,0 +1,353 @@
+"""Supervised fine-tuning with TRL: the settings, what must be right before a run begins, and how one is resumed.
+
+Everything that can be wrong with the data, the lengths or a checkpoint is looked at here before the first step.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from safetensors import SafetensorError, safe_open
+
+from utils.data.chat import IGNORED
+from utils.data.labels import check_completions_survive
+from utils.models.device import trainer_precision, widen_trainable
+from utils.train.loop import WARMUP_STEPS
+from utils.train.recipes import Recipe
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from peft import LoraConfig
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from trl import SFTConfig, SFTTrainer
+
+MAX_LENGTH = 256
+"""Tokens of an example, in the course's runs: more than any of its examples has."""
+
+# ------------------------------------------------------------------------------------- what became of the guide's lines
+
+Fate = Literal["same", "renamed", "gone", "elsewhere"]
+
+
+class GuideLine(NamedTuple):
+    """One argument of the guide's section 7 and what it is in today's TRL.
+
+    where: the call that the guide passes it to. fate: "same" (accepted), "renamed" (to `today`), "elsewhere" (moved to
+    another call, as `today`), "gone". why: a sentence for the reader.
+    """
+
+    argument: str
+    where: Literal["TrainingArguments", "SFTTrainer"]
+    fate: Fate
+    today: str | None
+    why: str
+
+
+def _same(*arguments: str, why: str = "") -> list[GuideLine]:
+    return [GuideLine(a, "TrainingArguments", "same", a, why) for a in arguments]
+
+
+GUIDE_LINES: tuple[GuideLine, ...] = (
+    *_same("output_dir"),
+    GuideLine("overwrite_output_dir", "TrainingArguments", "gone", None, "a folder is never emptied for you"),
+    *_same("num_train_epochs", "per_device_train_batch_size", "per_device_eval_batch_size"),
+    *_same("gradient_accumulation_steps"),
+    *_same("learning_rate", why="SFTConfig's own default, 2e-5, is meant for full fine-tuning"),
+    *_same("lr_scheduler_type"),
+    *_same("warmup_steps", why="a number below 1 is a share of all steps"),
+    *_same("optim", why="paged_adamw_32bit needs bitsandbytes and a GPU"),
+    *_same("weight_decay", "max_grad_norm", "fp16"),
+    *_same("bf16", why="SFTConfig turns it on by itself, and so raises where there is no GPU"),
+    *_same("tf32", why="True raises on anything but an Ampere or newer GPU"),
+    *_same("logging_steps"),
+    GuideLine(
+        "logging_dir", "TrainingArguments", "gone", None, "TensorBoard's folder is the variable TENSORBOARD_LOGGING_DIR"
+    ),
+    *_same("report_to", why="wandb needs its package and an account"),
+    *_same("save_strategy", "save_steps", "save_total_limit"),
+    GuideLine("evaluation_strategy", "TrainingArguments", "renamed", "eval_strategy", "renamed in transformers 4.41"),
+    *_same("eval_steps"),
+    *_same("load_best_model_at_end", why="evaluation and saving must come at the same steps"),
+    *_same("metric_for_best_model", "greater_is_better"),
+    *_same("gradient_checkpointing", why="TRL turns it on; newer transformers say activation_checkpointing"),
+    *_same("ddp_find_unused_parameters"),
+    GuideLine("model", "SFTTrainer", "same", "model", ""),
+    GuideLine("train_dataset", "SFTTrainer", "same", "train_dataset", ""),
+    GuideLine("eval_dataset", "SFTTrainer", "same", "eval_dataset", ""),
+    GuideLine("tokenizer", "SFTTrainer", "renamed", "processing_class", "it may also be an image processor"),
+    GuideLine(
+        "formatting_func", "SFTTrainer", "same", "formatting_func", "ignored when the dataset is tokenized already"
+    ),
+    GuideLine("data_collator", "SFTTrainer", "same", "data_collator", "the guide never defines the one it passes"),
+    GuideLine("args", "SFTTrainer", "same", "args", "an SFTConfig"),
+    GuideLine("packing", "SFTTrainer", "elsewhere", "packing", "now a field of SFTConfig"),
+    GuideLine("max_seq_length", "SFTTrainer", "elsewhere", "max_length", "now a field of SFTConfig"),
+)
+"""Every line of the guide's 7.2 and 7.3, in its order (claims C31 and C32)."""
+
+
+# ---------------------------------------------------------------------------------------------------------- settings
+
+
+def _checkpointing_argument() -> str:
+    from trl import SFTConfig
+
+    fields = SFTConfig.__dataclass_fields__
+    return "activation_checkpointing" if "activation_checkpointing" in fields else "gradient_checkpointing"
+
+
+def sft_config(output_dir: str | Path, recipe: Recipe, **changes: Any) -> SFTConfig:
+    """TRL's settings for a run of the course, by `recipe`; `changes` are any other fields of SFTConfig.
+
+    AdamW without weight decay, a rate that rises for ten steps and then falls along a line, gradients clipped to norm
+    1, each step's loss logged, nothing saved or reported, no checkpointing. The precision follows the machine, by
+    :func:`utils.models.device.trainer_precision`: on CUDA bf16 where the card has it and else fp16, elsewhere (and
+    always under the profile `tiny`) float32. Raises TypeError, naming it, for a field that SFTConfig doesn't have.
+    """
+    from trl import SFTConfig
+
+    unknown = sorted(set(changes) - set(SFTConfig.__dataclass_fields__))
+    if unknown:
+        today = {line.argument: line for line in GUIDE_LINES}
+        said = [f"{name} ({today[name].today or today[name].why})" if name in today else name for name in unknown]
+        raise TypeError(
+            f"SFTConfig has no field {', '.join(said)}: see utils.train.sft.GUIDE_LINES for what became of it"
+        )
+    settings: dict[str, Any] = {
+        "max_steps": recipe.steps,
+        "per_device_train_batch_size": recipe.batch_size,
+        "learning_rate": recipe.lr,
+        "lr_scheduler_type": "linear",
+        "warmup_steps": WARMUP_STEPS,
+        "max_length": MAX_LENGTH,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        **trainer_precision(),
+        "seed": 0,
+        "gradient_checkpointing": None if _checkpointing_argument() == "activation_checkpointing" else False,
+    }
+    if "activation_checkpointing" in changes:
+        settings.pop("gradient_checkpointing")
+        changes[_checkpointing_argument()] = changes.pop("activation_checkpointing")
+        if _checkpointing_argument() == "activation_checkpointing":
+            settings["gradient_checkpointing"] = None  # TRL's default, True, would be warned about as deprecated
+    return SFTConfig(output_dir=str(output_dir), **{**settings, **changes})
+
+
+def lora_config(recipe: Recipe, **changes: Any) -> LoraConfig:
+    """PEFT's LoraConfig for a recipe; `changes` are any other fields of it."""
+    from peft import LoraConfig
+
+    settings: dict[str, Any] = {
+        "r": recipe.r,
+        "lora_alpha": recipe.lora_alpha,
+        "target_modules": recipe.target_modules,
+        "task_type": "CAUSAL_LM",
+    }
+    return LoraConfig(**{**settings, **changes})
+
+
+TRACKERS = {"none": None, "tensorboard": "tensorboard", "wandb": "wandb", "trackio": "trackio"}
+"""Values of `report_to` that the course knows, each with the package that it needs."""
+
+
+def tracker(name: str = "tensorboard") -> str:
+    """The value for `report_to`, once it is sure that the tracker's package is there.
+
+    Raises ValueError for a name the course doesn't know, and ModuleNotFoundError, with the command that mends it, for a
+    package that isn't installed: transformers would say so after the data has been prepared.
+    """
+    if name not in TRACKERS:
+        raise ValueError(f"unknown tracker {name!r}: choose one of {', '.join(TRACKERS)}")
+    package = TRACKERS[name]
+    if package and importlib.util.find_spec(package) is None:
+        raise ModuleNotFoundError(
+            f"report_to={name!r} needs the package {package}: pip install {package}, or use tensorboard, which came "
+            "with the course"
+        )
+    return name
+
+
+# -------------------------------------------------------------------------------------- what must hold before a run
+
+FORMS = (("prompt", "completion"), ("messages",), ("input_ids", "labels"), ("input_ids",), ("text",))
+"""The columns of the dataset forms that SFTTrainer knows, as far as the course uses them."""
+
+
+def check_dataset(dataset: Dataset, name: str = "training") -> tuple[str, ...]:
+    """The columns of `dataset` that SFTTrainer will read: one of :data:`FORMS`.
+
+    Raises ValueError when the dataset is empty, or is a dictionary of splits, or has none of the forms.
+    """
+    if isinstance(dataset, dict):
+        raise ValueError(
+            f"the {name} data is a dictionary of splits ({', '.join(dataset)}), not a dataset: take one of them, "
+            f"such as data[{next(iter(dataset), 'train')!r}]"
+        )
+    if not len(dataset):
+        raise ValueError(f"the {name} data is empty: it has 0 examples. Look at the filter or the split that made it")
+    columns = list(dataset.column_names)
+    for form in FORMS:
+        if all(column in columns for column in form):
+            return form
+    forms = "; ".join(" and ".join(form) for form in FORMS)
+    raise ValueError(
+        f"the {name} data has the columns {', '.join(columns)}, and SFTTrainer needs one of these sets: {forms}. Map "
+        "your records first, for example with utils.data.instructions.to_prompt_completion"
+    )
+
+
+def trained_tokens(dataset: Dataset) -> tuple[int, int]:
+    """How many tokens of a tokenized dataset have a label, and how many there are."""
+    labels = [label for row in dataset["labels"] for label in row]
+    return sum(label != IGNORED for label in labels), len(labels)
+
+
+def sft_trainer(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    train: Dataset,
+    args: SFTConfig,
+    *,
+    evaluation: Dataset | None = None,
+    peft_config: LoraConfig | None = None,
+    formatting_func: Callable[[dict], str] | None = None,
+    callbacks: Sequence[Any] = (),
+) -> SFTTrainer:
+    """An SFTTrainer that is sure of its data: looked at, tokenized, with labels left in every split.
+
+    TRL drops an example without a word when `max_length` cuts its whole completion away; here that is a warning with
+    their number, and an error if it befalls all of them, before any training. transformers' callback that prints every
+    log as a dictionary is left out. Raises ValueError for what :func:`check_dataset` refuses, when nothing is left to
+    train on, and when the model has LoRA already and `peft_config` asks for more.
+    """
+    from peft import PeftModel
+    from transformers import PrinterCallback
+    from trl import SFTTrainer
+
+    if isinstance(model, PeftModel) and peft_config is not None:
+        raise ValueError(
+            "the model carries a PEFT adapter already: pass it without peft_config, or pass the plain base"
+        )
+    splits = {"training": train} if evaluation is None else {"training": train, "evaluation": evaluation}
+    for name, split in splits.items():
+        unread = formatting_func is not None and "input_ids" not in split.column_names  # it makes the columns
+        form = ("text",) if unread else check_dataset(split, name)
+        if form == ("prompt", "completion") or (form == ("messages",) and args.assistant_only_loss):
+            lost = 0 if args.packing else check_completions_survive(split, tokenizer, args.max_length)
+            if lost:
+                warnings.warn(
+                    f"max_length={args.max_length} cuts the whole completion away in {lost} of the {len(split)} "
+                    f"examples of the {name} data: TRL leaves them out",
+                    stacklevel=2,
+                )
+    trainer = SFTTrainer(
+        model=model,
+        args=args,
+        train_dataset=train,
+        eval_dataset=evaluation,
+        processing_class=tokenizer,
+        peft_config=peft_config,
+        formatting_func=formatting_func,
+        callbacks=list(callbacks),
+    )
+    trainer.remove_callback(PrinterCallback)
+    if trainer.args.fp16:
+        widen_trainable(trainer.model)
+    return trainer
+
+
+# ------------------------------------------------------------------------------------------------------------ resume
+
+
+class CheckpointMismatch(ValueError):
+    """A checkpoint that isn't one of this run: of other settings, of another shape, or damaged."""
+
+
+_MUST_AGREE = ("r", "lora_alpha", "target_modules", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "bias")
+
+
+def check_checkpoint(checkpoint: str | Path, trainer: SFTTrainer) -> Path:
+    """The checkpoint's folder, once it is sure that `trainer` can go on from it.
+
+    Compared are the adapter's settings and shapes, the number of steps and the batch size. transformers itself only
+    warns about another batch size, and goes on. Raises :class:`CheckpointMismatch` with every difference, and
+    FileNotFoundError when the folder or one of its files is missing.
+    """
+    folder = Path(checkpoint)
+    for file in (
+        "trainer_state.json",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "optimizer.pt",
+        "scheduler.pt",
+    ):
+        if not (folder / file).is_file():
+            raise FileNotFoundError(
+                f"{folder.name} has no {file}: it is no checkpoint of a LoRA run, or one whose saving was cut off. "
+                "Take an earlier one"
+            )
+    try:
+        state = json.loads((folder / "trainer_state.json").read_text())
+        saved = json.loads((folder / "adapter_config.json").read_text())
+        with safe_open(folder / "adapter_model.safetensors", "pt") as file:
+            shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+    except (json.JSONDecodeError, SafetensorError) as error:
+        raise CheckpointMismatch(f"{folder.name} is damaged ({error}): take an earlier one") from error
+
+    config = asdict(trainer.model.peft_config["default"])
+    differences = []
+    for field in _MUST_AGREE:
+        was, now = saved.get(field), config[field]
+        if isinstance(now, set | list):
+            was, now = sorted(was or []), sorted(now)
+        if was != now:
+            differences.append(f"{field} was {was!r} and is {now!r}")
+    args = trainer.args
+    for field, was, now in (
+        ("max_steps", state.get("max_steps"), args.max_steps),
+        ("per_device_train_batch_size", state.get("train_batch_size"), args.train_batch_size),
+    ):
+        if was != now and now > 0:
+            differences.append(f"{field} was {was!r} and is {now!r}")
+    if not differences:
+        from peft import get_peft_model_state_dict
+
+        here = {
+            k: tuple(v.shape) for k, v in get_peft_model_state_dict(trainer.model, save_embedding_layers=False).items()
+        }
+        wrong = sorted(k for k in here.keys() | shapes.keys() if here.get(k) != shapes.get(k))
+        if wrong:
+            key = wrong[0]
+            differences.append(f"{len(wrong)} matrices, such as {key}, were {shapes.get(key)} and are {here.get(key)}")
+    if differences:
+        raise CheckpointMismatch(
+            f"{folder.name} belongs to another run: {'; '.join(differences)}. Resume with the settings of that run, or "
+            "start anew in another output_dir"
+        )
+    return folder
+
+
+def resume(trainer: SFTTrainer) -> SFTTrainer:
+    """Go on from the last checkpoint in the trainer's `output_dir` to the end of the run, and give the trainer back.
+
+    Raises FileNotFoundError when there is no checkpoint, and what :func:`check_checkpoint` raises.
+    """
+    from transformers.trainer_utils import get_last_checkpoint
+
+    folder = trainer.args.output_dir
+    last = get_last_checkpoint(folder) if Path(folder).is_dir() else None
+    if last is None:
+        raise FileNotFoundError(
+            f"there is no checkpoint in {Path(folder).name}: was save_strategy set, and is output_dir the same as then?"
+        )
+    trainer.train(resume_from_checkpoint=str(check_checkpoint(last, trainer)))
+    return trainer

@@ -1,0 +1,171 @@
+"""The variants as they enter chapter 12's race: rank, scaling and learning rates of each, how to build and to train it.
+
+All have, as nearly as their ranks allow, the parameters of LoRA with r=8 on all linear layers: 108,544. VeRA is there
+twice: with a rank that its paper uses, and beside it LoRA with as few parameters; and with the rank that the budget
+takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from utils.data import chat
+from utils.data.chat import Example
+from utils.lora import nf4_linear, variants
+from utils.lora.adalora import ORTHOGONALITY_WEIGHT, AdaLoRALinear, RankAllocator, Schedule, orthogonality
+from utils.lora.layer import LoRALinear, inject
+from utils.tinyworld import Task
+from utils.train import loop
+
+LAYERS = {
+    "LoRA": LoRALinear,
+    "QLoRA": LoRALinear,
+    "LoRA+": LoRALinear,
+    "rsLoRA": variants.RsLoRALinear,
+    "DoRA": variants.DoRALinear,
+    "PiSSA": variants.PiSSALinear,
+    "AdaLoRA": AdaLoRALinear,
+}
+LORA_PLUS_RATIO = 16.0
+"""B's learning rate over A's, as the paper of LoRA+ advises."""
+INIT_R = 12
+"""AdaLoRA's rank at the start; `r` of its entry is where it ends, on average."""
+
+
+class Entry(NamedTuple):
+    """What races: a variant with its rank, ``lora_alpha = 2 r``, and the learning rates that are tried."""
+
+    variant: str
+    r: int | None
+    rates: tuple[float, ...]
+
+
+def _rates(first: float, count: int) -> tuple[float, ...]:
+    return tuple(first * 2**i for i in range(count))
+
+
+ENTRIES: dict[str, Entry] = {
+    "full fine-tuning": Entry("full", None, _rates(2.5e-4, 6)),
+    "LoRA": Entry("LoRA", 8, _rates(1e-3, 6)),
+    "QLoRA": Entry("QLoRA", 8, _rates(1e-3, 6)),
+    "DoRA": Entry("DoRA", 7, _rates(1e-3, 6)),
+    "rsLoRA": Entry("rsLoRA", 8, _rates(5e-4, 6)),
+    "LoRA+": Entry("LoRA+", 8, _rates(2.5e-4, 6)),
+    "PiSSA": Entry("PiSSA", 8, _rates(2.5e-4, 8)),
+    "AdaLoRA": Entry("AdaLoRA", 8, _rates(2e-3, 7)),
+    "VeRA r=3630": Entry("VeRA", 3630, _rates(2e-3, 8)),
+    "VeRA r=256": Entry("VeRA", 256, _rates(8e-3, 6)),
+    "LoRA r=1": Entry("LoRA", 1, _rates(2e-3, 6)),
+}
+
+
+class Course(NamedTuple):
+    """What a run trains on: so many steps on a task."""
+
+    steps: int
+    batch_size: int
+    examples: int = 4000
+
+
+COURSES: dict[Task, Course] = {"translation": Course(300, 16), "style": Course(120, 8)}
+"""Short on purpose: twice as many steps, and nearly everything gets everything right."""
+
+
+def schedule(entry: Entry, steps: int) -> Schedule:
+    """AdaLoRA's schedule: a tenth of the steps without pruning, then pruning, and a third of the steps behind it."""
+    return Schedule(INIT_R, entry.r or 1, steps, tinit=steps // 10, tfinal=steps // 3, deltaT=5)
+
+
+def build(entry: Entry, model: nn.Module, seed: int) -> None:
+    """Make the model trainable as the entry says, in place. `seed` decides what is drawn."""
+    torch.manual_seed(seed)
+    if entry.variant == "full":
+        model.requires_grad_(True)
+        return
+    if entry.variant == "QLoRA":
+        nf4_linear.quantize(model)
+    if entry.variant == "VeRA":
+        variants.inject_vera(model, "all-linear", entry.r, key=seed)
+    else:
+        r = INIT_R if entry.variant == "AdaLoRA" else entry.r
+        inject(model, "all-linear", r, 2 * r, layer=LAYERS[entry.variant])
+
+
+def train(
+    entry: Entry,
+    model: Any,
+    tokenizer: Any,
+    examples: Sequence[Example],
+    *,
+    steps: int,
+    batch_size: int,
+    lr: float,
+    seed: int = 0,
+    progress: bool = False,
+    after_step: Callable[[int], None] | None = None,
+) -> list[float]:
+    """Train a model that :func:`build` has made, with the entry's own rates and hooks, and return the losses.
+
+    `after_step` is called with the step's number, behind the entry's own hook. Raises what
+    :func:`utils.train.loop.train` raises.
+    """
+    hooks: dict[str, Any] = {"after_step": after_step}
+    if entry.variant == "LoRA+":
+        hooks["groups"] = variants.lora_plus_groups(model, lr, LORA_PLUS_RATIO)
+    if entry.variant == "AdaLoRA":
+        parameters = dict(model.named_parameters())
+        hooks["extra_loss"] = lambda: ORTHOGONALITY_WEIGHT * orthogonality(parameters)
+        prune = RankAllocator(model, schedule(entry, steps)).step
+
+        def prune_first(step: int) -> None:
+            prune(step)
+            if after_step:
+                after_step(step)
+
+        hooks["after_step"] = prune_first
+    return loop.train(
+        model, tokenizer, examples, steps=steps, lr=lr, batch_size=batch_size, seed=seed, progress=progress, **hooks
+    )
+
+
+def sprint(
+    entry: Entry,
+    model: Any,
+    tokenizer: Any,
+    examples: Sequence[Example],
+    held_out: Sequence[Example],
+    *,
+    steps: int,
+    batch_size: int,
+    lr: float,
+    seed: int = 0,
+    every: int = 4,
+) -> tuple[list[int], list[float]]:
+    """Build the entry into a fresh base, train it, and look at held-out examples on the way.
+
+    Returns the numbers of steps taken at each look (0, every, 2 * every, ... and the last) and the loss on `held_out`
+    there, in nats per token of the answers. The model is changed in place. Raises ValueError when `every` isn't
+    positive, and what :func:`utils.train.loop.train` raises.
+    """
+    if every <= 0:
+        raise ValueError(f"every must be positive, not {every}")
+    build(entry, model, seed)
+    batch = chat.collate(chat.encode(tokenizer, held_out), tokenizer.pad_token_id)
+    taken: list[int] = []
+    losses: list[float] = []
+
+    @torch.no_grad()
+    def look(step: int) -> None:
+        if (step + 1) % every == 0 or step + 1 == steps:
+            taken.append(step + 1)
+            losses.append(model(**{k: v.to(model.device) for k, v in batch.items()}).loss.item())
+
+    look(-1)
+    train(
+        entry, model, tokenizer, examples, steps=steps, batch_size=batch_size, lr=lr, seed=seed, after_step=look
+    )  # fmt: skip
+    return taken, losses
