@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import inspect
 import itertools
@@ -328,6 +329,16 @@ def test_the_citation_says_what_pyproject_and_the_licences_say():
 def test_the_changelog_begins_with_what_is_not_released_and_knows_the_version():
     headings = re.findall(r"^## (.*)$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert headings[0] == "Unreleased" and headings[1].startswith(f"{PROJECT['version']}, ")
+
+
+def test_the_import_lines_that_the_changelog_gives_are_right():
+    newest = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8").split("\n## ")[1]
+    valid = [line.split("|")[2] for line in newest.splitlines() if line.startswith("| ")]
+    valid += [line for line in newest.splitlines() if "are as before" in line]
+    lines = re.findall(r"`from (\S+) import (.*?)`", "\n".join(valid))
+    for module, names in lines:
+        there = importlib.import_module(module)
+        assert [name for name in names.split(", ") if name != "..." and not hasattr(there, name)] == [], module
 
 
 def test_the_code_of_conduct_is_the_covenant():
