@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from tools.build.rules import broken
 from tools.build.script import SCRIPT
 from utils.course import checks  # noqa: F401  (registers every exercise)
 from utils.course.checks import core
+from utils.course.colab import notebook_page, origin
 
 LESSONS = sorted((ROOT / "lessons").glob("[0-9]*.md"))  # claims.md is no lesson
 NOTEBOOKS = [ROOT / kind / f"{path.stem}.ipynb" for path in LESSONS for kind in ("notebooks", "solutions")]
@@ -71,7 +73,7 @@ def test_the_check_would_notice_a_change(tmp_path, monkeypatch, capsys):
     edited = tmp_path / "lessons" / LESSONS[-1].name
     text = edited.read_text(encoding="utf-8")
     edited.write_text(f"{text}\nOne sentence more.\n", encoding="utf-8")
-    assert main(["--check"], Course(tmp_path, course.repository, course.setup, course.points)) == 1
+    assert main(["--check"], replace(course, root=tmp_path)) == 1
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
     assert len(errors) == 2 and all(LESSONS[-1].stem in line for line in errors)
 
@@ -97,7 +99,7 @@ def test_the_badge_and_the_setup_cell_lead(path):
         cells[0]["id"],
         cells[2]["id"],
     ]
-    assert f"/blob/main/{path.parent.name}/{path.name})" in cells[0]["source"]
+    assert f"]({notebook_page(origin(ROOT), f'{path.parent.name}/{path.name}')})" in cells[0]["source"]
     assert cells[2]["outputs"] == [], "the setup cell prints nothing outside Colab"
 
 

@@ -94,9 +94,9 @@ def test_check_names_a_notebook_without_a_lesson(copied, capsys):
     assert "solutions/09_gone.ipynb has no lesson" in capsys.readouterr().err
 
 
-def test_check_of_the_committed_address_notices_another_repository(copied, capsys):
-    moved = replace(copied, repository="SOMEONE/ELSE")
-    assert main(["--check"], moved) == 1
+@pytest.mark.parametrize("change", [{"repository": "SOMEONE/ELSE"}, {"ref": "v2"}])
+def test_check_of_the_committed_address_notices_another_repository_or_ref(copied, capsys, change):
+    assert main(["--check"], replace(copied, **change)) == 1
     assert "the source of cell 0 (colab-badge)" in capsys.readouterr().err
 
 

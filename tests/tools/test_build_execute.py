@@ -17,7 +17,7 @@ from tools.build.lesson import BEGIN, END, METADATA, BuildError, Course, cell_id
 def test_the_head_is_badge_title_setup(built):
     for kind in ("notebooks", "solutions"):
         badge, title, setup = stored(built, kind).cells[:3]
-        target = f"https://colab.research.google.com/github/OWNER/REPO/blob/main/{kind}/00_trial.ipynb"
+        target = f"https://colab.research.google.com/github/OWNER/REPO/blob/v1/{kind}/00_trial.ipynb"
         assert badge.cell_type == "markdown" and target in badge.source and "Open in Colab" in badge.source
         assert title.source.startswith("# Chapter 0: A trial")
         assert (setup.cell_type, setup.source, setup.outputs) == ("code", SETUP, [])

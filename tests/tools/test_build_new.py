@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from tests.tools.trial import failures
-from tools.build.lesson import ROOT, BuildError
+from tools.build.lesson import ROOT, BuildError, Course
 from tools.build.new import main, new_chapter
 
 
@@ -46,14 +46,15 @@ def test_what_is_no_new_chapter_is_refused_and_nothing_is_written(tmp_path, caps
     folder = tmp_path / "checks"
     folder.mkdir()
     (tmp_path / "README.md").write_text("# A course\n")
+    course = Course(tmp_path, "OWNER/REPO", "pass", points=lambda name: 1)
     with pytest.raises(BuildError, match="next chapter's number is 00, not '03'"):
-        new_chapter("03", "Title", tmp_path, folder)
+        new_chapter("03", "Title", course, folder)
     with pytest.raises(BuildError, match="a title has letters, not '...'"):
-        new_chapter("00", "...", tmp_path, folder)
+        new_chapter("00", "...", course, folder)
     with pytest.raises(BuildError, match="README.md has no table of chapters"):
-        new_chapter("00", "Title", tmp_path, folder)
+        new_chapter("00", "Title", course, folder)
     (folder / "ch00.py").write_text("")
     with pytest.raises(BuildError, match="is there already, without a lesson"):
-        new_chapter("00", "Title", tmp_path, folder)
+        new_chapter("00", "Title", course, folder)
     assert list((tmp_path / "lessons").iterdir()) == [] and main(["15", ""]) == 2
     assert 'usage: make new CH=15 TITLE="Out of the notebook"' in capsys.readouterr().err

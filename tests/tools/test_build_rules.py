@@ -1,6 +1,7 @@
 """tools.build.rules: each rule is told with its line, by the build and before anything runs."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -18,9 +19,11 @@ def course(tmp_path):
     """A course of one chapter, as `make new` writes it."""
     (tmp_path / "lessons").mkdir()
     (tmp_path / "utils" / "course" / "checks").mkdir(parents=True)
-    (tmp_path / "README.md").write_text("| | chapter |\n|---|---|\n| 99 | [Gone](notebooks/gone.ipynb) | x | 60 |\n")
-    new.new_chapter("00", "Out of the notebook", tmp_path, tmp_path / "utils" / "course" / "checks")
-    return Course(tmp_path, "OWNER/REPO", "pass", points=lambda name: 1)
+    rows = "| | chapter |\n|---|---|\n| 99 | [Gone](notebooks/gone.ipynb) | x | 60 | [Colab][99] |\n\n[99]: gone\n"
+    (tmp_path / "README.md").write_text(rows)
+    course = Course(tmp_path, "OWNER/REPO", "pass", points=lambda name: 1, ref="v1")
+    new.new_chapter("00", "Out of the notebook", course, tmp_path / "utils" / "course" / "checks")
+    return course
 
 
 def told(course: Course) -> list[str]:
@@ -81,13 +84,21 @@ def test_a_long_median_and_a_chapter_without_exercises_are_told(course):
     assert any("the chapter has no exercise" in line for line in told(course))
 
 
-def test_the_readmes_row_has_the_title_and_the_minutes(course):
+def test_the_readme_has_the_title_the_minutes_and_the_link(course):
     readme = course.root / "README.md"
+    page = f"https://colab.research.google.com/github/OWNER/REPO/blob/v1/notebooks/{STEM}.ipynb"
+    assert f"\n[99]: gone\n[00]: {page}\n" in readme.read_text(encoding="utf-8")
+    assert any(
+        f"README.md has no line '[00]: {page.replace('v1', 'v2')}'" in line for line in told(replace(course, ref="v2"))
+    )
     row = readme.read_text(encoding="utf-8")
-    for old, other in (("[Out of the notebook]", "[Out]"), ("| 60 |\n", "| 61 |\n")):
+    for old, other in (("[Out of the notebook]", "[Out]"), ("| 60 | [Colab][00]", "| 61 | [Colab][00]")):
         readme.write_text(row.replace(old, other), encoding="utf-8")
         (said,) = told(course)
-        assert f"has no row '| 00 | [Out of the notebook](notebooks/{STEM}.ipynb) | what one builds | 60 |'" in said
+        assert (
+            f"has no row '| 00 | [Out of the notebook](notebooks/{STEM}.ipynb) | what one builds | 60 | [Colab][00] |'"
+            in said
+        )
 
 
 @pytest.mark.parametrize(("measured", "fits"), [(10, True), (14, True), (16, False), (4, False), (13.3, True)])

@@ -12,7 +12,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tools.build.lesson import BEGIN, END, KERNELSPEC, ROOT, BuildError
+from tools.build.lesson import BEGIN, END, KERNELSPEC, ROOT, BuildError, Course
+from tools.build.rules import colab_link
 
 LESSON = """\
 ---
@@ -107,16 +108,16 @@ exercise(
 )
 '''
 
-ROW = "| {number:02d} | [{title}](notebooks/{stem}.ipynb) | [what one builds] | 60 |"
+ROW = "| {number:02d} | [{title}](notebooks/{stem}.ipynb) | [what one builds] | 60 | [Colab][{number:02d}] |"
 
 
-def new_chapter(number: str, title: str, root: Path = ROOT, checks: Path | None = None) -> list[Path]:
+def new_chapter(number: str, title: str, course: Course, checks: Path | None = None) -> list[Path]:
     """Write the skeleton and return the files that it made or changed.
 
     checks: the folder of the chapters' checks; default: the package's. Raises BuildError when the number isn't the
     next one, the title has no letters, or a file is there already.
     """
-    checks = checks or _checks_folder()
+    root, checks = course.root, checks or _checks_folder()
     lessons = sorted((root / "lessons").glob("[0-9][0-9]_*.md"))
     following = int(lessons[-1].name[:2]) + 1 if lessons else 0
     if number != f"{following:02d}":
@@ -143,13 +144,17 @@ def new_chapter(number: str, title: str, root: Path = ROOT, checks: Path | None 
         "begin": BEGIN,
         "end": END,
     }
-    rows = list(re.finditer(r"^\| \d\d \| \[.*\n", readme.read_text(encoding="utf-8"), re.M))
-    if not rows:
-        raise BuildError("README.md has no table of chapters, with rows like '| 00 | [Start here](notebooks/...'")
-    text, at = rows[-1].string, rows[-1].end()
+    lines = readme.read_text(encoding="utf-8").splitlines()
+    for begins, line in ((r"\| \d\d \| \[", ROW.format(**given)), (r"\[\d\d\]: ", colab_link(stem, course))):
+        last = max((i for i, text in enumerate(lines) if re.match(begins, text)), default=None)
+        if last is None:
+            raise BuildError(
+                f"README.md has no table of chapters, or no links to Colab below it; {line!r} belongs there"
+            )
+        lines.insert(last + 1, line)
     lesson.write_text(LESSON.format(**given), encoding="utf-8", newline="\n")
     module.write_text(CHECKS.format(**given), encoding="utf-8", newline="\n")
-    readme.write_text(text[:at] + ROW.format(**given) + "\n" + text[at:], encoding="utf-8", newline="\n")
+    readme.write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
     return [lesson, module, readme]
 
 
@@ -166,7 +171,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print('usage: make new CH=15 TITLE="Out of the notebook"', file=sys.stderr)
         return 2
     try:
-        paths = new_chapter(*arguments)
+        paths = new_chapter(*arguments, Course.here())
     except BuildError as problem:
         print(f"error: {problem}", file=sys.stderr)
         return 1

@@ -77,13 +77,26 @@ def near(said: int, measured: float) -> bool:
 
 
 def _readme(lesson: Lesson, course: Course) -> Found:
-    """The README's table has the chapter, with this title and these minutes."""
+    """The README's table has the chapter, with this title and these minutes, and below it is the link to Colab."""
     stem, text = lesson.path.stem, lesson.cells[0].source
     title = text.split("\n", 1)[0].partition(": ")[2]
-    begins, ends = f"| {stem[:2]} | [{title}](notebooks/{stem}.ipynb) | ", f" | {_minutes(text)} |"
-    rows = (course.root / "README.md").read_text(encoding="utf-8").splitlines()
-    if not any(row.startswith(begins) and row.endswith(ends) for row in rows):
+    begins, ends = (
+        f"| {stem[:2]} | [{title}](notebooks/{stem}.ipynb) | ",
+        f" | {_minutes(text)} | [Colab][{stem[:2]}] |",
+    )
+    lines = (course.root / "README.md").read_text(encoding="utf-8").splitlines()
+    if not any(line.startswith(begins) and line.endswith(ends) for line in lines):
         yield lesson.lines[0], f"README.md's table of chapters has no row '{begins}what one builds{ends}'"
+    link = colab_link(stem, course)
+    if link not in lines:
+        yield lesson.lines[0], f"README.md has no line '{link}'"
+
+
+def colab_link(stem: str, course: Course) -> str:
+    """The README's line that says where a chapter opens in Colab."""
+    from utils.course.colab import Origin, notebook_page
+
+    return f"[{stem[:2]}]: {notebook_page(Origin(course.repository, course.ref), f'{LEARNER}/{stem}.ipynb')}"
 
 
 def _closing(lesson: Lesson, course: Course) -> Found:
