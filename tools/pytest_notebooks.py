@@ -80,12 +80,10 @@ class Chapter(IPyNbFile):
 
     def prelude(self, code: str) -> None:
         """Runs code in the kernel that belongs to no cell. Raises RuntimeError when it fails."""
-        said = self.kernel.kc.execute(code, silent=True, allow_stdin=False)
+        said, reply = self.kernel.kc.execute(code, silent=True, allow_stdin=False), {}
         try:
-            while (reply := self.kernel.get_message("shell", timeout=PRELUDE_SECONDS))["parent_header"][
-                "msg_id"
-            ] != said:
-                pass
+            while reply.get("parent_header", {}).get("msg_id") != said:
+                reply = self.kernel.get_message("shell", timeout=PRELUDE_SECONDS)
             self.kernel.await_idle(said, timeout=PRELUDE_SECONDS)
         except Empty:
             raise RuntimeError(f"the kernel didn't answer within {PRELUDE_SECONDS} s to: {code}") from None
