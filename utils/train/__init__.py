@@ -20,7 +20,15 @@ from utils.train.dpo import (
     trl_trainer,
 )
 from utils.train.loop import learning_rate_factor, train
-from utils.train.own_data import data_facts, general_texts, prompt_key, read_own, split_records, usual_settings
+from utils.train.own_data import (
+    data_facts,
+    general_texts,
+    prompt_key,
+    read_own,
+    split_records,
+    train_on_file,
+    usual_settings,
+)
 from utils.train.recipes import RECIPES, Recipe, held_out, recipe
 from utils.train.sft import GUIDE_LINES, lora_config, resume, sft_config, sft_trainer, tracker, trained_tokens
 from utils.train.study import (
@@ -84,6 +92,7 @@ __all__ = [
     "tracker",
     "train",
     "train_dpo",
+    "train_on_file",
     "trained_adapter",
     "trained_tokens",
     "trl_trainer",
