@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from utils.models import ASSETS, ROOT
+from utils.models import ASSETS, ROOT, profile
 
 
 def test_c02_mistral_7b_has_7_24_billion_parameters():
@@ -224,7 +224,7 @@ def test_t05_adapter_names_are_refused_in_training_mode():
     from utils.train.adapter_cache import trained_adapter
 
     base, tokenizer = load_base()
-    model = PeftModel.from_pretrained(base, trained_adapter("style"), "style")
+    model = PeftModel.from_pretrained(base, trained_adapter("style", profile()), "style")
     ids = tokenizer("Hello.", return_tensors="pt").input_ids
     with torch.no_grad():
         assert model.eval()(ids, adapter_names=["style"]).logits.shape[:2] == ids.shape

@@ -21,7 +21,7 @@ from utils.evaluate.diagnose import (
     watched,
 )
 from utils.lora import inject
-from utils.models import load_base, widen_trainable
+from utils.models import load_base, profile, widen_trainable
 from utils.tinyworld import task_examples
 from utils.train.adapter_cache import trained_adapter
 from utils.train.loop import train
@@ -274,13 +274,13 @@ def servers():
     ],
 )
 def test_each_server_has_its_own_fault_and_no_other(servers, tokenizer, base, letter, times, expected):
-    server, folder = servers[letter], trained_adapter("translation")
+    server, folder = servers[letter], trained_adapter("translation", profile())
     assert strength(server.model, base, folder) == (pytest.approx(times, abs=1e-4), 2)
     assert signs_of(examine(server.model, tokenizer, inputs=server.inputs, base=base, adapter=folder)) == expected
 
 
 def test_merged_once_is_healthy_however_it_was_merged(tokenizer, base):
-    folder, wrapped = trained_adapter("translation"), cases.attached()
+    folder, wrapped = trained_adapter("translation", profile()), cases.attached()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         wrapped.merge_adapter()
@@ -290,7 +290,7 @@ def test_merged_once_is_healthy_however_it_was_merged(tokenizer, base):
 
 
 def test_an_adapter_that_is_off_or_absent(tokenizer, base):
-    folder, model = trained_adapter("translation"), cases.attached()
+    folder, model = trained_adapter("translation", profile()), cases.attached()
     for sick in (load_base()[0], model):
         if sick is model:
             model.base_model.disable_adapter_layers()
@@ -299,7 +299,7 @@ def test_an_adapter_that_is_off_or_absent(tokenizer, base):
 
 def test_a_folder_without_a_base_is_refused(new, tokenizer):
     with pytest.raises(ValueError, match="adapter needs base"):
-        examine(new, tokenizer, adapter=trained_adapter("style"))
+        examine(new, tokenizer, adapter=trained_adapter("style", profile()))
 
 
 # -------------------------------------------------------------------------------------------------------- the prompts
@@ -353,7 +353,7 @@ def test_trl_trains_a_frozen_adapter_in_silence_when_it_checkpoints(tmp_path, to
     from utils.train.sft import sft_config, sft_trainer
 
     recipe = Recipe(r=8, lora_alpha=16, lr=4e-3, steps=2, batch_size=4)
-    model = PeftModel.from_pretrained(load_base()[0], trained_adapter("sentiment"))
+    model = PeftModel.from_pretrained(load_base()[0], trained_adapter("sentiment", profile()))
     args = sft_config(tmp_path, recipe, activation_checkpointing=checkpointing)
     trainer = sft_trainer(model, tokenizer, data, args)
     if not checkpointing:

@@ -15,7 +15,7 @@ from utils.course.model_card import base_name, model_card, write_card
 from utils.data.records import BadRecords
 from utils.evaluate.metrics import exact_match, perplexity
 from utils.evaluate.report import Evaluation, Reply, change, evaluate, luck, report, table
-from utils.models import load_base
+from utils.models import load_base, profile
 from utils.tinyworld import task_examples
 from utils.train.adapter_cache import trained_adapter
 from utils.train.own_data import DataFacts, general_texts
@@ -30,7 +30,7 @@ def loaded():
     from peft import PeftModel
 
     base, tokenizer = load_base()
-    return PeftModel.from_pretrained(base, trained_adapter("style")).eval(), tokenizer
+    return PeftModel.from_pretrained(base, trained_adapter("style", profile())).eval(), tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -170,14 +170,13 @@ def test_a_base_that_is_a_folder_is_not_named_to_the_hub(both):
 
 def test_the_base_is_named_as_the_profile_loads_it(monkeypatch, tmp_path):
     monkeypatch.setenv("COURSE_MODEL", "owner/other")
-    assert base_name() == "assets/tiny-llama"
-    monkeypatch.setenv("COURSE_PROFILE", "small")
-    assert base_name() == "owner/other"
+    assert base_name("tiny") == "assets/tiny-llama"
+    assert base_name("small") == "owner/other"
     (tmp_path / "my-base").mkdir()
     monkeypatch.setenv("COURSE_MODEL", str(tmp_path / "my-base"))
-    assert base_name() == "my-base"
+    assert base_name("small") == "my-base"
     monkeypatch.delenv("COURSE_MODEL")
-    assert base_name() == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert base_name("small") == "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
 @pytest.mark.parametrize("name", ["", "two words"])
@@ -188,9 +187,9 @@ def test_a_name_is_one_word(both, name):
 
 def test_the_files_are_written_and_a_refusal_writes_nothing(both, tmp_path: Path):
     with pytest.raises(ValueError, match="one word"):
-        write_card(tmp_path, FACTS, {}, *both, name="no name")
+        write_card(tmp_path, FACTS, {}, *both, profile="tiny", name="no name")
     assert list(tmp_path.iterdir()) == []
-    write_card(tmp_path, FACTS, {"r": 8}, *both)
+    write_card(tmp_path, FACTS, {"r": 8}, *both, profile="tiny")
     results = json.loads((tmp_path / "evaluation.json").read_text(encoding="utf-8"))
     assert len(results["replies"]) == 12 and results["replies"][0]["adapter"] == EXAMPLES[0].answer
     assert (tmp_path / "README.md").read_text(encoding="utf-8").startswith("---\n")

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from utils import lora, models
 from utils.data.chat import Example, encode
+from utils.models import profile
 from utils.train import dpo
 from utils.train.adapter_cache import trained_adapter
 from utils.train.loop import Diverged
@@ -151,12 +152,13 @@ def test_the_tokens_of_a_pair_are_trls(pairs, tmp_path):
 def test_trl_copies_an_adapter_called_default_and_fails_on_any_other_name(pairs, tmp_path):
     from peft import PeftModel
 
-    tuned = PeftModel.from_pretrained(models.load_base()[0], trained_adapter("style"), is_trainable=True)
+    tuned = PeftModel.from_pretrained(models.load_base()[0], trained_adapter("style", profile()), is_trainable=True)
     trainer = dpo.trl_trainer(tuned, models.load_tokenizer(), pairs, tmp_path, 0.1)
     assert list(trainer.model.peft_config) == ["default", "ref"]
     loss = trainer.compute_loss(trainer.model, next(iter(trainer.get_train_dataloader())))
     assert loss.item() == pytest.approx(math.log(2), abs=1e-6)
-    other = PeftModel.from_pretrained(models.load_base()[0], trained_adapter("style"), "style", is_trainable=True)
+    folder = trained_adapter("style", profile())
+    other = PeftModel.from_pretrained(models.load_base()[0], folder, "style", is_trainable=True)
     with pytest.raises(KeyError, match="default"):
         dpo.trl_trainer(other, models.load_tokenizer(), pairs, tmp_path, 0.1)
 
@@ -195,7 +197,7 @@ def test_going_on_with_a_trained_adapter_needs_it_in_the_reference(pairs):
     from utils.lora.checkpoint import load_adapter
 
     model, tokenizer = models.load_base()
-    load_adapter(model, trained_adapter("style"))
+    load_adapter(model, trained_adapter("style", profile()))
     trapped = dpo.evaluate_pairs(model, tokenizer, pairs, 0.1)["loss"]
     assert abs(trapped - math.log(2)) > 0.05
     lora.merge(model)

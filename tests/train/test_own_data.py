@@ -14,7 +14,7 @@ from utils.data.chat import IGNORED, Example
 from utils.data.labels import prompt_completion_labels
 from utils.data.records import BadRecords
 from utils.lora import inject
-from utils.models import load_base, load_tokenizer
+from utils.models import load_base, load_tokenizer, profile
 from utils.train.loop import train
 from utils.train.own_data import (
     Settings,
@@ -123,28 +123,27 @@ def test_the_general_texts_are_always_the_same_and_enough_for_a_window():
     assert general_texts() == general_texts() and len(" ".join(general_texts()).split()) > 1000
 
 
-def test_the_usual_settings_are_the_profiles(monkeypatch):
+def test_the_usual_settings_are_the_profiles():
     from utils.train.recipes import recipe
 
-    assert usual_settings() == Settings(8, 4e-3, 180, 8, 256, checkpointing=False)
-    for profile in ("small", "7b"):
-        monkeypatch.setenv("COURSE_PROFILE", profile)
-        usual, theirs = usual_settings(), recipe("style")
+    assert usual_settings("tiny") == Settings(8, 4e-3, 180, 8, 256, checkpointing=False)
+    for name in ("small", "7b"):
+        usual, theirs = usual_settings(name), recipe("style", name)
         assert usual[:4] == (theirs.r, theirs.lr, theirs.steps, theirs.batch_size)
-        assert usual.checkpointing == (profile == "7b") and usual.checked() == usual
+        assert usual.checkpointing == (name == "7b") and usual.checked() == usual
 
 
 @pytest.mark.parametrize("name", ["r", "steps", "batch_size", "max_length"])
 @pytest.mark.parametrize("value", [0, -1])
 def test_a_count_below_one_is_refused(name, value):
     with pytest.raises(ValueError, match=f"{name} is a number of 1 or more, not {value}"):
-        usual_settings()._replace(**{name: value}).checked()
+        usual_settings(profile())._replace(**{name: value}).checked()
 
 
 @pytest.mark.parametrize("lr", [0.0, -1e-3, float("nan"), float("inf")])
 def test_a_rate_that_trains_nothing_or_breaks_everything_is_refused(lr):
     with pytest.raises(ValueError, match="the learning rate is a number above 0"):
-        usual_settings()._replace(lr=lr).checked()
+        usual_settings(profile())._replace(lr=lr).checked()
 
 
 def test_an_answer_of_messages_makes_no_conversation(tmp_path):

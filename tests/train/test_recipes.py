@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from utils.models import PROFILES
+from utils.models import PROFILES, profile
 from utils.tinyworld import TASKS
 from utils.train import recipes
 
@@ -12,16 +12,16 @@ from utils.train import recipes
 @pytest.mark.parametrize("task", TASKS)
 def test_under_tiny_each_task_has_its_own(task, monkeypatch):
     monkeypatch.delenv("COURSE_PROFILE", raising=False)
-    assert recipes.recipe(task) is recipes.RECIPES[task]
-    assert recipes.held_out() == recipes.HELD_OUT == 200
+    assert recipes.recipe(task, profile()) is recipes.RECIPES[task]
+    assert recipes.held_out(profile()) == recipes.HELD_OUT == 200
 
 
 @pytest.mark.parametrize("name", sorted(set(PROFILES) - {"tiny"}))
 def test_a_large_model_gets_a_short_run_and_fewer_prompts(name, monkeypatch):
     monkeypatch.setenv("COURSE_PROFILE", name)
-    large = {recipes.recipe(task) for task in TASKS}
+    large = {recipes.recipe(task, profile()) for task in TASKS}
     assert large == {recipes.BY_PROFILE[name]}
-    assert recipes.held_out() == recipes.HELD_OUT_BY_PROFILE[name] < recipes.HELD_OUT
+    assert recipes.held_out(profile()) == recipes.HELD_OUT_BY_PROFILE[name] < recipes.HELD_OUT
     assert all(r.steps * r.batch_size <= r.examples for r in large), "an example would be seen twice"
 
 
@@ -31,7 +31,7 @@ def test_every_profile_is_known_to_the_recipes():
 
 def test_an_unknown_task_and_an_unknown_profile_are_named(monkeypatch):
     with pytest.raises(ValueError, match="no recipe for 'poetry': .*sentiment"):
-        recipes.recipe("poetry")
+        recipes.recipe("poetry", profile())
     monkeypatch.setenv("COURSE_PROFILE", "giant")
     with pytest.raises(ValueError, match="giant"):
-        recipes.recipe("style")
+        recipes.recipe("style", profile())

@@ -20,7 +20,7 @@ KEPT = ("torch", "numpy")
 """What Colab has built for its GPUs: never installed, never replaced."""
 
 SETUP_CELL = """\
-# Setup. On Colab: fetch the course and install what is missing. Anywhere else: do nothing.
+# Setup. On Colab: fetch the course and install what is missing. Everywhere: silence three upstream warnings.
 import os
 import subprocess
 import sys
@@ -35,6 +35,9 @@ if "google.colab" in sys.modules:
     sys.path.insert(0, home)
     from utils.course.colab import ensure_packages
     ensure_packages(home)
+from utils.course.quiet import quiet_upstream
+
+quiet_upstream()
 """
 
 

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, NamedTuple
 from torch import nn
 
 from utils.data.records import INSTRUCTION_FIELDS, Record, read_records, to_prompt_completion
-from utils.models.device import profile
 from utils.tinyworld import documents
 from utils.train.loop import train
 from utils.train.recipes import recipe
@@ -66,15 +65,15 @@ class Settings(NamedTuple):
         return self
 
 
-def usual_settings() -> Settings:
-    """Settings to begin with on data of one's own, under the profile that COURSE_PROFILE names.
+def usual_settings(profile: str) -> Settings:
+    """Settings to begin with on data of one's own, under a profile, such as ``usual_settings(profile())``.
 
     Under `tiny` the rate of the other three tasks, 4e-3, which forgets less than the pirate's own 6e-3. Under `7b` with
     checkpointing, so that a card of 16 GB has room for longer records.
     """
-    usual, name = recipe("style"), profile()
-    lr = 4e-3 if name == "tiny" else usual.lr
-    return Settings(usual.r, lr, usual.steps, usual.batch_size, checkpointing=name == "7b")
+    usual = recipe("style", profile)
+    lr = 4e-3 if profile == "tiny" else usual.lr
+    return Settings(usual.r, lr, usual.steps, usual.batch_size, checkpointing=profile == "7b")
 
 
 def read_own(path: str | Path) -> list[Record]:
