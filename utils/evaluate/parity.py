@@ -70,9 +70,7 @@ def _run(model: Any, batches: Sequence, lr: float, groups: Any, extra: Any, afte
     groups = groups and [{"params": group["params"], "lr": group["lr"]} for group in groups]
     stepper = Stepper(model, lr=lr, max_grad_norm=None, groups=groups, eps=1e-4)
     if stepper.scaler.is_enabled():
-        raise ValueError(
-            "in float16 a step may be left out, for loss scaling: load both in float32 to compare"
-        )
+        raise ValueError("in float16 a step may be left out, for loss scaling: load both in float32 to compare")
     states: list[dict] = []
     with in_mode(model, True):
         for step, batch in enumerate(batches[:-1]):
