@@ -63,6 +63,10 @@ def test_answers_are_greedy(base, tokenizer):
     assert complete(base, tokenizer, [prompt], max_new_tokens=12) == [tokenizer.decode(ids[start:]).strip()]
 
 
+def conversation(example):
+    return [{"role": "user", "content": example.prompt}, {"role": "assistant", "content": example.answer}]
+
+
 def modes(model):
     return [module.training for module in model.modules()]
 
@@ -115,7 +119,7 @@ def test_exact_match_counts_to_the_letter(monkeypatch, base, tokenizer):
     monkeypatch.setattr(metrics, "complete", answers)
     assert exact_match(base, tokenizer, EXAMPLES) == pytest.approx(1 / 3)
     ((prompts, room),) = asked
-    assert prompts == [e.prompt for e in EXAMPLES]
+    assert prompts == [conversation(e)[:1] for e in EXAMPLES]
     assert room > max(len(answer) for _, answer in encode(tokenizer, EXAMPLES))
     said[1:] = [e.answer for e in EXAMPLES[1:]]
     assert exact_match(base, tokenizer, EXAMPLES) == 1.0

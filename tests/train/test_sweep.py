@@ -9,11 +9,10 @@ from tools import race_variants
 from tools.ensemble import story_rows, write
 from utils import models
 from utils.data import chat
-from utils.evaluate import metrics
 from utils.tinyworld import task_examples
 from utils.train import sweep
 
-STEPS = 20
+STEPS, BATCH = 20, 2
 EXAMPLES = task_examples("style", "train", 100)
 SMALL = {"VeRA r=3630"}
 """Too slow for a test on a CPU; VeRA is there with r=256."""
@@ -24,16 +23,16 @@ def stacked(name):
     entry = sweep.ENTRIES[name]
     runs = [(entry.rates[1], 0), (entry.rates[2], 1)]
     stack = race_variants.stack_of(entry, runs, "cpu", torch.float64)
-    return runs[1], stack, race_variants.train_stack(entry, stack, EXAMPLES, steps=STEPS, batch_size=4)
+    return runs[1], stack, race_variants.train_stack(entry, stack, EXAMPLES, steps=STEPS, batch_size=BATCH)
 
 
 def alone(name, lr, seed):
-    """The model and the losses of one run by itself, in float64."""
+    """One run by itself, in float64: the model and its losses."""
     model, tokenizer = models.load_base()
     sweep.build(sweep.ENTRIES[name], model, seed)
     model.double()
-    settings = {"steps": STEPS, "batch_size": 4, "lr": lr, "seed": seed}
-    return model, tokenizer, sweep.train(sweep.ENTRIES[name], model, tokenizer, EXAMPLES, **settings)
+    settings = {"steps": STEPS, "batch_size": BATCH, "lr": lr, "seed": seed}
+    return model, sweep.train(sweep.ENTRIES[name], model, tokenizer, EXAMPLES, **settings)
 
 
 # transformers computes norms, attention weights and the loss in float32 even here: 6e-8, which twenty steps of Adam
@@ -44,29 +43,27 @@ CLOSE = {"rel": 5e-5}
 @pytest.mark.parametrize("name", [name for name in sweep.ENTRIES if name not in SMALL])
 def test_a_run_of_the_stack_equals_the_run_alone(name):
     (lr, seed), stack, losses = stacked(name)
-    model, tokenizer, own = alone(name, lr, seed)
+    model, own = alone(name, lr, seed)
     assert losses[:, 1].tolist() == pytest.approx(own, **CLOSE)
     assert own[-1] < own[0] * 0.97, "the run must move for the comparison to mean anything"
     assert not stack.diverged.any()
-    held_out, rows = task_examples("style", "test", 10), story_rows(stack.tokenizer, 2)
-    assert stack.exact_match(held_out)[1] == pytest.approx(metrics.exact_match(model, tokenizer, held_out))
+    rows = story_rows(stack.tokenizer, 2)
     with torch.inference_mode():
         expected = model(input_ids=rows, labels=rows).loss.exp().item()
     assert stack.perplexity(rows)[1] == pytest.approx(expected, **CLOSE)
 
 
-def test_the_comparison_would_see_another_decay_seed_or_rate(monkeypatch):
+def test_the_comparison_would_see_another_seed_or_decay(monkeypatch):
     """The negative control: each of these runs differs from the stack's by more than the tolerance."""
     (lr, seed), _, losses = stacked("LoRA")
-    for wrong_lr, wrong_seed in ((lr, seed + 1), (lr * 1.01, seed)):
-        assert losses[:, 1].tolist() != pytest.approx(alone("LoRA", wrong_lr, wrong_seed)[2], **CLOSE)
+    assert losses[:, 1].tolist() != pytest.approx(alone("LoRA", lr, seed + 1)[1], **CLOSE)
     adamw = torch.optim.AdamW
 
     def decaying(*args, **settings):
         return adamw(*args, **settings | {"weight_decay": 0.01})
 
     monkeypatch.setattr(torch.optim, "AdamW", decaying)
-    assert losses[:, 1].tolist() != pytest.approx(alone("LoRA", lr, seed)[2], **CLOSE)
+    assert losses[:, 1].tolist() != pytest.approx(alone("LoRA", lr, seed)[1], **CLOSE)
 
 
 def test_a_second_call_trains_only_what_is_missing(tmp_path):
