@@ -1,1 +1,1 @@
-"""What maintainers run: ``python -m tools.NAME`` in the root; each says in its first lines what it does."""
+"""What maintainers run: build the notebooks, check the ledger, train the base, measure on a GPU."""

@@ -11,7 +11,7 @@ import nbformat
 
 from tools.build.lesson import ROOT, Course, Lesson, read_lesson
 
-SETUP = "from utils.course.quiet import quiet_upstream\n\nquiet_upstream()"
+SETUP = "from utils.quiet import quiet_upstream\n\nquiet_upstream()"
 
 HEADER = """\
 ---

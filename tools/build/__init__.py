@@ -1,4 +1,4 @@
-"""The build: from each lesson in lessons/ both notebooks, executed; ``python -m tools.build`` and :mod:`__main__`.
+"""The build: each lesson in lessons/ becomes two executed notebooks; ``python -m tools.build``.
 
 lesson    a lesson's cells, and the two notebooks that it gives
 rules     the house rules, each with the lesson's line, before anything runs
