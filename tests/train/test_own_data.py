@@ -14,10 +14,9 @@ from utils.data.chat import IGNORED, Example
 from utils.data.labels import prompt_completion_labels
 from utils.data.records import BadRecords
 from utils.lora import inject
-from utils.models import load_base, load_tokenizer, profile
+from utils.models import PROFILES, load_base, load_tokenizer, profile
 from utils.train.loop import train
 from utils.train.own_data import (
-    Settings,
     data_facts,
     general_texts,
     prompt_key,
@@ -26,6 +25,7 @@ from utils.train.own_data import (
     train_on_file,
     usual_settings,
 )
+from utils.train.recipes import recipe
 
 
 def record(prompt: str, answer: str = "yes") -> dict[str, str]:
@@ -59,6 +59,12 @@ def test_the_share_the_most_and_the_seed():
     assert len(split_records(records, at_most=7).held_out) == 7
     assert split_records(records) == split and split_records(records, seed=1) != split
     assert split.train == [r for r in records if r in split.train], "the file's order is kept"
+
+
+@pytest.mark.parametrize("share", [0.95, 0.99])
+def test_something_is_left_to_train_on_however_much_is_held_out(share):
+    split = split_records([record(f"prompt {n}") for n in range(10)], share)
+    assert (len(split.train), len(split.held_out)) == (1, 9)
 
 
 def test_duplicates_are_dropped_and_two_answers_to_a_prompt_stay_together():
@@ -123,14 +129,11 @@ def test_the_general_texts_are_always_the_same_and_enough_for_a_window():
     assert general_texts() == general_texts() and len(" ".join(general_texts()).split()) > 1000
 
 
-def test_the_usual_settings_are_the_profiles():
-    from utils.train.recipes import recipe
-
-    assert usual_settings("tiny") == Settings(8, 4e-3, 180, 8, 256, checkpointing=False)
-    for name in ("small", "7b"):
-        usual, theirs = usual_settings(name), recipe("style", name)
-        assert usual[:4] == (theirs.r, theirs.lr, theirs.steps, theirs.batch_size)
-        assert usual.checkpointing == (name == "7b") and usual.checked() == usual
+@pytest.mark.parametrize("name", PROFILES)
+def test_the_usual_settings_can_be_used_and_forget_no_more_than_the_style_tasks(name):
+    usual, style = usual_settings(name), recipe("style", name)
+    assert usual.checked() == usual and usual.lr <= style.lr
+    assert usual.checkpointing == (name == "7b"), "a 7B model's activations fill a card of 16 GB, a small one's don't"
 
 
 @pytest.mark.parametrize("name", ["r", "steps", "batch_size", "max_length"])
