@@ -5,8 +5,9 @@
 
 The environment is made anew each time (minutes; 2 GB with the CPU build of torch, 6 GB with CUDA), and the tests are
 those of `python3 start.py test` without the notebooks, whose stored outputs belong to the locked versions, and without
-the tests marked `locked`. What came out is written to assets/measurements/drift.json, also when tests failed; README's
-table is printed, and tests/test_dependencies.py holds README and pyproject.toml to the record.
+the tests marked `locked`. What came out is written to assets/measurements/drift.json, also when tests failed, but not
+when the run was cut off. README's table is printed; tests/test_dependencies.py holds README and pyproject.toml to the
+record.
 
 torch comes from where `python3 start.py` takes it from. Where an index has no CPU build that old or that new,
 ``--torch 2.13.0`` takes another version; the record and the table say which.
@@ -128,14 +129,15 @@ def make(folder: Path, pins: list[str], torch: str) -> Path:
 
 
 def run_tests(python: Path, workers: int) -> tuple[int, Counts]:
-    """Runs the tests with this Python; returns pytest's exit code and the counts."""
+    """Runs the tests with this Python; returns pytest's exit code and the counts, zeros where it refused to start."""
     arguments = next(arguments for name, _, arguments in start.stages() if name == "tests")
     with tempfile.TemporaryDirectory() as scratch:
         report = Path(scratch) / "report.xml"
         command = [str(python), "-m", "pytest", *arguments, "-n", str(workers), "-m", "not locked"]
         environment = start.environment_of_tests(os.environ, {})
         done = subprocess.run([*command, f"--junitxml={report}"], cwd=ROOT, env=environment)
-        return done.returncode, counts(report.read_text(encoding="utf-8"))
+        found = counts(report.read_text(encoding="utf-8")) if report.exists() else Counts(0, 0, 0)
+        return done.returncode, found
 
 
 def installed(python: Path, names: list[str]) -> dict[str, str]:
@@ -168,6 +170,9 @@ def main() -> int:
         return 1
     began = time.time()
     code, found = run_tests(python, options.workers)
+    if code not in (0, 1):  # pytest's codes for tests that ran to the end; others are a run cut off or not begun
+        print(f"nothing is recorded: pytest ended with the exit code {code}, before all tests had run")
+        return code
     record = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.exists() else {}
     record[options.kind] = {
         **asdict(found),

@@ -117,6 +117,12 @@ def test_the_counts_are_pytests_and_tests_of_the_lock_are_left_out(monkeypatch, 
     assert found == drift.Counts(passed=1, failed=2, skipped=1)
 
 
+def test_what_it_runs_is_there_and_a_pytest_that_refuses_to_start_has_no_counts(monkeypatch):
+    assert [name for name, _, _ in start.stages()].count("tests") == 1
+    monkeypatch.setattr(start, "stages", lambda: [("tests", {}, ["--no-such-option"])])
+    assert drift.run_tests(sys.executable, workers=1) == (4, drift.Counts(0, 0, 0))
+
+
 def test_the_versions_are_asked_of_the_other_python():
     assert drift.installed(sys.executable, ["packaging"]) == {"packaging": __import__("packaging").__version__}
     with pytest.raises(subprocess.CalledProcessError):
@@ -172,6 +178,17 @@ def test_a_run_is_recorded_beside_the_other_and_pytests_code_is_the_tools(
     assert written[other] == run()
     assert (written[kind]["passed"], written[kind]["failed"], written[kind]["skipped"]) == (7, 3, 1)
     assert set(written[kind]) == set(run()) and drift.table(written) in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("code", [2, 4])
+def test_a_run_that_was_cut_off_is_not_recorded(code, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(drift, "RECORD", tmp_path / "drift.json")
+    monkeypatch.setattr(drift, "resolve", lambda wanted, how: PINS)
+    monkeypatch.setattr(drift, "make", lambda folder, pins, version: "python")
+    monkeypatch.setattr(drift, "run_tests", lambda python, workers: (code, drift.Counts(2321, 0, 0)))
+    monkeypatch.setattr(sys, "argv", ["drift", "newest"])
+    assert drift.main() == code and not drift.RECORD.exists()
+    assert f"nothing is recorded: pytest ended with the exit code {code}" in capsys.readouterr().out
 
 
 def test_when_nothing_fits_nothing_is_made_or_recorded(monkeypatch, tmp_path):
