@@ -7,9 +7,10 @@ PYTEST := OMP_NUM_THREADS=1 $(VENV) -m pytest -n 2 --dist loadfile
 NBVAL := $(PYTEST) --nbval --nbval-current-env --nbval-cell-timeout=300
 CH ?=
 S ?=
+TORCH ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lab test tests notebooks check-notebooks nbval-notebooks nbval-solutions lint format lock base adapters claims architecture cuda measure-gpu clean
+.PHONY: help setup lab test tests notebooks check-notebooks nbval-notebooks nbval-solutions lint format drift-oldest drift-newest lock base adapters claims architecture cuda measure-gpu clean
 
 help:  ## list what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -46,6 +47,12 @@ lint: setup  ## ruff's rules, for notebooks too, and its format
 format: setup  ## mend what ruff can mend
 	$(VENV) -m ruff check --fix .
 	$(VENV) -m ruff format .
+
+drift-oldest: setup  ## the tests with the oldest versions that pyproject.toml admits; TORCH=2.13.0 for another torch
+	$(VENV) -m tools.drift oldest $(if $(TORCH),--torch $(TORCH))
+
+drift-newest: setup  ## the same with the newest, without the lock
+	$(VENV) -m tools.drift newest $(if $(TORCH),--torch $(TORCH))
 
 lock: setup  ## write requirements.lock anew from pyproject.toml
 	$(VENV) -m tools.lock
