@@ -1,17 +1,15 @@
 """LoRA itself: the layer, its variants, target modules, adapter files, combining and merging."""
 
-from utils.lora.adalora import AdaLoRALinear, RankAllocator, Schedule, orthogonality
+from utils.lora.adalora import AdaLoRA, RankAllocator, Schedule, orthogonality
 from utils.lora.checkpoint import convert_pickle, load_adapter, read_header, read_matrices, save_adapter
 from utils.lora.combine import HOW, from_peft, into_peft, largest_difference, mask_seed, relative_error, weighted_sum
 from utils.lora.config_fields import FIELDS
-from utils.lora.fused import SHARE, FastLoRALinear, use_fast
+from utils.lora.fused import SHARE, use_fused
 from utils.lora.layer import (
-    ALL_LINEAR,
+    LoRA,
     LoRALinear,
-    check_hyperparameters,
     count_parameters,
     disabled,
-    find_targets,
     inject,
     lora_layers,
     merge,
@@ -23,30 +21,34 @@ from utils.lora.layer import (
 from utils.lora.lowrank import energy_captured, relative_spectrum
 from utils.lora.merging import arrival, dequantized, merge_files, stored_4bit
 from utils.lora.multi_adapter import route, stack_adapters
+from utils.lora.refusals import check_hyperparameters
 from utils.lora.target_modules import (
+    ALL_LINEAR,
     ARCHITECTURES,
     check_targets,
+    find_targets,
     match_targets,
     propose_targets,
     tiny_random,
     unmatched,
 )
-from utils.lora.variants import DoRALinear, PiSSALinear, RsLoRALinear, expected_parameters, inject_vera
+from utils.lora.variants import DoRA, PiSSA, RsLoRA, VeRA, expected_parameters
 
 __all__ = [
     "ALL_LINEAR",
     "ARCHITECTURES",
-    "AdaLoRALinear",
-    "DoRALinear",
+    "AdaLoRA",
+    "DoRA",
     "FIELDS",
-    "FastLoRALinear",
     "HOW",
+    "LoRA",
     "LoRALinear",
-    "PiSSALinear",
+    "PiSSA",
     "RankAllocator",
-    "RsLoRALinear",
+    "RsLoRA",
     "SHARE",
     "Schedule",
+    "VeRA",
     "arrival",
     "check_hyperparameters",
     "check_targets",
@@ -59,7 +61,6 @@ __all__ = [
     "find_targets",
     "from_peft",
     "inject",
-    "inject_vera",
     "into_peft",
     "largest_difference",
     "load_adapter",
@@ -83,7 +84,7 @@ __all__ = [
     "tiny_random",
     "unmatched",
     "unmerge",
-    "use_fast",
+    "use_fused",
     "weighted_sum",
     "wrap",
 ]
