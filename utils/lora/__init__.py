@@ -32,7 +32,7 @@ from utils.lora.target_modules import (
     tiny_random,
     unmatched,
 )
-from utils.lora.variants import DoRA, PiSSA, RsLoRA, VeRA, expected_parameters
+from utils.lora.variants import DoRA, PiSSA, RsLoRA, VeRA, expected_parameters, lora_plus_groups
 
 __all__ = [
     "ALL_LINEAR",
@@ -65,6 +65,7 @@ __all__ = [
     "largest_difference",
     "load_adapter",
     "lora_layers",
+    "lora_plus_groups",
     "mask_seed",
     "match_targets",
     "merge",

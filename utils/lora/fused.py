@@ -222,7 +222,7 @@ def falls_back(layer: LoRALinear) -> str | None:
     forward pass isn't known here.
     """
     base = layer.base_layer
-    own = base._parameters
+    own = base._parameters  # as base.weight and base.bias, without the search that makes them slow
     weight, bias = own["weight"], own["bias"]
     if weight.requires_grad or (bias is not None and bias.requires_grad):
         return "the base layer trains, and the one operation has no gradient for it"

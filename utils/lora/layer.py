@@ -97,11 +97,7 @@ class LoRA:
 
         Raises ValueError when there is none.
         """
-        if not self.is_product:
-            raise ValueError(
-                f"{type(self).__name__} computes something else than a product of two thin matrices, and would be read "
-                "back as plain LoRA: merge it into the base (utils.lora.merge) and save that"
-            )
+        refusals.check_product(self)
         return layer.lora_A, layer.lora_B, layer.scaling
 
 

@@ -48,7 +48,7 @@ class NF4Linear(nn.Linear):
         for name, part in quantized.scales._asdict().items():
             self.register_buffer(f"scale_{name}", part.to(device))
         self._rest = quantized._replace(packed=None, scales=None)
-        self.bias = linear.bias
+        self.register_parameter("bias", linear.bias)  # by its name, also where there is none
         self.train(linear.training)
 
     def quantized(self) -> nf4.Quantized:

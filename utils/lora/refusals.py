@@ -11,7 +11,7 @@ from torch import nn
 from utils.lora.nf4_linear import is_quantized
 
 if TYPE_CHECKING:
-    from utils.lora.layer import LoRALinear
+    from utils.lora.layer import LoRA, LoRALinear
 
 
 def check_hyperparameters(r: Any, lora_alpha: Any, lora_dropout: Any) -> None:
@@ -60,6 +60,15 @@ def warn_above_full_rank(r: int, d_in: int, d_out: int) -> None:
         )
 
 
+def check_product(variant: LoRA) -> None:
+    """Raise ValueError for a variant whose layers no plain LoRA layer equals."""
+    if not variant.is_product:
+        raise ValueError(
+            f"{type(variant).__name__} computes something else than a product of two thin matrices, and would be read "
+            "back as plain LoRA: merge it into the base (utils.lora.merge) and save that"
+        )
+
+
 def refuse_merge(layers: Mapping[str, LoRALinear]) -> None:
     """Raise RuntimeError when one of the layers can't be merged: it is merged already, or its weight is quantized.
 
@@ -67,7 +76,8 @@ def refuse_merge(layers: Mapping[str, LoRALinear]) -> None:
     """
     if merged := [name for name, layer in layers.items() if layer.merged]:
         raise RuntimeError(
-            f"{_which(merged, layers)} merged already: merging again would add the correction twice. "
+            f"{_which(merged, layers)} merged already: merging again would add the "
+            f"{'correction' if len(layers) == 1 else 'corrections'} twice. "
             f"Call unmerge first{_one_by_one(merged, layers)}"
         )
     for name, layer in layers.items():
