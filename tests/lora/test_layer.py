@@ -380,6 +380,18 @@ def test_a_missing_alpha_is_named(net):
     assert_unchanged(net, before)
 
 
+@pytest.mark.parametrize(
+    ("variant", "words"), [(lora.DoRA, r"the class DoRA: make an object of it, DoRA\(\)"), ("dora", "not 'dora'")]
+)
+def test_a_variant_is_an_object(net, variant, words):
+    with pytest.raises(TypeError, match=words):
+        LoRALinear(nn.Linear(4, 4), 2, 4, variant=variant)
+    before = state(net)
+    with pytest.raises(TypeError, match=words):
+        inject(net, ["q_proj"], 2, 4, variant=variant)
+    assert_unchanged(net, before)
+
+
 def test_a_rank_above_full_rank_warns_and_still_computes_the_formula():
     with pytest.warns(UserWarning, match="r=9 is more than a 4 x 8 weight's full rank, 4"):
         layer = LoRALinear(nn.Linear(8, 4), 9, 18)

@@ -133,6 +133,7 @@ class LoRALinear(nn.Module):
         variant: LoRA = PLAIN,
     ) -> None:
         super().__init__()
+        refusals.check_variant(variant)
         variant.check(base_layer, r, lora_alpha, lora_dropout)
         self.base_layer, self.variant = base_layer, variant
         self.r, self.lora_alpha, self.scaling = r, lora_alpha, variant.scaling(r, lora_alpha)
@@ -231,6 +232,7 @@ def wrap(
     refuse_second(model)
     if "" in names:
         raise TypeError("the model is itself one nn.Linear: use LoRALinear(layer, r, lora_alpha) in its place")
+    refusals.check_variant(variant)
     bases = {name: model.get_submodule(name) for name in names}
     for base in bases.values():
         variant.check(base, r, lora_alpha, lora_dropout)

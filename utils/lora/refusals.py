@@ -44,6 +44,14 @@ def _check_rank_and_dropout(r: Any, lora_dropout: Any) -> None:
         raise ValueError(f"lora_dropout is a probability from 0 up to, not including, 1; it can't be {lora_dropout}")
 
 
+def check_variant(variant: Any) -> None:
+    """Raise TypeError for anything but an object such as ``DoRA()``."""
+    if isinstance(variant, type):
+        raise TypeError(f"variant is the class {variant.__name__}: make an object of it, {variant.__name__}()")
+    if not hasattr(variant, "make_parameters"):
+        raise TypeError(f"variant is an object such as utils.lora.DoRA(), not {variant!r}")
+
+
 def check_linear(base_layer: nn.Module) -> None:
     """Raise TypeError for anything but a linear layer."""
     if not isinstance(base_layer, nn.Linear):
