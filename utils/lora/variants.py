@@ -224,7 +224,7 @@ class PiSSA(LoRA):
         principal = F.linear(F.linear(x.to(layer.initial_A.dtype), layer.initial_A), layer.initial_B)
         return y + (self.scaling(layer.r, layer.lora_alpha) * principal).to(y.dtype)
 
-    def as_lora(self, layer: LoRALinear) -> tuple[Float[Tensor, "2r d_in"], Float[Tensor, "d_out 2r"], float]:
+    def as_lora(self, layer: LoRALinear) -> tuple[Float[Tensor, "twice_r d_in"], Float[Tensor, "d_out twice_r"], float]:
         A, B = torch.cat([layer.lora_A, -layer.initial_A]), torch.cat([layer.lora_B, layer.initial_B], dim=1)
         return A, B, layer.scaling
 
