@@ -10,9 +10,10 @@ MINUTES := assets/measurements/minutes.json
 CH ?=
 TITLE ?=
 S ?=
+TORCH ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lab test tests quick notebooks new check-notebooks nbval nightly minutes lint format lock base adapters claims architecture cuda measure-gpu clean
+.PHONY: help setup lab test tests quick notebooks new check-notebooks nbval nightly minutes lint format drift-oldest drift-newest lock base adapters claims architecture cuda measure-gpu clean
 
 help:  ## list what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -59,6 +60,12 @@ lint: setup  ## ruff's rules, for notebooks too, and its format
 format: setup  ## mend what ruff can mend
 	$(VENV) -m ruff check --fix .
 	$(VENV) -m ruff format .
+
+drift-oldest: setup  ## the tests with the oldest versions that pyproject.toml admits; TORCH=2.13.0 for another torch
+	$(VENV) -m tools.drift oldest $(if $(TORCH),--torch $(TORCH))
+
+drift-newest: setup  ## the same with the newest, without the lock
+	$(VENV) -m tools.drift newest $(if $(TORCH),--torch $(TORCH))
 
 lock: setup  ## write requirements.lock anew from pyproject.toml
 	$(VENV) -m tools.lock

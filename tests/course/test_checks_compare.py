@@ -144,3 +144,21 @@ def test_the_tolerance_follows_the_dtype(x, dtype):
     tensor = torch.tensor([x], dtype=dtype)
     assert difference(tensor, tensor * (1 + fine)) is None
     assert difference(tensor, tensor * (1 + coarse)) is not None
+
+
+class Incomparable:
+    """As numpy's and pandas' tables: == has no truth value."""
+
+    def __eq__(self, other):
+        raise ValueError("the truth value is ambiguous")
+
+
+def test_what_cannot_be_compared_equals_itself_alone():
+    one = Incomparable()
+    assert difference(one, one) is None
+    assert difference(one, Incomparable()) == "expected a Incomparable, got a Incomparable."
+
+
+def test_a_string_of_another_type_is_another_string():
+    assert difference("q_proj", type("Name", (str,), {})("q_proj")) is not None
+    assert difference(b"q", bytearray(b"q")) is not None

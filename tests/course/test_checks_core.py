@@ -450,6 +450,21 @@ def test_two_mistakes_with_the_same_words_are_not_told_apart():
     assert evaluate("even", 5).message == "it is odd"
 
 
+def test_a_mistake_that_fails_the_cases_is_not_the_one_that_fails_the_test():
+    def unchanged(answer):
+        items = [1]
+        answer(items)
+        if items != [1]:
+            raise Wrong("your function changes the list")
+
+    wrong_twice, in_place = (
+        Mistake(lambda x: x.append(1) or 0, "zero"),
+        Mistake(lambda x: x.append(1) or 1, expect="ch"),
+    )
+    exercise("size", reference=len, cases=[([1],)], test=unchanged, mistakes=[wrong_twice, in_place])
+    assert evaluate("size", lambda x: x.append(1) or len(x) - 1).mistake is in_place
+
+
 def test_a_reference_that_raises_wants_the_same_exception():
     def root(x):
         if x < 0:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from utils.lora.layer import find_targets
+from utils.lora.target_modules import find_targets
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -84,7 +84,7 @@ def lora_parameter_count(model: nn.Module, target_modules: list[str], r: int) ->
     """How many parameters LoRA of rank `r` adds: ``r * (in + out)`` for every linear layer that a name of the list
     means.
 
-    Raises what :func:`utils.lora.layer.find_targets` raises, and ValueError for a rank below 1.
+    Raises what :func:`utils.lora.target_modules.find_targets` raises, and ValueError for a rank below 1.
     """
     if r < 1:
         raise ValueError(f"the rank r must be at least 1, not {r}")

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from utils.lora.layer import check_hyperparameters, find_targets
+from utils.lora.refusals import check_hyperparameters
+from utils.lora.target_modules import find_targets
 from utils.models.configs import REAL_MODELS, SMALL_MODELS, real_config
 from utils.profiling.activations import checkpoint_blocks
 from utils.profiling.meta_layers import (
@@ -211,7 +212,7 @@ def predict(setup: Setup) -> Prediction:
     backward pass, optimizer. It takes seconds and nothing is downloaded but a Hub id's `config.json`. What the GPU
     keeps outside PyTorch's allocator is not in it: CUDA's own context (about 0.5 GB) and the gaps between tensors.
 
-    Raises what :func:`config_of` and :func:`utils.lora.layer.find_targets` raise.
+    Raises what :func:`config_of` and :func:`utils.lora.target_modules.find_targets` raise.
     """
     model = _model(setup)
     trainable = [p for p in model.parameters() if p.requires_grad]
