@@ -130,11 +130,11 @@ def make(folder: Path, pins: list[str], torch: str) -> Path:
 
 def run_tests(python: Path, workers: int) -> tuple[int, Counts]:
     """Runs the tests with this Python; returns pytest's exit code and the counts, zeros where it refused to start."""
-    arguments = next(arguments for name, _, arguments in start.stages() if name == "tests")
+    arguments = next(arguments for name, arguments in start.stages() if name == "tests")
     with tempfile.TemporaryDirectory() as scratch:
         report = Path(scratch) / "report.xml"
         command = [str(python), "-m", "pytest", *arguments, "-n", str(workers), "-m", "not locked"]
-        environment = start.environment_of_tests(os.environ, {})
+        environment = start.environment_of_tests(os.environ)
         done = subprocess.run([*command, f"--junitxml={report}"], cwd=ROOT, env=environment)
         found = counts(report.read_text(encoding="utf-8")) if report.exists() else Counts(0, 0, 0)
         return done.returncode, found

@@ -111,15 +111,15 @@ def test_the_counts_are_pytests_and_tests_of_the_lock_are_left_out(monkeypatch, 
     (tmp_path / "tests" / "test_it.py").write_text(SUITE)
     (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = locked\naddopts = --strict-markers\n")
     monkeypatch.setattr(drift, "ROOT", tmp_path)
-    monkeypatch.setattr(start, "stages", lambda: [("tests", {}, ["tests"]), ("notebooks", {}, ["notebooks"])])
+    monkeypatch.setattr(start, "stages", lambda: [("tests", ["tests"]), ("notebooks", ["solutions"])])
     code, found = drift.run_tests(sys.executable, workers=1)
     assert code == 1
     assert found == drift.Counts(passed=1, failed=2, skipped=1)
 
 
 def test_what_it_runs_is_there_and_a_pytest_that_refuses_to_start_has_no_counts(monkeypatch):
-    assert [name for name, _, _ in start.stages()].count("tests") == 1
-    monkeypatch.setattr(start, "stages", lambda: [("tests", {}, ["--no-such-option"])])
+    assert [name for name, _ in start.stages()].count("tests") == 1
+    monkeypatch.setattr(start, "stages", lambda: [("tests", ["--no-such-option"])])
     assert drift.run_tests(sys.executable, workers=1) == (4, drift.Counts(0, 0, 0))
 
 
