@@ -1,9 +1,8 @@
 """What a run costs: memory, arithmetic, traffic and time."""
 
 from utils.profiling.activations import checkpoint_blocks, is_checkpointing, saved_activation_bytes
-from utils.profiling.fit import CARDS, DoesNotFit, refuse_too_large, table, what_fits
-from utils.profiling.flops import dry_run
-from utils.profiling.forecast import WontFit, refuse_unless_it_fits
+from utils.profiling.fit import CARDS, DoesNotFit, needed, refuse_unless_it_fits, table, what_fits
+from utils.profiling.flops import step_flops
 from utils.profiling.gpu_step import against_this_gpu
 from utils.profiling.latency import measure, timed
 from utils.profiling.memory import GB, Setup, full_finetuning, lora, mixed_precision, predict, qlora
@@ -18,11 +17,9 @@ __all__ = [
     "LayerRecord",
     "Setup",
     "StepRecord",
-    "WontFit",
     "against_this_gpu",
     "checkpoint_blocks",
     "deep_gradients",
-    "dry_run",
     "explore",
     "full_finetuning",
     "is_checkpointing",
@@ -30,12 +27,13 @@ __all__ = [
     "lora",
     "measure",
     "mixed_precision",
+    "needed",
     "operations",
     "predict",
     "qlora",
-    "refuse_too_large",
     "refuse_unless_it_fits",
     "saved_activation_bytes",
+    "step_flops",
     "table",
     "timed",
     "what_fits",
