@@ -95,19 +95,22 @@ def test_full_fine_tuning_is_advised_only_where_it_fits(card_gb):
 
 
 @pytest.mark.parametrize(
-    "model, card_gb, expected, needs",
+    "model, card_gb, needs, plainly, sequences",
     [
-        ("Llama-2-7B", 32, {BASE: "16", BLOCKS: "on"}, 17.4),  # without checkpointing it needs 36.0
-        ("Llama-3.2-1B", 8, {BASE: "16", BLOCKS: "on", SEQUENCES: "planned"}, 7.2),  # without, 12.6
-        ("Llama-3.2-1B", 6, {BASE: "16", BLOCKS: "on", SEQUENCES: "one"}, 4.5),
+        ("Llama-2-7B", 32, 17.2, 36.0, "planned"),
+        ("Llama-3.2-1B", 8, 7.2, 12.6, "planned"),
+        ("Llama-3.2-1B", 6, 4.5, 12.6, "one"),
     ],
 )
-def test_what_was_once_advised_into_running_out_of_memory(model, card_gb, expected, needs):
-    """A constant for each parameter once said of all three: 16 bits, without checkpointing."""
+def test_what_was_once_advised_into_running_out_of_memory(model, card_gb, needs, plainly, sequences):
+    """A constant for each parameter once said of all three: 16 bits, without checkpointing. An H100 allocated 32.6 and
+    11.0 GB for such a step (memory.json), before any margin.
+    """
     plan = advise(model, card_gb=card_gb, examples=1000)
-    assert expected.items() <= picked(plan).items() and plan.needs / GB == pytest.approx(needs, abs=0.05)
+    assert {BASE: "16", BLOCKS: "on", SEQUENCES: sequences}.items() <= picked(plan).items()
+    assert plan.needs / GB == pytest.approx(needs, abs=0.05)
     plain = dataclasses.replace(plan.run, checkpointing=False, batch=4)
-    assert fit.needed(remembered(plain).peak) > card_gb * GB
+    assert fit.needed(remembered(plain).peak) / GB == pytest.approx(plainly, abs=0.05) and plainly > card_gb
 
 
 @pytest.mark.parametrize(
