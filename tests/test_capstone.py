@@ -14,8 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 import capstone
-from utils import models
-from utils.models import ROOT, TINY_DIR
+from utils.models import ROOT, TINY_DIR, loading, profile
 from utils.profiling.activations import is_checkpointing
 from utils.tinyworld import task_examples
 from utils.train.own_data import usual_settings
@@ -58,7 +57,8 @@ def test_a_bad_file_is_refused_with_its_line_before_a_step(tmp_path):
 
 
 def test_in_four_bits(tmp_path, data):
-    before, after = capstone.fine_tune(data, tmp_path / "q", usual_settings()._replace(steps=25), four_bit=True)
+    settings = usual_settings(profile())._replace(steps=25)
+    before, after = capstone.fine_tune(data, tmp_path / "q", settings, four_bit=True)
     assert after.loss < 0.8 * before.loss and len(after.replies) == 6
     assert "| base in 4 bits | True |" in (tmp_path / "q" / "README.md").read_text(encoding="utf-8")
     tensors = load_file(tmp_path / "q" / "adapter_model.safetensors")
@@ -104,7 +104,7 @@ def test_an_interruption_leaves_no_folder(tmp_path, data, monkeypatch, where):
 
     monkeypatch.setattr(capstone, where, interrupted)
     with pytest.raises(KeyboardInterrupt):
-        capstone.fine_tune(data, tmp_path / "out", usual_settings()._replace(steps=1))
+        capstone.fine_tune(data, tmp_path / "out", usual_settings(profile())._replace(steps=1))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -113,13 +113,13 @@ def test_the_file_may_change_while_it_trains_and_the_card_names_what_was_read(tm
     mine.write_bytes(data.read_bytes())
     digest = capstone.prepare(mine)[1].sha256
     monkeypatch.setattr(capstone, "train", lambda *given: (mine.unlink(), train(*given))[1])
-    capstone.fine_tune(mine, tmp_path / "my adapter", usual_settings()._replace(steps=1))
+    capstone.fine_tune(mine, tmp_path / "my adapter", usual_settings(profile())._replace(steps=1))
     card = (tmp_path / "my adapter" / "README.md").read_text(encoding="utf-8")
     assert digest in card and "# my-adapter" in card, "a folder's name may have spaces, an adapter's has none"
 
 
 def test_the_cards_own_lines_use_the_adapter(tmp_path, data):
-    before, after = capstone.fine_tune(data, tmp_path / "a", usual_settings()._replace(steps=25))
+    before, after = capstone.fine_tune(data, tmp_path / "a", usual_settings(profile())._replace(steps=25))
     card = (tmp_path / "a" / "README.md").read_text(encoding="utf-8")
     (code,) = re.findall(r"^```python\n(.*?)^```", card, re.M | re.S)
     reply = after.replies[0]
@@ -154,9 +154,9 @@ def test_another_model_takes_the_same_path(tmp_path, data, qwen, monkeypatch, pr
     train = capstone.train
     monkeypatch.setenv("COURSE_PROFILE", profile)
     monkeypatch.setenv("COURSE_MODEL", str(qwen))
-    monkeypatch.setattr(models, "_check_gpu", lambda dtype: None)
+    monkeypatch.setattr(loading, "_check_gpu", lambda dtype: None)
     monkeypatch.setattr(capstone, "train", lambda *given: seen.append(train(*given)) or seen[0])
-    before, after = capstone.fine_tune(data, tmp_path / "out", usual_settings()._replace(steps=30, lr=2e-2))
+    before, after = capstone.fine_tune(data, tmp_path / "out", usual_settings(profile())._replace(steps=30, lr=2e-2))
     assert after.loss < before.loss - 0.2, "a random model's frozen head leaves little room"
     assert is_checkpointing(seen[0]) == in_4_bits and seen[0].config.model_type == "qwen2"
     card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
@@ -178,7 +178,7 @@ def test_checkpointing_changes_memory_and_not_the_adapter(tmp_path, data):
         model, tokenizer = capstone.load(four_bit=False)
         torch.manual_seed(0)
         records = capstone.prepare(data)[0].train
-        model = capstone.train(model, tokenizer, records, usual_settings()._replace(steps=3, checkpointing=on))
+        model = capstone.train(model, tokenizer, records, usual_settings(profile())._replace(steps=3, checkpointing=on))
         assert is_checkpointing(model) == on
         trained.append({name: p.detach() for name, p in model.named_parameters() if "lora_B" in name})
     assert all(bool(p.any()) for p in trained[0].values())
@@ -190,7 +190,7 @@ def test_what_was_saved_is_what_is_evaluated(tmp_path, data):
     """The adapter that is reloaded answers as the one that was trained."""
     model, tokenizer = capstone.load(four_bit=False)
     split, _ = capstone.prepare(data)
-    trained = capstone.train(model, tokenizer, split.train, usual_settings()._replace(steps=10)).eval()
+    trained = capstone.train(model, tokenizer, split.train, usual_settings(profile())._replace(steps=10)).eval()
     trained.save_pretrained(tmp_path / "a", save_embedding_layers=False)
     ids = tokenizer("Say it like a pirate: Zoe was shy.", return_tensors="pt").input_ids
     with torch.inference_mode():

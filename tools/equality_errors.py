@@ -23,7 +23,7 @@ from utils.lora import (
     multi_adapter,
 )
 from utils.lora.checkpoint import load_adapter, read_matrices, save_adapter
-from utils.models import load_4bit, load_base
+from utils.models import load_4bit, load_base, profile
 from utils.quant.nf4 import dequantize
 from utils.tinyworld import TASKS, task_examples
 from utils.train.adapter_cache import trained_adapter
@@ -48,8 +48,8 @@ def files() -> Iterator[Line]:
     from peft import PeftModel
 
     ours, ids = load_base()[0], token_ids(4)
-    load_adapter(ours, trained_adapter("style"))
-    theirs = PeftModel.from_pretrained(load_base()[0], trained_adapter("style")).eval()
+    load_adapter(ours, trained_adapter("style", profile()))
+    theirs = PeftModel.from_pretrained(load_base()[0], trained_adapter("style", profile())).eval()
     yield "adapter beside its base, logits against PEFT's", largest(ours.eval()(ids).logits, theirs(ids).logits)
     with tempfile.TemporaryDirectory() as scratch:
         save_adapter(ours, Path(scratch, "ours"))
@@ -64,7 +64,7 @@ def merges() -> Iterator[Line]:
     """Chapter 8: merged weights in each dtype, and in 4 bits."""
     from peft import PeftModel
 
-    folder = trained_adapter("style")
+    folder = trained_adapter("style", profile())
     for dtype in DTYPES:
         ours = load_base(dtype)[0]
         names = merging.merge_files(ours, folder)
@@ -88,9 +88,10 @@ def many() -> Iterator[Line]:
     """Chapter 9: the mixed batch, and the eleven combinations, on the shipped adapters."""
     from peft import PeftModel
 
-    model = PeftModel.from_pretrained(load_base()[0], trained_adapter(TASKS[0]), adapter_name=TASKS[0]).eval()
+    first = trained_adapter(TASKS[0], profile())
+    model = PeftModel.from_pretrained(load_base()[0], first, adapter_name=TASKS[0]).eval()
     for task in TASKS[1:]:
-        model.load_adapter(trained_adapter(task), adapter_name=task)
+        model.load_adapter(trained_adapter(task, profile()), adapter_name=task)
     adapters = {task: combine.from_peft(model, task) for task in TASKS}
     ours, names = load_base()[0], [*TASKS, "__base__"]
     multi_adapter.stack_adapters(ours, adapters)

@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 
-from utils import models
+from utils import data, models
 from utils.data.chat import IGNORED, collate, encode
 from utils.data.instructions import INSTRUCTIONS
 from utils.data.labels import assistant_labels, check_completions_survive, encode_record, prompt_completion_labels
@@ -31,7 +31,8 @@ CHATML = (
 
 @pytest.fixture
 def tokenizer():
-    return models.load_base()[1]
+    """One of each test's own: some give it another chat template."""
+    return models.load_tokenizer()
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from utils.course.model_card import base_name, model_card, write_card
 from utils.data.records import BadRecords
 from utils.evaluate.metrics import exact_match, perplexity
 from utils.evaluate.report import Evaluation, Reply, change, evaluate, luck, report, table
-from utils.models import load_base
+from utils.models import load_base, profile
 from utils.tinyworld import task_examples
 from utils.train.adapter_cache import trained_adapter
 from utils.train.own_data import DataFacts, general_texts
@@ -30,7 +30,7 @@ def loaded():
     from peft import PeftModel
 
     base, tokenizer = load_base()
-    return PeftModel.from_pretrained(base, trained_adapter("style")).eval(), tokenizer
+    return PeftModel.from_pretrained(base, trained_adapter("style", profile())).eval(), tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def both(loaded) -> tuple[Evaluation, Evaluation]:
 def test_right_answers_are_those_of_exact_match_and_batches_dont_matter(loaded, both):
     model, tokenizer = loaded
     assert both[1].exact == exact_match(model, tokenizer, EXAMPLES) > 0.9
-    small = evaluate(model, tokenizer, RECORDS, batch_size=5)
+    small = evaluate(model, tokenizer, EXAMPLES, batch_size=5)
     assert [r.answer for r in small.replies] == [r.answer for r in both[1].replies]
     assert math.isclose(small.loss, both[1].loss, rel_tol=1e-3) and small.general is None
 
@@ -72,6 +72,20 @@ def test_the_adapter_stops_and_a_limit_is_a_limit(loaded, both):
     assert both[1].stop_rate == 1 and both[1].mean_tokens < 40
     cut = evaluate(model, tokenizer, RECORDS[:3], max_new_tokens=4)
     assert cut.stop_rate == 0 and cut.mean_tokens == 4 and cut.exact == 0
+
+
+def test_an_answer_has_room_for_sixteen_tokens_more_than_the_longest_wanted(loaded):
+    """The adapter's answer takes `length` tokens and an end mark: it stops by itself when 16 more let it, not at 15."""
+    model, tokenizer = loaded
+    (whole,) = evaluate(model, tokenizer, RECORDS[:1]).replies
+    ids = tokenizer(whole.answer, add_special_tokens=False).input_ids
+    assert whole.stopped and whole.right and len(ids) == whole.tokens > 17
+    for wanted, stopped in ((whole.tokens + 1 - 16, True), (whole.tokens - 16, False)):
+        text = tokenizer.decode(ids[:wanted])
+        assert len(tokenizer(text.strip(), add_special_tokens=False).input_ids) == wanted
+        record = {"instruction": RECORDS[0]["instruction"], "output": text}
+        (reply,) = evaluate(model, tokenizer, [record]).replies
+        assert (reply.stopped, reply.right) == (stopped, False)
 
 
 def test_a_conversation_is_asked_with_all_its_turns(loaded):
@@ -156,14 +170,13 @@ def test_a_base_that_is_a_folder_is_not_named_to_the_hub(both):
 
 def test_the_base_is_named_as_the_profile_loads_it(monkeypatch, tmp_path):
     monkeypatch.setenv("COURSE_MODEL", "owner/other")
-    assert base_name() == "assets/tiny-llama"
-    monkeypatch.setenv("COURSE_PROFILE", "small")
-    assert base_name() == "owner/other"
+    assert base_name("tiny") == "assets/tiny-llama"
+    assert base_name("small") == "owner/other"
     (tmp_path / "my-base").mkdir()
     monkeypatch.setenv("COURSE_MODEL", str(tmp_path / "my-base"))
-    assert base_name() == "my-base"
+    assert base_name("small") == "my-base"
     monkeypatch.delenv("COURSE_MODEL")
-    assert base_name() == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert base_name("small") == "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
 @pytest.mark.parametrize("name", ["", "two words"])
@@ -174,9 +187,9 @@ def test_a_name_is_one_word(both, name):
 
 def test_the_files_are_written_and_a_refusal_writes_nothing(both, tmp_path: Path):
     with pytest.raises(ValueError, match="one word"):
-        write_card(tmp_path, FACTS, {}, *both, name="no name")
+        write_card(tmp_path, FACTS, {}, *both, profile="tiny", name="no name")
     assert list(tmp_path.iterdir()) == []
-    write_card(tmp_path, FACTS, {"r": 8}, *both)
+    write_card(tmp_path, FACTS, {"r": 8}, *both, profile="tiny")
     results = json.loads((tmp_path / "evaluation.json").read_text(encoding="utf-8"))
     assert len(results["replies"]) == 12 and results["replies"][0]["adapter"] == EXAMPLES[0].answer
     assert (tmp_path / "README.md").read_text(encoding="utf-8").startswith("---\n")

@@ -207,6 +207,29 @@ def test_the_loop_is_transformers_token_by_token(base, batch, use_cache):
     assert torch.equal(ours.ids, transformers_answer(base, batch, do_sample=False))
 
 
+def test_padding_moves_no_position_of_a_model_that_counts_them():
+    """Llama sees only how far apart two tokens are; GPT-2 has a vector for each position, counted without padding."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=50, n_positions=40, n_embd=16, n_layer=2, n_head=2, bos_token_id=1, eos_token_id=1)
+    model = GPT2LMHeadModel(config).double().eval()
+    with torch.no_grad():
+        model.transformer.wpe.weight.mul_(50)  # so that a wrong position changes the answer
+    ids = torch.randint(2, 50, (3, 9), generator=torch.Generator().manual_seed(1))
+    mask = torch.ones_like(ids)
+    mask[0, :4] = mask[1, :1] = 0
+    for use_cache in (True, False):
+        ours = decoding.generate(
+            model, ids * mask, mask, max_new_tokens=12, eos_id=1, pad_id=0, use_cache=use_cache
+        ).ids
+        theirs = model.generate(
+            ids * mask, attention_mask=mask, max_new_tokens=12, do_sample=False, eos_token_id=1, pad_token_id=0
+        )
+        assert torch.equal(ours, theirs[:, 9:])
+        assert len(ours.unique()) > 5, "an answer of one token would prove little"
+
+
 def test_finished_rows_are_padded_and_the_loop_ends_with_the_last(base, batch):
     """Stopping is made to happen early: the end mark is a token that some rows write soon."""
     free = decoding.generate(base[0], **batch, **options(base)).ids

@@ -13,17 +13,16 @@ from utils import lora
 from utils.evaluate import merged_answers
 from utils.evaluate.merged_answers import answered, answers_in_new_process
 from utils.evaluate.metrics import complete, exact_match
-from utils.lora import merging
 from utils.lora.checkpoint import fitting_adapter, load_adapter, save_adapter
 from utils.lora.merging import arrival, dequantized, merge_files, merge_quantized, merge_weight, stored_4bit
-from utils.models import load_4bit, load_base
+from utils.models import load_4bit, load_base, profile
 from utils.quant import nf4
 from utils.tinyworld import task_examples
 from utils.train.adapter_cache import trained_adapter
 
 torch.set_num_threads(1)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-FOLDER = trained_adapter("style")
+FOLDER = trained_adapter("style", profile())
 EXAMPLES = task_examples("style", "test", 20)
 LAYER = "model.layers.0.mlp.up_proj"
 
@@ -218,7 +217,7 @@ def test_one_pass_says_what_generating_would_say(task):
     model, tokenizer = load_base()
     base = answered(model, tokenizer, examples)
     assert base.accuracy == exact_match(model, tokenizer, examples) <= 0.05
-    load_adapter(model, trained_adapter(task))
+    load_adapter(model, trained_adapter(task, profile()))
     found = answered(model, tokenizer, examples)
     answers = complete(model, tokenizer, [e.prompt for e in examples])
     assert found.right.tolist() == [a == e.answer for a, e in zip(answers, examples, strict=True)]
@@ -282,7 +281,7 @@ def test_what_the_new_process_can_not_do(saved, tmp_path, monkeypatch):
     def slow(*_, timeout, **__):
         raise subprocess.TimeoutExpired("python", timeout)
 
-    monkeypatch.setattr(merging.subprocess, "run", slow)
+    monkeypatch.setattr(merged_answers.subprocess, "run", slow)
     with pytest.raises(RuntimeError, match="more than 3 seconds"):
         answers_in_new_process(folder, prompts, timeout=3)
 

@@ -39,11 +39,12 @@ def _adapters():
     return {
         "a": {"one": _factors(2, 0), "two": _factors(2, 1, 5, 6)},
         "b": {"one": _factors(4, 2)},  # another rank, and one layer less
+        "c": {"two": _factors(1, 3, 5, 6)},  # rank 1
     }
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.lists(st.sampled_from(["a", "b", "__base__"]), min_size=1, max_size=6), st.integers(1, 3))
+@given(st.lists(st.sampled_from(["a", "b", "c", "__base__"]), min_size=1, max_size=6), st.integers(1, 3))
 def test_every_row_gets_what_its_adapter_alone_gives(names, length):
     torch.manual_seed(0)
     net, adapters = Net(), _adapters()
@@ -159,10 +160,10 @@ def test_what_route_refuses():
     net = Net()
     with pytest.raises(RuntimeError, match="no stacked adapters"), m.route(net, ["a"]):
         pass
-    m.stack_adapters(net, _adapters() | {"style": {"one": _factors(1, 3)}})
+    m.stack_adapters(net, {"style": {"one": _factors(1, 3)}} | _adapters())
     x = torch.randn(2, 6)
     with pytest.raises(
-        ValueError, match="no adapter 'stile'; did you mean 'style'. This model has __base__, a, b, style"
+        ValueError, match="no adapter 'stile'; did you mean 'style'. This model has __base__, style, a, b, c"
     ):
         with m.route(net, ["a", "stile"]):
             pass
@@ -181,9 +182,9 @@ def test_what_stacking_refuses_changes_nothing():
     for words, adapters in {
         "no adapters": {},
         "name of the base itself": {"__base__": good["a"]},
-        "'c' corrects three, and this model has no such": good | {"c": {"three": _factors(1, 0)}},
-        r"'c' corrects a weight of shape \(5, 7\), and this layer's is \(5, 6\)": good
-        | {"c": {"one": _factors(1, 0, 7)}},
+        "'d' corrects three, and this model has no such": good | {"d": {"three": _factors(1, 0)}},
+        r"'d' corrects a weight of shape \(5, 7\), and this layer's is \(5, 6\)": good
+        | {"d": {"one": _factors(1, 0, 7)}},
     }.items():
         with pytest.raises(ValueError, match=words):
             m.stack_adapters(net, adapters)

@@ -14,6 +14,7 @@ from utils import models
 from utils.course import environment
 from utils.data.records import to_prompt_completion
 from utils.lora import inject
+from utils.models import loading, profile
 from utils.tinyworld import task_examples
 from utils.train import loop as training
 from utils.train import sft
@@ -64,7 +65,7 @@ def test_a_whole_base_on_a_card_without_bf16_comes_in_float32(machine, monkeypat
     """In float16 the gradients of a loop without loss scaling would vanish."""
     machine("T4")
     asked = []
-    monkeypatch.setattr(models, "_load", lambda dtype, *_: asked.append(dtype))
+    monkeypatch.setattr(loading, "_load", lambda dtype, *_: asked.append(dtype))
     models.load_base()
     models.load_base(F16)
     machine("L4")
@@ -81,7 +82,7 @@ def test_the_trainers_settings_follow_the_machine(machine, tmp_path, kind, bf16,
         # It asks torch for a real card; what it would find is what `machine` says.
         patch.setattr(transformers.training_args, "is_torch_bf16_gpu_available", lambda: bf16)
         patch.setattr(torch.cuda, "set_device", lambda _: None)
-        for made in (sft.sft_config(tmp_path, RECIPE), capstone.sft_settings(tmp_path, usual_settings())):
+        for made in (sft.sft_config(tmp_path, RECIPE), capstone.sft_settings(tmp_path, usual_settings(profile()))):
             assert (made.bf16, made.fp16, made.use_cpu) == (bf16, fp16, kind == "CPU")
 
 
@@ -152,7 +153,7 @@ def test_the_capstone_widens_them_too(tmp_path, monkeypatch):
     monkeypatch.setattr(SFTTrainer, "train", train)
     base, tokenizer = models.load_4bit()
     with pytest.raises(Stop):
-        capstone.train(base, tokenizer, records(), usual_settings())
+        capstone.train(base, tokenizer, records(), usual_settings(profile()))
     assert set(seen) == {F32}
 
 
@@ -188,7 +189,7 @@ def sources():
 @pytest.mark.parametrize(
     ("pattern", "allowed"),
     [
-        (r"is_bf16_supported\(", {"models.py"}),  # whoever needs a dtype asks compute_dtype
+        (r"is_bf16_supported\(", {"device.py"}),  # whoever needs a dtype asks compute_dtype
         (r"(Config|Arguments)\([^()]*\b(bf16|fp16)\s*=\s*True", set()),
         (r"\.cuda\(\)", set()),
         (r"device\s*=\s*[\"']cuda", set()),

@@ -1,4 +1,9 @@
-"""The figures: what is drawn is what was given, with titles, labels and series that differ without colour."""
+"""The figures that any chapter draws: titles, labels and values are those that were given, and series differ without
+colour."""
+
+from __future__ import annotations
+
+import io
 
 import pytest
 from matplotlib.colors import to_hex
@@ -7,10 +12,18 @@ from utils import plots
 
 SERIES = {"one": ([1, 2, 3], [3.0, 2.0, 1.0]), "two": ([1, 2], [0.5, 0.25])}
 WORDS = {"title": "A title", "xlabel": "x (units)", "ylabel": "y (units)"}
+LABELS = {"title": "T", "xlabel": "x", "ylabel": "y"}
 
 
 def words_of(ax):
     return {"title": ax.get_title(loc="left") or ax.get_title(), "xlabel": ax.get_xlabel(), "ylabel": ax.get_ylabel()}
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    bundles = []
+    monkeypatch.setattr("IPython.display.display", lambda bundle, raw: bundles.append(bundle))
+    return bundles
 
 
 def test_lines_draws_each_series_as_given():
@@ -54,14 +67,6 @@ def test_stacked_bars_stand_upon_each_other_and_say_their_total():
     assert [text.get_text() for text in ax.texts] == ["4", "6"]
 
 
-def test_memory_bars_show_the_cards():
-    figure = plots.memory_bars(["full", "LoRA"], {"weights": [4, 2], "gradients": [4, 0]}, title="T", cards={"card": 5})
-    ax = figure.axes[0]
-    assert ax.get_ylabel() == "GB"
-    assert [list(line.get_ydata()) for line in ax.lines] == [[5, 5]]
-    assert [text.get_text() for text in ax.texts] == ["8 GB", "2 GB", "card"]
-
-
 @pytest.mark.parametrize(
     ("draw", "message"),
     [
@@ -85,3 +90,146 @@ def test_show_displays_one_picture_whose_text_is_the_title(monkeypatch):
     assert raw
     assert data["text/plain"] == "Figure: A title"
     assert data["image/png"].startswith("iVBORw0KGgo")
+
+
+def test_a_histogram_counts_every_value_and_draws_the_cut():
+    figure = plots.histogram(
+        {"a": [1, 2, 2, 9], "b": [5, 5]}, title="T", xlabel="tokens", bins=10, cut=(6.0, "max_length")
+    )
+    ax = figure.axes[0]
+    assert (ax.get_title(loc="left"), ax.get_xlabel(), ax.get_ylabel()) == ("T", "tokens", "records")
+    assert list(ax.lines[0].get_xdata()) == [6.0, 6.0] and [t.get_text() for t in ax.texts] == ["max_length"]
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == ["a", "b"]
+    shapes = sorted(ax.patches, key=lambda p: p.get_label())
+    assert len({p.get_hatch() for p in shapes}) == len({p.get_linestyle() for p in shapes}) == 2
+    assert [max(y for _, y in p.get_xy()) for p in shapes] == [2, 2]
+    assert sum(p.get_label() in ("a", "b") for p in shapes) == 2
+
+
+def test_a_histogram_of_one_series_has_no_legend():
+    assert plots.histogram({"a": [1]}, title="T", xlabel="x").axes[0].get_legend() is None
+
+
+@pytest.mark.parametrize(("values", "said"), [({}, "no series"), ({"a": []}, "'a' is empty")])
+def test_a_histogram_of_nothing_is_refused(values, said):
+    with pytest.raises(ValueError, match=said):
+        plots.histogram(values, title="T", xlabel="x")
+
+
+def test_the_bars_are_means_and_every_seed_is_a_dot():
+    figure = plots.seed_bars({"first": [90.0, 100.0], "second": [0.0, 10.0, 80.0]}, title="T", xlabel="score (%)")
+    (ax,) = figure.axes
+    assert (ax.get_title(loc="left"), ax.get_xlabel()) == ("T", "score (%)")
+    rows = dict(zip([t.get_text() for t in ax.get_yticklabels()], ax.get_yticks(), strict=True))
+    assert rows["first"] > rows["second"], "the first group is not on top"
+    bars = {round(p.get_y() + p.get_height() / 2): p.get_width() for p in ax.patches}
+    assert bars == {rows["first"]: 95.0, rows["second"]: 30.0}
+    (dots,) = ax.lines
+    expected = [(90, rows["first"]), (100, rows["first"])] + [(x, rows["second"]) for x in (0, 10, 80)]
+    assert list(zip(*dots.get_data(), strict=True)) == expected
+    assert sorted(t.get_text() for t in ax.get_legend().get_texts()) == ["mean", "one seed"]
+
+
+@pytest.mark.parametrize("groups", [{}, {"a": [1.0], "b": []}])
+def test_seed_bars_of_nothing_are_refused(groups):
+    with pytest.raises(ValueError, match="nothing to plot"):
+        plots.seed_bars(groups, title="T", xlabel="x")
+
+
+def test_each_row_has_its_values_and_each_name_its_marker():
+    rows = {"fp32": {"style": 1e-6, "sentiment": 2e-6}, "bf16": {"style": 1e-3}}
+    figure = plots.log_dots(rows, title="Drift", xlabel="relative difference")
+    (ax,) = figure.axes
+    style, sentiment = ax.lines
+    assert list(style.get_xdata()) == [1e-6, 1e-3] and list(style.get_ydata()) == [0, -1]
+    assert list(sentiment.get_xdata()) == [2e-6] and list(sentiment.get_ydata()) == [0]
+    assert style.get_marker() != sentiment.get_marker()
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["fp32", "bf16"]
+    assert ax.get_xscale() == "log"
+    assert (ax.get_title(loc="left"), ax.get_xlabel()) == ("Drift", "relative difference")
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["style", "sentiment"]
+
+
+@pytest.mark.parametrize("rows", [{}, {"a": {}}])
+def test_log_dots_of_nothing_are_refused(rows):
+    with pytest.raises(ValueError, match="nothing to plot"):
+        plots.log_dots(rows, title="", xlabel="")
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, float("nan")])
+def test_what_a_logarithm_does_not_have_is_refused(value):
+    with pytest.raises(ValueError, match=r"'b' of 'a' is .*positive"):
+        plots.log_dots({"a": {"b": value}}, title="", xlabel="")
+
+
+def test_panels_share_the_axis_and_each_curves_look():
+    curves = {"one": {"p": ([0, 1], [0, 5]), "q": ([0, 1], [9, 3])}, "two": {"q": ([0, 1], [100, 2])}}
+    figure = plots.panels(curves, **LABELS)
+    left, right = figure.axes
+    assert [ax.get_title(loc="left") for ax in figure.axes] == ["one", "two"]
+    assert list(left.lines[0].get_ydata()) == [0, 5] and list(right.lines[0].get_ydata()) == [100, 2]
+    assert right.lines[0].get_marker() == left.lines[1].get_marker() != left.lines[0].get_marker()
+    assert left.get_ylim() == right.get_ylim()
+    assert [t.get_text() for t in figure.legends[0].get_texts()] == ["p", "q"]
+    assert figure.get_suptitle() == "T"
+    figure.savefig(io.BytesIO())
+
+
+def test_one_panel_works_too():
+    assert len(plots.panels({"one": {"p": ([0], [1])}}, **LABELS).axes) == 1
+
+
+@pytest.mark.parametrize("series", [{}, {"one": {}}, {"one": {"p": ([0, 1], [0])}}])
+def test_panels_without_curves_are_refused(series):
+    with pytest.raises(ValueError, match="nothing to plot|x values"):
+        plots.panels(series, **LABELS)
+
+
+def test_seed_panels_show_every_seed_and_the_mean_in_the_rows_order():
+    figure = plots.seed_panels(
+        {"one": {"a": [10, 30], "b": [50]}, "two": {"b": [1, 3], "a": [7]}}, title="T", xlabel="x (%)"
+    )
+    left, right = figure.axes
+    assert [t.get_text() for t in left.get_yticklabels()] == ["a", "b"]
+    rings = [line for line in right.lines if line.get_marker() == "o"]
+    assert [list(line.get_xdata()) for line in rings] == [[7], [1, 3]], "rows in the order of the first panel"
+    means = [line.get_xdata()[0] for line in left.lines if line.get_marker() == "|"]
+    assert means == [20, 50]
+    assert left.get_xlim() == right.get_xlim(), "one axis for both"
+    assert [t.get_text() for t in figure.legends[0].get_texts()] == ["one seed", "mean"]
+
+
+@pytest.mark.parametrize(("panels", "words"), [({}, "nothing"), ({"a": {"x": []}}, "nothing"),
+                                               ({"a": {"x": [1]}, "b": {"y": [1]}}, "different rows")])  # fmt: skip
+def test_seed_panels_refuse_what_they_can_not_show(panels, words):
+    with pytest.raises(ValueError, match=words):
+        plots.seed_panels(panels, title="T", xlabel="x")
+
+
+def test_before_and_after_have_a_panel_for_each_measure_from_zero():
+    measures = {"right (%)": (0.0, 98.0), "loss (nats)": (4.2, 0.1)}
+    figure = plots.before_after(measures, title="My adapter", names=("base", "adapter"))
+    assert figure.get_suptitle() == "My adapter" and len(figure.axes) == 2
+    for ax, (name, pair) in zip(figure.axes, measures.items(), strict=True):
+        assert [bar.get_height() for bar in ax.patches] == list(pair)
+        assert f"{ax.get_title(loc='left')} ({ax.get_ylabel()})" == name and ax.get_ylim()[0] == 0
+        assert [label.get_text() for label in ax.get_xticklabels()] == ["base", "adapter"]
+        assert ax.patches[0].get_hatch() != ax.patches[1].get_hatch()
+
+
+@pytest.mark.parametrize("measures", [{}, {"a": (-1, 2)}, {"a": (float("nan"), 2)}])
+def test_before_and_after_refuse_what_bars_cant_show(measures):
+    with pytest.raises(ValueError, match="nothing to plot|0 or more"):
+        plots.before_after(measures, title="", names=("a", "b"))
+    assert len(plots.before_after({"a": (0, 0)}, title="", names=("a", "b")).axes) == 1
+
+
+def test_counts_are_bars_with_their_numbers():
+    figure = plots.count_bars({"wrong": 12, "right": 4}, title="Verdicts", xlabel="claims")
+    (ax,) = figure.axes
+    assert [bar.get_width() for bar in ax.patches] == [12, 4] and [t.get_text() for t in ax.texts] == ["12", "4"]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["wrong", "right"]
+    assert ax.patches[0].get_y() > ax.patches[1].get_y()
+    assert (ax.get_title(loc="left"), ax.get_xlabel()) == ("Verdicts", "claims")
+    with pytest.raises(ValueError, match="nothing to plot"):
+        plots.count_bars({}, title="", xlabel="")

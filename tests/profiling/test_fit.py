@@ -107,8 +107,8 @@ def test_the_command_line(capsys):
             fit.main(arguments)
 
 
-def test_the_package_runs_as_a_command_and_says_nothing_else():
-    command = [sys.executable, "-m", "utils.profiling", "--sizes", "hidden=64,layers=2,heads=x"]
+def test_the_module_runs_as_a_command_and_says_nothing_else():
+    command = [sys.executable, "-m", "utils.profiling.fit", "--sizes", "hidden=64,layers=2,heads=x"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1 and done.stderr.startswith("error: --sizes") and done.stderr.count("\n") == 1
 

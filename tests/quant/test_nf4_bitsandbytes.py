@@ -14,6 +14,7 @@ from hypothesis.extra import numpy as npst
 
 from utils.models import load_base
 from utils.quant import nf4
+from utils.quant.absmax import nearest
 
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 bitsandbytes = pytest.importorskip("bitsandbytes")
@@ -95,6 +96,24 @@ def test_values_exactly_between_two_entries():
     middles = (book[:-1] + book[1:]) / 2
     around = [middles.nextafter(torch.tensor(side)) for side in (-9.0, 9.0)]
     assert compare(torch.cat([middles, *around, torch.ones(1)])) is None
+
+
+@pytest.mark.parametrize("book", ["nf4", "fp4"])
+def test_middles_tell_dividing_by_the_scale_from_multiplying_with_its_inverse(book):
+    """Next to a middle the two round to different codes: bitsandbytes multiplies whole blocks, and divides a last one
+    that is shorter."""
+    entries = nf4.code_book(book)
+    ordered = entries.sort().values
+    middles = (ordered[:-1] + ordered[1:]) / 2
+    told_apart = 0
+    for scale in torch.rand(40, generator=torch.Generator().manual_seed(0)) * 3 + 0.1:
+        short = torch.cat([middles * scale, (middles * scale).nextafter(torch.tensor(9.0)), scale[None]])
+        divided, multiplied = (nearest(x, entries) for x in (short / scale, short * (1 / scale)))
+        told_apart += int((divided != multiplied).sum())
+        whole = torch.cat([short, torch.zeros(64 - len(short))])
+        for values in (short, whole, torch.cat([whole, short])):
+            assert compare(values, book) is None
+    assert told_apart > 40, "no value tells the two apart, so nothing is proved"
 
 
 @settings(deadline=None, max_examples=150)

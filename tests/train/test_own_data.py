@@ -6,19 +6,26 @@ import hashlib
 import json
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from utils.data.chat import IGNORED, Example
+from utils.data.labels import prompt_completion_labels
 from utils.data.records import BadRecords
+from utils.lora import inject
+from utils.models import PROFILES, load_base, load_tokenizer, profile
+from utils.train.loop import train
 from utils.train.own_data import (
-    Settings,
     data_facts,
     general_texts,
     prompt_key,
     read_own,
     split_records,
+    train_on_file,
     usual_settings,
 )
+from utils.train.recipes import recipe
 
 
 def record(prompt: str, answer: str = "yes") -> dict[str, str]:
@@ -52,6 +59,12 @@ def test_the_share_the_most_and_the_seed():
     assert len(split_records(records, at_most=7).held_out) == 7
     assert split_records(records) == split and split_records(records, seed=1) != split
     assert split.train == [r for r in records if r in split.train], "the file's order is kept"
+
+
+@pytest.mark.parametrize("share", [0.95, 0.99])
+def test_something_is_left_to_train_on_however_much_is_held_out(share):
+    split = split_records([record(f"prompt {n}") for n in range(10)], share)
+    assert (len(split.train), len(split.held_out)) == (1, 9)
 
 
 def test_duplicates_are_dropped_and_two_answers_to_a_prompt_stay_together():
@@ -116,31 +129,70 @@ def test_the_general_texts_are_always_the_same_and_enough_for_a_window():
     assert general_texts() == general_texts() and len(" ".join(general_texts()).split()) > 1000
 
 
-def test_the_usual_settings_are_the_profiles(monkeypatch):
-    from utils.train.recipes import recipe
-
-    assert usual_settings() == Settings(8, 4e-3, 180, 8, 256, checkpointing=False)
-    for profile in ("small", "7b"):
-        monkeypatch.setenv("COURSE_PROFILE", profile)
-        usual, theirs = usual_settings(), recipe("style")
-        assert usual[:4] == (theirs.r, theirs.lr, theirs.steps, theirs.batch_size)
-        assert usual.checkpointing == (profile == "7b") and usual.checked() == usual
+@pytest.mark.parametrize("name", PROFILES)
+def test_the_usual_settings_can_be_used_and_forget_no_more_than_the_style_tasks(name):
+    usual, style = usual_settings(name), recipe("style", name)
+    assert usual.checked() == usual and usual.lr <= style.lr
+    assert usual.checkpointing == (name == "7b"), "a 7B model's activations fill a card of 16 GB, a small one's don't"
 
 
 @pytest.mark.parametrize("name", ["r", "steps", "batch_size", "max_length"])
 @pytest.mark.parametrize("value", [0, -1])
 def test_a_count_below_one_is_refused(name, value):
     with pytest.raises(ValueError, match=f"{name} is a number of 1 or more, not {value}"):
-        usual_settings()._replace(**{name: value}).checked()
+        usual_settings(profile())._replace(**{name: value}).checked()
 
 
 @pytest.mark.parametrize("lr", [0.0, -1e-3, float("nan"), float("inf")])
 def test_a_rate_that_trains_nothing_or_breaks_everything_is_refused(lr):
     with pytest.raises(ValueError, match="the learning rate is a number above 0"):
-        usual_settings()._replace(lr=lr).checked()
+        usual_settings(profile())._replace(lr=lr).checked()
 
 
 def test_an_answer_of_messages_makes_no_conversation(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text(json.dumps({"instruction": 'Name the key, "messages": or not?', "output": "messages"}))
     assert read_own(path)[0]["output"] == "messages"
+
+
+# ------------------------------------------------------------------------------------------ from a file to a loss
+
+
+LINES = [record(f"Say it like a pirate: Zoe has {n} hats.", f"Arr! Zoe has {n} hats.") for n in range(12)]
+
+
+@pytest.mark.parametrize("shape", ["instructions", "conversations"])
+def test_a_file_is_trained_on_by_the_courses_labels_and_loop(tmp_path, shape):
+    """The losses are those of the same examples given by hand, and the first one is that of labels made as TRL's."""
+    rows = LINES if shape == "instructions" else [talk(r["instruction"], r["output"]) for r in LINES]
+    path = tmp_path / "mine.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)) + "\n", encoding="utf-8")
+    tokenizer, settings = load_tokenizer(), {"lr": 4e-3, "progress": False}
+
+    def adapted():
+        model = load_base()[0]
+        torch.manual_seed(0)
+        inject(model, "all-linear", 4, 8)
+        return model
+
+    losses = train_on_file(adapted(), tokenizer, path, steps=12, batch_size=4, **settings)
+    examples = [Example(r["instruction"], r["output"]) for r in LINES]
+    assert losses == train(adapted(), tokenizer, examples, steps=12, batch_size=4, **settings)
+    assert losses[-1] < 0.7 * losses[0]
+    (first,) = train_on_file(adapted(), tokenizer, path, steps=1, batch_size=len(rows), **settings)
+    total = count = 0
+    model = load_base()[0]
+    for row in rows:
+        ids, labels = (torch.tensor([x]) for x in prompt_completion_labels(tokenizer, row))
+        learned = int((labels != IGNORED).sum())
+        with torch.no_grad():
+            total += model(input_ids=ids, labels=labels).loss.item() * learned
+        count += learned
+    assert first == pytest.approx(total / count, rel=1e-5)  # float32 sums in another order
+
+
+def test_a_bad_line_is_refused_before_a_step(tmp_path):
+    path = tmp_path / "mine.jsonl"
+    path.write_text(json.dumps(LINES[0]) + '\n{"instruction": "Hi"}\n', encoding="utf-8")
+    with pytest.raises(BadRecords, match="line 2: output is missing"):
+        train_on_file(None, None, path, steps=1, lr=1e-3)

@@ -18,7 +18,6 @@ from utils.profiling.fit import CONTEXT, GAPS, needed
 from utils.profiling.gpu_step import allocated, base_model, free, outside, run_one
 from utils.profiling.memory import GB, Setup, predict
 
-MINUTES = 1
 WHAT = "training steps on an H100 whose allocator was limited to what a smaller card would have"
 CARDS = (8, 12, 16, 24, 40)
 SETUPS = (

@@ -29,7 +29,6 @@ from utils.lora.multi_adapter import route, stack_adapters
 from utils.profiling.adapter_forms import R, forms, shared, with_adapters
 from utils.profiling.latency import as_json, each_in_turn, in_turns, once, one_round, prompts, spread
 
-MINUTES = 6
 SEED = 0
 BATCHES = (1, 8, 32)
 TEXTS, ADAPTERS = 8, (1, 2, 4, 8)

@@ -24,7 +24,6 @@ from utils.lora import LoRALinear
 from utils.lora.fused import FastLoRALinear, SharedInput
 from utils.profiling.latency import spread
 
-MINUTES = 2
 SEED = 0
 SHAPES = ((4096, 4096), (4096, 11_008), (11_008, 4096))
 TOKENS = (8192, 2048, 512)

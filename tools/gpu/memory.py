@@ -22,7 +22,6 @@ from tools.gpu.record import Record
 from utils.profiling.gpu_step import base_model, base_of, free, run_one
 from utils.profiling.memory import Setup
 
-MINUTES = 4
 HELD_OUT_SEED = 6
 QKVO = ("q_proj", "k_proj", "v_proj", "o_proj")
 WHAT = "bytes that PyTorch's allocator gave out at most during the third training step, and in each of its phases"

@@ -24,7 +24,6 @@ from utils.models.configs import real_config
 from utils.profiling.activations import checkpoint_blocks
 from utils.profiling.latency import once, spread
 
-MINUTES = 3
 SEED, R, ALPHA = 0, 8, 16
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 TARGETS: dict[str, list[str]] = {

@@ -21,7 +21,6 @@ from tools.gpu.record import Record
 from utils.profiling.memory import Setup
 from utils.profiling.techniques import SEED, Technique, each
 
-MINUTES = 4
 USUAL = Setup("Llama-2-7B", "lora", 4, 512, target_modules=QKVO)
 
 

@@ -18,10 +18,6 @@ from typing import Any
 from utils.models.device import ROOT
 
 LEDGER = ROOT / "lessons" / "claims.toml"
-IDS = tuple(f"C{number:02d}" for number in range(1, 45))
-"""The claims that the ledger holds, all of them."""
-TRAP_IDS = tuple(f"T{number:02d}" for number in range(1, 9))
-"""The traps that it holds besides: what the guide doesn't speak of and a reader falls into."""
 _CELL_OUTPUT_AT_LEAST = 4
 _FIELDS = {"id", "section", "says", "verdict", "truth", "sources", "proof"}
 
@@ -96,16 +92,18 @@ class Claim:
 
 def read_ledger(path: Path = LEDGER) -> list[Claim]:
     """The claims in order. Raises LedgerError for a field or a proof that is missing, unknown or empty, for a claim
-    without a proof, and where the ids aren't C01 to C44, each once and in order."""
-    return _read(path, "claim", IDS)
+    without a proof, and where the ids don't count from C01 on, each once and in order."""
+    return _read(path, "claim", "C")
 
 
 def read_traps(path: Path = LEDGER) -> list[Claim]:
-    """The traps in order, in the form of claims. Raises LedgerError as :func:`read_ledger` does."""
-    return _read(path, "trap", TRAP_IDS)
+    """The traps, T01 and so on, in the form of claims: what the guide doesn't speak of and a reader falls into.
+
+    Raises LedgerError as :func:`read_ledger` does."""
+    return _read(path, "trap", "T")
 
 
-def _read(path: Path, table: str, wanted: Sequence[str]) -> list[Claim]:
+def _read(path: Path, table: str, letter: str) -> list[Claim]:
     try:
         ledger = tomllib.loads(path.read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:
@@ -114,7 +112,10 @@ def _read(path: Path, table: str, wanted: Sequence[str]) -> list[Claim]:
         raise LedgerError(f"{path.name} has an unknown table {unknown[0]!r}; known are claim and trap")
     claims = [_claim(row) for row in ledger.get(table, [])]
     ids = [claim.id for claim in claims]
-    if ids != list(wanted):
+    wanted = [f"{letter}{number:02d}" for number in range(1, len(ids) + 1)]
+    if not ids:
+        raise LedgerError(f'{path.name} has no {table}s: the first is [[{table}]] with id = "{letter}01"')
+    if ids != wanted:
         missing = [name for name in wanted if name not in ids]
         twice = sorted(name for name, count in Counter(ids).items() if count > 1)
         unknown = [name for name in ids if name not in wanted]

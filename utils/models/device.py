@@ -48,6 +48,22 @@ def profile() -> str:
     return name
 
 
+def check_profile(name: str) -> str:
+    """The name again. Raises ValueError for a profile that doesn't exist."""
+    if name not in PROFILES:
+        raise ValueError(f"there is no profile {name!r}: the course knows {', '.join(PROFILES)}")
+    return name
+
+
+def model_name(profile: str) -> str:
+    """The model that a profile loads: what COURSE_MODEL says, a folder or a Hub id, else the profile's own.
+
+    The tiny model is always the shipped one. Raises ValueError for a profile that doesn't exist.
+    """
+    chosen = os.environ.get("COURSE_MODEL") if check_profile(profile) != "tiny" else None
+    return chosen or PROFILES[profile].model
+
+
 def best_device() -> torch.device:
     """The fastest device that is there: CUDA, else Apple's MPS, else the CPU."""
     if torch.cuda.is_available():

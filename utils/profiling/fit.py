@@ -1,8 +1,8 @@
 """Will it fit? Cards of 8 to 80 GB, the largest batch on each, and a guard that says no before a run fails.
 
-    python -m utils.profiling --model Llama-2-7B --method qlora --batch 4 --checkpointing
-    python -m utils.profiling --model Llama-2-7B --card 24        (exit code 1 when it doesn't fit)
-    python -m utils.profiling --model Llama-2-7B --table          (what fits on which card)
+    python -m utils.profiling.fit --model Llama-2-7B --method qlora --batch 4 --checkpointing
+    python -m utils.profiling.fit --model Llama-2-7B --card 24        (exit code 1 when it doesn't fit)
+    python -m utils.profiling.fit --model Llama-2-7B --table          (what fits on which card)
 
 Everything rests on :func:`utils.profiling.memory.predict`, and on the one safety margin that :func:`needed` adds to it.
 """
@@ -178,7 +178,7 @@ def report(prediction: Prediction) -> str:
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m utils.profiling", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m utils.profiling.fit", description=__doc__.splitlines()[0])
     parser.add_argument(
         "--model", default="Llama-2-7B", help="a known name, a folder, or a Hub id (default: %(default)s)"
     )
@@ -230,3 +230,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(report(predict(setup) if arguments.card is None else refuse_unless_it_fits(setup, arguments.card)))
     except (ValueError, TypeError, RuntimeError) as error:
         sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

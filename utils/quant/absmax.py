@@ -33,7 +33,7 @@ def check_values(values: Tensor, block: int) -> None:
         raise ValueError(f"a block holds at least one value, not {block}")
 
 
-def block_scales(values: Float[Tensor, ...], block: int) -> Float[Tensor, " blocks"]:
+def block_scales(values: Float[Tensor, "*shape"], block: int) -> Float[Tensor, " blocks"]:
     """The largest absolute value, in float32, of each run of `block` values; the last run may be shorter."""
     flat = values.reshape(-1).float()
     return torch.nn.functional.pad(flat.abs(), (0, -len(flat) % block)).view(-1, block).amax(dim=1)
@@ -45,8 +45,8 @@ def spread(scales: Float[Tensor, " blocks"], block: int, count: int) -> Float[Te
 
 
 def absmax_int8(
-    values: Float[Tensor, ...], block: int | None = None
-) -> tuple[Int8[Tensor, ...], Float[Tensor, " blocks"]]:
+    values: Float[Tensor, "*shape"], block: int | None = None
+) -> tuple[Int8[Tensor, "*shape"], Float[Tensor, " blocks"]]:
     """Round each value to one of the 255 steps from -127 to 127 times its block's scale / 127.
 
     Without `block` the whole tensor is one block. Returns the steps, in the shape of `values`, and the float32 scales.
@@ -60,8 +60,8 @@ def absmax_int8(
 
 
 def from_absmax_int8(
-    steps: Int8[Tensor, ...], scales: Float[Tensor, " blocks"], block: int | None = None
-) -> Float[Tensor, ...]:
+    steps: Int8[Tensor, "*shape"], scales: Float[Tensor, " blocks"], block: int | None = None
+) -> Float[Tensor, "*shape"]:
     """The float32 values that :func:`absmax_int8` stands for.
 
     Raises ValueError when the number of scales isn't the number of blocks.
@@ -72,7 +72,7 @@ def from_absmax_int8(
     return (steps.reshape(-1).float() / 127 * spread(scales, block, steps.numel())).view(steps.shape)
 
 
-def nearest(values: Float[Tensor, ...], book: Float[Tensor, " codes"]) -> Int[Tensor, ...]:
+def nearest(values: Float[Tensor, "*shape"], book: Float[Tensor, " codes"]) -> Int[Tensor, "*shape"]:
     """For each value the number of the nearest entry of `book`, which need not be sorted.
 
     Exactly halfway between two entries the smaller one is taken. Of two equal entries the second is taken for values
@@ -83,7 +83,7 @@ def nearest(values: Float[Tensor, ...], book: Float[Tensor, " codes"]) -> Int[Te
     return order[found]
 
 
-def relative_error(values: Float[Tensor, ...], restored: Float[Tensor, ...]) -> float:
+def relative_error(values: Float[Tensor, "*shape"], restored: Float[Tensor, "*shape"]) -> float:
     """The size of the error over the size of the values: root of the sum of squares of each. 0 is perfect."""
     error = (restored.double() - values.double()).norm()
     return float(error / values.double().norm())

@@ -171,7 +171,9 @@ class Quantized(NamedTuple):
         return 8 * self.nbytes / math.prod(self.shape)
 
 
-def quantize(values: Float[Tensor, ...], *, book: str = "nf4", block: int = BLOCK, double: bool = False) -> Quantized:
+def quantize(
+    values: Float[Tensor, "*shape"], *, book: str = "nf4", block: int = BLOCK, double: bool = False
+) -> Quantized:
     """Quantize a tensor to 4 bits with the code book `book`, a scale for each `block` values counted along the memory.
 
     Blocks run on from one row of a matrix to the next. `double` quantizes the scales as well. Raises what
@@ -194,7 +196,7 @@ def quantize(values: Float[Tensor, ...], *, book: str = "nf4", block: int = BLOC
     return Quantized(pack(codes), stored, values.shape, values.dtype, book, block)
 
 
-def dequantize(quantized: Quantized) -> Float[Tensor, ...]:
+def dequantize(quantized: Quantized) -> Float[Tensor, "*shape"]:
     """The tensor that `quantized` stands for, in its shape and dtype: entry times scale in float32, then rounded."""
     count = math.prod(quantized.shape)
     scales = quantized.scales

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import tempfile
 from pathlib import Path
 
 from utils.files import replaced_folder
 from utils.lora.checkpoint import CONFIG, WEIGHTS
-from utils.models.device import ASSETS, PROFILES, profile
+from utils.models.device import ASSETS, model_name
 from utils.models.loading import load_base
 from utils.models.smollm2 import cache_dir
 from utils.tinyworld import TASKS, Task, task_examples
@@ -24,20 +23,20 @@ def adapter_dir(task: str) -> Path:
     return ASSETS / "adapters" / task
 
 
-def trained_adapter(task: Task) -> Path:
-    """A folder with an adapter for `task` in PEFT's format, for the base of the profile that COURSE_PROFILE names.
+def trained_adapter(task: Task, profile: str) -> Path:
+    """A folder with an adapter for `task` in PEFT's format, for the base of a profile: ``trained_adapter(task,
+    profile())``.
 
     Under `tiny` it is the one that is shipped in assets/adapters. Under another profile the adapter is trained at the
-    first call, as in chapter 7, with `utils.train.recipes.recipe(task)` (on SmolLM2-135M and two CPU cores: minutes),
+    first call, as in chapter 7, with its :func:`utils.train.recipes.recipe` (SmolLM2-135M, two CPU cores: minutes),
     and kept in the course's cache, see `utils.models.smollm2.cache_dir`. A changed recipe or model has a folder of its
     own, and an interrupted training leaves none. Raises ValueError for an unknown task or profile, and
     utils.models.errors.ModelUnavailable when the base can't be loaded.
     """
-    settings, name = recipe(task), profile()
-    if name == "tiny":
+    settings = recipe(task, profile)
+    if profile == "tiny":
         return adapter_dir(task)
-    model = os.environ.get("COURSE_MODEL") or PROFILES[name].model
-    folder = cache_dir() / "adapters" / name / f"{task}-{_fingerprint(model, settings)}"
+    folder = cache_dir() / "adapters" / profile / f"{task}-{_fingerprint(model_name(profile), settings)}"
     if not all((folder / file).is_file() for file in (CONFIG, WEIGHTS)):
         _train(task, settings, folder)
     return folder

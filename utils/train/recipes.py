@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from utils.models.device import profile
+from utils.models.device import check_profile
 from utils.tinyworld import Task
 
 HELD_OUT = 200
@@ -39,14 +39,16 @@ BY_PROFILE: dict[str, Recipe] = {
 HELD_OUT_BY_PROFILE = {"small": 20, "7b": 50}
 
 
-def recipe(task: Task) -> Recipe:
-    """The task's recipe under the profile that COURSE_PROFILE names. Raises ValueError for an unknown task or
-    profile."""
+def recipe(task: Task, profile: str) -> Recipe:
+    """The task's recipe under a profile, such as ``recipe("style", profile())``.
+
+    Raises ValueError for an unknown task or profile.
+    """
     if task not in RECIPES:
         raise ValueError(f"there is no recipe for {task!r}: the course's tasks are {', '.join(RECIPES)}")
-    return BY_PROFILE.get(profile(), RECIPES[task])
+    return BY_PROFILE.get(check_profile(profile), RECIPES[task])
 
 
-def held_out() -> int:
-    """How many held-out prompts an accuracy is measured on under the profile that COURSE_PROFILE names."""
-    return HELD_OUT_BY_PROFILE.get(profile(), HELD_OUT)
+def held_out(profile: str) -> int:
+    """How many held-out prompts an accuracy is measured on under a profile. Raises ValueError for an unknown one."""
+    return HELD_OUT_BY_PROFILE.get(check_profile(profile), HELD_OUT)

@@ -303,7 +303,7 @@ def check_checkpoint(checkpoint: str | Path, trainer: SFTTrainer) -> Path:
     except (json.JSONDecodeError, SafetensorError) as error:
         raise CheckpointMismatch(f"{folder.name} is damaged ({error}): take an earlier one") from error
 
-    config = asdict(trainer.model.peft_config["default"])
+    config = asdict(trainer.model.active_peft_config)
     differences = []
     for field in _MUST_AGREE:
         was, now = saved.get(field), config[field]

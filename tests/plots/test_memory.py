@@ -1,8 +1,18 @@
-"""Chapter 14's figure: the roof is where the two rates put it, and bad input is refused."""
+"""The figures of memory and of the roofline: bars, cards and levels where the numbers put them."""
+
+from __future__ import annotations
 
 import pytest
 
 from utils import plots
+
+
+def test_memory_bars_show_the_cards():
+    figure = plots.memory_bars(["full", "LoRA"], {"weights": [4, 2], "gradients": [4, 0]}, title="T", cards={"card": 5})
+    ax = figure.axes[0]
+    assert ax.get_ylabel() == "GB"
+    assert [list(line.get_ydata()) for line in ax.lines] == [[5, 5]]
+    assert [text.get_text() for text in ax.texts] == ["8 GB", "2 GB", "card"]
 
 
 def test_the_roof_bends_where_the_two_rates_meet():

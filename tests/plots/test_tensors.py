@@ -1,0 +1,116 @@
+"""The figures of matrices, code books and tokens: every number in its place."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from utils import plots
+
+LABELS = {"title": "T", "xlabel": "x", "ylabel": "y"}
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    bundles = []
+    monkeypatch.setattr("IPython.display.display", lambda bundle, raw: bundles.append(bundle))
+    return bundles
+
+
+def test_pictures_show_each_matrix_in_grey_on_one_scale():
+    panels = {"a": torch.zeros(2, 3), "b": torch.tensor([[0.0, 0.5], [0.25, 1.0]])}
+    figure = plots.pictures(panels, title="Two")
+    assert [ax.get_title(loc="left") for ax in figure.axes] == ["a", "b"]
+    assert figure.get_suptitle() == "Two"
+    for ax, matrix in zip(figure.axes, panels.values(), strict=True):
+        image = ax.get_images()[0]
+        assert image.get_cmap().name == "gray" and image.get_clim() == (0, 1)
+        assert torch.equal(torch.tensor(image.get_array().data), matrix)
+
+
+def test_one_picture_is_enough_and_none_is_not():
+    assert len(plots.pictures({"a": torch.zeros(2, 2)}, title="One").axes) == 1
+    with pytest.raises(ValueError, match="no panels"):
+        plots.pictures({}, title="None")
+
+
+def test_tokens_that_are_trained_on_are_marked_without_colour_too(shown):
+    plots.show_tokens(["<|user|>", "a b", "\n", "c", "d"], [False, False, True, True, False])
+    (bundle,) = shown
+    assert bundle["text/plain"] == "<|user|>·a b[⏎][c]d"
+    assert bundle["text/html"].count("<b ") == bundle["text/html"].count("<u>") == 2
+    assert "&lt;|user|&gt;" in bundle["text/html"] and "<|user|>" not in bundle["text/html"]
+
+
+def test_each_token_needs_its_mark(shown):
+    with pytest.raises(ValueError, match="2 tokens and 1 marks"):
+        plots.show_tokens(["a", "b"], [True])
+    assert not shown
+
+
+def test_each_code_book_has_its_own_row_below_the_histogram():
+    figure = plots.code_books([-0.5, 0.0, 0.1, 0.5], {"a": [-1, 0, 1], "b": [0.5]}, title="Books", xlabel="weight")
+    (ax,) = figure.axes
+    first, second = ax.lines
+    assert list(first.get_xdata()) == [-1, 0, 1] and list(second.get_xdata()) == [0.5]
+    assert first.get_ydata()[0] > second.get_ydata()[0] > ax.get_ylim()[0] and first.get_ydata()[0] < 0
+    assert first.get_marker() != second.get_marker()
+    assert (ax.get_title(loc="left"), ax.get_xlabel(), ax.get_ylabel()) == ("Books", "weight", "density")
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["a", "b"]
+    assert min(ax.get_yticks()) >= 0
+
+
+@pytest.mark.parametrize(("values", "books"), [([], {"a": [1]}), ([1.0], {})])
+def test_code_books_of_nothing_are_refused(values, books):
+    with pytest.raises(ValueError, match="nothing to plot"):
+        plots.code_books(values, books, title="", xlabel="")
+
+
+def test_a_heat_map_shows_every_number_in_its_place():
+    figure = plots.heat_map(["a", "b"], ["u", "v", "w"], [[0, 100, 50], [7, 8, 99]], unit="%", **LABELS)
+    ax, scale = figure.axes
+    texts = {t.get_position(): (t.get_text(), t.get_color()) for t in ax.texts}
+    assert texts[1, 0] == ("100", "white") and texts[0, 1] == ("7", "black") and len(texts) == 6
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["u", "v", "w"]
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["a", "b"]
+    assert ax.images[0].get_clim() == (0, 100) and scale.get_ylabel() == "%"
+    assert (ax.get_title(loc="left"), ax.get_xlabel(), ax.get_ylabel()) == ("T", "x", "y")
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "values", "words"),
+    [
+        ([], ["u"], [], "nothing to show"),
+        (["a"], [], [[]], "nothing to show"),
+        (["a"], ["u"], [[1], [2]], "not 1 rows of 1"),
+        (["a", "b"], ["u", "v"], [[1, 2], [3]], "not 2 rows of 2"),
+    ],
+)
+def test_a_heat_map_that_has_no_table_is_refused(rows, columns, values, words):
+    with pytest.raises(ValueError, match=words):
+        plots.heat_map(rows, columns, values, unit="%", **LABELS)
+
+
+def test_each_panel_has_a_bar_for_each_token_and_a_cross_for_what_is_ruled_out():
+    panels = {"as it is": [0.6, 0.3, 0.1], "top-k 2": [0.67, 0.33, 0.0]}
+    figure = plots.token_panels([" was", " had", " lived"], panels, title="Next")
+    first, second = figure.axes
+    assert [bar.get_width() for bar in first.patches] == [0.6, 0.3, 0.1]
+    assert [bar.get_width() for bar in second.patches] == [0.67, 0.33, 0.0]
+    assert first.patches[0].get_y() > first.patches[2].get_y(), "the first token is not on top"
+    assert [t.get_text() for t in first.get_yticklabels()] == [" was", " had", " lived"]
+    assert [t.get_text() for t in second.get_yticklabels()] == ["", "", ""]
+    assert len(first.lines[0].get_xdata()) == 0 and list(second.lines[0].get_ydata()) == [0]
+    assert first.get_xlim() == second.get_xlim(), "panels with scales of their own can't be compared"
+    assert [ax.get_title(loc="left") for ax in figure.axes] == list(panels)
+    assert {ax.get_xlabel() for ax in figure.axes} == {"probability"} and figure.get_suptitle() == "Next"
+
+
+def test_token_panels_of_one_setting():
+    assert len(plots.token_panels(["a"], {"x": [1.0]}, title="T").axes) == 1
+
+
+@pytest.mark.parametrize(("panels", "said"), [({}, "no panels"), ({"a": [1.0]}, "1 probabilities for 2 tokens")])
+def test_token_panels_refuse_what_does_not_fit(panels, said):
+    with pytest.raises(ValueError, match=said):
+        plots.token_panels(["a", "b"], panels, title="T")

@@ -1,0 +1,188 @@
+"""The figures of runs: losses, rates, ranks and studies, as they were measured."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from utils import plots
+
+CURVES = {"LoRA": ([0, 4, 8], [9, 6, 3]), "same": ([0, 4, 8], [9, 5, 2.5]), "slow": ([0, 4, 8], [9, 8.5, 8])}
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    bundles = []
+    monkeypatch.setattr("IPython.display.display", lambda bundle, raw: bundles.append(bundle))
+    return bundles
+
+
+def test_by_rank_ticks_every_doubling_and_draws_the_level():
+    figure = plots.by_rank(
+        {"cut": ([1, 2, 4, 32], [0, 1, 2, 3]), "trained": ([8], [4.0])}, title="T", ylabel="share", level=(3.5, "full")
+    )
+    ax = figure.axes[0]
+    figure.draw_without_rendering()
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["1", "2", "4", "8", "16", "32"]
+    assert ax.get_xlabel() == "rank r" and ax.get_ylabel() == "share"
+    curve, point, level = ax.lines
+    assert list(curve.get_xdata()) == [1, 2, 4, 32] and list(curve.get_ydata()) == [0, 1, 2, 3]
+    assert point.get_linestyle() == "None" and point.get_markersize() > curve.get_markersize()
+    assert point.get_marker() != curve.get_marker()
+    assert list(level.get_ydata()) == [3.5, 3.5]
+    assert [text.get_text() for text in ax.texts] == ["full"]
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["cut", "trained"]
+
+
+def test_by_rank_begins_where_its_ranks_begin():
+    figure = plots.by_rank({"a": ([4, 8, 16], [1, 2, 3])}, title="T", ylabel="y", log_y=True)
+    figure.draw_without_rendering()
+    assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["4", "8", "16"]
+    assert figure.axes[0].get_yscale() == "log" and figure.axes[0].get_legend() is None
+
+
+@pytest.mark.parametrize(
+    ("series", "said"),
+    [
+        ({}, "no series"),
+        ({"a": ([0, 1], [1, 2])}, "'a' has a rank below 1"),
+        ({"a": ([1, 2], [1])}, "2 x values and 1 y"),
+    ],
+)
+def test_by_rank_refuses_what_it_cannot_draw(series, said):
+    with pytest.raises(ValueError, match=said):
+        plots.by_rank(series, title="T", ylabel="y")
+
+
+def test_a_kind_of_trial_has_one_look_and_one_entry_in_the_legend():
+    kinds = {"done": [([1, 2], [3.0, 2.0]), ([1, 2], [4.0, 1.0])], "pruned": [([1], [5.0])]}
+    figure = plots.trial_curves(kinds, title="Trials", xlabel="steps", ylabel="loss")
+    (ax,) = figure.axes
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["done", "pruned"]
+    curves, ends = ax.lines[::2], ax.lines[1::2]
+    assert [list(line.get_ydata()) for line in curves] == [[3, 2], [4, 1], [5]]
+    assert [list(line.get_ydata()) for line in ends] == [[2], [1], [5]]
+    assert curves[0].get_linestyle() == curves[1].get_linestyle() != curves[2].get_linestyle()
+    assert ends[0].get_marker() != ends[2].get_marker()
+    assert ax.get_yscale() == "log" and (ax.get_xlabel(), ax.get_ylabel()) == ("steps", "loss")
+    assert ax.get_title(loc="left") == "Trials"
+
+
+def test_every_panel_of_a_race_has_the_same_scale_and_holds_all_that_is_finite():
+    arms = {"a": [([1, 2], [math.inf, 5.0])], "b": [([1, 2], [3.0, 0.1]), ([1], [2.0])]}
+    figure = plots.budget_race(arms, title="Race", xlabel="spent", ylabel="best")
+    first, second = figure.axes
+    assert first.get_ylim() == second.get_ylim()
+    low, high = first.get_ylim()
+    assert low < 0.1 and high > 5
+    assert [ax.get_title(loc="left") for ax in figure.axes] == ["a", "b"]
+    assert len(second.lines) == 2 and second.lines[0].get_linestyle() != second.lines[1].get_linestyle()
+    assert figure.get_suptitle() == "Race"
+
+
+def test_a_contour_is_dark_where_the_value_is_low_and_stars_the_best_point():
+    x = [10**i for i in range(-3, 1) for _ in range(4)]
+    y = [2**j for _ in range(4) for j in range(4)]
+    values = [1 + abs(math.log10(a) + 2) + abs(math.log2(b) - 1) for a, b in zip(x, y, strict=True)]
+    figure = plots.contour(x, y, values, title="Map", xlabel="x", ylabel="y", unit="loss")
+    ax = figure.axes[0]
+    points, star = ax.lines
+    assert len(points.get_xdata()) == 16
+    assert (star.get_xdata()[0], star.get_ydata()[0]) == (10**-2, 2)
+    assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
+    assert ax.get_xlim()[0] < 1e-3 and ax.get_ylim()[1] > 8, "no point lies on the edge"
+    assert figure.axes[1].get_ylabel() == "loss"
+
+
+def test_promise_and_outcome_are_marked_apart():
+    rows = {"a": (0.1, [0.2, 0.4]), "b": (0.5, [0.5])}
+    figure = plots.shrinkage(rows, title="Winners", xlabel="loss")
+    (ax,) = figure.axes
+    link, rings, mean, cross = ax.lines[:4]
+    assert list(link.get_xdata()) == pytest.approx([0.1, 0.3])
+    assert list(rings.get_xdata()) == [0.2, 0.4]
+    assert mean.get_xdata()[0] == pytest.approx(0.3) and cross.get_xdata()[0] == 0.1
+    assert len({line.get_marker() for line in (rings, mean, cross)}) == 3
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["a", "b"]
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["a new seed", "their mean", "in the study"]
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda: plots.trial_curves({"done": []}, title="", xlabel="", ylabel=""),
+        lambda: plots.trial_curves({"done": [([1], [1, 2])]}, title="", xlabel="", ylabel=""),
+        lambda: plots.budget_race({"a": []}, title="", xlabel="", ylabel=""),
+        lambda: plots.contour([1, 2], [1, 2], [1, 2], title="", xlabel="", ylabel="", unit=""),
+        lambda: plots.contour([1, 2, 0], [1, 2, 3], [1, 2, 3], title="", xlabel="", ylabel="", unit=""),
+        lambda: plots.shrinkage({"a": (1, [])}, title="", xlabel=""),
+        lambda: plots.shrinkage({"a": (0, [1])}, title="", xlabel=""),
+    ],
+)
+def test_what_cant_be_drawn_is_refused(draw):
+    with pytest.raises(ValueError, match="no curves|x values|nothing to plot|three|3 points|positive"):
+        draw()
+
+
+def test_a_panel_for_each_run_and_no_zeros_on_a_log_axis():
+    figure = plots.ward({name: ([8.0, 4.0], [0.0, 2.0]) for name in "ABCD"}, title="Runs")
+    shown = [ax for ax in figure.axes if ax.get_visible()]
+    assert [ax.get_title(loc="left") for ax in shown] == list("ABCD")
+    norm, loss = shown[0].get_lines()
+    assert norm.get_ydata()[0] != norm.get_ydata()[0] and list(loss.get_ydata()) == [8.0, 4.0]
+    assert norm.get_linestyle() != loss.get_linestyle()
+
+
+@pytest.mark.parametrize("charts", [{}, {"A": ([], [])}])
+def test_a_ward_of_nothing_is_refused(charts):
+    with pytest.raises(ValueError, match="nothing to plot"):
+        plots.ward(charts, title="Runs")
+
+
+def test_over_rates_has_a_logarithmic_axis_with_few_plain_numbers():
+    rates = [0.001 * 2**i for i in range(11)]
+    figure = plots.over_rates({"a": (rates, range(11)), "b": (rates[:3], [1, 2, 3])}, title="T", xlabel="x", ylabel="y")
+    (ax,) = figure.axes
+    figure.draw_without_rendering()
+    assert ax.get_xscale() == "log"
+    assert 3 <= len(ax.get_xticks()) <= 6 and ax.get_xticklabels()[0].get_text() == "0.001"
+    with pytest.raises(ValueError, match="no series"):
+        plots.over_rates({}, title="T", xlabel="x", ylabel="y")
+
+
+def test_over_rates_writes_plain_numbers_on_a_logarithmic_y_axis_too():
+    figure = plots.over_rates(
+        {"a": ([0.001, 0.002, 0.004], [1.6, 4, 80])}, title="T", xlabel="x", ylabel="y", log_y=True
+    )
+    (ax,) = figure.axes
+    figure.draw_without_rendering()
+    written = [t.get_text() for t in ax.get_yticklabels()]
+    assert ax.get_yscale() == "log" and {"2", "5", "10", "20", "50"} <= set(written)
+
+
+def test_sprint_shows_losses_and_what_each_run_is_ahead_of_the_first():
+    figure = plots.sprint(CURVES, title="T", xlabel="steps", ylabel="loss", apart=["slow"])
+    left, right = figure.axes
+    assert [list(line.get_ydata()) for line in left.lines] == [y for _, y in CURVES.values()]
+    assert [list(line.get_ydata()) for line in right.lines] == [[0, 0, 0], [0, 1, 0.5]], "below the first is ahead"
+    assert [t.get_text() for t in figure.legends[0].get_texts()] == list(CURVES)
+    looks = [(line.get_color(), line.get_linestyle(), line.get_marker()) for line in left.lines]
+    assert [look[1:] for look in looks[:2]] == [(line.get_linestyle(), line.get_marker()) for line in right.lines]
+
+
+def test_seven_runs_of_a_sprint_look_different_in_grey():
+    curves = {str(i): ([0, 1], [2, i]) for i in range(7)}
+    figure = plots.sprint(curves, title="T", xlabel="x", ylabel="y")
+    assert len({line.get_marker() for line in figure.axes[0].lines}) == 7
+
+
+@pytest.mark.parametrize(("curves", "apart", "words"), [
+    ({"LoRA": ([0], [1])}, (), "at least two"),
+    (CURVES | {"odd": ([0, 5, 8], [1, 2, 3])}, (), "'odd' was not measured"),
+    (CURVES | {"short": ([0, 4, 8], [1, 2])}, (), "'short' was not measured"),
+    (CURVES, ["slwo"], "slwo"), (CURVES, ["LoRA"], "not the first"),
+])  # fmt: skip
+def test_sprint_refuses_what_it_can_not_compare(curves, apart, words):
+    with pytest.raises(ValueError, match=words):
+        plots.sprint(curves, title="T", xlabel="x", ylabel="y", apart=apart)
