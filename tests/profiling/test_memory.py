@@ -249,20 +249,22 @@ def test_the_layers_that_stand_in_for_pefts_take_what_pefts_take(checkpointing, 
 @pytest.mark.parametrize("targets", [None, list(QKVO), "all-linear"])
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_what_the_forward_pass_leaves_is_what_autograd_keeps_of_a_real_step(checkpointing, targets):
-    """The real one has data and the course's own LoRA layers; the predicted one rounds each tensor up to 512 bytes."""
+    """The real one has data and the course's LoRA layers; the predicted one rounds each tensor up to 512 bytes, which
+    was 10,236 bytes in all at most.
+    """
     from transformers import AutoModelForCausalLM
 
     setup = Setup(
-        SMALL, "lora" if targets else "full", batch=4, length=128, dtype="float32", checkpointing=checkpointing,
+        SMALL, "lora" if targets else "full", batch=4, length=128, checkpointing=checkpointing,
         target_modules=targets or "all-linear",
     )  # fmt: skip
-    model = AutoModelForCausalLM.from_config(SMALL, dtype=torch.float32, attn_implementation="sdpa").train()
+    model = AutoModelForCausalLM.from_config(SMALL, dtype=torch.bfloat16, attn_implementation="sdpa").train()
     if targets:
         inject(model, targets, r=8, lora_alpha=16)
     checkpoint_blocks(model, checkpointing)
     ids = torch.zeros(4, 128, dtype=torch.long)
     kept = saved_activation_bytes(model, lambda: model(input_ids=ids, labels=ids, use_cache=False).loss)
-    assert predict(setup).kept == pytest.approx(kept, rel=0.01)
+    assert predict(setup).kept == pytest.approx(kept, abs=24 * 512)
 
 
 def test_the_tracker_counts_what_lives_and_forgets_what_dies():
