@@ -22,10 +22,21 @@ def is_module(name: str) -> bool:
     return place.is_dir() or place.with_suffix(".py").is_file()
 
 
-def imports(path: Path) -> set[str]:
-    """The modules of utils/ that a file imports anywhere, in functions too, as dotted names."""
+def for_types_only(node: ast.AST) -> bool:
+    """Whether a statement is ``if TYPE_CHECKING:``, which Python never runs."""
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+
+
+def imports(path: Path, *, types: bool = True) -> set[str]:
+    """The modules of utils/ that a file imports anywhere, in functions too, as dotted names; `types`: for types alone
+    too."""
     found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    waiting: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
+    while waiting:
+        node = waiting.pop()
+        if not types and for_types_only(node):
+            continue
+        waiting += ast.iter_child_nodes(node)
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -63,7 +74,7 @@ def test_a_package_imports_only_what_stands_below_it(package):
 
 def test_no_module_imports_itself_by_a_detour():
     known = modules()
-    graph = {name: imports(path) & set(known) - {name} for name, path in known.items()}
+    graph = {name: imports(path, types=False) & set(known) - {name} for name, path in known.items()}
     for name in known:  # a package's front door is made of its modules; they don't go through it
         package = name.rpartition(".")[0]
         assert package not in graph[name] or package == "utils", f"{name} imports its own package {package}"
