@@ -170,9 +170,9 @@ def test_what_was_to_be_measured_was_measured_and_a_quarter_was_kept_apart():
 
 @pytest.mark.parametrize("key", list(ROWS))
 def test_the_prediction_is_what_an_h100_allocated(key):
-    """The bar is 5%; at worst the peak is 1.2% off, and so are the forward and the backward phase. What remains are pieces
-    that the allocator doesn't split. They weigh most in the smallest model and in the optimizer's phase, in which little
-    else is held: 3.3% there, 1.8% between two steps.
+    """At worst the peak is 1.2% off, and so are the forward and the backward phase. What remains are pieces that the
+    allocator doesn't split. They weigh most in the smallest model and in the optimizer's phase, in which little else is
+    held: 3.3% there, 1.8% between two steps.
     """
     row = ROWS[key]
     prediction = predict(setup_of(row))
