@@ -116,7 +116,7 @@ def _marks(nodes: Sequence[ast.AST]) -> str:
 def test_problem(proof: Test, root: Path) -> str | None:
     """Why a test doesn't prove its claim, or None: pytest has to collect it, and nothing may skip it or let it fail."""
     path = root / proof.file
-    if not re.fullmatch(r"tests/test_\w+\.py", proof.file) or not path.is_file():
+    if not re.fullmatch(r"tests/(\w+/)*test_\w+\.py", proof.file) or not path.is_file():
         return f"there is no test file {proof.file}"
     tree = ast.parse(path.read_text(encoding="utf-8"))
     found = [n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == proof.function]

@@ -170,16 +170,18 @@ def test_what_was_to_be_measured_was_measured_and_a_quarter_was_kept_apart():
 
 @pytest.mark.parametrize("key", list(ROWS))
 def test_the_prediction_is_what_an_h100_allocated(key):
-    """The bar is 5%. 1.5% is what we found at worst: what remains are pieces that the allocator doesn't split, and they
-    weigh most in the smallest model.
+    """At worst the peak is 1.2% off, and so are the forward and the backward phase. What remains are pieces that the
+    allocator doesn't split. They weigh most in the smallest model and in the optimizer's phase, in which little else is
+    held: 3.3% there, 1.8% between two steps.
     """
     row = ROWS[key]
     prediction = predict(setup_of(row))
     assert prediction.peak == pytest.approx(row["peak"], rel=0.015)
     assert prediction.phase == row["phase"]
     for phase, size in prediction.phases.items():
-        assert size == pytest.approx(row["phases"][phase]["peak"], rel=0.05), phase
-    assert prediction.resident == pytest.approx(row["resident"], rel=0.025)
+        bar = 0.035 if phase == "optimizer" else 0.015
+        assert size == pytest.approx(row["phases"][phase]["peak"], rel=bar), phase
+    assert prediction.resident == pytest.approx(row["resident"], rel=0.02)
     assert sum(prediction.parts.values()) == prediction.peak and set(prediction.parts) <= set(KINDS)
 
 

@@ -244,7 +244,7 @@ CHOICES: dict[str, dict[str, Choice]] = {
             (
                 _pieces(("peak",), 0.55, 0.7, "peak of a step in four pieces over one in one piece,"),
                 Test(
-                    "tests/course/test_accumulation.py",
+                    "tests/course/test_claims_proofs.py",
                     "test_only_a_model_that_accepts_the_count_gets_the_large_batchs_gradient",
                 ),
             ),
