@@ -7,7 +7,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from utils import models
 from utils.data.chat import IGNORED, Example, batches, collate, encode, prompt_completion, render
 from utils.data.labels import prompt_completion_labels
 from utils.data.records import BadRecords
@@ -20,17 +19,6 @@ EXAMPLES = [
     Example("Is this good or bad? Tom won the race.", "good"),
     Example("Say it in French: The fox sees a red apple.", "Le renard voit une pomme rouge."),
 ]
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return models.load_base()[1]
-
-
-@pytest.fixture(scope="module")
-def base():
-    """For tests that don't change it."""
-    return models.load_base()[0]
 
 
 def test_an_example_is_the_chat_form_and_its_end_mark(tokenizer):

@@ -25,17 +25,6 @@ EXAMPLES = [
 ]
 
 
-@pytest.fixture(scope="module")
-def tokenizer():
-    return models.load_base()[1]
-
-
-@pytest.fixture(scope="module")
-def base():
-    """For tests that don't change it."""
-    return models.load_base()[0]
-
-
 def test_answers_do_not_depend_on_the_batch(base, tokenizer):
     """Prompts of different lengths are padded on the left; each answer must be that of its prompt alone."""
     prompts = [e.prompt for e in EXAMPLES] + ["Tell me a story about Zoe the fox.", "Please tell me a story."]

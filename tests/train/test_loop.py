@@ -24,11 +24,6 @@ EXAMPLES = [
 ]
 
 
-@pytest.fixture(scope="module")
-def tokenizer():
-    return models.load_base()[1]
-
-
 # ------------------------------------------------------------------------------------------------------------- training
 
 
