@@ -9,7 +9,7 @@ CH ?=
 S ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lab test tests notebooks check-notebooks nbval-notebooks nbval-solutions lint format lock base adapters claims architecture cuda measure-gpu clean
+.PHONY: help setup lab test tests notebooks check-notebooks nbval-notebooks nbval-solutions lint types format lock base adapters claims architecture cuda measure-gpu clean
 
 help:  ## list what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -42,6 +42,9 @@ nbval-solutions: setup  ## the same for the solved ones, where a failed check is
 lint: setup  ## ruff's rules, for notebooks too, and its format
 	$(VENV) -m ruff check .
 	$(VENV) -m ruff format --check .
+
+types: setup  ## the type checker on utils/
+	$(VENV) -m basedpyright --pythonpath $(VENV)
 
 format: setup  ## mend what ruff can mend
 	$(VENV) -m ruff check --fix .
