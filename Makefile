@@ -13,7 +13,7 @@ S ?=
 TORCH ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lab test tests quick notebooks new check-notebooks nbval nightly minutes lint format drift-oldest drift-newest lock base adapters claims architecture cuda measure-gpu clean
+.PHONY: help setup lab test tests quick notebooks new check-notebooks nbval nightly minutes lint types format drift-oldest drift-newest lock base adapters claims architecture cuda measure-gpu clean
 
 help:  ## list what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -56,6 +56,9 @@ minutes: setup  ## measure each chapter on two threads, write the record and the
 lint: setup  ## ruff's rules, for notebooks too, and its format
 	$(VENV) -m ruff check .
 	$(VENV) -m ruff format --check .
+
+types: setup  ## the type checker on utils/
+	$(VENV) -m basedpyright --pythonpath $(VENV)
 
 format: setup  ## mend what ruff can mend
 	$(VENV) -m ruff check --fix .

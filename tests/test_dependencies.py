@@ -33,6 +33,7 @@ LOCK = [Requirement(line) for line in LOCK_LINES if not line.startswith("#")]
 
 # Declared and never imported by name: what each is for. A package that gets imported leaves this list.
 NOT_IMPORTED = {
+    "basedpyright": "a command: make types",
     "fastapi": "transformers serve is built on it",
     "ipykernel": "runs the notebooks; start.py registers it",
     "jupyterlab": "opens the notebooks; start.py runs it as a command",
@@ -196,8 +197,7 @@ def lesson_code(text: str) -> str:
 
 def imported(*patterns: str) -> dict[str, set[str]]:
     """Distribution -> files, for every third-party module that the matching files import."""
-    local = {"utils", "tools", "tests", "start", "capstone"} | {path.stem for path in ROOT.glob("t*/*.py")}
-    local |= {path.parent.name for path in ROOT.glob("tools/*/__init__.py")}
+    local = {"utils", "tools", "tests", "start", "capstone"}
     known = packages_distributions()
     found: dict[str, set[str]] = {}
     for path in sorted(path for pattern in patterns for path in ROOT.glob(pattern)):

@@ -24,6 +24,14 @@ def test_ruff_finds_nothing():
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr
 
 
+@pytest.mark.slow
+def test_the_type_checker_finds_nothing():
+    command = [sys.executable, "-m", "basedpyright", "--pythonpath", sys.executable]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr
+    assert re.search(r"^0 errors", done.stdout, re.MULTILINE)
+
+
 def test_ci_calls_the_readmes_test_command_and_nothing_else():
     script = ROOT / ".ci" / "run"
     lines = [line for line in script.read_text().splitlines() if line and not line.startswith("#")]

@@ -74,7 +74,7 @@ def test_stacked_bars_stand_upon_each_other_and_say_their_total():
         (lambda: plots.lines({"one": ([1, 2], [1])}, **WORDS), "2 x values and 1 y"),
         (lambda: plots.bars(["a"], {}, **WORDS), "no series"),
         (lambda: plots.bars(["a"], {"one": [1, 2]}, **WORDS), "2 values for 1 groups"),
-        (lambda: plots.new_figure(0), "at least one column, not 0"),
+        (lambda: plots.new_panels(0), "at least one column, not 0"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused(draw, message):

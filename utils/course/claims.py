@@ -143,8 +143,8 @@ def _claim(row: Mapping[str, Any]) -> Claim:
         )
     proofs = tuple(_proof(name, proof) for proof in row["proof"])
     verdict_kind(row["verdict"])
-    texts = (" ".join(row[field].split()) for field in ("id", "section", "says", "verdict", "truth"))
-    return Claim(*texts, proofs, tuple(row.get("sources", ())))
+    texts = {field: " ".join(row[field].split()) for field in ("id", "section", "says", "verdict", "truth")}
+    return Claim(**texts, proofs=proofs, sources=tuple(row.get("sources", ())))
 
 
 def _proof(name: str, row: Mapping[str, Any]) -> Proof:

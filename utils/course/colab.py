@@ -120,7 +120,7 @@ def unmet(requirements: list[str]) -> list[Need]:
     parse = _requirement_class()
     needs = []
     for text in requirements:
-        name = re.match(r"[\w.-]+", text)[0]
+        name = re.findall(r"[\w.-]+", text)[0]
         found = installed_version(name)
         if parse is None:
             met = found is not None

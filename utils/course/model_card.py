@@ -40,7 +40,7 @@ def header(name: str, base: str, data: DataFacts, before: Evaluation, after: Eva
     """The YAML between the two ``---`` lines: library, tags, base model where it is on the Hub, and results."""
     from huggingface_hub import EvalResult, ModelCardData
 
-    about = {
+    about: dict[str, Any] = {
         "task_type": "text-generation",
         "dataset_type": "own-data",
         "dataset_name": f"{data.file}, {data.held_out} held-out records",

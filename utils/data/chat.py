@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 import torch
 from jaxtyping import Int
@@ -77,7 +77,15 @@ def render(tokenizer: PreTrainedTokenizerBase, prompt: str | Sequence[Message], 
             "tokenizer, or set tokenizer.chat_template"
         )
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=open_turn)
+    return cast(str, tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=open_turn))
+
+
+def token_id(tokenizer: PreTrainedTokenizerBase, name: Literal["pad", "eos"]) -> int:
+    """The id of the tokenizer's pad or EOS token. Raises ValueError when it has none."""
+    found = getattr(tokenizer, f"{name}_token_id")
+    if found is None:
+        raise ValueError(f"this tokenizer has no {name} token: set tokenizer.{name}_token to one of its special tokens")
+    return found
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
@@ -145,4 +153,4 @@ def batches(
     encoded = encode(tokenizer, rows)
     rng = random.Random(seed)
     for _ in range(steps):
-        yield collate(rng.sample(encoded, min(batch_size, len(encoded))), tokenizer.pad_token_id)
+        yield collate(rng.sample(encoded, min(batch_size, len(encoded))), token_id(tokenizer, "pad"))

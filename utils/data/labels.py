@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from utils.data.chat import IGNORED, Example, common_prefix, encode, render
 from utils.data.records import Message, Record, to_messages
@@ -42,7 +42,7 @@ def _tagged(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> 
     if not re.search(r"\{%-?\s*generation\s*-?%\}", str(tokenizer.chat_template)):
         return None
     rendered = tokenizer.apply_chat_template(list(messages), return_dict=True, return_assistant_tokens_mask=True)
-    return [bool(mark) for mark in rendered["assistant_masks"]]
+    return [bool(mark) for mark in cast(Mapping[str, Any], rendered)["assistant_masks"]]
 
 
 def _compared(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], ids: list[int]) -> list[bool]:

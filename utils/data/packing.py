@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from jaxtyping import Bool, Int
@@ -73,7 +74,7 @@ def pack(sequences: Sequence[Sequence[int] | tuple[list[int], list[int]]], lengt
 
 def _document(number: int, sequence: Sequence[int] | tuple[list[int], list[int]]) -> tuple[list[int], list[int]]:
     pair = isinstance(sequence, tuple) and len(sequence) == 2 and isinstance(sequence[0], list)
-    ids, labels = sequence if pair else (sequence, sequence)
+    ids, labels = cast(tuple[Sequence[int], Sequence[int]], sequence if pair else (sequence, sequence))
     if not len(ids):
         raise ValueError(f"document {number} is empty")
     if len(ids) != len(labels):

@@ -12,13 +12,13 @@ from collections.abc import Iterable, Mapping
 from itertools import accumulate
 from pathlib import Path
 from statistics import fmean, median
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from utils.data.chat import IGNORED, render
+from utils.data.chat import IGNORED, render, token_id
 from utils.lora.checkpoint import fitting_adapter
 from utils.train.loop import (
     MAX_GRAD_NORM,
@@ -204,7 +204,7 @@ def examine(
         raise ValueError("adapter needs base too: the plain base, fresh from its files, to compare the weights with")
     found = _config(model)
     if batch is not None:
-        found += _trainable(model) + _labels(batch, tokenizer.eos_token_id)
+        found += _trainable(model) + _labels(batch, token_id(tokenizer, "eos"))
     if chart is not None:
         found += _losses(chart)
     if chart is not None and batch is not None and base is not None:
@@ -225,7 +225,7 @@ def _config(model: nn.Module) -> list[Finding]:
     wrong: dict[str, str] = {}
     for name, layer in _peft_layers(model):
         for adapter, matrix in layer.lora_A.items():
-            config = model.peft_config[adapter]
+            config = cast(Any, model).peft_config[adapter]
             if config.rank_pattern or config.alpha_pattern:
                 continue
             rows, asked = matrix.weight.shape[0], config.r
@@ -343,7 +343,8 @@ def _prompts(inputs: Mapping[str, Tensor], tokenizer: PreTrainedTokenizerBase) -
             )
         )
     before, after = render(tokenizer, "\n?\n").split("\n?\n")
-    texts = [tokenizer.decode(row[seen.bool()], skip_special_tokens=False) for row, seen in zip(ids, mask, strict=True)]
+    rows = [row[seen.bool()] for row, seen in zip(ids, mask, strict=True)]
+    texts = [cast(str, tokenizer.decode(row, skip_special_tokens=False)) for row in rows]
     strangers = [t for t in texts if not (t.startswith(before) and t.endswith(after))]
     if strangers:
         found.append(
@@ -371,15 +372,15 @@ def strength(model: nn.Module, base: nn.Module, adapter: str | Path) -> tuple[fl
     :func:`utils.lora.checkpoint.fitting_adapter` raises.
     """
     config, matrices = fitting_adapter(base, adapter)
-    plain = model.get_base_model() if hasattr(model, "get_base_model") else model
+    plain = cast(Any, model).get_base_model() if hasattr(model, "get_base_model") else model
     times = []
     for name, pair in matrices.items():
-        layer = plain.get_submodule(name)
+        layer = cast(Any, plain.get_submodule(name))
         with torch.no_grad():
             weight = layer.get_base_layer().weight if hasattr(layer, "get_base_layer") else layer.weight
             if hasattr(layer, "get_delta_weight") and not layer.merged and not layer.disable_adapters:
                 weight = weight + sum(layer.get_delta_weight(a) for a in layer.active_adapters if a in layer.lora_A)
-            times.append(applied_scaling(base.get_submodule(name).weight, weight, pair["lora_A"], pair["lora_B"]))
+            times.append(applied_scaling(base.get_parameter(f"{name}.weight"), weight, pair["lora_A"], pair["lora_B"]))
     return median(times), config["lora_alpha"] / config["r"]
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from utils.data.chat import IGNORED, Example, batches, render
+from utils.data.chat import IGNORED, Example, batches, render, token_id
 from utils.evaluate.diagnose import Chart, watched
 from utils.lora.checkpoint import read_matrices
 from utils.models.device import profile
@@ -94,7 +94,7 @@ def admit(progress: bool = True) -> dict[str, Patient]:
     from tqdm.auto import tqdm
 
     tokenizer = load_tokenizer()
-    eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
+    eos, pad = token_id(tokenizer, "eos"), token_id(tokenizer, "pad")
     good = healthy_batches(STEPS)
     unended = [without_end_mark(batch, eos) for batch in good]
     copied = [everything_learnt(batch, pad) for batch in good[:50]]
@@ -159,13 +159,13 @@ def open_servers(examples: Sequence[Example]) -> dict[str, Server]:
     good = tokenized(texts)
     by_hand = load_base()[0]
     for name, pair in read_matrices(trained_adapter(SERVED, profile())).items():
-        by_hand.get_submodule(name).weight.data += pair["lora_B"] @ pair["lora_A"]
+        by_hand.get_parameter(f"{name}.weight").data += pair["lora_B"] @ pair["lora_A"]
     return {
         "G": Server(attached(), tokenized([f"### Instruction:\n{p}\n\n### Response:\n" for p in prompts])),
         "H": Server(by_hand, good),
         "I": Server(attached(), tokenized(texts, padding_side="right")),
         "J": Server(attached(), good),
-        "K": Server(attached(attached().merge_and_unload()), good),
+        "K": Server(attached(cast(Any, attached()).merge_and_unload()), good),
     }
 
 
@@ -177,7 +177,7 @@ def serve(server: Server, wanted: Sequence[str], max_new_tokens: int = 32) -> Se
     level = talk.level
     talk.setLevel(logging.ERROR)  # it says that right padding is wrong, which is for the reader to find
     try:
-        out = server.model.generate(
+        out = cast(Any, server.model).generate(
             **server.inputs, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id
         )
     finally:

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from utils.data.chat import IGNORED, Example, collate, encode
+from utils.data.chat import IGNORED, Example, collate, encode, token_id
 from utils.models.device import ROOT
 from utils.quant.absmax import relative_error
 from utils.train.loop import in_mode
@@ -57,7 +57,7 @@ def answered(
     logits, right = [], []
     for start in range(0, len(encoded), batch_size):
         batch = {
-            k: v.to(device) for k, v in collate(encoded[start : start + batch_size], tokenizer.pad_token_id).items()
+            k: v.to(device) for k, v in collate(encoded[start : start + batch_size], token_id(tokenizer, "pad")).items()
         }
         labels = batch.pop("labels")[:, 1:]
         with in_mode(model, False):

@@ -6,7 +6,7 @@ Every prompt goes through :func:`utils.data.chat.render`, as in training. Nothin
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 
@@ -30,7 +30,7 @@ def end_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> set[int]:
     """The ids that end an answer: the tokenizer's EOS token and those of the model's generation config, one or more."""
     configured = getattr(model.generation_config, "eos_token_id", None)
     listed = configured if isinstance(configured, list | tuple) else [configured]
-    return {tokenizer.eos_token_id, *listed} - {None}
+    return {end for end in (tokenizer.eos_token_id, *listed) if isinstance(end, int)}
 
 
 @torch.inference_mode()
@@ -62,7 +62,7 @@ def answer(
             output = model.generate(**inputs, max_new_tokens=max_new_tokens, **settings)
             for row in output[:, inputs.input_ids.shape[1] :].tolist():
                 end = next((i for i, token in enumerate(row) if token in ends), None)
-                text = tokenizer.decode(row[:end], skip_special_tokens=True).strip()
+                text = cast(str, tokenizer.decode(row[:end], skip_special_tokens=True)).strip()
                 found.append(Answer(text, len(row) if end is None else end, end is not None))
     return found
 

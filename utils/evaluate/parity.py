@@ -6,7 +6,7 @@ Used by chapter 12 and by tests/lora/test_variants.py, for every variant in the 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -77,7 +77,8 @@ def _run(model: Any, batches: Sequence, lr: float, groups: Any, extra: Any, afte
             out = model(**batch)
             stepper.step(out.loss + extra() if extra else out.loss)
             if not step:
-                states = [{"": out.logits.detach()}, {name: p.grad.clone() for name, p in parameters.items()}]
+                gradients = {name: cast(Tensor, p.grad).clone() for name, p in parameters.items()}
+                states = [{"": out.logits.detach()}, gradients]
             if after:
                 after(step)
             stepper.clear()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 import torch.nn.functional as F
 
-from utils.data.chat import IGNORED, Example, collate, encode
+from utils.data.chat import IGNORED, Example, collate, encode, token_id
 from utils.data.records import Record
 from utils.evaluate.metrics import answer, perplexity, questions
 from utils.train.loop import in_mode
@@ -65,7 +65,7 @@ def _loss(model: Any, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Example
     total, count = 0.0, 0
     encoded = encode(tokenizer, rows)
     for start in range(0, len(encoded), batch_size):
-        batch = collate(encoded[start : start + batch_size], tokenizer.pad_token_id)
+        batch = collate(encoded[start : start + batch_size], token_id(tokenizer, "pad"))
         batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
         labels = batch.pop("labels")[:, 1:]
         counted = labels != IGNORED

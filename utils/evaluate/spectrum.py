@@ -150,7 +150,7 @@ def tuned_weights(model: nn.Module, names: list[str] | None = None) -> dict[str,
             weight = layer.base_layer.weight
             weights[name] = (weight if layer.merged else weight + layer.delta_weight()).float()
         else:
-            weights[name] = layer.weight.detach().clone().float()
+            weights[name] = layer.get_parameter("weight").detach().clone().float()
     return weights
 
 

@@ -142,9 +142,12 @@ def processed(
     if penalty is not None:
         logits = repetition_penalty(logits, seen, penalty)
     logits = with_temperature(logits, temperature)
-    for function, value in ((top_k, k), (top_p, p), (min_p, minimum)):
-        if value is not None:
-            logits = function(logits, value)
+    if k is not None:
+        logits = top_k(logits, k)
+    if p is not None:
+        logits = top_p(logits, p)
+    if minimum is not None:
+        logits = min_p(logits, minimum)
     return logits
 
 

@@ -103,8 +103,10 @@ def _model_folder(base: str) -> Path:
         from transformers.utils import cached_file
 
         try:
-            folder = Path(cached_file(str(base), "config.json", local_files_only=True)).parent
+            found = cached_file(str(base), "config.json", local_files_only=True)
         except OSError:
+            found = None
+        if found is None:
             raise FileNotFoundError(
                 f"{base} is no folder, and no model of that name is in the Hub's cache: load it once with load_base()"
             ) from None
@@ -150,7 +152,8 @@ class Server:
         """The real client of the `openai` package for this server; `settings` go to it (timeout, max_retries)."""
         from openai import OpenAI
 
-        return OpenAI(base_url=self.url, api_key="none is needed", **{"timeout": 60, "max_retries": 1} | settings)
+        arguments: dict[str, Any] = {"timeout": 60, "max_retries": 1} | settings
+        return OpenAI(base_url=self.url, api_key="none is needed", **arguments)
 
     def stop(self) -> None:
         """Stop the server, gently at first, and wait until it is gone. Stopping twice is fine."""

@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast, get_args
 
 import torch
 from jaxtyping import Bool, Float
@@ -76,7 +76,7 @@ def from_peft(model: PeftModel, name: str) -> Adapter:
     for path, module in model.get_base_model().named_modules():
         if name in getattr(module, "lora_A", ()):
             a, b = (getattr(module, part)[name].weight.detach().clone() for part in ("lora_A", "lora_B"))
-            found[path] = Factors(a, b, float(module.scaling[name]))
+            found[path] = Factors(a, b, float(cast(Any, module).scaling[name]))
     return found
 
 
@@ -93,7 +93,8 @@ def into_peft(model: PeftModel, name: str, adapter: Adapter) -> None:
     if len(kinds) != 1:
         raise ValueError(f"one adapter needs one rank and one scaling in all its layers, not {sorted(kinds)}")
     r, scaling = kinds.pop()
-    model.add_adapter(name, LoraConfig(r=r, lora_alpha=r * scaling, target_modules=list(adapter)))
+    alpha = cast(int, r * scaling)  # PEFT says int and takes any number
+    model.add_adapter(name, LoraConfig(r=r, lora_alpha=alpha, target_modules=list(adapter)))
     with torch.no_grad():
         for path, factors in adapter.items():
             module = model.get_base_model().get_submodule(path)
@@ -108,7 +109,7 @@ def mask_seed(model: PeftModel, seed: int) -> Iterator[None]:
     ``add_weighted_adapter`` first draws the new adapter's matrices, which it overwrites, and then DARE's masks. Seeded
     in between, the masks are those of ``combine(..., generator=torch.Generator().manual_seed(seed))``.
     """
-    tuner = model.base_model
+    tuner = cast(Any, model.base_model)
     inject = tuner.inject_adapter
 
     def then_seed(*args, **kwargs):
@@ -190,7 +191,7 @@ def disjoint_mean(stacked: Float[Tensor, "n ..."], agree: Bool[Tensor, "n ..."])
 Merge = Callable[[Sequence[Tensor], Sequence[float]], Tensor]
 
 
-def _merger(kind: str, density: float | None, sign: MajoritySign, generator: torch.Generator | None) -> Merge:
+def _merger(kind: str, density: float, sign: MajoritySign, generator: torch.Generator | None) -> Merge:
     """The function that makes one tensor of several and their weights."""
 
     def prepared(tensors: Sequence[Tensor]) -> Tensor:
@@ -241,7 +242,7 @@ def combine(
     """
     _check(adapters, weights, how, svd_rank, density)
     kind = how.removesuffix("_svd")
-    merge = _merger(kind, density, sign, generator)
+    merge = _merger(kind, 1.0 if density is None else density, sign, generator)
     combined = {}
     for name in adapters[0]:
         factors = [adapter[name] for adapter in adapters]
@@ -274,8 +275,13 @@ def truncate(delta: Float[Tensor, "d_out d_in"], rank: int) -> Factors:
 
 
 def weighted_sum(adapters: Sequence[Adapter], weights: Sequence[float], layer: str) -> Float[Tensor, "d_out d_in"]:
-    """What an exact combination adds to the weight of `layer`: the weighted sum of the corrections."""
-    return sum(w * adapter[layer].delta() for adapter, w in zip(adapters, weights, strict=True))
+    """What an exact combination adds to the weight of `layer`: the weighted sum of the corrections.
+
+    Raises ValueError for no adapters, or another number of weights.
+    """
+    _check_counts(adapters, weights)
+    first, *rest = (w * adapter[layer].delta() for adapter, w in zip(adapters, weights, strict=True))
+    return sum(rest, first)
 
 
 def relative_error(adapters: Sequence[Adapter], weights: Sequence[float], combined: Adapter) -> float:
@@ -315,13 +321,17 @@ def _check_density(density: float | None) -> None:
         raise ValueError(f"density is the share of entries that is kept, above 0 and at most 1; it can't be {density}")
 
 
-def _check(adapters: Sequence[Adapter], weights: Sequence[float], how: str, svd_rank, density) -> None:
-    if how not in HOW:
-        raise ValueError(f"there is no combination {how!r}: choose one of {', '.join(HOW)}")
+def _check_counts(adapters: Sequence[Adapter], weights: Sequence[float]) -> None:
     if not len(adapters):
         raise ValueError("there are no adapters to combine: pass at least one")
     if len(adapters) != len(weights):
         raise ValueError(f"there are {len(adapters)} adapters and {len(weights)} weights: each adapter needs its own")
+
+
+def _check(adapters: Sequence[Adapter], weights: Sequence[float], how: str, svd_rank, density) -> None:
+    if how not in HOW:
+        raise ValueError(f"there is no combination {how!r}: choose one of {', '.join(HOW)}")
+    _check_counts(adapters, weights)
     if bad := [w for w in weights if not math.isfinite(w)]:
         raise ValueError(f"a weight is a finite number, not {bad[0]}")
     if svd_rank is not None and svd_rank < 1:

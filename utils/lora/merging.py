@@ -94,7 +94,7 @@ def merge_files(model: nn.Module, folder: str | Path) -> list[str]:
     refuse_second(model)
     config, matrices = fitting_adapter(model, folder)
     for name, pair in matrices.items():
-        weight = model.get_submodule(name).weight
+        weight = model.get_parameter(f"{name}.weight")
         a, b = pair["lora_A"].to(weight.device), pair["lora_B"].to(weight.device)
         weight.copy_(merge_weight(weight, a, b, config["lora_alpha"] / config["r"]))
     return list(matrices)
@@ -122,13 +122,14 @@ def stored_4bit(layer: nn.Module) -> Quantized:
 
     Raises TypeError for a layer that isn't in 4 bits.
     """
-    state = getattr(layer.weight, "quant_state", None)
+    weight = layer.get_parameter("weight")
+    state = getattr(weight, "quant_state", None)
     if state is None:
-        raise TypeError(f"this {type(layer).__name__} is not in 4 bits: it holds {layer.weight.dtype}")
+        raise TypeError(f"this {type(layer).__name__} is not in 4 bits: it holds {weight.dtype}")
     scales = state.absmax.cpu()
     if state.nested:
         scales = DoubleScales(scales, state.state2.absmax.cpu(), state.offset.cpu())
-    packed = layer.weight.detach().cpu().flatten()
+    packed = weight.detach().cpu().flatten()
     return Quantized(packed, scales, state.shape, state.dtype, state.quant_type, state.blocksize)
 
 

@@ -8,7 +8,7 @@ https://arxiv.org/abs/2305.14314) is LoRA on a frozen base in NF4 with doubly qu
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -39,13 +39,17 @@ class NF4Linear(nn.Linear):
     none itself. Raises what :func:`utils.quant.nf4.quantize` raises.
     """
 
+    scale_codes: Tensor
+    scale_scales: Tensor
+    scale_offset: Tensor
+
     def __init__(self, linear: nn.Linear) -> None:
         nn.Module.__init__(self)
         self.in_features, self.out_features = linear.in_features, linear.out_features
         device = linear.weight.device
         quantized = nf4.quantize(linear.weight.detach().cpu(), double=True)
         self.weight = nn.Parameter(quantized.packed.to(device), requires_grad=False)
-        for name, part in quantized.scales._asdict().items():
+        for name, part in cast(nf4.DoubleScales, quantized.scales)._asdict().items():
             self.register_buffer(f"scale_{name}", part.to(device))
         self._rest = quantized._replace(packed=None, scales=None)
         self.register_parameter("bias", linear.bias)  # by its name, also where there is none
@@ -74,7 +78,7 @@ def quantize(model: nn.Module, target_modules: Sequence[str] | str = "all-linear
     if done := [name for name in names if isinstance(model.get_submodule(name), NF4Linear)]:
         raise ValueError(f"{done[0]} is in 4 bits already")
     for name in names:
-        model.set_submodule(name, NF4Linear(model.get_submodule(name)))
+        model.set_submodule(name, NF4Linear(cast(nn.Linear, model.get_submodule(name))))
     return names
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -279,7 +279,11 @@ def _expert_parameters(block: nn.Module) -> list[str]:
 
 def _shape(layer: nn.Module) -> tuple[int, int]:
     """(in, out) of a linear layer; the attributes of nn.Linear are right for 4-bit layers as well."""
-    return tuple(layer.weight.shape) if is_conv1d(layer) else (layer.in_features, layer.out_features)
+    if is_conv1d(layer):
+        d_in, d_out = layer.get_parameter("weight").shape
+        return d_in, d_out
+    linear = cast(nn.Linear, layer)
+    return linear.in_features, linear.out_features
 
 
 def _undoes(one: tuple[int, int], other: tuple[int, int]) -> bool:

@@ -128,4 +128,4 @@ def lora_parameter_count(model: nn.Module, target_modules: list[str], r: int) ->
     """
     if r < 1:
         raise ValueError(f"the rank r must be at least 1, not {r}")
-    return sum(r * sum(model.get_submodule(name).weight.shape) for name in find_targets(model, target_modules))
+    return sum(r * sum(model.get_parameter(f"{name}.weight").shape) for name in find_targets(model, target_modules))

@@ -11,7 +11,7 @@ import hashlib
 import os
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from utils.files import replaced_folder
 from utils.models.errors import ModelUnavailable
@@ -108,9 +108,9 @@ def _unpacked(gguf: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
 
 def _split_digits(tokenizer: PreTrainedTokenizerBase) -> None:
     """Cut the text around every digit first, as SmolLM2's own tokenizer does; transformers reads that from no GGUF."""
-    from tokenizers import pre_tokenizers
+    from tokenizers import Tokenizer, pre_tokenizers
 
-    backend = tokenizer.backend_tokenizer
+    backend = cast(Tokenizer, tokenizer.backend_tokenizer)
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )

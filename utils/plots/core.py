@@ -11,8 +11,10 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from matplotlib import rc_context
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
@@ -24,7 +26,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P")
 LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)))
 HATCHES = ("", "///", "...", "xxx", "\\\\\\", "+++")
 
-_RC = {
+_RC: dict[Any, Any] = {
     "figure.dpi": 100,
     "font.size": 10,
     "axes.titlesize": 11,
@@ -39,8 +41,8 @@ _RC = {
 }
 
 
-def new_figure(columns: int = 1, size: tuple[float, float] = SIZE):
-    """A figure in the course's style and its axes: one Axes, or a list of `columns` of them side by side.
+def new_panels(columns: int, size: tuple[float, float] = SIZE) -> tuple[Figure, list[Axes]]:
+    """A figure in the course's style and `columns` axes side by side. Raises ValueError when there is to be none.
 
     The figure is made without pyplot, so no global list keeps it alive and no window opens.
     """
@@ -49,7 +51,13 @@ def new_figure(columns: int = 1, size: tuple[float, float] = SIZE):
     with rc_context(_RC):
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.subplots(1, columns, squeeze=False)[0]
-    return figure, (axes[0] if columns == 1 else list(axes))
+    return figure, list(axes)
+
+
+def new_figure(size: tuple[float, float] = SIZE) -> tuple[Figure, Axes]:
+    """A figure in the course's style and its one axes, as :func:`new_panels` makes them."""
+    figure, (ax,) = new_panels(1, size)
+    return figure, ax
 
 
 def show(figure: Figure) -> None:
@@ -192,8 +200,8 @@ def histogram(
         if cut:
             value, words = cut
             ax.axvline(value, color="#333333", linewidth=1.2, linestyle=(0, (6, 3)))
-            at = dict(xycoords=("data", "axes fraction"), textcoords="offset points")
-            ax.annotate(words, (value, 0.92), (-4, 0), ha="right", **at)
+            between = ("data", "axes fraction")
+            ax.annotate(words, (value, 0.92), (-4, 0), xycoords=between, textcoords="offset points", ha="right")
         ax.set(title=title, xlabel=xlabel, ylabel=ylabel)
         if len(values) > 1:
             ax.legend()
@@ -278,8 +286,7 @@ def panels(
     if not series or not all(series.values()):
         raise ValueError("nothing to plot: every panel needs at least one name: (x, y)")
     names = list(dict.fromkeys(name for curves in series.values() for name in curves))
-    figure, axes = new_figure(len(series))
-    axes = axes if len(series) > 1 else [axes]
+    figure, axes = new_panels(len(series))
     with rc_context(_RC):
         for ax, (panel, curves) in zip(axes, series.items(), strict=True):
             for name, (x, y) in curves.items():
@@ -317,8 +324,7 @@ def before_after(measures: Mapping[str, tuple[float, float]], *, title: str, nam
     for name, pair in measures.items():
         if not all(value >= 0 for value in pair):
             raise ValueError(f"{name!r} has the values {pair}: bars from zero need numbers of 0 or more")
-    figure, axes = new_figure(len(measures), size=(1.0 + 1.6 * len(measures), 2.8))
-    axes = axes if len(measures) > 1 else [axes]
+    figure, axes = new_panels(len(measures), size=(1.0 + 1.6 * len(measures), 2.8))
     with rc_context(_RC):
         for ax, (name, pair) in zip(axes, measures.items(), strict=True):
             for i, value in enumerate(pair):
@@ -344,7 +350,7 @@ def count_bars(counts: Mapping[str, int], *, title: str, xlabel: str) -> Figure:
         ax.bar_label(drawn, padding=3, fontsize=9)
         ax.set_yticks(rows, list(counts))
         ax.set(xlabel=xlabel)
-        ax.xaxis.get_major_locator().set_params(integer=True)
+        ax.locator_params(axis="x", integer=True)
         ax.grid(visible=False, axis="y")
         ax.set_title(title)
     return figure
@@ -385,8 +391,7 @@ def seed_panels(panels: Mapping[str, Mapping[str, Sequence[float]]], *, title: s
     names = list(next(iter(panels.values())))
     if any(set(rows) != set(names) for rows in panels.values()):
         raise ValueError("the panels have different rows: give each the same names")
-    figure, axes = new_figure(len(panels), size=(SIZE[0], 1.2 + 0.28 * len(names)))
-    axes = axes if len(panels) > 1 else [axes]
+    figure, axes = new_panels(len(panels), size=(SIZE[0], 1.2 + 0.28 * len(names)))
     with rc_context(_RC):
         for ax, (panel, rows) in zip(axes, panels.items(), strict=True):
             for y, name in enumerate(names):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
@@ -15,6 +16,7 @@ from utils.plots.core import (
     MARKERS,
     SIZE,
     new_figure,
+    new_panels,
 )
 
 
@@ -25,9 +27,9 @@ def pictures(panels: Mapping[str, Sequence[Sequence[float]]], *, title: str) -> 
     """
     if not panels:
         raise ValueError("no panels to show: pass at least one name: matrix")
-    figure, axes = new_figure(len(panels), size=(7.0, 1.9))
+    figure, axes = new_panels(len(panels), size=(7.0, 1.9))
     with rc_context(_RC):
-        for ax, (name, matrix) in zip(axes if len(panels) > 1 else [axes], panels.items(), strict=True):
+        for ax, (name, matrix) in zip(axes, panels.items(), strict=True):
             ax.imshow([[float(v) for v in row] for row in matrix], cmap="gray", vmin=0, vmax=1, interpolation="nearest")
             ax.set_title(name, loc="left", fontsize=10, fontweight="normal")
             ax.set(xticks=[], yticks=[])
@@ -72,7 +74,8 @@ def code_books(values: Sequence[float], books: Mapping[str, Sequence[float]], *,
     figure, ax = new_figure()
     with rc_context(_RC):
         heights, _, _ = ax.hist(values, bins=81, range=(-1.02, 1.02), density=True, color="#c4d3e0")
-        step = 0.13 * max(heights)
+        highest = float(np.max(heights))
+        step = 0.13 * highest
         for i, (name, entries) in enumerate(books.items()):
             row = -step * (i + 1)
             ax.plot(
@@ -80,8 +83,8 @@ def code_books(values: Sequence[float], books: Mapping[str, Sequence[float]], *,
                 color=COLORS[i % len(COLORS)], marker=MARKERS[i % len(MARKERS)], markersize=5, linewidth=0.6,
                 label=name,
             )  # fmt: skip
-        ax.set_yticks([tick for tick in ax.get_yticks() if 0 <= tick <= max(heights)])
-        ax.set_ylim(-step * (len(books) + 0.7), 1.05 * max(heights))
+        ax.set_yticks([tick for tick in ax.get_yticks() if 0 <= tick <= highest])
+        ax.set_ylim(-step * (len(books) + 0.7), 1.05 * highest)
         ax.set(title=title, xlabel=xlabel, ylabel="density")
         ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return figure
@@ -134,8 +137,7 @@ def token_panels(tokens: Sequence[str], panels: Mapping[str, Sequence[float]], *
     for name, values in panels.items():
         if len(values) != len(tokens):
             raise ValueError(f"panel {name!r} has {len(values)} probabilities for {len(tokens)} tokens")
-    figure, axes = new_figure(len(panels), size=(1.0 + 1.6 * len(panels), 0.9 + 0.22 * len(tokens)))
-    axes = axes if len(panels) > 1 else [axes]
+    figure, axes = new_panels(len(panels), size=(1.0 + 1.6 * len(panels), 0.9 + 0.22 * len(tokens)))
     rows = list(range(len(tokens)))[::-1]
     most = max(max(values) for values in panels.values())
     with rc_context(_RC):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
@@ -15,6 +16,7 @@ from utils.plots.core import (
     SIZE,
     lines,
     new_figure,
+    new_panels,
     plain_log_ticks,
 )
 
@@ -49,8 +51,7 @@ def by_rank(
         if level:
             value, words = level
             ax.axhline(value, color="#555555", linewidth=1, linestyle=(0, (6, 3)), zorder=1)
-            at = dict(xycoords=("axes fraction", "data"), textcoords="offset points")
-            ax.annotate(words, (0, value), (4, 3), **at)
+            ax.annotate(words, (0, value), (4, 3), xycoords=("axes fraction", "data"), textcoords="offset points")
         if len(series) > 1:
             ax.legend()
     return figure
@@ -72,8 +73,8 @@ def trial_curves(
             for n, (x, y) in enumerate(curves):
                 if len(x) != len(y) or not len(x):
                     raise ValueError(f"a curve of {kind!r} has {len(x)} x values and {len(y)} y values")
-                look = dict(color=COLORS[i % len(COLORS)], linestyle=LINES[i % len(LINES)], linewidth=1.1, alpha=0.8)
-                ax.plot(x, y, label=kind if n == 0 else None, **look)
+                look: dict[str, Any] = {"color": COLORS[i % len(COLORS)], "linestyle": LINES[i % len(LINES)]}
+                ax.plot(x, y, label=kind if n == 0 else None, linewidth=1.1, alpha=0.8, **look)
                 ax.plot(x[-1:], y[-1:], marker=MARKERS[i % len(MARKERS)], markersize=4, color=look["color"])
         ax.set_yscale("log")
         ax.set(title=title, xlabel=xlabel, ylabel=ylabel)
@@ -91,8 +92,7 @@ def budget_race(
     """
     if not arms or not all(arms.values()):
         raise ValueError("nothing to plot: pass at least one arm: [(spent, best)]")
-    figure, axes = new_figure(len(arms), size=(1.0 + 2.2 * len(arms), 3.2))
-    axes = axes if len(arms) > 1 else [axes]
+    figure, axes = new_panels(len(arms), size=(1.0 + 2.2 * len(arms), 3.2))
     with rc_context(_RC):
         for ax, (name, runs) in zip(axes, arms.items(), strict=True):
             for i, (spent, best) in enumerate(runs):
@@ -284,10 +284,10 @@ def sprint(
             raise ValueError(f"run {name!r} was not measured at the same steps as {first!r}")
     if wrong := [name for name in apart if name not in curves or name == first]:
         raise ValueError(f"can't set apart {wrong}: name runs that were passed, and not the first of them")
-    figure, (left, right) = new_figure(2, size=(SIZE[0], 4.2))
+    figure, (left, right) = new_panels(2, size=(SIZE[0], 4.2))
     with rc_context(_RC):
         for i, (name, (x, y)) in enumerate(curves.items()):
-            look = dict(
+            look: dict[str, Any] = dict(
                 color=("black", *COLORS)[i % (len(COLORS) + 1)], linestyle=LINES[i % len(LINES)],
                 marker=(*MARKERS, "X")[i % (len(MARKERS) + 1)], markersize=5, markerfacecolor="white",
             )  # fmt: skip

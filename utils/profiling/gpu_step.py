@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
@@ -17,6 +17,9 @@ from torch import nn
 from utils.models.configs import real_config
 from utils.profiling.activations import checkpoint_blocks
 from utils.profiling.memory import FLOATS, GB, Setup, predict
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 SEED, STEPS = 0, 3
 """The seed of the weights and of the batch; the third step is the one that counts: the optimizer's states are there."""
@@ -39,7 +42,7 @@ def _config_of(setup: Setup, trial: bool) -> Any:
     return config
 
 
-def base_model(setup: Setup, device: str, trial: bool = False) -> nn.Module:
+def base_model(setup: Setup, device: str, trial: bool = False) -> PreTrainedModel:
     """A model of the setting's shape with random weights, made where it is used, in 4-bit layer by layer; a tiny one
     with `trial`.
     """
@@ -73,8 +76,8 @@ def quantize(model: nn.Module, setup: Setup, device: str) -> None:
             )  # fmt: skip
             layer.weight = bnb.nn.Params4bit(module.weight.data, requires_grad=False, **settings)
             model.set_submodule(name, layer.to(device))
-            module.weight = None
-    model.is_loaded_in_4bit = True  # so PEFT takes its 4-bit layer, as for a model from from_pretrained
+            module.register_parameter("weight", None)
+    cast(Any, model).is_loaded_in_4bit = True  # so PEFT takes its 4-bit layer, as for a model from from_pretrained
 
 
 def adapted(model: nn.Module, setup: Setup) -> nn.Module:
@@ -98,7 +101,7 @@ def adapted(model: nn.Module, setup: Setup) -> nn.Module:
 def optimizer_of(setup: Setup, trainable: list[nn.Parameter]) -> Any:
     """The setting's optimizer, torch's or bitsandbytes'."""
     if setup.optimizer in ("adamw", "adamw-fused"):
-        return torch.optim.AdamW(trainable, lr=1e-5, **({"fused": True} if "fused" in setup.optimizer else {}))
+        return torch.optim.AdamW(trainable, lr=1e-5, fused=True if "fused" in setup.optimizer else None)
     import bitsandbytes as bnb
 
     kinds = {
@@ -177,7 +180,7 @@ def measure(model: nn.Module, setup: Setup, device: str, vocabulary: int) -> dic
     }
 
 
-def run_one(model: nn.Module, setup: Setup, device: str, trial: bool = False) -> dict[str, Any]:
+def run_one(model: PreTrainedModel, setup: Setup, device: str, trial: bool = False) -> dict[str, Any]:
     """Three steps of a setting on the base model, which is afterwards as it was: bytes of the third one's phases.
 
     Where memory runs out, the row has "out_of_memory" with CUDA's sentence in their place.
@@ -194,7 +197,7 @@ def run_one(model: nn.Module, setup: Setup, device: str, trial: bool = False) ->
         row = {"out_of_memory": str(error).splitlines()[0]}
     model.disable_input_require_grads()  # PEFT's checkpointing switched it on, and nothing else switches it off
     if setup.method != "full":
-        wrapped.unload()
+        cast(Any, wrapped).unload()
     model.requires_grad_(False)
     for parameter in model.parameters():
         parameter.grad = None

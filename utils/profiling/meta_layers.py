@@ -6,7 +6,7 @@ PEFT's LoRA layers, of bitsandbytes' 4-bit layers and of PyTorch's fused attenti
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from utils.lora.layer import LoRALinear
 from utils.quant.nf4 import BLOCK, SCALE_BLOCK
 
-META = {"device": "meta"}
+META = torch.device("meta")
 
 
 class PeftLinear(LoRALinear):
@@ -60,22 +60,22 @@ class FourBitLinear(nn.Linear):
         nn.Module.__init__(self)
         self.in_features, self.out_features = layer.in_features, layer.out_features
         self.bias = layer.bias
-        self.compute_dtype, self.double = layer.weight.dtype, double
+        self.compute_dtype, self.double_quant = layer.weight.dtype, double
         values = layer.weight.numel()
-        self.weight = nn.Parameter(torch.empty(-(-values // 2), 1, dtype=torch.uint8, **META), requires_grad=False)
+        self.weight = nn.Parameter(torch.empty(-(-values // 2), 1, dtype=torch.uint8, device=META), requires_grad=False)
         self.blocks = -(-values // BLOCK)
-        scales = {"scales": torch.empty(self.blocks, dtype=torch.uint8 if double else torch.float32, **META)}
-        scales["code"] = torch.empty(16, **META)
+        scales = {"scales": torch.empty(self.blocks, dtype=torch.uint8 if double else torch.float32, device=META)}
+        scales["code"] = torch.empty(16, device=META)
         if double:
-            scales["scale_scales"] = torch.empty(-(-self.blocks // SCALE_BLOCK), **META)
-            scales["scale_code"], scales["offset"] = torch.empty(256, **META), torch.empty((), **META)
+            scales["scale_scales"] = torch.empty(-(-self.blocks // SCALE_BLOCK), device=META)
+            scales["scale_code"], scales["offset"] = torch.empty(256, device=META), torch.empty((), device=META)
         for name, tensor in scales.items():
             self.register_buffer(name, tensor)
 
     def dequantized(self) -> Tensor:
         """A new matrix (out, in) in the dtype to compute in, and on the way, with `double`, new float32 scales."""
-        scales = torch.empty(self.blocks, **META) if self.double else None  # noqa: F841 (it takes memory meanwhile)
-        return torch.empty(self.out_features, self.in_features, dtype=self.compute_dtype, **META)
+        scales = torch.empty(self.blocks, device=META) if self.double_quant else None  # noqa: F841 (it takes memory meanwhile)
+        return torch.empty(self.out_features, self.in_features, dtype=self.compute_dtype, device=META)
 
     def forward(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
         y = _FourBitProduct.apply(x.to(self.compute_dtype), self)
@@ -141,28 +141,30 @@ def eight_bit_adam(parameters: list[nn.Parameter], paged: bool) -> list[Tensor]:
     float32 moments. Paged moments of 100,000 values and more lie in memory that CUDA moves between the processor and
     the GPU, and that PyTorch doesn't count.
     """
-    states = [torch.empty(256, **META), torch.empty(256, **META)]  # the two code books
+    states = [torch.empty(256, device=META), torch.empty(256, device=META)]  # the two code books
     for parameter in parameters:
         small = parameter.numel() < 4096
         if not (paged and parameter.numel() >= 100_000):
-            moment = torch.empty(parameter.shape, dtype=torch.float32 if small else torch.uint8, **META)
+            moment = torch.empty(parameter.shape, dtype=torch.float32 if small else torch.uint8, device=META)
             states += [moment, torch.empty_like(moment)]
         if not small:
-            states += [torch.empty(-(-parameter.numel() // 256), **META) for _ in range(2)]
+            states += [torch.empty(-(-parameter.numel() // 256), device=META) for _ in range(2)]
     return states
 
 
 def paged_adam(parameters: list[nn.Parameter]) -> list[Tensor]:
     """The float32 states of bitsandbytes' paged AdamW that the GPU holds: those of less than 100,000 values."""
     small = [parameter for parameter in parameters if parameter.numel() < 100_000]
-    return [torch.empty(parameter.shape, **META) for parameter in small for _ in range(2)]
+    return [torch.empty(parameter.shape, device=META) for parameter in small for _ in range(2)]
 
 
 def put_lora(model: nn.Module, names: list[str], r: int, lora_dropout: float, adapter_dtype: torch.dtype) -> None:
     """Freeze `model` and put a :class:`PeftLinear` in the place of each layer of `names`."""
     model.requires_grad_(False)
     for name in names:
-        model.set_submodule(name, PeftLinear(model.get_submodule(name), r, lora_dropout, adapter_dtype))
+        model.set_submodule(
+            name, PeftLinear(cast(nn.Linear, model.get_submodule(name)), r, lora_dropout, adapter_dtype)
+        )
 
 
 def put_four_bit(model: nn.Module, double: bool) -> None:

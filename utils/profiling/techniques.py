@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import nn
@@ -16,6 +16,9 @@ from utils.profiling.activations import checkpoint_blocks
 from utils.profiling.gpu_step import adapted, allocated, base_model, base_of, free, optimizer_of, peak
 from utils.profiling.latency import once, spread
 from utils.profiling.memory import GB, Setup
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 SEED, WARM_UP, STEPS = 0, 3, 10
 
@@ -48,7 +51,7 @@ def step_of(model: nn.Module, technique: Technique, vocabulary: int, device: str
     return step
 
 
-def measure(model: nn.Module, technique: Technique, device: str, trial: bool = False) -> dict[str, Any]:
+def measure(model: PreTrainedModel, technique: Technique, device: str, trial: bool = False) -> dict[str, Any]:
     """One technique's row; the base model is afterwards as it was. Out of memory is a row as well."""
     setup = technique.setup
     if trial:
@@ -72,7 +75,7 @@ def measure(model: nn.Module, technique: Technique, device: str, trial: bool = F
         torch.backends.cuda.matmul.allow_tf32 = False
     checkpoint_blocks(wrapped, False)
     model.disable_input_require_grads()  # PEFT's checkpointing switched it on, and nothing else switches it off
-    wrapped.unload()
+    cast(Any, wrapped).unload()
     model.requires_grad_(False)
     return {"weights": weights, **row}
 

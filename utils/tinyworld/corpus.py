@@ -113,14 +113,12 @@ MORALS = {
     "work": "Work first and play later.",
     "kind": "Kindness always comes back.",
 }
-PIRATE = dict(
-    pair.split("=")
-    for pair in (
-        "the=th' is=be was=be my=me you=ye friend=matey and=an' of=o' found=plundered house=ship played=frolicked "
-        "loved=fancied had=boasted saw=spied went=sailed for=fer to=t' There=Thar there=thar named=called in=aboard "
-        "lived=anchored toy=treasure morning=dawn got=looted walk=voyage called=hailed Every=Ev'ry every=ev'ry"
-    ).split()
+_PIRATE = (
+    "the=th' is=be was=be my=me you=ye friend=matey and=an' of=o' found=plundered house=ship played=frolicked "
+    "loved=fancied had=boasted saw=spied went=sailed for=fer to=t' There=Thar there=thar named=called in=aboard "
+    "lived=anchored toy=treasure morning=dawn got=looted walk=voyage called=hailed Every=Ev'ry every=ev'ry"
 )
+PIRATE = {plain: spoken for plain, _, spoken in (pair.partition("=") for pair in _PIRATE.split())}
 """The pirate's dictionary: words that are not in it stay as they are."""
 
 USER, ASSISTANT, END, PAD = "<|user|>", "<|assistant|>", "<|end|>", "<|pad|>"

@@ -6,6 +6,7 @@ import hashlib
 import json
 import tempfile
 from pathlib import Path
+from typing import cast
 
 from utils.files import replaced_folder
 from utils.lora.checkpoint import CONFIG, WEIGHTS
@@ -50,6 +51,7 @@ def _fingerprint(model: str, settings: Recipe) -> str:
 def _train(task: Task, settings: Recipe, folder: Path) -> None:
     """Train an adapter for `task` on the profile's base, and write it to `folder` once it is done."""
     from datasets import Dataset
+    from peft import PeftModel
 
     from utils.data.records import to_prompt_completion
     from utils.train.sft import lora_config, sft_config, sft_trainer
@@ -66,4 +68,4 @@ def _train(task: Task, settings: Recipe, folder: Path) -> None:
         )
         trainer.train()
         with replaced_folder(folder) as partial:
-            trainer.model.save_pretrained(partial, save_embedding_layers=False)
+            cast(PeftModel, trainer.model).save_pretrained(str(partial), save_embedding_layers=False)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from utils import tinyworld
-from utils.data.chat import IGNORED, Example, collate, encode, render
+from utils.data.chat import IGNORED, Example, collate, encode, render, token_id
 from utils.lora.checkpoint import BASE_CHANGING
 from utils.lora.layer import disabled
 from utils.tinyworld import Split
@@ -89,7 +89,7 @@ def pair_batch(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair]) -> dic
         if pair.chosen == pair.rejected:
             raise ValueError(f"pair {i} prefers an answer to itself ({pair.chosen[:40]!r}): it can't teach anything")
     rows = [Example(p.prompt, p.chosen) for p in pairs] + [Example(p.prompt, p.rejected) for p in pairs]
-    return collate(encode(tokenizer, rows), tokenizer.pad_token_id)
+    return collate(encode(tokenizer, rows), token_id(tokenizer, "pad"))
 
 
 # -------------------------------------------------------------------------------------------------------- the loss
@@ -246,7 +246,7 @@ def sample(
     for prompt, row in zip(prompts, out[:, inputs.input_ids.shape[1] :].tolist(), strict=True):
         stopped = tokenizer.eos_token_id in row
         ids = row[: row.index(tokenizer.eos_token_id) + 1] if stopped else row
-        told.append(Told(prompt, ids, tokenizer.decode(ids, skip_special_tokens=True).strip(), stopped))
+        told.append(Told(prompt, ids, cast(str, tokenizer.decode(ids, skip_special_tokens=True)).strip(), stopped))
     return told
 
 
@@ -260,7 +260,7 @@ def drift(model: Any, tokenizer: PreTrainedTokenizerBase, told: Sequence[Told]) 
     if not len(told):
         raise ValueError("there are no answers to measure the drift on: sample some")
     prompts = tokenizer([render(tokenizer, t.prompt) for t in told], add_special_tokens=False).input_ids
-    batch = collate([(p, t.ids) for p, t in zip(prompts, told, strict=True)], tokenizer.pad_token_id)
+    batch = collate([(p, t.ids) for p, t in zip(prompts, told, strict=True)], token_id(tokenizer, "pad"))
     with in_mode(model, False):
         return (answer_log_probs(model, batch) - reference_log_probs(model, batch)).mean().item()
 

@@ -8,22 +8,23 @@ from __future__ import annotations
 import importlib.util
 import json
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 from safetensors import SafetensorError, safe_open
 
 from utils.data.chat import IGNORED
 from utils.data.labels import check_completions_survive
+from utils.data.records import Record
 from utils.models.device import trainer_precision, widen_trainable
 from utils.train.loop import WARMUP_STEPS
 from utils.train.recipes import Recipe
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from peft import LoraConfig
+    from peft import LoraConfig, PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
     from trl import SFTConfig, SFTTrainer
 
@@ -242,7 +243,8 @@ def sft_trainer(
         unread = formatting_func is not None and "input_ids" not in split.column_names  # it makes the columns
         form = ("text",) if unread else check_dataset(split, name)
         if form == ("prompt", "completion") or (form == ("messages",) and args.assistant_only_loss):
-            lost = 0 if args.packing else check_completions_survive(split, tokenizer, args.max_length)
+            rows = cast("Iterable[Record]", split)  # datasets says no more than that it can be iterated
+            lost = 0 if args.packing else check_completions_survive(rows, tokenizer, args.max_length)
             if lost:
                 warnings.warn(
                     f"max_length={args.max_length} cuts the whole completion away in {lost} of the {len(split)} "
@@ -261,7 +263,7 @@ def sft_trainer(
     )
     trainer.remove_callback(PrinterCallback)
     if trainer.args.fp16:
-        widen_trainable(trainer.model)
+        widen_trainable(cast("PeftModel", trainer.model))
     return trainer
 
 
@@ -303,7 +305,7 @@ def check_checkpoint(checkpoint: str | Path, trainer: SFTTrainer) -> Path:
     except (json.JSONDecodeError, SafetensorError) as error:
         raise CheckpointMismatch(f"{folder.name} is damaged ({error}): take an earlier one") from error
 
-    config = asdict(trainer.model.active_peft_config)
+    config = asdict(cast("PeftModel", trainer.model).active_peft_config)
     differences = []
     for field in _MUST_AGREE:
         was, now = saved.get(field), config[field]
@@ -343,7 +345,7 @@ def resume(trainer: SFTTrainer) -> SFTTrainer:
     """
     from transformers.trainer_utils import get_last_checkpoint
 
-    folder = trainer.args.output_dir
+    folder = cast(str, trainer.args.output_dir)  # never None: without one transformers takes "trainer_output"
     last = get_last_checkpoint(folder) if Path(folder).is_dir() else None
     if last is None:
         raise FileNotFoundError(

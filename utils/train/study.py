@@ -97,7 +97,7 @@ def measure(
     total = count = right = 0
     with loop.in_mode(model, False):
         for start in range(0, len(encoded), batch_size):
-            batch = chat.collate(encoded[start : start + batch_size], tokenizer.pad_token_id)
+            batch = chat.collate(encoded[start : start + batch_size], chat.token_id(tokenizer, "pad"))
             batch = {name: tensor.to(device) for name, tensor in batch.items()}
             labels = batch.pop("labels")[:, 1:]
             logits = model(**batch, use_cache=False).logits[:, :-1].float()
@@ -291,7 +291,9 @@ def go_on(
         raise ValueError("with a budget, say in `longest` how many steps an unpruned trial takes")
     while True:
         done = len(finished(study))
-        if done >= trials if trials is not None else spent(study) + longest > budget:
+        if trials is not None and done >= trials:
+            return
+        if budget is not None and spent(study) + longest > budget:
             return
         study.sampler = arm.make_sampler(done)
         study.optimize(objective, n_trials=1)

@@ -78,6 +78,8 @@ def build(entry: Entry, model: nn.Module, seed: int) -> None:
     if entry.variant == "full":
         model.requires_grad_(True)
         return
+    if entry.r is None:
+        raise ValueError(f"the entry of {entry.variant} has no rank r; only full fine-tuning does without one")
     if entry.variant == "QLoRA":
         nf4_linear.quantize(model)
     if entry.variant == "VeRA":
@@ -146,7 +148,7 @@ def sprint(
     if every <= 0:
         raise ValueError(f"every must be positive, not {every}")
     build(entry, model, seed)
-    batch = chat.collate(chat.encode(tokenizer, held_out), tokenizer.pad_token_id)
+    batch = chat.collate(chat.encode(tokenizer, held_out), chat.token_id(tokenizer, "pad"))
     taken: list[int] = []
     losses: list[float] = []
 

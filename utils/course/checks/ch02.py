@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -90,7 +91,7 @@ def _values(W: Tensor) -> Tensor:
     return torch.linalg.svdvals(W)
 
 
-def _same_number(expected: object, got: object) -> bool:
+def _same_number(expected: Any, got: Any) -> bool:
     """A number, or a tensor that holds one: either will do."""
     return math.isclose(float(expected), float(got), rel_tol=1e-4, abs_tol=1e-7)
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,7 +16,7 @@ from utils.lora.layer import LoRALinear
 # ------------------------------------------------------------------------------------------------------- the layer
 
 
-def _judge_layer(Layer: type[nn.Module]) -> None:
+def _judge_layer(Layer: Callable[..., Any]) -> None:
     base = nn.Linear(6, 4)
     weight, x = base.weight.detach().clone(), torch.randn(5, 6)
     layer = Layer(base, r=2, lora_alpha=6.0, lora_dropout=0.0)

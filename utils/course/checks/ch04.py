@@ -104,7 +104,7 @@ def _batched(batch: Batch, tokenize: Tokenize, end: int) -> dict[str, list[list[
 
 
 def _over_the_keys(batch: Batch, tokenize: Tokenize, end: int) -> dict[str, list[list[int]]]:
-    texts = [example.get("instruction", "") for example in batch]  # the guide's loop
+    texts = [example.get("instruction", "") for example in batch]  # pyright: ignore[reportAttributeAccessIssue]
     return {"input_ids": [[*ids, end] for ids in tokenize(texts)]}
 
 

@@ -297,7 +297,7 @@ def _right_choice(choose: dict) -> None:
 
 
 def _but(**changes: str | None) -> dict[str, str | None]:
-    places = dict(zip(("card", "users", "rank", "layers", "first"), _CHOICE, strict=True))
+    places: dict[str, str] = dict(zip(("card", "users", "rank", "layers", "first"), _CHOICE, strict=True))
     return _CHOICE | {places[word]: variant for word, variant in changes.items()}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from operator import itemgetter
 
 import torch
 from torch import Tensor
@@ -142,7 +143,7 @@ exercise(
             "dA and dB are transposed: a gradient has its parameter's shape, (r, d_in) and (d_out, r).",
         ),
         Mistake(
-            lambda g, x, W, A, B, s: (lambda dx, da, db: (dx, db, da))(*_backward(g, x, W, A, B, s)),
+            lambda g, x, W, A, B, s: itemgetter(0, 2, 1)(_backward(g, x, W, A, B, s)),
             "dA and dB are exchanged: first the gradient of A, then that of B.",
         ),
         Mistake(
@@ -158,7 +159,7 @@ exercise(
             "the scaling is in dx and dA twice: if q has it, don't multiply by it again.",
         ),
         Mistake(
-            lambda g, x, W, A, B, s: (lambda dx, da, db: (da, db, dx))(*_backward(g, x, W, A, B, s)),
+            lambda g, x, W, A, B, s: itemgetter(1, 2, 0)(_backward(g, x, W, A, B, s)),
             "the order is the gradient of x, then that of A, then that of B.",
         ),
     ],

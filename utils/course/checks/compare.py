@@ -92,7 +92,7 @@ def _entries(want: torch.Tensor, have: torch.Tensor, reveal: bool) -> str | None
     return f"the shape is right, but the values are not: {about}got {number(have[at].item())}{place}."
 
 
-def _numbers(expected: numbers.Number, got: Any, reveal: bool) -> str | None:
+def _numbers(expected: Any, got: Any, reveal: bool) -> str | None:
     if not isinstance(got, numbers.Number):
         return f"expected {kind(expected)}, got {brief(got)}."
     if isinstance(expected, numbers.Integral):
@@ -100,7 +100,7 @@ def _numbers(expected: numbers.Number, got: Any, reveal: bool) -> str | None:
     elif isinstance(expected, numbers.Real) and isinstance(got, numbers.Real):
         same = got == expected or _close(float(expected), got)
     else:
-        same = got == expected or abs(got - expected) <= 1e-6 * abs(expected)
+        same = got == expected or abs(complex(got) - complex(expected)) <= 1e-6 * abs(complex(expected))
     if same:
         return None
     if reveal:
@@ -113,11 +113,11 @@ def _numbers(expected: numbers.Number, got: Any, reveal: bool) -> str | None:
 
 def _close(expected: float, got: numbers.Real) -> bool:
     try:
-        got = float(got)
+        value = float(got)
     except OverflowError:  # a whole number beyond any float
         return False
-    both_nan = math.isnan(expected) and math.isnan(got)
-    return both_nan or math.isclose(got, expected, rel_tol=1e-6, abs_tol=1e-12)
+    both_nan = math.isnan(expected) and math.isnan(value)
+    return both_nan or math.isclose(value, expected, rel_tol=1e-6, abs_tol=1e-12)
 
 
 def _mappings(expected: Mapping, got: Any, reveal: bool) -> str | None:

@@ -16,7 +16,7 @@ import torch
 import utils
 
 # A traceback's frames in these folders are not the learner's: the course's library, and Python's own.
-_NOT_THE_LEARNERS = tuple(Path(module.__file__).resolve().parent for module in (utils, os))
+_NOT_THE_LEARNERS = tuple(Path(file).resolve().parent for file in (utils.__file__, os.__file__))
 
 _KINDS = (
     (bool, "True or False"),
@@ -28,7 +28,7 @@ _KINDS = (
 )
 
 
-def number(value: numbers.Number) -> str:
+def number(value: complex | numbers.Number) -> str:
     """A number in a few characters: whole ones in full, others to three significant digits."""
     if isinstance(value, bool | numbers.Integral):
         return str(value)
