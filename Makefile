@@ -9,7 +9,7 @@ CH ?=
 S ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lab test tests notebooks check-notebooks nbval-notebooks nbval-solutions lint format lock base adapters claims cuda measure-gpu mutants clean
+.PHONY: help setup lab test tests notebooks check-notebooks nbval-notebooks nbval-solutions lint format lock base adapters claims architecture cuda measure-gpu mutants clean
 
 help:  ## list what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -58,6 +58,9 @@ adapters: setup  ## train the four adapters and write them to assets/adapters/
 
 claims: setup  ## check every proof of the claims ledger and write lessons/claims.md
 	$(VENV) -m tools.build_claims
+
+architecture: setup  ## write the tables of files and chapters in ARCHITECTURE.md
+	$(VENV) -m tools.architecture
 
 cuda: setup  ## on a CUDA machine: run every notebook, tiny and small, and write assets/measurements/course.md
 	$(VENV) -m tools.run_course

@@ -51,8 +51,11 @@ HOME = Path(__file__).resolve().parent
 TORCH = "torch==2.13.0"
 PYTORCH_INDEX = "https://download.pytorch.org/whl/"
 GIGABYTES = {"cpu": 4, "cuda": 12}  # what the environment, the downloads and pip's cache take together
+OLDEST_MACOS = 14  # for which torch has wheels
 KERNEL, KERNEL_TITLE = "lora-course", "LoRA course (lora-zero-to-hero)"
 FIRST_NOTEBOOK = "notebooks/00_start_here.ipynb"
+
+UTF8 = {"PYTHONUTF8": "1"}  # else a Python on Windows reads the course's files in the code page of the country
 
 # Files in .venv:
 STAMP = "lora-course.json"  # what a finished set-up installed
@@ -66,6 +69,8 @@ NO_INDEX = re.compile(
     r"|Max retries exceeded|Connection (refused|reset|broken|aborted)|Network is unreachable"
     r"|name resolution|Name or service not known|getaddrinfo failed|nodename nor servname"
 )
+PATH_TOO_LONG = re.compile(r"Long Path support|WinError 206\b|Errno (36|63)\b")
+IN_USE = re.compile(r"WinError (5|32)\b")  # Windows keeps a file that a program has open from being replaced
 NO_SUCH_VERSION = re.compile(r"No matching distribution found for (\S+)")
 
 
@@ -288,6 +293,16 @@ def explain(said, what, venv):
             f"The disk is full, so {what} could not be installed; make room on the disk of {venv.parent} "
             f"(and in the folder for temporary files) {AGAIN}"
         )
+    if PATH_TOO_LONG.search(said):
+        return (
+            f"{venv.parent} is too deep in the folders for {what}: a path in it grows longer than the system allows; "
+            f"move the course to a shorter place, such as a folder of its own in your home, {AGAIN}"
+        )
+    if IN_USE.search(said):
+        return (
+            f"Windows keeps files of {venv} from being changed, so {what} could not be installed; close JupyterLab "
+            f"and what else uses them {AGAIN}"
+        )
     if NO_INDEX.search(said):
         there = ", and COURSE_TORCH_INDEX=pip takes torch from there too" if what == "torch" else ""
         return (
@@ -325,6 +340,12 @@ def check_machine(home, choice):
         raise Trouble(
             "torch is no longer made for this Intel build of Python on macOS; use the arm64 Python from "
             "python.org on an Apple-silicon Mac, and open the notebooks in Colab on an Intel one."
+        )
+    macos = platform.mac_ver()[0].split(".")[0] if platform.system() == "Darwin" else ""
+    if macos.isdigit() and 11 <= int(macos) < OLDEST_MACOS:  # 10 is what an old build of Python takes any newer one for
+        raise Trouble(
+            f"torch needs macOS {OLDEST_MACOS} or newer and this is macOS {macos}; update it {AGAIN.rstrip('.')}, or "
+            "open the notebooks in Colab."
         )
     need, free = GIGABYTES.get(choice, GIGABYTES["cpu"]), shutil.disk_usage(str(home)).free / 10**9
     if free < need:
@@ -481,6 +502,7 @@ def open_lab(home, python, options):
         command.append("--allow-root")  # as in containers; it listens on this machine only and asks for a token
     say("Opening JupyterLab. Leave this window open while you work; Ctrl-C in it ends JupyterLab.")
     os.chdir(str(home))
+    os.environ.update(UTF8)
     if os.name == "posix":
         os.execv(command[0], command)
     process = subprocess.Popen(command)
@@ -503,11 +525,11 @@ def stages():
 
 
 def environment_of_tests(environment, extra):
-    """Gives the variables for tests: CPU, offline, one thread a worker, no COURSE_ setting but `extra`."""
+    """Gives the variables for tests: CPU, offline, UTF-8, one thread a worker, no COURSE_ setting but `extra`."""
     kept = {name: value for name, value in environment.items() if not name.startswith("COURSE_")}
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-    fixed = {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    return {**kept, **threads, **fixed, **extra}
+    fixed = {"CUDA_VISIBLE_DEVICES": "-1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    return {**kept, **threads, **fixed, **UTF8, **extra}
 
 
 def run_tests(home, python, set_up_seconds):
@@ -559,4 +581,6 @@ def main(arguments=None, home=HOME):
 
 
 if __name__ == "__main__":
+    for stream in (sys.stdout, sys.stderr):  # a folder's name may hold letters that a log's encoding doesn't have
+        stream.reconfigure(errors="backslashreplace")
     sys.exit(main())

@@ -14,8 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 import capstone
-from utils import models
-from utils.models import ROOT, TINY_DIR, profile
+from utils.models import ROOT, TINY_DIR, loading, profile
 from utils.profiling.activations import is_checkpointing
 from utils.tinyworld import task_examples
 from utils.train.own_data import usual_settings
@@ -155,7 +154,7 @@ def test_another_model_takes_the_same_path(tmp_path, data, qwen, monkeypatch, pr
     train = capstone.train
     monkeypatch.setenv("COURSE_PROFILE", profile)
     monkeypatch.setenv("COURSE_MODEL", str(qwen))
-    monkeypatch.setattr(models, "_check_gpu", lambda dtype: None)
+    monkeypatch.setattr(loading, "_check_gpu", lambda dtype: None)
     monkeypatch.setattr(capstone, "train", lambda *given: seen.append(train(*given)) or seen[0])
     before, after = capstone.fine_tune(data, tmp_path / "out", usual_settings(profile())._replace(steps=30, lr=2e-2))
     assert after.loss < before.loss - 0.2, "a random model's frozen head leaves little room"

@@ -63,13 +63,13 @@ def test_make_runs_inside_the_environment():
 
 
 def test_the_repositorys_address_is_written_in_pyproject_only():
-    """Notebooks have it from the build; the README may say where to clone from, if that is true."""
+    """Notebooks have it from the build; the README and what GitHub reads may say it, if it is true."""
     owner, name = ADDRESS.removeprefix("https://github.com/").split("/")
     mention = re.compile(r"github(?:\.com|usercontent\.com)?[/:][\w.-]+/" + re.escape(name) + r"\b")
     for pattern in ("*.py", "utils/**/*.py", "tools/*.py", "lessons/*.md", "Makefile", "environment.yml"):
         for path in ROOT.glob(pattern):
             assert not mention.search(path.read_text(encoding="utf-8")), f"{path.name} names the repository's address"
-    for pattern in ("*.md", "notebooks/*.ipynb", "solutions/*.ipynb"):
+    for pattern in ("*.md", "*.cff", ".github/**/*.yml", "notebooks/*.ipynb", "solutions/*.ipynb"):
         for path in ROOT.glob(pattern):
             for found in mention.findall(path.read_text(encoding="utf-8")):
                 assert found.endswith(f"/{owner}/{name}"), f"{path.name}: {found}"

@@ -3,6 +3,7 @@
 import json
 import re
 import statistics
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from tools import build_notebooks as build
 from utils.course import checks  # noqa: F401  (registers every exercise)
 from utils.course.checks import core
+from utils.course.colab import notebook_page, origin
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -81,7 +83,7 @@ def test_the_check_would_notice_a_change(tmp_path, monkeypatch, capsys):
         (tmp_path / build.SCRIPT).write_bytes((ROOT / build.SCRIPT).read_bytes())
     edited = tmp_path / "lessons" / LESSONS[-1].name
     edited.write_text(edited.read_text(encoding="utf-8") + "\nOne sentence more.\n", encoding="utf-8")
-    assert build.main(["--check"], build.Course(tmp_path, course.repository, course.setup, course.points)) == 1
+    assert build.main(["--check"], replace(course, root=tmp_path)) == 1
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
     assert len(errors) == 2 and all(LESSONS[-1].stem in line for line in errors)
 
@@ -130,7 +132,7 @@ def test_the_badge_and_the_setup_cell_lead(path):
         cells[0]["id"],
         cells[2]["id"],
     ]
-    assert f"/blob/main/{path.parent.name}/{path.name})" in cells[0]["source"]
+    assert f"]({notebook_page(origin(ROOT), f'{path.parent.name}/{path.name}')})" in cells[0]["source"]
     assert cells[2]["outputs"] == [], "the setup cell prints nothing outside Colab"
 
 

@@ -2,14 +2,17 @@
 
 import json
 import re
+import tomllib
 from pathlib import Path
+
+from utils.course.colab import notebook_page, origin
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_chapters_are_the_lessons_with_their_titles_and_minutes():
-    rows = re.findall(r"^\| (\d\d) \| \[(.*?)\]\(notebooks/(.*?)\.ipynb\) \| .*? \| (\d+) \|$", README, re.MULTILINE)
+    rows = re.findall(r"^\| (\d\d) \| \[(.*?)\]\(notebooks/(.*?)\.ipynb\) \| .*? \| (\d+) \|", README, re.MULTILINE)
     lessons = sorted((ROOT / "lessons").glob("[0-9]*.md"))
     assert [stem for _, _, stem, _ in rows] == [lesson.stem for lesson in lessons]
     for (number, title, stem, minutes), lesson in zip(rows, lessons, strict=True):
@@ -17,6 +20,28 @@ def test_the_chapters_are_the_lessons_with_their_titles_and_minutes():
         assert stem.startswith(number)
         assert f"# Chapter {int(number)}: {title}\n" in text
         assert f"\nAbout {minutes} minutes." in text
+
+
+def test_each_chapters_row_ends_with_its_link_to_colab():
+    rows = re.findall(r"^\| (\d\d) \| \[.*?\]\((.*?)\) \| .* \| (.*) \|$", README, re.MULTILINE)
+    assert [number for number, _, _ in rows] == [path.name[:2] for path in sorted((ROOT / "lessons").glob("[0-9]*.md"))]
+    assert [cell for *_, cell in rows] == [f"[Colab][{number}]" for number, *_ in rows]
+    wanted = [f"[{number}]: {notebook_page(origin(ROOT), notebook)}" for number, notebook, _ in rows]
+    found = re.findall(r"^\[\d\d\]: .*$", README, re.MULTILINE)
+    assert found == wanted, "put these lines below the README's table of chapters:\n" + "\n".join(wanted)
+
+
+def test_the_badges_say_what_pyproject_says():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    badges = re.findall(r"^\[!\[(.*?)\]\((.*?)\)\]\((.*?)\)$", README, re.MULTILINE)
+    assert [name for name, _, _ in badges] == [
+        "tests", "Python 3.11 or newer", "code: Apache 2.0", "prose: CC BY 4.0",
+    ]  # fmt: skip
+    workflow = f"{project['urls']['Repository']}/actions/workflows/tests.yml"
+    assert badges[0][1:] == (f"{workflow}/badge.svg", workflow)
+    assert (ROOT / ".github" / "workflows" / "tests.yml").is_file()
+    assert project["requires-python"] == ">=3.11" and "3.11%20or%20newer" in badges[1][1]
+    assert project["license"] == "Apache-2.0 AND CC-BY-4.0"
 
 
 def test_the_table_of_tasks_is_the_recorded_one():

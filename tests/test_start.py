@@ -358,6 +358,40 @@ def test_a_32_bit_python_and_an_intel_mac_are_told(start, home, monkeypatch):
         start.check_machine(home, "cpu")
 
 
+@pytest.mark.parametrize(("version", "refused"), [("13.6.1", True), ("14.0", False), ("26.1", False), ("10.16", False)])
+def test_a_macos_that_torch_has_no_wheel_for_is_told(start, home, monkeypatch, version, refused):
+    """10.16 is what an old build of Python, conda's for example, takes every newer macOS for."""
+    monkeypatch.setattr(start.platform, "system", lambda: "Darwin")
+    monkeypatch.setattr(start.platform, "machine", lambda: "arm64")
+    monkeypatch.setattr(start.platform, "mac_ver", lambda: (version, ("", "", ""), "arm64"))
+    monkeypatch.setattr(start.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**12, 0, 10**12))
+    if refused:
+        with pytest.raises(start.Trouble, match="needs macOS 14 or newer and this is macOS 13; update it"):
+            start.check_machine(home, "cpu")
+    else:
+        start.check_machine(home, "cpu")
+    assert "macOS needs version 14 on Apple silicon" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_folders_name_that_a_log_cannot_hold_is_no_traceback(tmp_path):
+    """As on Windows with its output sent to a file, whose encoding has few letters."""
+    folder = tmp_path / "Łukasz"
+    (folder / ".venv").mkdir(parents=True)
+    (folder / ".venv" / "treasure").touch()
+    for file in ("start.py", "pyproject.toml", "requirements.lock"):
+        shutil.copy(ROOT / file, folder)
+    done = subprocess.run(
+        [sys.executable, "start.py", "setup"],
+        cwd=folder,
+        env=dict(os.environ, PYTHONIOENCODING="ascii", PYTHONUTF8="0"),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 1 and done.stderr == ""
+    assert "\\u0141ukasz" in one_sentence(done.stdout) and "is no Python environment" in done.stdout
+
+
 def test_an_environment_that_cannot_be_made_is_told(start, pip, home, capsys, monkeypatch):
     monkeypatch.setattr(start, "run_quietly", lambda command: (1, "first\nError: no links on this disk\n"))
     assert start.main(["setup"], home) == 1
@@ -383,6 +417,11 @@ REFUSED = (
 NO_NAME = REFUSED.replace("[Errno 111] Connection refused", "[Errno -3] Temporary failure in name resolution")
 TIMEOUT = "pip._vendor.urllib3.exceptions.ReadTimeoutError: HTTPSConnectionPool(host='x'): Read timed out.\n"
 FULL = "ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device\n"
+LONG = (
+    "ERROR: Could not install packages due to an OSError: [Errno 2] No such file or directory: 'C:\\\\a\\\\b.js'\n"
+    "HINT: This error might have occurred since this system does not have Windows Long Path support enabled.\n"
+)
+LOCKED = "ERROR: Could not install packages due to an OSError: [WinError 5] Access is denied: 'C:\\\\a\\\\_C.pyd'\n"
 NO_WHEEL = REFUSED.split("\n", 1)[1]
 INVALID = "Processing ./six.whl\nERROR: Wheel 'six' located at six.whl is invalid.\n"
 
@@ -395,6 +434,8 @@ INVALID = "Processing ./six.whl\nERROR: Wheel 'six' located at six.whl is invali
         (TIMEOUT, "No package index could be reached"),
         (FULL, "The disk is full, so torch could not be installed"),
         (FULL + REFUSED, "The disk is full"),
+        (LONG, "{home} is too deep in the folders for torch"),
+        (LOCKED, "Windows keeps files of {home}"),
         (NO_WHEEL, "pip's package index has no six==1.16.0 for Python"),
         (INVALID, "pip could not install torch (ERROR: Wheel 'six' located at six.whl is invalid.)"),
         ("", "pip could not install torch (it did not say why)"),
@@ -402,7 +443,7 @@ INVALID = "Processing ./six.whl\nERROR: Wheel 'six' located at six.whl is invali
 )
 def test_pips_words_become_one_sentence(start, home, said, words):
     message = start.explain(said, "torch", home / ".venv")
-    assert message.startswith(words)
+    assert message.startswith(words.replace("{home}", str(home)))
     assert "\n" not in message and message.endswith(".") and "run the same command" in message
 
 
@@ -497,6 +538,25 @@ def test_pip_counts_what_it_prints(start, home, monkeypatch, capsys):
     assert shown == names
 
 
+# -------------------------------------------------------------------------------- what others write of it
+
+
+def test_the_kernel_is_the_one_that_every_lesson_and_notebook_asks_for(start):
+    wanted = {"display_name": start.KERNEL_TITLE, "language": "python", "name": start.KERNEL}
+    notebooks = [*ROOT.glob("notebooks/*.ipynb"), *ROOT.glob("solutions/*.ipynb")]
+    assert notebooks
+    for path in notebooks:
+        assert json.loads(path.read_text(encoding="utf-8"))["metadata"]["kernelspec"] == wanted, path.name
+    header = "  kernelspec:\n" + "".join(f"    {key}: {value}\n" for key, value in wanted.items()) + "---\n"
+    for path in ROOT.glob("lessons/[0-9]*.md"):
+        assert header in path.read_text(encoding="utf-8"), path.name
+
+
+def test_the_readme_says_how_much_disk_is_looked_for(start):
+    said = f"{start.GIGABYTES['cpu']} GB of free disk, or {start.GIGABYTES['cuda']} GB with CUDA"
+    assert said in " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+
+
 # -------------------------------------------------------------------------------- the two commands
 
 
@@ -505,6 +565,7 @@ def test_jupyterlab_gets_the_notebook_and_the_other_options(start, pip, home, mo
     (home / "notebooks").mkdir()
     (home / start.FIRST_NOTEBOOK).write_text("{}")
     monkeypatch.chdir(home)  # so that the folder is changed back
+    monkeypatch.setenv("PYTHONUTF8", "0")  # and the variable
     monkeypatch.setattr(start.os, "geteuid", lambda: 1000)
 
     class Replaced(BaseException):
@@ -518,6 +579,7 @@ def test_jupyterlab_gets_the_notebook_and_the_other_options(start, pip, home, mo
     with pytest.raises(Replaced) as replaced:
         start.main(line, home)
     file, command = replaced.value.args
+    assert os.environ["PYTHONUTF8"] == "1"
     assert file == command[0] == str(home / ".venv/bin/python") and Path.cwd() == home
     assert command[1:3] == ["-m", "jupyterlab"] and f"--ServerApp.root_dir={home}" in command
     assert "--no-browser" in command and "--port=9000" in command and "--cpu" not in command
@@ -534,7 +596,8 @@ def test_tests_run_on_the_cpu_offline_with_one_thread_and_no_course_settings(sta
     before = {"PATH": "/bin", "COURSE_STRICT": "1", "COURSE_PROFILE": "7b", "OMP_NUM_THREADS": "8"}
     after = start.environment_of_tests(before, {})
     assert after["PATH"] == "/bin" and not [name for name in after if name.startswith("COURSE_")]
-    assert after["OMP_NUM_THREADS"] == "1" and after["CUDA_VISIBLE_DEVICES"] == "" and after["HF_HUB_OFFLINE"] == "1"
+    assert after["OMP_NUM_THREADS"] == "1" and after["CUDA_VISIBLE_DEVICES"] == "-1" and after["HF_HUB_OFFLINE"] == "1"
+    assert after["PYTHONUTF8"] == "1"
     assert [(name, extra) for name, extra, _ in start.stages()] == [
         ("tests", {}),
         ("notebooks", {}),

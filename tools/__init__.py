@@ -1,0 +1,1 @@
+"""What maintainers run: build the notebooks, check the ledger, train the base, measure on a GPU."""

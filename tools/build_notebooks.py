@@ -42,7 +42,6 @@ import re
 import subprocess
 import sys
 import time
-import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -92,26 +91,25 @@ class Course:
     """What the build needs to know besides the lessons.
 
     root: the repository. repository: "OWNER/REPO" on GitHub. setup: the setup cell's source. points: what an
-    exercise counts, by name; raises KeyError for a name that isn't registered.
+    exercise counts, by name; raises KeyError for a name that isn't registered. ref: the branch or tag of badges.
     """
 
     root: Path
     repository: str
     setup: str
     points: Callable[[str], int]
+    ref: str = "HEAD"
 
     @classmethod
     def here(cls, root: Path = ROOT) -> Course:
-        """The course in `root`: address from pyproject.toml, setup cell and exercises from utils/."""
+        """The course in `root`: address and ref from pyproject.toml, setup cell and exercises from utils/."""
         sys.path.insert(0, str(root))
         import_module("utils.course.checks")  # registers every chapter's exercises
         from utils.course.checks.core import find
-        from utils.course.colab import setup_cell
+        from utils.course.colab import origin, setup_cell
 
-        project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-        address = project["urls"]["Repository"]
-        repository = address.removeprefix("https://github.com/").removesuffix(".git").strip("/")
-        return cls(root, repository, setup_cell(repository), lambda name: find(name).points)
+        repository, ref = origin(root)
+        return cls(root, repository, setup_cell(repository, ref), lambda name: find(name).points, ref)
 
 
 # ------------------------------------------------------------------------------------ solved regions
@@ -303,12 +301,13 @@ def make(lesson: Lesson, kind: str, course: Course) -> NotebookNode:
 
 def _head(lesson: Lesson, kind: str, course: Course) -> tuple[NotebookNode, NotebookNode]:
     """The Colab badge, for above the title, and the setup cell, folded, for below the opening."""
+    from utils.course.colab import COLAB, Origin, notebook_page
+
     first = next(iter(lesson.cells), None)
     if not (first and first.cell_type == "markdown" and first.source.startswith("# ")):
         raise BuildError(f"lessons/{lesson.path.name}: a lesson opens with a title, '# Chapter N: ...'")
-    colab = "https://colab.research.google.com"
-    page = f"{colab}/github/{course.repository}/blob/main/{kind}/{lesson.path.stem}.ipynb"
-    badge = new_markdown_cell(f"[![Open in Colab]({colab}/assets/colab-badge.svg)]({page})", id="colab-badge")
+    page = notebook_page(Origin(course.repository, course.ref), f"{kind}/{lesson.path.stem}.ipynb")
+    badge = new_markdown_cell(f"[![Open in Colab]({COLAB}/assets/colab-badge.svg)]({page})", id="colab-badge")
     folded = {"jupyter": {"source_hidden": True}}  # JupyterLab shows a bar to click on
     return badge, new_code_cell(course.setup.strip("\n"), id="course-setup", metadata=folded)
 

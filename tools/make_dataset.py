@@ -50,7 +50,7 @@ parts, one JSON object a line:
 
 The user's turn is `instruction`, a space, `input`. The tasks take turns, so that the first n records hold each alike.
 
-**How it was made.** `python -m tools.make_dataset` writes these files from `utils/tinyworld.py`, the generator of the
+**How it was made.** `python -m tools.make_dataset` writes these files from `utils/tinyworld/`, the generator of the
 picture-book world that the course's tiny model knows, with a fixed seed and the same bytes every time. No person wrote
 or labelled a record and none is about a person.
 

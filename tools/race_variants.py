@@ -7,9 +7,9 @@ assets/measurements/variants.json.
 
 Each entry of utils.train.sweep.ENTRIES learns each task with every rate of its grid and every seed. The rate is chosen
 by the mean over the seeds on the dev split; what is reported is the test split at that rate. Runs of one entry and task
-differ in their trainable tensors alone, so they are trained together, stacked, through torch.func.vmap
-(:class:`Ensemble`); tests/train/test_sweep.py holds such a run against the same run alone. Entries are spread over
-processes. At the end, one process alone measures time and memory of a single run of each.
+differ in their trainable tensors alone, so they are trained together in one stack (tools/ensemble.py);
+tests/train/test_sweep.py holds such a run against the same run alone. Entries are spread over processes. At the end,
+one process alone measures time and memory of a single run of each.
 """
 
 from __future__ import annotations
@@ -17,8 +17,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import math
-import os
 import platform
 import statistics
 import time
@@ -30,14 +28,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.func import functional_call, grad_and_value, vmap
+from torch import Tensor
 
+from tools.ensemble import Ensemble, at_best_rate, mean_by_rate, number, story_rows, write
 from utils import models
 from utils.data import chat
 from utils.data.chat import Example
-from utils.evaluate import gates
 from utils.lora import adalora, nf4_linear
 from utils.profiling.activations import saved_activation_bytes
 from utils.tinyworld import task_examples
@@ -46,128 +42,62 @@ from utils.train import loop, sweep
 ROOT = Path(__file__).resolve().parents[1]
 
 SEEDS = (0, 1, 2, 3, 4)
-HELD_OUT, WINDOWS, WINDOW = 200, 32, 256
+HELD_OUT, WINDOWS = 200, 32
 CHUNK = {"VeRA r=3630": 15}
 """Runs that are trained in one stack, where a GPU of 80 GB can't hold all of them beside the other processes."""
 OUT = ROOT / "assets" / "measurements" / "variants.json"
 
 
-class Ensemble:
-    """Runs of one entry that differ in rate and seed, trained in one stack as sweep.train trains each alone."""
+def stack_of(
+    entry: sweep.Entry, runs: Sequence[tuple[float, int]], device: str, dtype: torch.dtype = torch.float32
+) -> Ensemble:
+    """Runs of one entry, each a rate and a seed, in one stack. Each starts where :func:`sweep.build` lets it start."""
+    seeds = [seed for _, seed in runs]
+    trained: dict[int, dict[str, Tensor]] = {}
+    fixed: dict[int, dict[str, Tensor]] = {}
+    for seed in sorted(set(seeds)):
+        model, tokenizer = models.load_base(torch.float32)
+        sweep.build(entry, model, seed)
+        nf4_linear.dequantize(model)  # the same numbers, which vmap can differentiate
+        trained[seed] = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
+        fixed[seed] = {n: b for n, b in model.named_buffers() if ".projection." in n}
+    names = trained[seeds[0]]
+    factors = {n: sweep.LORA_PLUS_RATIO for n in names if entry.variant == "LoRA+" and "lora_B" in n}
+    return Ensemble(
+        model.to(dtype), tokenizer, [trained[s] for s in seeds], [lr for lr, _ in runs], seeds, device=device,
+        factors=factors, fixed=[fixed[s] for s in seeds],
+    )  # fmt: skip
 
-    def __init__(self, entry: sweep.Entry, runs: Sequence[tuple[float, int]], device: str) -> None:
-        self.entry, self.runs, self.device = entry, list(runs), device
-        by_seed: dict[int, dict[str, Tensor]] = {}
-        for seed in sorted({seed for _, seed in self.runs}):
-            self.model, self.tokenizer = models.load_base(torch.float32)
-            sweep.build(entry, self.model, seed)
-            nf4_linear.dequantize(self.model)  # the same numbers, which vmap can differentiate
-            by_seed[seed] = {n: p.detach() for n, p in self.model.named_parameters() if p.requires_grad}
-            by_seed[seed] |= {n: b for n, b in self.model.named_buffers() if ".projection." in n}
-        self.model.to(device).eval().requires_grad_(False)
-        self.model.set_attn_implementation("eager")
-        stacked = {n: torch.stack([by_seed[s][n] for _, s in self.runs]).to(device) for n in by_seed[self.runs[0][1]]}
-        self.fixed = {n: t for n, t in stacked.items() if ".projection." in n}
-        self.parameters = {n: t for n, t in stacked.items() if n not in self.fixed}
 
-    def _logits(self, parameters: dict[str, Tensor], fixed: dict[str, Tensor], ids: Tensor) -> Tensor:
-        # padding is on the right, where a causal model's earlier positions don't see it: no mask is needed
-        return functional_call(self.model, parameters | fixed, kwargs={"input_ids": ids, "use_cache": False}).logits
+class StackedPruning:
+    """AdaLoRA's pruning of every run of a stack, as RankAllocator does it for one; to be called after each step."""
 
-    def _loss(self, parameters: dict, fixed: dict, ids: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        logits = self._logits(parameters, fixed, ids)[:, :-1].flatten(0, 1)
-        wanted = labels[:, 1:].flatten()
-        each = F.cross_entropy(logits, wanted, ignore_index=chat.IGNORED, reduction="none")
-        loss = each.sum() / (wanted != chat.IGNORED).sum()
-        if self.entry.variant == "AdaLoRA":
-            return loss + adalora.ORTHOGONALITY_WEIGHT * adalora.orthogonality(parameters), loss.detach()
-        return loss, loss.detach()
+    def __init__(self, schedule: adalora.Schedule, names: Sequence[str]) -> None:
+        self.schedule, self.layers = schedule, sorted({name.rpartition(".")[0] for name in names})
+        self.importance = adalora.Importance()
+        self.kept: dict[str, Tensor] = {}
 
-    def _stack(self, per_run: Sequence[dict[str, Tensor]]) -> tuple[Tensor, Tensor]:
-        length = max(b["input_ids"].shape[1] for b in per_run)
-        fill = {"input_ids": 0, "labels": chat.IGNORED}
-        ids, labels = (
-            torch.stack([F.pad(b[key], (0, length - b[key].shape[1]), value=value) for b in per_run])
-            for key, value in fill.items()
-        )
-        return ids.to(self.device), labels.to(self.device)
-
-    def _rate(self, name: str, p: Tensor) -> Tensor:
-        lr = torch.tensor([lr for lr, _ in self.runs], device=self.device).view(-1, *[1] * (p.ndim - 1))
-        return lr * sweep.LORA_PLUS_RATIO if self.entry.variant == "LoRA+" and "lora_B" in name else lr
-
-    def train(self, examples: Sequence[Example], *, steps: int, batch_size: int) -> Tensor:
-        """Train every run and return the losses (steps, runs)."""
-        step_all = vmap(grad_and_value(self._loss, has_aux=True), randomness="error")
-        state = {n: (torch.zeros_like(p), torch.zeros_like(p)) for n, p in self.parameters.items()}
-        rates = {n: self._rate(n, p) for n, p in self.parameters.items()}
-        seeds = sorted({seed for _, seed in self.runs})
-        drawn = [chat.batches(self.tokenizer, examples, steps=steps, batch_size=batch_size, seed=s) for s in seeds]
-        importance, names = adalora.Importance(), {n.rpartition(".")[0] for n in self.parameters}
-        losses = []
-        for step, by_seed in enumerate(zip(*drawn, strict=True)):
-            ids, labels = self._stack([by_seed[seeds.index(seed)] for _, seed in self.runs])
-            gradients, (_, loss) = step_all(self.parameters, self.fixed, ids, labels)
-            losses.append(loss)
-            norm = torch.stack([g.flatten(1).square().sum(1) for g in gradients.values()]).sum(0).sqrt()
-            clip = (loop.MAX_GRAD_NORM / (norm + 1e-6)).clamp(max=1.0)
-            factor = loop.learning_rate_factor(step, steps)
-            for name, p in self.parameters.items():
-                g = gradients[name] = gradients[name] * clip.view(-1, *[1] * (p.ndim - 1))
-                mean, square = state[name]
-                mean.lerp_(g, 0.1)
-                square.mul_(0.999).addcmul_(g, g, value=0.001)
-                root = (square / (1 - 0.999 ** (step + 1))).sqrt_().add_(1e-8)
-                p.sub_(rates[name] * factor / (1 - 0.9 ** (step + 1)) * mean / root)
-            if self.entry.variant == "AdaLoRA":
-                self._prune(importance, sorted(names), gradients, step, sweep.schedule(self.entry, steps))
-        return torch.stack(losses)
-
-    def _prune(self, importance: adalora.Importance, layers: list[str], gradients: dict, step: int, plan) -> None:
-        end = plan.total_step - plan.tfinal
-        if step < end:
-            importance.update(self.parameters, gradients)
+    def __call__(self, step: int, parameters: dict[str, Tensor], gradients: dict[str, Tensor]) -> None:
+        plan = self.schedule
+        if step < plan.total_step - plan.tfinal:
+            self.importance.update(parameters, gradients)
         if plan.prunes(step):
-            scores = {layer: importance.triplets(layer) for layer in layers}
-            self.kept = adalora.survivors(scores, plan.budget(step, len(layers)))
+            scores = {layer: self.importance.triplets(layer) for layer in self.layers}
+            self.kept = adalora.survivors(scores, plan.budget(step, len(self.layers)))
         if plan.masks(step):
             for layer, mask in self.kept.items():
-                self.parameters[f"{layer}.lora_E"].masked_fill_(~mask[..., None], 0.0)
-
-    @torch.no_grad()
-    def exact_match(self, examples: Sequence[Example], chunk: int = 50) -> list[float]:
-        """Each run's share of right answers: greedy decoding gives an answer when every argmax behind it gives it."""
-        encoded, right = chat.encode(self.tokenizer, examples), torch.zeros(len(self.runs), device=self.device)
-        logits = vmap(self._logits, in_dims=(0, 0, None))
-        for start in range(0, len(encoded), chunk):
-            one = chat.collate(encoded[start : start + chunk], self.tokenizer.pad_token_id)
-            labels = one["labels"][:, 1:].to(self.device)
-            predicted = logits(self.parameters, self.fixed, one["input_ids"].to(self.device))[:, :, :-1].argmax(-1)
-            right += ((predicted == labels) | (labels == chat.IGNORED)).all(-1).sum(1)
-        return (right / len(encoded)).tolist()
-
-    @torch.no_grad()
-    def perplexity(self, rows: Tensor, chunk: int = 4) -> list[float]:
-        """Each run's perplexity on `rows` of token ids (windows, length)."""
-        total, logits = torch.zeros(len(self.runs), device=self.device), vmap(self._logits, in_dims=(0, 0, None))
-        for part in rows.to(self.device).split(chunk):
-            said = logits(self.parameters, self.fixed, part)[:, :, :-1].flatten(1, 2)
-            target = part[:, 1:].flatten().expand(len(self.runs), -1)
-            total += F.cross_entropy(said.transpose(1, 2), target, reduction="none").sum(1)
-        return torch.exp(total / (rows.shape[0] * (rows.shape[1] - 1))).tolist()
+                parameters[f"{layer}.lora_E"].masked_fill_(~mask[..., None], 0.0)
 
 
-def story_rows(tokenizer: Any) -> Tensor:
-    """Held-out stories, joined by end marks and cut into windows (windows, length)."""
-    ids: list[int] = []
-    for text in gates.held_out_stories(WINDOWS * 4):
-        ids += [*tokenizer(text, add_special_tokens=False).input_ids, tokenizer.eos_token_id]
-    return torch.tensor(ids[: WINDOWS * WINDOW]).view(WINDOWS, WINDOW)
-
-
-def number(value: float, digits: int) -> float | None:
-    """The value, rounded; None where a run went out of bounds."""
-    return round(value, digits) if math.isfinite(value) else None
+def train_stack(
+    entry: sweep.Entry, stack: Ensemble, examples: Sequence[Example], *, steps: int, batch_size: int
+) -> Tensor:
+    """Train a stack of an entry's runs as :func:`sweep.train` trains each alone; the losses (steps, runs)."""
+    hooks: dict[str, Any] = {}
+    if entry.variant == "AdaLoRA":
+        hooks["extra_loss"] = lambda parameters: adalora.ORTHOGONALITY_WEIGHT * adalora.orthogonality(parameters)
+        hooks["after_step"] = StackedPruning(sweep.schedule(entry, steps), list(stack.parameters))
+    return stack.train(examples, steps=steps, batch_size=batch_size, **hooks)
 
 
 def done_already(job: dict) -> list[dict]:
@@ -197,11 +127,12 @@ def one_part(job: dict) -> str:
     began = time.perf_counter()
     size = CHUNK.get(name, len(runs))
     for start in range(0, len(runs), size):
-        stack = Ensemble(entry, runs[start : start + size], device)
-        losses = stack.train(train, steps=job["steps"], batch_size=course.batch_size)
+        part_runs = runs[start : start + size]
+        stack = stack_of(entry, part_runs, device)
+        losses = train_stack(entry, stack, train, steps=job["steps"], batch_size=course.batch_size)
         last = losses[-20:].mean(0).tolist()
-        marks = stack.exact_match(dev), stack.exact_match(test), stack.perplexity(story_rows(stack.tokenizer))
-        for (lr, seed), loss, d, t, p in zip(stack.runs, last, *marks, strict=True):
+        marks = stack.exact_match(dev), stack.exact_match(test), stack.perplexity(story_rows(stack.tokenizer, WINDOWS))
+        for (lr, seed), loss, d, t, p in zip(part_runs, last, *marks, strict=True):
             results.append({
                 "lr": lr, "seed": seed, "dev": number(d, 4), "test": number(t, 4), "loss": number(loss, 4),
                 "perplexity": number(p, 3),
@@ -213,28 +144,17 @@ def one_part(job: dict) -> str:
     return f"{name}, {task}: {time.perf_counter() - began:.0f} s"
 
 
-def write(path: Path, content: dict) -> None:
-    """Write JSON by way of a temporary file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".partial")
-    temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
-
-
 def summarize(part: dict) -> dict:
     """The rate that was best on dev, and the test split there: mean, spread (standard deviation) and every seed."""
-    by_rate = {lr: [r for r in part["runs"] if r["lr"] == lr] for lr in part["rates"]}
-    dev = {lr: statistics.mean(r["dev"] for r in found) for lr, found in by_rate.items()}
-    best = max(dev, key=dev.get)
-    tests = [r["test"] for r in by_rate[best]]
-    stories = [r["perplexity"] for r in by_rate[best] if r["perplexity"] is not None]
+    best = at_best_rate(part["runs"])
+    lr, tests = best[0]["lr"], [r["test"] for r in best]
     return {
-        "entry": part["entry"], "task": part["task"], "steps": part["steps"], "lr": best,
-        "lr_at_the_grids_edge": best in (part["rates"][0], part["rates"][-1]),
+        "entry": part["entry"], "task": part["task"], "steps": part["steps"], "lr": lr,
+        "lr_at_the_grids_edge": lr in (part["rates"][0], part["rates"][-1]),
         "test_mean": round(statistics.mean(tests), 4),
         "test_spread": round(statistics.stdev(tests), 4) if len(tests) > 1 else None,
-        "test_by_seed": tests, "perplexity": round(statistics.mean(stories), 3) if stories else None,
-        "dev_by_lr": {str(lr): round(value, 4) for lr, value in dev.items()},
+        "test_by_seed": tests, "perplexity": mean_by_rate(best, "perplexity", 3)[str(lr)],
+        "dev_by_lr": mean_by_rate(part["runs"], "dev", 4),
     }  # fmt: skip
 
 
@@ -250,12 +170,11 @@ class Timed:
         self.model, tokenizer = models.load_base(torch.float32)
         sweep.build(entry, self.model, 0)
         self.model.to(device).train()
-        self.trainable = [p for p in self.model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(self.trainable, lr=1e-4)
+        self.stepper = loop.Stepper(self.model, lr=1e-4)
         examples = task_examples("translation", "train", 200)
         batch = next(chat.batches(tokenizer, examples, steps=1, batch_size=course.batch_size, seed=0))
         self.batch = {key: value.to(device) for key, value in batch.items()}
-        self.allocator, self.parameters, self.count = None, dict(self.model.named_parameters()), 0
+        self.allocator, self.parameters = None, dict(self.model.named_parameters())
         if entry.variant == "AdaLoRA":  # prunes from the first step on, as often as in the race
             self.allocator = adalora.RankAllocator(self.model, sweep.schedule(entry, 900)._replace(tinit=0))
 
@@ -268,23 +187,21 @@ class Timed:
     def step(self) -> float:
         """Take a step and return its milliseconds."""
         began = time.perf_counter()
-        self.loss().backward()
-        nn.utils.clip_grad_norm_(self.trainable, loop.MAX_GRAD_NORM)
-        self.optimizer.step()
+        self.stepper.step(self.loss())
         if self.allocator:
-            self.allocator.step(self.count)
-        self.optimizer.zero_grad(set_to_none=True)
+            self.allocator.step(self.stepper.count - 1)
+        self.stepper.clear()
         if self.device == "cuda":
             torch.cuda.synchronize()
-        self.count += 1
         return 1000 * (time.perf_counter() - began)
 
     def memory(self) -> dict[str, int]:
         """Trainable parameters, and the bytes of weights, optimizer state and what autograd keeps."""
         kept = {id(t): t for t in [*self.model.parameters(), *self.model.buffers()]}.values()
-        state = [t for s in self.optimizer.state.values() for t in s.values() if torch.is_tensor(t) and t.ndim]
+        state = [t for s in self.stepper.optimizer.state.values() for t in s.values() if torch.is_tensor(t) and t.ndim]
         return {
-            "trainable": sum(p.numel() for p in self.trainable), "bytes_of_weights": sum(t.nbytes for t in kept),
+            "trainable": sum(p.numel() for p in self.stepper.trainable),
+            "bytes_of_weights": sum(t.nbytes for t in kept),
             "bytes_of_optimizer_state": sum(t.nbytes for t in state),
             "bytes_of_saved_activations": saved_activation_bytes(self.model, self.loss),
         }  # fmt: skip

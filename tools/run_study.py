@@ -105,7 +105,7 @@ def _rerun(job: Rerun) -> tuple[Rerun, list[study.Measured]]:
     """Train one setting with a new seed and measure it on dev and test."""
     try:
         return job, _work.run(job.setting, seed=job.seed, b_rate=job.b_rate, examine=[_work.dev, _test])
-    except study.training.Diverged:
+    except study.loop.Diverged:
         return job, 2 * [study.Measured(math.inf, 0.0)]
 
 

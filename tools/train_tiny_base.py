@@ -200,7 +200,7 @@ pipeline_tag: text-generation
 # tiny-llama: the base model of lora-zero-to-hero
 
 A Llama of {parameters:,} parameters with its own byte-level BPE tokenizer, trained from nothing on texts that
-`utils/tinyworld.py` generates. It is made for lessons: it tells picture-book stories, copies what it reads, and knows
+`utils/tinyworld/` generates. It is made for lessons: it tells picture-book stories, copies what it reads, and knows
 none of the course's tasks. It knows nothing about the real world and is of no use outside the course.
 
 | | |
@@ -274,7 +274,7 @@ def main() -> None:
         bytes=2 * parameters, documents=record["documents"], tokens=record["tokens"], steps=args.steps, size=args.batch,
         length=LENGTH, seen=args.steps * args.batch * LENGTH, lr=args.lr, seed=args.seed,
         loss=curve[-1][1] if curve else "not recorded", perplexity=found["perplexity"], copy=found["copy_accuracy"],
-        hero=found["hero_accuracy"], command=shlex.join(["python", "tools/train_tiny_base.py", *sys.argv[1:]]),
+        hero=found["hero_accuracy"], command=shlex.join(["python", "-m", "tools.train_tiny_base", *sys.argv[1:]]),
         hardware=hardware, minutes=minutes, samples="\n\n".join(f"**{q}** {a}" for q, a in found["samples"]),
     )  # fmt: skip
     with replaced_folder(args.out) as folder:

@@ -83,7 +83,7 @@ def repository(tmp_path_factory):
     (folder / "utils" / "course").mkdir(parents=True)
     (folder / "notebooks").mkdir()
     (folder / "notebooks" / "here").touch()
-    modules = [f"utils/{name}.py" for name in ("__init__", "course/__init__", "course/colab", "course/quiet")]
+    modules = [f"utils/{name}.py" for name in ("__init__", "course/__init__", "course/colab", "quiet")]
     for file in (*modules, "pyproject.toml"):
         shutil.copy(ROOT / file, folder / file)
     git("init", "-q", "-b", "trial", cwd=folder)
@@ -115,7 +115,7 @@ class Machine:
 
     def run(self, *, on_colab: bool = True, stand_in: str = "import google.colab", **variables: str):
         """Runs the setup cell; returns (what it printed, what the probe saw)."""
-        cell = colab.setup_cell("nobody/nowhere")
+        cell = colab.setup_cell("nobody/nowhere", "nothing")
         code = PROBE.format(stand_in=stand_in if on_colab else "", cell=cell)
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("PIP_", "COURSE_", "PYTHON"))}
         kept |= {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(self.wheels), "PIP_CONFIG_FILE": os.devnull}
@@ -163,12 +163,26 @@ def machine(tmp_path, bare, repository):
 
 
 def test_the_cell_is_short_and_names_the_repository():
-    cell = colab.setup_cell("owner/name")
+    cell = colab.setup_cell("owner/name", "v1.2")
     assert len(cell.splitlines()) <= 18 and max(map(len, cell.splitlines())) <= 110
     assert '"https://github.com/owner/name"' in cell
-    assert '"file:///somewhere"' in colab.setup_cell("file:///somewhere")
+    assert '"COURSE_REF", "v1.2"' in cell
+    assert '"file:///somewhere"' in colab.setup_cell("file:///somewhere", "v1.2")
     assert re.findall(r"COURSE_\w+", cell) == ["COURSE_HOME", "COURSE_REPO", "COURSE_REF"]
     compile(cell, "cell", "exec")
+
+
+def test_the_courses_origin_is_what_pyproject_says(tmp_path):
+    (tmp_path / "pyproject.toml").write_text(
+        '[project.urls]\nRepository = "https://github.com/owner/name.git"\n[tool.course]\nref = "v1.2"\n'
+    )
+    found = colab.origin(tmp_path)
+    assert found == ("owner/name", "v1.2")
+    page = "https://colab.research.google.com/github/owner/name/blob/v1.2/notebooks/00_a.ipynb"
+    assert colab.notebook_page(found, "notebooks/00_a.ipynb") == page
+    (tmp_path / "pyproject.toml").write_text('[project.urls]\nRepository = "https://github.com/owner/name"\n')
+    with pytest.raises(KeyError):
+        colab.origin(tmp_path)
 
 
 def test_elsewhere_the_cell_prints_nothing_and_changes_no_package(machine):

@@ -31,7 +31,8 @@ CHATML = (
 
 @pytest.fixture
 def tokenizer():
-    return models.load_base()[1]
+    """One of each test's own: some give it another chat template."""
+    return models.load_tokenizer()
 
 
 @pytest.fixture(scope="module")

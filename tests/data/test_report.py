@@ -23,11 +23,6 @@ ROOT = Path(__file__).resolve().parents[2]
 torch.set_num_threads(1)
 
 
-@pytest.fixture(scope="module")
-def tokenizer():
-    return models.load_base()[1]
-
-
 def record(text, answer="bad"):
     return {"instruction": "Is this good or bad?", "input": text, "output": answer}
 

@@ -20,7 +20,8 @@ from utils.evaluate.diagnose import (
     vital_signs,
     watched,
 )
-from utils.models import load_base, profile
+from utils.lora import inject
+from utils.models import load_base, profile, widen_trainable
 from utils.tinyworld import task_examples
 from utils.train.adapter_cache import trained_adapter
 from utils.train.loop import train
@@ -88,6 +89,41 @@ def test_a_run_ends_at_a_loss_that_is_no_number(good):
     assert len(chart.losses) == 1 and trend(chart) == "jumped"
 
 
+def test_a_run_ends_at_a_gradient_that_is_infinite(new, good):
+    parameter = next(p for n, p in new.named_parameters() if "lora_B" in n)
+    parameter.register_hook(lambda g: g + math.inf)
+    chart = watched(new, good, lr=1e-3, steps=3)
+    assert len(chart.losses) == len(chart.norms) == 1 and math.isfinite(chart.losses[0])
+    assert trend(chart) == "jumped" and parameter.grad is None
+    assert parameter.eq(0).all(), "B is as it began"
+
+
+def test_a_float16_run_follows_the_float32_run(tokenizer, good):
+    """Loss scaling is on, and the norms of the chart are those of the gradients without the scale."""
+    charts, scales = [], []
+    for dtype in (torch.float32, torch.float16):
+        model = load_base(dtype)[0]
+        torch.manual_seed(0)
+        inject(model, "all-linear", 4, 8)
+        widen_trainable(model)
+        first = next(p for n, p in model.named_parameters() if "lora_B" in n)
+        seen = []
+        first.register_hook(lambda g, seen=seen: seen.append(g.norm().item()))
+        charts.append(watched(model, good, lr=3e-3, steps=3))
+        scales.append(seen[0])
+    assert charts[1].losses == pytest.approx(charts[0].losses, rel=5e-3)
+    # A norm sums thousands of products of numbers with eleven binary digits.
+    assert charts[1].norms == pytest.approx(charts[0].norms, rel=5e-2)
+    assert scales[1] == pytest.approx(65536 * scales[0], rel=5e-2)
+
+
+def test_watching_leaves_the_mode_and_the_random_state(new, good):
+    modes, state = [m.training for m in new.modules()], torch.get_rng_state()
+    assert any(modes) and not all(modes), "PEFT's layers come in training mode, the base in evaluation mode"
+    watched(new, good, lr=1e-3, steps=3)
+    assert [m.training for m in new.modules()] == modes and torch.equal(torch.get_rng_state(), state)
+
+
 @pytest.mark.parametrize("wrong", [{"lr": 0, "steps": 3}, {"lr": 1e-3, "steps": 0}])
 def test_watched_refuses_what_is_not_positive(new, good, wrong):
     with pytest.raises(ValueError, match="must be positive"):
@@ -147,6 +183,15 @@ def test_labels_on_everything(new, tokenizer, good):
     assert (share, eos) == (1.0, True) and padding == int((sick["attention_mask"] == 0).sum())
     with pytest.raises(ValueError, match="width must be"):
         cases.everything_learnt(good[0], tokenizer.pad_token_id, width=3)
+
+
+def test_a_label_on_the_first_token_counts_as_none(new, tokenizer, good):
+    """Nothing is predicted before the first token, so a prompt that is learnt from its second one on is learnt."""
+    ids, mask = good[0]["input_ids"], good[0]["attention_mask"]
+    for first, expected in ((0, ["prompt learnt"]), (1, ["prompt learnt"]), (2, [])):
+        labels = ids.masked_fill(mask == 0, -100)
+        labels[:, :first] = -100
+        assert signs_of(examine(new, tokenizer, batch={**good[0], "labels": labels})) == expected
 
 
 def test_an_end_mark_that_pads_is_no_end_mark(new, tokenizer, good):

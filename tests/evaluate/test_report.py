@@ -44,7 +44,7 @@ def both(loaded) -> tuple[Evaluation, Evaluation]:
 def test_right_answers_are_those_of_exact_match_and_batches_dont_matter(loaded, both):
     model, tokenizer = loaded
     assert both[1].exact == exact_match(model, tokenizer, EXAMPLES) > 0.9
-    small = evaluate(model, tokenizer, RECORDS, batch_size=5)
+    small = evaluate(model, tokenizer, EXAMPLES, batch_size=5)
     assert [r.answer for r in small.replies] == [r.answer for r in both[1].replies]
     assert math.isclose(small.loss, both[1].loss, rel_tol=1e-3) and small.general is None
 
@@ -72,6 +72,20 @@ def test_the_adapter_stops_and_a_limit_is_a_limit(loaded, both):
     assert both[1].stop_rate == 1 and both[1].mean_tokens < 40
     cut = evaluate(model, tokenizer, RECORDS[:3], max_new_tokens=4)
     assert cut.stop_rate == 0 and cut.mean_tokens == 4 and cut.exact == 0
+
+
+def test_an_answer_has_room_for_sixteen_tokens_more_than_the_longest_wanted(loaded):
+    """The adapter's answer takes `length` tokens and an end mark: it stops by itself when 16 more let it, not at 15."""
+    model, tokenizer = loaded
+    (whole,) = evaluate(model, tokenizer, RECORDS[:1]).replies
+    ids = tokenizer(whole.answer, add_special_tokens=False).input_ids
+    assert whole.stopped and whole.right and len(ids) == whole.tokens > 17
+    for wanted, stopped in ((whole.tokens + 1 - 16, True), (whole.tokens - 16, False)):
+        text = tokenizer.decode(ids[:wanted])
+        assert len(tokenizer(text.strip(), add_special_tokens=False).input_ids) == wanted
+        record = {"instruction": RECORDS[0]["instruction"], "output": text}
+        (reply,) = evaluate(model, tokenizer, [record]).replies
+        assert (reply.stopped, reply.right) == (stopped, False)
 
 
 def test_a_conversation_is_asked_with_all_its_turns(loaded):

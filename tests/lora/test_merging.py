@@ -13,7 +13,6 @@ from utils import lora
 from utils.evaluate import merged_answers
 from utils.evaluate.merged_answers import answered, answers_in_new_process
 from utils.evaluate.metrics import complete, exact_match
-from utils.lora import merging
 from utils.lora.checkpoint import fitting_adapter, load_adapter, save_adapter
 from utils.lora.merging import arrival, dequantized, merge_files, merge_quantized, merge_weight, stored_4bit
 from utils.models import load_4bit, load_base, profile

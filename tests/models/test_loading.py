@@ -11,7 +11,8 @@ import torch
 
 from utils import models
 from utils.evaluate import metrics
-from utils.models import ModelUnavailable
+from utils.models import ModelUnavailable, loading
+from utils.models import device as machine
 from utils.models import errors as model_errors
 from utils.tinyworld import TASKS
 from utils.train.adapter_cache import adapter_dir
@@ -31,7 +32,7 @@ def no_settings(monkeypatch):
 def small_on_cpu(monkeypatch):
     """The profile small on a machine without a GPU."""
     monkeypatch.setenv("COURSE_PROFILE", "small")
-    monkeypatch.setattr(models, "best_device", lambda: CPU)
+    monkeypatch.setattr(machine, "best_device", lambda: CPU)
 
 
 @pytest.fixture
@@ -67,7 +68,7 @@ def test_an_unknown_profile_is_named_with_the_known_ones(monkeypatch, nothing_is
 
 
 def test_missing_assets_are_named_with_what_to_do(monkeypatch, tmp_path):
-    monkeypatch.setattr(models, "TINY_DIR", tmp_path / "tiny-llama")
+    monkeypatch.setattr(loading, "TINY_DIR", tmp_path / "tiny-llama")
     with pytest.raises(FileNotFoundError, match="missing from .*tiny-llama.*git clone.*tools/train_tiny_base.py"):
         models.load_base()
 
@@ -129,7 +130,7 @@ def test_loading_says_nothing(function):
 )
 def test_bf16_is_for_cards_that_have_it_in_hardware(monkeypatch, device, hardware, dtype):
     """A T4 emulates bf16, slowly, and torch says yes unless it is asked not to count that."""
-    monkeypatch.setattr(models, "best_device", lambda: CUDA)
+    monkeypatch.setattr(machine, "best_device", lambda: CUDA)
     monkeypatch.setattr(
         torch.cuda, "is_bf16_supported", lambda including_emulation=True: hardware or including_emulation
     )
@@ -137,7 +138,7 @@ def test_bf16_is_for_cards_that_have_it_in_hardware(monkeypatch, device, hardwar
 
 
 def test_the_tiny_model_stays_on_the_cpu_and_the_others_take_the_best_device(monkeypatch):
-    monkeypatch.setattr(models, "best_device", lambda: MPS)
+    monkeypatch.setattr(machine, "best_device", lambda: MPS)
     found = {}
     for name in models.PROFILES:
         monkeypatch.setenv("COURSE_PROFILE", name)
@@ -364,14 +365,14 @@ def test_settings_that_make_no_4_bit_model_are_refused(nothing_is_loaded, functi
 
 @pytest.mark.parametrize("function", ["four_bit_config", "load_4bit"])
 def test_4_bit_without_bitsandbytes(monkeypatch, nothing_is_loaded, function):
-    monkeypatch.setattr(models, "find_spec", lambda name: None)
+    monkeypatch.setattr(loading, "find_spec", lambda name: None)
     with pytest.raises(ModelUnavailable, match="isn't installed.*pip install bitsandbytes"):
         getattr(models, function)()
 
 
 def test_4_bit_with_a_bitsandbytes_that_is_broken(monkeypatch, nothing_is_loaded):
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    monkeypatch.setattr(models, "find_spec", lambda name: name)
+    monkeypatch.setattr(loading, "find_spec", lambda name: name)
     with pytest.raises(ModelUnavailable, match="can't be imported.*pip install --upgrade bitsandbytes"):
         models.load_4bit()
 
@@ -381,7 +382,7 @@ def test_4_bit_on_a_device_that_bitsandbytes_has_no_code_for(monkeypatch, nothin
     import bitsandbytes
 
     monkeypatch.setattr(bitsandbytes, "supported_torch_devices", known)
-    monkeypatch.setattr(models, "best_device", lambda: device)
+    monkeypatch.setattr(machine, "best_device", lambda: device)
     monkeypatch.setenv("COURSE_PROFILE", "small")
     with pytest.raises(ModelUnavailable, match=f"can't compute in 4-bit on {device}: it knows .*cuda.*load_base"):
         models.load_4bit()

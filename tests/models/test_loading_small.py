@@ -15,7 +15,7 @@ from tokenizers.models import BPE
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from utils import models
-from utils.models import smollm2
+from utils.models import device, loading, smollm2
 from utils.models.errors import ModelUnavailable
 
 gguf = pytest.importorskip("gguf")
@@ -131,7 +131,7 @@ def small(package, monkeypatch, tmp_path):
     monkeypatch.delenv("COURSE_MODEL", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.syspath_prepend(package.parent)
-    monkeypatch.setattr(models, "best_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(device, "best_device", lambda: torch.device("cpu"))
     return package
 
 
@@ -267,7 +267,7 @@ def test_without_the_package_the_hub_is_asked(monkeypatch):
     monkeypatch.delenv("COURSE_MODEL", raising=False)
     monkeypatch.setattr(smollm2, "find_spec", lambda name: None)
     assert smollm2.gguf_file() is None
-    assert models._source() == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert loading._source() == "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
 def test_the_cache_is_where_caches_are(monkeypatch, tmp_path):
@@ -348,4 +348,4 @@ def test_the_converted_folder_is_an_ordinary_model(small, tmp_path):
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     assert "quantization_config" not in config and config["pad_token_id"] == 0
     shutil.copytree(folder, tmp_path / "copy")
-    models.check_folder(tmp_path / "copy")
+    loading.check_folder(tmp_path / "copy")

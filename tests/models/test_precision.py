@@ -14,7 +14,7 @@ from utils import models
 from utils.course import environment
 from utils.data.records import to_prompt_completion
 from utils.lora import inject
-from utils.models import profile
+from utils.models import loading, profile
 from utils.tinyworld import task_examples
 from utils.train import loop as training
 from utils.train import sft
@@ -65,7 +65,7 @@ def test_a_whole_base_on_a_card_without_bf16_comes_in_float32(machine, monkeypat
     """In float16 the gradients of a loop without loss scaling would vanish."""
     machine("T4")
     asked = []
-    monkeypatch.setattr(models, "_load", lambda dtype, *_: asked.append(dtype))
+    monkeypatch.setattr(loading, "_load", lambda dtype, *_: asked.append(dtype))
     models.load_base()
     models.load_base(F16)
     machine("L4")
@@ -189,7 +189,7 @@ def sources():
 @pytest.mark.parametrize(
     ("pattern", "allowed"),
     [
-        (r"is_bf16_supported\(", {"models.py"}),  # whoever needs a dtype asks compute_dtype
+        (r"is_bf16_supported\(", {"device.py"}),  # whoever needs a dtype asks compute_dtype
         (r"(Config|Arguments)\([^()]*\b(bf16|fp16)\s*=\s*True", set()),
         (r"\.cuda\(\)", set()),
         (r"device\s*=\s*[\"']cuda", set()),

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import nbformat
@@ -113,7 +114,7 @@ def course_at(root: Path, **lessons: str) -> Course:
         (root / kind).mkdir(exist_ok=True, parents=True)
     for name, text in lessons.items():
         (root / "lessons" / f"{name}.md").write_text(text, encoding="utf-8")
-    return Course(root, "OWNER/REPO", "# setup\npass\n", points=lambda name: 3)
+    return Course(root, "OWNER/REPO", "# setup\npass\n", points=lambda name: 3, ref="v1")
 
 
 def lesson_of(root: Path, text: str) -> build.Lesson:
@@ -144,7 +145,7 @@ def built(tmp_path_factory):
 @pytest.fixture
 def copied(built, tmp_path):
     shutil.copytree(built.root, tmp_path / "copy")
-    return Course(tmp_path / "copy", built.repository, built.setup, built.points)
+    return replace(built, root=tmp_path / "copy")
 
 
 def stored(course: Course, kind: str, stem: str = "00_trial"):
@@ -165,7 +166,7 @@ def text_of(cell) -> str:
 def test_the_head_is_badge_title_setup(built):
     for kind in ("notebooks", "solutions"):
         badge, title, setup = stored(built, kind).cells[:3]
-        target = f"https://colab.research.google.com/github/OWNER/REPO/blob/main/{kind}/00_trial.ipynb"
+        target = f"https://colab.research.google.com/github/OWNER/REPO/blob/v1/{kind}/00_trial.ipynb"
         assert badge.cell_type == "markdown" and target in badge.source and "Open in Colab" in badge.source
         assert title.source.startswith("# Chapter 0: A trial")
         assert (setup.cell_type, setup.source, setup.outputs) == ("code", "# setup\npass", [])
@@ -533,9 +534,9 @@ def test_check_names_a_notebook_without_a_lesson(copied, capsys):
     assert "solutions/09_gone.ipynb has no lesson" in capsys.readouterr().err
 
 
-def test_check_of_the_committed_address_notices_another_repository(copied, capsys):
-    moved = Course(copied.root, "SOMEONE/ELSE", copied.setup, copied.points)
-    assert main(["--check"], moved) == 1
+@pytest.mark.parametrize("change", [{"repository": "SOMEONE/ELSE"}, {"ref": "v2"}])
+def test_check_of_the_committed_address_notices_another_repository_or_ref(copied, capsys, change):
+    assert main(["--check"], replace(copied, **change)) == 1
     assert "the source of cell 0 (colab-badge)" in capsys.readouterr().err
 
 

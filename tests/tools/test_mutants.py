@@ -64,6 +64,17 @@ def test_the_sample_is_the_seeds_and_a_larger_one_goes_on():
     assert len({m.key for m in one}) == len(one) > 100
 
 
+def test_a_mutant_keeps_its_key_and_its_place_while_its_line_stays(tmp_path):
+    def order(source: bytes) -> list[str]:
+        (tmp_path / "utils").mkdir(exist_ok=True)
+        (tmp_path / "utils" / "m.py").write_bytes(source)
+        return [m.key for m in mutants.sample(tmp_path, 0)]
+
+    before, after = order(MODULE), order(b"import re\n" + MODULE.replace(b"x += 2", b"x += 5"))
+    changed = set(before) - set(after)
+    assert len(changed) == 2 and [key for key in before if key not in changed] == [k for k in after if k in before]
+
+
 def test_every_module_has_tests_and_no_entry_is_left_behind():
     files = {m.file for m in mutants.sample(ROOT, 0)}
     assert [file for file in sorted(files) if not mutants.tests_of(file)] == []
@@ -102,12 +113,13 @@ def test_survivors_are_named_the_checkout_stays_whole_and_a_second_run_has_nothi
     first = run("--count", "3")
     assert len(first) >= 3 and len(journal.read_text().splitlines()) <= 5
     said = run("--count", "99")
+    assert "the tests of utils/p/broken.py fail as it is: FAILED tests/p/test_broken.py::test_it" in said[-2]
     assert said[-1] == "2 of 4 mutants killed: 50%; 1 whose tests fail without a change"
-    assert [text.split(None, 1)[1] for text in said[-3:-1]] == [
+    assert [text.split(None, 1)[1] for text in said[-4:-2]] == [
         "utils/p/m.py:2 compare: '>' -> '>='", "utils/p/m.py:4 arithmetic: '+' -> '-'",
     ]  # fmt: skip
     rows = [json.loads(text) for text in journal.read_text().splitlines()]
     assert len({row["key"] for row in rows}) == len(rows) == 5 + 2, "five mutants, and two modules without one"
-    assert run("--count", "99") == said[-3:], "nothing is run twice"
-    assert len(run("--count", "99", "--again")) == 3 + 2, "but survivors are, when asked for"
+    assert run("--count", "99") == said[-4:], "nothing is run twice"
+    assert len(run("--count", "99", "--again")) == 4 + 3, "but what nothing killed is, when asked for"
     assert {path: path.read_bytes() for path in course.rglob("*.py")} == before

@@ -7,7 +7,7 @@ import torch
 
 from utils import models
 from utils.lora.checkpoint import WEIGHTS
-from utils.models import profile
+from utils.models import device, profile
 from utils.tinyworld import TASKS
 from utils.train import adapter_cache, recipes
 from utils.train.adapter_cache import adapter_dir
@@ -19,7 +19,7 @@ def small(monkeypatch, tmp_path):
     monkeypatch.setenv("COURSE_PROFILE", "small")
     monkeypatch.setenv("COURSE_MODEL", "assets/tiny-llama")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(models, "best_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(device, "best_device", lambda: torch.device("cpu"))
     short = recipes.BY_PROFILE["small"]._replace(steps=3)
     monkeypatch.setitem(recipes.BY_PROFILE, "small", short)
     return tmp_path

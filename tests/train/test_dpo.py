@@ -14,6 +14,7 @@ from utils.data.chat import Example, encode
 from utils.models import profile
 from utils.train import dpo
 from utils.train.adapter_cache import trained_adapter
+from utils.train.loop import Diverged
 
 RECORD = json.loads((models.ASSETS / "measurements" / "dpo.json").read_text())
 NUMBERS = st.lists(st.floats(-50, 50), min_size=2, max_size=8).filter(lambda xs: len(xs) % 2 == 0)
@@ -227,7 +228,7 @@ def test_pairs_say_their_moral_or_do_not_and_splits_share_no_chosen_story():
             lambda: dpo.pair_batch(models.load_tokenizer(), [dpo.Pair("Hi", "yes", "yes")]),
             "prefers an answer to itself",
         ),
-        (lambda: dpo.pair_batch(models.load_tokenizer(), [dpo.Pair("Hi", "yes", " ")]), "has no answer"),
+        (lambda: dpo.pair_batch(models.load_tokenizer(), [dpo.Pair("Hi", "yes", " ")]), "answer is empty"),
         (lambda: dpo.pair_batch(models.load_tokenizer(), []), "no examples"),
         (lambda: dpo.sample(*models.load_base(), "Tell me"), "no prompts"),
         (lambda: dpo.drift(*adapted(), []), "no answers"),
@@ -266,8 +267,56 @@ def test_training_refuses_what_it_cant_do(pairs):
     model.requires_grad_(True)
     with torch.no_grad():
         next(p for n, p in model.named_parameters() if "lora_B" in n).fill_(math.nan)
-    with pytest.raises(ValueError, match="not a number any more at step 0"):
+    with pytest.raises(Diverged, match="loss is nan at step 0"):
         dpo.train_dpo(model, tokenizer, pairs, **settings)
+
+
+@pytest.mark.parametrize(
+    ("beta", "factor", "said"), [(1e38, 1.0, "loss is (inf|nan)"), (0.1, math.inf, "norm is (inf|nan)")]
+)
+def test_an_infinite_loss_or_gradient_ends_the_run_and_changes_no_weight(pairs, beta, factor, said):
+    model, tokenizer = adapted(size=0.2)
+    pairs = [pair._replace(chosen=pair.rejected, rejected=pair.chosen) for pair in pairs] + pairs
+    parameter = next(p for n, p in model.named_parameters() if "lora_B" in n)
+    parameter.register_hook(lambda g: g * factor)
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    with pytest.raises(Diverged, match=said):
+        dpo.train_dpo(model, tokenizer, pairs, beta=beta, steps=1, lr=1e-3, batch_size=12, progress=False)
+    assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
+
+
+def test_a_float16_model_is_trained_with_loss_scaling(pairs):
+    """Its losses follow the float32 run's, and Adam's small gradients don't vanish."""
+    history = {}
+    for dtype in (torch.float32, torch.float16):
+        model, tokenizer = models.load_base(dtype)
+        torch.manual_seed(0)
+        lora.inject(model, "all-linear", 4, 8)
+        models.widen_trainable(model)
+        scales = []
+        first = next(p for n, p in model.named_parameters() if "lora_B" in n)
+        first.register_hook(lambda g, scales=scales: scales.append(g.norm()))
+        steps = dpo.train_dpo(model, tokenizer, pairs[:2], beta=0.1, steps=5, lr=3e-3, batch_size=2, progress=False)
+        history[dtype] = [step["loss"] for step in steps], next(s.item() for s in scales if s.isfinite())
+    (losses, norm), (halves, scaled) = history.values()
+    # Sums of some hundred log-probabilities, each rounded to eleven binary digits, times beta.
+    assert halves == pytest.approx(losses, abs=0.03)
+    assert losses[-1] < 0.68
+    doublings = math.log2(scaled / norm)
+    assert 8 <= round(doublings) <= 16 and doublings == pytest.approx(round(doublings), abs=0.1), "scaled by 2^n"
+
+
+@pytest.mark.parametrize("mode", [True, False])
+def test_nothing_here_changes_the_mode_or_the_random_state(pairs, mode):
+    model, tokenizer = adapted()
+    model.train(mode)
+    state = torch.get_rng_state()
+    told = dpo.sample(model, tokenizer, [pairs[0].prompt], max_new_tokens=3)
+    dpo.drift(model, tokenizer, told)
+    dpo.evaluate_pairs(model, tokenizer, pairs[:1], 0.1)
+    dpo.train_dpo(model, tokenizer, pairs[:1], beta=0.1, steps=1, lr=1e-3, progress=False)
+    assert all(module.training == mode for module in model.modules())
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_another_reference_can_be_given(pairs):

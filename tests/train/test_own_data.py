@@ -6,17 +6,23 @@ import hashlib
 import json
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from utils.data.chat import IGNORED, Example
+from utils.data.labels import prompt_completion_labels
 from utils.data.records import BadRecords
-from utils.models import PROFILES, profile
+from utils.lora import inject
+from utils.models import PROFILES, load_base, load_tokenizer, profile
+from utils.train.loop import train
 from utils.train.own_data import (
     data_facts,
     general_texts,
     prompt_key,
     read_own,
     split_records,
+    train_on_file,
     usual_settings,
 )
 from utils.train.recipes import recipe
@@ -147,3 +153,46 @@ def test_an_answer_of_messages_makes_no_conversation(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text(json.dumps({"instruction": 'Name the key, "messages": or not?', "output": "messages"}))
     assert read_own(path)[0]["output"] == "messages"
+
+
+# ------------------------------------------------------------------------------------------ from a file to a loss
+
+
+LINES = [record(f"Say it like a pirate: Zoe has {n} hats.", f"Arr! Zoe has {n} hats.") for n in range(12)]
+
+
+@pytest.mark.parametrize("shape", ["instructions", "conversations"])
+def test_a_file_is_trained_on_by_the_courses_labels_and_loop(tmp_path, shape):
+    """The losses are those of the same examples given by hand, and the first one is that of labels made as TRL's."""
+    rows = LINES if shape == "instructions" else [talk(r["instruction"], r["output"]) for r in LINES]
+    path = tmp_path / "mine.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)) + "\n", encoding="utf-8")
+    tokenizer, settings = load_tokenizer(), {"lr": 4e-3, "progress": False}
+
+    def adapted():
+        model = load_base()[0]
+        torch.manual_seed(0)
+        inject(model, "all-linear", 4, 8)
+        return model
+
+    losses = train_on_file(adapted(), tokenizer, path, steps=12, batch_size=4, **settings)
+    examples = [Example(r["instruction"], r["output"]) for r in LINES]
+    assert losses == train(adapted(), tokenizer, examples, steps=12, batch_size=4, **settings)
+    assert losses[-1] < 0.7 * losses[0]
+    (first,) = train_on_file(adapted(), tokenizer, path, steps=1, batch_size=len(rows), **settings)
+    total = count = 0
+    model = load_base()[0]
+    for row in rows:
+        ids, labels = (torch.tensor([x]) for x in prompt_completion_labels(tokenizer, row))
+        learned = int((labels != IGNORED).sum())
+        with torch.no_grad():
+            total += model(input_ids=ids, labels=labels).loss.item() * learned
+        count += learned
+    assert first == pytest.approx(total / count, rel=1e-5)  # float32 sums in another order
+
+
+def test_a_bad_line_is_refused_before_a_step(tmp_path):
+    path = tmp_path / "mine.jsonl"
+    path.write_text(json.dumps(LINES[0]) + '\n{"instruction": "Hi"}\n', encoding="utf-8")
+    with pytest.raises(BadRecords, match="line 2: output is missing"):
+        train_on_file(None, None, path, steps=1, lr=1e-3)

@@ -27,11 +27,6 @@ def quiet():
     torch.set_num_threads(1)
 
 
-@pytest.fixture(scope="module")
-def tokenizer():
-    return models.load_tokenizer()
-
-
 def records(n=24, task="style"):
     return [{"instruction": e.prompt, "output": e.answer} for e in task_examples(task, "train", n)]
 

@@ -16,6 +16,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
 
+COLAB = "https://colab.research.google.com"
+
 KEPT = ("torch", "numpy")
 """What Colab has built for its GPUs: never installed, never replaced."""
 
@@ -29,16 +31,44 @@ if "google.colab" in sys.modules:
     home = os.environ.get("COURSE_HOME", "/content/lora-zero-to-hero")
     if not os.path.isdir(home):
         address = os.environ.get("COURSE_REPO", "{address}")
-        branch = os.environ.get("COURSE_REF", "main")
+        branch = os.environ.get("COURSE_REF", "{ref}")
         subprocess.run(["git", "clone", "-q", "--depth=1", "-b", branch, address, home], check=True)
     os.chdir(os.path.join(home, "notebooks"))
     sys.path.insert(0, home)
     from utils.course.colab import ensure_packages
     ensure_packages(home)
-from utils.course.quiet import quiet_upstream
+from utils.quiet import quiet_upstream
 
 quiet_upstream()
 """
+
+
+class Origin(NamedTuple):
+    """Where readers get the course from: "OWNER/NAME" on GitHub, and the branch or tag that links and clones go to."""
+
+    repository: str
+    ref: str
+
+
+def origin(root: Path) -> Origin:
+    """Reads where the course in `root` lives from its pyproject.toml, the only file that says so.
+
+    Raises KeyError when ``[project.urls] Repository`` or ``[tool.course] ref`` is missing.
+    """
+    pyproject = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))
+    address = pyproject["project"]["urls"]["Repository"]
+    repository = address.removeprefix("https://github.com/").removesuffix(".git").strip("/")
+    return Origin(repository, pyproject["tool"]["course"]["ref"])
+
+
+def notebook_page(origin: Origin, notebook: str) -> str:
+    """Gives the address that opens a notebook in Colab.
+
+    Args:
+        origin: where the course lives.
+        notebook: its path in the repository, such as "notebooks/00_start_here.ipynb".
+    """
+    return f"{COLAB}/github/{origin.repository}/blob/{origin.ref}/{notebook}"
 
 
 class Need(NamedTuple):
@@ -49,17 +79,18 @@ class Need(NamedTuple):
     found: str | None
 
 
-def setup_cell(repository: str) -> str:
+def setup_cell(repository: str, ref: str) -> str:
     """Gives the source of the setup cell for a course that lives in `repository`.
 
     Args:
         repository: "OWNER/NAME" on GitHub, or the address that git clones from.
+        ref: the branch or tag to fetch.
 
     On Colab the cell obeys three environment variables: COURSE_REPO (an address in place of `repository`),
-    COURSE_REF (a branch or a tag, "main" if not set) and COURSE_HOME (the folder to clone to).
+    COURSE_REF (a branch or a tag in place of `ref`) and COURSE_HOME (the folder to clone to).
     """
     address = repository if "://" in repository else f"https://github.com/{repository}"
-    return SETUP_CELL.format(address=address)
+    return SETUP_CELL.format(address=address, ref=ref)
 
 
 def installed_version(name: str) -> str | None:

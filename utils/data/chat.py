@@ -1,18 +1,20 @@
-"""Examples in chat form: from a prompt and its answer to token ids and labels.
+"""From a prompt and its answer to token ids and labels: the one way, for an Example and for any record.
 
-A prompt always goes through the tokenizer's chat template, and the loss counts the answer and its end-of-turn token
-alone: what the user says is given, not learned.
+A prompt goes through the tokenizer's chat template, and the loss counts the answer and its end-of-turn token alone:
+what the user says is given, not learned. The ids and labels are those of TRL's SFTTrainer for prompt and completion.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
+
+from utils.data.records import BadRecords, Message, Record, check_fields, to_prompt_completion
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -28,35 +30,92 @@ class Example(NamedTuple):
     answer: str
 
 
-def _checked(examples: Sequence[Example]) -> Sequence[Example]:
-    if not len(examples):
-        raise ValueError("there are no examples: pass at least one Example(prompt, answer)")
-    for i, example in enumerate(examples):
-        for field in Example._fields:
-            text = getattr(example, field, None)
-            if not isinstance(text, str) or not text.strip():
-                raise ValueError(
-                    f"example {i} has no {field}: it is {example!r}. Every example needs a prompt and an answer that "
-                    "hold text; mend or leave out that record"
-                )
-    return examples
+def prompt_completion(row: Example | Record) -> dict[str, Any]:
+    """The ``prompt`` of an example or a record and the ``completion`` that is learned: lists of messages, or two texts.
 
-
-def render(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
-    """The prompt in chat form, up to the place where the assistant's turn begins."""
-    messages = [{"role": "user", "content": prompt}]
-    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-
-
-def encode(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]) -> list[tuple[list[int], list[int]]]:
-    """Token ids of each example: those of the prompt in chat form, and those of the answer with its end mark.
-
-    Raises ValueError when there are no examples or one of them lacks its prompt or its answer.
+    Of a conversation the completion is its last turn. A record that has ``prompt`` and ``completion`` keeps them.
+    Raises BadRecords when something that is needed is missing, empty or no text.
     """
-    _checked(examples)
-    prompts = tokenizer([render(tokenizer, e.prompt) for e in examples], add_special_tokens=False).input_ids
-    answers = tokenizer([e.answer for e in examples], add_special_tokens=False).input_ids
-    return [(p, [*a, tokenizer.eos_token_id]) for p, a in zip(prompts, answers, strict=True)]
+    if isinstance(row, Example):
+        check_fields(row._asdict(), Example._fields)
+        return {
+            "prompt": [{"role": "user", "content": row.prompt}],
+            "completion": [{"role": "assistant", "content": row.answer}],
+        }
+    if not (isinstance(row, Mapping) and "prompt" in row):
+        return to_prompt_completion(row)
+    if isinstance(row["prompt"], str) or "completion" not in row:
+        check_fields(row, ("prompt", "completion"))
+    else:
+        check_fields({"messages": [*row["prompt"], *row["completion"]]}, ("messages",))
+    return {"prompt": row["prompt"], "completion": row["completion"]}
+
+
+def prompt_completions(rows: Sequence[Example | Record]) -> list[dict[str, Any]]:
+    """:func:`prompt_completion` of every row. Raises ValueError when there are none; BadRecords says which is bad."""
+    if not len(rows):
+        raise ValueError("there are no examples: pass at least one Example(prompt, answer) or record")
+    pairs = []
+    for number, row in enumerate(rows, 1):
+        try:
+            pairs.append(prompt_completion(row))
+        except BadRecords as error:
+            problems = [problem._replace(row=number) for problem in error.problems]
+            raise BadRecords(problems, f"number {number} of {len(rows)}: {error}. It is {row!r}"[:500]) from None
+    return pairs
+
+
+def render(tokenizer: PreTrainedTokenizerBase, prompt: str | Sequence[Message], *, open_turn: bool = True) -> str:
+    """The prompt, a user's words or a list of messages, in chat form.
+
+    With `open_turn` up to the place where the assistant's turn begins. Raises ValueError when the tokenizer has no chat
+    template.
+    """
+    if not tokenizer.chat_template:
+        raise ValueError(
+            "this tokenizer has no chat template, so it can't turn messages into text. Load an instruct model's "
+            "tokenizer, or set tokenizer.chat_template"
+        )
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=open_turn)
+
+
+def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many tokens `a` and `b` share from their beginnings on."""
+    for i, (x, y) in enumerate(zip(a, b, strict=False)):
+        if x != y:
+            return i
+    return min(len(a), len(b))
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Example | Record]) -> list[tuple[list[int], list[int]]]:
+    """Token ids of each row in two parts: those of its prompt, and those of its answer with the end-of-turn token.
+
+    Prompts and answers are in chat form. Where a record's ``prompt`` and ``completion`` are plain texts they stay so,
+    and the EOS token is put behind the completion unless it is there. The answer begins where the ids of the prompt and
+    those of the whole part, so a token that reaches across the boundary is learned. Raises ValueError when there are no
+    rows, BadRecords for one that can't be used.
+    """
+    pairs = prompt_completions(rows)
+    texts: list[tuple[str, str]] = []
+    for pair in pairs:
+        prompt, completion = pair["prompt"], pair["completion"]
+        if isinstance(prompt, str):
+            end = "" if completion.endswith(tokenizer.eos_token) else tokenizer.eos_token
+            texts.append((prompt, prompt + completion + end))
+        else:
+            whole = render(tokenizer, [*prompt, *completion], open_turn=False)
+            texts.append((render(tokenizer, prompt), whole))
+    found: list[tuple[list[int], list[int]]] = [([], [])] * len(pairs)
+    for plain in (True, False):  # a plain text begins with the tokenizer's special tokens; a template writes its own
+        places = [i for i, pair in enumerate(pairs) if isinstance(pair["prompt"], str) == plain]
+        if places:
+            both = [text for i in places for text in texts[i]]
+            ids = tokenizer(both, add_special_tokens=plain).input_ids
+            for i, prompt, whole in zip(places, ids[::2], ids[1::2], strict=True):
+                begin = common_prefix(prompt, whole)
+                found[i] = whole[:begin], whole[begin:]
+    return found
 
 
 def collate(encoded: Sequence[tuple[list[int], list[int]]], pad_id: int) -> dict[str, Int[Tensor, "batch length"]]:
@@ -77,12 +136,13 @@ def collate(encoded: Sequence[tuple[list[int], list[int]]], pad_id: int) -> dict
 
 
 def batches(
-    tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], *, steps: int, batch_size: int, seed: int
+    tokenizer: PreTrainedTokenizerBase, rows: Sequence[Example | Record], *, steps: int, batch_size: int, seed: int
 ) -> Iterator[dict[str, Int[Tensor, "batch length"]]]:
-    """`steps` batches drawn by `seed`: each holds `batch_size` different examples, or all of them where there are
-    fewer.
+    """`steps` batches drawn by `seed`: each holds `batch_size` different rows, or all of them where there are fewer.
+
+    Raises what :func:`encode` raises.
     """
-    encoded = encode(tokenizer, examples)
+    encoded = encode(tokenizer, rows)
     rng = random.Random(seed)
     for _ in range(steps):
         yield collate(rng.sample(encoded, min(batch_size, len(encoded))), tokenizer.pad_token_id)

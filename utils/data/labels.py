@@ -10,30 +10,16 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from utils.data.chat import IGNORED
-from utils.data.records import Message, Record, to_messages, to_prompt_completion
+from utils.data.chat import IGNORED, Example, common_prefix, encode, render
+from utils.data.records import Message, Record, to_messages
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many tokens `a` and `b` share from their beginnings on."""
-    for i, (x, y) in enumerate(zip(a, b, strict=False)):
-        if x != y:
-            return i
-    return min(len(a), len(b))
-
-
-def _render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, open_turn: bool = False) -> list[int]:
+def _ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, open_turn: bool = False) -> list[int]:
     """The conversation's ids; `open_turn` also opens the assistant's turn, as one does before generating."""
-    if not tokenizer.chat_template:
-        raise ValueError(
-            "this tokenizer has no chat template, so it can't turn messages into text. Load an instruct model's "
-            "tokenizer, or set tokenizer.chat_template"
-        )
-    rendered = tokenizer.apply_chat_template(list(messages), add_generation_prompt=open_turn, return_dict=True)
-    return list(rendered["input_ids"])
+    return tokenizer(render(tokenizer, messages, open_turn=open_turn), add_special_tokens=False).input_ids
 
 
 def assistant_labels(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> tuple[list[int], list[int]]:
@@ -46,7 +32,7 @@ def assistant_labels(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mess
     one that has no tags and writes earlier turns otherwise once later ones follow: comparing would mark wrong tokens.
     """
     messages = to_messages({"messages": messages})["messages"]
-    ids = _render(tokenizer, messages)
+    ids = _ids(tokenizer, messages)
     learnt = _tagged(tokenizer, messages) or _compared(tokenizer, messages, ids)
     return ids, [i if yes else IGNORED for i, yes in zip(ids, learnt, strict=True)]
 
@@ -65,8 +51,8 @@ def _compared(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], i
     for turn, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
-        before = _render(tokenizer, messages[:turn], open_turn=True)
-        through = _render(tokenizer, messages[: turn + 1])
+        before = _ids(tokenizer, messages[:turn], open_turn=True)
+        through = _ids(tokenizer, messages[: turn + 1])
         if common_prefix(before, ids) < len(before) or common_prefix(through, ids) < len(through):
             raise ValueError(
                 f"the chat template writes message {turn + 1} otherwise when the whole conversation is rendered, so "
@@ -76,26 +62,20 @@ def _compared(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], i
     return learnt
 
 
-def prompt_completion_labels(tokenizer: PreTrainedTokenizerBase, record: Record) -> tuple[list[int], list[int]]:
+def prompt_completion_labels(
+    tokenizer: PreTrainedTokenizerBase, record: Example | Record
+) -> tuple[list[int], list[int]]:
     """Ids and labels of a record of which the last answer alone is learnt, as TRL's SFTTrainer makes them.
 
-    `record` is an instruction record, a conversation, or has ``prompt`` and ``completion``: two lists of messages, or
-    two texts, behind which the end mark is put if it isn't there. The completion begins where the ids of the prompt
-    and those of the whole part. Raises BadRecords for a record that can't be used.
+    They are those of :func:`utils.data.chat.encode`, in the form of this module. `record` is an instruction record, a
+    conversation, or has ``prompt`` and ``completion``: two lists of messages, or two texts. Raises BadRecords for a
+    record that can't be used.
     """
-    pair = record if isinstance(record, Mapping) and "prompt" in record else to_prompt_completion(record)
-    if isinstance(pair["prompt"], str):
-        text = pair["prompt"] + pair["completion"]
-        text += "" if text.endswith(tokenizer.eos_token) else tokenizer.eos_token
-        prompt, ids = tokenizer(pair["prompt"]).input_ids, tokenizer(text).input_ids
-    else:
-        prompt = _render(tokenizer, pair["prompt"], open_turn=True)
-        ids = _render(tokenizer, [*pair["prompt"], *pair["completion"]])
-    begin = common_prefix(prompt, ids)
-    return ids, [IGNORED] * begin + ids[begin:]
+    ((prompt, answer),) = encode(tokenizer, [record])
+    return prompt + answer, [IGNORED] * len(prompt) + answer
 
 
-def encode_record(tokenizer: PreTrainedTokenizerBase, record: Record) -> tuple[list[int], list[int]]:
+def encode_record(tokenizer: PreTrainedTokenizerBase, record: Example | Record) -> tuple[list[int], list[int]]:
     """Ids and labels of any record: of a conversation all answers are learnt, of other records their completion.
 
     A row that holds ``input_ids`` and ``labels`` already is taken as it is.
@@ -108,7 +88,7 @@ def encode_record(tokenizer: PreTrainedTokenizerBase, record: Record) -> tuple[l
 
 
 def check_completions_survive(
-    records: Iterable[Record], tokenizer: PreTrainedTokenizerBase, max_length: int | None
+    records: Iterable[Example | Record], tokenizer: PreTrainedTokenizerBase, max_length: int | None
 ) -> int:
     """How many records lose their whole completion when they are cut to their first `max_length` tokens.
 

@@ -220,7 +220,8 @@ def read_records(path: str | Path, required: Sequence[str] = INSTRUCTION_FIELDS)
 # ------------------------------------------------------------------------------------------------- from form to form
 
 
-def _refuse(record: Any, required: Sequence[str], hint: str = "") -> None:
+def check_fields(record: Any, required: Sequence[str], hint: str = "") -> None:
+    """Raises BadRecords when `record` lacks something that :func:`find_problems` asks for; `hint` ends its text."""
     if problems := _problems_of(1, record, required):
         raise BadRecords.of_record(problems, hint)
 
@@ -241,9 +242,9 @@ def to_messages(record: Record) -> dict[str, list[Message]]:
     Raises BadRecords when a field that is needed is missing, empty or no text.
     """
     if isinstance(record, Mapping) and "messages" in record:
-        _refuse(record, ("messages",))
+        check_fields(record, ("messages",))
         return {"messages": [{"role": m["role"], "content": m["content"]} for m in record["messages"]]}
-    _refuse(record, INSTRUCTION_FIELDS)
+    check_fields(record, INSTRUCTION_FIELDS)
     user = {"role": "user", "content": user_text(record)}
     return {"messages": [user, {"role": "assistant", "content": record["output"]}]}
 
@@ -267,7 +268,7 @@ def from_dolly(record: Record) -> dict[str, str]:
     a template that takes ``record.get("output", "")`` would render an empty answer instead.
     """
     hint = ". Dolly's fields are instruction, context, response and category"
-    _refuse(record, ("instruction", "response"), hint)
+    check_fields(record, ("instruction", "response"), hint)
     problem = (
         None if isinstance(record.get("context", 0), str | None) else f"is {_kind(record.get('context'))}, not text"
     )

@@ -20,7 +20,16 @@ from torch import Tensor, nn
 
 from utils.data.chat import IGNORED, render
 from utils.lora.checkpoint import fitting_adapter
-from utils.train.loop import MAX_GRAD_NORM, WARMUP_STEPS, learning_rate_factor
+from utils.train.loop import (
+    MAX_GRAD_NORM,
+    WARMUP_STEPS,
+    Diverged,
+    Stepper,
+    check_positive,
+    in_mode,
+    learning_rate_factor,
+    seeded,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -61,32 +70,27 @@ def watched(
 
     `batches` may be sick ones, or fewer than the `steps` that the rate is planned for: one may stop early.
     `max_grad_norm` None clips nothing, `warmup` 0 begins at the full rate. A model without a trainable parameter runs
-    too, provided that something in its graph requires a gradient, as in transformers' Trainer. The run ends at a loss
-    that is not a number. The model ends in evaluation mode. Raises ValueError for a `lr` or `steps` that isn't
-    positive.
+    too, provided that something in its graph requires a gradient, as in transformers' Trainer. Where
+    :func:`utils.train.loop.train` would raise Diverged, the run ends, and the last norm of the chart is not a number.
+    Raises ValueError for a `lr` or `steps` that isn't positive.
     """
-    for name, value in (("steps", steps), ("lr", lr)):
-        if value <= 0:
-            raise ValueError(f"{name} must be positive, not {value}")
-    trainable = [p for p in model.parameters() if p.requires_grad]
+    check_positive(steps=steps, lr=lr)
     device = next(model.parameters()).device
-    optimizer = torch.optim.AdamW([{"params": trainable}], lr=lr, weight_decay=0.0)
-    torch.manual_seed(seed)
+    stepper = Stepper(
+        model, lr=lr, schedule=lambda step: learning_rate_factor(step, steps, warmup), max_grad_norm=max_grad_norm
+    )
     chart = Chart([], [])
-    model.train()
-    for step, batch in enumerate(batches):
-        for group in optimizer.param_groups:
-            group["lr"] = lr * learning_rate_factor(step, steps, warmup)
-        loss = model(**{k: v.to(device) for k, v in batch.items()}).loss
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(trainable, math.inf if max_grad_norm is None else max_grad_norm)
-        chart.losses.append(loss.item())
-        chart.norms.append(float(norm))
-        if not math.isfinite(chart.losses[-1]):
-            break
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-    model.eval()
+    with seeded(seed, model), in_mode(model, True):
+        for batch in batches:
+            loss = model(**{k: v.to(device) for k, v in batch.items()}).loss
+            chart.losses.append(loss.item())
+            try:
+                chart.norms.append(stepper.step(loss))
+            except Diverged:
+                chart.norms.append(math.nan)
+                break
+            finally:
+                stepper.clear()
     return chart
 
 

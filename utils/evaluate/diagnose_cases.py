@@ -110,7 +110,7 @@ def admit(progress: bool = True) -> dict[str, Patient]:
     for letter, (make, drawn, settings) in tqdm(cases.items(), desc="admitting", disable=not progress):
         model = make()
         chart = watched(model, drawn, **{"lr": LR, "steps": STEPS, **settings})
-        ward[letter] = Patient(model, chart, drawn[0])
+        ward[letter] = Patient(model.eval(), chart, drawn[0])
     return ward
 
 

@@ -14,6 +14,7 @@ import torch
 
 from utils import tinyworld
 from utils.evaluate.metrics import complete
+from utils.train.loop import in_mode, seeded
 
 COPY_GATE = 0.95
 HERO_GATE = 0.95
@@ -36,13 +37,14 @@ def copy_accuracy(model: Any, tokenizer: Any, n: int = 100, words: int = 10, see
     The first token of the repetition isn't counted, since nothing says yet that a repetition begins.
     """
     rng, right, total = random.Random(f"copy/{seed}"), 0, 0
-    for _ in range(n):
-        text = " " + tinyworld.random_words(rng, words)
-        once = tokenizer(text, add_special_tokens=False).input_ids
-        ids = torch.tensor([once + once], device=model.device)
-        predicted = model(input_ids=ids).logits[0, len(once) : -1].argmax(-1)
-        right += int((predicted == ids[0, len(once) + 1 :]).sum())
-        total += len(once) - 1
+    with in_mode(model, False):
+        for _ in range(n):
+            text = " " + tinyworld.random_words(rng, words)
+            once = tokenizer(text, add_special_tokens=False).input_ids
+            ids = torch.tensor([once + once], device=model.device)
+            predicted = model(input_ids=ids).logits[0, len(once) : -1].argmax(-1)
+            right += int((predicted == ids[0, len(once) + 1 :]).sum())
+            total += len(once) - 1
     return right / total
 
 
@@ -70,9 +72,9 @@ def tell_stories(
     model: Any, tokenizer: Any, requests: list[str], *, temperature: float = 0.7, seed: int = 0
 ) -> list[str]:
     """One sampled story for each request, at most 200 tokens long, the same for the same seed on the same machine."""
-    torch.manual_seed(seed)
     sampling = {"do_sample": True, "temperature": temperature, "top_k": 0}
-    return complete(model, tokenizer, requests, max_new_tokens=200, **sampling)
+    with seeded(seed, model):
+        return complete(model, tokenizer, requests, max_new_tokens=200, **sampling)
 
 
 def hero_accuracy(model: Any, tokenizer: Any, n: int = 200, seed: int = 0) -> float:

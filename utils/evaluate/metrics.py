@@ -1,31 +1,48 @@
 """How a model is asked and marked: greedy answers, exact match, perplexity.
 
-Every prompt goes through :func:`utils.data.chat.render`, as in training.
+Every prompt goes through :func:`utils.data.chat.render`, as in training. Nothing here changes the model's mode.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from utils.data.chat import Example, _checked, encode, render
+from utils.data.chat import Example, encode, prompt_completions, render
+from utils.data.records import Message, Record
+from utils.train.loop import in_mode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+class Answer(NamedTuple):
+    """What a model wrote. text: without the end-of-turn token; tokens: how many before it; stopped: whether it came."""
+
+    text: str
+    tokens: int
+    stopped: bool
+
+
+def end_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """The ids that end an answer: the tokenizer's EOS token and those of the model's generation config, one or more."""
+    configured = getattr(model.generation_config, "eos_token_id", None)
+    listed = configured if isinstance(configured, list | tuple) else [configured]
+    return {tokenizer.eos_token_id, *listed} - {None}
+
+
 @torch.inference_mode()
-def complete(
+def answer(
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[str],
+    prompts: Sequence[str | Sequence[Message]],
     max_new_tokens: int = 64,
     batch_size: int = 100,
     **sampling: Any,
-) -> list[str]:
-    """What the model answers to each prompt, greedily, each prompt in chat form as a user's turn.
+) -> list[Answer]:
+    """What the model answers to each prompt, greedily: a user's words, or a conversation that waits for an answer.
 
     `sampling` goes to transformers' ``generate``: with ``do_sample=True, temperature=0.7`` it isn't greedy any more.
     Prompts are padded on the left, so that every answer begins right behind its prompt; the answer is cut by token ids,
@@ -33,28 +50,60 @@ def complete(
     """
     if isinstance(prompts, str) or not len(prompts):
         raise ValueError(f"there are no prompts to answer: pass a list of texts, not {prompts!r}")
-    was_training = model.training
-    model.eval()
-    answers: list[str] = []
-    for start in range(0, len(prompts), batch_size):
-        texts = [render(tokenizer, p) for p in prompts[start : start + batch_size]]
-        inputs = tokenizer(
-            texts, add_special_tokens=False, padding=True, padding_side="left", return_tensors="pt",
-            return_token_type_ids=False,
-        ).to(model.device)  # fmt: skip
-        settings = {"do_sample": False, "pad_token_id": tokenizer.pad_token_id, **sampling}
-        output = model.generate(**inputs, max_new_tokens=max_new_tokens, **settings)
-        answers += tokenizer.batch_decode(output[:, inputs.input_ids.shape[1] :], skip_special_tokens=True)
-    model.train(was_training)
-    return [a.strip() for a in answers]
+    ends, found = end_ids(model, tokenizer), []
+    settings = {"do_sample": False, "pad_token_id": tokenizer.pad_token_id, **sampling}
+    with in_mode(model, False):
+        for start in range(0, len(prompts), batch_size):
+            inputs = tokenizer(
+                [render(tokenizer, prompt) for prompt in prompts[start : start + batch_size]],
+                add_special_tokens=False, padding=True, padding_side="left", return_tensors="pt",
+                return_token_type_ids=False,
+            ).to(model.device)  # fmt: skip
+            output = model.generate(**inputs, max_new_tokens=max_new_tokens, **settings)
+            for row in output[:, inputs.input_ids.shape[1] :].tolist():
+                end = next((i for i, token in enumerate(row) if token in ends), None)
+                text = tokenizer.decode(row[:end], skip_special_tokens=True).strip()
+                found.append(Answer(text, len(row) if end is None else end, end is not None))
+    return found
 
 
-def exact_match(model: Any, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]) -> float:
-    """The share, between 0 and 1, of examples whose greedy answer is the right one to the letter."""
-    _checked(examples)
-    longest = max(len(answer) for _, answer in encode(tokenizer, examples))
-    answers = complete(model, tokenizer, [e.prompt for e in examples], max_new_tokens=longest + 1)
-    return sum(a == e.answer for a, e in zip(answers, examples, strict=True)) / len(examples)
+def complete(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str | Sequence[Message]],
+    max_new_tokens: int = 64,
+    batch_size: int = 100,
+    **sampling: Any,
+) -> list[str]:
+    """The texts alone of what :func:`answer` gives, with the same arguments."""
+    return [a.text for a in answer(model, tokenizer, prompts, max_new_tokens, batch_size, **sampling)]
+
+
+def questions(rows: Sequence[Example | Record]) -> list[tuple[Sequence[Message], str]]:
+    """Of every row the messages that a model is asked with and the answer that is wanted, without white space around.
+
+    Raises ValueError when there are no rows or one holds plain texts and no messages, BadRecords for one that can't be
+    used.
+    """
+    pairs = prompt_completions(rows)
+    for number, pair in enumerate(pairs, 1):
+        if isinstance(pair["prompt"], str):
+            raise ValueError(
+                f"number {number} of {len(pairs)} is a plain prompt and completion, and a model is asked in chat form: "
+                "make messages of them"
+            )
+    return [([*pair["prompt"], *pair["completion"][:-1]], pair["completion"][-1]["content"].strip()) for pair in pairs]
+
+
+def exact_match(model: Any, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Example | Record]) -> float:
+    """The share, between 0 and 1, of examples or records whose greedy answer is the right one to the letter.
+
+    Raises what :func:`questions` raises.
+    """
+    asked = questions(rows)
+    longest = max(len(ids) for _, ids in encode(tokenizer, rows))
+    answers = complete(model, tokenizer, [prompt for prompt, _ in asked], max_new_tokens=longest + 1)
+    return sum(a == wanted for a, (_, wanted) in zip(answers, asked, strict=True)) / len(asked)
 
 
 @torch.inference_mode()
@@ -67,7 +116,7 @@ def perplexity(model: Any, tokenizer: PreTrainedTokenizerBase, texts: Sequence[s
     count = len(ids) // window
     if not count:
         raise ValueError(f"the texts hold {len(ids)} tokens, less than one window of {window}: pass more of them")
-    model.eval()
     rows = torch.tensor(ids[: count * window], device=model.device).view(count, window)
-    losses = [model(input_ids=part, labels=part).loss * len(part) for part in rows.split(16)]
+    with in_mode(model, False):
+        losses = [model(input_ids=part, labels=part).loss * len(part) for part in rows.split(16)]
     return float(torch.exp(torch.stack(losses).sum() / count))

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from utils.train.loop import Stepper, in_mode
+
 
 class Differences(NamedTuple):
     """The largest differences, each as a share of the largest number compared: outputs, gradients of the first step,
@@ -63,23 +65,24 @@ def largest(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> float:
     return max((ours[name] - t).abs().max().item() for name, t in theirs.items()) / scale
 
 
-def _run(model: Any, parameters: dict, batches: Sequence, lr: float, groups: Any, extra: Any, after: Any) -> list[dict]:
-    model.train()
-    groups = groups or [{"params": list(parameters.values()), "lr": lr}]
-    groups = [{"params": group["params"], "lr": group["lr"]} for group in groups]
-    optimizer = torch.optim.AdamW(groups, eps=1e-4, weight_decay=0.0)
+def _run(model: Any, batches: Sequence, lr: float, groups: Any, extra: Any, after: Any) -> list[dict]:
+    parameters = trainable(model)
+    groups = groups and [{"params": group["params"], "lr": group["lr"]} for group in groups]
+    stepper = Stepper(model, lr=lr, max_grad_norm=None, groups=groups, eps=1e-4)
+    if stepper.scaler.is_enabled():
+        raise ValueError("in float16 a step may be left out, for loss scaling: load both in float32 to compare")
     states: list[dict] = []
-    for step, batch in enumerate(batches[:-1]):
-        out = model(**batch)
-        (out.loss + extra() if extra else out.loss).backward()
-        if not step:
-            states = [{"": out.logits.detach()}, {name: p.grad.clone() for name, p in parameters.items()}]
-        optimizer.step()
-        if after:
-            after(step)
-        optimizer.zero_grad()
-    with torch.no_grad():
-        return [*states, {n: p.detach().clone() for n, p in parameters.items()}, {"": model(**batches[-1]).logits}]
+    with in_mode(model, True):
+        for step, batch in enumerate(batches[:-1]):
+            out = model(**batch)
+            stepper.step(out.loss + extra() if extra else out.loss)
+            if not step:
+                states = [{"": out.logits.detach()}, {name: p.grad.clone() for name, p in parameters.items()}]
+            if after:
+                after(step)
+            stepper.clear()
+        with torch.no_grad():
+            return [*states, {n: p.detach().clone() for n, p in parameters.items()}, {"": model(**batches[-1]).logits}]
 
 
 def differences(
@@ -96,14 +99,14 @@ def differences(
 
     Both are trained with AdamW, whose epsilon is 1e-4: it divides a gradient by its size, and so would blow up the
     rounding of one that is nearly zero. `groups` (of which parameters and rates are used), `extra_loss` and
-    `after_step` are pairs, ours and theirs, for variants that need them. Raises ValueError when the two don't train the
-    same.
+    `after_step` are pairs, ours and theirs, for variants that need them. The learning rate stays `lr`, nothing is
+    clipped, and both models are in training mode meanwhile. Raises ValueError when the two don't train the same
+    or one holds float16 weights, and :class:`utils.train.loop.Diverged` when a loss or a gradient isn't finite.
     """
-    a, b = _pairs(ours, theirs)
+    _pairs(ours, theirs)
     shake(ours)
     shake(theirs)
     mine, other = (
-        _run(model, parameters, batches, lr, groups[i], extra_loss[i], after_step[i])
-        for i, (model, parameters) in enumerate(((ours, a), (theirs, b)))
+        _run(model, batches, lr, groups[i], extra_loss[i], after_step[i]) for i, model in enumerate((ours, theirs))
     )
     return Differences(*(largest(x, y) for x, y in zip(mine, other, strict=True)))

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 import torch.nn.functional as F
 
-from utils.data.chat import IGNORED, collate
-from utils.data.labels import prompt_completion_labels
-from utils.data.records import Record, to_prompt_completion
-from utils.evaluate.metrics import perplexity
+from utils.data.chat import IGNORED, Example, collate, encode
+from utils.data.records import Record
+from utils.evaluate.metrics import answer, perplexity, questions
+from utils.train.loop import in_mode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -61,30 +61,17 @@ class Evaluation:
         return sum(reply.tokens for reply in self.replies) / len(self.replies)
 
 
-def _greedy(model: Any, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], limit: int) -> list[list[int]]:
-    inputs = tokenizer(
-        list(texts), add_special_tokens=False, padding=True, padding_side="left", return_tensors="pt",
-        return_token_type_ids=False,
-    ).to(model.device)  # fmt: skip
-    out = model.generate(**inputs, max_new_tokens=limit, do_sample=False, pad_token_id=tokenizer.pad_token_id)
-    return out[:, inputs.input_ids.shape[1] :].tolist()
-
-
-def _loss(model: Any, tokenizer: PreTrainedTokenizerBase, records: Sequence[Record], batch_size: int) -> float:
+def _loss(model: Any, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Example | Record], batch_size: int) -> float:
     total, count = 0.0, 0
-    encoded = []
-    for record in records:
-        ids, labels = prompt_completion_labels(tokenizer, record)
-        begin = next(i for i, label in enumerate(labels) if label != IGNORED)
-        encoded.append((ids[:begin], ids[begin:]))
+    encoded = encode(tokenizer, rows)
     for start in range(0, len(encoded), batch_size):
         batch = collate(encoded[start : start + batch_size], tokenizer.pad_token_id)
         batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
         labels = batch.pop("labels")[:, 1:]
-        answer = labels != IGNORED
-        logits = model(**batch).logits[:, :-1][answer].float()  # the answers' alone: a large vocabulary takes room
-        total += F.cross_entropy(logits, labels[answer], reduction="sum").item()
-        count += int(answer.sum())
+        counted = labels != IGNORED
+        logits = model(**batch).logits[:, :-1][counted].float()  # the answers' alone: a large vocabulary takes room
+        total += F.cross_entropy(logits, labels[counted], reduction="sum").item()
+        count += int(counted.sum())
     return total / count
 
 
@@ -92,41 +79,31 @@ def _loss(model: Any, tokenizer: PreTrainedTokenizerBase, records: Sequence[Reco
 def evaluate(
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
-    records: Sequence[Record],
+    rows: Sequence[Example | Record],
     *,
     general: Sequence[str] = (),
     max_new_tokens: int | None = None,
     batch_size: int = 16,
 ) -> Evaluation:
-    """Ask the model every record's prompt, greedily and in chat form, and compare with the record's answer.
+    """Ask the model every row's prompt, greedily and in chat form, and compare with the row's answer.
 
     `general` are texts of another kind, for the perplexity that shows forgetting; they must fill 256 tokens.
-    `max_new_tokens` is by default what the longest wanted answer takes and 16 more. The model is left in evaluation
-    mode. Raises ValueError when there are no records, BadRecords for one that can't be used.
+    `max_new_tokens` is by default what the longest wanted answer takes and 16 more. The model's mode is kept. Raises
+    ValueError when there are no rows, BadRecords for one that can't be used.
     """
-    if not len(records):
+    if not len(rows):
         raise ValueError("there are no records to evaluate on: hold some out")
-    model.eval()
-    pairs = [to_prompt_completion(record) for record in records]
-    wanted = [pair["completion"][0]["content"].strip() for pair in pairs]
+    asked = questions(rows)
+    prompts, wanted = [prompt for prompt, _ in asked], [text for _, text in asked]
     if max_new_tokens is None:
         max_new_tokens = max(map(len, tokenizer(wanted, add_special_tokens=False).input_ids)) + ROOM
-    ends = {tokenizer.eos_token_id}
-    configured = getattr(model.generation_config, "eos_token_id", None)
-    ends |= set(configured if isinstance(configured, list) else [configured]) - {None}
-    replies: list[Reply] = []
-    for start in range(0, len(pairs), batch_size):
-        part = pairs[start : start + batch_size]
-        texts = [tokenizer.apply_chat_template(p["prompt"], tokenize=False, add_generation_prompt=True) for p in part]
-        for pair, answer, row in zip(
-            part, wanted[start:], _greedy(model, tokenizer, texts, max_new_tokens), strict=False
-        ):
-            end = next((i for i, token in enumerate(row) if token in ends), None)
-            text = tokenizer.decode(row[:end], skip_special_tokens=True).strip()
-            length = len(row) if end is None else end
-            replies.append(Reply(pair["prompt"][-1]["content"], answer, text, length, end is not None))
+    answers = answer(model, tokenizer, prompts, max_new_tokens, batch_size)
+    replies = tuple(
+        Reply(prompt[-1]["content"], text, *said) for (prompt, text), said in zip(asked, answers, strict=True)
+    )
     found = perplexity(model, tokenizer, general) if len(general) else None
-    return Evaluation(tuple(replies), _loss(model, tokenizer, records, batch_size), found)
+    with in_mode(model, False):
+        return Evaluation(replies, _loss(model, tokenizer, rows, batch_size), found)
 
 
 # ------------------------------------------------------------------------------------------------------- two of them

@@ -1,15 +1,12 @@
 """Generation: decoding by hand, the KV cache, streaming and serving."""
 
-from utils.inference.kv_cache import cache_bytes, cache_name, positions_computed
-from utils.inference.playground import Playground
-from utils.inference.streaming import StreamFailed, StreamTimeout, TextStream
+from utils.front_door import front_door
 
-__all__ = [
-    "Playground",
-    "StreamFailed",
-    "StreamTimeout",
-    "TextStream",
-    "cache_bytes",
-    "cache_name",
-    "positions_computed",
-]
+__getattr__, __dir__, __all__ = front_door(
+    __name__,
+    {
+        "kv_cache": "cache_bytes cache_name positions_computed",
+        "playground": "Playground",
+        "streaming": "StreamFailed StreamTimeout TextStream",
+    },
+)

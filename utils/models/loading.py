@@ -18,6 +18,7 @@ from utils.models import device as machine
 from utils.models import smollm2
 from utils.models.device import PROFILES, ROOT, TINY_DIR, model_device, profile, weights_dtype
 from utils.models.errors import ModelUnavailable, check_folder, explain
+from utils.quiet import quiet_bitsandbytes
 
 if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -282,6 +283,7 @@ def _check_four_bit(device: torch.device) -> None:
     """Raise ModelUnavailable unless bitsandbytes is there and has code for `device`."""
     if find_spec("bitsandbytes") is None:
         raise ModelUnavailable("4-bit needs bitsandbytes, and it isn't installed. Run: pip install bitsandbytes")
+    quiet_bitsandbytes()
     try:
         import bitsandbytes
     except Exception as error:  # a library of CUDA that doesn't fit, for one

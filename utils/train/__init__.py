@@ -1,91 +1,22 @@
 """Training: the course's own loop, TRL's trainers set up for the course, studies and sweeps."""
 
-from utils.train.adapter_cache import adapter_dir, trained_adapter
-from utils.train.callbacks import LiveLoss
-from utils.train.dpo import (
-    Pair,
-    adapter_off,
-    answer_log_probs,
-    dpo_loss,
-    drift,
-    evaluate_pairs,
-    from_trl,
-    has_moral,
-    moral_pairs,
-    numbers,
-    pair_batch,
-    reference_log_probs,
-    sample,
-    train_dpo,
-    trl_trainer,
-)
-from utils.train.loop import learning_rate_factor, train
-from utils.train.own_data import data_facts, general_texts, prompt_key, read_own, split_records, usual_settings
-from utils.train.recipes import RECIPES, Recipe, held_out, recipe
-from utils.train.sft import GUIDE_LINES, lora_config, resume, sft_config, sft_trainer, tracker, trained_tokens
-from utils.train.study import (
-    Arm,
-    Work,
-    best_so_far,
-    finished,
-    from_record,
-    go_on,
-    last_loss,
-    measure,
-    objective,
-    open_study,
-    spent,
-    suggest,
-)
+from utils.front_door import front_door
 
-__all__ = [
-    "Arm",
-    "GUIDE_LINES",
-    "LiveLoss",
-    "Pair",
-    "RECIPES",
-    "Recipe",
-    "Work",
-    "adapter_dir",
-    "adapter_off",
-    "answer_log_probs",
-    "best_so_far",
-    "data_facts",
-    "dpo_loss",
-    "drift",
-    "evaluate_pairs",
-    "finished",
-    "from_record",
-    "from_trl",
-    "general_texts",
-    "go_on",
-    "has_moral",
-    "held_out",
-    "last_loss",
-    "learning_rate_factor",
-    "lora_config",
-    "measure",
-    "moral_pairs",
-    "numbers",
-    "objective",
-    "open_study",
-    "pair_batch",
-    "prompt_key",
-    "read_own",
-    "recipe",
-    "reference_log_probs",
-    "resume",
-    "sample",
-    "sft_config",
-    "sft_trainer",
-    "spent",
-    "split_records",
-    "suggest",
-    "tracker",
-    "train",
-    "train_dpo",
-    "trained_adapter",
-    "trained_tokens",
-    "trl_trainer",
-    "usual_settings",
-]
+__getattr__, __dir__, __all__ = front_door(
+    __name__,
+    {
+        "adapter_cache": "adapter_dir trained_adapter",
+        "callbacks": "LiveLoss",
+        "dpo": (
+            "Pair adapter_off answer_log_probs dpo_loss drift evaluate_pairs from_trl has_moral moral_pairs numbers "
+            "pair_batch reference_log_probs sample train_dpo trl_trainer"
+        ),
+        "loop": "learning_rate_factor train",
+        "own_data": "data_facts general_texts prompt_key read_own split_records train_on_file usual_settings",
+        "recipes": "RECIPES Recipe held_out recipe",
+        "sft": "GUIDE_LINES lora_config resume sft_config sft_trainer tracker trained_tokens",
+        "study": (
+            "Arm Work best_so_far finished from_record go_on last_loss measure objective open_study spent suggest"
+        ),
+    },
+)

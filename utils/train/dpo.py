@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from utils import tinyworld
 from utils.data.chat import IGNORED, Example, collate, encode, render
 from utils.lora.layer import disabled
 from utils.tinyworld import Split
-from utils.train.loop import MAX_GRAD_NORM, learning_rate_factor
+from utils.train.loop import Stepper, check_positive, in_mode, learning_rate_factor, seeded
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -161,35 +161,28 @@ def train_dpo(
     """Train whatever of the model requires a gradient on preferences. Returns each step's numbers, under TRL's names:
     ``loss``, ``rewards/chosen``, ``rewards/rejected``, ``rewards/margins``, ``rewards/accuracies``.
 
-    Optimiser and schedule are those of :func:`utils.train.loop.train`. The model stays in evaluation mode, so that
-    dropout, which TRL switches off too, can't part it from its reference. Raises ValueError when nothing is trainable,
-    a number isn't positive, or the loss stops being one.
+    Optimizer and schedule are those of :func:`utils.train.loop.train`. The model is in evaluation mode meanwhile, so
+    that dropout, which TRL switches off too, can't part it from its reference. Raises ValueError when nothing is
+    trainable or a number isn't positive, and :class:`utils.train.loop.Diverged`, a ValueError, when the loss or the
+    gradient stops being a finite number.
     """
-    for name, value in (("steps", steps), ("batch_size", batch_size), ("lr", lr)):
-        if value <= 0:
-            raise ValueError(f"{name} must be positive, not {value}")
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    if not trainable:
+    check_positive(steps=steps, batch_size=batch_size, lr=lr)
+    stepper = Stepper(model, lr=lr, schedule=lambda step: learning_rate_factor(step, steps))
+    if not stepper.trainable:
         raise ValueError("nothing to train: no parameter requires a gradient. Add an adapter first")
     from tqdm.auto import tqdm
 
-    optimizer = torch.optim.AdamW(trainable, lr=lr, weight_decay=0.0)
+    device = stepper.trainable[0].device
     history: list[dict[str, float]] = []
-    model.eval()
     drawn = _batches(pairs, steps, batch_size, seed)
-    for step, part in enumerate(tqdm(drawn, total=steps, desc="DPO", disable=not progress)):
-        for group in optimizer.param_groups:
-            group["lr"] = lr * learning_rate_factor(step, steps)
-        batch = {name: tensor.to(trainable[0].device) for name, tensor in pair_batch(tokenizer, part).items()}
-        off = reference_log_probs(model, batch, reference)
-        found = dpo_loss(answer_log_probs(model, batch), off, beta)
-        if not torch.isfinite(found.loss):
-            raise ValueError(f"the loss is not a number any more at step {step}: try a learning rate below {lr}")
-        found.loss.backward()
-        nn.utils.clip_grad_norm_(trainable, MAX_GRAD_NORM)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        history.append(numbers(found))
+    with in_mode(model, False):
+        for part in tqdm(drawn, total=steps, desc="DPO", disable=not progress):
+            batch = {name: tensor.to(device) for name, tensor in pair_batch(tokenizer, part).items()}
+            off = reference_log_probs(model, batch, reference)
+            found = dpo_loss(answer_log_probs(model, batch), off, beta)
+            stepper.step(found.loss)
+            stepper.clear()
+            history.append(numbers(found))
     return history
 
 
@@ -227,16 +220,15 @@ def sample(
     """
     if isinstance(prompts, str) or not len(prompts):
         raise ValueError(f"there are no prompts to answer: pass a list of texts, not {prompts!r}")
-    model.eval()
-    torch.manual_seed(seed)
     inputs = tokenizer(
         [render(tokenizer, p) for p in prompts], add_special_tokens=False, padding=True, padding_side="left",
         return_tensors="pt", return_token_type_ids=False,
     ).to(model.device)  # fmt: skip
-    out = model.generate(
-        **inputs, max_new_tokens=max_new_tokens, do_sample=True, temperature=1.0, top_k=0,
-        pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
+    with seeded(seed, model), in_mode(model, False):
+        out = model.generate(
+            **inputs, max_new_tokens=max_new_tokens, do_sample=True, temperature=1.0, top_k=0,
+            pad_token_id=tokenizer.pad_token_id,
+        )  # fmt: skip
     told = []
     for prompt, row in zip(prompts, out[:, inputs.input_ids.shape[1] :].tolist(), strict=True):
         stopped = tokenizer.eos_token_id in row
@@ -256,8 +248,8 @@ def drift(model: Any, tokenizer: PreTrainedTokenizerBase, told: Sequence[Told]) 
         raise ValueError("there are no answers to measure the drift on: sample some")
     prompts = tokenizer([render(tokenizer, t.prompt) for t in told], add_special_tokens=False).input_ids
     batch = collate([(p, t.ids) for p, t in zip(prompts, told, strict=True)], tokenizer.pad_token_id)
-    model.eval()
-    return (answer_log_probs(model, batch) - reference_log_probs(model, batch)).mean().item()
+    with in_mode(model, False):
+        return (answer_log_probs(model, batch) - reference_log_probs(model, batch)).mean().item()
 
 
 @torch.no_grad()
@@ -273,12 +265,12 @@ def evaluate_pairs(
     """:func:`numbers` over many pairs. Raises ValueError when there are none, and as the functions above do."""
     if not len(pairs):
         raise ValueError("there are no pairs to evaluate on: hold some out")
-    model.eval()
     own, off = [], []
-    for start in range(0, len(pairs), batch_size):
-        batch = pair_batch(tokenizer, pairs[start : start + batch_size])
-        own.append(answer_log_probs(model, batch).view(2, -1))
-        off.append(reference_log_probs(model, batch, reference).view(2, -1))
+    with in_mode(model, False):
+        for start in range(0, len(pairs), batch_size):
+            batch = pair_batch(tokenizer, pairs[start : start + batch_size])
+            own.append(answer_log_probs(model, batch).view(2, -1))
+            off.append(reference_log_probs(model, batch, reference).view(2, -1))
     return numbers(dpo_loss(torch.cat(own, 1).flatten(), torch.cat(off, 1).flatten(), beta))
 
 

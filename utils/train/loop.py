@@ -1,14 +1,21 @@
-"""The short training loop. The model may carry LoRA layers or none; whatever requires a gradient is trained."""
+"""The short training loop, and the pieces that every loop of the course is made of.
+
+The model may carry LoRA layers or none; whatever requires a gradient is trained. :class:`Stepper` takes the optimizer's
+steps, :func:`seeded` and :func:`in_mode` leave the caller's random state and the model's mode as they were.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from utils.data.chat import Example, batches
+from utils.data.records import Record
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -18,7 +25,10 @@ MAX_GRAD_NORM = 1.0
 
 
 class Diverged(ValueError):
-    """The loss of a run stopped being a number."""
+    """The loss or the gradient of a run stopped being a finite number."""
+
+
+# -------------------------------------------------------------------------------------------------- pieces of a loop
 
 
 def learning_rate_factor(step: int, steps: int, warmup: int = WARMUP_STEPS) -> float:
@@ -28,10 +38,106 @@ def learning_rate_factor(step: int, steps: int, warmup: int = WARMUP_STEPS) -> f
     return min(1.0, (step + 1) / max(1, warmup)) * (1 - step / steps)
 
 
+@contextmanager
+def seeded(seed: int, model: nn.Module) -> Iterator[None]:
+    """Inside the block torch draws as it does after ``torch.manual_seed(seed)``, on the CPU and where the model is.
+
+    Behind it both generators are as they were before.
+    """
+    cards = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
+    with torch.random.fork_rng(devices=cards):
+        torch.default_generator.manual_seed(seed)
+        for card in cards:
+            torch.cuda.default_generators[card].manual_seed(seed)
+        yield
+
+
+@contextmanager
+def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
+    """Inside the block the model is in training mode, or in evaluation mode; behind it every module is as it was."""
+    before = {module: module.training for module in model.modules()}
+    model.train(training)
+    try:
+        yield
+    finally:
+        for module, was_training in before.items():
+            module.training = was_training
+
+
+def check_positive(**numbers: float) -> None:
+    """Raises ValueError, with its name, for a number that isn't above 0."""
+    for name, value in numbers.items():
+        if not value > 0:
+            raise ValueError(f"{name} must be positive, not {value}")
+
+
+class Stepper:
+    """The optimizer's steps of one run: AdamW without weight decay on whatever of the model requires a gradient.
+
+    lr: the peak learning rate; `schedule` gives what it is multiplied by at a step, counted from 0 (None: always 1).
+    max_grad_norm: the norm to which all gradients together are clipped; None clips nothing. groups: AdamW's parameter
+    groups, with a peak rate each, in the place of one group with `lr`. A model that holds float16 weights trains with
+    loss scaling; what trains must be float32 then.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        lr: float,
+        schedule: Callable[[int], float] | None = None,
+        max_grad_norm: float | None = MAX_GRAD_NORM,
+        groups: Sequence[dict[str, Any]] | None = None,
+        eps: float = 1e-8,
+    ) -> None:
+        self.lr, self.schedule, self.count = lr, schedule, 0
+        self.max_grad_norm = math.inf if max_grad_norm is None else max_grad_norm
+        self.trainable = [p for p in model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(groups or [{"params": self.trainable}], lr=lr, eps=eps, weight_decay=0.0)
+        self.peaks = [group["lr"] for group in self.optimizer.param_groups]
+        float16 = any(p.dtype == torch.float16 for p in model.parameters())
+        device = next(model.parameters()).device
+        self.scaler = torch.amp.GradScaler(device.type, enabled=float16 and bool(self.trainable))
+
+    def step(self, loss: Tensor) -> float:
+        """Compute the gradients of `loss`, clip them and take a step. Returns their norm before clipping.
+
+        The gradients, clipped, are there until :meth:`clear`. Raises :class:`Diverged`, and changes no weight, when the
+        loss or the norm isn't finite. In float16 an infinite norm is no error yet: that step is left out and the loss
+        is scaled by less, as long as the scale stays above 1.
+        """
+        self._refuse_infinite("loss", loss.item())
+        for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
+            group["lr"] = peak * (self.schedule(self.count) if self.schedule else 1.0)
+        self.scaler.scale(loss).backward()
+        self.scaler.unscale_(self.optimizer)
+        norm = float(nn.utils.clip_grad_norm_(self.trainable, self.max_grad_norm))
+        if self.scaler.get_scale() <= 1.0:  # 1 where nothing is scaled
+            self._refuse_infinite("gradient's norm", norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.count += 1
+        return norm
+
+    def _refuse_infinite(self, what: str, value: float) -> None:
+        if not math.isfinite(value):
+            raise Diverged(
+                f"the {what} is {value} at step {self.count}, no finite number any more: try a learning rate below "
+                f"{self.lr}"
+            )
+
+    def clear(self) -> None:
+        """Let go of the gradients, before the next step."""
+        self.optimizer.zero_grad(set_to_none=True)
+
+
+# -------------------------------------------------------------------------------------------------------- the loop
+
+
 def train(
     model: PreTrainedModel | nn.Module,
     tokenizer: PreTrainedTokenizerBase,
-    examples: Sequence[Example],
+    rows: Sequence[Example | Record],
     *,
     steps: int,
     lr: float,
@@ -44,47 +150,33 @@ def train(
 ) -> list[float]:
     """Train whatever of the model requires a gradient, with AdamW, and return the loss of every step (nats per token).
 
-    The rate rises to `lr` in ten steps and falls to zero along a line; gradients are clipped to norm 1. `seed` decides
-    the batches and the dropout. Three more are for variants of LoRA: `groups`, the optimizer's parameter groups with a
-    peak rate each, in the place of one group with `lr`; `extra_loss`, whose value is added to what is minimised, not to
-    what is returned; `after_step`, called with the step's number while the gradients are still there. A model in
-    float16 trains with loss scaling; what trains must be float32 then. The model ends in evaluation mode. Raises
-    ValueError when nothing is trainable, `steps`, `batch_size` or `lr` isn't positive or an example lacks its text, and
-    :class:`Diverged`, a ValueError, when the loss stops being a number.
+    `rows` are examples, or records as :func:`utils.data.records.read_records` gives them; the answer is learned, of a
+    conversation the last one (:func:`utils.data.chat.encode`). The rate rises to `lr` in ten steps and falls to zero
+    along a line; gradients are clipped to norm 1. `seed` decides the batches and the dropout. Three more are for
+    variants of LoRA: `groups`, the optimizer's parameter groups with a peak rate each, in the place of one group with
+    `lr`; `extra_loss`, whose value is added to what is minimised, not to what is returned; `after_step`, called with
+    the step's number while the gradients are still there. A model in float16 trains with loss scaling; what trains must
+    be float32 then. Afterwards the model's mode and torch's random state are what they were before. Raises ValueError
+    when nothing is trainable or `steps`, `batch_size` or `lr` isn't positive, BadRecords, a ValueError, for a row that
+    can't be used, and :class:`Diverged`, a ValueError, when the loss or the gradient stops being a finite number.
     """
-    for name, value in (("steps", steps), ("batch_size", batch_size), ("lr", lr)):
-        if value <= 0:
-            raise ValueError(f"{name} must be positive, not {value}")
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    if not trainable:
+    check_positive(steps=steps, batch_size=batch_size, lr=lr)
+    stepper = Stepper(model, lr=lr, schedule=lambda step: learning_rate_factor(step, steps), groups=groups)
+    if not stepper.trainable:
         raise ValueError(
             "nothing to train: no parameter of the model has requires_grad. Did you freeze it before adding LoRA?"
         )
     from tqdm.auto import tqdm
 
-    device = trainable[0].device
-    # Loss scaling, where the model computes in float16; elsewhere the scaler does nothing.
-    scaler = torch.amp.GradScaler(device.type, enabled=any(p.dtype == torch.float16 for p in model.parameters()))
-    optimizer = torch.optim.AdamW(groups or trainable, lr=lr, weight_decay=0.0)
-    peaks = [group["lr"] for group in optimizer.param_groups]
-    torch.manual_seed(seed)
+    device = stepper.trainable[0].device
     losses: list[float] = []
-    model.train()
-    drawn = batches(tokenizer, examples, steps=steps, batch_size=batch_size, seed=seed)
-    for step, batch in enumerate(tqdm(drawn, total=steps, desc="training", disable=not progress)):
-        for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-            group["lr"] = peak * learning_rate_factor(step, steps)
-        loss = model(**{k: v.to(device) for k, v in batch.items()}).loss
-        losses.append(loss.item())
-        if losses[-1] != losses[-1]:
-            raise Diverged(f"the loss is not a number any more at step {step}: try a learning rate below {lr}")
-        scaler.scale(loss + extra_loss() if extra_loss else loss).backward()
-        scaler.unscale_(optimizer)
-        nn.utils.clip_grad_norm_(trainable, MAX_GRAD_NORM)
-        scaler.step(optimizer)
-        scaler.update()
-        if after_step:
-            after_step(step)
-        optimizer.zero_grad(set_to_none=True)
-    model.eval()
+    drawn = batches(tokenizer, rows, steps=steps, batch_size=batch_size, seed=seed)
+    with seeded(seed, model), in_mode(model, True):
+        for step, batch in enumerate(tqdm(drawn, total=steps, desc="training", disable=not progress)):
+            loss = model(**{k: v.to(device) for k, v in batch.items()}).loss
+            losses.append(loss.item())
+            stepper.step(loss if extra_loss is None else loss + extra_loss())
+            if after_step:
+                after_step(step)
+            stepper.clear()
     return losses

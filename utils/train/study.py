@@ -10,6 +10,7 @@ interrupted and opened again goes on exactly as it would have gone on by itself.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -90,21 +91,19 @@ def measure(
     An answer counts as exact when the likeliest token is the right one everywhere; greedy decoding then writes that
     very answer. The model's mode is kept. Raises ValueError when there are no examples.
     """
-    was_training = model.training
-    model.eval()
     encoded = chat.encode(tokenizer, examples)
     device = next(model.parameters()).device
     total = count = right = 0
-    for start in range(0, len(encoded), batch_size):
-        batch = chat.collate(encoded[start : start + batch_size], tokenizer.pad_token_id)
-        batch = {name: tensor.to(device) for name, tensor in batch.items()}
-        labels = batch.pop("labels")[:, 1:]
-        logits = model(**batch, use_cache=False).logits[:, :-1].float()
-        trained = labels != chat.IGNORED
-        total += F.cross_entropy(logits[trained], labels[trained], reduction="sum").item()
-        count += int(trained.sum())
-        right += int(((logits.argmax(-1) == labels) | ~trained).all(1).sum())
-    model.train(was_training)
+    with loop.in_mode(model, False):
+        for start in range(0, len(encoded), batch_size):
+            batch = chat.collate(encoded[start : start + batch_size], tokenizer.pad_token_id)
+            batch = {name: tensor.to(device) for name, tensor in batch.items()}
+            labels = batch.pop("labels")[:, 1:]
+            logits = model(**batch, use_cache=False).logits[:, :-1].float()
+            trained = labels != chat.IGNORED
+            total += F.cross_entropy(logits[trained], labels[trained], reduction="sum").item()
+            count += int(trained.sum())
+            right += int(((logits.argmax(-1) == labels) | ~trained).all(1).sum())
     return Measured(total / count, right / len(encoded))
 
 
@@ -157,7 +156,6 @@ class Work:
             return [measure(self.model, self.tokenizer, examples) for examples in examine]
         finally:
             lora.remove(self.model)
-            self.model.eval()
 
 
 def objective(trial: optuna.trial.BaseTrial, work: Work) -> float:
@@ -178,8 +176,8 @@ def objective(trial: optuna.trial.BaseTrial, work: Work) -> float:
         seen = measure(work.model, work.tokenizer, work.dev)
         trial.set_user_attr("steps", done)
         trial.set_user_attr("exact", seen.exact)
-        if seen.loss != seen.loss:
-            raise loop.Diverged(f"the dev loss is not a number after {done} steps")
+        if not math.isfinite(seen.loss):
+            raise loop.Diverged(f"the dev loss is {seen.loss} after {done} steps, no finite number any more")
         trial.report(seen.loss, done)
         if done < work.steps and trial.should_prune():
             raise optuna.TrialPruned()

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from utils.course.checks.core import Mistake, Wrong, difference, exercise
+from utils.course.checks.compare import difference
+from utils.course.checks.core import Mistake, Wrong, exercise
 from utils.evaluate import spectrum
 
 # ------------------------------------------------------------------------------------------ variants (parts 1 and 2)
@@ -515,9 +516,19 @@ exercise(
 )
 
 
-def _dpo(chosen, rejected, ref_chosen, ref_rejected, beta, *, reference=True, flip=1):
-    lead = chosen - rejected - (ref_chosen - ref_rejected if reference else 0)
-    return -F.logsigmoid(flip * beta * lead).mean()
+def _dpo(chosen, rejected, ref_chosen, ref_rejected, beta):
+    lead = chosen - rejected - (ref_chosen - ref_rejected)
+    return -F.logsigmoid(beta * lead).mean()
+
+
+def _of_lead(loss, message: str) -> Mistake:
+    """The mistake of whoever has the right lead, before beta, and returns `loss(lead, beta)`."""
+    return Mistake(
+        lambda chosen, rejected, ref_chosen, ref_rejected, beta: loss(
+            chosen - rejected - (ref_chosen - ref_rejected), beta
+        ),
+        message,
+    )
 
 
 def _preferences(n: int, beta: float):
@@ -531,57 +542,39 @@ exercise(
     cases=[_preferences(1, 0.5), _preferences(4, 0.1), _preferences(3, 1.0)],
     mistakes=[
         Mistake(
-            lambda chosen, rejected, ref_chosen, ref_rejected, beta: _dpo(
-                chosen, rejected, ref_chosen, ref_rejected, beta, reference=False
-            ),
+            lambda chosen, rejected, ref_chosen, ref_rejected, beta: _dpo(chosen, rejected, 0, 0, beta),
             "the reference has no effect: a reward is beta times the log-probability *above the reference's*.",
         ),
-        Mistake(
-            lambda chosen, rejected, ref_chosen, ref_rejected, beta: _dpo(
-                chosen, rejected, ref_chosen, ref_rejected, beta, flip=-1
-            ),
+        _of_lead(
+            lambda lead, beta: -F.logsigmoid(-beta * lead).mean(),
             "the sign is turned round: this loss falls when the rejected answer leads.",
         ),
-        Mistake(
-            lambda chosen, rejected, ref_chosen, ref_rejected, beta: (
-                -torch.sigmoid(beta * (chosen - ref_chosen - rejected + ref_rejected)).mean()
-            ),
+        _of_lead(
+            lambda lead, beta: -torch.sigmoid(beta * lead).mean(),
             "the logarithm is missing: the loss is -log sigmoid(lead), so that an unlikely preference costs a lot.",
         ),
-        Mistake(
-            lambda chosen, rejected, ref_chosen, ref_rejected, beta: (
-                -beta * F.logsigmoid(chosen - ref_chosen - rejected + ref_rejected).mean()
-            ),
+        _of_lead(
+            lambda lead, beta: -beta * F.logsigmoid(lead).mean(),
             "beta belongs inside the sigmoid, to the rewards.",
         ),
-        Mistake(
-            lambda chosen, rejected, ref_chosen, ref_rejected, beta: (
-                -F.logsigmoid(beta * (chosen - ref_chosen - rejected + ref_rejected).mean())
-            ),
+        _of_lead(
+            lambda lead, beta: -F.logsigmoid(beta * lead.mean()),
             "you took the mean of the leads first. Every pair has its own loss; the mean is over those.",
         ),
-        Mistake(
-            lambda chosen, rejected, ref_chosen, ref_rejected, beta: (
-                -F.logsigmoid(beta * (chosen - ref_chosen - rejected + ref_rejected)).sum()
-            ),
+        _of_lead(
+            lambda lead, beta: -F.logsigmoid(beta * lead).sum(),
             "that is the sum over the pairs; the loss is their mean.",
         ),
-        Mistake(
-            lambda chosen, rejected, ref_chosen, ref_rejected, beta: (
-                -F.logsigmoid(beta * (chosen - ref_chosen - rejected + ref_rejected))
-            ),
+        _of_lead(
+            lambda lead, beta: -F.logsigmoid(beta * lead),
             "that is one loss for each pair; return their mean.",
         ),
-        Mistake(
-            lambda chosen, rejected, ref_chosen, ref_rejected, beta: F.logsigmoid(
-                beta * (chosen - ref_chosen - rejected + ref_rejected)
-            ).mean(),
+        _of_lead(
+            lambda lead, beta: F.logsigmoid(beta * lead).mean(),
             "the minus is missing: a loss falls as the preferred answer's chance rises.",
         ),
-        Mistake(
-            lambda chosen, rejected, ref_chosen, ref_rejected, beta: _dpo(
-                chosen, rejected, ref_chosen, ref_rejected, 1.0
-            ),
+        _of_lead(
+            lambda lead, beta: -F.logsigmoid(lead).mean(),
             "beta has no effect: a reward is beta times the difference of log-probabilities.",
         ),
         Mistake(

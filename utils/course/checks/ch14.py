@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from utils.course.checks.core import Mistake, exercise
+
+
+def _variation(function, message: str, **how) -> Mistake:
+    """The mistake of whoever computes what `function` gives with `how` instead of its defaults."""
+    return Mistake(partial(function, **how), message)
+
 
 # ----------------------------------------------------------------------------------------------------- the arithmetic
 
@@ -19,33 +27,29 @@ exercise(
     reference=_flops,
     cases=[(8192, 4096, 4096, 16), (100, 30, 20, 2), (512, 4096, 11008, 8)],
     mistakes=[
-        Mistake(
-            lambda n, d_in, d_out, r: _flops(n, d_in, d_out, r, pair=1),
-            "each step of a product is a multiplication and an addition: two operations.",
+        _variation(_flops, "each step of a product is a multiplication and an addition: two operations.", pair=1),
+        _variation(
+            _flops, "the frozen weight has no gradient: the base computes y and dx, two products and not three.", base=3
         ),
-        Mistake(
-            lambda n, d_in, d_out, r: _flops(n, d_in, d_out, r, base=3),
-            "the frozen weight has no gradient: the base computes y and dx, two products and not three.",
+        _variation(
+            _flops, "that is the forward pass alone; the backward pass has products of its own.", base=1, thin=1
         ),
-        Mistake(
-            lambda n, d_in, d_out, r: _flops(n, d_in, d_out, r, base=1, thin=1),
-            "that is the forward pass alone; the backward pass has products of its own.",
-        ),
-        Mistake(
-            lambda n, d_in, d_out, r: _flops(n, d_in, d_out, r, thin=2),
+        _variation(
+            _flops,
             "two of the six thin products are missing: the gradients of A and of B train, so they are computed.",
+            thin=2,
         ),
         Mistake(
             lambda n, d_in, d_out, r: (4 * n * d_in * d_out, 4 * n * d_in * d_out + 6 * n * r * (d_in + d_out)),
             "the second number is what LoRA adds, without the base.",
         ),
-        Mistake(
-            lambda n, d_in, d_out, r: _flops(n, d_in, d_out, r, thin=1),
-            "your LoRA has its two forward products only; four more follow in the backward pass.",
+        _variation(
+            _flops, "your LoRA has its two forward products only; four more follow in the backward pass.", thin=1
         ),
-        Mistake(
-            lambda n, d_in, d_out, r: _flops(n, d_in, d_out, r, base=1),
+        _variation(
+            _flops,
             "the frozen layer computes a second product on the way back: dx = g W, which the layers below need.",
+            base=1,
         ),
     ],
     hints=[
@@ -68,38 +72,23 @@ exercise(
     reference=_time,
     cases=[(8192, 4096, 4096, 8e14, 3e12), (8192, 4096, 16, 8e14, 3e12), (8192, 16, 64, 8e14, 3e12), (9, 9, 9, 1, 1)],
     mistakes=[
-        Mistake(
-            lambda n, k, m, flops, memory: _time(n, k, m, flops, memory, decide=lambda a, b: a + b),
+        _variation(
+            _time,
             "arithmetic and memory work at the same time: the slower one decides, not the sum.",
+            decide=lambda a, b: a + b,
         ),
-        Mistake(
-            lambda n, k, m, flops, memory: _time(n, k, m, flops, memory, decide=min),
-            "both have to be done: the slower one decides.",
-        ),
-        Mistake(
-            lambda n, k, m, flops, memory: _time(n, k, m, flops, memory, size=1),
-            "you counted numbers; in 16 bits each of them is two bytes.",
-        ),
-        Mistake(
-            lambda n, k, m, flops, memory: _time(n, k, m, flops, memory, size=4),
-            "that is four bytes a number; 16 bits are two.",
-        ),
-        Mistake(
-            lambda n, k, m, flops, memory: _time(n, k, m, flops, memory, out=False),
-            "the result has to be written, too: n * m numbers.",
-        ),
-        Mistake(
-            lambda n, k, m, flops, memory: _time(n, k, m, flops, memory, ops=1),
-            "a multiplication and an addition are two operations.",
-        ),
-        Mistake(
-            lambda n, k, m, flops, memory: _time(n, k, m, flops, memory, ops=1, size=1),
+        _variation(_time, "both have to be done: the slower one decides.", decide=min),
+        _variation(_time, "you counted numbers; in 16 bits each of them is two bytes.", size=1),
+        _variation(_time, "that is four bytes a number; 16 bits are two.", size=4),
+        _variation(_time, "the result has to be written, too: n * m numbers.", out=False),
+        _variation(_time, "a multiplication and an addition are two operations.", ops=1),
+        _variation(
+            _time,
             "twice too short: a number has two bytes, and a multiplication with its addition is two operations.",
+            ops=1,
+            size=1,
         ),
-        Mistake(
-            lambda n, k, m, flops, memory: _time(n, k, m, flops, memory, size=16),
-            "memory counts bytes, and you counted bits: 16 bits are two bytes.",
-        ),
+        _variation(_time, "memory counts bytes, and you counted bits: 16 bits are two bytes.", size=16),
         Mistake(
             lambda n, k, m, flops, memory: 1e6 * _time(n, k, m, flops, memory),
             "those are microseconds; return seconds.",
@@ -109,7 +98,7 @@ exercise(
         "Operations: 2 * n * k * m. Numbers that move: n * k, k * m and n * m.",
         "max(operations / flops, bytes / memory)",
     ],
-)  # fmt: skip
+)
 
 # ------------------------------------------------------------------------------------------------- the backward pass
 

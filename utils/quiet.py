@@ -17,6 +17,11 @@ def quiet_upstream() -> None:
     - PEFT 0.21: that it asks transformers for a property by its old name;
     - PyTorch, at the first backward pass on a GPU: that its own thread had no CUDA context yet, and gets one.
     """
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    quiet_bitsandbytes()
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
     warnings.filterwarnings("ignore", message="Attempting to run cuBLAS, but there was no current CUDA context")
+
+
+def quiet_bitsandbytes() -> None:
+    """Silence the first of them alone; loading a model in 4 bits does."""
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)

@@ -18,7 +18,7 @@ def silenced():
 for module in pkgutil.walk_packages(utils.__path__, "utils."):
     importlib.import_module(module.name)
 before = silenced()
-from utils.course.quiet import quiet_upstream
+from utils.quiet import quiet_upstream
 quiet_upstream()
 print(json.dumps([before, silenced()]))
 """

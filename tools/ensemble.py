@@ -1,0 +1,204 @@
+"""Many training runs on one frozen base in one stack, and what the two sweeps do with their results.
+
+Runs that differ in their trainable tensors alone are trained together through torch.func.vmap, each as
+utils.train.loop.train trains it alone: tests/tools/test_ensemble.py holds them to it. tools/sweep_rank.py makes the
+table of ranks and targets so, tools/race_variants.py the race of the variants.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call, grad_and_value, vmap
+from tqdm import tqdm
+
+from utils.data import chat
+from utils.data.chat import Example
+from utils.evaluate import gates
+from utils.train import loop
+
+Tensors = dict[str, Tensor]
+
+
+def _padded(tensor: Tensor | None, shape: torch.Size) -> Tensor:
+    """The tensor in the corner of zeros; zeros alone where there is none."""
+    whole = torch.zeros(shape)
+    if tensor is not None:
+        whole[tuple(map(slice, tensor.shape))] = tensor.detach().cpu()
+    return whole
+
+
+class Ensemble:
+    """Runs of one model that differ in their trainable tensors, their learning rate and their seed.
+
+    model: says by requires_grad what is trained, and in which shape. starts: for each run its trainable tensors by
+    name. One that is missing or smaller is filled up with zeros; a row of LoRA's A and B that is zero in both has no
+    gradient and stays zero, so runs of a lower rank or with fewer targets fit into a stack of the highest rank. rates,
+    seeds: one for each run. factors: what the rate of a tensor is multiplied by, by name. fixed: for each run the
+    tensors that differ and aren't trained. A run that loop.train would end as Diverged is marked in `diverged`, and its
+    tensors are NaN; the others go on.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        starts: Sequence[Mapping[str, Tensor]],
+        rates: Sequence[float],
+        seeds: Sequence[int],
+        *,
+        device: str,
+        factors: Mapping[str, float] | None = None,
+        fixed: Sequence[Mapping[str, Tensor]] = (),
+    ) -> None:
+        shapes = {name: p.shape for name, p in model.named_parameters() if p.requires_grad}
+        self.model, self.tokenizer, self.device = model.to(device).eval().requires_grad_(False), tokenizer, device
+        self.model.set_attn_implementation("eager")  # which vmap can differentiate
+        dtype = next(model.parameters()).dtype
+
+        def stacked(each: list[Tensor]) -> Tensor:
+            return torch.stack(each).to(device, dtype)
+
+        self.parameters = {
+            n: stacked([_padded(start.get(n), shape) for start in starts]) for n, shape in shapes.items()
+        }
+        self.fixed = {name: stacked([run[name] for run in fixed]) for name in (fixed[0] if fixed else {})}
+        self.seeds, self.count = list(seeds), len(starts)
+        rate = torch.tensor(list(rates), device=device, dtype=dtype)
+        self.rates = {n: self._each(rate, p) * (factors or {}).get(n, 1.0) for n, p in self.parameters.items()}
+        self.diverged = torch.zeros(self.count, dtype=torch.bool, device=device)
+
+    @staticmethod
+    def _each(per_run: Tensor, like: Tensor) -> Tensor:
+        """One number a run, in a shape that multiplies a stacked tensor."""
+        return per_run.view(-1, *[1] * (like.ndim - 1))
+
+    def _logits(self, parameters: Tensors, fixed: Tensors, ids: Tensor) -> Tensor:
+        # padding is on the right, where a causal model's earlier positions don't see it: no mask is needed
+        return functional_call(self.model, parameters | fixed, kwargs={"input_ids": ids, "use_cache": False}).logits
+
+    def _stack(self, per_run: Sequence[Tensors]) -> tuple[Tensor, Tensor]:
+        length = max(b["input_ids"].shape[1] for b in per_run)
+        fill = {"input_ids": 0, "labels": chat.IGNORED}
+        ids, labels = (
+            torch.stack([F.pad(b[key], (0, length - b[key].shape[1]), value=value) for b in per_run])
+            for key, value in fill.items()
+        )
+        return ids.to(self.device), labels.to(self.device)
+
+    def train(
+        self,
+        examples: Sequence[Example],
+        *,
+        steps: int,
+        batch_size: int,
+        extra_loss: Callable[[Tensors], Tensor] | None = None,
+        after_step: Callable[[int, Tensors, Tensors], None] | None = None,
+        progress: bool = False,
+    ) -> Tensor:
+        """Train every run and return the losses (steps, runs).
+
+        `extra_loss` gets one run's tensors; `after_step` the step's number and the stacked tensors and gradients.
+        """
+
+        def loss_of(parameters: Tensors, fixed: Tensors, ids: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+            logits = self._logits(parameters, fixed, ids)[:, :-1].flatten(0, 1)
+            wanted = labels[:, 1:].flatten()
+            each = F.cross_entropy(logits, wanted, ignore_index=chat.IGNORED, reduction="none")
+            loss = each.sum() / (wanted != chat.IGNORED).sum()
+            return loss if extra_loss is None else loss + extra_loss(parameters), loss.detach()
+
+        step_all = vmap(grad_and_value(loss_of, has_aux=True), randomness="error")
+        state = {n: (torch.zeros_like(p), torch.zeros_like(p)) for n, p in self.parameters.items()}
+        seeds = sorted(set(self.seeds))
+        drawn = [chat.batches(self.tokenizer, examples, steps=steps, batch_size=batch_size, seed=s) for s in seeds]
+        bar = tqdm(
+            zip(*drawn, strict=True), total=steps, desc=f"{self.count} runs", mininterval=5, disable=not progress
+        )
+        losses = []
+        for step, by_seed in enumerate(bar):
+            ids, labels = self._stack([by_seed[seeds.index(seed)] for seed in self.seeds])
+            gradients, (total, loss) = step_all(self.parameters, self.fixed, ids, labels)
+            losses.append(loss)
+            norm = torch.stack([g.flatten(1).square().sum(1) for g in gradients.values()]).sum(0).sqrt()
+            self.diverged |= ~(total.isfinite() & norm.isfinite())
+            clip = (loop.MAX_GRAD_NORM / (norm + 1e-6)).clamp(max=1.0).masked_fill(self.diverged, math.nan)
+            factor = loop.learning_rate_factor(step, steps)
+            for name, p in self.parameters.items():
+                g = gradients[name] = gradients[name] * self._each(clip, p)
+                mean, square = state[name]
+                mean.lerp_(g, 0.1)
+                square.mul_(0.999).addcmul_(g, g, value=0.001)
+                root = (square / (1 - 0.999 ** (step + 1))).sqrt_().add_(1e-8)
+                p.sub_(self.rates[name] * factor / (1 - 0.9 ** (step + 1)) * mean / root)
+            if after_step:
+                after_step(step, self.parameters, gradients)
+        return torch.stack(losses)
+
+    @torch.no_grad()
+    def exact_match(self, examples: Sequence[Example], chunk: int = 50) -> list[float]:
+        """Each run's share of right answers: greedy decoding gives an answer when every argmax behind it gives it."""
+        encoded, right = chat.encode(self.tokenizer, examples), torch.zeros(self.count, device=self.device)
+        logits = vmap(self._logits, in_dims=(0, 0, None))
+        for start in range(0, len(encoded), chunk):
+            one = chat.collate(encoded[start : start + chunk], self.tokenizer.pad_token_id)
+            labels = one["labels"][:, 1:].to(self.device)
+            predicted = logits(self.parameters, self.fixed, one["input_ids"].to(self.device))[:, :, :-1].argmax(-1)
+            right += ((predicted == labels) | (labels == chat.IGNORED)).all(-1).sum(1)
+        return (right / len(encoded)).tolist()
+
+    @torch.no_grad()
+    def perplexity(self, rows: Tensor, chunk: int = 4) -> list[float]:
+        """Each run's perplexity on `rows` of token ids (windows, length)."""
+        total, logits = torch.zeros(self.count, device=self.device), vmap(self._logits, in_dims=(0, 0, None))
+        for part in rows.to(self.device).split(chunk):
+            said = logits(self.parameters, self.fixed, part)[:, :, :-1].flatten(1, 2)
+            target = part[:, 1:].flatten().expand(self.count, -1)
+            total = total + F.cross_entropy(said.transpose(1, 2), target, reduction="none").sum(1)
+        return torch.exp(total / (rows.shape[0] * (rows.shape[1] - 1))).tolist()
+
+
+def story_rows(tokenizer: Any, windows: int, length: int = 256) -> Tensor:
+    """Held-out stories, joined by end marks and cut into windows (windows, length)."""
+    ids: list[int] = []
+    for text in gates.held_out_stories(windows * 4):
+        ids += [*tokenizer(text, add_special_tokens=False).input_ids, tokenizer.eos_token_id]
+    return torch.tensor(ids[: windows * length]).view(windows, length)
+
+
+def number(value: float, digits: int) -> float | None:
+    """The value, rounded; None where a run went out of bounds."""
+    return round(value, digits) if math.isfinite(value) else None
+
+
+def mean_by_rate(results: Sequence[Mapping[str, Any]], what: str, digits: int) -> dict[str, float | None]:
+    """The mean over the seeds of one number, for each learning rate; None where it isn't a number for any seed."""
+    found: dict[str, float | None] = {}
+    for lr in sorted({r["lr"] for r in results}):
+        values = [r[what] for r in results if r["lr"] == lr and r[what] is not None]
+        found[str(lr)] = round(statistics.mean(values), digits) if values else None
+    return found
+
+
+def at_best_rate(results: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The results, one a seed, with the learning rate whose mean over the seeds on the dev split is the highest."""
+    dev = {lr: statistics.mean(r["dev"] for r in results if r["lr"] == lr) for lr in sorted({r["lr"] for r in results})}
+    best = max(dev, key=lambda lr: dev[lr])
+    return [r for r in results if r["lr"] == best]
+
+
+def write(path: Path, content: Any) -> None:
+    """Write JSON by way of a temporary file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".partial")
+    temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
