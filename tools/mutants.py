@@ -371,7 +371,8 @@ def judge(
             name = f"{mutant.file}:{mutant.sha}:{digest}"  # without a change
             if name not in journal.rows:
                 end, took = run_tests(folder, tests, options, 900) if tests else ("no tests", 0.0)
-                said = (folder / "mutant.log").read_text(errors="replace").splitlines()[-2:] if end == "failed" else []
+                log = (folder / "mutant.log").read_text(errors="replace").splitlines() if end == "failed" else []
+                said = [text for text in log if text.startswith(("FAILED", "ERROR"))] or log[-1:]
                 journal.write(key=name, file=mutant.file, end=end, seconds=round(took, 1), said=said)
             base = journal.rows[name]
             if base["end"] == "passed":
