@@ -13,7 +13,7 @@ S ?=
 TORCH ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lab test tests quick notebooks new check-notebooks nbval nightly minutes lint types format drift-oldest drift-newest lock base adapters claims architecture cuda measure-gpu clean
+.PHONY: help setup lab test tests quick notebooks new check-notebooks nbval nightly minutes lint types format drift-oldest drift-newest lock base adapters claims architecture cuda measure-gpu mutants clean
 
 help:  ## list what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -91,6 +91,9 @@ cuda: setup  ## on a CUDA machine: run every notebook, tiny and small, and write
 
 measure-gpu: setup  ## on a CUDA machine: measure all that the chapters quote of a GPU (S="layer step" for some sections)
 	$(VENV) -m tools.measure_gpu $(S)
+
+mutants: setup  ## change one thing in utils/ at a time and see whether a test fails; N=200 of a sample, goes on where it was
+	nice $(VENV) -m tools.mutants --count $(or $(N),50)
 
 clean:  ## remove caches; .venv stays
 	rm -rf .pytest_cache .ruff_cache .hypothesis build *.egg-info

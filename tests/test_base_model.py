@@ -108,7 +108,7 @@ def test_the_model_card_says_what_was_recorded():
 
 def test_gate_copying(loaded):
     accuracy = gates.copy_accuracy(*loaded)
-    assert accuracy >= gates.COPY_GATE == 0.95
+    assert accuracy >= 0.95
     # 2,000 tokens and more; a few ties may fall otherwise on another processor.
     assert accuracy == pytest.approx(RECORD["copy_accuracy"], abs=0.005)
 
@@ -122,7 +122,7 @@ def test_the_copy_gate_is_not_met_by_a_model_that_cannot_copy(loaded):
 def test_gate_the_hero_is_kept(requested_stories):
     requests, stories = requested_stories
     kept = sum(gates.keeps_hero(s, name) for s, (_, name) in zip(stories, requests, strict=True)) / len(requests)
-    assert len(requests) == 200 and kept >= gates.HERO_GATE == 0.95
+    assert len(requests) == 200 and kept >= 0.95
 
 
 def test_the_hero_gate_notices_a_hero_who_is_lost():

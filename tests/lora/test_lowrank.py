@@ -97,21 +97,6 @@ def test_energy_is_of_squares():
     assert lowrank.energy_captured(torch.zeros(3, 4), 1) == 1.0
 
 
-@QUICK
-@given(matrices_with_rank(), st.floats(0.01, 1.0))
-def test_rank_for_energy_is_the_smallest_rank_that_holds_it(case, share):
-    W, _ = case
-    r = lowrank.rank_for_energy(W, share)
-    assert lowrank.energy_captured(W, r) >= share - 1e-9
-    assert r == 1 or lowrank.energy_captured(W, r - 1) < share + 1e-9
-
-
-@pytest.mark.parametrize("share", [0, -0.1, 1.01, float("nan")])
-def test_a_share_that_is_none_is_refused(share):
-    with pytest.raises(ValueError, match="share"):
-        lowrank.rank_for_energy(draw(3, 3), share)
-
-
 def test_the_relative_spectrum_begins_at_one_and_falls():
     values = lowrank.relative_spectrum(torch.diag(torch.tensor([2.0, 8.0, 4.0])))
     assert values == pytest.approx([1.0, 0.5, 0.25])

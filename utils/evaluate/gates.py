@@ -16,9 +16,6 @@ from utils import tinyworld
 from utils.evaluate.metrics import complete
 from utils.train.loop import in_mode, seeded
 
-COPY_GATE = 0.95
-HERO_GATE = 0.95
-
 
 def held_out_stories(n: int, seed: int = 0) -> list[str]:
     """`n` stories of the test split, which training never reads."""

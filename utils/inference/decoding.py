@@ -169,11 +169,10 @@ def sampler(generator: torch.Generator | None = None, **settings: Any) -> Choose
 
 class Generated(NamedTuple):
     """What :func:`generate` made: `ids` (batch, new tokens), padded behind the end mark, and what it cost: `computed`
-    positions that went through the model, padding included, in `passes` forward passes."""
+    positions that went through the model, padding included."""
 
     ids: Tensor
     computed: int
-    passes: int
 
 
 @torch.inference_mode()
@@ -228,4 +227,4 @@ def generate(
         if not bool(unfinished.any()):
             break
     new = ids[:, prompt_length:]
-    return Generated(new, computed, new.shape[1])
+    return Generated(new, computed)

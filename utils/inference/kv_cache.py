@@ -11,8 +11,6 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-Past = tuple[Tensor, Tensor]
-
 
 def causal_attention(
     q: Float[Tensor, "heads new dim"], k: Float[Tensor, "heads all dim"], v: Float[Tensor, "heads all dim"]
@@ -31,18 +29,6 @@ def causal_attention(
     later = place > place[everything - new :, None]
     scores = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).masked_fill(later, -float("inf"))
     return F.softmax(scores, dim=-1) @ v
-
-
-def cached_attention(
-    q: Float[Tensor, "heads new dim"],
-    k: Float[Tensor, "heads new dim"],
-    v: Float[Tensor, "heads new dim"],
-    past: Past | None = None,
-) -> tuple[Float[Tensor, "heads new dim"], Past]:
-    """The same for new tokens only: their keys and values join those of `past`. Returns the output and the new past."""
-    if past is not None:
-        k, v = torch.cat([past[0], k], dim=-2), torch.cat([past[1], v], dim=-2)
-    return causal_attention(q, k, v), (k, v)
 
 
 def positions_computed(prompt: int, new: int, cache: bool) -> int:

@@ -86,20 +86,6 @@ def energy_captured(W: Float[Tensor, "d_out d_in"], r: int) -> float:
     return squares[:r].sum().item() / total if total else 1.0
 
 
-def rank_for_energy(W: Float[Tensor, "d_out d_in"], share: float) -> int:
-    """The smallest rank whose best approximation of `W` holds at least `share` of its energy.
-
-    Raises ValueError when `W` is not a matrix or `share` is not above 0 and at most 1.
-    """
-    _checked_matrix(W)
-    if not 0 < share <= 1:
-        raise ValueError(f"share is a part of the whole, above 0 and at most 1, not {share}")
-    squares = torch.linalg.svdvals(W.double()) ** 2
-    held = squares.cumsum(0)
-    enough = held >= share * held[-1] * (1 - 1e-12)
-    return int(enough.nonzero()[0, 0]) + 1
-
-
 def relative_spectrum(W: Float[Tensor, "d_out d_in"]) -> list[float]:
     """The singular values of `W` as multiples of the largest, so that the first is 1.
 

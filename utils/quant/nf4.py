@@ -27,8 +27,6 @@ BLOCK = 64
 """Weights that share a scale."""
 SCALE_BLOCK = 256
 """Scales that share a scale, in double quantization."""
-OFFSET = 0.9677083
-"""Where the quantiles begin: the mean of 1 - 1/32 and 1 - 1/30, half a step inside the ends of 16 and of 15 steps."""
 SMALLEST_SCALE = 1e-38
 
 NF4 = (
@@ -36,26 +34,11 @@ NF4 = (
     -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
     0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
 )  # fmt: skip
-"""NF4 as the constants that bitsandbytes and the paper's appendix E have; :func:`normal_float_book` derives them."""
+"""NF4 as the constants that bitsandbytes and the paper's appendix E have; a test derives them from quantiles."""
 FP4 = tuple(v / 12 for v in (0, 0.0625, 8, 12, 4, 6, 2, 3, 0, -0.0625, -8, -12, -4, -6, -2, -3))
 """A float of 4 bits, one for the sign, two for the exponent, one for the fraction, in the order of its bits."""
 INT4 = tuple(v / 7 for v in range(-7, 8))
 """Fifteen steps of equal size: what 4 bits give when the code book is a ruler."""
-
-
-def normal_float_book(offset: float = OFFSET) -> Float32[Tensor, " 16"]:
-    """The NF4 code book, derived: quantiles of the standard normal distribution, scaled to [-1, 1].
-
-    The probabilities run in equal steps from `offset` to 0.5, in 8 steps for the positive half and in 7 for the
-    negative one; 0.5 belongs to the value 0, which both share. (A symmetric book of 16 values has no zero.) Raises
-    ValueError for an offset outside (0.5, 1).
-    """
-    if not 0.5 < offset < 1:
-        raise ValueError(f"the offset is a probability between 0.5 and 1, not {offset}")
-    positive = torch.special.ndtri(torch.linspace(offset, 0.5, 9)[:-1].double())
-    negative = -torch.special.ndtri(torch.linspace(offset, 0.5, 8)[:-1].double())
-    values = torch.cat([negative, torch.zeros(1), positive]).sort().values.float()
-    return values / values.max()
 
 
 def code_book(name: str) -> Float32[Tensor, " codes"]:
