@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from utils.evaluate import spectrum
-from utils.evaluate.forgetting import interpolated, measure, replay_examples, scaled
+from utils.evaluate.forgetting import interpolated, measure_forgetting, replay_examples, scaled
 from utils.evaluate.gates import held_out_stories
 from utils.files import replaced_folder
 from utils.lora import inject
@@ -55,7 +55,7 @@ class Bench:
         self.stories = held_out_stories(STORIES)
 
     def kept(self, model) -> dict:
-        found = measure(model, self.tokenizer, self.test, self.stories, COPIES)
+        found = measure_forgetting(model, self.tokenizer, self.test, self.stories, COPIES)
         return {name: round(value, 4) for name, value in found._asdict().items()}
 
     def run(self, method: str, lr: float, seed: int, *, steps: int = RECIPE.steps, replay=False, curve=False) -> dict:

@@ -284,7 +284,7 @@ def weighted_sum(adapters: Sequence[Adapter], weights: Sequence[float], layer: s
     return sum(rest, first)
 
 
-def relative_error(adapters: Sequence[Adapter], weights: Sequence[float], combined: Adapter) -> float:
+def combined_error(adapters: Sequence[Adapter], weights: Sequence[float], combined: Adapter) -> float:
     """How far `combined` is from the weighted sum of the corrections: the norm of the difference over all layers, by
     the norm of the sum."""
     wrong = total = 0.0

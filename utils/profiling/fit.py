@@ -156,7 +156,7 @@ def what_fits(
     return found
 
 
-def table(fits: Sequence[Fit]) -> str:
+def fit_table(fits: Sequence[Fit]) -> str:
     """The largest batches as text, a line for each way and a column for each card."""
     cards = list(fits[0].largest)
     width = max(len(fit.way) for fit in fits)
@@ -168,7 +168,7 @@ def table(fits: Sequence[Fit]) -> str:
     return "\n".join(lines)
 
 
-def report(prediction: Prediction) -> str:
+def fit_report(prediction: Prediction) -> str:
     """A prediction as text: the parts at the peak, largest first, and the phases."""
     lines = [f"peak {prediction.peak / GB:.2f} GB, in the {prediction.phase} phase; of this"]
     for kind, size in sorted(prediction.parts.items(), key=lambda item: -item[1]):
@@ -225,9 +225,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         setup = _setup(arguments)
         if arguments.table:
-            print(table(what_fits(setup)))
+            print(fit_table(what_fits(setup)))
         else:
-            print(report(predict(setup) if arguments.card is None else refuse_unless_it_fits(setup, arguments.card)))
+            print(
+                fit_report(predict(setup) if arguments.card is None else refuse_unless_it_fits(setup, arguments.card))
+            )
     except (ValueError, TypeError, RuntimeError) as error:
         sys.exit(f"error: {error}")
 

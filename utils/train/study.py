@@ -84,7 +84,7 @@ class Measured(NamedTuple):
 
 
 @torch.inference_mode()
-def measure(
+def teacher_forced(
     model: nn.Module, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], batch_size: int = 100
 ) -> Measured:
     """Loss and exact match in one forward pass, with the right answer given as input (teacher forcing).
@@ -154,7 +154,7 @@ class Work:
                 self.model, self.tokenizer, self.train, steps=self.steps, lr=lr, batch_size=self.batch_size, seed=seed,
                 progress=False, groups=groups, after_step=after_step,
             )  # fmt: skip
-            return [measure(self.model, self.tokenizer, examples) for examples in examine]
+            return [teacher_forced(self.model, self.tokenizer, examples) for examples in examine]
         finally:
             lora.remove(self.model)
 
@@ -174,7 +174,7 @@ def objective(trial: optuna.trial.BaseTrial, work: Work) -> float:
         done = step + 1
         if done % work.report_every and done < work.steps:
             return
-        seen = measure(work.model, work.tokenizer, work.dev)
+        seen = teacher_forced(work.model, work.tokenizer, work.dev)
         trial.set_user_attr("steps", done)
         trial.set_user_attr("exact", seen.exact)
         if not math.isfinite(seen.loss):
