@@ -10,6 +10,9 @@ by the mean over the seeds on the dev split; what is reported is the test split 
 differ in their trainable tensors alone, so they are trained together in one stack (tools/ensemble.py);
 tests/train/test_sweep.py holds such a run against the same run alone. Entries are spread over processes. At the end,
 one process alone measures time and memory of a single run of each.
+
+Attributes:
+    CHUNK: Runs that are trained in one stack, where a GPU of 80 GB can't hold all of them beside the other processes.
 """
 
 from __future__ import annotations
@@ -44,7 +47,6 @@ ROOT = Path(__file__).resolve().parents[1]
 SEEDS = (0, 1, 2, 3, 4)
 HELD_OUT, WINDOWS = 200, 32
 CHUNK = {"VeRA r=3630": 15}
-"""Runs that are trained in one stack, where a GPU of 80 GB can't hold all of them beside the other processes."""
 OUT = ROOT / "assets" / "measurements" / "variants.json"
 
 

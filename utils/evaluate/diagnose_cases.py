@@ -1,4 +1,10 @@
-"""How the clinic's patients were made ill. Chapter 11's third part is a riddle; this file holds the answers."""
+"""How the clinic's patients were made ill. Chapter 11's third part is a riddle; this file holds the answers.
+
+Attributes:
+    WIDTH: Tokens to which :func:`everything_learnt` pads: about twice what an example of the sentiment task has.
+    LR, STEPS, EARLY: A healthy run's rate and steps, those of tools/measure_clinic.py; three of the others are stopped
+        after :data:`EARLY` steps, as many as :func:`utils.evaluate.diagnose.trend` needs to call a loss flat.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +25,6 @@ from utils.tinyworld import Task, task_examples
 from utils.train.adapter_cache import trained_adapter
 
 WIDTH = 48
-"""Tokens to which :func:`everything_learnt` pads: about twice what an example of the sentiment task has."""
 
 
 def without_end_mark(batch: Mapping[str, Tensor], eos_id: int) -> dict[str, Tensor]:
@@ -46,8 +51,6 @@ def everything_learnt(batch: Mapping[str, Tensor], pad_id: int, width: int = WID
 # --------------------------------------------------------------------------------- the first ward: six training runs
 
 LR, STEPS, EARLY = 6e-3, 80, 20
-"""A healthy run's rate and steps, those of tools/measure_clinic.py; three of the others are stopped after :data:`EARLY`
-steps, as many as :func:`utils.evaluate.diagnose.trend` needs to call a loss flat."""
 
 
 class Patient(NamedTuple):

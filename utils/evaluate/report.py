@@ -1,4 +1,8 @@
-"""What a model does with held-out records, before and after: right answers, loss, stopping, and what it forgot."""
+"""What a model does with held-out records, before and after: right answers, loss, stopping, and what it forgot.
+
+Attributes:
+    ROOM: So many tokens more than the longest wanted answer a model may write: it stops by itself, or it doesn't.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +23,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 ROOM = 16
-"""So many tokens more than the longest wanted answer a model may write: it stops by itself, or it doesn't."""
 
 
 class Reply(NamedTuple):

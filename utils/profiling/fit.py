@@ -5,6 +5,11 @@
     python -m utils.profiling.fit --model Llama-2-7B --table          (what fits on which card)
 
 Everything rests on :func:`utils.profiling.memory.predict`, and on the one safety margin that :func:`needed` adds to it.
+
+Attributes:
+    CARDS: GB that common cards are sold with. One of N shows a little more or less than N * 10**9 bytes.
+    CONTEXT: The fixed part of the safety margin, in bytes: see :func:`needed`.
+    GAPS: The part of the safety margin that grows with the peak, as a factor: see :func:`needed`.
 """
 
 from __future__ import annotations
@@ -22,11 +27,8 @@ from utils.models.configs import llama_config
 from utils.profiling.memory import ATTENTION, FLOATS, GB, METHODS, OPTIMIZERS, Prediction, Setup, predict
 
 CARDS = (8, 12, 16, 24, 40, 80)
-"""GB that common cards are sold with. One of N shows a little more or less than N * 10**9 bytes."""
 CONTEXT = 810_000_000
-"""The fixed part of the safety margin, in bytes: see :func:`needed`."""
 GAPS = 1.08
-"""The part of the safety margin that grows with the peak, as a factor: see :func:`needed`."""
 BATCHES = (1, 2, 4, 8, 16)
 WAYS: Mapping[str, Mapping[str, Any]] = {
     "full": {"method": "full"},

@@ -2,6 +2,10 @@
 
 A model of the setting's shape with random weights, made where it is used; PEFT's adapters; bitsandbytes' 4-bit layers
 and optimizers. Weights don't change how much memory a step takes, so nothing is downloaded. Figures are bytes.
+
+Attributes:
+    SEED, STEPS: The seed of the weights and of the batch; the third step is the one that counts: the optimizer's states
+        are there.
 """
 
 from __future__ import annotations
@@ -22,7 +26,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 SEED, STEPS = 0, 3
-"""The seed of the weights and of the batch; the third step is the one that counts: the optimizer's states are there."""
 
 
 def base_of(setup: Setup) -> tuple[Any, ...]:

@@ -4,6 +4,9 @@
 and 1, and stores for each the number of the nearest value of a *code book*, and for each block the divisor, its scale.
 Steps of equal size make int8 and int4; other code books are in :mod:`utils.quant.nf4`. Dettmers et al., 2021
 (https://arxiv.org/abs/2110.02861) introduced the blocks.
+
+Attributes:
+    FLOATS: The dtypes that can be quantized.
 """
 
 from __future__ import annotations
@@ -13,7 +16,6 @@ from jaxtyping import Float, Int, Int8
 from torch import Tensor
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
-"""The dtypes that can be quantized."""
 
 
 def check_values(values: Tensor, block: int) -> None:

@@ -9,6 +9,13 @@ which multiplies whole blocks by 1 / scale and divides a shorter last block by i
 come from a compiled kernel, which rounds the scaled value to one of 65,536 points first and looks the nearest code up
 for that point. Releases 0.48 and 0.49 compared it with the code book itself, and treated zeros and odd sizes otherwise:
 of the tiny model the 4-bit codes are the same, and 62 of the 27,648 8-bit ones differ.
+
+Attributes:
+    BLOCK: Weights that share a scale.
+    SCALE_BLOCK: Scales that share a scale, in double quantization.
+    NF4: NF4 as the constants that bitsandbytes and the paper's appendix E have; a test derives them from quantiles.
+    FP4: A float of 4 bits, one for the sign, two for the exponent, one for the fraction, in the order of its bits.
+    INT4: Fifteen steps of equal size: what 4 bits give when the code book is a ruler.
 """
 
 from __future__ import annotations
@@ -24,9 +31,7 @@ from torch import Tensor
 from utils.quant.absmax import block_scales, check_values, nearest, repeat_scales
 
 BLOCK = 64
-"""Weights that share a scale."""
 SCALE_BLOCK = 256
-"""Scales that share a scale, in double quantization."""
 SMALLEST_SCALE = 1e-38
 
 NF4 = (
@@ -34,11 +39,8 @@ NF4 = (
     -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
     0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
 )  # fmt: skip
-"""NF4 as the constants that bitsandbytes and the paper's appendix E have; a test derives them from quantiles."""
 FP4 = tuple(v / 12 for v in (0, 0.0625, 8, 12, 4, 6, 2, 3, 0, -0.0625, -8, -12, -4, -6, -2, -3))
-"""A float of 4 bits, one for the sign, two for the exponent, one for the fraction, in the order of its bits."""
 INT4 = tuple(v / 7 for v in range(-7, 8))
-"""Fifteen steps of equal size: what 4 bits give when the code book is a ruler."""
 
 
 def code_book(name: str) -> Float32[Tensor, " codes"]:

@@ -6,6 +6,9 @@ split belongs to nobody here. Optuna (Akiba et al., 2019, https://arxiv.org/abs/
 
 The sampler of each trial is seeded by the study's seed and the number of finished trials. So a study that was
 interrupted and opened again goes on exactly as it would have gone on by itself.
+
+Attributes:
+    TARGETS: The choices of `target_modules` by the names that a study stores.
 """
 
 from __future__ import annotations
@@ -38,7 +41,6 @@ TARGETS: dict[str, list[str] | str] = {
     "MLP": MLP,
     "all-linear": ALL_LINEAR,
 }
-"""The choices of `target_modules` by the names that a study stores."""
 
 
 class Setting(NamedTuple):

@@ -3,6 +3,11 @@
 All have, as nearly as their ranks allow, the parameters of LoRA with r=8 on all linear layers: 108,544. VeRA is there
 twice: with a rank that its paper uses, and beside it LoRA with as few parameters; and with the rank that the budget
 takes.
+
+Attributes:
+    LORA_PLUS_RATIO: B's learning rate over A's, as the paper of LoRA+ advises.
+    INIT_R: AdaLoRA's rank at the start; `r` of its entry is where it ends, on average.
+    COURSES: Short on purpose: twice as many steps, and nearly everything gets everything right.
 """
 
 from __future__ import annotations
@@ -23,9 +28,7 @@ from utils.train import loop
 
 VARIANTS = {"rsLoRA": variants.RsLoRA(), "DoRA": variants.DoRA(), "PiSSA": variants.PiSSA(), "AdaLoRA": AdaLoRA()}
 LORA_PLUS_RATIO = 16.0
-"""B's learning rate over A's, as the paper of LoRA+ advises."""
 INIT_R = 12
-"""AdaLoRA's rank at the start; `r` of its entry is where it ends, on average."""
 
 
 class SweepEntry(NamedTuple):
@@ -64,7 +67,6 @@ class Course(NamedTuple):
 
 
 COURSES: dict[Task, Course] = {"translation": Course(300, 16), "style": Course(120, 8)}
-"""Short on purpose: twice as many steps, and nearly everything gets everything right."""
 
 
 def schedule(entry: SweepEntry, steps: int) -> Schedule:
