@@ -102,8 +102,8 @@ class DoubleScales(NamedTuple):
     """Block scales in 8 bits: ``dynamic_map()[codes] * scales + offset``, with one of `scales` for 256 codes."""
 
     codes: UInt8[Tensor, " blocks"]
-    scales: Float32[Tensor, " scale_blocks"]
-    offset: Float32[Tensor, ""]
+    scales: Float[Tensor, " scale_blocks"]
+    offset: Float[Tensor, ""]
 
     @property
     def nbytes(self) -> int:
@@ -111,7 +111,7 @@ class DoubleScales(NamedTuple):
         return self.codes.nbytes + self.scales.nbytes + self.offset.nbytes
 
 
-def double_quantize(scales: Float32[Tensor, " blocks"]) -> DoubleScales:
+def double_quantize(scales: Float[Tensor, " blocks"]) -> DoubleScales:
     """Quantize block scales in turn: take their mean away, then absmax in blocks of 256 with the dynamic code book.
 
     Scales are all positive, so without the mean half of a signed code book would be wasted.
@@ -126,7 +126,7 @@ def double_quantize(scales: Float32[Tensor, " blocks"]) -> DoubleScales:
     return DoubleScales(codes, absmax, offset)
 
 
-def double_dequantize(scales: DoubleScales) -> Float32[Tensor, " blocks"]:
+def double_dequantize(scales: DoubleScales) -> Float[Tensor, " blocks"]:
     """The float32 block scales that `scales` stands for."""
     values = dynamic_map().to(scales.codes.device)[scales.codes.long()]
     return values * repeat_scales(scales.scales, SCALE_BLOCK, len(values)) + scales.offset
@@ -139,7 +139,7 @@ class Quantized(NamedTuple):
     """A tensor in 4 bits: two codes a byte, a scale for each block, and what is needed to make the tensor again."""
 
     packed: UInt8[Tensor, " bytes"]
-    scales: Float32[Tensor, " blocks"] | DoubleScales
+    scales: Float[Tensor, " blocks"] | DoubleScales
     shape: torch.Size
     dtype: torch.dtype
     book: str
