@@ -3,13 +3,17 @@
 
 PYTHON ?= python3
 VENV := .venv/bin/python
-PYTEST := OMP_NUM_THREADS=1 $(VENV) -m pytest -n 2 --dist loadfile
-NBVAL := $(PYTEST) --nbval --nbval-current-env --nbval-cell-timeout=300
+PYTEST := OMP_NUM_THREADS=1 $(VENV) -m pytest
+TESTS := $(PYTEST) -n 2 --dist worksteal
+NBVAL := $(PYTEST) -n 2 --dist loadfile
+MINUTES := assets/measurements/minutes.json
 CH ?=
+TITLE ?=
 S ?=
+TORCH ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lab test tests notebooks check-notebooks nbval-notebooks nbval-solutions lint format lock base adapters claims architecture cuda measure-gpu mutants clean
+.PHONY: help setup lab test tests quick notebooks new check-notebooks nbval nightly minutes lint format drift-oldest drift-newest lock base adapters claims architecture cuda measure-gpu mutants clean
 
 help:  ## list what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -24,20 +28,30 @@ test:  ## set up, then everything that CI runs
 	@$(PYTHON) start.py test
 
 tests: setup  ## the tests alone, without the notebooks
-	$(PYTEST) tests
+	$(TESTS) tests
+
+quick: setup  ## the tests without the slow proofs, which CI runs
+	$(TESTS) -m "not slow" tests
 
 notebooks: setup  ## lessons/ to notebooks/ and solutions/, executed; CH="02 03" for some chapters
-	$(VENV) -m tools.build_notebooks $(CH)
+	$(VENV) -m tools.build $(CH)
 	$(VENV) -m tools.build_claims
 
-check-notebooks: setup  ## fail when a committed notebook is not what its lesson gives
-	$(VENV) -m tools.build_notebooks --check $(CH)
+new: setup  ## a new chapter that passes: make new CH=15 TITLE="Out of the notebook"
+	$(VENV) -m tools.build.new "$(CH)" "$(TITLE)"
 
-nbval-notebooks: setup  ## run the learner's notebooks, compare with their stored outputs
-	$(NBVAL) notebooks
+check-notebooks: setup  ## fail when a committed notebook is not what its lesson gives; runs nothing
+	$(VENV) -m tools.build --check $(CH)
 
-nbval-solutions: setup  ## the same for the solved ones, where a failed check is an error
-	COURSE_STRICT=1 $(NBVAL) solutions
+nbval: setup  ## run each chapter once and compare both copies with their stored outputs; CH="02 03" for some
+	$(NBVAL) -p tools.pytest_notebooks --no-loadscope-reorder $(if $(CH),$(CH:%=solutions/%_*.ipynb),solutions)
+
+nightly: test  ## all that CI runs, and every learner's notebook by itself, from top to bottom
+	$(NBVAL) --nbval --nbval-current-env --nbval-cell-timeout=300 notebooks
+
+minutes: setup  ## measure each chapter on two threads, write the record and the sentence at its head; for a quiet machine
+	OMP_NUM_THREADS=2 $(VENV) -m pytest -q -p tools.pytest_notebooks --seconds=$(MINUTES) $(if $(CH),$(CH:%=solutions/%_*.ipynb),solutions)
+	$(VENV) -m tools.minutes
 
 lint: setup  ## ruff's rules, for notebooks too, and its format
 	$(VENV) -m ruff check .
@@ -46,6 +60,12 @@ lint: setup  ## ruff's rules, for notebooks too, and its format
 format: setup  ## mend what ruff can mend
 	$(VENV) -m ruff check --fix .
 	$(VENV) -m ruff format .
+
+drift-oldest: setup  ## the tests with the oldest versions that pyproject.toml admits; TORCH=2.13.0 for another torch
+	$(VENV) -m tools.drift oldest $(if $(TORCH),--torch $(TORCH))
+
+drift-newest: setup  ## the same with the newest, without the lock
+	$(VENV) -m tools.drift newest $(if $(TORCH),--torch $(TORCH))
 
 lock: setup  ## write requirements.lock anew from pyproject.toml
 	$(VENV) -m tools.lock

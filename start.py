@@ -514,32 +514,30 @@ def open_lab(home, python, options):
 
 
 def stages():
-    """Lists what `test` runs: a name, what is added to the environment, and pytest's arguments."""
-    workers = ["-n", "2", "--dist", "loadfile"]
-    nbval = ["--nbval", "--nbval-current-env", "--nbval-cell-timeout=300"]
+    """Lists what `test` runs: a name, pytest's arguments. A notebook stays on one worker; tests go to who is free."""
+    workers = ["-n", "2", "--dist"]
     return [
-        ("tests", {}, [*workers, "tests"]),
-        ("notebooks", {}, [*nbval, *workers, "notebooks"]),
-        ("solutions", {"COURSE_STRICT": "1"}, [*nbval, *workers, "solutions"]),
+        ("tests", [*workers, "worksteal", "tests"]),
+        ("notebooks", ["-p", "tools.pytest_notebooks", *workers, "loadfile", "--no-loadscope-reorder", "solutions"]),
     ]
 
 
-def environment_of_tests(environment, extra):
-    """Gives the variables for tests: CPU, offline, UTF-8, one thread a worker, no COURSE_ setting but `extra`."""
+def environment_of_tests(environment):
+    """Gives the variables for tests: CPU, offline, UTF-8, one thread a worker, no COURSE_ setting."""
     kept = {name: value for name, value in environment.items() if not name.startswith("COURSE_")}
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     fixed = {"CUDA_VISIBLE_DEVICES": "-1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    return {**kept, **threads, **fixed, **UTF8, **extra}
+    return {**kept, **threads, **fixed, **UTF8}
 
 
 def run_tests(home, python, set_up_seconds):
     """Runs every stage, also after one has failed; prints the times; returns 0 if all passed, else 1."""
     rows, failed = [("set-up", set_up_seconds, "done")], False
-    for name, extra, arguments in stages():
+    for name, arguments in stages():
         say(f"\n{name}: pytest {' '.join(arguments)}")
         started = time.time()
         command = [str(python), "-m", "pytest", *arguments]
-        process = subprocess.Popen(command, cwd=str(home), env=environment_of_tests(os.environ, extra))
+        process = subprocess.Popen(command, cwd=str(home), env=environment_of_tests(os.environ))
         try:
             code = process.wait()
         except BaseException:

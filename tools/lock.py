@@ -18,13 +18,14 @@ import subprocess
 import sys
 import tempfile
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 LOCK = ROOT / "requirements.lock"
 UV = "uv==0.13.9"
 OLDEST_PYTHON = "3.11"
+EVERYWHERE = ("--universal", "--python-version", OLDEST_PYTHON, "--fork-strategy", "fewest")
 LOCKED_EXTRAS = ("lab", "dev")
 
 # torch brings these along, and another build of torch brings others.
@@ -50,11 +51,12 @@ def torch_version(start: str) -> str:
     return found[1]
 
 
-def requirements(pyproject: dict, torch: str) -> list[str]:
-    """Lists what is to be resolved: the dependencies, two extras, the build backend, and torch's pin."""
+def requirements(pyproject: dict, torch: str | None = None) -> list[str]:
+    """Lists what is to be resolved: the dependencies, two extras, the build backend, torch's pin if given."""
     project = pyproject["project"]
     extras = [line for name in LOCKED_EXTRAS for line in project["optional-dependencies"][name]]
-    return [*project["dependencies"], *extras, *pyproject["build-system"]["requires"], f"torch=={torch}"]
+    pin = [f"torch=={torch}"] if torch else []
+    return [*project["dependencies"], *extras, *pyproject["build-system"]["requires"], *pin]
 
 
 def pins_to_keep(lines: Iterable[str]) -> list[str]:
@@ -63,10 +65,11 @@ def pins_to_keep(lines: Iterable[str]) -> list[str]:
     return sorted(pin for pin in pins if not WITH_TORCH.match(pin) and IN_THE_BROWSER not in pin)
 
 
-def resolve(wanted: list[str], keep: Path | None = None) -> list[str]:
+def resolve(wanted: list[str], keep: Path | None = None, how: Sequence[str] = EVERYWHERE) -> list[str]:
     """Asks uv for one pin of each package that `wanted` needs, itself included.
 
-    `keep` is a lock whose versions stay wherever they still fit. Raises
+    `keep` is a lock whose versions stay wherever they still fit. `how` are uv's options; left out, they ask for pins
+    that serve every Python and every platform. Raises
     :class:`subprocess.CalledProcessError` when nothing fits or no index can be reached; uv has then said why.
     """
     with tempfile.TemporaryDirectory() as folder:
@@ -79,8 +82,7 @@ def resolve(wanted: list[str], keep: Path | None = None) -> list[str]:
             (scratch / "requirements.txt").write_bytes(keep.read_bytes())
         # fmt: off
         command = [binaries / "uv", "pip", "compile", "requirements.in", "--output-file", "requirements.txt",
-                   "--universal", "--python-version", OLDEST_PYTHON, "--fork-strategy", "fewest",
-                   "--no-annotate", "--no-header", "--quiet"]
+                   *how, "--no-annotate", "--no-header", "--quiet"]
         # fmt: on
         subprocess.run(command, cwd=scratch, check=True)
         return (scratch / "requirements.txt").read_text().splitlines()

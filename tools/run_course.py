@@ -33,13 +33,15 @@ from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell
 
-from tools import build_notebooks as build
+from tools.build.execute import ANSI, ThisPython, kernel_environment, run_cells
+from tools.build.lesson import CHECK_CALL, KERNELSPEC, LEARNER, SOLVED, Course
+from tools.build.one_run import is_compared
 from tools.gpu.record import Record
 
 ROOT = Path(__file__).resolve().parents[1]
 
 OUT = ROOT / "assets" / "measurements"
-COPIES = (build.LEARNER, build.SOLVED)
+COPIES = (LEARNER, SOLVED)
 REAL_MODEL = ("05", "08", "13")
 """The chapters that work on a real model as well: a cell of theirs asks for the profile."""
 SHOWN = 300
@@ -55,7 +57,7 @@ print(_json.dumps({"cuda_used": bool(_cuda), "peak_bytes": _torch.cuda.max_memor
 
 def chosen(chapters: Sequence[str], profile: str, copies: Sequence[str] = COPIES) -> list[Path]:
     """The notebooks to run. Raises SystemExit for a chapter without one, or without a real-model part."""
-    known = {path.name[:2] for path in (ROOT / build.LEARNER).glob("[0-9][0-9]_*.ipynb")}
+    known = {path.name[:2] for path in (ROOT / LEARNER).glob("[0-9][0-9]_*.ipynb")}
     wanted = set(chapters) or (known if profile == "tiny" else set(REAL_MODEL))
     if unknown := sorted(wanted - known):
         sys.exit(f"error: no notebook begins with {', '.join(unknown)}; there are {', '.join(sorted(known))}")
@@ -87,12 +89,12 @@ def judged(stored: NotebookNode, run: NotebookNode) -> dict[str, Any]:
         for output in after.outputs:
             if output.output_type == "error":
                 failed = True
-                said = build.ANSI.sub("", f"{output.ename}: {output.evalue}")
+                said = ANSI.sub("", f"{output.ename}: {output.evalue}")
                 errors.append({"cell": index, "said": said[:SHOWN]})
             elif output.get("name") == "stderr":
                 stderr.append({"cell": index, "said": output.text.strip()[:SHOWN]})
-        checks += "[passed]" in texts(after) and bool(build.CHECK_CALL.search(after.source))
-        compared = build.NOT_COMPARED.isdisjoint(after.metadata.get("tags", []))
+        checks += "[passed]" in texts(after) and bool(CHECK_CALL.search(after.source))
+        compared = is_compared(after)
         if compared and not failed and texts(before) != texts(after):
             pairs = zip(texts(before).splitlines(), texts(after).splitlines(), strict=False)
             line = next((f"{a} -> {b}" for a, b in pairs if a != b), "another number of lines")
@@ -100,7 +102,7 @@ def judged(stored: NotebookNode, run: NotebookNode) -> dict[str, Any]:
     return {"errors": errors, "stderr": stderr, "checks": checks, "different": different}
 
 
-async def run_one(path: Path, profile: str, course: build.Course, cell_seconds: int) -> dict[str, Any]:
+async def run_one(path: Path, profile: str, course: Course, cell_seconds: int) -> dict[str, Any]:
     """Run one notebook in a kernel of this Python and say how it went."""
     stored = nbformat.read(path, as_version=4)
     notebook = nbformat.from_dict(json.loads(json.dumps(stored)))
@@ -110,17 +112,17 @@ async def run_one(path: Path, profile: str, course: build.Course, cell_seconds: 
     notebook.cells.append(new_code_cell(PROBE))
     client = NotebookClient(
         notebook,
-        km=AsyncKernelManager(kernel_spec_manager=build._ThisPython(), kernel_name=build.KERNELSPEC["name"]),
+        km=AsyncKernelManager(kernel_spec_manager=ThisPython(), kernel_name=KERNELSPEC["name"]),
         timeout=cell_seconds,
         resources={"metadata": {"path": str(path.parent)}},
         allow_errors=True,
         store_widget_state=False,
         coalesce_streams=True,
     )
-    environment = build.kernel_environment(path.parent.name, course) | {"COURSE_PROFILE": profile}
+    environment = kernel_environment(path.parent.name, course) | {"COURSE_PROFILE": profile}
     began, stopped = time.monotonic(), []
     try:
-        await build.run_cells(client, environment)
+        await run_cells(client, environment)
     except (CellTimeoutError, DeadKernelError) as problem:
         index = next((i for i, c in reversed(list(enumerate(notebook.cells))) if c.get("execution_count")), 0)
         stopped = [{"cell": index, "said": f"{type(problem).__name__}: {problem}"[:SHOWN]}]
@@ -168,7 +170,7 @@ async def run_all(
     paths: Sequence[Path], profile: str, record: Record, *, at_once: int, cell_seconds: int, seconds: float
 ) -> None:
     """Run the notebooks that the record lacks, `at_once` at a time; start none after `seconds`."""
-    course, gate, began = build.Course.here(), asyncio.Semaphore(at_once), time.monotonic()
+    course, gate, began = Course.here(), asyncio.Semaphore(at_once), time.monotonic()
 
     async def one(path: Path) -> None:
         name = f"{path.parent.name}/{path.stem}"

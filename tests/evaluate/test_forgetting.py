@@ -79,6 +79,11 @@ def test_what_is_refused(adapted):
     model, _ = models.load_base()
     with pytest.raises(RuntimeError, match="no LoRA layers"), forgetting.scaled(model, 0.5):
         pass
+    for variant in (lora.DoRA(), lora.PiSSA()):
+        other = models.load_base()[0]
+        lora.inject(other, ["q_proj"], 2, 4, variant=variant)
+        with pytest.raises(TypeError, match=f"the scaling of {type(variant).__name__}"), forgetting.scaled(other, 0):
+            pass
     lora.merge(adapted)
     with pytest.raises(RuntimeError, match="unmerge first"), forgetting.scaled(adapted, 0.5):
         pass

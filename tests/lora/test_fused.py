@@ -1,4 +1,4 @@
-"""FastLoRALinear: derivatives by finite differences, equality with the plain layer and PEFT, bytes kept, failures."""
+"""The fused form: derivatives by finite differences, equality with the plain layer and PEFT, bytes kept, failures."""
 
 import copy
 
@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from utils import lora, models
 from utils.lora import LoRALinear, fused
-from utils.lora.fused import SHARE, FastLoRALinear, use_fast, use_plain
+from utils.lora.fused import SHARE, use_fused
 from utils.profiling.activations import saved_activation_bytes
 from utils.profiling.traffic import operations
 
@@ -30,6 +30,13 @@ float32 sums add 2**-24 each, which is nothing beside it."""
 shapes = st.lists(st.integers(1, 4), max_size=3)
 
 
+def fused_linear(*arguments):
+    """A LoRALinear that computes as one operation."""
+    layer = LoRALinear(*arguments)
+    use_fused(layer)
+    return layer
+
+
 def layer_of(kind, d_in=12, d_out=10, r=3, alpha=5.0, *, dtype=torch.float64, bias=True, dropout=0.0, seed=0):
     torch.manual_seed(seed)
     layer = kind(nn.Linear(d_in, d_out, bias=bias, dtype=dtype), r, alpha, dropout)
@@ -39,7 +46,7 @@ def layer_of(kind, d_in=12, d_out=10, r=3, alpha=5.0, *, dtype=torch.float64, bi
 
 def pair(**options):
     """The fast layer and the plain one, with equal parameters."""
-    fast, plain = layer_of(FastLoRALinear, **options), layer_of(LoRALinear, **options)
+    fast, plain = layer_of(fused_linear, **options), layer_of(LoRALinear, **options)
     plain.load_state_dict(fast.state_dict(), strict=True)
     return fast, plain
 
@@ -61,7 +68,7 @@ def results(layer, x, grad=None, context=None):
 @pytest.mark.parametrize("shape", [(5,), (2, 5), (3, 2, 5)])
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
 def test_the_derivatives_are_those_of_finite_differences(shape, bias, dropout):
-    layer = layer_of(FastLoRALinear, d_in=5, d_out=4, r=2, bias=bias, dropout=dropout)
+    layer = layer_of(fused_linear, d_in=5, d_out=4, r=2, bias=bias, dropout=dropout)
     x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
 
     def computed(x, lora_A, lora_B):
@@ -95,7 +102,7 @@ def test_they_are_the_plain_layers_in_float32_too():
 
 
 def test_no_tokens_give_no_output_and_zero_gradients():
-    fast = layer_of(FastLoRALinear)
+    fast = layer_of(fused_linear)
     y, dx, da, db = results(fast, torch.randn(2, 0, 12, dtype=torch.float64))
     assert y.shape == (2, 0, 10) and dx.shape == (2, 0, 12)
     assert not da.any() and not db.any()
@@ -157,7 +164,7 @@ def off(found, expected):
 
 @pytest.mark.parametrize("adapters", [torch.float32, torch.bfloat16])
 def test_in_bf16_each_number_is_within_its_roundings_of_the_exact_one(adapters):
-    fast = layer_of(FastLoRALinear, d_in=256, d_out=192, r=8, alpha=16, dtype=torch.bfloat16, bias=False)
+    fast = layer_of(fused_linear, d_in=256, d_out=192, r=8, alpha=16, dtype=torch.bfloat16, bias=False)
     fast.lora_A.data, fast.lora_B.data = fast.lora_A.data.to(adapters), fast.lora_B.data.to(adapters)
     x, grad = torch.randn(2, 50, 256, dtype=torch.bfloat16), torch.randn(2, 50, 192, dtype=torch.bfloat16)
     found = results(fast, x, grad)
@@ -176,7 +183,7 @@ def test_in_bf16_it_is_peft_within_both_ones_roundings(autocast_adapter_dtype):
     theirs = peft.get_peft_model(copy.deepcopy(holder), config, autocast_adapter_dtype=autocast_adapter_dtype)
     (inner,) = [module for module in theirs.modules() if isinstance(module, peft.tuners.lora.Linear)]
     a, b = inner.lora_A["default"].weight, inner.lora_B["default"].weight
-    ours = FastLoRALinear(holder.lin, 8, 16)
+    ours = fused_linear(holder.lin, 8, 16)
     ours.lora_A.data, ours.lora_B.data = a.detach().clone(), b.detach().clone()
     x, grad = torch.randn(50, 256, dtype=torch.bfloat16), torch.randn(50, 192, dtype=torch.bfloat16)
     x_theirs = x.clone().requires_grad_()
@@ -257,7 +264,7 @@ def test_what_no_gradient_asks_for_is_neither_kept_nor_computed():
 
 
 def test_dropout_keeps_a_byte_for_each_number():
-    fast = layer_of(FastLoRALinear, d_in=16, r=3, dropout=0.1)
+    fast = layer_of(fused_linear, d_in=16, r=3, dropout=0.1)
     x = torch.randn(40, 16, dtype=torch.float64, requires_grad=True)
     assert kept(fast, x) == 8 * (40 * 16 + 40 * 3) + 40 * 16
     assert kept(fast.eval(), x) == 8 * (40 * 16 + 40 * 3)
@@ -289,7 +296,7 @@ def attention_pair(dropout=0.0, **options):
         for layer in lora.lora_layers(model).values():
             nn.init.normal_(layer.lora_B)
         models_.append(model)
-    use_fast(models_[0], share=SHARE)
+    use_fused(models_[0], share=SHARE)
     return models_
 
 
@@ -382,14 +389,47 @@ def test_a_member_that_is_merged_off_or_different_ends_the_sharing(counted):
     assert 3 not in counted
 
 
+def test_what_was_prepared_and_not_called_for_goes_with_its_x():
+    together, _ = attention_pair()
+    shared = together.q_proj.compute
+    with torch.no_grad():
+        x = torch.randn(4, 12, dtype=torch.float64)
+        together.q_proj(x)  # and nobody asks k and v
+        assert set(shared.waiting) == {together.k_proj, together.v_proj}
+        del x
+    assert not shared.waiting
+    x = torch.randn(4, 12, dtype=torch.float64)
+    y = together.q_proj(x)
+    y.sum().backward()
+    del x, y
+    assert not shared.waiting, "with gradients it goes when the backward pass lets go of x"
+
+
+def test_a_copy_of_the_model_shares_among_its_own_layers_and_begins_with_nothing(counted):
+    together, plain = attention_pair()
+    x = torch.randn(4, 12, dtype=torch.float64)
+    together.q_proj(x)
+    copied = copy.deepcopy(together)
+    counted.clear()
+    with torch.no_grad():
+        copied.q_proj.lora_B.zero_()
+        torch.testing.assert_close(copied.k_proj(x), plain.k_proj(x), **F64)
+        assert counted == [1], "not what the original had ready"
+        assert torch.equal(copied.q_proj(x), copied.q_proj.base_layer(x))
+    assert not torch.equal(together(x), copied(x))
+    assert counted[1:] == [3, 3, 3]
+
+
 # ------------------------------------------------------------------------------------------------------ failure cases
 
 
 def test_a_second_derivative_is_refused():
-    fast = layer_of(FastLoRALinear)
+    fast = layer_of(fused_linear)
     x = torch.randn(2, 12, dtype=torch.float64, requires_grad=True)
-    with pytest.raises(RuntimeError, match=r"first derivative only.*use_plain\(model\)"):
+    with pytest.raises(RuntimeError, match="first derivative only.*compute to utils.lora.layer.plain"):
         torch.autograd.grad(fast(x).sum(), x, create_graph=True)
+    fast.compute = lora.layer.plain  # what the message says
+    torch.autograd.grad(fast(x).sum(), x, create_graph=True)
 
 
 def test_a_backward_pass_inside_autocast_computes_in_the_dtype_of_the_forward_pass():
@@ -403,16 +443,25 @@ def test_a_backward_pass_inside_autocast_computes_in_the_dtype_of_the_forward_pa
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-4)  # bf16 would be off by 1e-2
 
 
-def test_a_weight_changed_between_forward_and_backward_is_noticed():
-    fast = layer_of(FastLoRALinear)
+@pytest.mark.parametrize("dropout", [0.0, 0.3])  # the operation for one layer, and the one for all else
+def test_a_weight_changed_between_forward_and_backward_is_noticed(dropout):
+    fast = layer_of(fused_linear, dropout=dropout)
     y = fast(torch.randn(2, 12, dtype=torch.float64, requires_grad=True))
     fast.merge()
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         y.sum().backward()
 
 
+def test_a_weight_changed_under_layers_that_were_computed_together_is_noticed():
+    together, _ = attention_pair()
+    y = together(torch.randn(4, 12, dtype=torch.float64, requires_grad=True))
+    together.v_proj.merge()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
 def test_wrong_inputs_are_named():
-    fast = layer_of(FastLoRALinear, dtype=torch.float32)
+    fast = layer_of(fused_linear, dtype=torch.float32)
     with pytest.raises(ValueError, match="takes 12 numbers, and the input's last dimension is 7"):
         fast(torch.randn(2, 7))
     with pytest.raises(TypeError, match="the input is torch.bfloat16 and the base weight torch.float32"):
@@ -428,23 +477,23 @@ def test_where_one_operation_would_leave_something_out_the_plain_layer_computes(
         monkeypatch.setattr(function, "apply", lambda *a: pytest.fail("not the one operation"))
     x = torch.randn(2, 12, dtype=torch.float64, requires_grad=True)
 
-    trained = layer_of(FastLoRALinear)
+    trained = layer_of(fused_linear)
     trained.base_layer.requires_grad_(True)
     trained(x).sum().backward()
-    assert trained.base_layer.weight.grad is not None and "trains" in trained.falls_back()
+    assert trained.base_layer.weight.grad is not None and "trains" in fused.falls_back(trained)
 
-    hooked, seen = layer_of(FastLoRALinear), []
+    hooked, seen = layer_of(fused_linear), []
     hooked.base_layer.register_forward_hook(lambda *a: seen.append(1))
     hooked(x)
-    assert seen and "hooks" in hooked.falls_back()
+    assert seen and "hooks" in fused.falls_back(hooked)
 
-    other = FastLoRALinear(Doubled(12, 10, dtype=torch.float64), 3, 5.0)
+    other = fused_linear(Doubled(12, 10, dtype=torch.float64), 3, 5.0)
     torch.testing.assert_close(other(x), other.base_layer(x), **F64)
-    assert "Doubled" in other.falls_back()
+    assert "Doubled" in fused.falls_back(other)
 
 
 def test_merged_and_switched_off_it_is_its_base():
-    fast = layer_of(FastLoRALinear)
+    fast = layer_of(fused_linear)
     x = torch.randn(2, 12, dtype=torch.float64)
     before = fast(x)
     fast.enabled = False
@@ -456,7 +505,7 @@ def test_merged_and_switched_off_it_is_its_base():
 
 
 def test_a_graph_may_be_used_twice_and_a_checkpoint_gives_the_same():
-    fast = layer_of(FastLoRALinear, dropout=0.3)
+    fast = layer_of(fused_linear, dropout=0.3)
     x = torch.randn(4, 12, dtype=torch.float64, requires_grad=True)
     torch.manual_seed(5)
     y = fast(x)
@@ -483,7 +532,7 @@ def four_bit(d_in=128, d_out=64, dtype=torch.float32):
 
 def test_over_4_bits_it_is_the_plain_layer_and_dequantizes_once_per_use(monkeypatch):
     base = four_bit()
-    fast, plain = FastLoRALinear(base, 4, 8.0), LoRALinear(base, 4, 8.0)
+    fast, plain = fused_linear(base, 4, 8.0), LoRALinear(base, 4, 8.0)
     nn.init.normal_(fast.lora_B)
     plain.load_state_dict(fast.state_dict(), strict=False)
     plain.lora_A.data, plain.lora_B.data = fast.lora_A.data.clone(), fast.lora_B.data.clone()
@@ -503,7 +552,7 @@ def test_over_4_bits_it_is_the_plain_layer_and_dequantizes_once_per_use(monkeypa
 
 
 def test_over_4_bits_the_layer_computes_in_its_compute_dtype_and_answers_in_the_inputs():
-    fast = FastLoRALinear(four_bit(dtype=torch.bfloat16), 4, 8.0)
+    fast = fused_linear(four_bit(dtype=torch.bfloat16), 4, 8.0)
     x = torch.randn(5, 128, requires_grad=True)
     y = fast(x)
     y.sum().backward()
@@ -513,16 +562,16 @@ def test_over_4_bits_the_layer_computes_in_its_compute_dtype_and_answers_in_the_
 
 def test_nothing_is_merged_into_codes():
     with pytest.raises(RuntimeError, match="quantized"):
-        FastLoRALinear(four_bit(), 4, 8.0).merge()
+        fused_linear(four_bit(), 4, 8.0).merge()
 
 
 # ------------------------------------------------------------------------------------------------------ in a model
 
 
-def test_use_fast_exchanges_the_layers_and_nothing_else():
+def test_use_fused_changes_how_the_layers_compute_and_nothing_else():
     model, tokenizer = models.load_base()
     with pytest.raises(RuntimeError, match="no LoRA layers"):
-        use_fast(model)
+        use_fused(model)
     names = lora.inject(model, "all-linear", 8, 16)
     for layer in lora.lora_layers(model).values():
         nn.init.normal_(layer.lora_B, std=0.05)
@@ -536,16 +585,15 @@ def test_use_fast_exchanges_the_layers_and_nothing_else():
 
     plain_bytes = saved_activation_bytes(model, lambda: model(input_ids=ids, labels=ids).loss)
     expected = gradients()
-    assert use_fast(model) == names
+    assert use_fused(model) == names
     assert {name: id(p) for name, p in model.named_parameters()} == before
     found = gradients()
     assert saved_activation_bytes(model, lambda: model(input_ids=ids, labels=ids).loss) <= plain_bytes
     for name, gradient in expected.items():
         scale = gradient.abs().max()
         torch.testing.assert_close(found[name] / scale, gradient / scale, rtol=1e-4, atol=2e-5, msg=name)
-    use_fast(model, share=SHARE)
+    use_fused(model, share=SHARE)
     for name, gradient in gradients().items():
         scale = expected[name].abs().max()
         torch.testing.assert_close(gradient / scale, expected[name] / scale, rtol=1e-4, atol=2e-5, msg=name)
-    assert use_plain(model) == names
-    assert not any(isinstance(module, FastLoRALinear) for module in model.modules())
+    assert all(type(layer) is LoRALinear for layer in lora.lora_layers(model).values())

@@ -247,7 +247,8 @@ def test_a_layer_takes_over_the_mode_of_its_base():
 
 
 def test_the_layer_prints_what_it_is():
-    assert "r=2, lora_alpha=4" in repr(LoRALinear(nn.Linear(3, 3), 2, 4))
+    assert "r=2, lora_alpha=4, merged=False\n" in repr(LoRALinear(nn.Linear(3, 3), 2, 4))
+    assert "merged=False, variant=DoRA()" in repr(LoRALinear(nn.Linear(3, 3), 2, 4, variant=lora.DoRA()))
 
 
 def test_a_copied_layer_is_independent():
@@ -367,6 +368,27 @@ def test_hyperparameters_that_no_layer_can_have(net, values, error, words):
     before = state(net)
     with pytest.raises(error, match=words):
         inject(net, ["q_proj"], *values)
+    assert_unchanged(net, before)
+
+
+def test_a_missing_alpha_is_named(net):
+    with pytest.raises(TypeError, match="lora_alpha is missing.*Take 2"):
+        LoRALinear(nn.Linear(4, 4), 2)
+    before = state(net)
+    with pytest.raises(TypeError, match="lora_alpha is missing"):
+        inject(net, ["q_proj"], 2)
+    assert_unchanged(net, before)
+
+
+@pytest.mark.parametrize(
+    ("variant", "words"), [(lora.DoRA, r"the class DoRA: make an object of it, DoRA\(\)"), ("dora", "not 'dora'")]
+)
+def test_a_variant_is_an_object(net, variant, words):
+    with pytest.raises(TypeError, match=words):
+        LoRALinear(nn.Linear(4, 4), 2, 4, variant=variant)
+    before = state(net)
+    with pytest.raises(TypeError, match=words):
+        inject(net, ["q_proj"], 2, 4, variant=variant)
     assert_unchanged(net, before)
 
 
@@ -493,6 +515,87 @@ def test_a_model_merged_in_part_is_neither_merged_nor_unmerged_further(net, whic
         lora.unmerge(net)
     assert_unchanged(net, before)
     assert [layer.merged for layer in layers] == flags
+
+
+class Packed(nn.Linear):
+    """A linear layer whose weight is codes, as quantization leaves it."""
+
+    def __init__(self, linear):
+        super().__init__(linear.in_features, linear.out_features, bias=False)
+        self.weight = nn.Parameter(torch.zeros_like(linear.weight, dtype=torch.uint8), requires_grad=False)
+
+
+def mixed(net, which):
+    """A model with LoRA in which one base is quantized."""
+    inject(net, "all-linear", 2, 4)
+    name = list(lora.lora_layers(fill(net)))[which]
+    return name, net.get_submodule(name)
+
+
+@pytest.mark.parametrize("which", [0, 2, -1])
+def test_a_base_that_is_quantized_in_part_is_not_merged_in_part(net, which):
+    name, layer = mixed(net, which)
+    plain = layer.base_layer
+    layer.base_layer = Packed(plain)
+    before = state(net)
+    with pytest.raises(RuntimeError, match=f"base weight of {name} is quantized.*dequantize"):
+        lora.merge(net)
+    assert_unchanged(net, before)
+    assert not any(layer.merged for layer in lora.lora_layers(net).values())
+    layer.base_layer = plain  # and there is a way out
+    lora.merge(net)
+    lora.unmerge(net)
+    lora.remove(net)
+
+
+@pytest.mark.parametrize("which", [0, 2, -1])
+def test_a_base_that_was_quantized_after_the_merge_is_not_unmerged_in_part(net, which):
+    name, layer = mixed(net, which)
+    lora.merge(net)
+    plain = layer.base_layer
+    layer.base_layer = Packed(plain)
+    before = state(net)
+    with pytest.raises(RuntimeError, match=f"base weight of {name} was quantized in the meantime"):
+        lora.unmerge(net)
+    assert_unchanged(net, before)
+    assert all(layer.merged for layer in lora.lora_layers(net).values())
+    layer.base_layer = plain
+    lora.unmerge(net)
+
+
+@pytest.mark.parametrize("which", [0, 2, -1])
+def test_a_base_that_was_changed_and_then_quantized_is_not_taken_off_in_part(net, which):
+    inject(net, "all-linear", 2, 4, variant=lora.PiSSA())
+    name = list(lora.lora_layers(net))[which]
+    layer = net.get_submodule(name)
+    layer.base_layer = Packed(layer.base_layer)
+    before = state(net)
+    with pytest.raises(RuntimeError, match=f"base weight of {name} was quantized.*can't be put back"):
+        lora.remove(net)
+    assert_unchanged(net, before)
+
+
+@pytest.mark.parametrize("which", [0, -1])
+def test_plain_lora_comes_off_a_quantized_base(net, which):
+    name, layer = mixed(net, which)
+    layer.base_layer = Packed(layer.base_layer)
+    lora.remove(net)
+    assert isinstance(net.get_submodule(name), Packed)
+
+
+@pytest.mark.parametrize("which", [0, -1])
+def test_a_model_merged_in_part_is_neither_switched_off_nor_taken_off(net, which):
+    name, layer = mixed(net, which)
+    layer.merge()
+    before = state(net)
+    with pytest.raises(RuntimeError, match=f"1 of 5 layers are merged already.*{name} among these.*one by one"):
+        lora.merge(net)
+    with pytest.raises(RuntimeError, match="can't be taken off: call unmerge first"):
+        lora.remove(net)
+    with pytest.raises(RuntimeError, match="can't be switched off"), lora.disabled(net):
+        pass
+    assert_unchanged(net, before)
+    assert all(layer.enabled for layer in lora.lora_layers(net).values())
 
 
 @pytest.mark.parametrize("function", [lora.merge, lora.unmerge, lora.remove])

@@ -12,7 +12,7 @@ import torch
 from utils import lora, models
 from utils.data import chat
 from utils.evaluate.parity import copy_start, differences, largest, shake, trainable
-from utils.lora import adalora, nf4_linear, variants
+from utils.lora import LoRA, adalora, nf4_linear, variants
 from utils.tinyworld import task_examples
 from utils.train import loop
 
@@ -50,25 +50,25 @@ def compare(ours, peft, batches, close=CLOSE, **keywords):
     assert largest(start, trainable(ours)) > 0.01, "nothing was trained"
 
 
-def ours_like(layer, r=4, alpha=16, targets="all-linear"):
+def ours_like(variant, r=4, alpha=16, targets="all-linear"):
     model = models.load_base()[0]
     torch.manual_seed(0)
-    lora.inject(model, targets, r, alpha, layer=layer)
+    lora.inject(model, targets, r, alpha, variant=variant)
     return model
 
 
 CONFIGS = {
-    "LoRA": (lora.LoRALinear, {}),
-    "rsLoRA": (variants.RsLoRALinear, {"use_rslora": True}),
-    "DoRA": (variants.DoRALinear, {"use_dora": True}),
-    "PiSSA": (variants.PiSSALinear, {"init_lora_weights": "pissa"}),
+    "LoRA": (LoRA(), {}),
+    "rsLoRA": (variants.RsLoRA(), {"use_rslora": True}),
+    "DoRA": (variants.DoRA(), {"use_dora": True}),
+    "PiSSA": (variants.PiSSA(), {"init_lora_weights": "pissa"}),
 }
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_variant_trains_as_pefts_does(name, batches):
-    layer, fields = CONFIGS[name]
-    ours, peft = ours_like(layer), peft_model(lora_config(**fields))
+    variant, fields = CONFIGS[name]
+    ours, peft = ours_like(variant), peft_model(lora_config(**fields))
     if name != "PiSSA":  # which draws nothing
         copy_start(ours, peft)
     before = {n: p.detach().clone() for n, p in trainable(ours).items()}
@@ -78,10 +78,10 @@ def test_a_variant_trains_as_pefts_does(name, batches):
 
 @pytest.mark.parametrize("name", ["LoRA", "DoRA"])
 def test_dropout_falls_where_pefts_does(name, batches):
-    layer, fields = CONFIGS[name]
+    variant, fields = CONFIGS[name]
     peft = peft_model(lora_config(lora_dropout=0.3, **fields))
     ours = models.load_base()[0]
-    lora.inject(ours, "all-linear", 4, 16, 0.3, layer=layer)
+    lora.inject(ours, "all-linear", 4, 16, 0.3, variant)
     copy_start(ours, peft)
     shake(ours)
     shake(peft)
@@ -94,12 +94,12 @@ def test_dropout_falls_where_pefts_does(name, batches):
 
 def test_dora_treats_the_norm_as_a_constant():
     torch.manual_seed(0)
-    layer = variants.DoRALinear(torch.nn.Linear(6, 5), 2, 4)
+    layer = lora.LoRALinear(torch.nn.Linear(6, 5), 2, 4, variant=variants.DoRA())
     shake(layer)
     x, g = torch.randn(3, 6), torch.randn(3, 5)
     (layer(x) * g).sum().backward()
     found = layer.lora_B.grad.clone()
-    ratio = layer.lora_magnitude_vector / layer.norm()
+    ratio = layer.lora_magnitude_vector / layer.variant.norm(layer)
     constant = layer.scaling * (g * ratio).mT @ (x @ layer.lora_A.mT)
     assert torch.allclose(found, constant, atol=1e-5)
     W = layer.base_layer.weight + layer.scaling * layer.lora_B @ layer.lora_A
@@ -108,14 +108,19 @@ def test_dora_treats_the_norm_as_a_constant():
     assert (through - found).abs().max() > 1e-3, "the difference that detaching makes must show"
 
 
-@pytest.mark.parametrize("name", [*CONFIGS, "VeRA", "AdaLoRA"])
+VARIANTS = {name: variant for name, (variant, _) in CONFIGS.items()}
+VARIANTS |= {"VeRA": variants.VeRA(key=7), "AdaLoRA": adalora.AdaLoRA()}
+
+
+def made_of(base, name, r=3):
+    return lora.LoRALinear(base, r, None if name == "VeRA" else 6.0, variant=VARIANTS[name])
+
+
+@pytest.mark.parametrize("name", VARIANTS)
 def test_merging_changes_nothing_and_unmerging_restores(name):
     torch.manual_seed(0)
     base = torch.nn.Linear(12, 10)
-    if name == "VeRA":
-        layer = variants.VeRALinear(base, variants.VeRAProjection(14, 12, 6))
-    else:
-        layer = (CONFIGS | {"AdaLoRA": (adalora.AdaLoRALinear, {})})[name][0](base, 3, 6)
+    layer = made_of(base, name)
     shake(layer)
     x, before = torch.randn(7, 12), base.weight.detach().clone()
     y = layer(x)
@@ -164,9 +169,8 @@ def test_what_a_4_bit_base_can_not_do_is_said():
     nf4_linear.quantize(model, ["q_proj"])
     with pytest.raises(ValueError, match="in 4 bits already"):
         nf4_linear.quantize(model, ["q_proj"])
-    for layer in (variants.DoRALinear, variants.PiSSALinear):
-        with pytest.raises(TypeError, match="quantized"):
-            lora.inject(model, ["q_proj"], 2, 4, layer=layer)
+    with pytest.raises(TypeError, match="PiSSA.*quantized"):
+        lora.inject(model, ["q_proj"], 2, 4, variant=variants.PiSSA())
     lora.inject(model, ["q_proj"], 2, 4)
     with pytest.raises(RuntimeError, match="dequantize"):
         lora.merge(model)
@@ -182,7 +186,7 @@ def test_lora_plus_has_pefts_groups_and_trains_as_it_does(batches):
     from peft.optimizers import create_loraplus_optimizer
 
     peft = peft_model(lora_config())
-    ours = ours_like(lora.LoRALinear)
+    ours = ours_like(LoRA())
     copy_start(ours, peft)
     theirs = create_loraplus_optimizer(peft, torch.optim.AdamW, lr=1e-3, loraplus_lr_ratio=16, eps=1e-4)
     by_rate = {}
@@ -210,7 +214,7 @@ def test_vera_draws_and_trains_as_pefts_does(batches):
     config = VeraConfig(r=32, target_modules="all-linear", projection_prng_key=7, d_initial=0.1)
     peft = peft_model(config)
     ours = models.load_base()[0]
-    variants.inject_vera(ours, "all-linear", 32, key=7)
+    lora.inject(ours, "all-linear", 32, variant=variants.VeRA(key=7))
     projection = next(m for m in ours.modules() if isinstance(m, variants.VeRAProjection))
     assert torch.equal(projection.A, peft.base_model.vera_A["default"]), "drawn from the same key"
     assert torch.equal(projection.B, peft.base_model.vera_B["default"])
@@ -222,10 +226,14 @@ def test_vera_draws_and_trains_as_pefts_does(batches):
 def test_vera_layers_share_one_projection_and_a_bad_rank_is_refused():
     model = models.load_base()[0]
     with pytest.raises(ValueError, match="rank"):
-        variants.inject_vera(model, "all-linear", 0)
+        lora.inject(model, "all-linear", 0, variant=variants.VeRA())
+    with pytest.raises(ValueError, match="VeRA has no scaling.*lora_alpha=8: leave it out"):
+        lora.inject(model, "all-linear", 8, 8, variant=variants.VeRA())
     assert not lora.lora_layers(model)
-    variants.inject_vera(model, "all-linear", 8)
-    storages = {layer.matrices[0].untyped_storage().data_ptr() for layer in lora.lora_layers(model).values()}
+    lora.inject(model, "all-linear", 8, variant=variants.VeRA())
+    storages = {
+        layer.variant.matrices(layer)[0].untyped_storage().data_ptr() for layer in lora.lora_layers(model).values()
+    }
     assert len(storages) == 1
 
 
@@ -248,7 +256,7 @@ def test_adalora_prunes_step_by_step_as_peft_does(deltaT):
     )
     peft = peft_model(config)
     ours = models.load_base()[0]
-    lora.inject(ours, ["q_proj", "down_proj"], 6, 12, layer=adalora.AdaLoRALinear)
+    lora.inject(ours, ["q_proj", "down_proj"], 6, 12, variant=adalora.AdaLoRA())
     copy_start(ours, peft)
     a, b = trainable(ours), trainable(peft)
     allocator = adalora.RankAllocator(ours, adalora.Schedule(6, 2, steps, **plan))
@@ -294,13 +302,13 @@ def test_adalora_prunes_step_by_step_as_peft_does(deltaT):
     ],
 )
 def test_a_schedule_that_can_not_be_followed_is_refused(schedule, words):
-    model = ours_like(adalora.AdaLoRALinear, r=4, targets=["q_proj"])
+    model = ours_like(adalora.AdaLoRA(), r=4, targets=["q_proj"])
     with pytest.raises(ValueError, match=words):
         adalora.RankAllocator(model, schedule)
 
 
 def test_adalora_refuses_models_without_its_layers_and_bad_averages():
-    model = ours_like(lora.LoRALinear, targets=["q_proj"])
+    model = ours_like(LoRA(), targets=["q_proj"])
     with pytest.raises(ValueError, match="no AdaLoRA layers"):
         adalora.RankAllocator(model, adalora.Schedule(4, 2, 10))
     with pytest.raises(ValueError, match="lora_A"):
@@ -318,46 +326,90 @@ def test_pissa_begins_as_the_base_up_to_rounding_and_is_taken_off_again(batches)
     base = models.load_base()[0]
     expected = base(**batches[0]).logits
     before = {n: p.detach().clone() for n, p in base.named_parameters()}
-    ours = ours_like(variants.PiSSALinear)
+    ours = ours_like(variants.PiSSA())
     assert torch.allclose(ours(**batches[0]).logits, expected, atol=1e-3)
+    shake(ours)
     with lora.disabled(ours):
-        assert (ours(**batches[0]).logits - expected).abs().max() > 0.1, "off, it is the residual, not the base"
+        assert torch.allclose(ours(**batches[0]).logits, expected, atol=1e-3), "off, it is the base, not the residual"
     lora.remove(ours)
     for name, p in ours.named_parameters():
         assert torch.allclose(p, before[name], atol=1e-6), name
 
 
-def test_pissa_converts_to_a_lora_of_twice_the_rank_that_saves_and_loads(batches, tmp_path):
+@pytest.mark.parametrize(("name", "r"), [("LoRA", 4), ("rsLoRA", 4), ("PiSSA", 8), ("AdaLoRA", 4)])
+def test_a_variant_that_is_a_plain_lora_is_saved_as_one(name, r, batches, tmp_path):
+    """On the base as it was, by our reader and by PEFT's: rsLoRA with another lora_alpha, PiSSA with twice the rank."""
     from peft import PeftModel
 
     from utils.lora.checkpoint import load_adapter, save_adapter
 
-    model = ours_like(variants.PiSSALinear)
+    model = ours_like(VARIANTS[name])
     shake(model)
     expected = model(**batches[0]).logits
-    with pytest.raises(ValueError, match="pissa_to_lora"):
-        save_adapter(model, tmp_path / "a")
-    variants.pissa_to_lora(model)
-    assert {layer.r for layer in lora.lora_layers(model).values()} == {8}
-    assert torch.allclose(model(**batches[0]).logits, expected, atol=1e-3)
     save_adapter(model, tmp_path / "a")
     ours = models.load_base()[0]
     load_adapter(ours, tmp_path / "a")
-    assert torch.allclose(ours(**batches[0]).logits, expected, atol=1e-3)
+    assert {(layer.r, type(layer.variant)) for layer in lora.lora_layers(ours).values()} == {(r, LoRA)}
     theirs = PeftModel.from_pretrained(models.load_base()[0], tmp_path / "a")
-    assert torch.allclose(theirs(**batches[0]).logits, expected, atol=1e-3)
-    with pytest.raises(ValueError, match="no PiSSA layers"):
-        variants.pissa_to_lora(model)
+    close = 1e-3 if name == "PiSSA" else 1e-4  # its base was taken apart and put together
+    for loaded in (ours, theirs):
+        assert torch.allclose(loaded(**batches[0]).logits, expected, atol=close)
+
+
+@pytest.mark.parametrize("name", ["DoRA", "VeRA"])
+def test_a_variant_that_no_plain_lora_equals_is_not_saved(name, tmp_path):
+    from utils.lora.checkpoint import save_adapter
+
+    model = models.load_base()[0]
+    lora.inject(model, ["q_proj"], 4, None if name == "VeRA" else 8, variant=VARIANTS[name])
+    with pytest.raises(ValueError, match=f"{name} computes something else.*merge it"):
+        save_adapter(model, tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_reader_s_own_variant_is_never_taken_for_plain_lora(tmp_path):
+    """One that overrides the correction and nothing else: neither the fused form nor the file may pass it off."""
+    from utils.lora.checkpoint import save_adapter
+
+    class Doubled(LoRA):
+        def correction(self, layer, x, y):
+            return 2 * super().correction(layer, x, y)
+
+    model = ours_like(Doubled(), targets=["q_proj"])
+    with pytest.raises(TypeError, match="Doubled"):
+        lora.use_fused(model)
+    with pytest.raises(ValueError, match="Doubled"):
+        save_adapter(model, tmp_path / "a")
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_what_pissa_took_out_is_put_back_when_a_later_layer_fails(error, monkeypatch):
+    model = models.load_base()[0]
+    before = {n: (p.detach().clone(), p.requires_grad) for n, p in model.named_parameters()}
+    real, made = variants.best_factors, []
+
+    def fails_at_the_third(*arguments):
+        made.append(1)
+        if len(made) == 3:
+            raise error("here")
+        return real(*arguments)
+
+    monkeypatch.setattr(variants, "best_factors", fails_at_the_third)
+    with pytest.raises(error):
+        lora.inject(model, "all-linear", 4, 16, variant=variants.PiSSA())
+    assert len(made) == 3 and not lora.lora_layers(model)
+    for name, p in model.named_parameters():
+        assert torch.allclose(p, before[name][0], atol=1e-6) and p.requires_grad == before[name][1]
 
 
 def test_a_rank_that_some_layer_can_not_have_leaves_the_model_as_it_was():
     model = models.load_base()[0]
     before = {n: (p.detach().clone(), p.requires_grad) for n, p in model.named_parameters()}
     with pytest.raises(ValueError, match="rank"):
-        lora.inject(model, ["q_proj", "k_proj"], 100, 200, layer=variants.PiSSALinear)  # k_proj has 64 outputs
+        lora.inject(model, ["q_proj", "k_proj"], 100, 200, variant=variants.PiSSA())  # k_proj has 64 outputs
     assert not lora.lora_layers(model)
     for name, p in model.named_parameters():
-        assert torch.allclose(p, before[name][0], atol=1e-6) and p.requires_grad == before[name][1]
+        assert torch.equal(p, before[name][0]) and p.requires_grad == before[name][1]
 
 
 # ------------------------------------------------------------------------------------------------ counting, unknown
@@ -380,7 +432,7 @@ def test_every_count_is_what_the_model_has():
 
 def test_training_takes_groups_hooks_and_extra_losses():
     examples, tokenizer = task_examples("style", "train", 20), models.load_tokenizer()
-    model = ours_like(lora.LoRALinear, targets=["q_proj"])
+    model = ours_like(LoRA(), targets=["q_proj"])
     a, b = (next(p for n, p in model.named_parameters() if n.endswith(m)) for m in ("lora_A", "lora_B"))
     kept_a, seen = a.detach().clone(), []
     loop.train(
@@ -397,24 +449,24 @@ def test_training_takes_groups_hooks_and_extra_losses():
 def test_the_comparison_tells_a_wrong_variant(wrong, batches):
     """rsLoRA in the place of LoRA is off everywhere; DoRA that doesn't detach the norm, in its gradient alone."""
     if wrong == "scaling":
-        ours, peft = ours_like(variants.RsLoRALinear), peft_model(lora_config())
+        ours, peft = ours_like(variants.RsLoRA()), peft_model(lora_config())
     else:
 
-        class Through(variants.DoRALinear):
-            def norm(self):
-                return torch.linalg.norm(self.base_layer.weight + lora.LoRALinear.delta_weight(self), dim=1)
+        class Through(variants.DoRA):
+            def norm(self, layer):
+                return torch.linalg.norm(layer.base_layer.weight + LoRA.delta_weight(self, layer), dim=1)
 
-            def make_parameters(self, d_in, d_out, **where):
-                super(variants.DoRALinear, self).make_parameters(d_in, d_out, **where)
-                self.lora_magnitude_vector = torch.nn.Parameter(self.norm().detach())
+            def make_parameters(self, layer, d_in, d_out, **where):
+                LoRA.make_parameters(self, layer, d_in, d_out, **where)
+                layer.lora_magnitude_vector = torch.nn.Parameter(self.norm(layer).detach())
 
-        ours, peft = ours_like(Through), peft_model(lora_config(use_dora=True))
+        ours, peft = ours_like(Through()), peft_model(lora_config(use_dora=True))
     copy_start(ours, peft)
     found = differences(ours, peft, batches, lr=LR)
     assert found.gradient > 1e-3
     assert (found.output > 1e-3) == (wrong == "scaling")
     with pytest.raises(ValueError, match="don't train the same"):
-        copy_start(ours_like(lora.LoRALinear, targets=["q_proj"]), peft)
+        copy_start(ours_like(LoRA(), targets=["q_proj"]), peft)
 
 
 def test_without_a_task_type_peft_forgets_adaloras_regulariser(batches):

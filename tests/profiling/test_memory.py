@@ -1,13 +1,44 @@
-"""Counting: real models on the meta device, bytes of training, bytes that autograd keeps."""
+"""The estimator of memory: its arithmetic; `predict` held to what GPUs allocated, byte for byte to PEFT's layers."""
+
+from __future__ import annotations
+
+import json
+import random
 
 import pytest
 import torch
 from torch import nn
 
+from tests.profiling.rows import setup_of
+from tools.gpu import memory as tool
 from utils.lora import count_parameters, inject
-from utils.models.configs import REAL_MODELS, lora_parameter_count, meta_model, real_config
+from utils.models import ASSETS, TINY_DIR
+from utils.models.configs import (
+    KNOWN_MODELS,
+    REAL_MODELS,
+    SHAPES,
+    llama_config,
+    lora_parameter_count,
+    meta_model,
+    real_config,
+    shape_of,
+)
 from utils.profiling import memory
-from utils.profiling.activations import saved_activation_bytes
+from utils.profiling.activations import checkpoint_blocks, saved_activation_bytes
+from utils.profiling.memory import KINDS, Setup, predict
+from utils.profiling.peak import PeakTracker, rounded
+
+RECORDS = {
+    name: json.loads((ASSETS / "measurements" / f"{name}.json").read_text()) for name in ("memory", "memory_held_out")
+}
+ROWS = {row["key"]: row for record in RECORDS.values() for row in record["rows"]}
+TECHNIQUES = json.loads((ASSETS / "measurements" / "techniques.json").read_text())["rows"]
+LOADING = json.loads((ASSETS / "measurements" / "loading_7b.json").read_text())["rows"]
+QKVO = ("q_proj", "k_proj", "v_proj", "o_proj")
+SMALL = llama_config(hidden=64, layers=3, heads=4, kv_heads=2, intermediate=96, vocabulary=300)
+
+
+# ---------------------------------------------------------------------------------------------------- the arithmetic
 
 
 @pytest.fixture(scope="module")
@@ -25,10 +56,27 @@ def test_real_models_have_the_parameters_of_the_claims_ledger(name, parameters):
     assert {p.device.type for p in model.parameters()} == {"meta"}
 
 
-def test_every_named_model_can_be_built_and_no_other():
-    assert set(REAL_MODELS) == {"Llama-2-7B", "Mistral-7B", "GPT-3-175B"}
+def test_every_named_model_has_the_parameters_that_its_card_says_and_no_other_is_known():
+    assert {name: count_parameters(meta_model(name))[1] for name in SHAPES} == SHAPES
+    assert list(SHAPES.values()) == sorted(SHAPES.values()) and set(REAL_MODELS) <= {*KNOWN_MODELS}
     with pytest.raises(ValueError, match=r"'Llama-3'.*Llama-2-7B"):
         real_config("Llama-3")
+
+
+@pytest.mark.parametrize(
+    ("billions", "name"),
+    [(0.1, "SmolLM2-135M"), (1, "Llama-3.2-1B"), (1.24, "Llama-3.2-1B"), (7, "Llama-2-7B"), (7.2, "Mistral-7B"),
+     (10, "Llama-2-13B"), (70, "Llama-2-70B"), (72.6, "Llama-2-70B")],
+)  # fmt: skip
+def test_a_size_finds_a_shape_that_is_not_clearly_smaller(billions, name):
+    assert shape_of(billions) == name
+
+
+def test_a_size_above_every_shape_and_one_below_nothing_are_refused():
+    with pytest.raises(ValueError, match=r"largest shape .* Llama-2-70B, and 72.7 billion"):
+        shape_of(72.7)
+    with pytest.raises(ValueError, match="more than 0 parameters, not -1"):
+        shape_of(-1)
 
 
 @pytest.mark.parametrize(
@@ -106,16 +154,216 @@ def test_bad_counts_and_dtypes_are_refused(call):
         call()
 
 
-def test_saved_activations_are_what_the_backward_pass_needs():
-    layer = nn.Linear(8, 8, bias=False)
-    x = torch.randn(5, 8)
-    kept = saved_activation_bytes(layer, lambda: layer(x).sum())
-    assert kept == x.nbytes, "a linear layer keeps its input for its weight's gradient, and its weight is a parameter"
-    layer.requires_grad_(False)
-    assert saved_activation_bytes(layer, lambda: layer(x).sum()) == 0
+# ----------------------------------------------------------------------------------------------------- the recorded
 
 
-def test_a_tensor_that_two_layers_keep_is_counted_once():
-    a, b = nn.Linear(8, 8, bias=False), nn.Linear(8, 8, bias=False)
-    x = torch.randn(5, 8)
-    assert saved_activation_bytes(nn.ModuleList([a, b]), lambda: (a(x) + b(x)).sum()) == x.nbytes
+def test_what_was_to_be_measured_was_measured_and_a_quarter_was_kept_apart():
+    keys = [tool.name_of(setup) for setup in tool.setups()]
+    assert len(set(keys)) == len(keys) >= 28 and set(ROWS) == set(keys)
+    assert {row["key"] for row in RECORDS["memory_held_out"]["rows"]} == tool.held_out()
+    assert len(tool.held_out()) == len(keys) // 4
+    assert tool.held_out() == set(random.Random(6).sample(sorted(keys), len(keys) // 4))
+    for record in RECORDS.values():
+        assert record["hardware"].startswith("NVIDIA H100") and record["versions"]["torch"] and record["date"]
+    assert all("out_of_memory" not in row for row in ROWS.values())
+
+
+@pytest.mark.parametrize("key", list(ROWS))
+def test_the_prediction_is_what_an_h100_allocated(key):
+    """The bar is 5%. 1.5% is what we found at worst: what remains are pieces that the allocator doesn't split, and they
+    weigh most in the smallest model.
+    """
+    row = ROWS[key]
+    prediction = predict(setup_of(row))
+    assert prediction.peak == pytest.approx(row["peak"], rel=0.015)
+    assert prediction.phase == row["phase"]
+    for phase, size in prediction.phases.items():
+        assert size == pytest.approx(row["phases"][phase]["peak"], rel=0.05), phase
+    assert prediction.resident == pytest.approx(row["resident"], rel=0.025)
+    assert sum(prediction.parts.values()) == prediction.peak and set(prediction.parts) <= set(KINDS)
+
+
+@pytest.mark.parametrize(
+    "row", [r for r in TECHNIQUES if r["pieces"] == 1 and not r["autocast"]], ids=lambda row: row["key"]
+)
+def test_what_was_measured_later_for_chapter_11_was_predicted(row):
+    """Measured when the predictor had long been as it is; the largest error found was 0.43%."""
+    assert predict(setup_of(row)).peak == pytest.approx(row["peak"], rel=0.005)
+
+
+@pytest.mark.parametrize(
+    "row", [row for row in LOADING if "LoRA" in row["trains"]], ids=lambda r: f"{r['base']}{r['checkpointing']}"
+)
+def test_the_prediction_is_what_an_h200_allocated_for_chapter_5(row):
+    method = "lora" if row["base"] == "bf16" else "qlora"
+    setup = Setup(
+        method=method, batch=4, target_modules=QKVO, checkpointing=row["checkpointing"], double="double" in row["base"]
+    )
+    assert predict(setup).peak == pytest.approx(row["peak"], rel=0.006)
+
+
+# --------------------------------------------------------------------------------------------- the parts it is made of
+
+
+def peak_of_peft(setup, adapters):
+    """The same step with PEFT's own layers, on the meta device."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    from utils.profiling.meta_layers import register_attention
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(
+            setup.model, dtype=torch.bfloat16, attn_implementation=register_attention()
+        )
+        config = LoraConfig(r=setup.r, lora_alpha=16, target_modules=setup.target_modules, task_type="CAUSAL_LM")
+        model = get_peft_model(model, config)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.data = parameter.data.to(adapters)
+    model.train()
+    checkpoint_blocks(model.base_model.model, setup.checkpointing)
+    tracker = PeakTracker()
+    ids = torch.zeros(setup.batch, setup.length, dtype=torch.long, device="meta")
+    tracker.hold([*model.parameters(), *model.buffers(), ids], "resident")
+    resident = tracker.total
+    with tracker:
+        with tracker.during("forward"):
+            loss = model(input_ids=ids, labels=ids, use_cache=False).loss
+        with tracker.during("backward"):
+            loss.backward()
+    return {phase: peak.total - resident for phase, peak in tracker.peaks.items()}
+
+
+@pytest.mark.parametrize("adapters", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_layers_that_stand_in_for_pefts_take_what_pefts_take(checkpointing, adapters):
+    setup = Setup(
+        SMALL, batch=2, length=40, checkpointing=checkpointing, optimizer="none",
+        adapter_dtype=str(adapters).removeprefix("torch."), target_modules=list(QKVO),
+    )  # fmt: skip
+    prediction, theirs = predict(setup), peak_of_peft(setup, adapters)
+    assert {phase: prediction.phases[phase] - prediction.resident for phase in theirs} == theirs
+
+
+@pytest.mark.parametrize("targets", [None, list(QKVO), "all-linear"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_what_the_forward_pass_leaves_is_what_autograd_keeps_of_a_real_step(checkpointing, targets):
+    """The real one has data and the course's LoRA layers; the predicted one rounds each tensor up to 512 bytes, which
+    was 10,236 bytes in all at most.
+    """
+    from transformers import AutoModelForCausalLM
+
+    setup = Setup(
+        SMALL, "lora" if targets else "full", batch=4, length=128, checkpointing=checkpointing,
+        target_modules=targets or "all-linear",
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_config(SMALL, dtype=torch.bfloat16, attn_implementation="sdpa").train()
+    if targets:
+        inject(model, targets, r=8, lora_alpha=16)
+    checkpoint_blocks(model, checkpointing)
+    ids = torch.zeros(4, 128, dtype=torch.long)
+    kept = saved_activation_bytes(model, lambda: model(input_ids=ids, labels=ids, use_cache=False).loss)
+    assert predict(setup).kept == pytest.approx(kept, abs=24 * 512)
+
+
+def test_the_tracker_counts_what_lives_and_forgets_what_dies():
+    tracker = PeakTracker()
+    with tracker, tracker.during("all"):
+        a = torch.empty(1000, device="meta")
+        b = a.view(10, 100)  # no bytes of its own
+        c = a + 1
+        del c
+        d = torch.empty(1, device="meta", dtype=torch.uint8)
+        assert tracker.total == rounded(4000) + 512
+    assert tracker.peaks["all"].total == 2 * rounded(4000) and rounded(4000) == 4096
+    del a
+    assert tracker.total == 4096 + 512, "the view holds the storage"
+    del b, d
+    assert tracker.total == 0
+
+
+def test_what_is_remembered_about_shapes_is_what_pytorch_says():
+    x = torch.empty(4, 6, device="meta", dtype=torch.bfloat16)
+    whole = torch.ones(3, 3, device="meta", dtype=torch.long)
+    with PeakTracker():
+        for _ in range(2):
+            assert (x.t() + 1).stride() == (1, 6) and (x + 1).stride() == (6, 1)
+            assert (whole * 1).dtype == torch.long and (whole * 1.0).dtype == torch.float32
+            assert (whole * True).dtype == torch.long and x.float().dtype == torch.float32
+            assert x.view(24).untyped_storage()._cdata == x.untyped_storage()._cdata
+            assert nn.functional.linear(x, x).shape == (4, 4)
+
+
+def test_a_linear_layers_step_by_hand():
+    """Forward: input and output. Backward: the gradients of output, input and weight, while input is saved."""
+    layer = nn.Linear(256, 512, bias=False, device="meta")
+    tracker = PeakTracker()
+    tracker.hold(layer.weight, "weights")
+    with tracker:
+        x = torch.empty(128, 256, device="meta", requires_grad=True)
+        with tracker.during("forward"):
+            y = layer(x)
+        g = torch.empty_like(y)
+        with tracker.during("backward"):
+            y.backward(g)
+    size_x, size_y, size_w = (4 * n for n in (128 * 256, 128 * 512, 512 * 256))
+    assert tracker.peaks["forward"].total == size_w + size_x + size_y
+    assert tracker.peaks["backward"].total == 2 * (size_w + size_x + size_y)
+
+
+def test_more_of_anything_takes_more():
+    def peak(**changes):
+        return predict(Setup(SMALL, **{"batch": 2, "length": 64, **changes})).peak
+
+    base = peak()
+    assert peak(batch=4) > base and peak(length=128) > base and peak(r=16) > base and peak(dtype="float32") > base
+    assert peak(checkpointing=True) < base and peak(adapter_dtype="bfloat16") < base
+    assert peak(target_modules=("q_proj",)) < base < peak(attention="eager", length=256)
+    full = {name: peak(method="full", optimizer=name, batch=1, length=2) for name in ("adamw", "adamw-8bit", "none")}
+    assert full["none"] < full["adamw-8bit"] < full["adamw"]
+
+
+def test_four_bits_are_counted_as_bitsandbytes_stores_them():
+    plain = predict(Setup(SMALL, "qlora", double=False, optimizer="none")).parts["weights"]
+    model = 3 * (64 * (64 + 32 + 32 + 64) + 3 * 64 * 96)  # weights of the linear layers, two to a byte, a scale for 64
+    kept = 2 * (2 * 300 * 64 + 7 * 64)
+    assert plain == pytest.approx(model / 2 + 4 * model / 64 + kept, rel=0.25)  # small tensors are rounded up to 512
+    seven = [predict(Setup(method="qlora", double=on, optimizer="none")).parts["weights"] for on in (False, True)]
+    measured = [row["weights"] for row in LOADING if row["base"].startswith("NF4") and not row["checkpointing"]]
+    assert seven == pytest.approx(measured, rel=3e-4)
+
+
+@pytest.mark.parametrize("changes", [{"heads": 7}, {"kv_heads": 3}, {"layers": 0}])
+def test_a_llama_that_cant_be_is_refused(changes):
+    with pytest.raises(ValueError, match="no Llama has"):
+        llama_config(**{"hidden": 64, "layers": 2, "heads": 4, "intermediate": 96, "vocabulary": 300, **changes})
+
+
+def test_the_tiny_model_is_found_in_its_folder():
+    prediction = predict(Setup(TINY_DIR, "full", 2, 16, "float32"))
+    weights = sum(p.numel() for p in nn.ModuleList([_tiny()]).parameters()) * 4
+    assert prediction.parts["weights"] == pytest.approx(weights, rel=0.02)
+
+
+def _tiny():
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(TINY_DIR))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"method": "dora"}, "unknown method 'dora'"),
+        ({"optimizer": "lion"}, "unknown optimizer 'lion'"),
+        ({"attention": "flash"}, "unknown attention"),
+        ({"dtype": "int8"}, "unknown dtype 'int8'"),
+        ({"batch": 0}, "not 0 of 512"),
+        ({"r": 0}, "at least 1, not 0"),
+    ],
+)
+def test_bad_settings_are_refused(changes, words):
+    with pytest.raises(ValueError, match=words):
+        Setup(**changes)

@@ -94,14 +94,14 @@ def test_what_was_not_measured_is_not_made_up():
 
 def test_deep_gradients_are_the_same_model_for_everybody():
     from utils.lora import inject
-    from utils.lora.fused import use_fast
+    from utils.lora.fused import use_fused
 
     def plain(model):
         inject(model, ["q_proj", "down_proj"], 4, 8)
         return model
 
     def fast(model):
-        use_fast(plain(model))
+        use_fused(plain(model))
         return model
 
     one, other = (deep_gradients(how, torch.float64, layers=2) for how in (plain, fast))

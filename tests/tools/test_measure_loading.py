@@ -9,7 +9,7 @@ import torch
 
 from utils.models import ASSETS, ROOT
 from utils.profiling import memory
-from utils.profiling.flops import dry_run
+from utils.profiling.memory import Setup, predict
 
 RECORD = json.loads((ASSETS / "measurements" / "loading_7b.json").read_text())
 ROWS = {(row["base"], row["trains"], row["checkpointing"]): row for row in RECORD["rows"]}
@@ -31,8 +31,8 @@ def test_the_gpu_allocates_what_is_counted(base, checkpointing):
     else:
         state = memory.qlora(QUANTIZED, KEPT, TRAINABLE, double="double" in base)
     assert row["weights"] == pytest.approx(state.weights - 4 * TRAINABLE, rel=3e-4)
-    attention = ["q_proj", "k_proj", "v_proj", "o_proj"]
-    kept = dry_run("Llama-2-7B", 4, 512, target_modules=attention, checkpointing=checkpointing).activations
+    attention = ("q_proj", "k_proj", "v_proj", "o_proj")
+    kept = predict(Setup(batch=4, target_modules=attention, checkpointing=checkpointing)).kept
     passing = row["peak"] - state.total - kept
     assert 0 < passing < memory.GB, "the peak holds besides what the backward pass needs in passing"
 

@@ -193,6 +193,31 @@ def test_the_reference_is_the_base_for_ours_and_for_peft(pairs):
         dpo.reference_log_probs(base, batch)
 
 
+def test_pissas_reference_is_the_base_in_ours_and_refused_in_pefts(pairs):
+    """PEFT's, with the adapter off, is what PiSSA left of the base: far from it."""
+    from peft import LoraConfig, get_peft_model
+
+    base, tokenizer = models.load_base()
+    batch = dpo.pair_batch(tokenizer, pairs[:2])
+    with torch.no_grad():
+        expected = dpo.answer_log_probs(base, batch)
+    ours = models.load_base()[0]
+    lora.inject(ours, "all-linear", 4, 8, variant=lora.PiSSA())
+    with torch.no_grad():
+        for layer in lora.lora_layers(ours).values():
+            layer.lora_B.mul_(1.5)  # stands for training
+        assert not torch.allclose(dpo.answer_log_probs(ours, batch), expected, atol=1)
+    # float32, log-probabilities of whole stories, of the size of a hundred
+    assert torch.allclose(dpo.reference_log_probs(ours, batch), expected, atol=1e-2)
+    theirs = get_peft_model(
+        models.load_base()[0], LoraConfig(r=4, init_lora_weights="pissa", target_modules=["q_proj"])
+    )
+    with torch.no_grad(), theirs.disable_adapter():
+        assert not torch.allclose(dpo.answer_log_probs(theirs, batch), expected, atol=1)
+    with pytest.raises(ValueError, match="began with init_lora_weights='pissa'.*no reference"):
+        dpo.reference_log_probs(theirs, batch)
+
+
 def test_going_on_with_a_trained_adapter_needs_it_in_the_reference(pairs):
     from utils.lora.checkpoint import load_adapter
 

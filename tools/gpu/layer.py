@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from tools.gpu.candidates import others
 from tools.gpu.record import Record
 from utils.lora import LoRALinear
-from utils.lora.fused import FastLoRALinear, SharedInput
+from utils.lora.fused import SharedInput, use_fused
 from utils.profiling.latency import spread
 
 SEED = 0
@@ -74,6 +74,13 @@ def factors(layer: nn.Module) -> tuple[nn.Parameter, nn.Parameter]:
     return a, b
 
 
+def fused_layer(base: nn.Linear, r: int) -> LoRALinear:
+    """The course's LoRA layer in its fused form."""
+    layer = LoRALinear(base, r, 2 * r)
+    use_fused(layer)
+    return layer
+
+
 def layers(base: nn.Linear, r: int, *, trial: bool, compiled: bool) -> dict[str, nn.Module]:
     """Every way to compute, over one base weight and with equal factors."""
 
@@ -88,7 +95,7 @@ def layers(base: nn.Linear, r: int, *, trial: bool, compiled: bool) -> dict[str,
         "PEFT, 16-bit adapters": peft_layer(own(), r, fp32=False),
         "plain": LoRALinear(own(), r, 2 * r),
         "plain, 16-bit adapters": LoRALinear(own(), r, 2 * r),
-        "fast": FastLoRALinear(own(), r, 2 * r),
+        "fast": fused_layer(own(), r),
     }
     found |= others(own, r, trial=trial)
     if compiled:
@@ -303,14 +310,14 @@ def three(record: Record, clock: Clock, device: torch.device, tokens: int, d: in
     x = torch.randn(4, tokens // 4, d, device=device, dtype=dtype, requires_grad=True)
     grads = [torch.randn(4, tokens // 4, d, device=device, dtype=dtype) for _ in range(3)]
     bases = [nn.Linear(d, d, bias=False, device=device, dtype=dtype).requires_grad_(False) for _ in range(3)]
-    together = [FastLoRALinear(base, r, 2 * r) for base in bases]
+    together = [LoRALinear(base, r, 2 * r) for base in bases]
     shared = SharedInput(together)
     for layer in together:
-        layer.shared = shared
+        layer.compute = shared
     sets = {
         FLOOR: bases,
         "PEFT as it comes": [peft_layer(base, r, fp32=True) for base in bases],
-        "fast": [FastLoRALinear(base, r, 2 * r) for base in bases],
+        "fast": [fused_layer(base, r) for base in bases],
         "fast, together": together,
     }
     for layers_of_one in sets.values():  # equal factors, so that the gradients of x can be compared

@@ -19,7 +19,7 @@ from torch import nn
 
 from tools.gpu.record import Record
 from utils import lora
-from utils.lora.fused import SHARE, use_fast
+from utils.lora.fused import SHARE, use_fused
 from utils.models.configs import real_config
 from utils.profiling.activations import checkpoint_blocks
 from utils.profiling.latency import once, spread
@@ -90,7 +90,7 @@ def attach(model: nn.Module, way: str, targets: list[str]) -> tuple[nn.Module, C
         return wrapped, wrapped.unload
     lora.inject(model, targets, R, ALPHA)
     if kind in (FAST, TOGETHER):
-        use_fast(model, share=SHARE if kind == TOGETHER else ())
+        use_fused(model, share=SHARE if kind == TOGETHER else ())
     return model, lambda: lora.remove(model)
 
 

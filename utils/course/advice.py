@@ -7,19 +7,19 @@ ledger, so that advice without a ground to stand on fails the build.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
-from typing import NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 from utils.course.claims import Cell, Record, Test
+from utils.models.configs import shape_of
+from utils.profiling.fit import card_bytes, first_that_fits, needed
+from utils.profiling.memory import GB, Prediction, Setup, predict
 
-FULL_BYTES, HALF_BYTES, FOUR_BIT_BYTES = 16.0, 2.0, 0.574
-"""Bytes a parameter that training holds: everything in float32 with Adam; a frozen 16-bit base; one in NF4 with double
-quantization, whose embedding and head stay in 16 bits (Llama-2-7B: 3.87 GB)."""
-ACTIVATION_BYTES, CHECKPOINTED_BYTES = 2.06, 0.21
-"""Bytes a parameter that a step of 4 sequences of 512 tokens takes besides, measured on Llama-2-7B's shape; and with
-checkpointing."""
-SHARE = 0.9
-"""The share of a card's memory that one can use."""
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
 MUCH_DATA = 10_000
 
 
@@ -50,10 +50,36 @@ class Advice(NamedTuple):
     choice: Choice
 
 
+class Plan(NamedTuple):
+    """What to choose, question by question, and the run that comes of it.
+
+    model: which shape was predicted, in words. run: the training step that fits, or None where none does. needs: the
+    bytes that it needs by the estimator, safety margin included. room: the bytes of the card.
+    """
+
+    advice: list[Advice]
+    model: str
+    run: Setup | None
+    needs: int | None
+    room: int
+
+    @property
+    def summary(self) -> str:
+        """The run and what it needs, in a sentence."""
+        if self.run is None or self.needs is None:
+            return f"No way to train {self.model} fits on {self.room / GB:g} GB."
+        way = {"full": "full fine-tuning", "lora": "LoRA", "qlora": "QLoRA"}[self.run.method]
+        with_it = " with checkpointing" if self.run.checkpointing else ""
+        return (
+            f"{way} of {self.model}{with_it}, {self.run.batch} x {self.run.length} tokens a step: "
+            f"{self.needs / GB:.1f} of {self.room / GB:g} GB by the estimator."
+        )
+
+
 # ---------------------------------------------------------------------------------------------------- the evidence
 
-_LOADING, _LATENCY, _SWEEP = (
-    f"assets/measurements/{name}.json" for name in ("loading_7b", "latency_gpu", "rank_sweep")
+_LOADING, _LATENCY, _SWEEP, _TECHNIQUES = (
+    f"assets/measurements/{name}.json" for name in ("loading_7b", "latency_gpu", "rank_sweep", "techniques")
 )
 _LORA = "LoRA r=8 q,k,v,o"
 
@@ -80,6 +106,13 @@ def _peak(base: str, checkpointing: bool, low: float, high: float) -> Record:
     )  # fmt: skip
 
 
+def _pieces(value: tuple[str, ...], low: float, high: float, what: str) -> Record:
+    def path(key: str) -> tuple:
+        return ("rows", {"key": key}, *value)
+
+    return Record(_TECHNIQUES, path("accumulation, 4 pieces"), low, high, what, over=path("unchanged"))
+
+
 def _score(steps: int, targets: str, r: int | None, low: float, high: float) -> Record:
     rank = "" if r is None else f" r={r}"
     return Record(
@@ -101,7 +134,7 @@ CHOICES: dict[str, dict[str, Choice]] = {
     "LoRA or full fine-tuning?": {
         "lora": Choice(
             "LoRA",
-            "the card doesn't hold 16 bytes a parameter, or there is little to learn: a form, a style, a task",
+            "full fine-tuning in float32 doesn't fit, or there is little to learn: a form, a style, a task",
             "It reaches full fine-tuning's score on such tasks at an eighth of the memory, and the base stays whole.",
             (
                 Cell(
@@ -118,7 +151,7 @@ CHOICES: dict[str, dict[str, Choice]] = {
         ),
         "full": Choice(
             "full fine-tuning, with LoRA beside it for comparison",
-            "the card holds it, there is much data, and it is new knowledge",
+            "it fits in float32, there is much data, and it is new knowledge",
             "Where there is much to learn in few steps it is ahead; at scale too, and it forgets more there.",
             (
                 _score(150, "full fine-tuning", None, 0.4, 0.75),
@@ -158,8 +191,8 @@ CHOICES: dict[str, dict[str, Choice]] = {
             ),
         ),
         "none": Choice(
-            "neither: take a smaller model or a larger card",
-            "even 4 bits don't fit",
+            "neither: take a smaller model, shorter sequences or a larger card",
+            "even 4 bits, checkpointing and one sequence don't fit",
             "What a 4-bit base takes can be counted beforehand, and a GPU allocates just that.",
             (
                 Record(
@@ -177,7 +210,7 @@ CHOICES: dict[str, dict[str, Choice]] = {
     "Activation checkpointing?": {
         "off": Choice(
             "off",
-            "the activations fit",
+            "the step fits without",
             "It makes a step nearly half as long again.",
             (
                 Record(
@@ -192,9 +225,29 @@ CHOICES: dict[str, dict[str, Choice]] = {
         ),
         "on": Choice(
             "on",
-            "they don't",
+            "it doesn't",
             "It brings the peak of a 7B step from 27.5 GB down to 15.",
             (_peak("bf16", False, 26.5e9, 28.5e9), _peak("bf16", True, 14.5e9, 15.5e9)),
+        ),
+    },
+    "How many sequences at once?": {
+        "planned": Choice(
+            "as many as planned",
+            "they fit",
+            "Four sequences one after the other took more than three times as long as four at once.",
+            (_pieces(("milliseconds", "median"), 3, 4, "a step in four pieces over one in one piece, milliseconds,"),),
+        ),
+        "one": Choice(
+            "one, and accumulate the gradients of as many as planned",
+            "only one fits",
+            "A step then holds one sequence's activations; the gradient is the same if the model counts labels.",
+            (
+                _pieces(("peak",), 0.55, 0.7, "peak of a step in four pieces over one in one piece,"),
+                Test(
+                    "tests/course/test_accumulation.py",
+                    "test_only_a_model_that_accepts_the_count_gets_the_large_batchs_gradient",
+                ),
+            ),
         ),
     },
     "Which layers?": {
@@ -357,55 +410,75 @@ CHOICES: dict[str, dict[str, Choice]] = {
 # ------------------------------------------------------------------------------------------------------- the guide
 
 
-def needed_gb(billions: float, bytes_a_parameter: float) -> float:
-    """GB that so many billion parameters take. Raises ValueError for a size or a count that isn't positive.
-
-    >>> needed_gb(7, 16)
-    112
-    """
-    if billions <= 0 or bytes_a_parameter <= 0:
-        raise ValueError(f"a model has more than 0 parameters and bytes, not {billions} and {bytes_a_parameter}")
-    return billions * bytes_a_parameter
+RANKS = {"8": 8, "16": 16, "64": 64}
+"""The rank of each answer to "Which rank, and alpha?"."""
 
 
 def advise(
+    model: str | Path | PretrainedConfig | float,
     *,
-    billions: float,
     card_gb: float,
     examples: int,
+    batch: int = 4,
+    length: int = 512,
     new_knowledge: bool = False,
     tasks: int = 1,
     fast_answers: bool = False,
     users: int = 1,
-) -> list[Advice]:
-    """What to choose for a model of so many `billions` of parameters on a card of `card_gb`, question by question.
+) -> Plan:
+    """What to choose for a model on a card of `card_gb` GB, question by question, and the run that comes of it.
 
+    Whether something fits is what :func:`utils.profiling.memory.predict` says of the very run that is advised, on all
+    linear layers, with the safety margin of :func:`utils.profiling.fit.needed`. It takes some seconds.
+
+    model: as in :class:`utils.profiling.memory.Setup`; or how many billion parameters it has, for which
+    :func:`utils.models.configs.shape_of` finds a known shape. batch, length: sequences of a step, and tokens in each.
     examples: how many there are to train on. new_knowledge: whether they teach more than a form or a style. tasks: how
     many adapters the same base will carry. fast_answers: whether latency matters. users: how many adapters have to be
-    stored, one for each user. Raises ValueError for a size, a card or a count that isn't positive.
+    stored, one for each user. From 1,000 on the advice is VeRA, whose step is predicted as LoRA's.
+
+    Raises ValueError for a number that isn't positive and for a model that is larger than every known shape.
     """
-    given = {"billions": billions, "card_gb": card_gb, "examples": examples, "tasks": tasks, "users": users}
-    for name, value in given.items():
-        if value <= 0:
+    given = {"examples": examples, "tasks": tasks, "users": users}
+    for name, value in {"card_gb": card_gb, **given}.items():
+        if not value > 0:
             raise ValueError(f"{name} must be more than 0, not {value}")
-    room = SHARE * card_gb
+    shape = shape_of(model) if isinstance(model, int | float) else model
     much = new_knowledge and examples >= MUCH_DATA
-    full = much and needed_gb(billions, FULL_BYTES + ACTIVATION_BYTES) <= room
-    in_16, in_4 = (needed_gb(billions, size + CHECKPOINTED_BYTES) <= room for size in (HALF_BYTES, FOUR_BIT_BYTES))
-    base = "16" if in_16 else "4" if in_4 else "none"
-    held = HALF_BYTES if in_16 else FOUR_BIT_BYTES
+    rank = "64" if much else "16" if new_knowledge else "8"
+    room = card_bytes(card_gb)
+    planned = Setup(shape, "lora", batch, length, r=RANKS[rank])
+    found = (_full(planned, room) if much else None) or first_that_fits(planned, room)
+    run, needs = (found[0], needed(found[1].peak)) if found else (None, None)
     picked = {
-        "LoRA or full fine-tuning?": "full" if full else "lora",
-        "The base in 16 bits or in 4?": base,
-        "Activation checkpointing?": "off" if needed_gb(billions, held + ACTIVATION_BYTES) <= room else "on",
+        "LoRA or full fine-tuning?": "full" if run is not None and run.method == "full" else "lora",
+        "The base in 16 bits or in 4?": "none" if run is None else "4" if run.method == "qlora" else "16",
+        "Activation checkpointing?": "off" if run is not None and not run.checkpointing else "on",
+        "How many sequences at once?": "planned" if run is not None and run.batch == batch else "one",
         "Which layers?": "all",
-        "Which rank, and alpha?": "64" if much else "16" if new_knowledge else "8",
+        "Which rank, and alpha?": rank,
         "Which learning rate?": "ten",
         "Which variant?": "vera" if users >= MANY_USERS else "rslora" if much else "plain",
         "Merge, or keep the adapter apart?": "many" if tasks > 1 else "merge" if fast_answers else "apart",
         "And what it forgets?": "measure",
     }
-    return [Advice(question, CHOICES[question][key]) for question, key in picked.items()]
+    advice = [Advice(question, CHOICES[question][key]) for question, key in picked.items()]
+    return Plan(advice, _in_words(model, shape), run, needs, room)
+
+
+def _full(planned: Setup, room: int) -> tuple[Setup, Prediction] | None:
+    """Full fine-tuning in float32 of the same step, with checkpointing where it doesn't fit without; None: neither."""
+    for checkpointing in (False, True):
+        run = dataclasses.replace(planned, method="full", dtype="float32", checkpointing=checkpointing)
+        if needed((prediction := predict(run)).peak) <= room:
+            return run, prediction
+    return None
+
+
+def _in_words(model: str | Path | PretrainedConfig | float, shape: str | Path | PretrainedConfig) -> str:
+    if isinstance(model, int | float):
+        return f"{shape} (the known shape that was taken for {model:g} billion parameters)"
+    return str(model) if isinstance(model, str | Path) else f"a {type(model).__name__.removesuffix('Config')}"
 
 
 def cite(evidence: Evidence) -> str:
@@ -433,13 +506,13 @@ def short_link(evidence: Evidence) -> str:
     return f"[{evidence.file.rpartition('/')[2]}](../{evidence.file})"
 
 
-def as_table(advice: list[Advice]) -> str:
-    """The advice as a table in Markdown: question, choice, why, evidence."""
+def as_table(plan: Plan) -> str:
+    """A plan in Markdown: the run in a sentence, then a table of question, choice, why, evidence."""
     rows = [
         f"| {a.question} | **{a.choice.answer}** | {a.choice.why} | {'; '.join(map(cite, a.choice.evidence))} |"
-        for a in advice
+        for a in plan.advice
     ]
-    return "\n".join(["| question | choose | why | evidence |", "|---|---|---|---|", *rows])
+    return "\n".join([plan.summary, "", "| question | choose | why | evidence |", "|---|---|---|---|", *rows])
 
 
 def whole_guide() -> str:

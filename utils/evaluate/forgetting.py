@@ -46,13 +46,19 @@ def scaled(model: nn.Module, factor: float) -> Iterator[None]:
     """Inside the block every LoRA correction counts `factor` times: 0 is the base, 1 the adapter as it was trained.
 
     PEFT's is ``peft.helpers.rescale_adapter_scale``. Raises RuntimeError when the model has no LoRA layers or one is
-    merged.
+    merged, and TypeError for a variant whose update isn't in proportion to its scaling.
     """
     layers = lora_layers(model).values()
     if not layers:
         raise RuntimeError("this model has no LoRA layers whose correction could be scaled")
     if any(layer.merged for layer in layers):
         raise RuntimeError("the corrections are merged into the weights and can't be scaled: call unmerge first")
+    for layer in layers:
+        if layer.variant.changes_base or not layer.variant.is_product:
+            raise TypeError(
+                f"the scaling of {type(layer.variant).__name__} doesn't say how much its update counts: with 0 it "
+                "wouldn't be the base, with 2 not twice the update. Take LoRA or rsLoRA"
+            )
     before = [layer.scaling for layer in layers]
     for layer in layers:
         layer.scaling *= factor

@@ -12,6 +12,7 @@ that many runs can be kept in one tensor.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -19,7 +20,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from utils.lora.layer import LoRALinear, lora_layers
+from utils.lora.layer import LoRA, LoRALinear, lora_layers
 
 MATRICES = ("lora_A", "lora_E", "lora_B")
 ORTHOGONALITY_WEIGHT = 0.5
@@ -27,24 +28,30 @@ RANK_EPSILON = 1e-5
 """PEFT divides by the rank and this."""
 
 
-class AdaLoRALinear(LoRALinear):
+@dataclass(frozen=True)
+class AdaLoRA(LoRA):
     """``y = W x + lora_alpha / r * B (E * (A x))``. A and B begin as Gaussian noise of 0.02, E at zero."""
 
-    def make_parameters(self, d_in: int, d_out: int, **where: Any) -> None:
-        self.lora_A = nn.Parameter(torch.empty(self.r, d_in, **where).normal_(std=0.02))
-        self.lora_E = nn.Parameter(torch.zeros(self.r, 1, **where))
-        self.lora_B = nn.Parameter(torch.empty(d_out, self.r, **where).normal_(std=0.02))
-        self.scaling = self.lora_alpha / (self.r + RANK_EPSILON)
+    def scaling(self, r: int, lora_alpha: float) -> float:
+        return lora_alpha / (r + RANK_EPSILON)
+
+    def make_parameters(self, layer: LoRALinear, d_in: int, d_out: int, **where: Any) -> None:
+        layer.lora_A = nn.Parameter(torch.empty(layer.r, d_in, **where).normal_(std=0.02))
+        layer.lora_E = nn.Parameter(torch.zeros(layer.r, 1, **where))
+        layer.lora_B = nn.Parameter(torch.empty(d_out, layer.r, **where).normal_(std=0.02))
 
     def correction(
-        self, x: Float[Tensor, "*batch d_in"], y: Float[Tensor, "*batch d_out"]
+        self, layer: LoRALinear, x: Float[Tensor, "*batch d_in"], y: Float[Tensor, "*batch d_out"]
     ) -> Float[Tensor, "*batch d_out"]:
-        dropped = self.lora_dropout(x.to(self.lora_A.dtype))
-        return self.scaling * F.linear(F.linear(dropped, self.lora_A * self.lora_E), self.lora_B)
+        dropped = layer.lora_dropout(x.to(layer.lora_A.dtype))
+        return layer.scaling * F.linear(F.linear(dropped, layer.lora_A * layer.lora_E), layer.lora_B)
 
-    def delta_weight(self) -> Float[Tensor, "d_out d_in"]:
+    def delta_weight(self, layer: LoRALinear) -> Float[Tensor, "d_out d_in"]:
         """The correction as a matrix: ``scaling * B diag(E) A``."""
-        return self.scaling * (self.lora_B @ (self.lora_A * self.lora_E))
+        return layer.scaling * (layer.lora_B @ (layer.lora_A * layer.lora_E))
+
+    def as_lora(self, layer: LoRALinear) -> tuple[Float[Tensor, "r d_in"], Float[Tensor, "d_out r"], float]:
+        return layer.lora_A * layer.lora_E, layer.lora_B, layer.scaling
 
 
 def orthogonality(parameters: Mapping[str, Tensor]) -> Float[Tensor, ""]:
@@ -62,11 +69,11 @@ def orthogonality(parameters: Mapping[str, Tensor]) -> Float[Tensor, ""]:
     return torch.stack([torch.linalg.norm(g - torch.eye(len(g), dtype=g.dtype, device=g.device)) for g in grams]).mean()
 
 
-def adalora_layers(model: nn.Module) -> dict[str, AdaLoRALinear]:
+def adalora_layers(model: nn.Module) -> dict[str, LoRALinear]:
     """The model's AdaLoRA layers by name. Raises ValueError when there are none."""
-    layers = {name: layer for name, layer in lora_layers(model).items() if isinstance(layer, AdaLoRALinear)}
+    layers = {name: layer for name, layer in lora_layers(model).items() if isinstance(layer.variant, AdaLoRA)}
     if not layers:
-        raise ValueError("this model has no AdaLoRA layers: inject(..., layer=AdaLoRALinear) first")
+        raise ValueError("this model has no AdaLoRA layers: inject(..., variant=AdaLoRA()) first")
     return layers
 
 

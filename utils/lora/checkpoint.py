@@ -137,19 +137,18 @@ def save_adapter(
 ) -> None:
     """Write the model's LoRA layers to `folder`, with the matrices in `dtype`, so that PEFT can read them.
 
-    `base_model` is the name of the base, kept in the settings. The files replace older ones only when both are whole.
-    Raises ValueError when the model has no LoRA layers, layers of different rank, alpha or dropout, which one file
-    can't say, or a variant's layers, which would be read as plain LoRA.
+    `base_model` is the name of the base, kept in the settings. A variant is written as the plain LoRA that computes the
+    same on the base as it was: rsLoRA with another lora_alpha, PiSSA with twice the rank, AdaLoRA with lambda in A. The
+    files replace older ones only when both are whole. Raises ValueError when the model has no LoRA layers, layers of
+    different rank, alpha or dropout, which one file can't say, or a variant that no plain LoRA equals (DoRA, VeRA).
     """
     layers = lora_layers(model)
     if not layers:
         raise ValueError("this model has no LoRA layers, so there is nothing to save")
-    if variants := {type(layer).__name__ for layer in layers.values()} - {LoRALinear.__name__}:
-        raise ValueError(
-            f"{', '.join(sorted(variants))} would be read back as plain LoRA, which computes something else. Merge it, "
-            "or convert it first where that is possible (utils.lora.variants.pissa_to_lora)"
-        )
-    kinds = {(layer.r, layer.lora_alpha, layer.lora_dropout.p) for layer in layers.values()}
+    factors = {name: layer.variant.as_lora(layer) for name, layer in layers.items()}
+    kinds = {
+        (len(A), _alpha(layers[name], len(A), s), layers[name].lora_dropout.p) for name, (A, _, s) in factors.items()
+    }
     if len(kinds) > 1:
         raise ValueError(f"the layers differ in (r, lora_alpha, lora_dropout): {sorted(kinds)}; save them apart")
     r, lora_alpha, lora_dropout = kinds.pop()
@@ -165,15 +164,21 @@ def save_adapter(
         "inference_mode": True,
     }
     tensors = {
-        f"{PREFIX}{name}.{matrix}.weight": getattr(layer, matrix).detach().to("cpu", dtype).contiguous()
-        for name, layer in layers.items()
-        for matrix in ("lora_A", "lora_B")
+        f"{PREFIX}{name}.{matrix}.weight": value.detach().to("cpu", dtype).contiguous()
+        for name, (A, B, _) in factors.items()
+        for matrix, value in (("lora_A", A), ("lora_B", B))
     }
     fingerprint = base_fingerprint(model)
     metadata = {"format": "pt"} | ({FINGERPRINT: fingerprint} if fingerprint else {})
     with replaced_folder(folder) as new:
         save_file(tensors, new / WEIGHTS, metadata=metadata)
         (new / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _alpha(layer: LoRALinear, r: int, scaling: float) -> float:
+    """The lora_alpha that gives a plain LoRA layer of rank `r` this scaling: the layer's own where it does."""
+    own = layer.lora_alpha is not None and layer.lora_alpha / r == scaling
+    return layer.lora_alpha if own else scaling * r
 
 
 def read_config(folder: Path) -> dict:

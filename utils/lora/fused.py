@@ -1,5 +1,6 @@
-"""The LoRA layer of :mod:`utils.lora` with its own backward pass: the same numbers, less memory, fewer trips to memory.
+"""The fused form of :func:`utils.lora.layer.plain`, held equal to it and to PEFT by tests/lora/test_fused.py.
 
+The same numbers with a backward pass of its own: less memory, fewer trips to memory.
 Autograd sees ``y = W x + scaling * B (A x)`` as a chain of small operations and keeps what each of them asks for;
 over a 16-bit base with float32 adapters that includes a second copy of ``x``, in float32. Written as one operation
 the layer keeps ``x`` itself, which its neighbours keep as well, and ``h = scaling * x A^T``, which is small. With
@@ -18,6 +19,7 @@ matrix product itself (``addmm_``), so that no separate addition reads and write
 from __future__ import annotations
 
 import functools
+import weakref
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -27,7 +29,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from utils.lora.layer import LoRALinear, lora_layers
+from utils.lora.layer import LoRALinear, injected_layers, plain
+from utils.lora.nf4_linear import dense_weight
 
 SUMS_IN_FLOAT32 = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 8)
 """Whether this torch's ``mm`` has `out_dtype`."""
@@ -48,16 +51,6 @@ def gradient_product(left: Float[Tensor, "k n"], right: Float[Tensor, "n m"], dt
     if SUMS_IN_FLOAT32 and left.is_cuda and dtype == torch.float32 and left.dtype in (torch.bfloat16, torch.float16):
         return torch.mm(left, right, out_dtype=torch.float32)
     return (left @ right).to(dtype)
-
-
-def dense_weight(base_layer: nn.Linear, dtype: torch.dtype) -> Float[Tensor, "d_out d_in"]:
-    """The layer's weight in `dtype`: itself where it has that dtype, else a temporary copy; 4 bits are dequantized."""
-    weight = base_layer.weight
-    if type(base_layer) is not nn.Linear:
-        from bitsandbytes.functional import dequantize_4bit
-
-        weight = dequantize_4bit(weight.data, weight.quant_state)
-    return weight if weight.dtype == dtype else weight.to(dtype)
 
 
 def _autocasts(device: str) -> bool:
@@ -118,8 +111,8 @@ class _OneProduct(torch.autograd.Function):
 def _refuse_second_derivative() -> None:
     if torch.is_grad_enabled():
         raise RuntimeError(
-            "FastLoRALinear has a first derivative only, and create_graph=True asks for a second: "
-            "call use_plain(model) first"
+            "the fused form has a first derivative only, and create_graph=True asks for a second: set every layer's "
+            "compute to utils.lora.layer.plain first"
         )
 
 
@@ -206,51 +199,41 @@ class _LoRAProduct(torch.autograd.Function):
         return dx, None, None, None, *wanted
 
 
-class FastLoRALinear(LoRALinear):
-    """:class:`utils.lora.layer.LoRALinear` computed as one operation: same parameters, names and state dict, same
-    results up to rounding.
+def one_operation(layer: LoRALinear, x: Float[Tensor, "*batch d_in"]) -> Tensor:
+    """A layer's output as one operation: a `compute` of :class:`utils.lora.layer.LoRALinear`, with the results of
+    :func:`utils.lora.layer.plain` up to rounding.
 
     - Autograd keeps `x`, once and in the dtype in which the layer computes, and the small `h` (n, r). What no gradient
       asks for isn't kept, and isn't computed: no `dx` where the input needs none, no `dA` of a frozen `lora_A`.
     - float32 adapters over a 16-bit base are rounded to 16 bits for the products, once in the forward pass; PEFT and
-      the plain layer convert `x` to float32 instead. Their gradients come in float32.
+      the plain form convert `x` to float32 instead. Their gradients come in float32.
     - Under autocast it computes in autocast's dtype, as a linear layer does.
     - A base in 4 bits (bitsandbytes) is dequantized in the forward pass and again in the backward pass, and never kept.
     - Dropout keeps a mask, one byte for each number of `x`, and drops again in the backward pass.
     - A second derivative is refused with a RuntimeError.
 
-    Where the one operation would leave something out, the plain layer computes: see :meth:`falls_back`.
+    Where the one operation would leave something out, the plain form computes: see :func:`falls_back`.
     """
-
-    shared: SharedInput | None = None
-
-    def falls_back(self) -> str | None:
-        """Why the plain layer has to compute, or None: the base trains, or hooks wait for its call, or it is of a type
-        whose forward pass isn't known here.
-        """
-        base = self.base_layer
-        own = base._parameters
-        weight, bias = own["weight"], own["bias"]
-        if weight.requires_grad or (bias is not None and bias.requires_grad):
-            return "the base layer trains, and the one operation has no gradient for it"
-        if base._forward_hooks or base._forward_pre_hooks or base._backward_hooks or base._backward_pre_hooks:
-            return "the base layer has hooks, which only its own call runs"
-        if type(base) is not nn.Linear and not hasattr(weight, "quant_state"):
-            return f"a {type(base).__name__} may compute something else than a linear layer"
-        return None
-
-    def forward(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
-        base = self.base_layer
-        if self.merged or not self.enabled:
-            return base(x)
-        if self.shared is not None and (y := self.shared.output_of(self, x)) is not None:
-            return y
-        if self.falls_back():
-            return super().forward(x)
-        return product_of([self], x)[0]
+    return plain(layer, x) if falls_back(layer) else product_of([layer], x)[0]
 
 
-def product_of(layers: Sequence[FastLoRALinear], x: Float[Tensor, "*batch d_in"]) -> tuple[Tensor, ...]:
+def falls_back(layer: LoRALinear) -> str | None:
+    """Why the plain form has to compute, or None: the base trains, or hooks wait for its call, or it is of a type whose
+    forward pass isn't known here.
+    """
+    base = layer.base_layer
+    own = base._parameters  # as base.weight and base.bias, without the search that makes them slow
+    weight, bias = own["weight"], own["bias"]
+    if weight.requires_grad or (bias is not None and bias.requires_grad):
+        return "the base layer trains, and the one operation has no gradient for it"
+    if base._forward_hooks or base._forward_pre_hooks or base._backward_hooks or base._backward_pre_hooks:
+        return "the base layer has hooks, which only its own call runs"
+    if type(base) is not nn.Linear and not hasattr(weight, "quant_state"):
+        return f"a {type(base).__name__} may compute something else than a linear layer"
+    return None
+
+
+def product_of(layers: Sequence[LoRALinear], x: Float[Tensor, "*batch d_in"]) -> tuple[Tensor, ...]:
     """The outputs of layers that read one `x`, computed as one operation.
 
     The layers have the same rank, scaling and dropout, and bases of the same dtype. Raises ValueError for an input of
@@ -280,78 +263,78 @@ def product_of(layers: Sequence[FastLoRALinear], x: Float[Tensor, "*batch d_in"]
 
 
 class SharedInput:
-    """Layers that a model calls one after the other with one `x`, such as q_proj, k_proj and v_proj.
+    """Layers that a model calls one after the other with one `x`, such as q_proj, k_proj and v_proj: their `compute`.
 
-    The first of them that is called computes for all, and the others hand out what is there. Another `x`, or layers
-    that can't be computed together at the moment, and each computes alone.
+    The first of them that is called computes for all, and the others hand out what is there. What is there belongs to
+    that very `x`: it goes when `x` does, at the first call that doesn't fit, and is in no copy of the model. Another
+    `x`, or layers that can't be computed together at the moment, and each computes alone.
     """
 
-    def __init__(self, layers: Sequence[FastLoRALinear]) -> None:
+    def __init__(self, layers: Sequence[LoRALinear]) -> None:
         self.layers = list(layers)
-        self.x: Tensor | None = None
+        self._forget()
+
+    def _forget(self, _: Any = None) -> None:
+        self.x: weakref.ref[Tensor] | None = None
         self.version = 0
-        self.waiting: dict[int, Tensor] = {}
+        self.waiting: dict[LoRALinear, Tensor] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"layers": self.layers}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["layers"])
 
     def together(self) -> bool:
         """Whether one operation can compute all of them now."""
         kinds = set()
         for layer in self.layers:
-            if layer.merged or not layer.enabled or layer.falls_back():
+            if layer.merged or not layer.enabled or layer.compute is not self or falls_back(layer):
                 return False
             a = layer.lora_A
             kinds.add((layer.r, layer.scaling, layer.lora_dropout.p, layer.training, a.dtype, a.requires_grad))
         return len(kinds) == 1
 
-    def output_of(self, layer: FastLoRALinear, x: Tensor) -> Tensor | None:
-        """The output of one of the layers for `x`, or None when it has to compute alone."""
+    def __call__(self, layer: LoRALinear, x: Float[Tensor, "*batch d_in"]) -> Tensor:
         if x.is_inference():  # such a tensor can't tell whether it was changed in between
-            return None
-        if self.x is x and x._version == self.version and id(layer) in self.waiting:
-            y = self.waiting.pop(id(layer))
-            if not self.waiting:
-                self.x = None
-            return y
-        self.x, self.waiting = None, {}
+            return one_operation(layer, x)
+        if layer in self.waiting and self.x() is x and x._version == self.version:
+            return self.waiting.pop(layer)
+        self._forget()
         if layer is not self.layers[0] or not self.together():
-            return None
-        outputs = product_of(self.layers, x)
-        self.version = x._version
-        self.x, self.waiting = x, {id(other): y for other, y in zip(self.layers[1:], outputs[1:], strict=True)}
-        return outputs[0]
+            return one_operation(layer, x)
+        first, *others = product_of(self.layers, x)
+        self.x, self.version = weakref.ref(x, self._forget), x._version
+        self.waiting = dict(zip(self.layers[1:], others, strict=True))
+        return first
 
 
 SHARE = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """The layers of a Llama's block that read one `x`, in the order in which they are called."""
 
 
-def use_fast(model: nn.Module, *, share: Sequence[Sequence[str]] = ()) -> list[str]:
-    """Let every LoRA layer of the model compute as one operation, in place, and return their names.
+def use_fused(model: nn.Module, *, share: Sequence[Sequence[str]] = ()) -> list[str]:
+    """Let every LoRA layer of the model, which may be a layer itself, compute as one operation, and return their names.
 
-    Parameters stay the same objects, so an optimizer that holds them goes on. `share`, such as :data:`SHARE`, names
-    layers of one parent that the model calls in this order with one `x`; where all of them have LoRA, they are computed
-    together. Raises RuntimeError when there is no LoRA.
+    Nothing else about the layers changes: an optimizer that holds their parameters goes on, and the model is merged and
+    saved as ever. `share`, such as :data:`SHARE`, names layers of one parent that the model calls in this order with
+    one `x`; where all of them have LoRA, they are computed together. Raises RuntimeError when there is no LoRA, and
+    TypeError when a layer's variant computes something else than plain LoRA's product; nothing is changed then.
     """
-    names = _exchange(model, FastLoRALinear)
+    layers = injected_layers(model)
+    for name, layer in layers.items():
+        if not layer.variant.is_product:
+            raise TypeError(
+                f"{name or 'this layer'} is {type(layer.variant).__name__}, and the fused form knows only corrections "
+                "scaling * B A x (LoRA, LoRA+, rsLoRA, PiSSA): leave the model in the plain form"
+            )
+    for layer in layers.values():
+        layer.compute = one_operation
     for parent in model.modules():
         for group in share:
-            layers = [getattr(parent, name, None) for name in group]
-            if all(isinstance(layer, FastLoRALinear) for layer in layers):
-                together = SharedInput(layers)
-                for layer in layers:
-                    layer.shared = together
-    return names
-
-
-def use_plain(model: nn.Module) -> list[str]:
-    """The reverse of :func:`use_fast`."""
-    return _exchange(model, LoRALinear)
-
-
-def _exchange(model: nn.Module, kind: type[LoRALinear]) -> list[str]:
-    layers = lora_layers(model)
-    if not layers:
-        raise RuntimeError("this model has no LoRA layers: call inject or load_adapter first")
-    for layer in layers.values():
-        layer.__class__ = kind  # it holds the same things; only what it does with them differs
-        layer.__dict__.pop("shared", None)
+            members = [getattr(parent, name, None) for name in group]
+            if all(isinstance(member, LoRALinear) for member in members):
+                together = SharedInput(members)
+                for member in members:
+                    member.compute = together
     return list(layers)

@@ -1,4 +1,6 @@
-"""Many adapters in one batch: every row of the batch takes its own LoRA correction, in one pass over the base.
+"""The form of LoRALinear for many adapters in one batch, held equal to PEFT by tests/lora/test_multi_adapter.py.
+
+Every row of the batch takes its own LoRA correction, in one pass over the base.
 
 The factors of all adapters are stacked: `lora_A` is (adapters, r, in), `lora_B` is (adapters, out, r). A batch comes
 with a number for each row, which adapter it wants; the layer gathers those factors and multiplies batch by batch.

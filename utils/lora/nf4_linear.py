@@ -1,7 +1,8 @@
-"""QLoRA's base: linear layers that keep their weight in 4 bits and unpack it whenever they compute.
+"""The readable form of bitsandbytes' Linear4bit, held equal by tests/lora/test_variants.py: QLoRA's base in 4 bits.
 
-QLoRA (Dettmers et al., 2023, https://arxiv.org/abs/2305.14314) is LoRA on a frozen base in NF4 with doubly quantized
-scales. The adapter is :class:`utils.lora.layer.LoRALinear`, unchanged.
+A linear layer here keeps its weight in 4 bits and unpacks it whenever it computes. QLoRA (Dettmers et al., 2023,
+https://arxiv.org/abs/2305.14314) is LoRA on a frozen base in NF4 with doubly quantized scales. The adapter is
+:class:`utils.lora.layer.LoRALinear`, unchanged, of any variant.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from utils.lora.layer import find_targets
+from utils.lora.target_modules import find_targets
 from utils.quant import nf4
 
 
@@ -47,7 +48,7 @@ class NF4Linear(nn.Linear):
         for name, part in quantized.scales._asdict().items():
             self.register_buffer(f"scale_{name}", part.to(device))
         self._rest = quantized._replace(packed=None, scales=None)
-        self.bias = linear.bias
+        self.register_parameter("bias", linear.bias)  # by its name, also where there is none
         self.train(linear.training)
 
     def quantized(self) -> nf4.Quantized:
@@ -67,7 +68,7 @@ class NF4Linear(nn.Linear):
 def quantize(model: nn.Module, target_modules: Sequence[str] | str = "all-linear") -> list[str]:
     """Put the targets of a plain model into 4 bits, in place, and return their names. Do this before `inject`.
 
-    Raises what :func:`utils.lora.layer.find_targets` raises, and ValueError when a target is in 4 bits already.
+    Raises what :func:`utils.lora.target_modules.find_targets` raises, and ValueError for a target in 4 bits already.
     """
     names = find_targets(model, target_modules)
     if done := [name for name in names if isinstance(model.get_submodule(name), NF4Linear)]:
@@ -85,3 +86,27 @@ def dequantize(model: nn.Module) -> None:
             linear.weight = nn.Parameter(layer.unpacked(), requires_grad=False)
             linear.bias = layer.bias
             model.set_submodule(name, linear.train(layer.training))
+
+
+# ------------------------------------------------------------------------------------- what stands below a LoRA layer
+
+
+def is_quantized(base_layer: nn.Linear) -> bool:
+    """Whether the layer's weight holds codes (this module's, bitsandbytes') and no numbers that one could add to."""
+    return not base_layer.weight.is_floating_point()
+
+
+def dense_weight(base_layer: nn.Linear, dtype: torch.dtype | None = None) -> Float[Tensor, "d_out d_in"]:
+    """The layer's weight in `dtype`, or its own: itself where it has that dtype, else a temporary copy; 4 bits are
+    dequantized. Raises TypeError for codes that are neither this module's nor bitsandbytes' 4 bits.
+    """
+    weight = base_layer.weight
+    if isinstance(base_layer, NF4Linear):
+        weight = base_layer.unpacked()
+    elif getattr(weight, "quant_state", None) is not None:
+        from bitsandbytes.functional import dequantize_4bit
+
+        weight = dequantize_4bit(weight.data, weight.quant_state)
+    elif is_quantized(base_layer):
+        raise TypeError(f"this {type(base_layer).__name__} holds {weight.dtype}, and how to turn it back isn't known")
+    return weight if dtype in (None, weight.dtype) else weight.to(dtype)

@@ -1,9 +1,10 @@
-"""Which modules of a model LoRA should go on: propose them for any architecture, and check a list that somebody wrote.
+"""Which modules of a model LoRA should go on: find them, propose them for any architecture, check somebody's list.
 
 The linear layers of a transformer have other names in every architecture. :func:`propose_targets` therefore looks at
 the model, not at a table: it takes the linear layers inside the repeated blocks and sorts them into attention and MLP.
 :func:`check_targets` finds what PEFT lets pass, a name that matches nothing beside one that matches something.
-:func:`tiny_random` makes a small random model of each architecture, to try both on.
+:func:`tiny_random` makes a small random model of each architecture, to try both on. :func:`find_targets` reads the
+list that the course's own :func:`utils.lora.layer.inject` is given, and refuses more than PEFT does.
 """
 
 from __future__ import annotations
@@ -14,13 +15,13 @@ from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from torch import nn
-
-from utils.lora.layer import ALL_LINEAR
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
+ALL_LINEAR = "all-linear"
+"""As a value of `target_modules`: every linear layer but the output head."""
 ARCHITECTURES = (
     "Llama", "Mistral", "Qwen2", "Qwen3", "Gemma", "Phi", "Phi-3", "GPT-2", "GPT-NeoX", "BLOOM", "OPT", "Falcon", "T5",
 )  # fmt: skip
@@ -110,6 +111,64 @@ def _tiny_config(architecture: str) -> PretrainedConfig:
     }  # fmt: skip
     kind, settings = made[architecture]
     return kind(**settings)
+
+
+# ----------------------------------------------------------------------------------- finding, for the course's own LoRA
+
+
+def find_targets(model: nn.Module, target_modules: Sequence[str] | str) -> list[str]:
+    """The full names of the linear layers that `target_modules` means, in the model's order.
+
+    A name such as ``"q_proj"`` means every module that is called so, in any block, and
+    ``"layers.0.self_attn.q_proj"`` one of them; ``"all-linear"`` means every linear layer but the output head. Raises
+    ValueError for a name that matches nothing (PEFT ignores it beside one that does) or a layer whose weight is tied
+    to another module's, and TypeError for a module that is not linear.
+    """
+    modules = dict(model.named_modules())
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    linear = [name for name, module in modules.items() if isinstance(module, nn.Linear) and module is not head]
+    if isinstance(target_modules, str):
+        if target_modules != ALL_LINEAR:
+            raise ValueError(f"target_modules is the text {target_modules!r}: pass a list of names, or {ALL_LINEAR!r}")
+        if not linear:
+            raise ValueError(f"this {type(model).__name__} has no linear layer to target")
+        _refuse_shared(model, linear)
+        return linear
+    if not target_modules:
+        raise ValueError(f"target_modules is empty: name at least one linear layer, or pass {ALL_LINEAR!r}")
+    found: set[str] = set()
+    for target in target_modules:
+        matches = [name for name in modules if name == target or name.endswith(f".{target}")]
+        if not target or not matches:
+            known = sorted({name.rpartition(".")[2] for name in linear})
+            close = difflib.get_close_matches(target, known, n=1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            raise ValueError(
+                f"target {target!r} matches no module.{hint} The linear layers here are called {', '.join(known)}"
+            )
+        for name in matches:
+            if not isinstance(modules[name], nn.Linear):
+                raise TypeError(
+                    f"target {target!r} is a {type(modules[name]).__name__} ({name}); LoRA here wraps nn.Linear only"
+                )
+        found.update(matches)
+    names = [name for name in modules if name in found]
+    _refuse_shared(model, names)
+    return names
+
+
+def _refuse_shared(model: nn.Module, names: Sequence[str]) -> None:
+    users: dict[int, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        if isinstance(weight := getattr(module, "weight", None), Tensor):
+            users.setdefault(id(weight), []).append(name)
+    for name in names:
+        others = [user for user in users[id(model.get_submodule(name).weight)] if user != name]
+        if others:
+            raise ValueError(
+                f"the weight of {name!r} is shared with {others[0]!r}, which a merge would change too: leave {name!r} "
+                "out of the targets"
+            )
 
 
 # --------------------------------------------------------------------------------------------------------- proposing

@@ -11,46 +11,86 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from utils.lora.layer import find_targets
+from utils.lora.target_modules import find_targets
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 REAL_MODELS = ("Llama-2-7B", "Mistral-7B", "GPT-3-175B")
-SMALL_MODELS = ("Llama-3.2-1B", "SmolLM2-135M")
+SHAPES = {
+    "SmolLM2-135M": 134_515_008,
+    "SmolLM2-360M": 361_821_120,
+    "Llama-3.2-1B": 1_235_814_400,
+    "SmolLM2-1.7B": 1_711_376_384,
+    "Llama-3.2-3B": 3_212_749_824,
+    "Llama-2-7B": 6_738_415_616,
+    "Mistral-7B": 7_241_732_096,
+    "Llama-3.1-8B": 8_030_261_248,
+    "Llama-2-13B": 13_015_864_320,
+    "CodeLlama-34B": 33_743_970_304,
+    "Llama-2-70B": 68_976_648_192,
+}
+"""Models of Llama's architecture, smallest first, and the parameters of each."""
+KNOWN_MODELS = (*SHAPES, "GPT-3-175B")
+"""Every name that :func:`real_config` knows."""
+
+# Vocabulary, width, MLP's width, blocks, heads, heads for keys and values, size of a head, whether the head is tied.
+_LLAMAS = {
+    "SmolLM2-135M": (49_152, 576, 1536, 30, 9, 3, 64, True),
+    "SmolLM2-360M": (49_152, 960, 2560, 32, 15, 5, 64, True),
+    "Llama-3.2-1B": (128_256, 2048, 8192, 16, 32, 8, 64, True),
+    "SmolLM2-1.7B": (49_152, 2048, 8192, 24, 32, 32, 64, True),
+    "Llama-3.2-3B": (128_256, 3072, 8192, 28, 24, 8, 128, True),
+    "Llama-2-7B": (32_000, 4096, 11_008, 32, 32, 32, 128, False),
+    "Llama-3.1-8B": (128_256, 4096, 14_336, 32, 32, 8, 128, False),
+    "Llama-2-13B": (32_000, 5120, 13_824, 40, 40, 40, 128, False),
+    "CodeLlama-34B": (32_000, 8192, 22_016, 48, 64, 8, 128, False),
+    "Llama-2-70B": (32_000, 8192, 28_672, 80, 64, 8, 128, False),
+}
 
 
 def real_config(name: str) -> PretrainedConfig:
-    """The configuration of one of :data:`REAL_MODELS` or :data:`SMALL_MODELS`. Raises ValueError for another name.
+    """The configuration of one of :data:`KNOWN_MODELS`. Raises ValueError for another name.
 
-    Llama-2-7B: Touvron et al., 2023 (https://arxiv.org/abs/2307.09288). Mistral-7B: Jiang et al., 2023
+    Llama 2: Touvron et al., 2023 (https://arxiv.org/abs/2307.09288). Mistral-7B: Jiang et al., 2023
     (https://arxiv.org/abs/2310.06825); transformers' defaults are this model. GPT-3-175B: Brown et al., 2020, table 2.1
     (https://arxiv.org/abs/2005.14165), in the architecture of GPT-2, which it shares but for sparse attention patterns.
-    Llama-3.2-1B and SmolLM2-135M: their `config.json` on the Hub, less the scaling of positions, which has no weights.
+    The others: their `config.json` on the Hub, less the scaling of positions, which has no weights.
     """
     from transformers import GPT2Config, LlamaConfig, MistralConfig
 
-    if name == "Llama-2-7B":
-        return LlamaConfig(
-            vocab_size=32_000, hidden_size=4096, intermediate_size=11_008, num_hidden_layers=32,
-            num_attention_heads=32, num_key_value_heads=32, tie_word_embeddings=False,
-        )  # fmt: skip
     if name == "Mistral-7B":
         return MistralConfig()
     if name == "GPT-3-175B":
         return GPT2Config(vocab_size=50_257, n_positions=2048, n_embd=12_288, n_layer=96, n_head=96)
-    if name == "Llama-3.2-1B":
-        return LlamaConfig(
-            vocab_size=128_256, hidden_size=2048, intermediate_size=8192, num_hidden_layers=16, num_attention_heads=32,
-            num_key_value_heads=8, head_dim=64, tie_word_embeddings=True,
-        )  # fmt: skip
-    if name == "SmolLM2-135M":
-        return LlamaConfig(
-            vocab_size=49_152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,
-            num_key_value_heads=3, tie_word_embeddings=True,
-        )  # fmt: skip
-    known = ", ".join((*REAL_MODELS, *SMALL_MODELS))
-    raise ValueError(f"no configuration of {name!r} here: choose one of {known}")
+    if name not in _LLAMAS:
+        raise ValueError(f"no configuration of {name!r} here: choose one of {', '.join(KNOWN_MODELS)}")
+    vocabulary, hidden, intermediate, layers, heads, kv_heads, head_dim, tied = _LLAMAS[name]
+    return LlamaConfig(
+        vocab_size=vocabulary, hidden_size=hidden, intermediate_size=intermediate, num_hidden_layers=layers,
+        num_attention_heads=heads, num_key_value_heads=kv_heads, head_dim=head_dim, tie_word_embeddings=tied,
+    )  # fmt: skip
+
+
+def shape_of(billions: float) -> str:
+    """The name of a known shape for a model of which one knows only that it has so many billion parameters.
+
+    It is the smallest of :data:`SHAPES` that isn't more than 5% below: what is called "7B" often has 6.7, and a shape
+    that is clearly smaller would promise too much. Raises ValueError for a size that isn't positive, and for one above
+    the largest shape.
+
+    >>> shape_of(7), shape_of(1)
+    ('Llama-2-7B', 'Llama-3.2-1B')
+    """
+    if not billions > 0:
+        raise ValueError(f"a model has more than 0 parameters, not {billions} billion")
+    for name, parameters in SHAPES.items():
+        if parameters >= 0.95e9 * billions:
+            return name
+    raise ValueError(
+        f"the largest shape that is known here is {name}, and {billions:g} billion parameters are more: pass the "
+        "model's configuration"
+    )
 
 
 def llama_config(
@@ -73,7 +113,7 @@ def llama_config(
 
 
 def meta_model(name: str) -> PreTrainedModel:
-    """One of :data:`REAL_MODELS` on the meta device: every shape, no data."""
+    """One of :data:`KNOWN_MODELS` on the meta device: every shape, no data."""
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
@@ -84,7 +124,7 @@ def lora_parameter_count(model: nn.Module, target_modules: list[str], r: int) ->
     """How many parameters LoRA of rank `r` adds: ``r * (in + out)`` for every linear layer that a name of the list
     means.
 
-    Raises what :func:`utils.lora.layer.find_targets` raises, and ValueError for a rank below 1.
+    Raises what :func:`utils.lora.target_modules.find_targets` raises, and ValueError for a rank below 1.
     """
     if r < 1:
         raise ValueError(f"the rank r must be at least 1, not {r}")

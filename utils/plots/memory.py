@@ -11,7 +11,6 @@ from matplotlib.ticker import NullLocator
 from utils.plots.core import (
     _RC,
     COLORS,
-    LINES,
     MARKERS,
     bars,
     lines,
@@ -34,42 +33,6 @@ def memory_bars(
             ax.annotate(
                 name, (1, gb), (-2, 3), xycoords=("axes fraction", "data"), textcoords="offset points", ha="right"
             )
-    return figure
-
-
-def sizes_and_cards(
-    ways: Mapping[str, float], sizes: Sequence[float], cards: Mapping[str, float], *, title: str, usable: float = 1.0
-) -> Figure:
-    """What training takes by the model's size: a line for each way, which `ways` maps to bytes a parameter, and a level
-    for each card, which `cards` maps to GB. Model sizes are in billions of parameters; both axes are logarithmic.
-
-    A card's level is drawn at the share `usable` of its memory. Raises ValueError for a size, a card or a number of
-    bytes that isn't positive, or when one of the three is empty.
-    """
-    if not ways or not len(sizes) or not cards:
-        raise ValueError("nothing to plot: pass ways, sizes and cards")
-    for value in [*ways.values(), *sizes, *cards.values(), usable]:
-        if not value > 0:
-            raise ValueError(f"sizes, cards and bytes are more than 0, not {value}: both axes are logarithmic")
-    figure, ax = new_figure()
-    with rc_context(_RC):
-        for i, (name, bytes_each) in enumerate(ways.items()):
-            ax.plot(
-                sizes, [size * bytes_each for size in sizes], color=COLORS[i % len(COLORS)],
-                linestyle=LINES[i % len(LINES)], marker=MARKERS[i % len(MARKERS)], markersize=4, label=name,
-            )  # fmt: skip
-        for name, gb in cards.items():
-            ax.axhline(usable * gb, color="#777777", linewidth=0.8)
-            ax.annotate(
-                name, (1, usable * gb), xycoords=("axes fraction", "data"), xytext=(3, 0), textcoords="offset points",
-                va="center", fontsize=8,
-            )  # fmt: skip
-        ax.set(xscale="log", yscale="log", xlabel="model (billions of parameters)", ylabel="memory (GB)")
-        ticks = [size for size in (0.1, 0.3, 1, 3, 7, 13, 34, 70) if min(sizes) <= size <= max(sizes)]
-        ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-        ax.set_xticks([], minor=True)
-        ax.set_title(title)
-        ax.legend()
     return figure
 
 

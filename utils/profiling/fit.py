@@ -1,10 +1,10 @@
 """Will it fit? Cards of 8 to 80 GB, the largest batch on each, and a guard that says no before a run fails.
 
-    python -m utils.profiling.memory --model Llama-2-7B --method qlora --batch 4 --checkpointing
-    python -m utils.profiling.memory --model Llama-2-7B --card 24        (exit code 1 when it doesn't fit)
-    python -m utils.profiling.memory --model Llama-2-7B --table          (what fits on which card)
+    python -m utils.profiling.fit --model Llama-2-7B --method qlora --batch 4 --checkpointing
+    python -m utils.profiling.fit --model Llama-2-7B --card 24        (exit code 1 when it doesn't fit)
+    python -m utils.profiling.fit --model Llama-2-7B --table          (what fits on which card)
 
-Everything rests on :func:`utils.profiling.memory.predict`.
+Everything rests on :func:`utils.profiling.memory.predict`, and on the one safety margin that :func:`needed` adds to it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,9 +24,9 @@ from utils.profiling.memory import ATTENTION, FLOATS, GB, METHODS, OPTIMIZERS, P
 CARDS = (8, 12, 16, 24, 40, 80)
 """GB that common cards are sold with. One of N shows a little more or less than N * 10**9 bytes."""
 CONTEXT = 810_000_000
-"""Bytes that CUDA and its libraries take on a card beside PyTorch's tensors: 0.80 to 0.81 GB in fits.json."""
+"""The fixed part of the safety margin, in bytes: see :func:`needed`."""
 GAPS = 1.08
-"""PyTorch takes memory from the card in large pieces and can't fill each: 5 to 7% more than the peak in fits.json."""
+"""The part of the safety margin that grows with the peak, as a factor: see :func:`needed`."""
 BATCHES = (1, 2, 4, 8, 16)
 WAYS: Mapping[str, Mapping[str, Any]] = {
     "full": {"method": "full"},
@@ -38,7 +38,11 @@ WAYS: Mapping[str, Mapping[str, Any]] = {
 
 
 class DoesNotFit(RuntimeError):
-    """A training step needs more than the card has. `needed` and `room` are bytes."""
+    """A training step needs more than the card has. `needed` and `room` are bytes.
+
+    It is a RuntimeError as PyTorch's ``OutOfMemoryError`` is, which it comes before: whoever handles the one handles
+    both. Python's MemoryError means the machine's own memory, which isn't short here.
+    """
 
     def __init__(self, text: str, needed: int, room: int) -> None:
         super().__init__(text)
@@ -46,7 +50,13 @@ class DoesNotFit(RuntimeError):
 
 
 def needed(peak: float) -> int:
-    """The bytes that a card must have for a step with this peak: gaps and CUDA's own are added."""
+    """The bytes that a card must have for a step with this peak: the peak and the safety margin.
+
+    The margin is what PyTorch's allocator doesn't report as allocated: 8% of the peak (:data:`GAPS`), since it takes
+    memory from the card in large pieces and can't fill each, and 0.81 GB (:data:`CONTEXT`) that CUDA and its libraries
+    take for themselves. Both come from `assets/measurements/fits.json`: steps of a 1B model on an H100 whose allocator
+    was limited to the size of smaller cards. The gaps were 5 to 7% there, CUDA's own 0.80 to 0.81 GB.
+    """
     return int(peak * GAPS) + CONTEXT
 
 
@@ -65,10 +75,30 @@ def card_bytes(gb: float | None = None) -> int:
     return min(total, free + torch.cuda.memory_reserved() + CONTEXT)
 
 
-def refuse_too_large(setup: Setup, gb: float | None = None) -> Prediction:
+def first_that_fits(setup: Setup, room: int) -> tuple[Setup, Prediction] | None:
+    """The first way to take the step that needs at most `room` bytes, the least painful tried first; None if none does.
+
+    That is `setup` as it is, then with checkpointing, then with one sequence at a time too; then the same with LoRA
+    where `setup` trains everything, and with QLoRA. Raises what :func:`utils.profiling.memory.predict` raises.
+    """
+    for method in METHODS[METHODS.index(setup.method) :]:
+        as_it_is = dataclasses.replace(setup, method=method)
+        lighter = dataclasses.replace(as_it_is, checkpointing=True)
+        lightest = dataclasses.replace(lighter, batch=1)
+        smallest = predict(lightest)
+        if needed(smallest.peak) > room:
+            continue
+        for change in (as_it_is, lighter):
+            if change != lightest and needed((prediction := predict(change)).peak) <= room:
+                return change, prediction
+        return lightest, smallest
+    return None
+
+
+def refuse_unless_it_fits(setup: Setup, gb: float | None = None) -> Prediction:
     """Call it before training: the prediction when `setup` fits on a card of `gb` GB (None: on the one that is here).
 
-    Raises :class:`DoesNotFit`, with the first of some changes that would fit, and what :func:`card_bytes` and
+    Raises :class:`DoesNotFit`, with the first change that would fit, and what :func:`card_bytes` and
     :func:`utils.profiling.memory.predict` raise.
     """
     room = card_bytes(gb)
@@ -80,29 +110,19 @@ def refuse_too_large(setup: Setup, gb: float | None = None) -> Prediction:
         f"this step needs about {needs / GB:.1f} GB and the card has {room / GB:.1f}. Its peak is in the "
         f"{prediction.phase} phase, with {prediction.parts[largest] / GB:.1f} GB for the largest part, {largest}. "
     )
-    for words, change in _changes(setup):
-        if (less := needed(predict(change).peak)) <= room:
-            raise DoesNotFit(text + f"It would fit with {words} ({less / GB:.1f} GB)", needs, room)
-    raise DoesNotFit(
-        text + "Not even QLoRA with checkpointing and one sequence fits: take a smaller model", needs, room
-    )
+    if (found := first_that_fits(setup, room)) is None:
+        cure = "Not even QLoRA with checkpointing and one sequence fits: take a smaller model"
+    else:
+        cure = f"It would fit with {_difference(setup, found[0])} ({needed(found[1].peak) / GB:.1f} GB)"
+    raise DoesNotFit(text + cure, needs, room)
 
 
-def _changes(setup: Setup) -> Iterable[tuple[str, Setup]]:
-    """What one would try, the least painful first."""
-    change, words = setup, []
-    for part, fields in (
-        ("checkpointing", {"checkpointing": True}),
-        ("one sequence at a time", {"batch": 1}),
-        ("LoRA", {"method": "lora"}),
-        ("QLoRA", {"method": "qlora"}),
-    ):
-        if part == "LoRA" and setup.method != "full":
-            continue
-        if any(getattr(change, name) != value for name, value in fields.items()):
-            change = dataclasses.replace(change, **fields)
-            words = [*(w for w in words if w != "LoRA"), part]
-            yield " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words), change
+def _difference(setup: Setup, change: Setup) -> str:
+    """What `change` does otherwise than `setup`, in words."""
+    words = [{"lora": "LoRA", "qlora": "QLoRA"}[change.method]] if change.method != setup.method else []
+    words += ["checkpointing"] if change.checkpointing != setup.checkpointing else []
+    words += ["one sequence at a time"] if change.batch != setup.batch else []
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
 class Fit(NamedTuple):
@@ -158,7 +178,7 @@ def report(prediction: Prediction) -> str:
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m utils.profiling.memory", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m utils.profiling.fit", description=__doc__.splitlines()[0])
     parser.add_argument(
         "--model", default="Llama-2-7B", help="a known name, a folder, or a Hub id (default: %(default)s)"
     )
@@ -207,6 +227,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         if arguments.table:
             print(table(what_fits(setup)))
         else:
-            print(report(predict(setup) if arguments.card is None else refuse_too_large(setup, arguments.card)))
+            print(report(predict(setup) if arguments.card is None else refuse_unless_it_fits(setup, arguments.card)))
     except (ValueError, TypeError, RuntimeError) as error:
         sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,7 +1,9 @@
-"""The arithmetic of training memory: weights, gradients and optimizer states, in bytes.
+"""The one estimator of training memory, in bytes.
 
-Activations are not in it; they depend on the batch and are measured (:mod:`utils.profiling.activations`). A GB is 10**9
-bytes throughout, as on a disk's label; a GiB, 2**30 bytes, is what GPU tools often mean.
+Weights, gradients and optimizer states are arithmetic (:func:`full_finetuning`, :func:`lora`, :func:`qlora`); they are
+there for as long as training runs. :func:`predict` follows a whole step, with its activations and what comes and goes,
+and says at which moment most is held. Whether that fits on a card is :mod:`utils.profiling.fit`'s question. A GB is
+10**9 bytes throughout, as on a disk's label, and not the 2**30 bytes that GPU tools often mean.
 """
 
 from __future__ import annotations
@@ -15,8 +17,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from utils.lora.layer import check_hyperparameters, find_targets
-from utils.models.configs import REAL_MODELS, SMALL_MODELS, real_config
+from utils.lora.refusals import check_hyperparameters
+from utils.lora.target_modules import find_targets
+from utils.models.configs import KNOWN_MODELS, real_config
 from utils.profiling.activations import checkpoint_blocks
 from utils.profiling.meta_layers import (
     PeftLinear,
@@ -33,7 +36,6 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 GB = 10**9
-GIB = 2**30
 
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
 """Bytes of one number of each dtype."""
@@ -177,6 +179,7 @@ class Prediction(NamedTuple):
     """The peak of a training step in bytes, `parts` of it by kind, and the largest moment of each phase.
 
     phase: in which of "forward", "backward" and "optimizer" the peak lies. resident: what is held between two steps.
+    kept: what the forward pass leaves for the backward pass beside that, the activations.
     """
 
     peak: int
@@ -184,6 +187,7 @@ class Prediction(NamedTuple):
     parts: dict[str, int]
     phases: dict[str, int]
     resident: int
+    kept: int
 
 
 KINDS = (
@@ -211,9 +215,9 @@ def predict(setup: Setup) -> Prediction:
     backward pass, optimizer. It takes seconds and nothing is downloaded but a Hub id's `config.json`. What the GPU
     keeps outside PyTorch's allocator is not in it: CUDA's own context (about 0.5 GB) and the gaps between tensors.
 
-    Raises what :func:`config_of` and :func:`utils.lora.layer.find_targets` raise.
+    Raises what :func:`config_of` and :func:`utils.lora.target_modules.find_targets` raise.
     """
-    model = _model(setup)
+    model = model_of(setup)
     trainable = [p for p in model.parameters() if p.requires_grad]
     tracker = PeakTracker()
     tracker.size_means(setup.batch * setup.length * model.config.get_text_config().vocab_size, "logits and loss")
@@ -229,6 +233,7 @@ def predict(setup: Setup) -> Prediction:
     with tracker:
         with tracker.during("forward"):
             loss = model(input_ids=ids, labels=ids, use_cache=False).loss
+        kept = tracker.total - resident
         tracker.kind = "backward in passing"
         with tracker.during("backward"):
             loss.backward()
@@ -238,11 +243,12 @@ def predict(setup: Setup) -> Prediction:
     phase = max(tracker.peaks, key=lambda name: tracker.peaks[name].total)
     total, parts = tracker.peaks[phase]
     ordered = {kind: parts[kind] for kind in KINDS if kind in parts}
-    return Prediction(total, phase, ordered, {name: peak.total for name, peak in tracker.peaks.items()}, resident)
+    phases = {name: peak.total for name, peak in tracker.peaks.items()}
+    return Prediction(total, phase, ordered, phases, resident, kept)
 
 
-def _model(setup: Setup) -> PreTrainedModel:
-    """The model on the meta device, as `setup` trains it."""
+def model_of(setup: Setup) -> PreTrainedModel:
+    """The model on the meta device, as `setup` trains it: with its adapters, in training mode, checkpointed or not."""
     from transformers import AutoModelForCausalLM
 
     dtype = FLOATS[setup.dtype]
@@ -270,7 +276,7 @@ def config_of(model: str | Path | PretrainedConfig) -> PretrainedConfig:
     """
     if not isinstance(model, str | Path):
         return model
-    if model in (*REAL_MODELS, *SMALL_MODELS):
+    if model in KNOWN_MODELS:
         return real_config(model)
     from utils.models.loading import load_config
 
@@ -317,9 +323,3 @@ def _watch(model: nn.Module, tracker: PeakTracker) -> None:
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.register_post_accumulate_grad_hook(lambda p: tracker.relabel(p.grad, "gradients"))
-
-
-if __name__ == "__main__":
-    from utils.profiling.fit import main
-
-    main()

@@ -9,11 +9,9 @@ from __future__ import annotations
 from typing import Any
 
 from utils.inference.playground import widgets_work
-from utils.models.configs import REAL_MODELS, SMALL_MODELS
+from utils.models.configs import SHAPES
 from utils.profiling.fit import CARDS, needed, report
 from utils.profiling.memory import GB, METHODS, Setup, predict
-
-MODELS = (*SMALL_MODELS, *(name for name in REAL_MODELS if not name.startswith("GPT")))
 
 
 def answer(**fields: Any) -> str:
@@ -34,7 +32,7 @@ def widgets() -> Any:
     import ipywidgets as w
 
     controls = {
-        "model": w.Dropdown(options=MODELS, value="Llama-2-7B", description="model"),
+        "model": w.Dropdown(options=list(SHAPES), value="Llama-2-7B", description="model"),
         "method": w.Dropdown(options=METHODS, value="lora", description="method"),
         "r": w.BoundedIntText(value=8, min=1, max=512, description="r"),
         "batch": w.BoundedIntText(value=4, min=1, max=256, description="batch"),

@@ -20,9 +20,10 @@ META = {"device": "meta"}
 
 
 class PeftLinear(LoRALinear):
-    """PEFT's LoRA layer over a linear layer, or over a 4-bit one, with its adapter in `adapter_dtype`.
+    """The meta form of PEFT's LoRA layer, held to what an H100 allocated by tests/profiling/test_memory_predictor.py.
 
-    It computes what :class:`utils.lora.layer.LoRALinear` computes and casts in PEFT's order (peft/tuners/lora/layer.py,
+    It stands over a linear layer, or over a 4-bit one, with its adapter in `adapter_dtype`, computes what
+    :class:`utils.lora.layer.LoRALinear` computes and casts in PEFT's order (peft/tuners/lora/layer.py,
     ``Linear.forward``, and bnb.py, ``Linear4bit.forward``): the sum is made in the adapter's dtype beside a 16-bit
     base, and a 4-bit base's result is copied first.
     """
@@ -49,9 +50,10 @@ class PeftLinear(LoRALinear):
 
 
 class FourBitLinear(nn.Linear):
-    """bitsandbytes' 4-bit linear layer: `weight` holds two codes a byte, and a copy in 16 bits is made for each use.
+    """The meta form of bitsandbytes' Linear4bit, held to an H100 by tests/profiling/test_memory_predictor.py.
 
-    Scales are float32, or with `double` 8 bits each and float32 for each 256 of them (:mod:`utils.quant.nf4`).
+    `weight` holds two codes a byte, and a copy in 16 bits is made for each use. Scales are float32, or with `double`
+    8 bits each and float32 for each 256 of them (:mod:`utils.quant.nf4`).
     """
 
     def __init__(self, layer: nn.Linear, double: bool) -> None:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from utils import tinyworld
 from utils.data.chat import IGNORED, Example, collate, encode, render
+from utils.lora.checkpoint import BASE_CHANGING
 from utils.lora.layer import disabled
 from utils.tinyworld import Split
 from utils.train.loop import Stepper, check_positive, in_mode, learning_rate_factor, seeded
@@ -122,9 +123,21 @@ def dpo_loss(log_probs: Float[Tensor, " rows"], reference: Float[Tensor, " rows"
 def adapter_off(model: Any) -> AbstractContextManager:
     """The model without its adapter, for the length of a block: the course's LoRA, or PEFT's ``disable_adapter``.
 
-    Raises RuntimeError when the model has neither.
+    Raises RuntimeError when the model has neither, and ValueError for an adapter of PEFT's whose start changed the base
+    weight (PiSSA and its like): without it PEFT computes with what is left of the base, which is no reference. The
+    course's PiSSA puts back what was taken out.
     """
-    return model.disable_adapter() if hasattr(model, "disable_adapter") else disabled(model)
+    if not hasattr(model, "disable_adapter"):
+        return disabled(model)
+    for name in model.active_adapters:
+        start = getattr(model.peft_config[name], "init_lora_weights", True)
+        if str(start).lower().startswith(BASE_CHANGING):
+            raise ValueError(
+                f"the adapter {name!r} began with init_lora_weights={start!r}, which changed the base weights: with "
+                "the adapter off, PEFT computes with what is left of them, and that is no reference. Pass the base "
+                "itself as the reference, or take an adapter that leaves the base alone"
+            )
+    return model.disable_adapter()
 
 
 @torch.no_grad()

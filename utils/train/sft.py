@@ -96,6 +96,7 @@ GUIDE_LINES: tuple[GuideLine, ...] = (
 
 
 def _checkpointing_argument() -> str:
+    """What transformers calls it: activation_checkpointing from 5.23 on."""
     from trl import SFTConfig
 
     fields = SFTConfig.__dataclass_fields__
@@ -112,6 +113,9 @@ def sft_config(output_dir: str | Path, recipe: Recipe, **changes: Any) -> SFTCon
     """
     from trl import SFTConfig
 
+    checkpointing = _checkpointing_argument()
+    if "activation_checkpointing" in changes:
+        changes[checkpointing] = changes.pop("activation_checkpointing")
     unknown = sorted(set(changes) - set(SFTConfig.__dataclass_fields__))
     if unknown:
         today = {line.argument: line for line in GUIDE_LINES}
@@ -132,13 +136,9 @@ def sft_config(output_dir: str | Path, recipe: Recipe, **changes: Any) -> SFTCon
         "disable_tqdm": True,
         **trainer_precision(),
         "seed": 0,
-        "gradient_checkpointing": None if _checkpointing_argument() == "activation_checkpointing" else False,
+        # TRL's default is True, and the new name's transformers warn of the old one unless it is None.
+        "gradient_checkpointing": False if checkpointing == "gradient_checkpointing" else None,
     }
-    if "activation_checkpointing" in changes:
-        settings.pop("gradient_checkpointing")
-        changes[_checkpointing_argument()] = changes.pop("activation_checkpointing")
-        if _checkpointing_argument() == "activation_checkpointing":
-            settings["gradient_checkpointing"] = None  # TRL's default, True, would be warned about as deprecated
     return SFTConfig(output_dir=str(output_dir), **{**settings, **changes})
 
 

@@ -24,6 +24,7 @@ from torch import nn
 from utils.data import chat
 from utils.data.chat import Example
 from utils.lora import layer as lora
+from utils.lora.target_modules import ALL_LINEAR
 from utils.train import loop
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ TARGETS: dict[str, list[str] | str] = {
     "q,v": ["q_proj", "v_proj"],
     "attention": ATTENTION,
     "MLP": MLP,
-    "all-linear": lora.ALL_LINEAR,
+    "all-linear": ALL_LINEAR,
 }
 """The choices of `target_modules` by the names that a study stores."""
 

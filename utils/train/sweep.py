@@ -16,20 +16,12 @@ from torch import nn
 from utils.data import chat
 from utils.data.chat import Example
 from utils.lora import nf4_linear, variants
-from utils.lora.adalora import ORTHOGONALITY_WEIGHT, AdaLoRALinear, RankAllocator, Schedule, orthogonality
-from utils.lora.layer import LoRALinear, inject
+from utils.lora.adalora import ORTHOGONALITY_WEIGHT, AdaLoRA, RankAllocator, Schedule, orthogonality
+from utils.lora.layer import LoRA, inject
 from utils.tinyworld import Task
 from utils.train import loop
 
-LAYERS = {
-    "LoRA": LoRALinear,
-    "QLoRA": LoRALinear,
-    "LoRA+": LoRALinear,
-    "rsLoRA": variants.RsLoRALinear,
-    "DoRA": variants.DoRALinear,
-    "PiSSA": variants.PiSSALinear,
-    "AdaLoRA": AdaLoRALinear,
-}
+VARIANTS = {"rsLoRA": variants.RsLoRA(), "DoRA": variants.DoRA(), "PiSSA": variants.PiSSA(), "AdaLoRA": AdaLoRA()}
 LORA_PLUS_RATIO = 16.0
 """B's learning rate over A's, as the paper of LoRA+ advises."""
 INIT_R = 12
@@ -89,10 +81,10 @@ def build(entry: Entry, model: nn.Module, seed: int) -> None:
     if entry.variant == "QLoRA":
         nf4_linear.quantize(model)
     if entry.variant == "VeRA":
-        variants.inject_vera(model, "all-linear", entry.r, key=seed)
+        inject(model, "all-linear", entry.r, variant=variants.VeRA(key=seed))
     else:
         r = INIT_R if entry.variant == "AdaLoRA" else entry.r
-        inject(model, "all-linear", r, 2 * r, layer=LAYERS[entry.variant])
+        inject(model, "all-linear", r, 2 * r, variant=VARIANTS.get(entry.variant, LoRA()))
 
 
 def train(

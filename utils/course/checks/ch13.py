@@ -193,51 +193,41 @@ exercise(
 # -------------------------------------------------------------------------------------------------------- what fits
 
 
-def _cheapest_way(billions: float, card_gb: float, sizes=(16, 2, 0.574), usable: float = 0.9) -> str:
-    for way, size in zip(("full", "LoRA", "QLoRA"), sizes, strict=True):
-        if billions * size <= usable * card_gb:
-            return way
-    return "none"
+def _first_that_fits(needs: dict[str, float], card_gb: float) -> str:
+    return next((way for way, gb in needs.items() if gb <= card_gb), "none")
 
 
-_CARDS = [(7, 16), (7, 24), (1, 16), (1, 24), (70, 48), (70, 40), (13, 16), (0.5, 8.5), (34, 24), (5, 10.5)]
-
+_WAYS = ("full", "LoRA", "LoRA, checkpointing", "QLoRA")
+_NEEDS = [dict(zip(_WAYS, gb, strict=True)) for gb in ((110.0, 36.0, 18.0, 6.8), (26.0, 12.6, 7.2, 8.1))]
 
 exercise(
     "what_fits",
-    reference=_cheapest_way,
-    cases=[*_CARDS],
+    reference=_first_that_fits,
+    cases=[(needs, card) for needs in _NEEDS for card in (6, 8, 12.6, 19, 24, 36, 80, 110)],
     mistakes=[
         Mistake(
-            lambda billions, card_gb: _cheapest_way(billions, card_gb, usable=1.0),
-            "you filled the card to its last byte; the task leaves a tenth of it free.",
+            lambda needs, card_gb: _first_that_fits(needs, 0.9 * card_gb),
+            "you left a tenth of the card free; the safety margin is in the numbers already.",
         ),
         Mistake(
-            lambda billions, card_gb: _cheapest_way(billions, card_gb, sizes=(4, 2, 0.574)),
-            "4 bytes a parameter are the float32 weights alone: gradients and Adam's moments make it 16.",
+            lambda needs, card_gb: next((way for way, gb in needs.items() if gb < card_gb), "none"),
+            "a way that needs just what the card has fits: compare with <=.",
         ),
         Mistake(
-            lambda billions, card_gb: next(
-                (
-                    way
-                    for way, size in (("QLoRA", 0.574), ("LoRA", 2), ("full", 16))
-                    if billions * size <= 0.9 * card_gb
-                ),
-                "none",
-            ),
-            "you began with the smallest way, which fits wherever one does: try full first, then LoRA, then QLoRA.",
+            lambda needs, card_gb: next((way for way, gb in reversed(needs.items()) if gb <= card_gb), "none"),
+            "you began with the last way, which is the one that you like least: keep the order of `needs`.",
         ),
         Mistake(
-            lambda billions, card_gb: _cheapest_way(billions, card_gb, sizes=(16, 2, 0.5)),
-            "half a byte is the guide's figure: with scales, and what stays in 16 bits, it is 0.574.",
+            lambda needs, card_gb: min(needs, key=needs.get) if min(needs.values()) <= card_gb else "none",
+            "that is the way that needs least. The task wants the first that fits, the one you like best.",
         ),
         Mistake(
-            lambda billions, card_gb: _cheapest_way(billions, card_gb, sizes=(16, 4, 0.574)),
-            "a frozen base needs no gradients and no float32: 2 bytes a parameter for LoRA.",
+            lambda needs, card_gb: next((way for way, gb in needs.items() if gb <= card_gb), None),
+            'where nothing fits the answer is the text "none", not None.',
         ),
     ],
     hints=[
-        "needed = billions * bytes a parameter, in GB; the room is 0.9 * card_gb.",
-        'Try in this order: "full" with 16, "LoRA" with 2, "QLoRA" with 0.574; else return "none".',
+        "for way, gb in needs.items() goes through them in their order.",
+        'Return the first way whose gb <= card_gb; after the loop, return "none".',
     ],
 )

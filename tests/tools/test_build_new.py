@@ -1,0 +1,61 @@
+"""tools.build.new: a new chapter passes the build and the test run as it is, and what can't be one is refused."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from tests.tools.trial import failures
+from tools.build.lesson import ROOT, BuildError, Course
+from tools.build.new import main, new_chapter
+
+
+@pytest.mark.slow
+def test_a_new_chapter_passes_as_it_is(tmp_path):
+    """In a copy of the course: `make new`, the build, --check, the run, and the tests of its exercise."""
+    for folder in ("lessons", "tools", "utils", "tests"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "assets").symlink_to(ROOT / "assets")
+    for name in ("README.md", "pyproject.toml", "start.py"):
+        shutil.copy(ROOT / name, tmp_path)
+    number = f"{len(list((ROOT / 'lessons').glob('[0-9][0-9]_*.md'))):02d}"
+    stem = f"{number}_two_words_and_a_half"
+    environment = os.environ | {"PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"}
+
+    def run(*arguments: str) -> str:
+        command = [sys.executable, "-m", *arguments]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+        return done.stdout
+
+    said = run("tools.build.new", number, "Two words, and a half")
+    assert f"lessons/{stem}.md" in said and f"ch{number}.py" in said and "README.md" in said
+    run("tools.build", number)
+    run("tools.build", "--check", number)
+    assert failures(tmp_path, "-p", "tools.pytest_notebooks", f"solutions/{stem}.ipynb", path=tmp_path) == {}
+    exercises = next((tmp_path / "tests").rglob("test_exercises.py"))
+    assert " passed" in run("pytest", "-q", str(exercises), "-k", f"update_size_{number}")
+    checks = str(next((tmp_path / "utils").rglob(f"ch{number}.py")))
+    run("ruff", "check", checks, "notebooks", "solutions")
+    run("ruff", "format", "--check", checks)
+
+
+def test_what_is_no_new_chapter_is_refused_and_nothing_is_written(tmp_path, capsys):
+    (tmp_path / "lessons").mkdir()
+    folder = tmp_path / "checks"
+    folder.mkdir()
+    (tmp_path / "README.md").write_text("# A course\n")
+    course = Course(tmp_path, "OWNER/REPO", "pass", points=lambda name: 1)
+    with pytest.raises(BuildError, match="next chapter's number is 00, not '03'"):
+        new_chapter("03", "Title", course, folder)
+    with pytest.raises(BuildError, match="a title has letters, not '...'"):
+        new_chapter("00", "...", course, folder)
+    with pytest.raises(BuildError, match="README.md has no table of chapters"):
+        new_chapter("00", "Title", course, folder)
+    (folder / "ch00.py").write_text("")
+    with pytest.raises(BuildError, match="is there already, without a lesson"):
+        new_chapter("00", "Title", course, folder)
+    assert list((tmp_path / "lessons").iterdir()) == [] and main(["15", ""]) == 2
+    assert 'usage: make new CH=15 TITLE="Out of the notebook"' in capsys.readouterr().err

@@ -1,0 +1,121 @@
+"""tools.build.rules: each rule is told with its line, by the build and before anything runs."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from tools.build import execute, new
+from tools.build.__main__ import main
+from tools.build.lesson import Course, read_lesson
+from tools.build.rules import LONGEST, RECORD, broken
+
+STEM = "00_out_of_the_notebook"
+SAYS = "Running all cells takes about 10 s on two CPU cores"
+
+
+@pytest.fixture
+def course(tmp_path):
+    """A course of one chapter, as `make new` writes it."""
+    (tmp_path / "lessons").mkdir()
+    (tmp_path / "utils" / "course" / "checks").mkdir(parents=True)
+    rows = "| | chapter |\n|---|---|\n| 99 | [Gone](notebooks/gone.ipynb) | x | 60 | [Colab][99] |\n\n[99]: gone\n"
+    (tmp_path / "README.md").write_text(rows)
+    course = Course(tmp_path, "OWNER/REPO", "pass", points=lambda name: 1, ref="v1")
+    new.new_chapter("00", "Out of the notebook", course, tmp_path / "utils" / "course" / "checks")
+    return course
+
+
+def told(course: Course) -> list[str]:
+    return broken(read_lesson(course.root / "lessons" / f"{STEM}.md"), course)
+
+
+CELL = "```python\nx = 1\n```\n"
+LONG = "```python\n" + "x = 1\n" * (LONGEST + 1) + "```\n"
+NOT_COMPARED = '```python tags=["nbval-ignore-output"]\n# Not compared: a time is another one.\nx = 1\n```\n\n'
+AFTER = "## Recap"  # what is added stands above it
+EDITS = {
+    "title": ("# Chapter 0:", "# Chapter 1:", "# Chapter 1:", "the title is not '# Chapter 0: ...'"),
+    "able": ("**You will be able to**", "You will:", "# Chapter 0:", "no '**You will be able to**' with a list"),
+    "bullets": ("\n- [say", "\n[say", "# Chapter 0:", "no '**You will be able to**' with a list"),
+    "minutes": ("About 60 minutes.", "An hour.", "# Chapter 0:", "no line that begins 'About 60 minutes.'"),
+    "runs": (SAYS, "It runs fast", "# Chapter 0:", "the opening doesn't say 'Running all cells takes about 40 s"),
+    "exercise": ("### Exercise: ", "### Task: ", "def update_size_00", "is no '### Exercise: title'"),
+    "difficulty": ("Difficulty: ●○○", "Easy", "### Exercise:", "has no line 'Difficulty: ●○○ · about 5 minutes'"),
+    "hint": ('`hint("update_size_00")`', "Ask.", "### Exercise:", "doesn't say how to open its hints"),
+    "progress": ("progress()\n```\n\n## Read", "print(1)\n```\n\n## Read", "print(1)", "doesn't call progress()"),
+    "recap": ("## Recap", "## In short", "## Read more", "the last two sections are not '## Recap' and '## Read more'"),
+    "last": ("## Read more", "## Read more\n\n- x\n\n## More", "## More", "the last two sections are not"),
+    "long": (AFTER, f"{LONG}\n{AFTER}", "x = 1", f"a code cell of {LONGEST + 1} lines"),
+    "untagged": (AFTER, "```python\n# Not compared: it is a time\n```\n\n## Recap", "# Not compared", "has no tags="),
+    "no reason": (AFTER, NOT_COMPARED.replace("a time is another one", "odd") + AFTER, "# Not compared", "says why"),
+    "comment": (AFTER, f"```python\n# NBVAL_IGNORE_OUTPUT\nx = 1\n```\n\n{AFTER}", "# NBVAL", "not a comment"),
+    "too many": (AFTER, NOT_COMPARED * 3 + AFTER, None, "3 of 9 code cells are not compared; 2 at the most"),
+}  # fmt: skip
+
+
+def test_the_skeleton_keeps_every_rule(course):
+    assert told(course) == []
+
+
+@pytest.mark.parametrize("rule", EDITS)
+def test_a_broken_rule_is_told_with_its_line(course, rule):
+    old, text, at, said = EDITS[rule]
+    path = course.root / "lessons" / f"{STEM}.md"
+    before = path.read_text(encoding="utf-8")
+    assert old in before
+    after = before.replace(old, text)
+    path.write_text(after, encoding="utf-8")
+    found = [line for line in told(course) if said in line]
+    assert len(found) >= 1, told(course)
+    if at:
+        line = next(number for number, line in enumerate(after.splitlines(), 1) if line.startswith(at))
+        assert found[0].startswith(f"lessons/{STEM}.md, line {line}: ")
+
+
+def test_a_long_median_and_a_chapter_without_exercises_are_told(course):
+    path = course.root / "lessons" / f"{STEM}.md"
+    text = path.read_text(encoding="utf-8")
+    seven = "```python\n" + "x = 1\n" * 7 + "```\n\n"
+    path.write_text(text.replace(AFTER, seven * 7 + AFTER), encoding="utf-8")
+    assert any("the median code cell in notebooks/ has more than 6 lines" in line for line in told(course))
+    at = text.index("### Exercise")
+    path.write_text(text[:at] + text[text.index("## Recap") :], encoding="utf-8")
+    assert any("the chapter has no exercise" in line for line in told(course))
+
+
+def test_the_readme_has_the_title_the_minutes_and_the_link(course):
+    readme = course.root / "README.md"
+    page = f"https://colab.research.google.com/github/OWNER/REPO/blob/v1/notebooks/{STEM}.ipynb"
+    assert f"\n[99]: gone\n[00]: {page}\n" in readme.read_text(encoding="utf-8")
+    assert any(
+        f"README.md has no line '[00]: {page.replace('v1', 'v2')}'" in line for line in told(replace(course, ref="v2"))
+    )
+    row = readme.read_text(encoding="utf-8")
+    for old, other in (("[Out of the notebook]", "[Out]"), ("| 60 | [Colab][00]", "| 61 | [Colab][00]")):
+        readme.write_text(row.replace(old, other), encoding="utf-8")
+        (said,) = told(course)
+        assert (
+            f"has no row '| 00 | [Out of the notebook](notebooks/{STEM}.ipynb) | what one builds | 60 | [Colab][00] |'"
+            in said
+        )
+
+
+@pytest.mark.parametrize(("measured", "fits"), [(10, True), (14, True), (16, False), (4, False), (13.3, True)])
+def test_the_sentence_on_running_time_is_held_to_the_record(course, measured, fits):
+    (course.root / RECORD).parent.mkdir(parents=True)
+    (course.root / RECORD).write_text(json.dumps({"seconds": {STEM: measured, "other": 500}}))
+    found = told(course)
+    assert (found == []) == fits
+    assert fits or f"running takes {measured:.0f} s by {RECORD}, not 10 s" in found[0]
+
+
+def test_the_build_tells_all_rules_and_starts_no_kernel(course, monkeypatch, capsys):
+    monkeypatch.setattr(execute, "NotebookClient", None)
+    path = course.root / "lessons" / f"{STEM}.md"
+    text = path.read_text(encoding="utf-8").replace("About 60 minutes.", "An hour.").replace("## Recap", "## In short")
+    path.write_text(text, encoding="utf-8")
+    for arguments in ([], ["--check"]):
+        assert main(arguments, course) == 1
+        errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+        assert len(errors) == 3 and all(f"lessons/{STEM}.md, line " in line for line in errors)

@@ -1,0 +1,184 @@
+"""Write a new chapter's skeleton: a lesson with one exercise, its checks, and the README's row.
+
+    python -m tools.build.new 15 "Out of the notebook"        (`make new CH=15 TITLE="Out of the notebook"`)
+
+The skeleton passes the build and the tests as it is; what is in square brackets is yours to write.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tools.build.lesson import BEGIN, END, KERNELSPEC, ROOT, BuildError, Course
+from tools.build.rules import colab_link
+
+LESSON = """\
+---
+jupyter:
+  jupytext:
+    text_representation:
+      extension: .md
+      format_name: markdown
+  kernelspec:
+    display_name: {kernel}
+    language: python
+    name: {kernel_name}
+---
+
+# Chapter {number}: {title}
+
+[The answer to the question that the reader comes with, in three to six lines, with the call to copy.]
+
+**You will be able to**
+
+- [say what the reader can do afterwards]
+
+About 60 minutes. You need chapter 3's LoRA layer.
+Running all cells takes about 10 s on two CPU cores, without a network.
+
+```python
+{imports}
+```
+
+## [What the section finds]
+
+[Why, before how. One idea a cell; each number is printed by a cell.]
+
+```python
+d_in, d_out, r = 64, 32, 4
+print(f"an update of rank {{r}}: {{r * (d_in + d_out)}} numbers of {{d_in * d_out}}")
+```
+
+### Exercise: [a title]
+
+Difficulty: ●○○ · about 5 minutes
+
+[The task: here, how many numbers an update of rank r has.] Stuck? `hint("{name}")`.
+
+```python
+def {name}(d_in, d_out, r):
+    {begin}
+    return r * (d_in + d_out)
+    {end}
+```
+
+```python
+{name} = check("{name}", {name})
+```
+
+### [What the exercise's result is used for]
+
+```python
+print({name}(4096, 4096, 8))
+```
+
+## Recap
+
+- [five lines at the most]
+
+```python
+progress()
+```
+
+## Read more
+
+- [a paper or a page, and why]
+"""
+
+CHECKS = '''\
+"""Chapter {number}'s exercise: [what it is about]."""
+
+from __future__ import annotations
+
+from {core} import Mistake, exercise
+
+exercise(
+    "{name}",
+    reference=lambda d_in, d_out, r: r * (d_in + d_out),
+    cases=[(64, 32, 4), (8, 8, 1), (5, 7, 3)],
+    mistakes=[
+        Mistake(lambda d_in, d_out, r: r * d_in, "that is A alone: B has numbers too."),
+        Mistake(lambda d_in, d_out, r: r * d_out, "that is B alone: A has numbers too."),
+        Mistake(lambda d_in, d_out, r: d_in * d_out, "that is the full update, whatever its rank."),
+    ],
+    hints=["Count A's numbers and B's.", "A is (r, d_in), B is (d_out, r)."],
+)
+'''
+
+ROW = "| {number:02d} | [{title}](notebooks/{stem}.ipynb) | [what one builds] | 60 | [Colab][{number:02d}] |"
+
+
+def new_chapter(number: str, title: str, course: Course, checks: Path | None = None) -> list[Path]:
+    """Write the skeleton and return the files that it made or changed.
+
+    checks: the folder of the chapters' checks; default: the package's. Raises BuildError when the number isn't the
+    next one, the title has no letters, or a file is there already.
+    """
+    root, checks = course.root, checks or _checks_folder()
+    lessons = sorted((root / "lessons").glob("[0-9][0-9]_*.md"))
+    following = int(lessons[-1].name[:2]) + 1 if lessons else 0
+    if number != f"{following:02d}":
+        raise BuildError(
+            f"the next chapter's number is {following:02d}, not {number!r}: chapters are numbered without gaps"
+        )
+    words = "_".join(re.findall(r"[a-z0-9]+", title.lower()))
+    if not words:
+        raise BuildError(f'a title has letters, not {title!r}: make new CH={number} TITLE="Out of the notebook"')
+    stem = f"{number}_{words}"
+    lesson, module, readme = root / "lessons" / f"{stem}.md", checks / f"ch{number}.py", root / "README.md"
+    if module.exists():
+        raise BuildError(f"{module} is there already, without a lesson; move it away first")
+    package = ".".join(checks.relative_to(root).parts)
+    given = {
+        "number": following,
+        "title": title,
+        "stem": stem,
+        "name": f"update_size_{number}",
+        "core": f"{package}.core",
+        "imports": f"from {package} import check, progress",
+        "kernel": KERNELSPEC["display_name"],
+        "kernel_name": KERNELSPEC["name"],
+        "begin": BEGIN,
+        "end": END,
+    }
+    lines = readme.read_text(encoding="utf-8").splitlines()
+    for begins, line in ((r"\| \d\d \| \[", ROW.format(**given)), (r"\[\d\d\]: ", colab_link(stem, course))):
+        last = max((i for i, text in enumerate(lines) if re.match(begins, text)), default=None)
+        if last is None:
+            raise BuildError(
+                f"README.md has no table of chapters, or no links to Colab below it; {line!r} belongs there"
+            )
+        lines.insert(last + 1, line)
+    lesson.write_text(LESSON.format(**given), encoding="utf-8", newline="\n")
+    module.write_text(CHECKS.format(**given), encoding="utf-8", newline="\n")
+    readme.write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
+    return [lesson, module, readme]
+
+
+def _checks_folder() -> Path:
+    from utils.course import checks
+
+    return Path(checks.__path__[0])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if len(arguments) != 2 or not all(arguments):
+        print('usage: make new CH=15 TITLE="Out of the notebook"', file=sys.stderr)
+        return 2
+    try:
+        paths = new_chapter(*arguments, Course.here())
+    except BuildError as problem:
+        print(f"error: {problem}", file=sys.stderr)
+        return 1
+    print("\n".join(str(path.relative_to(ROOT)) for path in paths))
+    print(f"Next: write, then `make notebooks CH={arguments[0]}`.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,183 @@
+"""The house rules for a lesson, each told with the lesson's line. CONTRIBUTING.md says them in prose.
+
+The build asks :func:`broken` before it runs anything, and tests/test_notebooks.py asks it for every lesson.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+from collections.abc import Callable, Iterator
+
+from tools.build.lesson import LEARNER, SOLVED, Course, Lesson, exercise_cells, split_solution
+from tools.build.one_run import is_compared
+
+LONGEST, MEDIAN = 25, 6
+"""Lines that aren't blank: of the longest code cell, and of the median one."""
+
+RUNS = re.compile(r"Running all cells takes about (\d+) s on two CPU cores\b")
+RECORD = "assets/measurements/minutes.json"
+TOLERANCE, AT_LEAST = 0.25, 5
+"""The sentence may differ by a quarter from the record, or by five seconds."""
+
+COMMENT_MARKERS = re.compile(r"^\s*#\s*(NBVAL_\w+|PYTEST_VALIDATE_IGNORE_OUTPUT)\s*$", re.M)
+
+Found = Iterator[tuple[int, str]]
+"""What a rule finds: a line of the lesson, and what is wrong there."""
+
+
+def broken(lesson: Lesson, course: Course) -> list[str]:
+    """Every rule that the lesson breaks, one sentence each, with its line."""
+    name = f"{lesson.path.parent.name}/{lesson.path.name}"
+    return [f"{name}, line {line}: {said}" for rule in RULES for line, said in rule(lesson, course)]
+
+
+def _opening(lesson: Lesson, course: Course) -> Found:
+    """A title with the chapter's number, what one will be able to do, and the minutes."""
+    if not re.fullmatch(r"\d\d_[a-z0-9_]+", lesson.path.stem):
+        yield 1, "a lesson's file is called like 07_sft_training.md"
+        return
+    line, text = lesson.lines[0], lesson.cells[0].source
+    number = int(lesson.path.stem[:2])
+    if not re.match(rf"# Chapter {number}: \S", text):
+        yield line, f"the title is not '# Chapter {number}: ...'"
+    if not re.search(r"\*\*You will be able to\*\*:?\s*\n\s*[-*] ", text):
+        yield line, "the opening has no '**You will be able to**' with a list under it"
+    if not _minutes(text):
+        yield line, "the opening has no line that begins 'About 60 minutes.', what reading and exercises take"
+
+
+def _minutes(opening: str) -> str | None:
+    found = re.search(r"^About (\d+) minutes\.", opening, re.M)
+    return found and found[1]
+
+
+def _running_time(lesson: Lesson, course: Course) -> Found:
+    """How long running takes, as measured: `make minutes` writes the record and the sentence."""
+    text = lesson.cells[0].source
+    said = RUNS.search(text)
+    if not said:
+        yield lesson.lines[0], "the opening doesn't say 'Running all cells takes about 40 s on two CPU cores'"
+        return
+    path = course.root / RECORD
+    measured = json.loads(path.read_text(encoding="utf-8"))["seconds"] if path.exists() else {}
+    seconds = measured.get(lesson.path.stem, int(said[1]))
+    if not near(int(said[1]), seconds):
+        line = lesson.lines[0] + text.count("\n", 0, said.start())
+        yield (
+            line,
+            f"running takes {seconds:.0f} s by {RECORD}, not {said[1]} s; `make minutes` measures and writes both",
+        )
+
+
+def near(said: int, measured: float) -> bool:
+    """Whether a lesson may say `said` seconds of a run that took `measured`."""
+    return abs(said - measured) <= max(AT_LEAST, TOLERANCE * measured)
+
+
+def _readme(lesson: Lesson, course: Course) -> Found:
+    """The README's table has the chapter, with this title and these minutes, and below it is the link to Colab."""
+    stem, text = lesson.path.stem, lesson.cells[0].source
+    title = text.split("\n", 1)[0].partition(": ")[2]
+    begins, ends = (
+        f"| {stem[:2]} | [{title}](notebooks/{stem}.ipynb) | ",
+        f" | {_minutes(text)} | [Colab][{stem[:2]}] |",
+    )
+    lines = (course.root / "README.md").read_text(encoding="utf-8").splitlines()
+    if not any(line.startswith(begins) and line.endswith(ends) for line in lines):
+        yield lesson.lines[0], f"README.md's table of chapters has no row '{begins}what one builds{ends}'"
+    link = colab_link(stem, course)
+    if link not in lines:
+        yield lesson.lines[0], f"README.md has no line '{link}'"
+
+
+def colab_link(stem: str, course: Course) -> str:
+    """The README's line that says where a chapter opens in Colab."""
+    from utils.course.colab import Origin, notebook_page
+
+    return f"[{stem[:2]}]: {notebook_page(Origin(course.repository, course.ref), f'{LEARNER}/{stem}.ipynb')}"
+
+
+def _closing(lesson: Lesson, course: Course) -> Found:
+    """The last sections are a recap and what to read."""
+    sections = [
+        (lesson.lines[index] + cell.source.count("\n", 0, found.start()), found[1])
+        for index, cell in enumerate(lesson.cells)
+        if cell.cell_type == "markdown"
+        for found in re.finditer(r"^## (.*)$", re.sub(r"(?ms)^```.*?^```", _blank, cell.source), re.M)
+    ]
+    if [title for _, title in sections[-2:]] != ["Recap", "Read more"]:
+        line = sections[-1][0] if sections else lesson.lines[0]
+        yield line, "the last two sections are not '## Recap' and '## Read more'"
+
+
+def _blank(found: re.Match[str]) -> str:
+    return "\n" * found[0].count("\n")
+
+
+def _exercises(lesson: Lesson, course: Course) -> Found:
+    """Each has a title, its difficulty, its minutes, and how to open its hints; after the last one comes progress()."""
+    roles = exercise_cells(lesson)
+    if not roles:
+        yield lesson.lines[0], "the chapter has no exercise"
+        return
+    for index, (role, name) in roles.items():
+        if role != "solution":
+            continue
+        before, line = lesson.cells[index - 1], lesson.lines[index - 1]
+        if before.cell_type != "markdown" or "### Exercise: " not in before.source:
+            yield lesson.lines[index], f"above the exercise {name!r} is no '### Exercise: title'"
+            continue
+        at = before.source.rfind("### Exercise: ")
+        line, prose = line + before.source.count("\n", 0, at), before.source[at:]
+        if not re.search(r"^Difficulty: (●○○|●●○|●●●) · about \d+ minutes?\b", prose, re.M):
+            yield line, f"the exercise {name!r} has no line 'Difficulty: ●○○ · about 5 minutes'"
+        if f'hint("{name}")' not in prose:
+            yield line, f'the exercise {name!r} doesn\'t say how to open its hints: `hint("{name}")`'
+    last = max(index for index, cell in enumerate(lesson.cells) if cell.cell_type == "code")
+    if "progress()" not in lesson.cells[last].source:
+        yield lesson.lines[last], "the last code cell doesn't call progress()"
+
+
+def _lengths(lesson: Lesson, course: Course) -> Found:
+    """Code cells are short."""
+    code = [(i, cell.source) for i, cell in enumerate(lesson.cells) if cell.cell_type == "code"]
+    for kind, which in ((LEARNER, 0), (SOLVED, 1)):
+        lengths = {
+            i: sum(bool(line.strip()) for line in split_solution(source, lesson.where(i))[which].splitlines())
+            for i, source in code
+        }
+        for index, length in lengths.items():
+            if length > LONGEST:
+                yield lesson.lines[index], f"a code cell of {length} lines in {kind}/; {LONGEST} at the most"
+        if lengths and statistics.median(lengths.values()) > MEDIAN:
+            yield lesson.lines[0], f"the median code cell in {kind}/ has more than {MEDIAN} lines"
+
+
+def _not_compared(lesson: Lesson, course: Course) -> Found:
+    """Few cells are not compared; each says why in its first line."""
+    code = [(lesson.lines[i], cell) for i, cell in enumerate(lesson.cells) if cell.cell_type == "code"]
+    excluded = [line for line, cell in code if not is_compared(cell)]
+    most = max(2, len(code) // 10)
+    if len(excluded) > most:
+        yield excluded[most], f"{len(excluded)} of {len(code)} code cells are not compared; {most} at the most"
+    for line, cell in code:
+        said = cell.source.startswith("# Not compared:")
+        if COMMENT_MARKERS.search(cell.source):
+            yield line, 'write ```python tags=["nbval-ignore-output"], not a comment, where a cell is not compared'
+        elif said and is_compared(cell):
+            yield line, 'the cell says that it is not compared, and has no tags=["nbval-ignore-output"]'
+        elif not is_compared(cell) and not re.match(r"# Not compared: \S+( \S+){2,}", cell.source):
+            yield line, "a cell that is not compared says why in its first line: '# Not compared: a time, ...'"
+
+
+RULES: tuple[Callable[[Lesson, Course], Found], ...] = (
+    _opening,
+    _running_time,
+    _readme,
+    _exercises,
+    _lengths,
+    _not_compared,
+    _closing,
+)

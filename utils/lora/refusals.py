@@ -1,0 +1,142 @@
+"""What the LoRA layers refuse, in words for a learner. Nothing here computes or changes anything."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from utils.lora.nf4_linear import is_quantized
+
+if TYPE_CHECKING:
+    from utils.lora.layer import LoRA, LoRALinear
+
+
+def check_hyperparameters(r: Any, lora_alpha: Any, lora_dropout: Any) -> None:
+    """Raise TypeError or ValueError when no layer with a scaling can have these."""
+    _check_rank_and_dropout(r, lora_dropout)
+    if lora_alpha is None:
+        raise TypeError(
+            "lora_alpha is missing: the correction is multiplied by lora_alpha / r. Take 2 * r to begin with"
+        )
+    if not lora_alpha > 0:
+        raise ValueError(
+            f"lora_alpha must be positive, not {lora_alpha}: the correction is multiplied by lora_alpha / r; with 0 "
+            "it would never have an effect or a gradient. Take 2 * r to begin with"
+        )
+
+
+def check_no_alpha(variant: str, r: Any, lora_alpha: Any, lora_dropout: Any) -> None:
+    """:func:`check_hyperparameters` for a variant that isn't scaled, by its name."""
+    _check_rank_and_dropout(r, lora_dropout)
+    if lora_alpha is not None:
+        raise ValueError(f"{variant} has no scaling, and so no use for lora_alpha={lora_alpha}: leave it out")
+
+
+def _check_rank_and_dropout(r: Any, lora_dropout: Any) -> None:
+    if isinstance(r, bool) or not isinstance(r, int):
+        raise TypeError(f"the rank r must be a whole number such as 8, not {r!r}")
+    if r < 1:
+        raise ValueError(f"the rank r must be at least 1, not {r}: a correction of rank 0 can't learn anything")
+    if not 0 <= lora_dropout < 1:
+        raise ValueError(f"lora_dropout is a probability from 0 up to, not including, 1; it can't be {lora_dropout}")
+
+
+def check_variant(variant: Any) -> None:
+    """Raise TypeError for anything but an object such as ``DoRA()``."""
+    if isinstance(variant, type):
+        raise TypeError(f"variant is the class {variant.__name__}: make an object of it, {variant.__name__}()")
+    if not hasattr(variant, "make_parameters"):
+        raise TypeError(f"variant is an object such as utils.lora.DoRA(), not {variant!r}")
+
+
+def check_linear(base_layer: nn.Module) -> None:
+    """Raise TypeError for anything but a linear layer."""
+    if not isinstance(base_layer, nn.Linear):
+        raise TypeError(f"LoRALinear wraps an nn.Linear, not {type(base_layer).__name__}: choose another target")
+
+
+def warn_above_full_rank(r: int, d_in: int, d_out: int) -> None:
+    """Warn when a weight can't have the rank."""
+    if r > min(d_in, d_out):
+        warnings.warn(
+            f"r={r} is more than a {d_out} x {d_in} weight's full rank, {min(d_in, d_out)}: the extra rank "
+            "adds parameters and no freedom",
+            stacklevel=4,
+        )
+
+
+def check_product(variant: LoRA) -> None:
+    """Raise ValueError for a variant whose layers no plain LoRA layer equals."""
+    if not variant.is_product:
+        raise ValueError(
+            f"{type(variant).__name__} computes something else than a product of two thin matrices, and would be read "
+            "back as plain LoRA: merge it into the base (utils.lora.merge) and save that"
+        )
+
+
+def refuse_merge(layers: Mapping[str, LoRALinear]) -> None:
+    """Raise RuntimeError when one of the layers can't be merged: it is merged already, or its weight is quantized.
+
+    The key of a layer is what it is called in the message.
+    """
+    if merged := [name for name, layer in layers.items() if layer.merged]:
+        raise RuntimeError(
+            f"{_which(merged, layers)} merged already: merging again would add the "
+            f"{'correction' if len(layers) == 1 else 'corrections'} twice. "
+            f"Call unmerge first{_one_by_one(merged, layers)}"
+        )
+    for name, layer in layers.items():
+        if is_quantized(layer.base_layer):
+            raise RuntimeError(
+                f"the base weight of {name} is quantized, and its few values can't hold the correction: dequantize the "
+                "base first (utils.lora.nf4_linear.dequantize), then merge"
+            )
+
+
+def refuse_unmerge(layers: Mapping[str, LoRALinear]) -> None:
+    """Raise RuntimeError when one of the layers isn't merged, or was quantized since."""
+    if plain := [name for name, layer in layers.items() if not layer.merged]:
+        raise RuntimeError(
+            f"{_which(plain, layers)} not merged, so there is nothing to take out of the weight"
+            f"{_one_by_one(plain, layers)}"
+        )
+    _refuse_quantized_since(layers, "the correction can't be taken out of it")
+
+
+def refuse_release(layers: Mapping[str, LoRALinear]) -> None:
+    """Raise RuntimeError when the base of one of the layers can't be had back: it is merged, or it was quantized after
+    its variant had changed it.
+    """
+    refuse_while_merged(layers, "can't be taken off")
+    changed = {name: layer for name, layer in layers.items() if layer.variant.changes_base}
+    _refuse_quantized_since(changed, "what its variant took out of it can't be put back")
+
+
+def refuse_while_merged(layers: Mapping[str, LoRALinear], what: str) -> None:
+    """Raise RuntimeError when a correction is merged; `what` says what then can't be done with it."""
+    if any(layer.merged for layer in layers.values()):
+        raise RuntimeError(f"the corrections are merged into the weights and {what}: call unmerge first")
+
+
+def _refuse_quantized_since(layers: Mapping[str, LoRALinear], what: str) -> None:
+    for name, layer in layers.items():
+        if is_quantized(layer.base_layer):
+            raise RuntimeError(
+                f"the base weight of {name} was quantized in the meantime, and {what}: dequantize the base first "
+                "(utils.lora.nf4_linear.dequantize)"
+            )
+
+
+def _which(found: list[str], layers: Mapping[str, LoRALinear]) -> str:
+    if len(layers) == 1:
+        return f"{found[0]} is"
+    return "this model is" if len(found) == len(layers) else f"{len(found)} of {len(layers)} layers are"
+
+
+def _one_by_one(found: list[str], layers: Mapping[str, LoRALinear]) -> str:
+    if len(found) == len(layers):
+        return ""
+    return f". They are in different states, {found[0]} among these: merge or unmerge them one by one (lora_layers)"
