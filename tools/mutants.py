@@ -46,28 +46,24 @@ HEAVY = (
 
 # Tests of a module that don't stand at tests/PACKAGE/test_MODULE*.py, or not all of them.
 ELSEWHERE = {
-    "course/model_card": ["tests/evaluate/test_report.py", "tests/test_capstone.py"],
     "data/labels": ["tests/data/test_instructions.py", "tests/data/test_packing.py"],
     "evaluate/diagnose_cases": ["tests/evaluate/test_diagnose.py"],
     "evaluate/gates": ["tests/test_base_model.py", "tests/evaluate/test_forgetting.py"],
-    "evaluate/merged_answers": ["tests/lora/test_merging.py"],
     "lora/adalora": ["tests/lora/test_variants.py"],
     "lora/nf4_linear": ["tests/lora/test_variants.py"],
-    "models/configs": ["tests/profiling/test_memory.py", "tests/profiling/test_memory_predictor.py"],
+    "lora/refusals": ["tests/lora/test_layer.py", "tests/lora/test_variants.py", "tests/lora/test_fused.py"],
+    "models/configs": ["tests/profiling/test_memory.py", "tests/quant/test_nf4.py"],
     "models/device": ["tests/models/test_precision.py", "tests/models/test_loading.py"],
     "models/errors": ["tests/models/test_loading.py", "tests/models/test_loading_hub.py"],
     "models/smollm2": ["tests/models/test_loading_small.py"],
     "profiling/adapter_forms": ["tests/tools/gpu/test_latency.py"],
-    "profiling/fit": ["tests/profiling/test_memory_predictor.py"],
-    "profiling/flops": ["tests/profiling/test_forecast.py", "tests/profiling/test_activations.py"],
-    "profiling/memory_widget": ["tests/profiling/test_memory_predictor.py"],
-    "profiling/meta_layers": ["tests/profiling/test_memory_predictor.py"],
-    "profiling/peak": ["tests/profiling/test_memory_predictor.py"],
+    "profiling/meta_layers": ["tests/profiling/test_memory.py"],
+    "profiling/peak": ["tests/profiling/test_memory.py"],
     "profiling/techniques": ["tests/tools/gpu/test_techniques.py"],
     "quant/absmax": ["tests/quant/test_nf4.py", "tests/quant/test_nf4_bitsandbytes.py"],
     "tinyworld/corpus": ["tests/tinyworld/test_tinyworld.py"],
     "tinyworld/tasks": ["tests/tinyworld/test_tinyworld.py"],
-}  # fmt: skip
+}
 LEFT_OUT = re.compile(r"__init__\.py$|utils/course/checks/ch\d\d\.py$")  # the checks of a chapter are tests themselves
 LOOKS = "utils/plots/"  # numbers there are widths and margins, which nobody can call wrong
 

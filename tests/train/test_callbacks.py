@@ -1,5 +1,7 @@
 """The live loss: what it keeps, and that it draws only in a notebook."""
 
+from types import SimpleNamespace
+
 import pytest
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
@@ -49,6 +51,15 @@ def test_in_a_notebook_the_picture_changes_as_the_losses_come(monkeypatch):
     run(Watched(every=2), evaluate_at=(4,))
     assert seen[0] == b"" and seen[2].startswith(b"\x89PNG") and seen[4] != seen[2]
     assert picture.value != seen[4]  # drawn for the last time at the end
+
+
+@pytest.mark.parametrize(
+    ("shell", "is_one"), [(None, False), (SimpleNamespace(), False), (SimpleNamespace(kernel=1), True)]
+)
+def test_a_notebook_is_a_shell_with_a_kernel(monkeypatch, shell, is_one):
+    """IPython in a terminal is a shell without one."""
+    monkeypatch.setattr("IPython.get_ipython", lambda: shell)
+    assert callbacks._in_notebook() is is_one
 
 
 def test_a_run_that_logs_nothing_is_no_error():

@@ -9,6 +9,7 @@ from tools import race_variants
 from tools.ensemble import story_rows, write
 from utils import models
 from utils.data import chat
+from utils.lora.nf4_linear import NF4Linear
 from utils.tinyworld import task_examples
 from utils.train import sweep
 
@@ -31,6 +32,9 @@ def alone(name, lr, seed):
     model, tokenizer = models.load_base()
     sweep.build(sweep.ENTRIES[name], model, seed)
     model.double()
+    for layer in model.modules():
+        if isinstance(layer, NF4Linear):
+            layer.float()  # whose scales are float32 by what they are
     settings = {"steps": STEPS, "batch_size": BATCH, "lr": lr, "seed": seed}
     return model, sweep.train(sweep.ENTRIES[name], model, tokenizer, EXAMPLES, **settings)
 
