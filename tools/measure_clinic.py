@@ -5,6 +5,9 @@
 Every row is one cure on one failure, on the sentiment task of the tiny model: accuracy and stop rate on held-out
 prompts and the loss on their answers, for three seeds. It takes eight minutes on one CPU core. `--trial` does two rows
 of ten steps and writes nothing.
+
+Attributes:
+    ROWS: (failure, cure, what differs from a healthy run).
 """
 
 from __future__ import annotations
@@ -62,7 +65,6 @@ ROWS: list[tuple[str, str, dict[str, Any]]] = [
     ("too small", "all linear layers", SMALL | {"targets": "all-linear"}),
     ("too small", "three times the steps", SMALL | {"steps": 120}),
 ]
-"""(failure, cure, what differs from a healthy run)."""
 
 
 def run(settings: dict[str, Any], seed: int, held_out: int = 100) -> dict[str, float]:

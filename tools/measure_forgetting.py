@@ -6,6 +6,11 @@
 
 Written to assets/measurements/forgetting.json, which chapter 12 reads, after every run; a run that is in the file is
 not run again. `--trial` runs four steps of one seed and writes nothing.
+
+Attributes:
+    CHOSEN: The rates at which shorter runs and replay are tried: both forget more than they need to.
+    REPLAY_EVERY: Of every five examples in a batch, one is a story, on average; the other four are the task's, as many
+        as without.
 """
 
 from __future__ import annotations
@@ -18,7 +23,7 @@ from pathlib import Path
 import torch
 
 from utils.evaluate import spectrum
-from utils.evaluate.forgetting import interpolated, measure, replay_examples, scaled
+from utils.evaluate.forgetting import interpolated, measure_forgetting, replay_examples, scaled
 from utils.evaluate.gates import held_out_stories
 from utils.files import replaced_folder
 from utils.lora import inject
@@ -34,13 +39,11 @@ SEEDS = (0, 1, 2)
 RECIPE = RECIPES["style"]
 RATES = {"LoRA": (0.0015, 0.003, 0.006, 0.012), "full fine-tuning": (0.00025, 0.0005, 0.001, 0.002)}
 CHOSEN = {"LoRA": 0.006, "full fine-tuning": 0.001}
-"""The rates at which shorter runs and replay are tried: both forget more than they need to."""
 FEWER_STEPS = 90
 FACTORS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.8)
 THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 PROMPTS, STORIES, COPIES = 100, 60, 50
 REPLAY_EVERY = 5
-"""Of every five examples in a batch, one is a story, on average; the other four are the task's, as many as without."""
 
 
 class Bench:
@@ -55,7 +58,7 @@ class Bench:
         self.stories = held_out_stories(STORIES)
 
     def kept(self, model) -> dict:
-        found = measure(model, self.tokenizer, self.test, self.stories, COPIES)
+        found = measure_forgetting(model, self.tokenizer, self.test, self.stories, COPIES)
         return {name: round(value, 4) for name, value in found._asdict().items()}
 
     def run(self, method: str, lr: float, seed: int, *, steps: int = RECIPE.steps, replay=False, curve=False) -> dict:

@@ -5,6 +5,9 @@
     python -m tools.measure_gpu --trial --out /tmp/x memory   (tiny shapes on the CPU: does it run?)
 
 Each section is a module in tools/gpu and ends inside ten minutes. A run that was cut off goes on where it stopped.
+
+Attributes:
+    SECONDS: After so long a section starts nothing new.
 """
 
 from __future__ import annotations
@@ -20,7 +23,6 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "assets" / "measurements"
 SECONDS = 540.0
-"""After so long a section starts nothing new."""
 
 
 def sections() -> list[str]:

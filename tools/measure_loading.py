@@ -25,7 +25,7 @@ from utils.files import replaced_folder
 from utils.models.configs import real_config
 from utils.profiling.activations import checkpoint_blocks
 from utils.quant import nf4
-from utils.quant.absmax import block_scales, nearest, spread
+from utils.quant.absmax import block_scales, nearest, repeat_scales
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -126,8 +126,8 @@ def differences_on_the_gpu() -> dict[str, dict[str, int]]:
         scales, ours = nf4.quantize(values).scales, nf4.quantize(values, double=True)
         centred = scales - state.offset.cpu()
         inverse = 1 / block_scales(centred, nf4.SCALE_BLOCK)
-        nearby = nearest(centred * spread(inverse, nf4.SCALE_BLOCK, len(scales)), nf4.dynamic_map())
-        codes = [nf4.unpack(part.cpu().flatten(), values.numel()) for part in (packed, ours.packed)]
+        nearby = nearest(centred * repeat_scales(inverse, nf4.SCALE_BLOCK, len(scales)), nf4.dynamic_map())
+        codes = [nf4.unpack_codes(part.cpu().flatten(), values.numel()) for part in (packed, ours.packed)]
         found[str(dtype).removeprefix("torch.")] = {
             "of codes": values.numel(),
             "codes": int((codes[0] != codes[1]).sum()),

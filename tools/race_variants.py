@@ -10,6 +10,9 @@ by the mean over the seeds on the dev split; what is reported is the test split 
 differ in their trainable tensors alone, so they are trained together in one stack (tools/ensemble.py);
 tests/train/test_sweep.py holds such a run against the same run alone. Entries are spread over processes. At the end,
 one process alone measures time and memory of a single run of each.
+
+Attributes:
+    CHUNK: Runs that are trained in one stack, where a GPU of 80 GB can't hold all of them beside the other processes.
 """
 
 from __future__ import annotations
@@ -44,12 +47,11 @@ ROOT = Path(__file__).resolve().parents[1]
 SEEDS = (0, 1, 2, 3, 4)
 HELD_OUT, WINDOWS = 200, 32
 CHUNK = {"VeRA r=3630": 15}
-"""Runs that are trained in one stack, where a GPU of 80 GB can't hold all of them beside the other processes."""
 OUT = ROOT / "assets" / "measurements" / "variants.json"
 
 
 def stack_of(
-    entry: sweep.Entry, runs: Sequence[tuple[float, int]], device: str, dtype: torch.dtype = torch.float32
+    entry: sweep.SweepEntry, runs: Sequence[tuple[float, int]], device: str, dtype: torch.dtype = torch.float32
 ) -> Ensemble:
     """Runs of one entry, each a rate and a seed, in one stack. Each starts where :func:`sweep.build` lets it start."""
     seeds = [seed for _, seed in runs]
@@ -58,7 +60,7 @@ def stack_of(
     for seed in sorted(set(seeds)):
         model, tokenizer = models.load_base(torch.float32)
         sweep.build(entry, model, seed)
-        nf4_linear.dequantize(model)  # the same numbers, which vmap can differentiate
+        nf4_linear.dequantize_layers(model)  # the same numbers, which vmap can differentiate
         trained[seed] = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
         fixed[seed] = {n: b for n, b in model.named_buffers() if ".projection." in n}
     names = trained[seeds[0]]
@@ -90,7 +92,7 @@ class StackedPruning:
 
 
 def train_stack(
-    entry: sweep.Entry, stack: Ensemble, examples: Sequence[Example], *, steps: int, batch_size: int
+    entry: sweep.SweepEntry, stack: Ensemble, examples: Sequence[Example], *, steps: int, batch_size: int
 ) -> Tensor:
     """Train a stack of an entry's runs as :func:`sweep.train` trains each alone; the losses (steps, runs)."""
     hooks: dict[str, Any] = {}

@@ -11,6 +11,11 @@ from what is stored is counted and not held against a notebook: it was stored on
 
 Writes ``course.json``, a row for each notebook, and ``course.md``, the same as a table. A run that was cut off goes on
 with the notebooks that are missing.
+
+Attributes:
+    REAL_MODEL: The chapters that work on a real model as well: a cell of theirs asks for the profile.
+    SHOWN: So many characters of an error or a difference are kept.
+    PROBE: Runs after a notebook's last cell, in memory alone: what the notebook did with the GPU.
 """
 
 from __future__ import annotations
@@ -43,16 +48,13 @@ ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "assets" / "measurements"
 COPIES = (LEARNER, SOLVED)
 REAL_MODEL = ("05", "08", "13")
-"""The chapters that work on a real model as well: a cell of theirs asks for the profile."""
 SHOWN = 300
-"""So many characters of an error or a difference are kept."""
 PROBE = """\
 import json as _json, sys as _sys
 _torch = _sys.modules.get("torch")
 _cuda = _torch is not None and _torch.cuda.is_available() and _torch.cuda.is_initialized()
 print(_json.dumps({"cuda_used": bool(_cuda), "peak_bytes": _torch.cuda.max_memory_allocated() if _cuda else 0}))
 """
-"""Runs after a notebook's last cell, in memory alone: what the notebook did with the GPU."""
 
 
 def chosen(chapters: Sequence[str], profile: str, copies: Sequence[str] = COPIES) -> list[Path]:

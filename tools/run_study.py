@@ -9,6 +9,10 @@ the first TPE study with pruning, and the course's recipe. And LoRA+: three rati
 
 Each study is a process with one thread, which works exactly as the notebook does (utils/train/study.py). Everything is
 kept in --folder as it comes; started again with the same folder, the tool goes on where it was.
+
+Attributes:
+    MAIN: The study whose best five settings are trained again.
+    RECIPE: The course's recipe for the task; it was made for three times the steps.
 """
 
 from __future__ import annotations
@@ -57,9 +61,7 @@ class Plan(NamedTuple):
 
 TRIAL = Plan(6, 2, 3, (0,), (100,), 1, (100,), (1, 16), (4e-3,), (100,), 60, 8, 8)
 MAIN = study.Arm("TPE", True, 0)
-"""The study whose best five settings are trained again."""
 RECIPE = study.Setting(RECIPES[TASK].r, RECIPES[TASK].lora_alpha / RECIPES[TASK].r, 0.0, RECIPES[TASK].lr, "all-linear")
-"""The course's recipe for the task; it was made for three times the steps."""
 
 
 class Rerun(NamedTuple):

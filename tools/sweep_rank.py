@@ -7,6 +7,9 @@ assets/measurements/rank_sweep.json.
 Each setting's learning rate is chosen on the dev split and its accuracy is reported on the test split, the mean over
 three seeds. Runs differ in nothing but their LoRA matrices, so many of them are trained in one stack
 (tools/ensemble.py); tests/tools/test_sweep_rank.py holds a run of it against utils.train.loop.train.
+
+Attributes:
+    CONTROLS: The ranks at which these targets have, within 1.3%, the parameters of all-linear at rank 8.
 """
 
 from __future__ import annotations
@@ -36,7 +39,6 @@ ATTENTION, MLP = ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_pro
 TARGETS = {"q,v": ("q_proj", "v_proj"), "attention": ATTENTION, "MLP": MLP, "all-linear": ATTENTION + MLP}
 RANKS = (1, 2, 4, 8, 16)
 CONTROLS = {"q,v": 42, "attention": 21, "MLP": 13}
-"""The ranks at which these targets have, within 1.3%, the parameters of all-linear at rank 8."""
 RATES, FULL_RATES = (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2), (2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3)
 SEEDS, STEPS, BATCH = (0, 1, 2), (150, 300), 16
 TRAIN, HELD_OUT, WINDOWS = 4000, 200, 64

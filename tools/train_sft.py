@@ -4,6 +4,9 @@
     python -m tools.train_sft knobs                warm-up, clipping, weight decay, batch on one short task (10 minutes)
 
 Written to assets/measurements/sft.json, which chapter 7 reads. Every accuracy is the exact match on held-out prompts.
+
+Attributes:
+    KNOBS: One change each to a run of 100 steps on style.
 """
 
 from __future__ import annotations
@@ -42,7 +45,6 @@ KNOBS: dict[str, dict] = {
     "rate 0.0002 (the guide)": {"learning_rate": 2e-4},
     "rate 0.00002 (TRL's default)": {"learning_rate": 2e-5},
 }
-"""One change each to a run of 100 steps on style."""
 KNOB_STEPS = 100
 
 

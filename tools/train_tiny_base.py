@@ -9,6 +9,9 @@ state every --checkpoint-every steps, and goes on from there when it is started 
 Three kinds of batches teach copying first and stories second: one step in four repeats random tokens, and the corpus
 comes in two parts, one in which four texts in five are echoes, read mostly at the beginning, and one in which one in
 four is.
+
+Attributes:
+    FIRST_PART_SHARE: The share of the documents that make the echo-heavy first part of the corpus.
 """
 
 from __future__ import annotations
@@ -39,7 +42,6 @@ ROOT = Path(__file__).resolve().parents[1]
 VOCABULARY, LENGTH, CONTEXT = 1024, 256, 512
 PAD_ID, END_ID = 0, 1
 FIRST_PART_SHARE = 0.25
-"""The share of the documents that make the echo-heavy first part of the corpus."""
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{% if message['role'] == 'user' %}{{ '<|user|>' + message['content'] }}"

@@ -103,7 +103,9 @@ def test_no_replayed_story_is_held_out_and_the_seed_decides():
 
 def test_measure_gives_the_three_numbers_of_the_base():
     model, tokenizer = models.load_base()
-    kept = forgetting.measure(model, tokenizer, task_examples("style", "test", 4), gates.held_out_stories(8), copies=10)
+    kept = forgetting.measure_forgetting(
+        model, tokenizer, task_examples("style", "test", 4), gates.held_out_stories(8), copies=10
+    )
     assert kept.task == 0
     assert kept.copying > 0.9
     assert 1.4 < kept.stories < 1.8  # 1.61 on more of them

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from utils.data.records import BadRecords
 from utils.evaluate.metrics import exact_match, perplexity
-from utils.evaluate.report import Evaluation, Reply, change, evaluate, luck, report, table
+from utils.evaluate.report import Evaluation, Reply, change, comparison, comparison_table, evaluate, luck
 from utils.models import load_base, profile
 from utils.tinyworld import task_examples
 from utils.train.adapter_cache import trained_adapter
@@ -125,11 +125,11 @@ def test_the_change_counts_both_directions_and_refuses_other_records():
 
 
 def test_the_report_says_what_was_found(both):
-    text = report(*both, examples=2)
+    text = comparison(*both, examples=2)
     assert "| right to the letter | 0% | 100% |" in text and "less than 0.001" in text
     assert f"- wanted: {EXAMPLES[1].answer}" in text and f"- adapter: {EXAMPLES[1].answer}" in text
-    assert EXAMPLES[2].answer not in text and len(table(*both)) == 5
-    assert len(table(*(Evaluation(e.replies, e.loss, None) for e in both))) == 4
+    assert EXAMPLES[2].answer not in text and len(comparison_table(*both)) == 5
+    assert len(comparison_table(*(Evaluation(e.replies, e.loss, None) for e in both))) == 4
 
 
 # ---------------------------------------------------------------------------------------------------------- the card

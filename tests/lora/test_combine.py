@@ -157,8 +157,8 @@ def test_one_adapter_with_any_weight_is_that_multiple():
 
 def test_svd_of_a_large_enough_rank_is_exact_and_a_smaller_one_the_tail():
     adapters, weights = [_random_adapter(2, 0), _random_adapter(3, 1)], [0.7, 0.3]
-    assert c.relative_error(adapters, weights, c.combine(adapters, weights, "svd", svd_rank=5)) < 1e-5
-    errors = [c.relative_error(adapters, weights, c.combine(adapters, weights, "svd", svd_rank=r)) for r in range(1, 5)]
+    assert c.combined_error(adapters, weights, c.combine(adapters, weights, "svd", svd_rank=5)) < 1e-5
+    errors = [c.combined_error(adapters, weights, c.combine(adapters, weights, "svd", svd_rank=r)) for r in range(1, 5)]
     assert errors == sorted(errors, reverse=True) and errors[-1] > 0.01
     tails = total = 0.0
     for layer in adapters[0]:

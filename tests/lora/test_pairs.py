@@ -45,7 +45,7 @@ def base_model(base):
         return models.load_4bit()[0]
     model = models.load_base()[0]
     if base == "NF4Linear":
-        nf4_linear.quantize(model)
+        nf4_linear.quantize_layers(model)
     return model
 
 
@@ -130,7 +130,7 @@ def test_pissa_before_quantizing_keeps_its_part_out_of_the_four_bits(batches):
     """What the refusal advises: the residual goes into 4 bits, the principal part stays in float32 beside it."""
     ours = ours_on("plain", "PiSSA")
     residuals = {name: layer.base_layer.weight.detach().clone() for name, layer in lora.lora_layers(ours).items()}
-    nf4_linear.quantize(ours)
+    nf4_linear.quantize_layers(ours)
     for name, layer in lora.lora_layers(ours).items():
         expected = nf4_linear.NF4Linear(linear_of(residuals[name])).unpacked()
         assert torch.equal(nf4_linear.dense_weight(layer.base_layer), expected)

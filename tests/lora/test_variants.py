@@ -142,7 +142,7 @@ def test_qlora_trains_as_peft_on_bitsandbytes_does(batches):
     pytest.importorskip("bitsandbytes")
     peft = peft_model(lora_config(), models.load_4bit()[0])
     ours = models.load_base()[0]
-    nf4_linear.quantize(ours)
+    nf4_linear.quantize_layers(ours)
     lora.inject(ours, "all-linear", 4, 16)
     copy_start(ours, peft)
     compare(ours, peft, batches)
@@ -166,15 +166,15 @@ def test_a_4_bit_layer_unpacks_to_what_was_packed_and_keeps_nothing_unpacked():
 
 def test_what_a_4_bit_base_can_not_do_is_said():
     model = models.load_base()[0]
-    nf4_linear.quantize(model, ["q_proj"])
+    nf4_linear.quantize_layers(model, ["q_proj"])
     with pytest.raises(ValueError, match="in 4 bits already"):
-        nf4_linear.quantize(model, ["q_proj"])
+        nf4_linear.quantize_layers(model, ["q_proj"])
     with pytest.raises(TypeError, match="PiSSA.*quantized"):
         lora.inject(model, ["q_proj"], 2, 4, variant=variants.PiSSA())
     lora.inject(model, ["q_proj"], 2, 4)
     with pytest.raises(RuntimeError, match="dequantize"):
         lora.merge(model)
-    nf4_linear.dequantize(model)
+    nf4_linear.dequantize_layers(model)
     lora.merge(model)
     assert not any(isinstance(m, nf4_linear.NF4Linear) for m in model.modules())
 

@@ -90,7 +90,7 @@ def test_the_straight_line_between_two_batches_is_never_too_low():
 
 def test_the_table_shows_a_dash_where_nothing_fits():
     fits = [fit.Fit("LoRA", {1: 9.0, 2: 20.0}, {8: None, 12: 1, 24: 2})]
-    assert fit.table(fits).split() == ["8", "GB", "12", "GB", "24", "GB", "LoRA", "-", "1", "2+"]
+    assert fit.fit_table(fits).split() == ["8", "GB", "12", "GB", "24", "GB", "LoRA", "-", "1", "2+"]
 
 
 def test_the_command_line(capsys):

@@ -43,7 +43,7 @@ def test_4_bit_layers_are_bitsandbytes_own_and_the_head_is_kept():
 def test_without_a_gpu_the_prediction_stands_alone():
     setup = Setup("SmolLM2-135M", "lora")
     predicted = predict(setup).peak / 1e9
-    assert gpu_step.against_this_gpu(setup) == (
+    assert gpu_step.prediction_on_this_gpu(setup) == (
         f"predicted {predicted:.2f} GB; there is no CUDA GPU here to measure it on"
     )
 
@@ -61,7 +61,7 @@ def test_with_a_gpu_the_sentence_has_both_and_the_difference(monkeypatch, capabi
     monkeypatch.setattr(gpu_step, "free", lambda: held)
     monkeypatch.setattr(gpu_step, "base_model", lambda setup, device: None)
     monkeypatch.setattr(gpu_step, "run_one", lambda model, setup, device: row)
-    said = gpu_step.against_this_gpu(setup)
+    said = gpu_step.prediction_on_this_gpu(setup)
     if out_of_memory:
         assert said.endswith("Some GPU ran out: CUDA out of memory.")
     else:
@@ -70,4 +70,4 @@ def test_with_a_gpu_the_sentence_has_both_and_the_difference(monkeypatch, capabi
 
 def test_what_it_cant_build_is_refused():
     with pytest.raises(ValueError, match="prepared is True"):
-        gpu_step.against_this_gpu(Setup("SmolLM2-135M", "qlora", prepared=True))
+        gpu_step.prediction_on_this_gpu(Setup("SmolLM2-135M", "qlora", prepared=True))

@@ -32,7 +32,7 @@ class Counting:
 
 def test_a_round_is_one_prefill_and_a_pass_for_each_token_and_warm_up_does_not_count():
     model = Counting()
-    found = latency.measure(model, torch.ones(2, 7, dtype=torch.long), new_tokens=3, rounds=4, warm_up=2)
+    found = latency.measure_latency(model, torch.ones(2, 7, dtype=torch.long), new_tokens=3, rounds=4, warm_up=2)
     assert model.shapes == 6 * [((2, 7), None), *3 * [((2, 1), "cache")]]
     assert found.prefill.runs == found.decode.runs == 4
 
@@ -40,7 +40,7 @@ def test_a_round_is_one_prefill_and_a_pass_for_each_token_and_warm_up_does_not_c
 @pytest.mark.parametrize("settings", [{"rounds": 3}, {"new_tokens": 0}])
 def test_too_little_to_measure_is_refused(settings):
     with pytest.raises(ValueError, match="at least 4 rounds of 1 token"):
-        latency.measure(Counting(), torch.ones(1, 2, dtype=torch.long), **settings)
+        latency.measure_latency(Counting(), torch.ones(1, 2, dtype=torch.long), **settings)
 
 
 def test_in_turns_every_way_is_called_in_every_round():
@@ -56,7 +56,7 @@ def test_in_turns_every_way_is_called_in_every_round():
 def test_the_table_has_every_form_and_its_ratio_to_the_base():
     spreads = [latency.Spread(value, value, value, 4) for value in (2.0, 4.0, 3.0, 1.0)]
     found = {"base": latency.Latency(*spreads[:2]), "adapter": latency.Latency(*spreads[2:])}
-    lines = latency.table(found, "Some GPU").splitlines()
+    lines = latency.latency_table(found, "Some GPU").splitlines()
     assert [line.split()[0] for line in lines] == ["Some", "base", "adapter"]
     assert lines[1].split()[1:] == ["2.00", "1.00", "4.00", "1.00"]
     assert lines[2].split()[1:] == ["3.00", "1.50", "1.00", "0.25"]
@@ -64,4 +64,4 @@ def test_the_table_has_every_form_and_its_ratio_to_the_base():
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, so it would measure")
 def test_without_a_gpu_it_says_so():
-    assert latency.on_this_gpu() == "there is no CUDA GPU here to measure"
+    assert latency.latency_on_this_gpu() == "there is no CUDA GPU here to measure"

@@ -122,28 +122,28 @@ def test_on_normal_values_nf4_beats_int4_and_int4_beats_fp4():
 
 
 def test_the_first_code_is_in_the_high_half():
-    assert nf4.pack(torch.tensor([1, 2, 15], dtype=torch.uint8)).tolist() == [0x12, 0xF0]
+    assert nf4.pack_codes(torch.tensor([1, 2, 15], dtype=torch.uint8)).tolist() == [0x12, 0xF0]
 
 
 @settings(deadline=None, max_examples=50)
 @given(st.lists(st.integers(0, 15), max_size=40))
 def test_unpack_undoes_pack(codes):
     codes = torch.tensor(codes, dtype=torch.uint8)
-    packed = nf4.pack(codes)
+    packed = nf4.pack_codes(codes)
     assert packed.dtype == torch.uint8 and len(packed) == (len(codes) + 1) // 2
-    assert torch.equal(nf4.unpack(packed, len(codes)), codes)
+    assert torch.equal(nf4.unpack_codes(packed, len(codes)), codes)
 
 
 @pytest.mark.parametrize("codes", [[16], [-1], [3, 255]])
 def test_what_is_no_4_bit_code_is_refused(codes):
     with pytest.raises(ValueError, match="in 0..15"):
-        nf4.pack(torch.tensor(codes))
+        nf4.pack_codes(torch.tensor(codes))
 
 
 @pytest.mark.parametrize("count", [5, -1])
 def test_more_codes_than_there_are_cant_be_unpacked(count):
     with pytest.raises(ValueError, match=f"2 bytes hold at most 4 codes, not {count}"):
-        nf4.unpack(torch.zeros(2, dtype=torch.uint8), count)
+        nf4.unpack_codes(torch.zeros(2, dtype=torch.uint8), count)
 
 
 # --------------------------------------------------------------------------------------------- whole tensors

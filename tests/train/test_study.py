@@ -84,7 +84,7 @@ def test_a_run_is_the_training_loop_of_the_course(work):
     torch.manual_seed(3)
     lora.inject(model, study.ATTENTION, 4, 8, 0.1)
     loop.train(model, tokenizer, work.train, steps=6, lr=4e-3, batch_size=4, seed=3, progress=False)
-    alone = study.measure(model, tokenizer, work.dev)
+    alone = study.teacher_forced(model, tokenizer, work.dev)
     assert measured.loss == pytest.approx(alone.loss, rel=1e-5)  # two parameter groups: Adam's sums in another order
     assert measured.exact == alone.exact
 
@@ -105,7 +105,7 @@ def test_teacher_forcing_counts_what_greedy_decoding_writes():
     lora.inject(model, "all-linear", 8, 32)
     loop.train(model, tokenizer, task_examples("style", "train", 500), steps=60, lr=6e-3, batch_size=8, progress=False)
     dev = task_examples("style", "dev", 40)
-    exact = study.measure(model, tokenizer, dev, batch_size=7).exact
+    exact = study.teacher_forced(model, tokenizer, dev, batch_size=7).exact
     assert exact == metrics.exact_match(model, tokenizer, dev)
     assert 0.2 < exact < 1, "the run must be neither useless nor perfect for the comparison to mean anything"
 
@@ -113,7 +113,7 @@ def test_teacher_forcing_counts_what_greedy_decoding_writes():
 def test_the_loss_is_a_mean_over_tokens_whatever_the_batches(work):
     whole = work.model(**chat.collate(chat.encode(work.tokenizer, work.dev), work.tokenizer.pad_token_id)).loss
     for size in (1, 5, 100):
-        measured = study.measure(work.model, work.tokenizer, work.dev, batch_size=size)
+        measured = study.teacher_forced(work.model, work.tokenizer, work.dev, batch_size=size)
         assert measured.loss == pytest.approx(whole.item(), rel=1e-5)
 
 

@@ -13,10 +13,10 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+# Each exercise's last state in the learner's copy.
 _learners_outcomes: dict[str, str] = {}
-"""Each exercise's last state in the learner's copy."""
+# What ``leave`` calls.
 _put_back: list[Callable[[], Any]] = []
-"""What ``leave`` calls."""
 
 
 def call(function: str, *arguments: Any) -> str:

@@ -2,6 +2,9 @@
 
 Nothing is stored when a cell raises, writes to stderr, or shows what differs from run to run: a machine's path, an
 object's address, a leaked repr.
+
+Attributes:
+    RUN, REUSE, LEAVE: Where outputs come from: from running the cells, from the stored notebooks, or from nowhere.
 """
 
 from __future__ import annotations
@@ -175,7 +178,6 @@ def _line_of(text: str, found: re.Match[str]) -> str:
 
 
 RUN, REUSE, LEAVE = "run", "reuse", "leave"
-"""Where outputs come from: from running the cells, from the stored notebooks, or from nowhere."""
 
 
 async def build_one(lesson: Lesson, course: Course, outputs: str = RUN) -> dict[str, str]:

@@ -14,6 +14,9 @@ solved region calls ``check("name", ...)``; from that pair the build derives nbg
 cell's id is a hash of its source in the lesson, so inserting a cell changes no other id, and both copies
 agree. A classroom gives out notebooks/ (or what nbgrader makes of solutions/) and grades with
 ``COURSE_STRICT=1 nbgrader autograde``: without the variable a wrong answer does not raise.
+
+Attributes:
+    LEARNER, SOLVED: The two copies; also the folders' names.
 """
 
 from __future__ import annotations
@@ -34,7 +37,6 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 ROOT = Path(__file__).resolve().parents[2]
 
 LEARNER, SOLVED = "notebooks", "solutions"
-"""The two copies; also the folders' names."""
 
 KERNELSPEC = {"display_name": "LoRA course (lora-zero-to-hero)", "language": "python", "name": "lora-course"}
 METADATA = {"kernelspec": KERNELSPEC, "language_info": {"name": "python"}}

@@ -1,6 +1,11 @@
 """The house rules for a lesson, each told with the lesson's line. CONTRIBUTING.md says them in prose.
 
 The build asks :func:`broken` before it runs anything, and tests/test_notebooks.py asks it for every lesson.
+
+Attributes:
+    LONGEST, MEDIAN: Lines that aren't blank: of the longest code cell, and of the median one.
+    TOLERANCE, AT_LEAST: The sentence may differ by a quarter from the record, or by five seconds.
+    Found: What a rule finds: a line of the lesson, and what is wrong there.
 """
 
 from __future__ import annotations
@@ -14,17 +19,14 @@ from tools.build.lesson import LEARNER, SOLVED, Course, Lesson, exercise_cells, 
 from tools.build.one_run import is_compared
 
 LONGEST, MEDIAN = 25, 6
-"""Lines that aren't blank: of the longest code cell, and of the median one."""
 
 RUNS = re.compile(r"Running all cells takes about (\d+) s on two CPU cores\b")
 RECORD = "assets/measurements/minutes.json"
 TOLERANCE, AT_LEAST = 0.25, 5
-"""The sentence may differ by a quarter from the record, or by five seconds."""
 
 COMMENT_MARKERS = re.compile(r"^\s*#\s*(NBVAL_\w+|PYTEST_VALIDATE_IGNORE_OUTPUT)\s*$", re.M)
 
 Found = Iterator[tuple[int, str]]
-"""What a rule finds: a line of the lesson, and what is wrong there."""
 
 
 def broken(lesson: Lesson, course: Course) -> list[str]:

@@ -1,4 +1,8 @@
-"""The script that a lesson's tagged cells make: capstone.py."""
+"""The script that a lesson's tagged cells make: capstone.py.
+
+Attributes:
+    SCRIPT: Its name, in the repository's root.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,6 @@ from collections.abc import Sequence
 from tools.build.lesson import BEGIN, ROOT, SCRIPT_TAG, BuildError, Course, Lesson
 
 SCRIPT = "capstone.py"
-"""Its name, in the repository's root."""
 
 
 def script(lessons: Sequence[Lesson]) -> str | None:

@@ -6,6 +6,9 @@ turns; "base again" is the base a second time in each round, which shows what a 
 decode: eager, with the whole step as one CUDA graph, which costs the CPU one launch a token, and with torch.compile,
 this one on a model of the same shape with fewer blocks. A second kind of row is one batch of eight texts for several
 adapters: in one forward pass or one pass for each.
+
+Attributes:
+    Step: A decoding step over a cache of fixed size, and what takes the cache back to the end of the prompt.
 """
 
 from __future__ import annotations
@@ -38,7 +41,6 @@ COMPILED = ("base", "adapter", "adapter in 16 bits", "merge_and_unload")
 
 
 Step = tuple[Callable[[], Any], Callable[[], None]]
-"""A decoding step over a cache of fixed size, and what takes the cache back to the end of the prompt."""
 
 
 def fixed_cache(model: Any, ids: Tensor, new_tokens: int) -> Any:

@@ -4,6 +4,9 @@ Writes ``step.json``. A row is one way to train: the time of forward, backward a
 the largest memory of a step. All ways use the same base, batch, rank, optimizer and float32 adapters unless they say
 16 bits. PEFT is measured before and after the others, which shows how far the machine drifted. The frozen model, with
 the gradient of its embeddings' output, is the least that any adapter method on all blocks has to compute.
+
+Attributes:
+    PLAN: Checkpointing, the whole step as one CUDA graph, and the ways: the most important first.
 """
 
 from __future__ import annotations
@@ -38,7 +41,6 @@ PLAN: tuple[tuple[bool, bool, tuple[str, ...]], ...] = (
     (False, False, (PEFT_16, PLAIN)),
     (False, True, (FROZEN, PEFT, TOGETHER)),
 )
-"""Checkpointing, the whole step as one CUDA graph, and the ways: the most important first."""
 
 
 def base_model(trial: bool, device: torch.device, **changes: Any) -> Any:

@@ -4,6 +4,9 @@ Writes ``techniques.json``. A row is one change to the same step (Llama-2-7B's s
 r=8 on q, k, v, o, bfloat16): the largest allocation of a step, and the time of a whole step over all four sequences.
 The unchanged step is measured first and again at the end, on a model made anew, which shows how far the machine
 drifted.
+
+Attributes:
+    TECHNIQUES: In the order in which they are measured; those of one base model follow each other.
 """
 
 from __future__ import annotations
@@ -51,7 +54,6 @@ TECHNIQUES = (
     Technique("float32, autocast to bfloat16", _with(dtype="float32"), autocast=True),
     Technique("unchanged, again", USUAL),
 )
-"""In the order in which they are measured; those of one base model follow each other."""
 
 
 def run(out: Path, trial: bool, seconds: float) -> None:

@@ -3,6 +3,11 @@
 Each :class:`Choice` carries its evidence: a cell of a lesson, a test, a recorded measurement, or a paper where the
 course can't measure it. The tests hold every piece of evidence to what it is quoted for, as they do for the claims
 ledger, so that advice without a ground to stand on fails the build.
+
+Attributes:
+    CHOICES: Every answer that the guide knows, by question and a short key.
+    RANKS: The rank of each answer to "Which rank, and alpha?".
+    MANY_USERS: From so many adapters on, what they take on disk may decide.
 """
 
 from __future__ import annotations
@@ -404,14 +409,12 @@ CHOICES: dict[str, dict[str, Choice]] = {
         ),
     },
 }
-"""Every answer that the guide knows, by question and a short key."""
 
 
 # ------------------------------------------------------------------------------------------------------- the guide
 
 
 RANKS = {"8": 8, "16": 16, "64": 64}
-"""The rank of each answer to "Which rank, and alpha?"."""
 
 
 def advise(
@@ -527,4 +530,3 @@ def whole_guide() -> str:
 
 
 MANY_USERS = 1000
-"""From so many adapters on, what they take on disk may decide."""

@@ -3,6 +3,10 @@
 A proof is one of three things: a :class:`Cell` of a notebook whose stored output shows a text, a :class:`Test` that
 exists, or a :class:`Record` of a measurement whose value lies in a range. This module only reads the ledger and the
 records; ``tools/build_claims.py`` holds the proofs against the notebooks and tests and writes lessons/claims.md.
+
+Attributes:
+    Step: One step of a path into a record: a key of an object, or what the wanted row of a list holds.
+    KINDS: The kinds of verdicts that are counted, each with how its verdicts begin.
 """
 
 from __future__ import annotations
@@ -22,7 +26,6 @@ _CELL_OUTPUT_AT_LEAST = 4
 _FIELDS = {"id", "section", "says", "verdict", "truth", "sources", "proof"}
 
 Step = str | Mapping[str, Any]
-"""One step of a path into a record: a key of an object, or what the wanted row of a list holds."""
 
 
 class LedgerError(ValueError):
@@ -256,7 +259,6 @@ KINDS = {
     "wrong": ("wrong", "broken", "no effect", "unsupported"),
     "outdated": ("outdated", "moved"),
 }
-"""The kinds of verdicts that are counted, each with how its verdicts begin."""
 
 
 def verdict_kind(verdict: str) -> str:

@@ -1,6 +1,9 @@
 """The course on Google Colab: the setup cell that opens every notebook, and the installing that it asks for.
 
 This module is imported before anything is installed, so it needs the standard library only.
+
+Attributes:
+    KEPT: What Colab has built for its GPUs: never installed, never replaced.
 """
 
 from __future__ import annotations
@@ -19,7 +22,6 @@ from typing import NamedTuple
 COLAB = "https://colab.research.google.com"
 
 KEPT = ("torch", "numpy")
-"""What Colab has built for its GPUs: never installed, never replaced."""
 
 SETUP_CELL = """\
 # Setup. On Colab: fetch the course and install what is missing. Everywhere: silence three upstream warnings.

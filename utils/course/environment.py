@@ -1,6 +1,9 @@
 """The go/no-go report of chapter 0: what this machine has, and whether the course can run on it.
 
 The report holds no name of a user or a machine and no path, so that it can be pasted into a public bug report.
+
+Attributes:
+    NEEDED_MEMORY: Bytes of main memory below which a notebook may not fit.
 """
 
 from __future__ import annotations
@@ -20,7 +23,6 @@ from packaging.specifiers import SpecifierSet
 from utils.models.device import ROOT, compute_dtype
 
 NEEDED_MEMORY = 4e9
-"""Bytes of main memory below which a notebook may not fit."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from utils.evaluate.report import Evaluation, change, report, table
+from utils.evaluate.report import Evaluation, change, comparison, comparison_table
 from utils.models.device import model_name
 from utils.models.loading import from_package
 from utils.train.own_data import DataFacts
@@ -95,7 +95,7 @@ def model_card(
         "## Training",
         "\n".join(["| setting | value |", "|---|---|", *(f"| {key} | {value} |" for key, value in settings.items())]),
         "## Results",
-        report(before, after, examples=3).strip(),
+        comparison(before, after, examples=3).strip(),
         "## Limits",
         f"The figures are from {len(after.replies)} held-out records of the same file: they say nothing about other "
         f"requests. {found.lost} answers that the base had right are wrong now.{forgot} Nobody has tested it for harm, "
@@ -145,7 +145,7 @@ def write_card(
     base, rounded = base_name(profile), from_package(profile)
     text = model_card(name, base, data, settings, before, after, rounded=rounded)
     results = {
-        "table": table(before, after),
+        "table": comparison_table(before, after),
         "replies": [
             {"prompt": new.prompt, "wanted": new.wanted, "base": old.answer, "adapter": new.answer}
             for old, new in zip(before.replies, after.replies, strict=True)

@@ -2,6 +2,9 @@
 
 A prompt goes through the tokenizer's chat template, and the loss counts the answer and its end-of-turn token alone:
 what the user says is given, not learned. The ids and labels are those of TRL's SFTTrainer for prompt and completion.
+
+Attributes:
+    IGNORED: The label that cross-entropy skips.
 """
 
 from __future__ import annotations
@@ -20,7 +23,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 IGNORED = -100
-"""The label that cross-entropy skips."""
 
 
 class Example(NamedTuple):

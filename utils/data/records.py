@@ -3,6 +3,10 @@
 A record is a dictionary. Two shapes occur: *instruction* records hold ``instruction``, perhaps ``input``, and
 ``output``; *conversations* hold ``messages``, a list of turns with ``role`` and ``content``. A file is read whole or
 not at all: if one record is bad, :class:`BadRecords` says which and why, and nothing is dropped silently.
+
+Attributes:
+    INSTRUCTION_FIELDS: What an instruction record can't do without; ``input`` may be missing or empty.
+    SHOWN: So many problems the text of :class:`BadRecords` lists; the rest it counts.
 """
 
 from __future__ import annotations
@@ -18,10 +22,8 @@ Record = Mapping[str, Any]
 Message = dict[str, str]
 
 INSTRUCTION_FIELDS = ("instruction", "output")
-"""What an instruction record can't do without; ``input`` may be missing or empty."""
 ROLES = ("system", "user", "assistant")
 SHOWN = 10
-"""So many problems the text of :class:`BadRecords` lists; the rest it counts."""
 
 
 class Problem(NamedTuple):

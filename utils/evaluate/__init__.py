@@ -7,7 +7,7 @@ __getattr__, __dir__, __all__ = front_door(
     {
         "diagnose": "examine strength vital_signs watched",
         "diagnose_cases": "admit attached healthy_batches open_servers serve",
-        "forgetting": "measure scaled",
+        "forgetting": "measure_forgetting scaled",
         "gates": "held_out_stories",
         "merged_answers": "answered answers_in_new_process",
         "metrics": "complete exact_match perplexity",

@@ -3,6 +3,15 @@
 A *chart* holds the loss and the gradient norm of every step. The *signs* are what can be read off a chart, a model and
 a batch in a second. :func:`examine` compares them with what a healthy LoRA run has and says, in words, what is off; it
 is silent about a healthy one. It looks at causes, so it finds them before the hours of training are spent.
+
+Attributes:
+    TAIL: The last loss of a chart is the mean of so many steps.
+    JUMP, NORM_JUMP: What a rate that is too high does: the loss climbs from its lowest value so far by this share of
+        the first loss, or the gradient norm reaches so many times its first value.
+    LITTLE: Nats per token: a run that begins below has little left to learn.
+    STUCK: A loss that keeps so large a share of its first value has not moved.
+    START: The first loss with a new adapter is the base's; 16-bit arithmetic is off by less than this share.
+    ENOUGH: So many steps are needed to call a loss stuck.
 """
 
 from __future__ import annotations
@@ -35,18 +44,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 TAIL = 5
-"""The last loss of a chart is the mean of so many steps."""
 JUMP, NORM_JUMP = 0.35, 20.0
-"""What a rate that is too high does: the loss climbs from its lowest value so far by this share of the first loss, or
-the gradient norm reaches so many times its first value."""
 LITTLE = 0.5
-"""Nats per token: a run that begins below has little left to learn."""
 STUCK = 0.9
-"""A loss that keeps so large a share of its first value has not moved."""
 START = 0.02
-"""The first loss with a new adapter is the base's; 16-bit arithmetic is off by less than this share."""
 ENOUGH = 20
-"""So many steps are needed to call a loss stuck."""
 
 
 class Chart(NamedTuple):

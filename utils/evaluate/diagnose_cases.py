@@ -1,4 +1,10 @@
-"""How the clinic's patients were made ill. Chapter 11's third part is a riddle; this file holds the answers."""
+"""How the clinic's patients were made ill. Chapter 11's third part is a riddle; this file holds the answers.
+
+Attributes:
+    WIDTH: Tokens to which :func:`everything_learnt` pads: about twice what an example of the sentiment task has.
+    LR, STEPS, EARLY: A healthy run's rate and steps, those of tools/measure_clinic.py; three of the others are stopped
+        after :data:`EARLY` steps, as many as :func:`utils.evaluate.diagnose.trend` needs to call a loss flat.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +25,6 @@ from utils.tinyworld import Task, task_examples
 from utils.train.adapter_cache import trained_adapter
 
 WIDTH = 48
-"""Tokens to which :func:`everything_learnt` pads: about twice what an example of the sentiment task has."""
 
 
 def without_end_mark(batch: Mapping[str, Tensor], eos_id: int) -> dict[str, Tensor]:
@@ -46,8 +51,6 @@ def everything_learnt(batch: Mapping[str, Tensor], pad_id: int, width: int = WID
 # --------------------------------------------------------------------------------- the first ward: six training runs
 
 LR, STEPS, EARLY = 6e-3, 80, 20
-"""A healthy run's rate and steps, those of tools/measure_clinic.py; three of the others are stopped after :data:`EARLY`
-steps, as many as :func:`utils.evaluate.diagnose.trend` needs to call a loss flat."""
 
 
 class Patient(NamedTuple):
@@ -117,7 +120,7 @@ def admit(progress: bool = True) -> dict[str, Patient]:
 # ------------------------------------------------------------------------- the second ward: one adapter, five servers
 
 
-class Server(NamedTuple):
+class BrokenServer(NamedTuple):
     """A model that answers, and the prompts as they reach it: `inputs` has input_ids and attention_mask."""
 
     model: nn.Module
@@ -151,7 +154,7 @@ def attached(base: nn.Module | None = None) -> nn.Module:
     return PeftModel.from_pretrained(base or load_base()[0], trained_adapter(SERVED, profile())).eval()
 
 
-def open_servers(examples: Sequence[Example]) -> dict[str, Server]:
+def open_servers(examples: Sequence[Example]) -> dict[str, BrokenServer]:
     """Five servers by letter for the same prompts and the same adapter, one of them healthy."""
     tokenizer = load_tokenizer()
     prompts = [example.prompt for example in examples]
@@ -161,16 +164,16 @@ def open_servers(examples: Sequence[Example]) -> dict[str, Server]:
     for name, pair in read_matrices(trained_adapter(SERVED, profile())).items():
         by_hand.get_parameter(f"{name}.weight").data += pair["lora_B"] @ pair["lora_A"]
     return {
-        "G": Server(attached(), tokenized([f"### Instruction:\n{p}\n\n### Response:\n" for p in prompts])),
-        "H": Server(by_hand, good),
-        "I": Server(attached(), tokenized(texts, padding_side="right")),
-        "J": Server(attached(), good),
-        "K": Server(attached(cast(Any, attached()).merge_and_unload()), good),
+        "G": BrokenServer(attached(), tokenized([f"### Instruction:\n{p}\n\n### Response:\n" for p in prompts])),
+        "H": BrokenServer(by_hand, good),
+        "I": BrokenServer(attached(), tokenized(texts, padding_side="right")),
+        "J": BrokenServer(attached(), good),
+        "K": BrokenServer(attached(cast(Any, attached()).merge_and_unload()), good),
     }
 
 
 @torch.inference_mode()
-def serve(server: Server, wanted: Sequence[str], max_new_tokens: int = 32) -> Served:
+def serve(server: BrokenServer, wanted: Sequence[str], max_new_tokens: int = 32) -> Served:
     """Let a server answer greedily, and mark its answers. Warnings about padding are not shown."""
     tokenizer = load_tokenizer()
     talk = logging.getLogger("transformers.generation.utils")

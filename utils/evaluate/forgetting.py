@@ -29,7 +29,9 @@ class Kept(NamedTuple):
     copying: float
 
 
-def measure(model: Any, tokenizer: Any, test: Sequence[Example], stories: Sequence[str], copies: int = 50) -> Kept:
+def measure_forgetting(
+    model: Any, tokenizer: Any, test: Sequence[Example], stories: Sequence[str], copies: int = 50
+) -> Kept:
     """The new task on `test`, and two things that the base could do: predict `stories`, repeat `copies` random texts.
 
     Raises what :func:`utils.evaluate.metrics.exact_match` and :func:`utils.evaluate.metrics.perplexity` raise.

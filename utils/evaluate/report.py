@@ -1,4 +1,8 @@
-"""What a model does with held-out records, before and after: right answers, loss, stopping, and what it forgot."""
+"""What a model does with held-out records, before and after: right answers, loss, stopping, and what it forgot.
+
+Attributes:
+    ROOM: So many tokens more than the longest wanted answer a model may write: it stops by itself, or it doesn't.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +23,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 ROOM = 16
-"""So many tokens more than the longest wanted answer a model may write: it stops by itself, or it doesn't."""
 
 
 class Reply(NamedTuple):
@@ -140,7 +143,7 @@ def change(before: Evaluation, after: Evaluation) -> Change:
     return Change(gained, lost, luck(gained, lost))
 
 
-def table(before: Evaluation, after: Evaluation) -> list[tuple[str, str, str]]:
+def comparison_table(before: Evaluation, after: Evaluation) -> list[tuple[str, str, str]]:
     """The rows of a report: what was measured, the base's value, the adapter's."""
     rows = [
         ("right to the letter", f"{before.exact:.0%}", f"{after.exact:.0%}"),
@@ -153,7 +156,7 @@ def table(before: Evaluation, after: Evaluation) -> list[tuple[str, str, str]]:
     return rows
 
 
-def report(before: Evaluation, after: Evaluation, examples: int = 5) -> str:
+def comparison(before: Evaluation, after: Evaluation, examples: int = 5) -> str:
     """An evaluation report in Markdown: the table, what luck would do, and examples side by side."""
     found = change(before, after)
     odds = "less than 0.001" if found.luck < 0.001 else f"{found.luck:.3f}"
@@ -162,7 +165,7 @@ def report(before: Evaluation, after: Evaluation, examples: int = 5) -> str:
         "",
         "| | base | adapter |",
         "|---|---|---|",
-        *(f"| {what} | {old} | {new} |" for what, old, new in table(before, after)),
+        *(f"| {what} | {old} | {new} |" for what, old, new in comparison_table(before, after)),
         "",
         f"{found.gained} answers turned right and {found.lost} turned wrong. Fair coins would split them so unevenly "
         f"with a probability of {odds}.",

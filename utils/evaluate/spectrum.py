@@ -4,6 +4,9 @@ An update is a tuned weight minus the base's, both (d_out, d_in) as PyTorch keep
 ``scaling * lora_B @ lora_A``. A singular vector here is a left one, a direction of the layer's output, as in
 Shuttleworth et al., 2024, *LoRA vs Full Fine-tuning: An Illusion of Equivalence* (https://arxiv.org/abs/2410.21228).
 All of it is computed in float64. Best approximations and their energy are in :mod:`utils.lora.lowrank`.
+
+Attributes:
+    LEADING: So many leading singular vectors of a tuned weight are looked at for intruders, unless told otherwise.
 """
 
 from __future__ import annotations
@@ -17,7 +20,6 @@ from torch import Tensor, nn
 from utils.lora.layer import LoRALinear
 
 LEADING = 10
-"""So many leading singular vectors of a tuned weight are looked at for intruders, unless told otherwise."""
 
 
 def _checked(*matrices: Tensor) -> None:

@@ -4,6 +4,9 @@ A *logits* tensor holds a score for every token of the vocabulary, one row for e
 here takes such a tensor and gives back one of the same shape: :func:`with_temperature` and :func:`repetition_penalty`
 change scores, :func:`top_k`, :func:`top_p` and :func:`min_p` set the scores of the tokens that they rule out to minus
 infinity. All are equal to transformers' logits processors, to the bit. :func:`generate` is the loop around them.
+
+Attributes:
+    NEVER: The logit of a token that can't be drawn: its probability is exactly zero.
 """
 
 from __future__ import annotations
@@ -18,7 +21,6 @@ from torch import Tensor
 from utils.inference.kv_cache import cache_name
 
 NEVER = -float("inf")
-"""The logit of a token that can't be drawn: its probability is exactly zero."""
 
 Choose = Callable[[Tensor, Tensor], Tensor]
 

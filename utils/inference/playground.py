@@ -2,6 +2,9 @@
 
 In a notebook it is made of ipywidgets. Where there are none (a terminal, a viewer without them) the same controls are
 the arguments of a plain function, :meth:`Playground.ask`.
+
+Attributes:
+    BASE: The choice that switches the adapters off.
 """
 
 from __future__ import annotations
@@ -16,7 +19,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 BASE = "base"
-"""The choice that switches the adapters off."""
 
 
 class Playground:

@@ -8,6 +8,10 @@ tokenizer from the folder that is asked for; and where it finds a `config.json` 
 for a whole model with an adapter in it and wants the weights there too. So :func:`stage` puts the base's files beside
 the adapter, the weights as links. In memory nothing is shared: the server holds the base once for each adapter that was
 asked for.
+
+Attributes:
+    BASE: The name under which the base without an adapter is served.
+    PACKAGES: What transformers' server needs beside transformers.
 """
 
 from __future__ import annotations
@@ -35,10 +39,8 @@ if TYPE_CHECKING:
     from openai import OpenAI
 
 BASE = "base"
-"""The name under which the base without an adapter is served."""
 HOST = "127.0.0.1"
 PACKAGES = ("fastapi", "uvicorn", "pydantic", "openai")
-"""What transformers' server needs beside transformers."""
 
 # The server ends with whoever started it: when that process dies, its end of the pipe closes, and the read returns.
 _PROGRAM = """

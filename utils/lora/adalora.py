@@ -7,6 +7,9 @@ least important of the whole model are put to zero, until `target_r` a layer are
 
 What counts is computed on dictionaries of tensors in which any leading dimensions may stand before the shapes above, so
 that many runs can be kept in one tensor.
+
+Attributes:
+    RANK_EPSILON: PEFT divides by the rank and this.
 """
 
 from __future__ import annotations
@@ -25,7 +28,6 @@ from utils.lora.layer import LoRA, LoRALinear, lora_layers
 MATRICES = ("lora_A", "lora_E", "lora_B")
 ORTHOGONALITY_WEIGHT = 0.5
 RANK_EPSILON = 1e-5
-"""PEFT divides by the rank and this."""
 
 
 @dataclass(frozen=True)

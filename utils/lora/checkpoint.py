@@ -4,6 +4,15 @@ A folder holds `adapter_config.json`, the settings, and `adapter_model.safetenso
 ``base_model.model.<layer>.lora_A.weight`` (r, in) and ``….lora_B.weight`` (out, r). The base model isn't in it; what
 :func:`save_adapter` adds, where the model has an embedding, is a fingerprint of the base (:func:`base_fingerprint`) in
 the header's free-form metadata, which PEFT doesn't look at.
+
+Attributes:
+    PICKLE: What PEFT wrote before safetensors: a pickle, which can run any code when it is loaded.
+    DTYPE_BYTES: Bytes of one number of each of safetensors' usual dtypes, by the name that the header gives it.
+    LONGEST_HEADER: Bytes: the safetensors library refuses a longer header, so that a bad file can't fill the memory.
+    UNSUPPORTED: Settings of PEFT's LoraConfig that change the arithmetic and that this reader refuses rather than
+        ignores.
+    BASE_CHANGING: Initialisations of PEFT that change the base weight too, so that the matrices mean nothing beside the
+        plain base.
 """
 
 from __future__ import annotations
@@ -25,16 +34,13 @@ from utils.lora.layer import LoRALinear, lora_layers, refuse_second, wrap
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PICKLE = "adapter_model.bin"
-"""What PEFT wrote before safetensors: a pickle, which can run any code when it is loaded."""
 PREFIX = "base_model.model."
 FINGERPRINT = "base_fingerprint"
 DTYPE_BYTES = {
     "F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2, "I8": 1,
     "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1,
 }  # fmt: skip
-"""Bytes of one number of each of safetensors' usual dtypes, by the name that the header gives it."""
 LONGEST_HEADER = 100_000_000
-"""Bytes: the safetensors library refuses a longer header, so that a bad file can't fill the memory."""
 UNSUPPORTED = (
     "use_dora",
     "use_rslora",
@@ -50,9 +56,7 @@ UNSUPPORTED = (
     "target_parameters",
     "trainable_token_indices",
 )
-"""Settings of PEFT's LoraConfig that change the arithmetic and that this reader refuses rather than ignores."""
 BASE_CHANGING = ("pissa", "corda", "olora", "lora_ga", "loftq")
-"""Initialisations of PEFT that change the base weight too, so that the matrices mean nothing beside the plain base."""
 
 
 class Entry(NamedTuple):

@@ -6,6 +6,9 @@ of the corrections. ``linear`` sums the factors, so that its product has cross t
 keeps what fits into a rank. The others thin or vote before they sum: TIES (Yadav et al., 2023, arXiv 2306.01708),
 DARE (Yu et al., 2023, arXiv 2311.03099), and magnitude pruning; each on the factors or, with ``_svd``, on the
 corrections.
+
+Attributes:
+    Adapter: The factors of every layer that the adapter corrects, by the layer's name in the base model.
 """
 
 from __future__ import annotations
@@ -50,7 +53,6 @@ class Factors(NamedTuple):
 
 
 Adapter = dict[str, Factors]
-"""The factors of every layer that the adapter corrects, by the layer's name in the base model."""
 
 
 # ---------------------------------------------------------------------------------------------- where adapters are
@@ -284,7 +286,7 @@ def weighted_sum(adapters: Sequence[Adapter], weights: Sequence[float], layer: s
     return sum(rest, first)
 
 
-def relative_error(adapters: Sequence[Adapter], weights: Sequence[float], combined: Adapter) -> float:
+def combined_error(adapters: Sequence[Adapter], weights: Sequence[float], combined: Adapter) -> float:
     """How far `combined` is from the weighted sum of the corrections: the norm of the difference over all layers, by
     the norm of the sum."""
     wrong = total = 0.0

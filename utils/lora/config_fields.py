@@ -1,4 +1,8 @@
-"""Every field of PEFT's LoraConfig, and where the course shows what it does."""
+"""Every field of PEFT's LoraConfig, and where the course shows what it does.
+
+Attributes:
+    FIELDS: The fields of LoraConfig in PEFT 0.21. A test says which ones a newer release adds or drops.
+"""
 
 from __future__ import annotations
 
@@ -58,4 +62,3 @@ FIELDS: dict[str, Field] = {
     "revision": Field("bookkeeping", "the base's revision"),
     "inference_mode": Field("later", "True in a saved file, which therefore loads frozen"),
 }
-"""The fields of LoraConfig in PEFT 0.21. A test says which ones a newer release adds or drops."""

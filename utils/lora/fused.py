@@ -14,6 +14,10 @@ the layer keeps ``x`` itself, which its neighbours keep as well, and ``h = scali
 The order of the two sums matters: the small product is written first, and the large one is *added onto it* by the
 matrix product itself (``addmm_``), so that no separate addition reads and writes the result once more. Unsloth's layer
 (https://github.com/unslothai/unsloth, ``kernels/fast_lora.py``) writes LoRA as one operation, too, and adds afterwards.
+
+Attributes:
+    SUMS_IN_FLOAT32: Whether this torch's ``mm`` has `out_dtype`.
+    SHARE: The layers of a Llama's block that read one `x`, in the order in which they are called.
 """
 
 from __future__ import annotations
@@ -33,7 +37,6 @@ from utils.lora.layer import LoRALinear, injected_layers, plain
 from utils.lora.nf4_linear import dense_weight
 
 SUMS_IN_FLOAT32 = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 8)
-"""Whether this torch's ``mm`` has `out_dtype`."""
 
 
 @functools.cache
@@ -310,7 +313,6 @@ class SharedInput:
 
 
 SHARE = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
-"""The layers of a Llama's block that read one `x`, in the order in which they are called."""
 
 
 def use_fused(model: nn.Module, *, share: Sequence[Sequence[str]] = ()) -> list[str]:

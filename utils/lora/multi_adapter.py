@@ -7,6 +7,9 @@ with a number for each row, which adapter it wants; the layer gathers those fact
 Number 0 is :data:`BASE`, whose factors are zero. Ranks may differ: the smaller ones are padded with zeros. This is the
 plain form of what Punica (Chen et al., 2023, arXiv 2310.18547) and S-LoRA (Sheng et al., 2023, arXiv 2311.03285) do
 with kernels of their own, which read the factors in place rather than copy them for every row.
+
+Attributes:
+    BASE: The name that asks for the base model without an adapter, as in PEFT's ``adapter_names``.
 """
 
 from __future__ import annotations
@@ -23,7 +26,6 @@ from utils.lora.combine import Adapter, Factors
 from utils.lora.layer import lora_layers
 
 BASE = "__base__"
-"""The name that asks for the base model without an adapter, as in PEFT's ``adapter_names``."""
 
 
 class MultiLoRALinear(nn.Module):

@@ -69,7 +69,7 @@ class NF4Linear(nn.Linear):
         return y if self.bias is None else y + self.bias
 
 
-def quantize(model: nn.Module, target_modules: Sequence[str] | str = "all-linear") -> list[str]:
+def quantize_layers(model: nn.Module, target_modules: Sequence[str] | str = "all-linear") -> list[str]:
     """Put the targets of a plain model into 4 bits, in place, and return their names. Do this before `inject`.
 
     Raises what :func:`utils.lora.target_modules.find_targets` raises, and ValueError for a target in 4 bits already.
@@ -82,7 +82,7 @@ def quantize(model: nn.Module, target_modules: Sequence[str] | str = "all-linear
     return names
 
 
-def dequantize(model: nn.Module) -> None:
+def dequantize_layers(model: nn.Module) -> None:
     """Put plain linear layers with the unpacked weights in the place of all 4-bit ones, also beneath LoRA layers."""
     for name, layer in list(model.named_modules()):
         if isinstance(layer, NF4Linear):

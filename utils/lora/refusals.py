@@ -92,7 +92,7 @@ def refuse_merge(layers: Mapping[str, LoRALinear]) -> None:
         if is_quantized(layer.base_layer):
             raise RuntimeError(
                 f"the base weight of {name} is quantized, and its few values can't hold the correction: dequantize the "
-                "base first (utils.lora.nf4_linear.dequantize), then merge"
+                "base first (utils.lora.nf4_linear.dequantize_layers), then merge"
             )
 
 
@@ -126,7 +126,7 @@ def _refuse_quantized_since(layers: Mapping[str, LoRALinear], what: str) -> None
         if is_quantized(layer.base_layer):
             raise RuntimeError(
                 f"the base weight of {name} was quantized in the meantime, and {what}: dequantize the base first "
-                "(utils.lora.nf4_linear.dequantize)"
+                "(utils.lora.nf4_linear.dequantize_layers)"
             )
 
 

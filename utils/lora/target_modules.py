@@ -5,6 +5,10 @@ the model, not at a table: it takes the linear layers inside the repeated blocks
 :func:`check_targets` finds what PEFT lets pass, a name that matches nothing beside one that matches something.
 :func:`tiny_random` makes a small random model of each architecture, to try both on. :func:`find_targets` reads the
 list that the course's own :func:`utils.lora.layer.inject` is given, and refuses more than PEFT does.
+
+Attributes:
+    ALL_LINEAR: As a value of `target_modules`: every linear layer but the output head.
+    ARCHITECTURES: The architectures that :func:`tiny_random` makes.
 """
 
 from __future__ import annotations
@@ -21,11 +25,9 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 ALL_LINEAR = "all-linear"
-"""As a value of `target_modules`: every linear layer but the output head."""
 ARCHITECTURES = (
     "Llama", "Mistral", "Qwen2", "Qwen3", "Gemma", "Phi", "Phi-3", "GPT-2", "GPT-NeoX", "BLOOM", "OPT", "Falcon", "T5",
 )  # fmt: skip
-"""The architectures that :func:`tiny_random` makes."""
 
 _WIDTH, _HEADS, _BLOCKS, _WORDS = 32, 4, 2, 100
 

@@ -4,6 +4,10 @@ Pass one as `variant` to :func:`utils.lora.layer.inject`, such as ``variant=DoRA
 here, AdaLoRA, which also needs an allocator of ranks, is in utils/lora/adalora.py. LoRA+ is a choice of learning rates.
 QLoRA, a frozen base in 4 bits, is no variant in this sense: any of them may stand on it
 (utils/lora/nf4_linear.py). Names and shapes are PEFT's, and tests/lora/test_variants.py holds each equal to it.
+
+Attributes:
+    COUNTS: Trainable parameters that each variant adds to one layer; AdaLoRA's at rank `r`, so at first with r =
+        init_r.
 """
 
 from __future__ import annotations
@@ -241,7 +245,6 @@ COUNTS: dict[str, Callable[[int, int, int], int]] = {
     "VeRA": lambda d_in, d_out, r: r + d_out,
     "AdaLoRA": lambda d_in, d_out, r: r * (d_in + d_out + 1),
 }
-"""Trainable parameters that each variant adds to one layer; AdaLoRA's at rank `r`, so at first with r = init_r."""
 
 
 def expected_parameters(model: nn.Module, target_modules: Sequence[str] | str, variant: str, r: int) -> int:

@@ -2,6 +2,10 @@
 
 A module on the meta device has shapes and no data, so even GPT-3 takes no memory. Nothing is downloaded: the
 configurations are those that the papers and the models' own `config.json` give.
+
+Attributes:
+    SHAPES: Models of Llama's architecture, smallest first, and the parameters of each.
+    KNOWN_MODELS: Every name that :func:`real_config` knows.
 """
 
 from __future__ import annotations
@@ -30,9 +34,7 @@ SHAPES = {
     "CodeLlama-34B": 33_743_970_304,
     "Llama-2-70B": 68_976_648_192,
 }
-"""Models of Llama's architecture, smallest first, and the parameters of each."""
 KNOWN_MODELS = (*SHAPES, "GPT-3-175B")
-"""Every name that :func:`real_config` knows."""
 
 # Vocabulary, width, MLP's width, blocks, heads, heads for keys and values, size of a head, whether the head is tied.
 _LLAMAS = {

@@ -1,6 +1,10 @@
 """The profile, the folders, and the device and dtype that a machine computes with.
 
 COURSE_PROFILE chooses among :data:`PROFILES`.
+
+Attributes:
+    ASSETS: The folder of everything that is shipped with the course and is not text.
+    TINY_DIR: The tiny base model with its tokenizer.
 """
 
 from __future__ import annotations
@@ -16,11 +20,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 ASSETS = ROOT / "assets"
-"""The folder of everything that is shipped with the course and is not text."""
 
 
 TINY_DIR = ASSETS / "tiny-llama"
-"""The tiny base model with its tokenizer."""
 
 
 class Profile(NamedTuple):

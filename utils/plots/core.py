@@ -4,6 +4,9 @@ Each function takes plain data and returns a :class:`matplotlib.figure.Figure` w
 where there is more than one series, a legend. Series differ by marker, line style or hatch as well as by colour, so
 that a figure still reads when it is printed in grey. Nothing here knows about models; :func:`show` is the only
 function that touches the notebook.
+
+Attributes:
+    SIZE: Width and height of a figure in inches.
 """
 
 from __future__ import annotations
@@ -19,7 +22,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 SIZE = (7.0, 3.6)
-"""Width and height of a figure in inches."""
 
 COLORS = ("#1b5e9c", "#e08214", "#4d9221", "#8e4585", "#555555", "#b2182b")
 MARKERS = ("o", "s", "^", "D", "v", "P")

@@ -1,4 +1,8 @@
-"""One model in several forms at once, with an adapter beside it or merged, that share what they can: for measuring."""
+"""One model in several forms at once, with an adapter beside it or merged, that share what they can: for measuring.
+
+Attributes:
+    FORMS: What :func:`forms` makes; a model in float32 has no adapter in 16 bits.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,6 @@ from torch import nn
 
 R, SEED = 8, 0
 FORMS = ("base", "adapter", "adapter in 16 bits", "merge_adapter", "merge_and_unload", "base again")
-"""What :func:`forms` makes; a model in float32 has no adapter in 16 bits."""
 
 
 def shared(model: nn.Module) -> nn.Module:

@@ -5,6 +5,11 @@
     python -m utils.profiling.fit --model Llama-2-7B --table          (what fits on which card)
 
 Everything rests on :func:`utils.profiling.memory.predict`, and on the one safety margin that :func:`needed` adds to it.
+
+Attributes:
+    CARDS: GB that common cards are sold with. One of N shows a little more or less than N * 10**9 bytes.
+    CONTEXT: The fixed part of the safety margin, in bytes: see :func:`needed`.
+    GAPS: The part of the safety margin that grows with the peak, as a factor: see :func:`needed`.
 """
 
 from __future__ import annotations
@@ -22,11 +27,8 @@ from utils.models.configs import llama_config
 from utils.profiling.memory import ATTENTION, FLOATS, GB, METHODS, OPTIMIZERS, Prediction, Setup, predict
 
 CARDS = (8, 12, 16, 24, 40, 80)
-"""GB that common cards are sold with. One of N shows a little more or less than N * 10**9 bytes."""
 CONTEXT = 810_000_000
-"""The fixed part of the safety margin, in bytes: see :func:`needed`."""
 GAPS = 1.08
-"""The part of the safety margin that grows with the peak, as a factor: see :func:`needed`."""
 BATCHES = (1, 2, 4, 8, 16)
 WAYS: Mapping[str, Mapping[str, Any]] = {
     "full": {"method": "full"},
@@ -156,7 +158,7 @@ def what_fits(
     return found
 
 
-def table(fits: Sequence[Fit]) -> str:
+def fit_table(fits: Sequence[Fit]) -> str:
     """The largest batches as text, a line for each way and a column for each card."""
     cards = list(fits[0].largest)
     width = max(len(fit.way) for fit in fits)
@@ -168,7 +170,7 @@ def table(fits: Sequence[Fit]) -> str:
     return "\n".join(lines)
 
 
-def report(prediction: Prediction) -> str:
+def fit_report(prediction: Prediction) -> str:
     """A prediction as text: the parts at the peak, largest first, and the phases."""
     lines = [f"peak {prediction.peak / GB:.2f} GB, in the {prediction.phase} phase; of this"]
     for kind, size in sorted(prediction.parts.items(), key=lambda item: -item[1]):
@@ -225,9 +227,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         setup = _setup(arguments)
         if arguments.table:
-            print(table(what_fits(setup)))
+            print(fit_table(what_fits(setup)))
         else:
-            print(report(predict(setup) if arguments.card is None else refuse_unless_it_fits(setup, arguments.card)))
+            print(
+                fit_report(predict(setup) if arguments.card is None else refuse_unless_it_fits(setup, arguments.card))
+            )
     except (ValueError, TypeError, RuntimeError) as error:
         sys.exit(f"error: {error}")
 

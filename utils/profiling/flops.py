@@ -1,6 +1,11 @@
 """The arithmetic of a training step: the floating-point operations of its matrix products, without computing any.
 
 The step is that of a :class:`utils.profiling.memory.Setup`, on the meta device, as the estimator of memory follows it.
+
+Attributes:
+    SHALLOW: Blocks of the deepest model that is really followed.
+    PRODUCTS: What a linear layer calls. Attention's own products go by other names, and some versions of torch count
+        them too.
 """
 
 from __future__ import annotations
@@ -15,9 +20,7 @@ from utils.profiling.memory import Setup, config_of, model_of
 from utils.profiling.peak import PeakTracker
 
 SHALLOW = 3
-"""Blocks of the deepest model that is really followed."""
 PRODUCTS = (torch.ops.aten.mm, torch.ops.aten.addmm)
-"""What a linear layer calls. Attention's own products go by other names, and some versions of torch count them too."""
 
 
 class Flops(NamedTuple):

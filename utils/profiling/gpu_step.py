@@ -2,6 +2,10 @@
 
 A model of the setting's shape with random weights, made where it is used; PEFT's adapters; bitsandbytes' 4-bit layers
 and optimizers. Weights don't change how much memory a step takes, so nothing is downloaded. Figures are bytes.
+
+Attributes:
+    SEED, STEPS: The seed of the weights and of the batch; the third step is the one that counts: the optimizer's states
+        are there.
 """
 
 from __future__ import annotations
@@ -22,7 +26,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 SEED, STEPS = 0, 3
-"""The seed of the weights and of the batch; the third step is the one that counts: the optimizer's states are there."""
 
 
 def base_of(setup: Setup) -> tuple[Any, ...]:
@@ -59,11 +62,11 @@ def base_model(setup: Setup, device: str, trial: bool = False) -> PreTrainedMode
     finally:
         torch.set_default_dtype(before)
     if setup.method == "qlora":
-        quantize(model, setup, device)
+        in_four_bits(model, setup, device)
     return model.train()
 
 
-def quantize(model: nn.Module, setup: Setup, device: str) -> None:
+def in_four_bits(model: nn.Module, setup: Setup, device: str) -> None:
     """Put bitsandbytes' NF4 layers in the place of all linear ones but the head, in place."""
     import bitsandbytes as bnb
 
@@ -148,7 +151,7 @@ def outside() -> int:
     return total - left - torch.cuda.memory_reserved()
 
 
-def measure(model: nn.Module, setup: Setup, device: str, vocabulary: int) -> dict[str, Any]:
+def measure_step(model: nn.Module, setup: Setup, device: str, vocabulary: int) -> dict[str, Any]:
     """Peaks of a step in its phases, and what is held between two steps."""
     checkpoint_blocks(model, setup.checkpointing)
     trainable = [p for p in model.parameters() if p.requires_grad]
@@ -192,7 +195,7 @@ def run_one(model: PreTrainedModel, setup: Setup, device: str, trial: bool = Fal
     start = time.monotonic()
     wrapped = adapted(model, setup)
     try:
-        row = measure(wrapped, setup, device, model.config.vocab_size)
+        row = measure_step(wrapped, setup, device, model.config.vocab_size)
     except torch.cuda.OutOfMemoryError as error:
         row = {"out_of_memory": str(error).splitlines()[0]}
     model.disable_input_require_grads()  # PEFT's checkpointing switched it on, and nothing else switches it off
@@ -204,7 +207,7 @@ def run_one(model: PreTrainedModel, setup: Setup, device: str, trial: bool = Fal
     return {"weights": before, **row, "seconds": round(time.monotonic() - start, 1)}
 
 
-def against_this_gpu(setup: Setup) -> str:
+def prediction_on_this_gpu(setup: Setup) -> str:
     """A sentence: the predicted peak of a step beside the peak of that step on the CUDA GPU that is here.
 
     Without one, it says so and gives the prediction alone. Raises ValueError for a setting with ``prepared``, which

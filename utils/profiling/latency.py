@@ -129,7 +129,7 @@ def as_json(found: Mapping[str, Latency]) -> dict[str, dict[str, dict[str, float
     return {name: {part: s._asdict() for part, s in both._asdict().items()} for name, both in found.items()}
 
 
-def measure(
+def measure_latency(
     model: Any, ids: Int[Tensor, "batch length"], *, new_tokens: int = 32, rounds: int = 5, warm_up: int = 1
 ) -> Latency:
     """Prefill `ids`, then decode `new_tokens` greedily with the cache; `rounds` times, after `warm_up` rounds that
@@ -143,7 +143,7 @@ def measure(
     return in_turns({"": lambda: one_round(model, ids, new_tokens)}, rounds=rounds, warm_up=warm_up)[""]
 
 
-def on_this_gpu(*, batch: int = 8, prompt: int = 512, new_tokens: int = 16, rounds: int = 8) -> str:
+def latency_on_this_gpu(*, batch: int = 8, prompt: int = 512, new_tokens: int = 16, rounds: int = 8) -> str:
     """A table: what an adapter costs on the CUDA GPU that is here, for SmolLM2-135M's shape with random weights.
 
     A line for each form of :mod:`utils.profiling.adapter_forms`, its milliseconds and its ratio to the base. Without a
@@ -163,10 +163,10 @@ def on_this_gpu(*, batch: int = 8, prompt: int = 512, new_tokens: int = 16, roun
         model = AutoModelForCausalLM.from_config(config, dtype=compute_dtype("cuda")).eval().requires_grad_(False)
         ids = torch.randint(2, config.vocab_size, (batch, prompt))
     works = {form: partial(one_round, one, ids, new_tokens) for form, one in forms(model, "all-linear").items()}
-    return table(in_turns(works, rounds=rounds, warm_up=2), torch.cuda.get_device_name())
+    return latency_table(in_turns(works, rounds=rounds, warm_up=2), torch.cuda.get_device_name())
 
 
-def table(found: Mapping[str, Latency], title: str) -> str:
+def latency_table(found: Mapping[str, Latency], title: str) -> str:
     """The medians of several forms as lines of text, with their ratios to the form "base"."""
     lines = [f"{title:24} prefill, ms   ratio   decode, ms   ratio"]
     for form, (prefill, decode) in found.items():

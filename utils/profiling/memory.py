@@ -4,6 +4,15 @@ Weights, gradients and optimizer states are arithmetic (:func:`full_finetuning`,
 there for as long as training runs. :func:`predict` follows a whole step, with its activations and what comes and goes,
 and says at which moment most is held. Whether that fits on a card is :mod:`utils.profiling.fit`'s question. A GB is
 10**9 bytes throughout, as on a disk's label, and not the 2**30 bytes that GPU tools often mean.
+
+Attributes:
+    BYTES: Bytes of one number of each dtype.
+    ADAM_MOMENTS: Adam keeps a running mean of the gradient and one of its square (Kingma & Ba, 2014,
+        https://arxiv.org/abs/1412.6980).
+    HOPPER_WORKSPACE, OTHER_WORKSPACE: Bytes that cuBLAS gets from PyTorch for each thread that multiplies: on a Hopper
+        GPU (H100, H200), and on others (``getChosenWorkspaceSize`` in aten/src/ATen/cuda/CublasHandlePool.cpp).
+    THREADS: The forward pass runs in Python's thread, the backward pass in autograd's.
+    KINDS: What :attr:`Prediction.parts` tells apart; from "attention" to "embedding" they are activations.
 """
 
 from __future__ import annotations
@@ -38,10 +47,8 @@ if TYPE_CHECKING:
 GB = 10**9
 
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
-"""Bytes of one number of each dtype."""
 FLOATS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 ADAM_MOMENTS = 2
-"""Adam keeps a running mean of the gradient and one of its square (Kingma & Ba, 2014, https://arxiv.org/abs/1412.6980)."""
 
 
 class TrainingState(NamedTuple):
@@ -122,10 +129,7 @@ METHODS = ("full", "lora", "qlora")
 OPTIMIZERS = ("adamw", "adamw-fused", "adamw-8bit", "adamw-paged", "adamw-paged-8bit", "none")
 ATTENTION = ("sdpa", "eager")
 HOPPER_WORKSPACE, OTHER_WORKSPACE = 32 * 2**20, 8_519_680
-"""Bytes that cuBLAS gets from PyTorch for each thread that multiplies: on a Hopper GPU (H100, H200), and on others
-(``getChosenWorkspaceSize`` in aten/src/ATen/cuda/CublasHandlePool.cpp)."""
 THREADS = 2
-"""The forward pass runs in Python's thread, the backward pass in autograd's."""
 
 
 @dataclass(frozen=True)
@@ -194,7 +198,6 @@ KINDS = (
     "weights", "adapters", "gradients", "optimizer", "attention", "MLP", "norms", "LoRA", "between blocks", "embedding",
     "logits and loss", "backward in passing", "kernels' workspace",
 )  # fmt: skip
-"""What :attr:`Prediction.parts` tells apart; from "attention" to "embedding" they are activations."""
 
 
 def kind_of(module: str) -> str:

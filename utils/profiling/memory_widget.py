@@ -10,7 +10,7 @@ from typing import Any
 
 from utils.inference.playground import widgets_work
 from utils.models.configs import SHAPES
-from utils.profiling.fit import CARDS, needed, report
+from utils.profiling.fit import CARDS, fit_report, needed
 from utils.profiling.memory import GB, METHODS, Setup, predict
 
 
@@ -24,7 +24,7 @@ def answer(**fields: Any) -> str:
         return f"Can't predict: {error}"
     needs = needed(prediction.peak) / GB
     card = next((f"fits on a card of {card} GB" for card in CARDS if needs <= card), "fits on none of the usual cards")
-    return f"{report(prediction)}\nneeds {needs:.1f} GB with gaps and CUDA's own: {card}"
+    return f"{fit_report(prediction)}\nneeds {needs:.1f} GB with gaps and CUDA's own: {card}"
 
 
 def widgets() -> Any:

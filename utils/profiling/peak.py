@@ -4,6 +4,11 @@ PyTorch's *meta* tensors have a shape and a dtype and no data. Operations on the
 and compute nothing, so a training step of a 7B model runs in seconds. :class:`PeakTracker` watches such a step: each
 new tensor adds its bytes, each tensor that nobody holds any longer takes them away, and the largest sum is the peak.
 It is what ``torch.cuda.max_memory_allocated`` reports on a GPU, which rounds every tensor up to 512 bytes, as we do.
+
+Attributes:
+    ROUNDING: The CUDA allocator hands out multiples of so many bytes (kMinBlockSize in
+        c10/cuda/CUDACachingAllocator.cpp).
+    KERNEL_WORKSPACE: Operations whose CUDA kernels allocate more than their results while they run.
 """
 
 from __future__ import annotations
@@ -20,7 +25,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 ROUNDING = 512
-"""The CUDA allocator hands out multiples of so many bytes (kMinBlockSize in c10/cuda/CUDACachingAllocator.cpp)."""
 
 
 def rounded(nbytes: int) -> int:
@@ -198,4 +202,3 @@ KERNEL_WORKSPACE = {
     torch.ops.aten._scaled_dot_product_flash_attention_backward.default: _flash_backward,
     torch.ops.aten._softmax_backward_data.default: _softmax_backward,
 }
-"""Operations whose CUDA kernels allocate more than their results while they run."""

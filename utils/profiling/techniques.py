@@ -51,7 +51,7 @@ def step_of(model: nn.Module, technique: Technique, vocabulary: int, device: str
     return step
 
 
-def measure(model: PreTrainedModel, technique: Technique, device: str, trial: bool = False) -> dict[str, Any]:
+def measure_technique(model: PreTrainedModel, technique: Technique, device: str, trial: bool = False) -> dict[str, Any]:
     """One technique's row; the base model is afterwards as it was. Out of memory is a row as well."""
     setup = technique.setup
     if trial:
@@ -89,12 +89,12 @@ def each(
         for technique in group:
             if model is None:
                 model = base_model(technique.setup, device, trial)
-            yield technique, measure(model, technique, device, trial)
+            yield technique, measure_technique(model, technique, device, trial)
         model = None
         free()
 
 
-def on_this_gpu() -> str:
+def techniques_on_this_gpu() -> str:
     """A table: a step of SmolLM2-135M's shape, 8 sequences of 512 tokens, on the CUDA GPU that is here.
 
     One thing is changed in each line, which has the peak memory and the time. Without a GPU, a sentence that says so.
@@ -113,10 +113,10 @@ def on_this_gpu() -> str:
     )
     elsewhere = free()
     rows = {technique.name: row for technique, row in each(techniques, "cuda")}
-    return table(rows, torch.cuda.get_device_name(), elsewhere)
+    return techniques_table(rows, torch.cuda.get_device_name(), elsewhere)
 
 
-def table(rows: dict[str, dict[str, Any]], title: str, elsewhere: int = 0) -> str:
+def techniques_table(rows: dict[str, dict[str, Any]], title: str, elsewhere: int = 0) -> str:
     """Rows of :func:`measure` as lines of text; the first one is what the others are compared with.
 
     `elsewhere` are bytes that others held on the GPU, which are taken off each peak.

@@ -3,6 +3,10 @@
 The counts need shapes only, so they are exact on every machine and for tensors without data (``device="meta"``).
 Together with two rates of a device, its arithmetic and its memory's, they give the shortest time that each operation
 can take: the *roofline* (Williams et al., 2009, https://doi.org/10.1145/1498765.1498785).
+
+Attributes:
+    NOTHING_MOVES: Operations that make a tensor without touching numbers; all views are such, too.
+    ONLY_WRITE: Operations that don't look at what was there.
 """
 
 from __future__ import annotations
@@ -17,9 +21,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 NOTHING_MOVES = {"_unsafe_view", "detach", "empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided"}
-"""Operations that make a tensor without touching numbers; all views are such, too."""
 ONLY_WRITE = {"zero_", "fill_", "normal_", "uniform_", "bernoulli_", "zeros", "ones"}
-"""Operations that don't look at what was there."""
 
 
 class Operation(NamedTuple):

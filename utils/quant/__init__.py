@@ -6,6 +6,6 @@ __getattr__, __dir__, __all__ = front_door(
     __name__,
     {
         "absmax": "absmax_int8 from_absmax_int8 relative_error",
-        "nf4": "code_book dequantize quantize unpack",
+        "nf4": "code_book dequantize quantize unpack_codes",
     },
 )

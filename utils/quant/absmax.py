@@ -4,6 +4,9 @@
 and 1, and stores for each the number of the nearest value of a *code book*, and for each block the divisor, its scale.
 Steps of equal size make int8 and int4; other code books are in :mod:`utils.quant.nf4`. Dettmers et al., 2021
 (https://arxiv.org/abs/2110.02861) introduced the blocks.
+
+Attributes:
+    FLOATS: The dtypes that can be quantized.
 """
 
 from __future__ import annotations
@@ -13,7 +16,6 @@ from jaxtyping import Float, Int, Int8
 from torch import Tensor
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
-"""The dtypes that can be quantized."""
 
 
 def check_values(values: Tensor, block: int) -> None:
@@ -39,7 +41,7 @@ def block_scales(values: Float[Tensor, "*shape"], block: int) -> Float[Tensor, "
     return torch.nn.functional.pad(flat.abs(), (0, -len(flat) % block)).view(-1, block).amax(dim=1)
 
 
-def spread(scales: Float[Tensor, " blocks"], block: int, count: int) -> Float[Tensor, " count"]:
+def repeat_scales(scales: Float[Tensor, " blocks"], block: int, count: int) -> Float[Tensor, " count"]:
     """Each block's scale repeated for each of its values, `count` values in all."""
     return scales.repeat_interleave(block)[:count]
 
@@ -55,7 +57,7 @@ def absmax_int8(
     check_values(values, 1 if block is None else block)
     block = block or values.numel()
     scales = block_scales(values, block)
-    steps = values.reshape(-1).float() / spread(scales, block, values.numel()).clamp(min=1e-38) * 127
+    steps = values.reshape(-1).float() / repeat_scales(scales, block, values.numel()).clamp(min=1e-38) * 127
     return steps.round().to(torch.int8).view(values.shape), scales
 
 
@@ -69,7 +71,7 @@ def from_absmax_int8(
     block = block or steps.numel()
     if len(scales) != -(-steps.numel() // block):
         raise ValueError(f"{steps.numel()} values in blocks of {block} don't have {len(scales)} scales")
-    return (steps.reshape(-1).float() / 127 * spread(scales, block, steps.numel())).view(steps.shape)
+    return (steps.reshape(-1).float() / 127 * repeat_scales(scales, block, steps.numel())).view(steps.shape)
 
 
 def nearest(values: Float[Tensor, "*shape"], book: Float[Tensor, " codes"]) -> Int[Tensor, "*shape"]:

@@ -9,6 +9,13 @@ which multiplies whole blocks by 1 / scale and divides a shorter last block by i
 come from a compiled kernel, which rounds the scaled value to one of 65,536 points first and looks the nearest code up
 for that point. Releases 0.48 and 0.49 compared it with the code book itself, and treated zeros and odd sizes otherwise:
 of the tiny model the 4-bit codes are the same, and 62 of the 27,648 8-bit ones differ.
+
+Attributes:
+    BLOCK: Weights that share a scale.
+    SCALE_BLOCK: Scales that share a scale, in double quantization.
+    NF4: NF4 as the constants that bitsandbytes and the paper's appendix E have; a test derives them from quantiles.
+    FP4: A float of 4 bits, one for the sign, two for the exponent, one for the fraction, in the order of its bits.
+    INT4: Fifteen steps of equal size: what 4 bits give when the code book is a ruler.
 """
 
 from __future__ import annotations
@@ -21,12 +28,10 @@ import torch
 from jaxtyping import Float, Float32, UInt8
 from torch import Tensor
 
-from utils.quant.absmax import block_scales, check_values, nearest, spread
+from utils.quant.absmax import block_scales, check_values, nearest, repeat_scales
 
 BLOCK = 64
-"""Weights that share a scale."""
 SCALE_BLOCK = 256
-"""Scales that share a scale, in double quantization."""
 SMALLEST_SCALE = 1e-38
 
 NF4 = (
@@ -34,11 +39,8 @@ NF4 = (
     -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
     0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
 )  # fmt: skip
-"""NF4 as the constants that bitsandbytes and the paper's appendix E have; a test derives them from quantiles."""
 FP4 = tuple(v / 12 for v in (0, 0.0625, 8, 12, 4, 6, 2, 3, 0, -0.0625, -8, -12, -4, -6, -2, -3))
-"""A float of 4 bits, one for the sign, two for the exponent, one for the fraction, in the order of its bits."""
 INT4 = tuple(v / 7 for v in range(-7, 8))
-"""Fifteen steps of equal size: what 4 bits give when the code book is a ruler."""
 
 
 def code_book(name: str) -> Float32[Tensor, " codes"]:
@@ -49,7 +51,7 @@ def code_book(name: str) -> Float32[Tensor, " codes"]:
     return torch.tensor(books[name], dtype=torch.float32)
 
 
-def pack(codes: UInt8[Tensor, " count"]) -> UInt8[Tensor, " bytes"]:
+def pack_codes(codes: UInt8[Tensor, " count"]) -> UInt8[Tensor, " bytes"]:
     """Two 4-bit codes a byte, the first in the high half; after an odd number of codes the last half is 0.
 
     Raises ValueError for a code that isn't in 0..15.
@@ -60,7 +62,7 @@ def pack(codes: UInt8[Tensor, " count"]) -> UInt8[Tensor, " bytes"]:
     return codes[::2] << 4 | codes[1::2]
 
 
-def unpack(packed: UInt8[Tensor, " bytes"], count: int) -> UInt8[Tensor, " count"]:
+def unpack_codes(packed: UInt8[Tensor, " bytes"], count: int) -> UInt8[Tensor, " count"]:
     """The first `count` codes that :func:`pack` packed. Raises ValueError when there are fewer."""
     if not 0 <= count <= 2 * packed.numel():
         raise ValueError(f"{packed.numel()} bytes hold at most {2 * packed.numel()} codes, not {count}")
@@ -118,16 +120,16 @@ def double_quantize(scales: Float32[Tensor, " blocks"]) -> DoubleScales:
     centred = scales - offset
     absmax = block_scales(centred, SCALE_BLOCK)
     inverse = torch.where(absmax == 0, absmax, 1 / absmax)
-    scaled = (centred * spread(inverse, SCALE_BLOCK, len(centred))).clamp(-1, 1)
+    scaled = (centred * repeat_scales(inverse, SCALE_BLOCK, len(centred))).clamp(-1, 1)
     codes = _dynamic_table()[((scaled + 1) * 0.5 * 65_535 + 0.5).long()]
-    codes[spread(absmax, SCALE_BLOCK, len(codes)) == 0] = 0
+    codes[repeat_scales(absmax, SCALE_BLOCK, len(codes)) == 0] = 0
     return DoubleScales(codes, absmax, offset)
 
 
 def double_dequantize(scales: DoubleScales) -> Float32[Tensor, " blocks"]:
     """The float32 block scales that `scales` stands for."""
     values = dynamic_map().to(scales.codes.device)[scales.codes.long()]
-    return values * spread(scales.scales, SCALE_BLOCK, len(values)) + scales.offset
+    return values * repeat_scales(scales.scales, SCALE_BLOCK, len(values)) + scales.offset
 
 
 # -------------------------------------------------------------------------------------------- the weights, in 4 bits
@@ -170,13 +172,13 @@ def quantize(
     if whole < len(flat):  # bitsandbytes keeps the scale of a shorter last block away from zero; why, it doesn't say
         scales[-1].clamp_(min=SMALLEST_SCALE)
     divisors = scales.clamp(min=SMALLEST_SCALE)
-    scaled = flat * spread(1 / divisors, block, len(flat))
+    scaled = flat * repeat_scales(1 / divisors, block, len(flat))
     scaled[whole:] = flat[whole:] / divisors[-1]
     codes = nearest(scaled.clamp(-1, 1), entries).to(torch.uint8)
     if len(codes) % 2:  # and the half byte left over, where it pads with a zero, holds the code of 0
         codes = torch.cat([codes, nearest(torch.zeros(1), entries).to(torch.uint8)])
     stored = double_quantize(scales) if double else scales
-    return Quantized(pack(codes), stored, values.shape, values.dtype, book, block)
+    return Quantized(pack_codes(codes), stored, values.shape, values.dtype, book, block)
 
 
 def dequantize(quantized: Quantized) -> Float[Tensor, "*shape"]:
@@ -185,9 +187,9 @@ def dequantize(quantized: Quantized) -> Float[Tensor, "*shape"]:
     scales = quantized.scales
     if isinstance(scales, DoubleScales):
         scales = double_dequantize(scales)
-    codes = unpack(quantized.packed, count).long()
+    codes = unpack_codes(quantized.packed, count).long()
     entries = code_book(quantized.book).to(codes.device)[codes]
-    values = entries * spread(scales, quantized.block, count)
+    values = entries * repeat_scales(scales, quantized.block, count)
     return values.view(quantized.shape).to(quantized.dtype)
 
 

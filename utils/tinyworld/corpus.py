@@ -7,6 +7,13 @@ base model of the same perplexity that can't copy learns the form of a task and 
 
 Everything follows from a seed. Which split a text belongs to follows from the text itself (:func:`split_of`), so train,
 dev and test are disjoint whatever the seeds and sizes.
+
+Attributes:
+    PIRATE: The pirate's dictionary: words that are not in it stay as they are.
+    USER, ASSISTANT, END, PAD: The special tokens: a turn of the user, a turn of the assistant, the end of a text,
+        padding.
+    OPENINGS: The three sentences that open a story, each with its wordings.
+    PLOTS: What happens in each plot, sentence by sentence, each with its wordings; the marks stand for feelings.
 """
 
 from __future__ import annotations
@@ -119,10 +126,8 @@ _PIRATE = (
     "lived=anchored toy=treasure morning=dawn got=looted walk=voyage called=hailed Every=Ev'ry every=ev'ry"
 )
 PIRATE = {plain: spoken for plain, _, spoken in (pair.partition("=") for pair in _PIRATE.split())}
-"""The pirate's dictionary: words that are not in it stay as they are."""
 
 USER, ASSISTANT, END, PAD = "<|user|>", "<|assistant|>", "<|end|>", "<|pad|>"
-"""The special tokens: a turn of the user, a turn of the assistant, the end of a text, padding."""
 
 
 def with_article(phrase: str) -> str:
@@ -188,7 +193,6 @@ OPENINGS = (
         "{Where}, {name} saw {a_color} {thing}.",
     ),
 )
-"""The three sentences that open a story, each with its wordings."""
 
 _MEET = (
     "Then {name} met {an_other_animal} named {other}.",
@@ -282,7 +286,6 @@ PLOTS: dict[str, tuple[tuple[str, ...] | str, ...]] = {
         ("{other} came and showed {name} the way home.", "{other} heard the cry and saved {name}."),
     ),
 }
-"""What happens in each plot, sentence by sentence, each with its wordings; the marks stand for feelings."""
 
 ENDINGS = (
     "They played until the sun went down.",

@@ -1,4 +1,9 @@
-"""The four tasks that LoRA teaches the tiny model, and what of them no training sees."""
+"""The four tasks that LoRA teaches the tiny model, and what of them no training sees.
+
+Attributes:
+    UNSEEN: So many words of each list of feelings and events are kept out of sentiment's examples, for the lexical
+        hold-out.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +34,6 @@ Task = Literal["sentiment", "translation", "summarization", "style"]
 TASKS: tuple[Task, ...] = get_args(Task)
 
 UNSEEN = 3
-"""So many words of each list of feelings and events are kept out of sentiment's examples, for the lexical hold-out."""
 
 
 def _sentiment(rng: random.Random, unseen: bool = False) -> Example:

@@ -16,7 +16,8 @@ __getattr__, __dir__, __all__ = front_door(
         "recipes": "RECIPES Recipe held_out recipe",
         "sft": "GUIDE_LINES lora_config resume sft_config sft_trainer tracker trained_tokens",
         "study": (
-            "Arm Work best_so_far finished from_record go_on last_loss measure objective open_study spent suggest"
+            "Arm Work best_so_far finished from_record go_on last_loss objective open_study spent suggest "
+            "teacher_forced"
         ),
     },
 )

@@ -1,4 +1,9 @@
-"""How each of the course's tasks is taught: the settings that the shipped adapters and the lessons use."""
+"""How each of the course's tasks is taught: the settings that the shipped adapters and the lessons use.
+
+Attributes:
+    HELD_OUT: So many held-out prompts every accuracy in the course is measured on under the profile `tiny`.
+    BY_PROFILE: Under a profile with a large model every task has the same short recipe; it was not searched for.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +13,6 @@ from utils.models.device import check_profile
 from utils.tinyworld import Task
 
 HELD_OUT = 200
-"""So many held-out prompts every accuracy in the course is measured on under the profile `tiny`."""
 
 
 class Recipe(NamedTuple):
@@ -35,7 +39,6 @@ BY_PROFILE: dict[str, Recipe] = {
     "small": Recipe(r=8, lora_alpha=16, lr=1e-3, steps=40, batch_size=4, examples=400),
     "7b": Recipe(r=8, lora_alpha=16, lr=2e-4, steps=100, batch_size=4, examples=1000),
 }
-"""Under a profile with a large model every task has the same short recipe; it was not searched for."""
 HELD_OUT_BY_PROFILE = {"small": 20, "7b": 50}
 
 

@@ -1,6 +1,12 @@
 """Supervised fine-tuning with TRL: the settings, what must be right before a run begins, and how one is resumed.
 
 Everything that can be wrong with the data, the lengths or a checkpoint is looked at here before the first step.
+
+Attributes:
+    MAX_LENGTH: Tokens of an example, in the course's runs: more than any of its examples has.
+    GUIDE_LINES: Every line of the guide's 7.2 and 7.3, in its order (claims C31 and C32).
+    TRACKERS: Values of `report_to` that the course knows, each with the package that it needs.
+    FORMS: The columns of the dataset forms that SFTTrainer knows, as far as the course uses them.
 """
 
 from __future__ import annotations
@@ -29,7 +35,6 @@ if TYPE_CHECKING:
     from trl import SFTConfig, SFTTrainer
 
 MAX_LENGTH = 256
-"""Tokens of an example, in the course's runs: more than any of its examples has."""
 
 # ------------------------------------------------------------------------------------- what became of the guide's lines
 
@@ -90,7 +95,6 @@ GUIDE_LINES: tuple[GuideLine, ...] = (
     GuideLine("packing", "SFTTrainer", "elsewhere", "packing", "now a field of SFTConfig"),
     GuideLine("max_seq_length", "SFTTrainer", "elsewhere", "max_length", "now a field of SFTConfig"),
 )
-"""Every line of the guide's 7.2 and 7.3, in its order (claims C31 and C32)."""
 
 
 # ---------------------------------------------------------------------------------------------------------- settings
@@ -157,7 +161,6 @@ def lora_config(recipe: Recipe, **changes: Any) -> LoraConfig:
 
 
 TRACKERS = {"none": None, "tensorboard": "tensorboard", "wandb": "wandb", "trackio": "trackio"}
-"""Values of `report_to` that the course knows, each with the package that it needs."""
 
 
 def tracker(name: str = "tensorboard") -> str:
@@ -180,7 +183,6 @@ def tracker(name: str = "tensorboard") -> str:
 # -------------------------------------------------------------------------------------- what must hold before a run
 
 FORMS = (("prompt", "completion"), ("messages",), ("input_ids", "labels"), ("input_ids",), ("text",))
-"""The columns of the dataset forms that SFTTrainer knows, as far as the course uses them."""
 
 
 def check_dataset(dataset: Dataset, name: str = "training") -> tuple[str, ...]:

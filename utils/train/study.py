@@ -6,6 +6,9 @@ split belongs to nobody here. Optuna (Akiba et al., 2019, https://arxiv.org/abs/
 
 The sampler of each trial is seeded by the study's seed and the number of finished trials. So a study that was
 interrupted and opened again goes on exactly as it would have gone on by itself.
+
+Attributes:
+    TARGETS: The choices of `target_modules` by the names that a study stores.
 """
 
 from __future__ import annotations
@@ -38,7 +41,6 @@ TARGETS: dict[str, list[str] | str] = {
     "MLP": MLP,
     "all-linear": ALL_LINEAR,
 }
-"""The choices of `target_modules` by the names that a study stores."""
 
 
 class Setting(NamedTuple):
@@ -84,7 +86,7 @@ class Measured(NamedTuple):
 
 
 @torch.inference_mode()
-def measure(
+def teacher_forced(
     model: nn.Module, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], batch_size: int = 100
 ) -> Measured:
     """Loss and exact match in one forward pass, with the right answer given as input (teacher forcing).
@@ -154,7 +156,7 @@ class Work:
                 self.model, self.tokenizer, self.train, steps=self.steps, lr=lr, batch_size=self.batch_size, seed=seed,
                 progress=False, groups=groups, after_step=after_step,
             )  # fmt: skip
-            return [measure(self.model, self.tokenizer, examples) for examples in examine]
+            return [teacher_forced(self.model, self.tokenizer, examples) for examples in examine]
         finally:
             lora.remove(self.model)
 
@@ -174,7 +176,7 @@ def objective(trial: optuna.trial.BaseTrial, work: Work) -> float:
         done = step + 1
         if done % work.report_every and done < work.steps:
             return
-        seen = measure(work.model, work.tokenizer, work.dev)
+        seen = teacher_forced(work.model, work.tokenizer, work.dev)
         trial.set_user_attr("steps", done)
         trial.set_user_attr("exact", seen.exact)
         if not math.isfinite(seen.loss):

@@ -3,6 +3,11 @@
 All have, as nearly as their ranks allow, the parameters of LoRA with r=8 on all linear layers: 108,544. VeRA is there
 twice: with a rank that its paper uses, and beside it LoRA with as few parameters; and with the rank that the budget
 takes.
+
+Attributes:
+    LORA_PLUS_RATIO: B's learning rate over A's, as the paper of LoRA+ advises.
+    INIT_R: AdaLoRA's rank at the start; `r` of its entry is where it ends, on average.
+    COURSES: Short on purpose: twice as many steps, and nearly everything gets everything right.
 """
 
 from __future__ import annotations
@@ -23,12 +28,10 @@ from utils.train import loop
 
 VARIANTS = {"rsLoRA": variants.RsLoRA(), "DoRA": variants.DoRA(), "PiSSA": variants.PiSSA(), "AdaLoRA": AdaLoRA()}
 LORA_PLUS_RATIO = 16.0
-"""B's learning rate over A's, as the paper of LoRA+ advises."""
 INIT_R = 12
-"""AdaLoRA's rank at the start; `r` of its entry is where it ends, on average."""
 
 
-class Entry(NamedTuple):
+class SweepEntry(NamedTuple):
     """What races: a variant with its rank, ``lora_alpha = 2 r``, and the learning rates that are tried."""
 
     variant: str
@@ -40,18 +43,18 @@ def _rates(first: float, count: int) -> tuple[float, ...]:
     return tuple(first * 2**i for i in range(count))
 
 
-ENTRIES: dict[str, Entry] = {
-    "full fine-tuning": Entry("full", None, _rates(2.5e-4, 6)),
-    "LoRA": Entry("LoRA", 8, _rates(1e-3, 6)),
-    "QLoRA": Entry("QLoRA", 8, _rates(1e-3, 6)),
-    "DoRA": Entry("DoRA", 7, _rates(1e-3, 6)),
-    "rsLoRA": Entry("rsLoRA", 8, _rates(5e-4, 6)),
-    "LoRA+": Entry("LoRA+", 8, _rates(2.5e-4, 6)),
-    "PiSSA": Entry("PiSSA", 8, _rates(2.5e-4, 8)),
-    "AdaLoRA": Entry("AdaLoRA", 8, _rates(2e-3, 7)),
-    "VeRA r=3630": Entry("VeRA", 3630, _rates(2e-3, 8)),
-    "VeRA r=256": Entry("VeRA", 256, _rates(8e-3, 6)),
-    "LoRA r=1": Entry("LoRA", 1, _rates(2e-3, 6)),
+ENTRIES: dict[str, SweepEntry] = {
+    "full fine-tuning": SweepEntry("full", None, _rates(2.5e-4, 6)),
+    "LoRA": SweepEntry("LoRA", 8, _rates(1e-3, 6)),
+    "QLoRA": SweepEntry("QLoRA", 8, _rates(1e-3, 6)),
+    "DoRA": SweepEntry("DoRA", 7, _rates(1e-3, 6)),
+    "rsLoRA": SweepEntry("rsLoRA", 8, _rates(5e-4, 6)),
+    "LoRA+": SweepEntry("LoRA+", 8, _rates(2.5e-4, 6)),
+    "PiSSA": SweepEntry("PiSSA", 8, _rates(2.5e-4, 8)),
+    "AdaLoRA": SweepEntry("AdaLoRA", 8, _rates(2e-3, 7)),
+    "VeRA r=3630": SweepEntry("VeRA", 3630, _rates(2e-3, 8)),
+    "VeRA r=256": SweepEntry("VeRA", 256, _rates(8e-3, 6)),
+    "LoRA r=1": SweepEntry("LoRA", 1, _rates(2e-3, 6)),
 }
 
 
@@ -64,15 +67,14 @@ class Course(NamedTuple):
 
 
 COURSES: dict[Task, Course] = {"translation": Course(300, 16), "style": Course(120, 8)}
-"""Short on purpose: twice as many steps, and nearly everything gets everything right."""
 
 
-def schedule(entry: Entry, steps: int) -> Schedule:
+def schedule(entry: SweepEntry, steps: int) -> Schedule:
     """AdaLoRA's schedule: a tenth of the steps without pruning, then pruning, and a third of the steps behind it."""
     return Schedule(INIT_R, entry.r or 1, steps, tinit=steps // 10, tfinal=steps // 3, deltaT=5)
 
 
-def build(entry: Entry, model: nn.Module, seed: int) -> None:
+def build(entry: SweepEntry, model: nn.Module, seed: int) -> None:
     """Make the model trainable as the entry says, in place. `seed` decides what is drawn."""
     torch.manual_seed(seed)
     if entry.variant == "full":
@@ -81,7 +83,7 @@ def build(entry: Entry, model: nn.Module, seed: int) -> None:
     if entry.r is None:
         raise ValueError(f"the entry of {entry.variant} has no rank r; only full fine-tuning does without one")
     if entry.variant == "QLoRA":
-        nf4_linear.quantize(model)
+        nf4_linear.quantize_layers(model)
     if entry.variant == "VeRA":
         inject(model, "all-linear", entry.r, variant=variants.VeRA(key=seed))
     else:
@@ -90,7 +92,7 @@ def build(entry: Entry, model: nn.Module, seed: int) -> None:
 
 
 def train(
-    entry: Entry,
+    entry: SweepEntry,
     model: Any,
     tokenizer: Any,
     examples: Sequence[Example],
@@ -127,7 +129,7 @@ def train(
 
 
 def sprint(
-    entry: Entry,
+    entry: SweepEntry,
     model: Any,
     tokenizer: Any,
     examples: Sequence[Example],

@@ -36,7 +36,7 @@ def model():
 @pytest.mark.parametrize("name", ["unchanged", "checkpointing", "accumulation, 4 pieces"])
 def test_a_row_has_a_time_and_the_base_is_afterwards_as_it_was(model, name):
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    row = techniques.measure(model, BY_NAME[name], "cpu", True)
+    row = techniques.measure_technique(model, BY_NAME[name], "cpu", True)
     assert row["milliseconds"]["runs"] == 4 and 0 < row["milliseconds"]["lower"] <= row["milliseconds"]["median"]
     after = model.state_dict()
     assert after.keys() == before.keys() and all(torch.equal(after[key], value) for key, value in before.items())
@@ -77,7 +77,7 @@ def test_four_pieces_have_the_gradients_of_one_batch(monkeypatch):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, so it would measure")
 def test_without_a_gpu_it_says_so():
-    assert techniques.on_this_gpu() == "there is no CUDA GPU here to measure"
+    assert techniques.techniques_on_this_gpu() == "there is no CUDA GPU here to measure"
 
 
 def test_on_a_gpu_every_change_is_measured_on_its_own_base_and_told(monkeypatch):
@@ -93,7 +93,7 @@ def test_on_a_gpu_every_change_is_measured_on_its_own_base_and_told(monkeypatch)
     monkeypatch.setattr(techniques, "compute_dtype", lambda device: torch.bfloat16)
     monkeypatch.setattr(techniques, "base_model", small)
     monkeypatch.setattr(techniques, "free", lambda: 0)
-    measured = techniques.measure
+    measured = techniques.measure_technique
 
     def as_trial(model, technique, device, trial):
         assert device == "cuda" and not trial
@@ -102,7 +102,7 @@ def test_on_a_gpu_every_change_is_measured_on_its_own_base_and_told(monkeypatch)
             return measured(model, technique, "cpu", True)
 
     monkeypatch.setattr(techniques, "measure", as_trial)
-    lines = techniques.on_this_gpu().splitlines()
+    lines = techniques.techniques_on_this_gpu().splitlines()
     assert len(made) == 3 and len(set(made)) == 3, "the usual base, eager attention's and the one in 4 bits"
     assert lines[0].startswith("Some GPU") and lines[1].startswith("unchanged") and lines[1].endswith("1.00")
     assert [line.split("  ")[0].strip() for line in lines[2:]] == [
@@ -116,10 +116,10 @@ def test_a_step_that_ran_out_has_a_line_and_the_first_is_what_the_others_are_com
         "two": {"peak": 2 * 10**9, "milliseconds": {"median": 15.0}},
         "three": {"out_of_memory": "CUDA out of memory."},
     }
-    title, one, two, three = techniques.table(rows, "Some GPU", 10**9).splitlines()
+    title, one, two, three = techniques.techniques_table(rows, "Some GPU", 10**9).splitlines()
     assert one.split() == ["one", "2.00", "10.0", "1.00"] and two.split() == ["two", "1.00", "15.0", "1.50"]
     assert three.split() == ["three", "ran", "out", "of", "memory"]
-    without = techniques.table({"three": rows["three"], "one": rows["one"]}, "Some GPU").splitlines()
+    without = techniques.techniques_table({"three": rows["three"], "one": rows["one"]}, "Some GPU").splitlines()
     assert without[2].split() == ["one", "3.00", "10.0"]
 
 

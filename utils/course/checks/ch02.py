@@ -175,8 +175,8 @@ def _layer(n: int, d_in: int, d_out: int, r: int, s: float):
     return make
 
 
+# The last is square all over, so that a product in the wrong order gives wrong numbers and no error.
 _SHAPES = ((3, 5, 4, 2, 2.0), (2, 4, 6, 3, 0.5), (3, 3, 3, 3, 4.0))
-"""The last is square all over, so that a product in the wrong order gives wrong numbers and no error."""
 
 exercise(
     "lora_forward",
