@@ -1,5 +1,6 @@
 """From examples and records to ids, labels and batches: what is learned, and what is refused."""
 
+import copy
 import hashlib
 import json
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from utils.data.chat import IGNORED, Example, batches, collate, encode, prompt_completion, render
+from utils.data.chat import IGNORED, Example, batches, collate, encode, prompt_completion, render, token_id
 from utils.data.labels import prompt_completion_labels
 from utils.data.records import BadRecords
 from utils.tinyworld import ASSISTANT, END, PAD, USER, task_examples
@@ -197,6 +198,14 @@ def test_a_bad_row_is_named_by_its_place_and_what_is_wrong(tokenizer, row, said)
     with pytest.raises(BadRecords, match=f"number 3 of 3: .*{said}") as caught:
         encode(tokenizer, [EXAMPLES[0], EXAMPLES[1], row])
     assert [problem.row for problem in caught.value.problems] == [3]
+
+
+def test_a_special_token_that_is_missing_is_named(tokenizer):
+    assert token_id(tokenizer, "eos") == tokenizer.eos_token_id
+    bare = copy.deepcopy(tokenizer)
+    bare.pad_token = None
+    with pytest.raises(ValueError, match="no pad token: set tokenizer.pad_token"):
+        next(batches(bare, EXAMPLES, steps=1, batch_size=2, seed=0))
 
 
 def test_no_rows_are_refused(tokenizer):

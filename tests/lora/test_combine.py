@@ -273,6 +273,14 @@ def test_what_combine_refuses():
         c.largest_difference(one, {"up": one["up"]})
 
 
+def test_a_weighted_sum_of_nothing_is_refused():
+    """It was the number 0, and what is wrong came to light where a matrix was needed."""
+    with pytest.raises(ValueError, match="no adapters"):
+        c.weighted_sum([], [], "up")
+    with pytest.raises(ValueError, match="1 adapters and 2 weights"):
+        c.weighted_sum([_random_adapter(3, 0)], [0.5, 0.5], "up")
+
+
 def test_what_peft_lets_through():
     """PEFT's own behaviour, which the lesson shows: a weight too few drops an adapter, density 0 gives NaN."""
     model = _peft_model()

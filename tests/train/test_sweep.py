@@ -124,3 +124,8 @@ def test_a_sprint_refuses_to_look_every_zero_steps():
     few = task_examples("style", "dev", 2)
     with pytest.raises(ValueError, match="every must be positive"):
         sweep.sprint(sweep.ENTRIES["LoRA"], model, tokenizer, few, few, steps=1, batch_size=1, lr=1e-3, every=0)
+
+
+def test_an_entry_of_lora_without_a_rank_is_refused():
+    with pytest.raises(ValueError, match="DoRA has no rank r"):
+        sweep.build(sweep.SweepEntry("DoRA", None, (1e-3,)), torch.nn.Sequential(torch.nn.Linear(2, 2)), 0)

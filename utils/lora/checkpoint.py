@@ -22,7 +22,7 @@ import json
 import math
 import pickle
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from safetensors import SafetensorError
@@ -129,7 +129,7 @@ def base_fingerprint(model: nn.Module) -> str | None:
     alone, so the base has one fingerprint in all these states.
     """
     try:
-        weight = model.get_input_embeddings().weight  # of transformers' models
+        weight = cast(Any, model).get_input_embeddings().weight  # of transformers' models
     except (AttributeError, NotImplementedError):
         return None
     data = weight.detach().to("cpu", torch.bfloat16).contiguous().view(torch.uint8)
@@ -181,8 +181,8 @@ def save_adapter(
 
 def _alpha(layer: LoRALinear, r: int, scaling: float) -> float:
     """The lora_alpha that gives a plain LoRA layer of rank `r` this scaling: the layer's own where it does."""
-    own = layer.lora_alpha is not None and layer.lora_alpha / r == scaling
-    return layer.lora_alpha if own else scaling * r
+    own = layer.lora_alpha
+    return own if own is not None and own / r == scaling else scaling * r
 
 
 def read_config(folder: Path) -> dict:

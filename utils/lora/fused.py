@@ -26,7 +26,7 @@ import functools
 import weakref
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -181,7 +181,7 @@ class _LoRAProduct(torch.autograd.Function):
                     for i, grad in enumerate(g)
                 ]  # fmt: skip
                 q = parts[0] if count == 1 else torch.cat(parts, dim=1)
-            thin = (h,) if count == 1 or h is None else h.chunk(count, dim=1)
+            thin = () if h is None else (h,) if count == 1 else h.chunk(count, dim=1)
             for i, grad in enumerate(g):
                 if needs[4 + count + i] and grad is not None:
                     db[i] = gradient_product(grad.t(), thin[i], ctx.dtypes[count + i])
@@ -227,7 +227,7 @@ def falls_back(layer: LoRALinear) -> str | None:
     base = layer.base_layer
     own = base._parameters  # as base.weight and base.bias, without the search that makes them slow
     weight, bias = own["weight"], own["bias"]
-    if weight.requires_grad or (bias is not None and bias.requires_grad):
+    if (weight is not None and weight.requires_grad) or (bias is not None and bias.requires_grad):
         return "the base layer trains, and the one operation has no gradient for it"
     if base._forward_hooks or base._forward_pre_hooks or base._backward_hooks or base._backward_pre_hooks:
         return "the base layer has hooks, which only its own call runs"
@@ -249,7 +249,7 @@ def product_of(layers: Sequence[LoRALinear], x: Float[Tensor, "*batch d_in"]) ->
     if autocasts and dtype != torch.float64:
         dtype = torch.get_autocast_dtype(device)
     elif in_4_bits:
-        dtype = base.compute_dtype or dtype
+        dtype = cast(Any, base).compute_dtype or dtype
     elif dtype != base.weight.dtype:
         raise TypeError(
             f"the input is {dtype} and the base weight {base.weight.dtype}: convert one of them, or use autocast"
@@ -301,7 +301,7 @@ class SharedInput:
     def __call__(self, layer: LoRALinear, x: Float[Tensor, "*batch d_in"]) -> Tensor:
         if x.is_inference():  # such a tensor can't tell whether it was changed in between
             return one_operation(layer, x)
-        if layer in self.waiting and self.x() is x and x._version == self.version:
+        if layer in self.waiting and self.x is not None and self.x() is x and x._version == self.version:
             return self.waiting.pop(layer)
         self._forget()
         if layer is not self.layers[0] or not self.together():
@@ -334,8 +334,9 @@ def use_fused(model: nn.Module, *, share: Sequence[Sequence[str]] = ()) -> list[
         layer.compute = one_operation
     for parent in model.modules():
         for group in share:
-            members = [getattr(parent, name, None) for name in group]
-            if all(isinstance(member, LoRALinear) for member in members):
+            named = (getattr(parent, name, None) for name in group)
+            members = [member for member in named if isinstance(member, LoRALinear)]
+            if len(members) == len(group):
                 together = SharedInput(members)
                 for member in members:
                     member.compute = together

@@ -15,7 +15,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,9 @@ from torch import Tensor, nn
 
 from utils.lora import refusals
 from utils.lora.target_modules import find_targets
+
+if TYPE_CHECKING:
+    from utils.lora.variants import VeRAProjection
 
 
 @dataclass(frozen=True)
@@ -124,6 +127,20 @@ class LoRALinear(nn.Module):
     base layer is then as it was. Warns when the rank exceeds what the layer's own shape allows.
     """
 
+    base_layer: nn.Linear
+    lora_A: nn.Parameter
+    lora_B: nn.Parameter
+
+    # What some variants make beside them, or instead.
+    lora_E: nn.Parameter  # AdaLoRA
+    lora_magnitude_vector: nn.Parameter  # DoRA, which remembers in merged_ratio what it merged
+    merged_ratio: Tensor
+    projection: VeRAProjection  # VeRA
+    vera_lambda_d: nn.Parameter
+    vera_lambda_b: nn.Parameter
+    initial_A: Tensor  # PiSSA
+    initial_B: Tensor
+
     def __init__(
         self,
         base_layer: nn.Linear,
@@ -136,7 +153,8 @@ class LoRALinear(nn.Module):
         refusals.check_variant(variant)
         variant.check(base_layer, r, lora_alpha, lora_dropout)
         self.base_layer, self.variant = base_layer, variant
-        self.r, self.lora_alpha, self.scaling = r, lora_alpha, variant.scaling(r, lora_alpha)
+        self.r, self.lora_alpha = r, lora_alpha
+        self.scaling = variant.scaling(r, cast(float, lora_alpha))  # `check` saw that it is there where it is used
         self.lora_dropout = nn.Dropout(lora_dropout)
         self.merged, self.enabled = False, True
         self.compute: Callable[[LoRALinear, Tensor], Tensor] = plain
@@ -233,7 +251,7 @@ def wrap(
     if "" in names:
         raise TypeError("the model is itself one nn.Linear: use LoRALinear(layer, r, lora_alpha) in its place")
     refusals.check_variant(variant)
-    bases = {name: model.get_submodule(name) for name in names}
+    bases = {name: cast(nn.Linear, model.get_submodule(name)) for name in names}  # `check` refuses others
     for base in bases.values():
         variant.check(base, r, lora_alpha, lora_dropout)
     variant = variant.for_model(list(bases.values()), r)

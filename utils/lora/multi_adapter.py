@@ -17,6 +17,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -35,6 +36,9 @@ class MultiLoRALinear(nn.Module):
     :func:`route` the layer computes what its base computes. Raises ValueError when a factor's shape doesn't fit the
     weight.
     """
+
+    lora_A: Tensor
+    lora_B: Tensor
 
     def __init__(self, base_layer: nn.Linear, factors: Mapping[str, Factors | None]) -> None:
         super().__init__()
@@ -104,21 +108,24 @@ def stack_adapters(model: nn.Module, adapters: Mapping[str, Adapter]) -> list[st
         raise ValueError(f"{BASE!r} is the name of the base itself: call the adapter something else")
     modules = dict(model.named_modules())
     targets = {layer: None for adapter in adapters.values() for layer in adapter}
+    bases: dict[str, nn.Linear] = {}
     for layer in targets:
-        if not isinstance(modules.get(layer), nn.Linear):
+        base = modules.get(layer)
+        if not isinstance(base, nn.Linear):
             owner = next(name for name, adapter in adapters.items() if layer in adapter)
             raise ValueError(
                 f"the adapter {owner!r} corrects {layer}, and this model has no such linear layer: it belongs to "
                 "another base"
             )
+        bases[layer] = base
     wrapped = {
-        layer: MultiLoRALinear(modules[layer], {name: adapter.get(layer) for name, adapter in adapters.items()})
-        for layer in targets
+        layer: MultiLoRALinear(base, {name: adapter.get(layer) for name, adapter in adapters.items()})
+        for layer, base in bases.items()
     }
     model.requires_grad_(False)
     for layer, module in wrapped.items():
         model.set_submodule(layer, module)
-    model.stacked_adapters = [BASE, *adapters]
+    cast(Any, model).stacked_adapters = [BASE, *adapters]
     return list(wrapped)
 
 
@@ -135,7 +142,7 @@ def route(model: nn.Module, names: Sequence[str]) -> Iterator[None]:
         raise RuntimeError("this model has no stacked adapters: call stack_adapters first")
     if isinstance(names, str):
         raise TypeError(f"names is a list with a name for each row of the batch, not the text {names!r}")
-    known = model.stacked_adapters
+    known: list[str] = cast(Any, model).stacked_adapters
     if not len(names):
         raise ValueError("there are no names: give one for each row of the batch")
     if unknown := [name for name in names if name not in known]:

@@ -107,10 +107,10 @@ def dense_weight(base_layer: nn.Linear, dtype: torch.dtype | None = None) -> Flo
     weight = base_layer.weight
     if isinstance(base_layer, NF4Linear):
         weight = base_layer.unpacked()
-    elif getattr(weight, "quant_state", None) is not None:
+    elif (state := getattr(weight, "quant_state", None)) is not None:
         from bitsandbytes.functional import dequantize_4bit
 
-        weight = dequantize_4bit(weight.data, weight.quant_state)
+        weight = dequantize_4bit(weight.data, state)
     elif is_quantized(base_layer):
         raise TypeError(f"this {type(base_layer).__name__} holds {weight.dtype}, and how to turn it back isn't known")
     return weight if dtype in (None, weight.dtype) else weight.to(dtype)

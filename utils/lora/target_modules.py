@@ -118,6 +118,12 @@ def _tiny_config(architecture: str) -> PretrainedConfig:
 # ----------------------------------------------------------------------------------- finding, for the course's own LoRA
 
 
+def output_head(model: nn.Module) -> nn.Module | None:
+    """The model's output head, where the model says which module that is, as transformers' language models do."""
+    ask = getattr(model, "get_output_embeddings", None)
+    return None if ask is None else ask()
+
+
 def find_targets(model: nn.Module, target_modules: Sequence[str] | str) -> list[str]:
     """The full names of the linear layers that `target_modules` means, in the model's order.
 
@@ -127,7 +133,7 @@ def find_targets(model: nn.Module, target_modules: Sequence[str] | str) -> list[
     to another module's, and TypeError for a module that is not linear.
     """
     modules = dict(model.named_modules())
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    head = output_head(model)
     linear = [name for name, module in modules.items() if isinstance(module, nn.Linear) and module is not head]
     if isinstance(target_modules, str):
         if target_modules != ALL_LINEAR:
@@ -325,7 +331,7 @@ def match_targets(model: nn.Module, target_modules: str | Collection[str]) -> di
     names = [name for name, _ in model.named_modules() if name]
     if isinstance(target_modules, str):
         if target_modules.lower() == ALL_LINEAR:
-            head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+            head = output_head(model)
             modules = model.named_modules()
             return {target_modules: [n for n, m in modules if is_linear(m) and m is not head]}
         try:

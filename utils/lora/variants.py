@@ -16,7 +16,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -123,6 +123,9 @@ class VeRAProjection(nn.Module):
     Both are uniform, with the standard deviation sqrt(2 / fan_in), and follow from `key` alone, so nobody saves them.
     """
 
+    A: Tensor
+    B: Tensor
+
     def __init__(self, d_in: int, d_out: int, r: int, key: int = 0) -> None:
         super().__init__()
         draw = torch.Generator().manual_seed(key)
@@ -213,7 +216,7 @@ class PiSSA(LoRA):
 
     def initial_delta(self, layer: LoRALinear) -> Float[Tensor, "d_out d_in"]:
         """What is taken out of the base weight."""
-        return self.scaling(layer.r, layer.lora_alpha) * (layer.initial_B @ layer.initial_A)
+        return self.scaling(layer.r, cast(float, layer.lora_alpha)) * (layer.initial_B @ layer.initial_A)
 
     @torch.no_grad()
     def attach(self, layer: LoRALinear) -> None:
@@ -226,7 +229,7 @@ class PiSSA(LoRA):
     def base_output(self, layer: LoRALinear, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
         y = layer.base_layer(x)
         principal = F.linear(F.linear(x.to(layer.initial_A.dtype), layer.initial_A), layer.initial_B)
-        return y + (self.scaling(layer.r, layer.lora_alpha) * principal).to(y.dtype)
+        return y + (self.scaling(layer.r, cast(float, layer.lora_alpha)) * principal).to(y.dtype)
 
     def as_lora(self, layer: LoRALinear) -> tuple[Float[Tensor, "twice_r d_in"], Float[Tensor, "d_out twice_r"], float]:
         A, B = torch.cat([layer.lora_A, -layer.initial_A]), torch.cat([layer.lora_B, layer.initial_B], dim=1)
@@ -254,5 +257,5 @@ def expected_parameters(model: nn.Module, target_modules: Sequence[str] | str, v
     """
     if variant not in COUNTS:
         raise ValueError(f"there is no variant {variant!r}: the course has {', '.join(COUNTS)}")
-    targets = [model.get_submodule(name) for name in find_targets(model, target_modules)]
+    targets = [cast(nn.Linear, model.get_submodule(name)) for name in find_targets(model, target_modules)]
     return sum(COUNTS[variant](t.in_features, t.out_features, r) for t in targets)

@@ -180,7 +180,7 @@ def fit_report(prediction: Prediction) -> str:
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m utils.profiling.fit", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m utils.profiling.fit", description=str(__doc__).splitlines()[0])
     parser.add_argument(
         "--model", default="Llama-2-7B", help="a known name, a folder, or a Hub id (default: %(default)s)"
     )

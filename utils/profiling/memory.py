@@ -280,7 +280,7 @@ def config_of(model: str | Path | PretrainedConfig) -> PretrainedConfig:
     if not isinstance(model, str | Path):
         return model
     if model in KNOWN_MODELS:
-        return real_config(model)
+        return real_config(str(model))
     from utils.models.loading import load_config
 
     return load_config(model)

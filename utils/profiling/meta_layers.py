@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from utils.lora.layer import LoRALinear
+from utils.lora.target_modules import output_head
 from utils.quant.nf4 import BLOCK, SCALE_BLOCK
 
 META = torch.device("meta")
@@ -169,7 +170,7 @@ def put_lora(model: nn.Module, names: list[str], r: int, lora_dropout: float, ad
 
 def put_four_bit(model: nn.Module, double: bool) -> None:
     """Put a :class:`FourBitLinear` in the place of each linear layer but the output head, as bitsandbytes does."""
-    head = model.get_output_embeddings()
+    head = output_head(model)
     for name, layer in list(model.named_modules()):
         if type(layer) is nn.Linear and layer is not head:
             model.set_submodule(name, FourBitLinear(layer, double))

@@ -104,6 +104,7 @@ def _batched(batch: Batch, tokenize: Tokenize, end: int) -> dict[str, list[list[
 
 
 def _over_the_keys(batch: Batch, tokenize: Tokenize, end: int) -> dict[str, list[list[int]]]:
+    # The guide's loop. That a key is no example is what this mistake gets wrong, and the type checker sees it.
     texts = [example.get("instruction", "") for example in batch]  # pyright: ignore[reportAttributeAccessIssue]
     return {"input_ids": [[*ids, end] for ids in tokenize(texts)]}
 

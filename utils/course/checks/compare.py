@@ -100,7 +100,7 @@ def _numbers(expected: Any, got: Any, reveal: bool) -> str | None:
     elif isinstance(expected, numbers.Real) and isinstance(got, numbers.Real):
         same = got == expected or _close(float(expected), got)
     else:
-        same = got == expected or abs(complex(got) - complex(expected)) <= 1e-6 * abs(complex(expected))
+        same = got == expected or _near(expected, got)
     if same:
         return None
     if reveal:
@@ -118,6 +118,10 @@ def _close(expected: float, got: numbers.Real) -> bool:
         return False
     both_nan = math.isnan(expected) and math.isnan(value)
     return both_nan or math.isclose(value, expected, rel_tol=1e-6, abs_tol=1e-12)
+
+
+def _near(expected: Any, got: Any) -> bool:
+    return abs(got - expected) <= 1e-6 * abs(expected)
 
 
 def _mappings(expected: Mapping, got: Any, reveal: bool) -> str | None:
