@@ -67,7 +67,6 @@ FLOORS = {
         ("transformers", "5.24", "smollm2._unpacked asks whether there is a GgufConfig"),
         ("transformers", "5.24", "smollm2._unpacked sets bos_token and eos_token: 5.15 takes the first for the second"),
         ("transformers", "5.24", "smollm2._unpacked sets clean_up_tokenization_spaces: 5.15 takes spaces away"),
-        ("trl", "1.14", "loading._tagged catches the ImportError of get_training_chat_template"),
     ],
 )
 def test_a_version_before_the_change_is_still_allowed(library, has_it, workaround):

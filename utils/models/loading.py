@@ -200,11 +200,11 @@ def _tagged(tokenizer: PreTrainedTokenizerBase) -> str | dict[str, str]:
     template = smollm2.with_generation_tags(template)
     if "generation %}" in template or "generation -%}" in template:
         return template
-    try:
-        from trl.chat_template_utils import get_training_chat_template
+    from trl.chat_template_utils import get_training_chat_template
 
+    try:
         return get_training_chat_template(tokenizer) or template
-    except (ImportError, ValueError):  # an older TRL, or a template it doesn't know
+    except ValueError:  # a template that TRL doesn't know
         return template
 
 
