@@ -11,14 +11,14 @@ import argparse
 import gc
 import tempfile
 
-from utils.profiling.activations import checkpoint_blocks
-from utils.train.callbacks import LiveLoss
-from utils.data import check_completions_survive, data_report, to_prompt_completion
-from utils.evaluate.report import evaluate, report
-from utils.files import new_folder, replaced_folder
 from utils.course.model_card import write_card
-from utils.models import ModelUnavailable, load_4bit, load_base, trainer_precision, widen_trainable
-from utils.train.own_data import data_facts, general_texts, read_own, split_records, usual_settings
+from utils.data import check_completions_survive, data_report, to_prompt_completion
+from utils.evaluate import evaluate
+from utils.evaluate.report import comparison
+from utils.files import new_folder, replaced_folder
+from utils.models import ModelUnavailable, load_4bit, load_base, profile, trainer_precision, widen_trainable
+from utils.profiling import checkpoint_blocks
+from utils.train import LiveLoss, data_facts, general_texts, read_own, split_records, usual_settings
 
 ADAPTER = {"target_modules": "all-linear", "task_type": "CAUSAL_LM"}
 
@@ -111,12 +111,12 @@ def fine_tune(data, out, settings, four_bit=False):
         model, tokenizer = reload(partial, four_bit)
         after = ask(model, tokenizer, split.held_out)
         shown = settings._asdict() | {"lora_alpha": 2 * settings.r, "base in 4 bits": in_4bit}
-        write_card(partial, facts, shown, before, after, name="-".join(out.name.split()))
+        write_card(partial, facts, shown, before, after, profile=profile(), name="-".join(out.name.split()))
     return before, after
 
 
 def main(arguments=None):
-    usual = usual_settings()
+    usual = usual_settings(profile())
     parser = argparse.ArgumentParser(description="LoRA on a file of your own.")
     parser.add_argument("--data", required=True, help="a .csv, .json or .jsonl file")
     parser.add_argument("--out", required=True, help="a new folder for adapter, report and card")
@@ -134,7 +134,7 @@ def main(arguments=None):
         before, after = fine_tune(given.data, given.out, settings, given.four_bit)
     except (ValueError, OSError, ModelUnavailable) as problem:
         parser.exit(1, f"error: {problem}\n")
-    print(report(before, after))
+    print(comparison(before, after))
 
 
 if __name__ == "__main__":

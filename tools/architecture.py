@@ -16,6 +16,8 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
+from utils.quiet import quiet_upstream
+
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "ARCHITECTURE.md"
 PACKAGES = (
@@ -109,6 +111,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--check", action="store_true", help="write nothing; fail when the page is stale")
     check = parser.parse_args().check
+    quiet_upstream()  # a package's export is looked up by importing its module, and PEFT with some
     page = PAGE.read_text(encoding="utf-8")
     new = filled(page)
     if check and new != page:
