@@ -109,7 +109,7 @@ def test_deep_gradients_are_the_same_model_for_everybody():
 
 
 def test_the_tools_run_in_trial_and_go_on_where_they_stopped(tmp_path, capsys):
-    layer = importlib.import_module(".layer", "gpu")
+    layer = importlib.import_module("tools.gpu.layer")
 
     layer.run(tmp_path, True, 60.0)
     before = json.loads((tmp_path / "layer.json").read_text())
