@@ -93,7 +93,7 @@ measure-gpu: setup  ## on a CUDA machine: measure all that the chapters quote of
 	$(VENV) -m tools.measure_gpu $(S)
 
 mutants: setup  ## change one thing in utils/ at a time and see whether a test fails; N=200 of a sample, goes on where it was
-	nice $(VENV) -m tools.mutants --count $(or $(N),50)
+	$(VENV) -m tools.mutants --count $(or $(N),50)
 
 clean:  ## remove caches; .venv stays
 	rm -rf .pytest_cache .ruff_cache .hypothesis build *.egg-info

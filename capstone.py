@@ -18,6 +18,7 @@ from utils.evaluate.report import comparison
 from utils.files import new_folder, replaced_folder
 from utils.models import ModelUnavailable, load_4bit, load_base, profile, trainer_precision, widen_trainable
 from utils.profiling import checkpoint_blocks
+from utils.quiet import quiet_upstream
 from utils.train import LiveLoss, data_facts, general_texts, read_own, split_records, usual_settings
 
 ADAPTER = {"target_modules": "all-linear", "task_type": "CAUSAL_LM"}
@@ -116,6 +117,7 @@ def fine_tune(data, out, settings, four_bit=False):
 
 
 def main(arguments=None):
+    quiet_upstream()  # in a notebook the setup cell does
     usual = usual_settings(profile())
     parser = argparse.ArgumentParser(description="LoRA on a file of your own.")
     parser.add_argument("--data", required=True, help="a .csv, .json or .jsonl file")

@@ -147,12 +147,12 @@ def qwen(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("profile, in_4_bits", [("small", False), ("7b", True)])
-def test_another_model_takes_the_same_path(tmp_path, data, qwen, monkeypatch, profile, in_4_bits):
+@pytest.mark.parametrize("name, in_4_bits", [("small", False), ("7b", True)])
+def test_another_model_takes_the_same_path(tmp_path, data, qwen, monkeypatch, name, in_4_bits):
     """The profile 7b loads in 4 bits and checkpoints by itself; here its model is small and its GPU is the CPU."""
     seen = []
     train = capstone.train
-    monkeypatch.setenv("COURSE_PROFILE", profile)
+    monkeypatch.setenv("COURSE_PROFILE", name)
     monkeypatch.setenv("COURSE_MODEL", str(qwen))
     monkeypatch.setattr(loading, "_check_gpu", lambda dtype: None)
     monkeypatch.setattr(capstone, "train", lambda *given: seen.append(train(*given)) or seen[0])

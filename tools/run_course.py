@@ -13,7 +13,8 @@ Writes ``course.json``, a row for each notebook, and ``course.md``, the same as 
 with the notebooks that are missing.
 
 Attributes:
-    REAL_MODEL: The chapters that work on a real model as well: a cell of theirs asks for the profile.
+    REAL_MODEL: The chapters that work on a real model as well: a cell of theirs does otherwise with one, or names
+        COURSE_PROFILE.
     SHOWN: So many characters of an error or a difference are kept.
     PROBE: Runs after a notebook's last cell, in memory alone: what the notebook did with the GPU.
 """

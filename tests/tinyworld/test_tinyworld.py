@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from utils import tinyworld
 from utils.data.chat import Example
-from utils.tinyworld import BAD_EVENTS, GLAD, GOOD_EVENTS, PIRATE, SORRY, TASKS, UNSEEN, Adjective, Noun
+from utils.tinyworld import BAD_EVENTS, GLAD, GOOD_EVENTS, PIRATE, SORRY, TASKS, UNSEEN, Adjective, Noun, tasks
+from utils.tinyworld import corpus as world
 
 QUICK = settings(deadline=None, derandomize=True, max_examples=20)
 SPLITS = ("train", "dev", "test")
@@ -44,8 +45,8 @@ def stories():
 
 
 def test_doctests():
-    result = doctest.testmod(tinyworld)
-    assert result.attempted == 3 and result.failed == 0
+    results = [doctest.testmod(module) for module in (world, tasks)]
+    assert sum(r.attempted for r in results) == 3 and sum(r.failed for r in results) == 0
 
 
 def test_the_corpus_of_seed_1_is_the_one_that_was_trained_on():
@@ -152,7 +153,7 @@ def test_asking_for_more_than_the_world_holds_says_how_many_there_are(monkeypatc
 
     there_are = sum(tinyworld.split_of(f"prompt {i}") == "train" for i in range(40))
     assert 20 < there_are < 40
-    monkeypatch.setitem(tinyworld._MAKERS, "style", small)
+    monkeypatch.setitem(tasks._MAKERS, "style", small)
     assert len(tinyworld.task_examples("style", "train", there_are)) == there_are
     with pytest.raises(ValueError, match=rf"no {there_are + 1} different examples of style .*it gave {there_are}\)"):
         tinyworld.task_examples("style", "train", there_are + 1)
@@ -199,7 +200,7 @@ def test_every_noun_with_every_adjective_says_what_a_grammar_would_say():
     for noun in NOUNS:
         for adjective in [None, *ADJECTIVES]:
             for definite in (False, True):
-                phrase = tinyworld._Phrase(definite, noun, adjective)
+                phrase = world._Phrase(definite, noun, adjective)
                 masculine = noun.gender == "m"
                 words = phrase.french().replace("l'", "l' ").split(" ")
                 starts_with_vowel = words[1][0] in FRENCH_VOWELS
@@ -241,9 +242,9 @@ def test_the_tables_themselves():
 
 def test_old_bear_in_both_languages():
     bear, old = Noun("bear", "ours", "m"), Adjective("old", "vieux", "vieille", True)
-    assert tinyworld._Phrase(True, bear, old).french() == "le vieil ours"
-    assert tinyworld._Phrase(True, bear, None).french() == "l'ours"
-    assert tinyworld._Phrase(False, bear, old).english() == "an old bear"
+    assert world._Phrase(True, bear, old).french() == "le vieil ours"
+    assert world._Phrase(True, bear, None).french() == "l'ours"
+    assert world._Phrase(False, bear, old).english() == "an old bear"
 
 
 def test_pairs_say_the_same_of_the_same_things(pairs):

@@ -101,7 +101,7 @@ def test_on_a_gpu_every_change_is_measured_on_its_own_base_and_told(monkeypatch)
             inside.setattr(torch.cuda, "is_available", lambda: False)
             return measured(model, technique, "cpu", True)
 
-    monkeypatch.setattr(techniques, "measure", as_trial)
+    monkeypatch.setattr(techniques, "measure_technique", as_trial)
     lines = techniques.techniques_on_this_gpu().splitlines()
     assert len(made) == 3 and len(set(made)) == 3, "the usual base, eager attention's and the one in 4 bits"
     assert lines[0].startswith("Some GPU") and lines[1].startswith("unchanged") and lines[1].endswith("1.00")
