@@ -1,7 +1,7 @@
 """Faults of other libraries that the course works around, each shown without our workaround.
 
-A test that fails here is good news: the fault is gone in the installed version. When it is gone in the oldest version
-that pyproject.toml allows as well, the workaround and its test can go; ARCHITECTURE.md lists them.
+A test that fails here is good news: the fault is gone in the installed version. Raise the lower bound in
+pyproject.toml to it, and the workaround and its test can go; ARCHITECTURE.md lists them.
 """
 
 from __future__ import annotations
@@ -10,18 +10,15 @@ import inspect
 import logging
 import subprocess
 import sys
-import tomllib
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
 import torch
-from packaging.requirements import Requirement
-from packaging.version import Version
 from torch import nn
 
-from utils.models import ROOT, load_4bit, load_base, load_tokenizer
+from utils.models import load_4bit, load_base, load_tokenizer
 
 pytestmark = pytest.mark.locked  # newer versions may have mended a fault: see CONTRIBUTING, the newest versions
 
@@ -49,31 +46,6 @@ def adapted(**settings: object) -> nn.Module:
 
     torch.manual_seed(0)
     return get_peft_model(nn.Sequential(nn.Linear(8, 8)), LoraConfig(target_modules=["0"], **settings))
-
-
-# ---------------------------------------------------------------------------------------------------- older versions
-
-DEPENDENCIES = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
-FLOORS = {
-    r.name: Version(min(s.version for s in r.specifier if s.operator == ">=")) for r in map(Requirement, DEPENDENCIES)
-}
-
-
-@pytest.mark.parametrize(
-    ("library", "has_it", "workaround"),
-    [
-        ("transformers", "5.24", "utils.inference.kv_cache.cache_name: the cache is called `cache` everywhere"),
-        ("transformers", "5.24", "activations.checkpoint_blocks: the method is called activation_checkpointing_*"),
-        ("transformers", "5.24", "sft._checkpointing_argument and dpo's `new_name`: activation_checkpointing"),
-        ("transformers", "5.24", "serving._launch makes the folder of the Hub's cache for /v1/models"),
-        ("transformers", "5.24", "smollm2._unpacked asks whether there is a GgufConfig"),
-        ("transformers", "5.24", "smollm2._unpacked sets bos_token and eos_token: 5.15 takes the first for the second"),
-        ("transformers", "5.24", "smollm2._unpacked sets clean_up_tokenization_spaces: 5.15 takes spaces away"),
-    ],
-)
-def test_a_version_before_the_change_is_still_allowed(library, has_it, workaround):
-    """`has_it`: a version that is known to have the new form."""
-    needed(FLOORS[library] < Version(has_it), f"{workaround} (the floor of {library} is {FLOORS[library]})")
 
 
 # ------------------------------------------------------------------------------------------------------ bitsandbytes
@@ -138,8 +110,6 @@ def test_peft_asks_for_checkpointing_by_its_old_name():
     from peft import LoraConfig, get_peft_model
 
     model, _ = load_base()
-    if not hasattr(model, "activation_checkpointing_enable"):
-        pytest.skip("this transformers has no other name yet")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         get_peft_model(model, LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM"))

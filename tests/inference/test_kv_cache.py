@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -56,38 +54,22 @@ def test_the_bytes_are_those_that_the_model_keeps():
     model, _ = load_base(torch.bfloat16)
     with torch.inference_mode():
         output = model(input_ids=torch.ones(3, 17, dtype=torch.long), use_cache=True)
-    cache = output[kv_cache.cache_name(model)]
+    cache = output.cache
     held = sum(t.numel() * t.element_size() for layer in cache.layers for t in (layer.keys, layer.values))
     assert kv_cache.cache_bytes(4, 2, 32, 17, batch=3) == held
 
 
-class Renamed(torch.nn.Module):
-    def forward(self, input_ids, cache=None, **kwargs):
-        pass
-
-
-class Before(torch.nn.Module):
-    def forward(self, input_ids, past_key_values=None, **kwargs):
-        pass
-
-
-def test_the_name_of_the_cache_is_read_off_the_forward_pass():
-    assert kv_cache.cache_name(Renamed()) == "cache" and kv_cache.cache_name(Before()) == "past_key_values"
-
-
 @pytest.mark.filterwarnings("error:.*past_key_values:FutureWarning")
-def test_a_model_goes_on_from_its_cache_under_that_name_with_and_without_an_adapter(caplog):
+def test_a_model_goes_on_from_its_cache_with_and_without_an_adapter(caplog):
     from peft import PeftModel
 
     base, _ = load_base(torch.float64)
     ids = torch.randint(5, 900, (2, 9), generator=torch.Generator().manual_seed(0))
     for model in (base, PeftModel.from_pretrained(base, adapter_dir("style"))):
-        name = kv_cache.cache_name(model)
-        assert name in inspect.signature(base.forward).parameters
         with torch.inference_mode():
             whole = model(input_ids=ids).logits[:, -1]
-            cache = model(input_ids=ids[:, :-1], use_cache=True)[name]
-            last = model(input_ids=ids[:, -1:], **{name: cache}).logits[:, -1]
+            cache = model(input_ids=ids[:, :-1], use_cache=True).cache
+            last = model(input_ids=ids[:, -1:], cache=cache).logits[:, -1]
         torch.testing.assert_close(last, whole)
     assert "past_key_values" not in caplog.text
 

@@ -178,6 +178,7 @@ def test_reading_the_gguf_alone_would_cut_digits_differently(small):
 def test_padding_has_its_own_token_and_the_end_mark_learns(small):
     model, tokenizer = models.load_base()
     assert (tokenizer.pad_token, tokenizer.eos_token) == ("<|endoftext|>", "<|im_end|>")
+    assert tokenizer.bos_token == "<|im_start|>" and not tokenizer.clean_up_tokenization_spaces
     ids = {tokenizer.pad_token_id, model.config.pad_token_id, model.generation_config.pad_token_id}
     assert ids == {0} == {model.model.embed_tokens.padding_idx}
     assert model.config.eos_token_id == tokenizer.eos_token_id == 2
@@ -185,23 +186,6 @@ def test_padding_has_its_own_token_and_the_end_mark_learns(small):
     row = torch.tensor([[5, 6, 2, 7]])
     model(input_ids=row, labels=row).loss.backward()
     assert model.model.embed_tokens.weight.grad[2].abs().sum() > 0
-
-
-def test_a_transformers_that_takes_the_first_mark_for_the_end_is_put_right(small, monkeypatch):
-    """transformers 5.17 does, and has spaces taken from the text: answers then end with the wrong mark, or never."""
-    original = AutoTokenizer.from_pretrained
-
-    def as_in_5_17(*args, **settings):
-        tokenizer = original(*args, **settings)
-        if "gguf_file" in settings:
-            tokenizer.eos_token, tokenizer.clean_up_tokenization_spaces = tokenizer.bos_token, True
-        return tokenizer
-
-    monkeypatch.setattr(AutoTokenizer, "from_pretrained", as_in_5_17)
-    model, tokenizer = models.load_base()
-    assert (tokenizer.eos_token, tokenizer.bos_token) == ("<|im_end|>", "<|im_start|>")
-    assert tokenizer.eos_token_id == model.config.eos_token_id == model.generation_config.eos_token_id == 2
-    assert tokenizer.clean_up_tokenization_spaces is False
 
 
 def test_it_is_unpacked_once_and_the_package_never_runs(small, monkeypatch):

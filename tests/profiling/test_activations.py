@@ -69,22 +69,6 @@ def test_checkpointing_is_switched_on_and_off_without_a_warning(recwarn):
     assert [str(warning.message) for warning in recwarn] == []
 
 
-def test_an_older_transformers_has_the_older_name():
-    class Older(nn.Module):
-        called = ()
-
-        def gradient_checkpointing_enable(self):
-            self.called += ("on",)
-
-        def gradient_checkpointing_disable(self):
-            self.called += ("off",)
-
-    model = Older()
-    checkpoint_blocks(model)
-    checkpoint_blocks(model, on=False)
-    assert model.called == ("on", "off")
-
-
 def test_a_model_that_cant_checkpoint_is_refused():
     with pytest.raises(ValueError, match="Linear can't checkpoint its blocks"):
         checkpoint_blocks(nn.Linear(2, 2))

@@ -20,14 +20,14 @@ def test_the_spread_is_median_and_quartiles():
 
 
 class Counting:
-    """A model that notes what goes through it, and has its cache under the name of before transformers 5.24."""
+    """A model that notes what goes through it."""
 
     def __init__(self):
         self.shapes = []
 
-    def __call__(self, input_ids, use_cache, past_key_values=None, logits_to_keep=0):
-        self.shapes.append((tuple(input_ids.shape), past_key_values))
-        return ModelOutput(logits=torch.zeros(len(input_ids), 1, 5), past_key_values="cache")
+    def __call__(self, input_ids, use_cache, cache=None, logits_to_keep=0):
+        self.shapes.append((tuple(input_ids.shape), cache))
+        return ModelOutput(logits=torch.zeros(len(input_ids), 1, 5), cache="cache")
 
 
 def test_a_round_is_one_prefill_and_a_pass_for_each_token_and_warm_up_does_not_count():

@@ -26,7 +26,6 @@ from torch import Tensor
 
 from tools.gpu.record import Record
 from tools.gpu.step import TARGETS, base_model
-from utils.inference.kv_cache import cache_name
 from utils.lora.combine import Factors
 from utils.lora.multi_adapter import route, stack_adapters
 from utils.profiling.adapter_forms import R, forms, shared, with_adapters
@@ -52,17 +51,16 @@ def fixed_cache(model: Any, ids: Tensor, new_tokens: int) -> Any:
 
 def static_step(model: Any, ids: Tensor, cache: Any) -> Step:
     """A step on `model` behind the prompt `ids`, the same token again and again."""
-    name = cache_name(model)
 
     def rewind(length: int = ids.shape[1]) -> None:
         for layer in cache.layers:
             layer.cumulative_length.fill_(length)
 
     rewind(0)
-    token = model(input_ids=ids, use_cache=True, logits_to_keep=1, **{name: cache}).logits[:, -1:].argmax(dim=-1)
+    token = model(input_ids=ids, use_cache=True, logits_to_keep=1, cache=cache).logits[:, -1:].argmax(dim=-1)
 
     def step() -> Any:
-        return model(input_ids=token, use_cache=True, **{name: cache}).logits
+        return model(input_ids=token, use_cache=True, cache=cache).logits
 
     return step, rewind
 
@@ -162,7 +160,6 @@ def many_row(model: Any, targets: list[str], count: int, length: int, new_tokens
     wrapped = with_adapters(shared(model), targets, names)
     own = stacked(model, wrapped, names)
     ids, rows = prompts(model, TEXTS, length), [names[i % count] for i in range(TEXTS)]
-    name = cache_name(model)
 
     def switching() -> tuple[float, float]:
         total = [0.0, 0.0]
@@ -179,7 +176,7 @@ def many_row(model: Any, targets: list[str], count: int, length: int, new_tokens
 
     works: dict[str, Callable[[], tuple[float, float]]] = {
         "base": lambda: one_round(model, ids, new_tokens),
-        "one forward, PEFT": lambda: one_round(partial(wrapped, adapter_names=rows), ids, new_tokens, name),
+        "one forward, PEFT": lambda: one_round(partial(wrapped, adapter_names=rows), ids, new_tokens),
         "one forward, stacked": ours,
         "switching": switching,
     }

@@ -5,7 +5,7 @@ from utils.front_door import front_door
 __getattr__, __dir__, __all__ = front_door(
     __name__,
     {
-        "kv_cache": "cache_bytes cache_name positions_computed",
+        "kv_cache": "cache_bytes positions_computed",
         "playground": "Playground",
         "streaming": "StreamFailed StreamTimeout TextStream",
     },

@@ -18,8 +18,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from utils.inference.kv_cache import cache_name
-
 NEVER = -float("inf")
 
 Choose = Callable[[Tensor, Tensor], Tensor]
@@ -211,16 +209,15 @@ def generate(
         )
     choose = choose or (lambda logits, _: greedy(logits))
     ids, cache, computed, prompt_length = input_ids, None, 0, input_ids.shape[1]
-    name = cache_name(model)
     unfinished = torch.ones(len(ids), dtype=torch.bool, device=ids.device)
     for _ in range(max_new_tokens):
         positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
         fresh = slice(-1, None) if cache is not None else slice(None)
         output = model(
             input_ids=ids[:, fresh], attention_mask=mask, position_ids=positions[:, fresh],
-            use_cache=use_cache, **{name: cache},
+            use_cache=use_cache, cache=cache,
         )  # fmt: skip
-        cache = output[name] if use_cache else None
+        cache = output.cache if use_cache else None
         computed += ids[:, fresh].numel()
         token = torch.where(unfinished, choose(output.logits[:, -1].float(), ids), pad_id)
         ids = torch.cat([ids, token[:, None]], dim=1)

@@ -1,10 +1,6 @@
-"""The key-value cache: attention that computes each token's key and value once, what keeping them costs, and by which
-name a model of transformers takes it."""
+"""The key-value cache: attention that computes each token's key and value once, and what keeping them costs."""
 
 from __future__ import annotations
-
-import inspect
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -55,15 +51,3 @@ def cache_bytes(
         if value < 1:
             raise ValueError(f"{name} must be at least 1, not {value}")
     return 2 * layers * key_value_heads * head_dim * tokens * batch * bytes_each
-
-
-def cache_name(model: Any) -> str:
-    """Under which name `model` takes its cache and gives it back: "cache", or "past_key_values" as it was before.
-
-    transformers renamed it in 5.24 and means to drop the old name in 5.40. What counts is the signature of the model's
-    own forward pass, not a version: ``output = model(ids, use_cache=True)``, then
-    ``model(more, **{cache_name(model): output[cache_name(model)]})``. Adapters of PEFT are looked through.
-    """
-    own = model.get_base_model() if hasattr(model, "get_base_model") else model
-    names = inspect.signature(getattr(own, "forward", own)).parameters
-    return "cache" if "cache" in names else "past_key_values"

@@ -218,11 +218,12 @@ def _started(folder: Path, port: int | None, timeout: float, device: str, scratc
 
 
 def _launch(folder: Path, port: int, device: str, scratch: Path) -> Server:
-    hub = scratch / "hub"
-    hub.mkdir(exist_ok=True)  # before transformers 5.24 /v1/models fails without a cache folder
     environment = os.environ | {
-        "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(hub), "HF_HUB_DISABLE_TELEMETRY": "1", "PYTHONUNBUFFERED": "1",
-    }  # fmt: skip
+        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_CACHE": str(scratch / "hub"),
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "PYTHONUNBUFFERED": "1",
+    }
     arguments = ["serve", "--host", HOST, "--port", str(port), "--device", device]
     arguments += ["--dtype", "float32"] if device == "cpu" else []
     log = scratch / "server.log"

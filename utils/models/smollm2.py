@@ -90,17 +90,14 @@ def _unpacked(gguf: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     import torch
     import transformers
 
-    settings = {}
-    if hasattr(transformers, "GgufConfig"):  # before there was one, a GGUF was always unpacked
-        settings["quantization_config"] = transformers.GgufConfig(dequantize=True)
     tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     _split_digits(tokenizer)
     model = transformers.AutoModelForCausalLM.from_pretrained(
-        gguf.parent, gguf_file=gguf.name, dtype=torch.float32, **settings
+        gguf.parent,
+        gguf_file=gguf.name,
+        dtype=torch.float32,
+        quantization_config=transformers.GgufConfig(dequantize=True),
     )
-    for name in ("bos_token", "eos_token"):  # transformers 5.17 takes the first for the second
-        setattr(tokenizer, name, tokenizer.convert_ids_to_tokens(getattr(model.config, f"{name}_id")))
-    tokenizer.clean_up_tokenization_spaces = False  # it would take spaces from the text; transformers 5.17 sets it
     if PAD in tokenizer.get_vocab():
         tokenizer.pad_token = PAD
     model.config.pad_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id

@@ -33,15 +33,12 @@ def checkpoint_blocks(model: nn.Module, on: bool = True) -> None:
     """Switch gradient checkpointing of a transformers model on or off: each block keeps its input alone and is computed
     again in the backward pass.
 
-    It takes effect in training mode only. transformers renamed the method, and its old name warns; this calls whichever
-    there is. Raises ValueError when the model has neither.
+    It takes effect in training mode only. Raises ValueError when the model has no method for it.
     """
-    verb = "enable" if on else "disable"
-    for name in (f"activation_checkpointing_{verb}", f"gradient_checkpointing_{verb}"):
-        if hasattr(model, name):
-            getattr(model, name)()
-            return
-    raise ValueError(f"{type(model).__name__} can't checkpoint its blocks: it isn't a transformers model")
+    switch = getattr(model, f"activation_checkpointing_{'enable' if on else 'disable'}", None)
+    if switch is None:
+        raise ValueError(f"{type(model).__name__} can't checkpoint its blocks: it isn't a transformers model")
+    switch()
 
 
 def is_checkpointing(model: nn.Module) -> bool:

@@ -12,8 +12,6 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from utils.inference.kv_cache import cache_name
-
 T = TypeVar("T")
 
 
@@ -71,23 +69,17 @@ def timed(device: torch.device, work: Callable[[], Any], *, rounds: int = 12, wa
 
 
 @torch.inference_mode()
-def one_round(
-    model: Callable[..., Any], ids: Int[Tensor, "batch length"], new_tokens: int, name: str | None = None
-) -> tuple[float, float]:
-    """Milliseconds of the prefill of `ids` and of a decoding step, the mean of `new_tokens` greedy ones with the cache.
-
-    `name` is the argument's name of the model's cache, by default :func:`utils.inference.kv_cache.cache_name`.
-    """
-    name = name or cache_name(model)
+def one_round(model: Callable[..., Any], ids: Int[Tensor, "batch length"], new_tokens: int) -> tuple[float, float]:
+    """Milliseconds of the prefill of `ids` and of a decoding step, the mean of `new_tokens` greedy ones with cache."""
 
     def decode_all(token: Tensor, cache: Any) -> None:
         for _ in range(new_tokens):
-            output = model(input_ids=token, use_cache=True, **{name: cache})
-            token, cache = output.logits[:, -1:].argmax(dim=-1), output[name]
+            output = model(input_ids=token, use_cache=True, cache=cache)
+            token, cache = output.logits[:, -1:].argmax(dim=-1), output.cache
 
     took, output = once(ids.device, lambda: model(input_ids=ids, use_cache=True, logits_to_keep=1))
     token = output.logits[:, -1:].argmax(dim=-1)
-    steps, _ = once(ids.device, lambda: decode_all(token, output[name]))
+    steps, _ = once(ids.device, lambda: decode_all(token, output.cache))
     return took, steps / new_tokens
 
 

@@ -7,8 +7,7 @@ distributed about normally. Blocks of 64 values share one scale, and *double qua
 What runs in bitsandbytes 0.50.2 on a CPU, and is matched here: the 4-bit codes come from its PyTorch implementation,
 which multiplies whole blocks by 1 / scale and divides a shorter last block by its scale; the 8-bit codes of the scales
 come from a compiled kernel, which rounds the scaled value to one of 65,536 points first and looks the nearest code up
-for that point. Releases 0.48 and 0.49 compared it with the code book itself, and treated zeros and odd sizes otherwise:
-of the tiny model the 4-bit codes are the same, and 62 of the 27,648 8-bit ones differ.
+for that point.
 
 Attributes:
     BLOCK: Weights that share a scale.

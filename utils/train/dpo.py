@@ -310,12 +310,10 @@ def trl_trainer(
         }
         for p in pairs
     ]
-    new_name = "activation_checkpointing" in DPOConfig.__dataclass_fields__  # TRL's own default warns of the old one
-    off: dict[str, Any] = {"gradient_checkpointing": None if new_name else False}
     args = DPOConfig(
         output_dir=str(output_dir), beta=beta, per_device_train_batch_size=len(pairs), max_length=None, use_cpu=True,
         bf16=False, dataloader_pin_memory=False, report_to="none", save_strategy="no", disable_tqdm=True,
-        **off,
+        gradient_checkpointing=None,  # TRL's default is True, and any value under this old name warns
     )  # fmt: skip
     return DPOTrainer(
         model=model, args=args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer, **arguments

@@ -100,14 +100,6 @@ GUIDE_LINES: tuple[GuideLine, ...] = (
 # ---------------------------------------------------------------------------------------------------------- settings
 
 
-def _checkpointing_argument() -> str:
-    """What transformers calls it: activation_checkpointing from 5.23 on."""
-    from trl import SFTConfig
-
-    fields = SFTConfig.__dataclass_fields__
-    return "activation_checkpointing" if "activation_checkpointing" in fields else "gradient_checkpointing"
-
-
 def sft_config(output_dir: str | Path, recipe: Recipe, **changes: Any) -> SFTConfig:
     """TRL's settings for a run of the course, by `recipe`; `changes` are any other fields of SFTConfig.
 
@@ -118,9 +110,6 @@ def sft_config(output_dir: str | Path, recipe: Recipe, **changes: Any) -> SFTCon
     """
     from trl import SFTConfig
 
-    checkpointing = _checkpointing_argument()
-    if "activation_checkpointing" in changes:
-        changes[checkpointing] = changes.pop("activation_checkpointing")
     unknown = sorted(set(changes) - set(SFTConfig.__dataclass_fields__))
     if unknown:
         today = {line.argument: line for line in GUIDE_LINES}
@@ -141,8 +130,7 @@ def sft_config(output_dir: str | Path, recipe: Recipe, **changes: Any) -> SFTCon
         "disable_tqdm": True,
         **trainer_precision(),
         "seed": 0,
-        # TRL's default is True, and the new name's transformers warn of the old one unless it is None.
-        "gradient_checkpointing": False if checkpointing == "gradient_checkpointing" else None,
+        "gradient_checkpointing": None,  # TRL's default is True, and any value under this old name warns
     }
     return SFTConfig(output_dir=str(output_dir), **{**settings, **changes})
 

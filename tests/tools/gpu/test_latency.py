@@ -10,7 +10,6 @@ import torch
 
 from tools.gpu import latency as tool
 from tools.gpu.step import TARGETS, base_model
-from utils.inference.kv_cache import cache_name
 from utils.lora.multi_adapter import route
 from utils.models import ASSETS
 from utils.profiling.adapter_forms import FORMS, R, forms, shared, with_adapters
@@ -45,10 +44,9 @@ def test_the_forms_answer_alike_over_two_sets_of_weights(model, targets):
 def test_a_step_over_the_fixed_cache_is_the_step_over_the_usual_one(model, make):
     ids = prompts(model, 2, 9)
     with torch.inference_mode():
-        name = cache_name(model)
         first = model(input_ids=ids, use_cache=True)
         token = first.logits[:, -1:].argmax(dim=-1)
-        expected = model(input_ids=token, use_cache=True, **{name: first[name]}).logits
+        expected = model(input_ids=token, use_cache=True, cache=first.cache).logits
         step, rewind = make(model, ids, tool.fixed_cache(model, ids, 3))
         torch.testing.assert_close(step(), expected, atol=1e-5, rtol=1e-5)
         step()
