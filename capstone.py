@@ -19,7 +19,7 @@ from utils.files import new_folder, replaced_folder
 from utils.models import ModelUnavailable, load_4bit, load_base, profile, trainer_precision, widen_trainable
 from utils.profiling import checkpoint_blocks
 from utils.quiet import quiet_upstream
-from utils.train import LiveLoss, data_facts, general_texts, read_own, split_records, usual_settings
+from utils.train import data_facts, general_texts, read_own, split_records, usual_settings
 
 ADAPTER = {"target_modules": "all-linear", "task_type": "CAUSAL_LM"}
 
@@ -65,6 +65,8 @@ def train(model, tokenizer, records, settings):
     from peft import LoraConfig
     from transformers import PrinterCallback
     from trl import SFTTrainer
+
+    from utils.train import LiveLoss
 
     disable_progress_bars()
     checkpoint_blocks(model, on=settings.checkpointing)
