@@ -176,7 +176,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {problem}", file=sys.stderr)
         return 1
     print("\n".join(str(path.relative_to(ROOT)) for path in paths))
-    print(f"Next: write, then `make notebooks CH={arguments[0]}`.")
+    print(f"Next: write, then `make notebooks CH={arguments[0]}` and `make architecture`.")
     return 0
 
 

@@ -81,14 +81,18 @@ def near(said: int, measured: float) -> bool:
 def _readme(lesson: Lesson, course: Course) -> Found:
     """The README's table has the chapter, with this title and these minutes, and below it is the link to Colab."""
     stem, text = lesson.path.stem, lesson.cells[0].source
-    title = text.split("\n", 1)[0].partition(": ")[2]
+    title, minutes = text.split("\n", 1)[0].partition(": ")[2], _minutes(text)
+    if minutes is None:  # said by the rule on the opening
+        return
     begins, ends = (
         f"| {stem[:2]} | [{title}](notebooks/{stem}.ipynb) | ",
-        f" | {_minutes(text)} | [Colab][{stem[:2]}] |",
+        f" | {minutes} | [Colab][{stem[:2]}] |",
     )
     lines = (course.root / "README.md").read_text(encoding="utf-8").splitlines()
     if not any(line.startswith(begins) and line.endswith(ends) for line in lines):
-        yield lesson.lines[0], f"README.md's table of chapters has no row '{begins}what one builds{ends}'"
+        there = next((n for n, line in enumerate(lines, 1) if line.startswith(f"| {stem[:2]} | ")), None)
+        said = f"line {there} of README.md, the chapter's row, isn't" if there else "README.md's table has no row"
+        yield lesson.lines[0], f"{said} '{begins}...{ends}', ... being what one builds"
     link = colab_link(stem, course)
     if link not in lines:
         yield lesson.lines[0], f"README.md has no line '{link}'"
@@ -111,7 +115,8 @@ def _closing(lesson: Lesson, course: Course) -> Found:
     ]
     if [title for _, title in sections[-2:]] != ["Recap", "Read more"]:
         line = sections[-1][0] if sections else lesson.lines[0]
-        yield line, "the last two sections are not '## Recap' and '## Read more'"
+        found = ", ".join(f"'## {title}'" for _, title in sections[-2:]) or "none"
+        yield line, f"the last two sections are not '## Recap' and '## Read more', but {found}"
 
 
 def _blank(found: re.Match[str]) -> str:
@@ -137,8 +142,10 @@ def _exercises(lesson: Lesson, course: Course) -> Found:
             yield line, f"the exercise {name!r} has no line 'Difficulty: ●○○ · about 5 minutes'"
         if f'hint("{name}")' not in prose:
             yield line, f'the exercise {name!r} doesn\'t say how to open its hints: `hint("{name}")`'
+        for other in set(re.findall(r'hint\("(\w+)"\)', prose)) - {name}:
+            yield line, f'above the exercise {name!r} stands hint("{other}"): is one of the two misspelt?'
     last = max(index for index, cell in enumerate(lesson.cells) if cell.cell_type == "code")
-    if "progress()" not in lesson.cells[last].source:
+    if not re.search(r"^progress\(\)", lesson.cells[last].source, re.M):
         yield lesson.lines[last], "the last code cell doesn't call progress()"
 
 
