@@ -58,7 +58,7 @@ lint: setup  ## ruff's rules, for notebooks too, and its format
 	$(VENV) -m ruff format --check .
 
 types: setup  ## the type checker on utils/
-	$(VENV) -m basedpyright --pythonpath $(VENV)
+	$(VENV) -m basedpyright --project pyproject.toml --pythonpath $(VENV)
 
 format: setup  ## mend what ruff can mend
 	$(VENV) -m ruff check --fix .

@@ -27,7 +27,7 @@ def test_ruff_finds_nothing():
 @pytest.mark.slow
 @pytest.mark.locked  # other versions of the libraries have other annotations
 def test_the_type_checker_finds_nothing():
-    command = [sys.executable, "-m", "basedpyright", "--pythonpath", sys.executable]
+    command = [sys.executable, "-m", "basedpyright", "--project", "pyproject.toml", "--pythonpath", sys.executable]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr
     assert re.search(r"^0 errors", done.stdout, re.MULTILINE)
