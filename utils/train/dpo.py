@@ -310,10 +310,12 @@ def trl_trainer(
         }
         for p in pairs
     ]
+    # TRL's default is True, and any value under this old name warns.
+    unset: dict[str, Any] = {"gradient_checkpointing": None}
     args = DPOConfig(
         output_dir=str(output_dir), beta=beta, per_device_train_batch_size=len(pairs), max_length=None, use_cpu=True,
         bf16=False, dataloader_pin_memory=False, report_to="none", save_strategy="no", disable_tqdm=True,
-        gradient_checkpointing=None,  # TRL's default is True, and any value under this old name warns
+        **unset,
     )  # fmt: skip
     return DPOTrainer(
         model=model, args=args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer, **arguments
