@@ -161,15 +161,6 @@ def bars(
     return figure
 
 
-# ------------------------------------------------------------------------------ chapter 1: the fine-tuning problem
-
-
-# ------------------------------------------------------------------------------ chapter 2: rank decomposition
-
-
-# ------------------------------------------------------------------------------ chapter 4: data
-
-
 def histogram(
     values: Mapping[str, Sequence[float]],
     *,
@@ -210,9 +201,6 @@ def histogram(
     return figure
 
 
-# ------------------------------------------------------------------------------ chapter 7: training with SFTTrainer
-
-
 def seed_bars(groups: Mapping[str, Sequence[float]], *, title: str, xlabel: str) -> Figure:
     """A horizontal bar for each group at the mean of its values, the first group on top, and a dot for each value.
 
@@ -232,12 +220,6 @@ def seed_bars(groups: Mapping[str, Sequence[float]], *, title: str, xlabel: str)
         ax.set(title=title, xlabel=xlabel)
         ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return figure
-
-
-# ------------------------------------------------------------------------------ chapter 5: loading models
-
-
-# ------------------------------------------------------------------------------ chapter 8: save, load, merge
 
 
 def log_dots(rows: Mapping[str, Mapping[str, float]], *, title: str, xlabel: str) -> Figure:
@@ -268,9 +250,6 @@ def log_dots(rows: Mapping[str, Mapping[str, float]], *, title: str, xlabel: str
         if len(names) > 1:
             ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return figure
-
-
-# ------------------------------------------------------------------------------ chapter 9: many adapters
 
 
 def panels(
@@ -307,12 +286,6 @@ def panels(
         handles = {label: h for ax in axes for h, label in zip(*ax.get_legend_handles_labels(), strict=True)}
         figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles))
     return figure
-
-
-# ------------------------------------------------------------------------------ chapter 10: generation
-
-
-# ------------------------------------------------------------------------------ chapter 13: the capstone
 
 
 def before_after(measures: Mapping[str, tuple[float, float]], *, title: str, names: tuple[str, str]) -> Figure:
@@ -358,15 +331,6 @@ def count_bars(counts: Mapping[str, int], *, title: str, xlabel: str) -> Figure:
     return figure
 
 
-# ------------------------------------------------------------------------------ chapter 5: what fits on which card
-
-
-# ---------------------------------------------------------------------------- chapter 14: what a LoRA step costs
-
-
-# ------------------------------------------------------------------------------ chapter 11: a study
-
-
 def plain_log_ticks(axis) -> None:
     """Give a logarithmic axis ticks at 1, 2 and 5 times the powers of ten, written as plain numbers."""
     from matplotlib.ticker import FuncFormatter, LogLocator
@@ -374,12 +338,6 @@ def plain_log_ticks(axis) -> None:
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_locator(NullLocator())
-
-
-# ------------------------------------------------------------------------------ chapter 11: the clinic
-
-
-# --- chapter 12: the variants
 
 
 def seed_panels(panels: Mapping[str, Mapping[str, Sequence[float]]], *, title: str, xlabel: str) -> Figure:
