@@ -73,7 +73,7 @@ OPERATORS = {
     "boolean": "`and` and `or` exchanged",
     "not": "a `not` taken away",
     "condition": "the condition of an `if`, a `while` or a comprehension turned round",
-    "number": "a whole number made larger by one, a fraction doubled",
+    "number": "a whole number made larger by one, a fraction doubled, 0.0 made 1.0",
     "truth": "True and False exchanged",
     "slice": "one bound of a slice taken away",
     "statement": "a call, an assignment to an attribute or an item, or a `raise` replaced by `pass`",
@@ -198,7 +198,9 @@ class _Finder(ast.NodeVisitor):
         if isinstance(node.value, bool):
             self.add("truth", start, end, str(not node.value))
         elif isinstance(node.value, int | float) and not self.file.startswith(LOOKS):
-            self.add("number", start, end, str(node.value + 1 if isinstance(node.value, int) else node.value * 2))
+            self.add(
+                "number", start, end, str(node.value + 1 if isinstance(node.value, int) else node.value * 2 or 1.0)
+            )
 
     def visit_Slice(self, node: ast.Slice) -> None:
         for bound in (node.lower, node.upper):

@@ -123,3 +123,9 @@ def test_survivors_are_named_the_checkout_stays_whole_and_a_second_run_has_nothi
     assert run("--count", "99") == said[-4:], "nothing is run twice"
     assert len(run("--count", "99", "--again")) == 4 + 3, "but what nothing killed is, when asked for"
     assert {path: path.read_bytes() for path in course.rglob("*.py")} == before
+
+
+def test_every_mutant_is_another_program():
+    """Doubling 0.0 changes nothing."""
+    (found,) = [m for m in mutants.mutants_of("utils/m.py", b"x = 0.0\n") if m.operator == "number"]
+    assert (found.old, found.new) == ("0.0", "1.0")

@@ -9,24 +9,9 @@ from pathlib import Path
 
 import nbformat
 
-from tools.build.lesson import ROOT, Course, Lesson, read_lesson
+from tools.build.lesson import HEADER, ROOT, Course, Lesson, read_lesson
 
 SETUP = "from utils.quiet import quiet_upstream\n\nquiet_upstream()"
-
-HEADER = """\
----
-jupyter:
-  jupytext:
-    text_representation:
-      extension: .md
-      format_name: markdown
-  kernelspec:
-    display_name: LoRA course (lora-zero-to-hero)
-    language: python
-    name: lora-course
----
-
-"""
 
 LESSON = (
     HEADER

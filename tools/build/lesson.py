@@ -40,6 +40,21 @@ LEARNER, SOLVED = "notebooks", "solutions"
 
 KERNELSPEC = {"display_name": "LoRA course (lora-zero-to-hero)", "language": "python", "name": "lora-course"}
 METADATA = {"kernelspec": KERNELSPEC, "language_info": {"name": "python"}}
+# What a lesson's file begins with; jupytext reads it.
+HEADER = f"""\
+---
+jupyter:
+  jupytext:
+    text_representation:
+      extension: .md
+      format_name: markdown
+  kernelspec:
+    display_name: {KERNELSPEC["display_name"]}
+    language: python
+    name: {KERNELSPEC["name"]}
+---
+
+"""
 
 BEGIN, STUB, END = "### BEGIN SOLUTION", "### STUB", "### END SOLUTION"
 NOT_COMPARED = {"nbval-ignore-output", "nbval-skip"}

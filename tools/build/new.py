@@ -12,22 +12,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tools.build.lesson import BEGIN, END, KERNELSPEC, ROOT, BuildError, Course
+from tools.build.lesson import BEGIN, END, HEADER, ROOT, BuildError, Course
 from tools.build.rules import colab_link
 
 LESSON = """\
----
-jupyter:
-  jupytext:
-    text_representation:
-      extension: .md
-      format_name: markdown
-  kernelspec:
-    display_name: {kernel}
-    language: python
-    name: {kernel_name}
----
-
 # Chapter {number}: {title}
 
 [The answer to the question that the reader comes with, in three to six lines, with the call to copy.]
@@ -139,8 +127,6 @@ def new_chapter(number: str, title: str, course: Course, checks: Path | None = N
         "name": f"update_size_{number}",
         "core": f"{package}.core",
         "imports": f"from {package} import check, progress",
-        "kernel": KERNELSPEC["display_name"],
-        "kernel_name": KERNELSPEC["name"],
         "begin": BEGIN,
         "end": END,
     }
@@ -152,7 +138,7 @@ def new_chapter(number: str, title: str, course: Course, checks: Path | None = N
                 f"README.md has no table of chapters, or no links to Colab below it; {line!r} belongs there"
             )
         lines.insert(last + 1, line)
-    lesson.write_text(LESSON.format(**given), encoding="utf-8", newline="\n")
+    lesson.write_text(HEADER + LESSON.format(**given), encoding="utf-8", newline="\n")
     module.write_text(CHECKS.format(**given), encoding="utf-8", newline="\n")
     readme.write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
     return [lesson, module, readme]
