@@ -59,7 +59,7 @@ def test_the_reference_passes(name, capsys):
 def test_three_mistakes_with_messages_of_their_own_and_a_hint(name):
     found = EXERCISES[name]
     texts = [mistake.expected_text for mistake in found.mistakes]
-    assert len(texts) >= 3
+    assert len(texts) >= 3, f"{name} has {len(texts)} mistakes, three are the least: add what learners get wrong"
     assert len(set(texts)) == len(texts)
     assert found.hints and all(hint.strip() for hint in found.hints)
 
@@ -116,7 +116,9 @@ def faults(name: str) -> list[str]:
         for fault, there in {
             f"reported as {results[0].state}": any(result.state != core.NOT_RIGHT for result in results),
             f"the learner reads: {printed}": mistake.expected_text not in results[0].message,
-            "recognised as another mistake": any(result.mistake in others for result in results),
+            "recognised as another mistake, add a case that tells them apart": any(
+                result.mistake in others for result in results
+            ),
             "another mistake's text": any(other.expected_text in results[0].message for other in others),
             "the reference isn't handed back": back is not exercise_.reference,
             f"the report begins so: {printed}": not printed.startswith(f"[not right yet] {name}: "),

@@ -78,6 +78,24 @@ def test_check_names_each_stale_notebook(copied, capsys, monkeypatch, kind):
     assert all("/00_trial.ipynb " in line and said in line for line in errors)
 
 
+def test_check_says_where_in_the_lesson(copied, capsys):
+    lesson_edited(copied, "0.125", "0.25")
+    assert main(["--check"], copied) == 1
+    said = capsys.readouterr().err
+    assert "is stale: the source of cell 4" in said and "make notebooks" in said
+    at = LESSON[: LESSON.index("for _ in tqdm")].count("\n")  # the fence above it
+    assert (
+        f", lessons/00_trial.md, line {at}, is not" in said or f", lessons/00_trial.md, line {at + 1}, is not" in said
+    )
+
+
+def test_check_advises_a_build_only_where_a_build_helps(copied, capsys):
+    lesson_edited(copied, 'hint("add_one")\nprint', 'check("add_one", add_one)\nprint')
+    assert main(["--check"], copied) == 1
+    said = capsys.readouterr().err
+    assert "has no solved region in the code cell before" in said and "make notebooks" not in said
+
+
 def test_check_names_an_output_that_differs_between_the_copies(copied, capsys):
     def change(notebook):
         notebook["cells"][4]["outputs"][1]["text"] = ["loss 0.126\n"]

@@ -7,8 +7,8 @@ import pytest
 
 from tools.build import execute, new
 from tools.build.__main__ import main
-from tools.build.lesson import Course, read_lesson
-from tools.build.rules import LONGEST, RECORD, broken
+from tools.build.lesson import ROOT, Course, read_lesson
+from tools.build.rules import LONGEST, RECORD, broken, unwritten
 
 STEM = "00_out_of_the_notebook"
 SAYS = "Running all cells takes about 10 s on two CPU cores"
@@ -45,7 +45,11 @@ EDITS = {
     "hint": ('`hint("update_size_00")`', "Ask.", "### Exercise:", "doesn't say how to open its hints"),
     "progress": ("progress()\n```\n\n## Read", "print(1)\n```\n\n## Read", "print(1)", "doesn't call progress()"),
     "comment": ("progress()\n```\n\n## Read", "# progress()\n```\n\n## Read", "# progress()", "doesn't call"),
+    "no minutes": (" · about 5 minutes", "", "### Exercise:", "'update_size_00' ends without '· about 5 minutes'"),
     "other hint": ('`hint("update_size_00")`', '`hint("update_size_00")` `hint("no")`', "### Exercise:", 'hint("no")'),
+    "other check": ('check("update_size_00"', 'check("update_sise_00"', "### Exercise:", "names misspelt?"),
+    "nothing to read": ("- [a paper or a page, and why]", "", "## Read more", "'## Read more' lists nothing"),
+    "no recap": ("- [five lines at the most]", "Five lines.", "## Recap", "'## Recap' lists nothing"),
     "recap": ("## Recap", "## In short", "## Read more", "the last two sections are not '## Recap' and '## Read more'"),
     "last": ("## Read more", "## Read more\n\n- x\n\n## More", "## More", "the last two sections are not"),
     "long": (AFTER, f"{LONG}\n{AFTER}", "x = 1", f"a code cell of {LONGEST + 1} lines"),
@@ -70,6 +74,7 @@ def test_a_broken_rule_is_told_with_its_line(course, rule):
     path.write_text(after, encoding="utf-8")
     found = [line for line in told(course) if said in line]
     assert len(found) >= 1, told(course)
+    assert rule not in ("no minutes", "other check") or len(told(course)) == 1  # one fault is told once
     if at:
         line = next(number for number, line in enumerate(after.splitlines(), 1) if line.startswith(at))
         assert found[0].startswith(f"lessons/{STEM}.md, line {line}: ")
@@ -125,3 +130,19 @@ def test_the_build_tells_all_rules_and_starts_no_kernel(course, monkeypatch, cap
         assert main(arguments, course) == 1
         errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
         assert len(errors) == 2 and all(f"lessons/{STEM}.md, line " in line for line in errors)
+    assert "note: " not in capsys.readouterr().out
+
+
+def test_what_make_new_left_to_write_is_noted_and_fails_nothing(course, capsys):
+    assert main(["--no-execute"], course) == 0
+    notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
+    path = course.root / "lessons" / f"{STEM}.md"
+    lines = path.read_text(encoding="utf-8").splitlines()
+    bracketed = [n for n, line in enumerate(lines, 1) if "[" in line and not line.startswith((" ", "print", "d_in"))]
+    assert [int(note.split("line ")[1].split(":")[0]) for note in notes] == bracketed and len(notes) == 9
+    assert notes[-1].endswith(f"line {bracketed[-1]}: to be written: [a paper or a page, and why]")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "lessons").glob("[0-9]*.md")), ids=lambda path: path.stem[:2])
+def test_the_chapters_have_nothing_left_to_write(path):
+    assert unwritten(read_lesson(path)) == []

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from tools.build.check import stale, strays
 from tools.build.execute import LEAVE, REUSE, RUN, build
 from tools.build.lesson import LEARNER, BuildError, Course, find_lessons, make, read_lesson
-from tools.build.rules import broken
+from tools.build.rules import broken, unwritten
 from tools.build.script import SCRIPT, script, stale_script, write_script
 
 
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None, course: Course | None = None) -
     parser.add_argument("--prose", action="store_true", help="no kernel: keep the outputs; code must be as stored")
     parser.add_argument("--no-execute", action="store_true", help="write cells without outputs, for trying")
     options = parser.parse_args(arguments)
-    faults: list[str] = []
+    outdated = False
     try:
         course = course or Course.here()
         lessons = [read_lesson(path) for path in find_lessons(course, options.chapters)]
@@ -46,6 +46,7 @@ def main(arguments: Sequence[str] | None = None, course: Course | None = None) -
         elif options.check:
             errors = stale(lessons, course) + ([] if options.chapters else strays(lessons, course))
             errors += stale_script(text, course) if text or not options.chapters else []
+            outdated = bool(errors)
         else:
             for lesson in lessons:  # every lesson's own errors before the first kernel starts
                 make(lesson, LEARNER, course)
@@ -53,11 +54,13 @@ def main(arguments: Sequence[str] | None = None, course: Course | None = None) -
             errors = asyncio.run(build(lessons, course, outputs))
             if not errors and (state := write_script(text, course)):
                 print(f"{state:9s} {SCRIPT}")
+        for note in (said for lesson in lessons for said in unwritten(lesson)):
+            print(f"note: {note}")
     except BuildError as problem:
         errors = [str(problem)]
     for error in errors:
         print(f"error: {error}", file=sys.stderr)
-    if options.check and errors and not faults:
+    if outdated:
         print("Run `make notebooks` and commit the result.", file=sys.stderr)
     elif options.check and not errors:
         print(f"{2 * len(lessons)} notebooks are what their lessons give.")

@@ -18,7 +18,7 @@ def stale(lessons: Sequence[Lesson], course: Course) -> list[str]:
     said = []
     for lesson in lessons:
         paths = {kind: course.root / kind / f"{lesson.path.stem}.ipynb" for kind in (LEARNER, SOLVED)}
-        reasons = {kind: _staleness(path, make(lesson, kind, course)) for kind, path in paths.items()}
+        reasons = {kind: _staleness(path, make(lesson, kind, course), lesson) for kind, path in paths.items()}
         said += [f"{kind}/{paths[kind].name} {reason}" for kind, reason in reasons.items() if reason]
         if not any(reasons.values()):
             copies = [nbformat.read(path, as_version=4) for path in paths.values()]
@@ -33,7 +33,7 @@ def strays(lessons: Sequence[Lesson], course: Course) -> list[str]:
     return [f"{p.parent.name}/{p.name} has no lesson" for p in paths if p.stem not in stems]
 
 
-def _staleness(path: Path, fresh: NotebookNode) -> str | None:
+def _staleness(path: Path, fresh: NotebookNode, lesson: Lesson) -> str | None:
     if not path.exists():
         return "is missing"
     try:
@@ -55,10 +55,18 @@ def _staleness(path: Path, fresh: NotebookNode) -> str | None:
             strict=True,
         ):
             if mine != its:
-                return f"is stale: the {what} of cell {index} ({have[1]}) is not what the lesson gives"
+                place = f"cell {index} ({have[1]}){_in_lesson(lesson, index)}"
+                return f"is stale: the {what} of {place} is not what the lesson gives"
     if len(cells) != len(fresh.cells):
         return f"is stale: it has {len(cells)} cells, the lesson gives {len(fresh.cells)}"
     for index, cell in enumerate(cells):
         if cell[0] == "code" and cell[4] is None:
-            return f"has a cell that was never run: cell {index} ({cell[1]})"
+            return f"has a cell that was never run: cell {index} ({cell[1]}){_in_lesson(lesson, index)}"
     return None
+
+
+def _in_lesson(lesson: Lesson, index: int) -> str:
+    """Where a notebook's cell stands in its lesson; nothing for the badge and the setup cell, which no lesson holds."""
+    if index in (0, 2):
+        return ""
+    return f", {lesson.where(0 if index == 1 else index - 2)},"

@@ -24,6 +24,9 @@ RUNS = re.compile(r"Running all cells takes about (\d+) s on two CPU cores\b")
 RECORD = "assets/measurements/minutes.json"
 TOLERANCE, AT_LEAST = 0.25, 5
 
+NEWLINE = "\n"
+PLACEHOLDER = re.compile(r"^(?:- |#+ (?:Exercise: )?)?(\[[^\]\n]+\])(?![(\[:])", re.M)
+
 COMMENT_MARKERS = re.compile(r"^\s*#\s*(NBVAL_\w+|PYTEST_VALIDATE_IGNORE_OUTPUT)\s*$", re.M)
 
 Found = Iterator[tuple[int, str]]
@@ -33,6 +36,17 @@ def broken(lesson: Lesson, course: Course) -> list[str]:
     """Every rule that the lesson breaks, one sentence each, with its line."""
     name = f"{lesson.path.parent.name}/{lesson.path.name}"
     return [f"{name}, line {line}: {said}" for rule in RULES for line, said in rule(lesson, course)]
+
+
+def unwritten(lesson: Lesson) -> list[str]:
+    """What `make new` left to be written and stands there still: text in square brackets that is no link."""
+    name = f"{lesson.path.parent.name}/{lesson.path.name}"
+    return [
+        f"{name}, line {lesson.lines[index] + cell.source.count(NEWLINE, 0, found.start())}: to be written: {found[1]}"
+        for index, cell in enumerate(lesson.cells)
+        if cell.cell_type == "markdown"
+        for found in PLACEHOLDER.finditer(re.sub(r"(?ms)^```.*?^```", _blank, cell.source))
+    ]
 
 
 def _opening(lesson: Lesson, course: Course) -> Found:
@@ -106,17 +120,22 @@ def colab_link(stem: str, course: Course) -> str:
 
 
 def _closing(lesson: Lesson, course: Course) -> Found:
-    """The last sections are a recap and what to read."""
+    """The last sections are a recap and what to read, and each lists something."""
     sections = [
-        (lesson.lines[index] + cell.source.count("\n", 0, found.start()), found[1])
+        (lesson.lines[index] + cell.source.count("\n", 0, found.start()), found[1], found[2])
         for index, cell in enumerate(lesson.cells)
         if cell.cell_type == "markdown"
-        for found in re.finditer(r"^## (.*)$", re.sub(r"(?ms)^```.*?^```", _blank, cell.source), re.M)
+        for found in re.finditer(r"^## (.*)$((?:\n(?!## ).*)*)", re.sub(r"(?ms)^```.*?^```", _blank, cell.source), re.M)
     ]
-    if [title for _, title in sections[-2:]] != ["Recap", "Read more"]:
+    last = sections[-2:]
+    if [title for _, title, _ in last] != ["Recap", "Read more"]:
         line = sections[-1][0] if sections else lesson.lines[0]
-        found = ", ".join(f"'## {title}'" for _, title in sections[-2:]) or "none"
+        found = ", ".join(f"'## {title}'" for _, title, _ in last) or "none"
         yield line, f"the last two sections are not '## Recap' and '## Read more', but {found}"
+        return
+    for line, title, below in last:
+        if not re.search(r"^([-*]|\d+\.|\|) *\S", below, re.M):
+            yield line, f"'## {title}' lists nothing: write '- ...' below it"
 
 
 def _blank(found: re.Match[str]) -> str:
@@ -138,12 +157,15 @@ def _exercises(lesson: Lesson, course: Course) -> Found:
             continue
         at = before.source.rfind("### Exercise: ")
         line, prose = line + before.source.count("\n", 0, at), before.source[at:]
-        if not re.search(r"^Difficulty: (●○○|●●○|●●●) · about \d+ minutes?\b", prose, re.M):
+        if not re.search(r"^Difficulty: (●○○|●●○|●●●)( |$)", prose, re.M):
             yield line, f"the exercise {name!r} has no line 'Difficulty: ●○○ · about 5 minutes'"
-        if f'hint("{name}")' not in prose:
+        elif not re.search(r"^Difficulty: ... · about \d+ minutes?\b", prose, re.M):
+            yield line, f"the line 'Difficulty: ...' of the exercise {name!r} ends without '· about 5 minutes'"
+        hints = set(re.findall(r'hint\("(\w+)"\)', prose))
+        if not hints:
             yield line, f'the exercise {name!r} doesn\'t say how to open its hints: `hint("{name}")`'
-        for other in set(re.findall(r'hint\("(\w+)"\)', prose)) - {name}:
-            yield line, f'above the exercise {name!r} stands hint("{other}"): is one of the two misspelt?'
+        for other in hints - {name}:
+            yield line, f'hint("{other}") stands above check("{name}", ...): is one of the two names misspelt?'
     last = max(index for index, cell in enumerate(lesson.cells) if cell.cell_type == "code")
     if not re.search(r"^progress\(\)", lesson.cells[last].source, re.M):
         yield lesson.lines[last], "the last code cell doesn't call progress()"
