@@ -1,5 +1,6 @@
 """The checks framework judges answers by behaviour, says what is wrong, and leaves nothing half-changed."""
 
+import pickle
 import random
 import re
 import subprocess
@@ -79,6 +80,64 @@ def test_an_open_exercise_hands_back_the_reference(delta, capsys, answer):
     out = capsys.readouterr().out
     assert out.startswith("[not solved yet] lora_delta")
     assert 'reference solution is used below, so that you can read on. Stuck? hint("lora_delta")' in out
+
+
+class Layer(torch.nn.Module):
+    """A right answer that is a class."""
+
+
+def is_module(answer):
+    if not issubclass(answer, torch.nn.Module):
+        raise Wrong("it is no module")
+
+
+HANDED = {
+    "function": ({"reference": reference, "cases": [factors]}, lambda A, B, alpha: A @ B),
+    "class": ({"reference": Layer, "test": is_module}, dict),
+    "number": ({"reference": 2048}, 4096),
+    "fraction": ({"reference": 0.25}, 4.0),
+    "text": ({"reference": "q_proj"}, "v_proj"),
+    "pair": ({"reference": (1, 2)}, (2, 1)),
+    "list": ({"reference": ["q_proj"]}, []),
+    "dictionary": ({"reference": {"r": 8}}, {"r": 16}),
+    "tensor": ({"reference": torch.ones(2)}, torch.zeros(2)),
+}
+
+
+@pytest.mark.parametrize("kind", HANDED)
+@pytest.mark.parametrize("first", [None, "wrong"])
+def test_what_was_handed_out_passes_no_second_check(capsys, kind, first):
+    """`answer = check("name", answer)` run again, without the answer's cell, or with a syntax error in it."""
+    fields, wrong = HANDED[kind]
+    exercise("name", mistakes=NEVER, **fields)
+    answer = check("name", first and wrong)
+    for _ in range(2):
+        answer = check("name", answer)
+        out = capsys.readouterr().out.splitlines()[-2]
+        assert out.startswith("[not solved yet] name: the name holds the reference that the last check handed you.")
+    progress()
+    assert "0 of 1 exercises passed" in capsys.readouterr().out
+    check("name", right_again(fields["reference"]))
+    assert capsys.readouterr().out == "[passed] name\n"
+
+
+def right_again(value):
+    """The right answer as a learner writes it, after the reference was seen."""
+    if isinstance(value, type):
+        return type("Mine", (torch.nn.Module,), {})
+    return (lambda A, B, alpha: value(A, B, alpha)) if callable(value) else pickle.loads(pickle.dumps(value))
+
+
+def test_what_was_handed_out_fails_a_strict_check(delta, monkeypatch):
+    handed = check("lora_delta", None)
+    monkeypatch.setenv("COURSE_STRICT", "1")
+    with pytest.raises(ExerciseFailed, match="not solved yet"):
+        check("lora_delta", handed)
+
+
+def test_the_reference_that_nobody_handed_out_is_an_answer(delta, capsys):
+    check("lora_delta", reference)
+    assert capsys.readouterr().out == "[passed] lora_delta\n"
 
 
 def test_a_forgotten_return_is_named(delta, capsys):
@@ -176,7 +235,11 @@ def test_strict_raises_the_same_report(delta, capsys, monkeypatch):
     assert capsys.readouterr().out == ""
     with pytest.raises(ExerciseFailed, match="not solved yet"):
         check("lora_delta", None)
-    assert check("lora_delta", reference) is reference
+
+    def right(A, B, alpha):
+        return reference(A, B, alpha)
+
+    assert check("lora_delta", right) is right
 
 
 @pytest.mark.parametrize("off", ["", "0"])
@@ -375,7 +438,6 @@ def test_a_value_is_compared_and_not_given_away(count):
     [
         (0.123456, 0.2),
         ("rank", "alpha"),
-        (True, False),
         ([1, 2], [1, 3]),
         ({"lora_A": 7.5}, {"lora_A": 8.5}),
         ({1.5, 2.5}, {1.5}),
@@ -386,7 +448,7 @@ def test_no_report_on_a_value_shows_the_right_one(right, wrong):
     exercise("value", reference=right, mistakes=NEVER)
     result = evaluate("value", wrong)
     assert result.state == core.NOT_RIGHT
-    for secret in ("0.123", "'rank'", "True", "7.5", "2.5", "[1, 2]"):
+    for secret in ("0.123", "'rank'", "7.5", "2.5", "[1, 2]"):
         assert secret not in result.message
 
 
@@ -445,7 +507,7 @@ def test_two_mistakes_with_the_same_words_are_not_told_apart():
         if x % 2:
             raise Wrong("it is odd")
 
-    exercise("even", reference=2, compare=lambda a, b: True, test=even, mistakes=[Mistake(n, "no") for n in (1, 3)])
+    exercise("even", reference=2048, compare=lambda a, b: True, test=even, mistakes=[Mistake(n, "no") for n in (1, 3)])
     assert evaluate("even", 5).mistake is None
     assert evaluate("even", 5).message == "it is odd"
 
@@ -522,7 +584,7 @@ def test_an_exercise_without_hints_offers_none(count, capsys):
 def register_in(chapter, name, points=1):
     """Register as a module utils.course.checks.<chapter> would."""
     scope = {"__name__": f"utils.course.checks.{chapter}", "exercise": exercise}
-    exec(f"exercise({name!r}, reference=1, points={points})", scope)
+    exec(f"exercise({name!r}, reference='one', points={points})", scope)
 
 
 def test_progress_shows_the_chapters_that_were_tried(capsys):
@@ -530,7 +592,7 @@ def test_progress_shows_the_chapters_that_were_tried(capsys):
         register_in(chapter, name, points)
     progress()
     assert capsys.readouterr().out == "No exercise has been checked yet in this session.\n"
-    check("second_one", 1)
+    check("second_one", "one")
     capsys.readouterr()
     progress()
     assert capsys.readouterr().out == textwrap.dedent("""\
@@ -539,13 +601,13 @@ def test_progress_shows_the_chapters_that_were_tried(capsys):
         second_one  passed          3/3
         1 of 2 exercises passed, 3 of 4 points.
         """)
-    check("one", 2)
+    check("one", "two")
     check("other", None)
     capsys.readouterr()
     progress()
     table = capsys.readouterr().out
     assert "one         not right yet   0/1" in table and "other       not solved yet  0/1" in table
-    check("one", 1), check("other", 1)
+    check("one", "one"), check("other", "one")
     capsys.readouterr()
     progress()
     assert capsys.readouterr().out.endswith("3 of 3 exercises passed, 5 of 5 points. Well done.\n")
@@ -571,6 +633,8 @@ def test_the_last_try_counts(count, capsys):
         ("f", {"reference": len, "cases": [[1]]}, "a case is a tuple"),
         ("f", {"reference": 1, "points": 0}, "points must be at least 1"),
         ("f", {"reference": 1, "hints": "count"}, "not one string"),
+        ("f", {"reference": 4}, "a learner's own 4, and a second check would pass it"),
+        ("f", {"reference": True}, "a learner's own True, and a second check would pass it"),
     ],
 )
 def test_faulty_registrations_are_refused(name, arguments, said):

@@ -26,7 +26,7 @@ CHAPTER = (
 from utils.course.checks import check, progress
 from utils.course.checks.core import Mistake, exercise
 
-exercise("size", reference=4, mistakes=[Mistake(3, "one too few.")], hints=["Count."])
+exercise("size", reference=400, mistakes=[Mistake(300, "one too few.")], hints=["Count."])
 step = kept = 10
 ```
 
@@ -34,9 +34,9 @@ step = kept = 10
 step = step + 1
 ### BEGIN SOLUTION
 helper = kept = 2
-size = 2 * helper
+size = 200 * helper
 ### STUB
-# size = 3
+# size = 300
 ### END SOLUTION
 print("step", step)
 ```
@@ -77,7 +77,7 @@ def test_the_build_stores_what_each_copy_prints(chapter):
     assert "0 of 1 exercises passed" in printed(learner, PROGRESS)
     assert "1 of 1 exercises passed" in printed(solved, PROGRESS)
     for copy in (learner, solved):  # the stub's step isn't the solution's
-        assert printed(copy, SOLUTION) == "step 11\n" and printed(copy, READS) == "4 11\n"
+        assert printed(copy, SOLUTION) == "step 11\n" and printed(copy, READS) == "400 11\n"
         assert [cell.execution_count for cell in copy.cells[SETUP:]] == [1, 2, 3, 4, 5, 6]
 
 
@@ -119,31 +119,31 @@ FAULTS = {  # stem -> what is changed: (copies, cell, change); the full runs tha
         [STUB, LEARNERS_CHECK, LEARNERS_PROGRESS],
     ),
     "02_reads_the_solutions_name": (
-        [(BOTH, READS, source("print(size, helper)")), (BOTH, READS, output("4 11", "4 2"))],
+        [(BOTH, READS, source("print(size, helper)")), (BOTH, READS, output("400 11", "400 2"))],
         [LEARNER],
         [f"Cell {READS}"],
     ),
     "03_stored_in_the_learners_copy": (
-        [([LEARNER], READS, output("4 11", "5 11")), ([LEARNER], PROGRESS, output("0 of 1", "1 of 1"))],
+        [([LEARNER], READS, output("400 11", "500 11")), ([LEARNER], PROGRESS, output("0 of 1", "1 of 1"))],
         [LEARNER],
         ["Both copies", LEARNERS_PROGRESS],
     ),
     "04_stored_in_the_solved_copy": (
-        [([SOLVED], READS, output("4 11", "5 11"))],
+        [([SOLVED], READS, output("400 11", "500 11"))],
         [SOLVED],
         ["Both copies", f"Cell {READS}"],
     ),
     "05_other_message": ([(BOTH, GIVEN, other_message)], [LEARNER], [LEARNERS_CHECK]),
     "06_wrong_solution": (
-        [([SOLVED], SOLUTION, source("step += 1\nsize = 5\nprint('step', step)"))],
+        [([SOLVED], SOLUTION, source("step += 1\nsize = 500\nprint('step', step)"))],
         [SOLVED],
         [f"Cell {CHECK}", f"Cell {READS}", f"Cell {PROGRESS}"],
     ),
     "07_reads_a_name_that_the_solution_binds_anew": (  # two full runs pass: each has its own value stored
         [
             (BOTH, READS, source("print(kept)")),
-            ([LEARNER], READS, output("4 11", "10")),
-            ([SOLVED], READS, output("4 11", "2")),
+            ([LEARNER], READS, output("400 11", "10")),
+            ([SOLVED], READS, output("400 11", "2")),
         ],
         [],
         ["Both copies", f"Cell {READS}"],
@@ -202,7 +202,7 @@ def test_seconds_are_listed_and_recorded_when_all_passed(chapter, tmp_path):
 
 
 def test_the_kernel_is_as_it_was_after_the_learners_cells(monkeypatch):
-    monkeypatch.setattr(core, "_kernel", core._Kernel({"size": "passed"}, {"size": 1}))
+    monkeypatch.setattr(core, "_kernel", core._Kernel({"size": "passed"}, hints={"size": 1}))
     monkeypatch.setattr(aside, "_learners_outcomes", {})
     monkeypatch.setenv("COURSE_STRICT", "1")
     names = {"step": 10, "kept": 1}
@@ -276,4 +276,4 @@ def test_what_differs_between_the_copies(chapter):
     solved.cells.append(new_markdown_cell("More."))
     found = list(disagreements(learner, solved))
     assert [index for index, _ in found] == [1, READS, PROGRESS + 1]
-    assert "'5\\n' | '4 11\\n'" in found[1][1]
+    assert "'5\\n' | '400 11\\n'" in found[1][1]

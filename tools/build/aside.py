@@ -31,7 +31,8 @@ def enter(namespace: dict[str, Any], names: Sequence[str]) -> None:
 
     values = {name: namespace[name] for name in names if name in namespace}
     kernel, strict = core._kernel, os.environ.pop(core.STRICT_VARIABLE, None)
-    states, hints, numpy, torch = kernel.states, dict(kernel.hints), sys.modules.get("numpy"), sys.modules["torch"]
+    states, hints, handed = kernel.states, dict(kernel.hints), dict(kernel.handed)
+    numpy, torch = sys.modules.get("numpy"), sys.modules["torch"]
     python_random, torch_random, numpy_random = (
         random.getstate(),
         torch.get_rng_state(),
@@ -40,7 +41,7 @@ def enter(namespace: dict[str, Any], names: Sequence[str]) -> None:
     kernel.states = _learners_outcomes
 
     def put_back() -> None:
-        kernel.states, kernel.hints = states, hints
+        kernel.states, kernel.hints, kernel.handed = states, hints, handed
         random.setstate(python_random)
         torch.set_rng_state(torch_random)
         if numpy:

@@ -3,8 +3,9 @@
 A chapter registers its exercises once, with :func:`exercise`. A notebook then says
 ``answer = check("name", answer)``. The answer passes; or it is not solved yet; or it is wrong, and then
 :func:`check` compares what it does with the exercise's typical mistakes (:class:`Mistake`) and says which
-one it looks like. In the last two cases the notebook goes on with the reference answer. Answers are judged
-by behaviour: nothing here reads a learner's source.
+one it looks like. In the last two cases the notebook goes on with the reference answer, which the name then holds:
+judged again, it is "not solved yet" again, since the engine knows what it handed out. Answers are judged by behaviour:
+nothing here reads a learner's source.
 
 Every call gets fresh arguments and the same random seed, so an answer that changes its arguments or draws
 random numbers is judged like any other, and the notebook's own random state is left as it was.
@@ -33,6 +34,8 @@ PASSED = "passed"
 NOT_SOLVED = "not solved yet"
 NOT_RIGHT = "not right yet"
 NOT_TRIED = "not tried"
+
+HANDED_OUT = "the name holds the reference that the last check handed you. Run the cell with your own answer first."
 
 STRICT_VARIABLE = "COURSE_STRICT"
 
@@ -107,10 +110,11 @@ class _Outcome:
 
 @dataclass(eq=False)
 class _Kernel:
-    """What happened in this process: each exercise's last state, how many hints are open, and what the typical
-    mistakes were seen to do (see :func:`_mistake_does`)."""
+    """What happened in this process: each exercise's last state, the reference answers that were handed out, how many
+    hints are open, and what the typical mistakes were seen to do (see :func:`_mistake_does`)."""
 
     states: dict[str, str] = field(default_factory=dict)
+    handed: dict[str, Any] = field(default_factory=dict)
     hints: dict[str, int] = field(default_factory=dict)
     seen: dict[tuple[Any, ...], _Outcome] = field(default_factory=dict)
 
@@ -147,8 +151,8 @@ def exercise(
     compare: ``compare(expected, got) -> bool`` instead of the usual comparison of results.
 
     Raises ValueError for a name that isn't a lower-case identifier or that another module has taken, for a
-    callable reference with neither cases nor test, for a case that is neither a tuple nor callable, and for
-    points below 1.
+    callable reference with neither cases nor test, for a case that is neither a tuple nor callable, for points below
+    1, and for a value that Python keeps once, such as 2 or True: handed out, it would be the learner's own answer.
     """
     chapter = sys._getframe(1).f_globals.get("__name__", "?").rpartition(".")[2]
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
@@ -164,6 +168,11 @@ def exercise(
         raise ValueError(f"exercise {name!r}: a callable answer needs cases or a test, or all would pass")
     if cases and not callable(reference):
         raise ValueError(f"exercise {name!r}: cases are calls, but {reference!r} can't be called")
+    if not callable(reference) and _twin(reference) is reference:
+        raise ValueError(
+            f"exercise {name!r}: handed out, {reference!r} can't be told from a learner's own {reference!r}, and a "
+            "second check would pass it: ask for a function, a list or a dictionary"
+        )
     for case in cases:
         if not (isinstance(case, tuple) or callable(case)):
             raise ValueError(f"exercise {name!r}: a case is a tuple, or a function making one, not {case!r}")
@@ -199,12 +208,13 @@ class UnknownExercise(KeyError):
 def check(name: str, answer: Any = None) -> Any:
     """Judge `answer`, print one report, and return the answer if it passes, else the reference.
 
-    So a notebook with open exercises runs on. Under ``COURSE_STRICT=1`` an answer that does not pass raises
-    `ExerciseFailed` with the same report instead. Raises `UnknownExercise` (a KeyError) for a name that isn't
-    registered.
+    So a notebook with open exercises runs on. The reference itself, given back to a second check, is not solved yet.
+    Under ``COURSE_STRICT=1`` an answer that does not pass raises `ExerciseFailed` with the same report instead. Raises
+    `UnknownExercise` (a KeyError) for a name that isn't registered.
     """
     found = find(name)
-    result = evaluate(name, answer)
+    ours = name in _kernel.handed and answer is _kernel.handed[name]
+    result = Result(NOT_SOLVED, HANDED_OUT) if ours else evaluate(name, answer)
     _kernel.states[name] = result.state
     report = _report(found, result)
     if result.state == PASSED:
@@ -213,7 +223,19 @@ def check(name: str, answer: Any = None) -> Any:
     if os.environ.get(STRICT_VARIABLE, "0") not in ("", "0"):
         raise ExerciseFailed(report)
     print(report)
-    return found.reference
+    _kernel.handed[name] = found.reference if callable(found.reference) else _twin(found.reference)
+    return _kernel.handed[name]
+
+
+def _twin(value: Any) -> Any:
+    """An equal value that is another object, where Python allows it: not for small numbers, truth values, letters."""
+    if isinstance(value, str):
+        return "".join(list(value))
+    if type(value) in (int, float):
+        return type(value)(repr(value))
+    if type(value) is tuple:
+        return tuple(list(value))
+    return copy.deepcopy(value)
 
 
 def hint(name: str) -> None:
