@@ -18,6 +18,7 @@ ADDRESS = PROJECT["urls"]["Repository"]
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 
 
+@pytest.mark.locked
 def test_ruff_finds_nothing():
     command = [sys.executable, "-m", "ruff", "check", "--output-format=concise", "."]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

@@ -496,7 +496,7 @@ def test_ctrl_c_for_real(home):
         silent.accept()[0].close()  # pip is asking: the set-up is in its second step
         os.killpg(process.pid, signal.SIGINT)
         out, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == 130, out + errors
     assert one_sentence(out).startswith("Stopped.") and "Traceback" not in errors
     assert (home / ".venv" / "lora-course.unfinished").exists()
 

@@ -232,6 +232,10 @@ class _Finder(ast.NodeVisitor):
         if node.value is not None:
             self.visit(node.value)
 
+    def visit_keyword(self, node: ast.keyword) -> None:
+        if node.arg != "strict":  # zip's: where the lengths agree, which it asserts, False changes nothing
+            self.visit(node.value)
+
     def visit_JoinedStr(self, node: ast.JoinedStr) -> None:
         pass
 

@@ -32,6 +32,12 @@ def test_every_piece_of_evidence_holds(name, piece):
         assert CHECKS[type(piece)](piece, ROOT) is None
 
 
+@pytest.mark.parametrize("piece", [piece for _, piece in PIECES if "latency" in getattr(piece, "file", "")])
+def test_the_bounds_of_a_latency_are_close(piece):
+    """Or what is said to take 24% longer might take twice as long."""
+    assert piece.at_least < piece.at_most <= 1.1 * piece.at_least
+
+
 def test_every_choice_has_something_that_the_course_measured():
     for question, key, choice in ALL:
         assert any(not isinstance(piece, Source) for piece in choice.evidence), (question, key)

@@ -327,3 +327,17 @@ def test_importing_utils_colab_needs_the_standard_library_only(tmp_path):
     )
     loaded = set(re.findall(r"'(\w+)'", done.stdout))
     assert "utils" in loaded and loaded - sys.stdlib_module_names - {"utils", "__main__"} == set()
+
+
+@pytest.mark.parametrize(
+    ("stderr", "said"),
+    [
+        ("note: a\nERROR: no such wheel\nERROR: ResolutionImpossible\nnote: b\n", "ERROR: ResolutionImpossible"),
+        ("Traceback\nKilled\n", "Killed"),
+        ("", "it did not say why"),
+    ],
+)
+def test_why_pip_failed_is_said(monkeypatch, stderr, said):
+    monkeypatch.setattr(colab.subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 1, "", stderr))
+    with pytest.raises(RuntimeError, match=re.escape(f"could not install trl on this runtime ({said}).")):
+        colab._pip_install(["trl"])

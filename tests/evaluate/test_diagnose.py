@@ -183,6 +183,8 @@ def test_labels_on_everything(new, tokenizer, good):
     assert (share, eos) == (1.0, True) and padding == int((sick["attention_mask"] == 0).sum())
     with pytest.raises(ValueError, match="width must be"):
         cases.everything_learnt(good[0], tokenizer.pad_token_id, width=3)
+    own = good[0]["input_ids"].shape[1]
+    assert cases.everything_learnt(good[0], tokenizer.pad_token_id, width=own)["labels"].shape[1] == own
 
 
 def test_a_label_on_the_first_token_counts_as_none(new, tokenizer, good):

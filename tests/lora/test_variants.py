@@ -313,8 +313,11 @@ def test_adalora_refuses_models_without_its_layers_and_bad_averages():
         adalora.RankAllocator(model, adalora.Schedule(4, 2, 10))
     with pytest.raises(ValueError, match="lora_A"):
         adalora.orthogonality({"x": torch.zeros(2)})
-    with pytest.raises(ValueError, match="beta2"):
-        adalora.Importance(beta2=1.0)
+    for beta in (0.0, 1.0, -0.5):
+        with pytest.raises(ValueError, match="beta1 is a share between 0 and 1"):
+            adalora.Importance(beta1=beta)
+        with pytest.raises(ValueError, match="beta2 is a share between 0 and 1"):
+            adalora.Importance(beta2=beta)
     with pytest.raises(ValueError, match="budget"):
         adalora.survivors({"x": torch.ones(3)}, 3)
 

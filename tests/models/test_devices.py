@@ -15,7 +15,7 @@ from utils.train import loop
 torch.set_num_threads(1)
 
 EXAMPLES = task_examples("style", "train", 16)
-TWO_DEVICES = "same device"
+TWO_DEVICES = "same device|two different devices"
 
 
 @pytest.fixture

@@ -164,6 +164,7 @@ def test_over_rates_writes_plain_numbers_on_a_logarithmic_y_axis_too():
 def test_sprint_shows_losses_and_what_each_run_is_ahead_of_the_first():
     figure = plots.sprint(CURVES, title="T", xlabel="steps", ylabel="loss", apart=["slow"])
     left, right = figure.axes
+    assert (left.get_xlabel(), left.get_ylabel(), right.get_xlabel()) == ("steps", "loss", "steps")
     assert [list(line.get_ydata()) for line in left.lines] == [y for _, y in CURVES.values()]
     assert [list(line.get_ydata()) for line in right.lines] == [[0, 0, 0], [0, 1, 0.5]], "below the first is ahead"
     assert [t.get_text() for t in figure.legends[0].get_texts()] == list(CURVES)

@@ -57,6 +57,13 @@ def test_int8_keeps_the_shape(shape):
     assert steps.shape == from_absmax_int8(steps, scales, 4).shape == shape
 
 
+def test_the_relative_error_is_that_of_the_whole():
+    values = torch.tensor([[3.0, 0.0], [0.0, 4.0]])
+    assert relative_error(values, values) == 0
+    assert relative_error(values, 2 * values) == 1
+    assert relative_error(values, values + torch.tensor([[0.0, 0.5], [0.0, 0.0]])) == pytest.approx(0.1)
+
+
 def test_zeros_stay_zeros():
     steps, scales = absmax_int8(torch.zeros(10), 4)
     assert not steps.any() and not scales.any() and not from_absmax_int8(steps, scales, 4).any()

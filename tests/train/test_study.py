@@ -176,6 +176,7 @@ def test_a_rate_beyond_reason_diverges_for_real(work):
 def test_looking_less_often_than_a_run_is_long_is_refused(work):
     with pytest.raises(ValueError, match="report_every is 9: it must be from 1 to the 6 steps"):
         study.Work(work.model, work.tokenizer, work.train, work.dev, steps=6, report_every=9)
+    assert study.Work(work.model, work.tokenizer, work.train, work.dev, steps=6, report_every=6).report_every == 6
 
 
 # ---------------------------------------------------------------------------------------------------------- the study

@@ -129,3 +129,15 @@ def test_a_sprint_refuses_to_look_every_zero_steps():
 def test_an_entry_of_lora_without_a_rank_is_refused():
     with pytest.raises(ValueError, match="DoRA has no rank r"):
         sweep.build(sweep.SweepEntry("DoRA", None, (1e-3,)), torch.nn.Sequential(torch.nn.Linear(2, 2)), 0)
+
+
+def test_the_record_is_of_these_entries_rates_and_courses():
+    """assets/measurements/variants.json was made with what stands in the tables, or the race is another one."""
+    parts = json.loads((models.ROOT / "assets/measurements/variants.json").read_text())["parts"]
+    assert {(part["entry"], part["task"]) for part in parts} == {
+        (name, task) for name in sweep.ENTRIES for task in sweep.COURSES
+    }
+    for part in parts:
+        course = sweep.COURSES[part["task"]]
+        assert tuple(part["rates"]) == sweep.ENTRIES[part["entry"]].rates, part["entry"]
+        assert part["steps"] == course.steps

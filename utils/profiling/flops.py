@@ -4,8 +4,8 @@ The step is that of a :class:`utils.profiling.memory.Setup`, on the meta device,
 
 Attributes:
     SHALLOW: Blocks of the deepest model that is really followed.
-    PRODUCTS: What a linear layer calls. Attention's own products go by other names, and some versions of torch count
-        them too.
+    PRODUCTS: What a linear layer calls. Attention's own products go by other names.
+    NOT_COUNTED: Attention's products: some versions of torch count them, some refuse to where heads share keys (2.11).
 """
 
 from __future__ import annotations
@@ -21,6 +21,13 @@ from utils.profiling.peak import PeakTracker
 
 SHALLOW = 3
 PRODUCTS = (torch.ops.aten.mm, torch.ops.aten.addmm)
+NOT_COUNTED = {
+    op: lambda *shapes, **named: 0
+    for op in (
+        torch.ops.aten._scaled_dot_product_flash_attention,
+        torch.ops.aten._scaled_dot_product_flash_attention_backward,
+    )
+}
 
 
 class Flops(NamedTuple):
@@ -58,7 +65,8 @@ def _count(setup: Setup, layers: int) -> Flops:
     config.get_text_config().num_hidden_layers = layers
     model = model_of(dataclasses.replace(setup, model=config))
     ids = torch.zeros(setup.batch, setup.length, dtype=torch.long, device="meta")
-    with PeakTracker(), FlopCounterMode(display=False) as counter:  # the tracker makes a model run on the meta device
+    counting = FlopCounterMode(display=False, custom_mapping=NOT_COUNTED)
+    with PeakTracker(), counting as counter:  # the tracker makes a model run on the meta device
 
         def counted() -> int:
             return sum(n for op, n in counter.get_flop_counts().get("Global", {}).items() if op in PRODUCTS)
