@@ -173,6 +173,7 @@ def test_trls_packed_loss_is_ours_without_the_leak(base, tmp_path):
 
 
 def test_the_mask_lets_a_token_see_its_own_document_up_to_itself():
+    assert block_diagonal_mask([0, 3])[0, 0].int().tolist() == [[1, 0, 0], [1, 1, 0], [1, 1, 1]]
     assert block_diagonal_mask([0, 2, 5])[0, 0].int().tolist() == [
         [1, 0, 0, 0, 0],
         [1, 1, 0, 0, 0],

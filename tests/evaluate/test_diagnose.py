@@ -234,6 +234,10 @@ def test_a_config_that_was_changed_afterwards(new, tokenizer):
     new.peft_config["default"].r = 8
     new.peft_config["default"].lora_alpha = 64
     assert signs_of(examine(new, tokenizer)) == ["scaling"]
+    for pattern in ("rank_pattern", "alpha_pattern"):  # either gives layers ranks or scalings of their own
+        setattr(new.peft_config["default"], pattern, {"q_proj": 4})
+        assert signs_of(examine(new, tokenizer)) == []
+        setattr(new.peft_config["default"], pattern, {})
 
 
 def test_rslora_scales_by_the_root_and_is_healthy(tokenizer):

@@ -174,6 +174,13 @@ def test_density_one_thins_nothing():
         assert c.largest_difference(c.combine(adapters, [0.7, 0.3], how, density=1), linear) == 0
 
 
+def test_density_one_draws_nothing():
+    generator = torch.Generator().manual_seed(3)
+    before = generator.get_state()
+    assert torch.equal(c.keep_random(torch.arange(4.0), 1, generator), torch.arange(4.0))
+    assert torch.equal(generator.get_state(), before)
+
+
 def test_padding_changes_no_correction_and_makes_linear_possible():
     small, large = _random_adapter(2, 0), _random_adapter(5, 1)
     same = c.padded(small, 5)

@@ -193,7 +193,7 @@ def test_lora_plus_has_pefts_groups_and_trains_as_it_does(batches):
     for group in theirs.param_groups:
         by_rate[group["lr"]] = by_rate.get(group["lr"], 0) + sum(p.numel() for p in group["params"])
     by_rate = {rate: count for rate, count in by_rate.items() if count}
-    groups = variants.lora_plus_groups(ours, 1e-3, 16)
+    groups = variants.lora_plus_groups(ours, 1e-3)  # 16, the paper's, is the default
     assert {g["lr"]: sum(p.numel() for p in g["params"]) for g in groups} == by_rate
     compare(ours, peft, batches, groups=(groups, theirs.param_groups))
 

@@ -14,6 +14,7 @@ from utils.evaluate import metrics
 from utils.models import ModelUnavailable, loading
 from utils.models import device as machine
 from utils.models import errors as model_errors
+from utils.models.configs import SHAPES
 from utils.tinyworld import TASKS
 from utils.train.adapter_cache import adapter_dir
 
@@ -144,6 +145,12 @@ def test_the_tiny_model_stays_on_the_cpu_and_the_others_take_the_best_device(mon
         monkeypatch.setenv("COURSE_PROFILE", name)
         found[name] = models.model_device()
     assert found == {"tiny": CPU, "small": MPS, "7b": MPS}
+
+
+def test_a_profile_says_how_many_parameters_its_model_has():
+    shipped = sum(p.numel() for p in models.load_base()[0].parameters())
+    said = {name: models.PROFILES[name].parameters for name in ("tiny", "small")}
+    assert said == pytest.approx({"tiny": shipped, "small": SHAPES["SmolLM2-135M"]}, rel=0.02)
 
 
 def test_the_module_is_light():

@@ -189,6 +189,8 @@ def test_seed_panels_show_every_seed_and_the_mean_in_the_rows_order():
     figure = plots.seed_panels(
         {"one": {"a": [10, 30], "b": [50]}, "two": {"b": [1, 3], "a": [7]}}, title="T", xlabel="x (%)"
     )
+    three = plots.seed_panels({"one": {"a": [1], "b": [2], "c": [3]}}, title="T", xlabel="x")
+    assert [t.get_text() for t in three.legends[0].get_texts()] == ["one seed", "mean"], "each once"
     left, right = figure.axes
     assert [t.get_text() for t in left.get_yticklabels()] == ["a", "b"]
     rings = [line for line in right.lines if line.get_marker() == "o"]
