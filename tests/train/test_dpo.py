@@ -362,6 +362,14 @@ def test_a_sample_ends_at_its_end_mark_and_the_seed_decides(pairs):
     assert not any(t.stopped for t in dpo.sample(model, tokenizer, prompts, max_new_tokens=3))
 
 
+def test_a_sample_ends_at_any_of_several_end_marks(pairs):
+    model, tokenizer = models.load_base()
+    free = dpo.sample(model, tokenizer, [pairs[0].prompt], max_new_tokens=12)[0]
+    model.generation_config.eos_token_id = [tokenizer.eos_token_id, free.ids[4]]
+    cut = dpo.sample(model, tokenizer, [pairs[0].prompt], max_new_tokens=12)[0]
+    assert cut.stopped and cut.ids == free.ids[: free.ids.index(free.ids[4]) + 1]
+
+
 # ------------------------------------------------------------------------------------------------------- the record
 
 

@@ -22,6 +22,7 @@ from utils import tinyworld
 from utils.data.chat import IGNORED, Example, collate, encode, render, token_id
 from utils.lora.checkpoint import BASE_CHANGING
 from utils.lora.layer import disabled
+from utils.models.ends import end_ids
 from utils.tinyworld import Split
 from utils.train.loop import Stepper, check_positive, in_mode, learning_rate_factor, seeded
 
@@ -242,11 +243,12 @@ def sample(
             **inputs, max_new_tokens=max_new_tokens, do_sample=True, temperature=1.0, top_k=0,
             pad_token_id=tokenizer.pad_token_id,
         )  # fmt: skip
-    told = []
+    told, ends = [], end_ids(model, tokenizer)
     for prompt, row in zip(prompts, out[:, inputs.input_ids.shape[1] :].tolist(), strict=True):
-        stopped = tokenizer.eos_token_id in row
-        ids = row[: row.index(tokenizer.eos_token_id) + 1] if stopped else row
-        told.append(Told(prompt, ids, cast(str, tokenizer.decode(ids, skip_special_tokens=True)).strip(), stopped))
+        end = next((i for i, token in enumerate(row) if token in ends), None)
+        ids = row if end is None else row[: end + 1]
+        text = cast(str, tokenizer.decode(ids, skip_special_tokens=True)).strip()
+        told.append(Told(prompt, ids, text, end is not None))
     return told
 
 
