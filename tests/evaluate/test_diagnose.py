@@ -57,6 +57,20 @@ def new():
 # ------------------------------------------------------------------------------------------------------- the chart
 
 
+def test_patients_train_on_as_many_batches_as_their_fault_needs_to_show(monkeypatch):
+    monkeypatch.setattr(cases, "healthy_batches", lambda steps: list(range(steps)))
+    for fault in ("without_end_mark", "everything_learnt"):
+        monkeypatch.setattr(cases, fault, lambda batch, token: batch)
+    for maker in ("new_adapter", "frozen_adapter"):
+        monkeypatch.setattr(cases, maker, lambda: nn.Linear(1, 1))
+    monkeypatch.setattr(cases, "watched", lambda model, batches, **settings: list(batches))
+    ward = cases.admit(progress=False)
+    drawn = {letter: patient.chart for letter, patient in ward.items()}
+    everything = list(range(cases.STEPS))
+    assert drawn["A"] == drawn["C"] == everything and drawn["D"] == everything[:50]
+    assert drawn["B"] == drawn["E"] == drawn["F"] == everything[: cases.EARLY]
+
+
 def test_watched_trains_as_train_does(tokenizer):
     """The same losses, number by number: the clinic's runs are the course's runs, only watched."""
     examples = task_examples("sentiment", "train", 50)
