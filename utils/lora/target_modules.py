@@ -184,11 +184,11 @@ def converted(model: nn.Module, target_modules: str | Collection[str]) -> Conver
     ranks = {
         name: r
         for name, _ in model.named_parameters()
-        for pattern, r in config.rank_pattern.items()
+        for pattern, r in (config.rank_pattern or {}).items()
         if re.fullmatch(pattern, name)
     }
     names = [name for name, _ in model.named_parameters() if any(_names(target, name) for target in wanted)]
-    return Converted(sorted(config.target_modules), {name: ranks.get(name, 1) for name in names})
+    return Converted(sorted(config.target_modules or []), {name: ranks.get(name, 1) for name in names})
 
 
 def _refuse_parameters(model: nn.Module, target_modules: str | Collection[str]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +11,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def listed_ids(eos_id: int | Sequence[int] | Tensor | None) -> list[int]:
-    """An EOS token's id, or several of them, as transformers takes them, as a list; None gives an empty one.
+def listed_ids(eos_id: Any) -> list[int]:
+    """An EOS token's id, or several of them in a list, tuple or tensor, as a list; None gives an empty one.
 
     Raises TypeError for anything that is no whole number.
     """

@@ -22,7 +22,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -270,7 +270,7 @@ def model_of(setup: Setup) -> PreTrainedModel:
             f"the step that is followed here is that of a model that continues text, and {config.model_type} is none. "
             "Of a model for pictures and text pass the text's part, config.get_text_config()"
         )
-    kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    kind = cast(Any, MODEL_FOR_CAUSAL_LM_MAPPING[type(config)])
     attention = setup.attention if kind._supports_sdpa else "eager"  # what transformers takes there
     if attention == "sdpa" and kind._supports_attention_backend:
         attention = register_attention()

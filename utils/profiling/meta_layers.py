@@ -172,7 +172,8 @@ class FusedAttention(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is F.scaled_dot_product_attention:
-            return attention_kernel(*args[:3], kwargs.get("dropout_p", 0.0), kwargs.get("scale"))
+            query, key, value = args[:3]
+            return attention_kernel(query, key, value, kwargs.get("dropout_p", 0.0), kwargs.get("scale"))
         return func(*args, **kwargs)
 
 
@@ -245,7 +246,8 @@ def plain_linear(model: nn.Module) -> None:
     for name, layer in list(model.named_modules()):
         if is_conv1d(layer):
             weight = layer.get_parameter("weight")
-            model.set_submodule(name, nn.Linear(*weight.shape, device=META, dtype=weight.dtype))
+            d_in, d_out = weight.shape
+            model.set_submodule(name, nn.Linear(d_in, d_out, device=META, dtype=weight.dtype))
 
 
 def put_four_bit(model: nn.Module, double: bool) -> None:

@@ -273,7 +273,7 @@ def sft_trainer(
 
 def _largest_id(trainer: SFTTrainer, tokenizer: PreTrainedTokenizerBase) -> int:
     """The largest id that the trainer's batches will hold, padding included."""
-    largest = tokenizer.pad_token_id or 0
+    largest = cast("int | None", tokenizer.pad_token_id) or 0
     for split in (trainer.train_dataset, trainer.eval_dataset):
         if "input_ids" in getattr(split, "column_names", ()):
             largest = max(largest, *(max(ids, default=0) for ids in cast("Dataset", split)["input_ids"]))
@@ -359,7 +359,8 @@ def _read_checkpoint(folder: Path) -> _Checkpoint:
                 f"{folder.name} is spoilt: its {name} holds NaN or infinity, so that run had diverged. Take an earlier "
                 "one, and a lower learning rate"
             )
-    return _Checkpoint(*(held[name] for name in list(readers)[:3]), held["scheduler.pt"])
+    state, config, matrices = (held[name] for name in list(readers)[:3])
+    return _Checkpoint(state, config, matrices, held["scheduler.pt"])
 
 
 def _plain(value: Any) -> Any:
@@ -382,13 +383,17 @@ def check_checkpoint(checkpoint: str | Path, trainer: SFTTrainer) -> Path:
     pairs = [(name, saved[name], config[name]) for name in config if name in saved and name not in _MAY_DIFFER]
     bases = [str(each.get("base_model_name_or_path") or "").rstrip("/") for each in (saved, config)]
     if all(bases):
-        pairs.append(("the base", *(base.replace("\\", "/").rpartition("/")[2] for base in bases)))
+        was, now = (base.replace("\\", "/").rpartition("/")[2] for base in bases)
+        pairs.append(("the base", was, now))
     rates = scheduler.get("base_lrs") or [args.learning_rate]
     pairs.append(("learning_rate", rates[0], args.learning_rate))
     if args.max_steps > 0:
         pairs.append(("max_steps", state.get("max_steps"), args.max_steps))
     pairs.append(("per_device_train_batch_size", state.get("train_batch_size"), args.train_batch_size))
-    record = state.get("stateful_callbacks", {}).get("RunRecord", {}).get("args", {}).get("run", {})
+    try:
+        record = dict(state["stateful_callbacks"]["RunRecord"]["args"]["run"])
+    except (KeyError, TypeError, ValueError):  # a plain SFTTrainer's checkpoint
+        record = {}
     named = {"base": "the base's fingerprint", "examples": "the number of training examples"}
     pairs += [(named.get(name, name), was, here[name]) for name, was in record.items() if name in here]
     differences = dict.fromkeys(
@@ -397,8 +402,8 @@ def check_checkpoint(checkpoint: str | Path, trainer: SFTTrainer) -> Path:
     if not differences:
         from peft import get_peft_model_state_dict
 
-        now = get_peft_model_state_dict(cast("PeftModel", trainer.model), save_embedding_layers=False)
-        shapes, needed = ({k: tuple(v.shape) for k, v in each.items()} for each in (matrices, now))
+        own = get_peft_model_state_dict(cast("PeftModel", trainer.model), save_embedding_layers=False)
+        shapes, needed = ({k: tuple(v.shape) for k, v in each.items()} for each in (matrices, own))
         wrong = sorted(k for k in needed.keys() | shapes.keys() if needed.get(k) != shapes.get(k))
         if wrong:
             key = wrong[0]
