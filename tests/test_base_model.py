@@ -47,6 +47,13 @@ def requested_stories(loaded):
     return requests, gates.tell_stories(*loaded, [r for r, _ in requests])
 
 
+def test_stories_are_told_by_seed_0_and_at_the_temperature_of_the_record(loaded, monkeypatch):
+    monkeypatch.setattr(gates, "complete", lambda *_, **settings: [torch.rand(3).tolist(), settings["temperature"]])
+    usual, other = gates.tell_stories(*loaded, []), gates.tell_stories(*loaded, [], seed=1)
+    assert usual == gates.tell_stories(*loaded, [], temperature=0.7, seed=0) != other
+    assert usual[1] == 0.7
+
+
 # ---------------------------------------------------------------------------------------------------- the files
 
 

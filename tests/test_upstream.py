@@ -138,7 +138,7 @@ def test_peft_loads_a_checkpoint_of_another_alpha_without_a_word(tmp_path):
     model = adapted(r=2, lora_alpha=8)
     model.load_adapter(tmp_path, "default", is_trainable=True)
     scaling = model.base_model.model[0].scaling["default"]
-    needed(scaling == 4, "sft.check_checkpoint compares the adapter's settings (_MUST_AGREE)")
+    needed(scaling == 4, "sft.check_checkpoint compares the adapter's settings (_MAY_DIFFER)")
 
 
 def test_peft_asks_the_hub_whether_the_vocabulary_grew(tmp_path, monkeypatch):

@@ -57,6 +57,20 @@ def new():
 # ------------------------------------------------------------------------------------------------------- the chart
 
 
+def test_patients_train_on_as_many_batches_as_their_fault_needs_to_show(monkeypatch):
+    monkeypatch.setattr(cases, "healthy_batches", lambda steps: list(range(steps)))
+    for fault in ("without_end_mark", "everything_learnt"):
+        monkeypatch.setattr(cases, fault, lambda batch, token: batch)
+    for maker in ("new_adapter", "frozen_adapter"):
+        monkeypatch.setattr(cases, maker, lambda: nn.Linear(1, 1))
+    monkeypatch.setattr(cases, "watched", lambda model, batches, **settings: list(batches))
+    ward = cases.admit(progress=False)
+    drawn = {letter: patient.chart for letter, patient in ward.items()}
+    everything = list(range(cases.STEPS))
+    assert drawn["A"] == drawn["C"] == everything and drawn["D"] == everything[:50]
+    assert drawn["B"] == drawn["E"] == drawn["F"] == everything[: cases.EARLY]
+
+
 def test_watched_trains_as_train_does(tokenizer):
     """The same losses, number by number: the clinic's runs are the course's runs, only watched."""
     examples = task_examples("sentiment", "train", 50)
@@ -353,7 +367,9 @@ def data():
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_trl_trains_a_frozen_adapter_in_silence_when_it_checkpoints(tmp_path, tokenizer, data, checkpointing):
+    """The course's own sft_trainer refuses such a model."""
     from peft import PeftModel
+    from trl import SFTTrainer
 
     from utils.train.recipes import Recipe
     from utils.train.sft import sft_config, sft_trainer
@@ -361,7 +377,9 @@ def test_trl_trains_a_frozen_adapter_in_silence_when_it_checkpoints(tmp_path, to
     recipe = Recipe(r=8, lora_alpha=16, lr=4e-3, steps=2, batch_size=4)
     model = PeftModel.from_pretrained(load_base()[0], trained_adapter("sentiment", profile()))
     args = sft_config(tmp_path, recipe, activation_checkpointing=checkpointing)
-    trainer = sft_trainer(model, tokenizer, data, args)
+    with pytest.raises(ValueError, match="nothing to train"):
+        sft_trainer(model, tokenizer, data, args)
+    trainer = SFTTrainer(model=model, args=args, train_dataset=data, processing_class=tokenizer)
     if not checkpointing:
         with pytest.raises(RuntimeError, match="does not require grad"):
             trainer.train()

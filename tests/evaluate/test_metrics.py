@@ -11,8 +11,9 @@ from utils.data.chat import Example, encode
 from utils.evaluate import metrics
 from utils.evaluate.gates import copy_accuracy
 from utils.evaluate.merged_answers import answered
-from utils.evaluate.metrics import answer, complete, end_ids, exact_match, perplexity
+from utils.evaluate.metrics import answer, complete, exact_match, perplexity
 from utils.evaluate.report import evaluate
+from utils.models.ends import end_ids
 from utils.tinyworld import ASSISTANT, END, PAD, USER
 from utils.train.loop import train
 
@@ -174,6 +175,27 @@ def test_the_end_marks_of_a_model_with_one(tokenizer, configured):
     model = small()
     model.generation_config.eos_token_id = configured
     assert end_ids(model, tokenizer) == {tokenizer.eos_token_id} == {1}
+
+
+def test_stop_strings_end_an_answer_and_padding_behind_them_is_not_counted(base, tokenizer):
+    prompts = [e.prompt for e in EXAMPLES]
+    free = answer(base, tokenizer, prompts, max_new_tokens=12)
+    stop = free[0].text[5:9]
+    found = answer(base, tokenizer, prompts, max_new_tokens=12, stop_strings=[stop])
+    alone = answer(base, tokenizer, prompts[:1], max_new_tokens=12, stop_strings=stop)
+    assert found[0] == alone[0]
+    assert (
+        found[0].stopped and found[0].tokens < 12 and stop in found[0].text and free[0].text.startswith(found[0].text)
+    )
+    assert found[0].tokens == len(tokenizer(found[0].text, add_special_tokens=False).input_ids)
+    for was, now in zip(free, found, strict=True):
+        assert now == was or stop in now.text
+
+
+@pytest.mark.parametrize("setting", [{"num_return_sequences": 2, "do_sample": True}, {"return_dict_in_generate": True}])
+def test_settings_that_give_something_else_than_an_answer_a_prompt_are_refused(base, tokenizer, setting):
+    with pytest.raises(ValueError, match="one answer to each prompt"):
+        complete(base, tokenizer, [e.prompt for e in EXAMPLES], **setting)
 
 
 def test_a_conversation_is_asked_with_all_its_turns(base, tokenizer):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -239,6 +240,40 @@ def test_finished_rows_are_padded_and_the_loop_ends_with_the_last(base, batch):
     first = ours[0].tolist()
     end = first.index(stop)
     assert end <= 3 and set(first[end + 1 :]) <= {base[1].pad_token_id}
+
+
+@pytest.mark.parametrize("form", ["list", "tuple", "tensor", "the model's own", "the model's own list", "none at all"])
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_several_eos_tokens_end_a_row_as_in_transformers(base, batch, form, use_cache):
+    """Llama-3, Qwen and Gemma ship a list of EOS tokens in their generation_config."""
+    free = decoding.generate(base[0], **batch, **options(base)).ids
+    ends = [int(free[0, 3]), int(free[1, 5])]
+    model = copy.copy(base[0])
+    model.generation_config = copy.deepcopy(base[0].generation_config)
+    given = {"list": ends, "tuple": tuple(ends), "tensor": torch.tensor(ends)}.get(form)
+    if form.startswith("the model"):
+        model.generation_config.eos_token_id = ends if form.endswith("list") else ends[0]
+    if form == "none at all":
+        model.generation_config.eos_token_id = None
+    ours = decoding.generate(model, **batch, **options(base) | {"eos_id": given}, use_cache=use_cache).ids
+    theirs = transformers_answer(
+        (model,),
+        batch,
+        do_sample=False,
+        pad_token_id=base[1].pad_token_id,
+        **({} if given is None else {"eos_token_id": given}),
+    )
+    assert torch.equal(ours, theirs)
+    if form == "none at all":
+        assert ours.shape[1] == 30
+    else:
+        assert base[1].pad_token_id in ours[0], "the row was to end early"
+
+
+@pytest.mark.parametrize("eos_id", ["<|end|>", 1.0, True, [1, None], ["2"]])
+def test_an_eos_id_that_is_no_id_is_refused(base, batch, eos_id):
+    with pytest.raises(TypeError, match="eos_id is the id of the EOS token, or a list of ids"):
+        decoding.generate(base[0], **batch, **options(base) | {"eos_id": eos_id})
 
 
 @pytest.mark.parametrize("row", range(3))

@@ -66,6 +66,14 @@ def test_sampling_settings_reach_generate(loaded):
     assert wild.strip() != complete(*loaded, [STORY], max_new_tokens=20)[0]
 
 
+def test_stop_strings_end_a_stream(loaded):
+    whole = complete(*loaded, [STORY], max_new_tokens=30)[0]
+    stop = whole[20:24]
+    with TextStream(*loaded, STORY, max_new_tokens=30, stop_strings=[stop]) as stream:
+        text = "".join(stream)
+    assert stop in text and len(text) < len(whole) and whole.startswith(text.strip())
+
+
 def test_an_error_in_generate_reaches_the_reader(loaded):
     """At once: one that waited for the time-out would raise StreamTimeout, and not before ten minutes are over."""
     with TextStream(*loaded, STORY, do_sample=True, temperature=0.0, timeout=600) as stream:

@@ -10,10 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from tests.architectures import EXPERTS, SMALL, on_meta, peft_adapts
 from utils.lora.target_modules import (
     ARCHITECTURES,
     Proposal,
     check_targets,
+    converted,
+    find_targets,
     is_linear,
     match_targets,
     propose_targets,
@@ -193,7 +196,7 @@ def test_state_space_layers_are_neither_attention_nor_mlp():
     config = MambaConfig(vocab_size=50, hidden_size=16, num_hidden_layers=2, state_size=4)
     proposal = propose_targets(AutoModelForCausalLM.from_config(config))
     assert (proposal.attention, proposal.mlp, proposal.parameters) == ([], [], [])
-    assert set(proposal.other) == {"in_proj", "x_proj", "dt_proj", "out_proj"}
+    assert proposal.other == ["in_proj"], "the kernels take the others' weights and don't call them"
 
 
 def test_experts_that_are_parameters_are_named_and_peft_takes_them():
@@ -315,9 +318,128 @@ def test_what_is_wrong_is_said(targets, words):
         check_targets(LLAMA, targets)
 
 
-def test_names_are_text():
-    with pytest.raises(TypeError, match="holds 3"):
-        match_targets(LLAMA, ["q_proj", 3])
+@pytest.mark.parametrize("read", [match_targets, find_targets, check_targets])
+@pytest.mark.parametrize(
+    ("targets", "said"), [(["q_proj", 3], "holds 3"), ([None], "holds None"), (5, "not 5"), (None, "not None")]
+)
+def test_names_are_text(read, targets, said):
+    with pytest.raises(TypeError, match=said):
+        read(LLAMA, targets)
+
+
+# ----------------------------------------------------------- parity with PEFT: experts, state spaces, pictures, classes
+
+ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
+
+
+def expert_model(kind):
+    return on_meta(EXPERTS[kind])
+
+
+@pytest.mark.filterwarnings("ignore:.*fan_in_fan_out")
+@pytest.mark.parametrize("targets", ["all-linear", ATTENTION, ["q", "wo", "c_fc", "fc1"], r".*\.(0|1)\..*proj.*"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_what_is_matched_is_what_peft_adapts(architecture, targets):
+    model = tiny_random(architecture)
+    matched = {name for names in match_targets(model, targets).values() for name in names}
+    if not matched:
+        with pytest.raises(ValueError, match="not found in the base model"):
+            peft_adapts(model, targets)
+        return
+    assert matched == peft_adapts(model, targets)[0]
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # PEFT's, of what a list names in vain
+@pytest.mark.parametrize(
+    "targets",
+    ["all-linear", ATTENTION, ["q_proj", "gate"], ["w1", "w2", "w3"], ["gate_proj", "up_proj", "o_proj"], r".*\.o_proj",
+     r".*\.(q_proj|gate_proj|up_proj)", ["down_proj", "model.layers.1.self_attn.q_proj"]],
+)  # fmt: skip
+@pytest.mark.parametrize("kind", EXPERTS)
+def test_of_a_mixture_of_experts_the_same_modules_and_parameters_are_matched(kind, targets):
+    model = expert_model(kind)
+    matched = {name for names in match_targets(model, targets).values() for name in names}
+    _, parameters = converted(model, targets)
+    if not matched:
+        with pytest.raises(ValueError, match="not found in the base model"):
+            peft_adapts(model, targets)
+        return
+    if kind == "Qwen2Moe" and targets == [
+        "q_proj",
+        "gate",
+    ]:  # no conversion there, so the router stays a module, and no linear one
+        with pytest.raises(ValueError, match="no linear layer"):
+            check_targets(model, targets)
+        with pytest.raises(ValueError, match="not supported"):
+            peft_adapts(model, targets)
+        return
+    sizes = {name: 4 * sum(m.weight.shape) for name, m in model.named_modules() if name in matched}
+    for name, factor in parameters.items():
+        shape = model.get_parameter(name).shape
+        sizes[name] = 4 * factor * (1 if len(shape) == 2 else shape[0]) * sum(shape[-2:])
+    adapted, count = peft_adapts(model, targets)
+    assert matched == adapted
+    assert sum(sizes.values()) == count
+
+
+def test_one_of_two_fused_matrices_is_refused_as_in_peft():
+    with pytest.raises(ValueError, match="gate_proj without also targeting up_proj"):
+        match_targets(expert_model("Qwen3Moe"), ["gate_proj"])
+
+
+@pytest.mark.parametrize("kind", ["Mixtral", "Qwen3Moe", "DeepseekV3"])
+@pytest.mark.parametrize("targets", ["all-linear", ["o_proj", "gate_proj", "up_proj"]])
+def test_what_peft_adapts_through_parameters_our_lora_refuses_by_name(kind, targets):
+    model = expert_model(kind)
+    if kind == "Mixtral" and targets != "all-linear":
+        targets = ["o_proj", "w1", "w3"]
+    with pytest.raises(ValueError, match="weights of the experts and the router too, .* target_parameters"):
+        find_targets(model, targets)
+    assert len(find_targets(model, ["o_proj"])) == 2
+
+
+@pytest.mark.parametrize("kind", ["GptOss", "Qwen2Moe"])
+def test_experts_that_all_linear_leaves_out_are_told(kind):
+    model = expert_model(kind)
+    with pytest.warns(UserWarning, match='"all-linear" leaves out the experts.*gate_up_proj.*target_parameters'):
+        names = find_targets(model, "all-linear")
+    assert set(names) == peft_adapts(model, "all-linear")[0]
+
+
+@pytest.mark.parametrize("targets", ["all-linear", ["out_proj"]])
+def test_of_mamba_peft_refuses_out_proj_and_so_does_the_check(targets):
+    from transformers import MambaConfig
+
+    model = on_meta(MambaConfig(vocab_size=50, hidden_size=16, num_hidden_layers=2, state_size=4))
+    for read in (check_targets, find_targets):
+        with pytest.raises(ValueError, match="out_proj|kernels"):
+            read(model, targets)
+    with pytest.raises(ValueError, match="out_proj.*incompatible"):
+        peft_adapts(model, targets)
+    proposed = propose_targets(on_meta(model.config)).targets
+    assert set(check_targets(on_meta(model.config), proposed)) == peft_adapts(on_meta(model.config), proposed)[0]
+
+
+def test_a_vision_tower_is_taken_in_as_in_peft_and_told():
+    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
+
+    vision = CLIPVisionConfig(
+        hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=8, patch_size=4
+    )
+    model = on_meta(LlavaConfig(vision_config=vision, text_config=LlamaConfig(**SMALL)), "AutoModelForImageTextToText")
+    with pytest.warns(UserWarning, match="'model.vision_tower', which reads no text.*exclude_modules"):
+        names = find_targets(model, "all-linear")
+    with pytest.warns(UserWarning, match=r"exclude_modules='\.\*vision_tower\.\*'"):
+        proposal = propose_targets(model)
+    assert any("vision_tower" in name for name in check_targets(model, proposal.targets))
+    assert set(names) == peft_adapts(model, "all-linear")[0]
+
+
+def test_a_classifiers_score_is_its_head_and_no_target():
+    model = on_meta(tiny_random("Llama").config, "AutoModelForSequenceClassification")
+    names = find_targets(model, "all-linear")
+    assert "score" not in names
+    assert set(names) == peft_adapts(model, "all-linear", "SEQ_CLS")[0] - {"score"}
 
 
 def test_quantized_layers_are_found_too():

@@ -30,7 +30,7 @@ def test_the_guard_lets_pass_what_fits_and_says_what_would():
     assert caught.value.needed == fit.needed(predict(large).peak) > caught.value.room == 10**9
     with pytest.raises(fit.DoesNotFit, match="take a smaller model"):
         fit.refuse_unless_it_fits(large, 0.1)
-    with pytest.raises(ValueError, match="more than -1"):
+    with pytest.raises(ValueError, match="above 0, such as 24, not -1"):
         fit.refuse_unless_it_fits(small, -1)
 
 
@@ -102,6 +102,9 @@ def test_the_command_line(capsys):
         (["--sizes", sizes, "--card", "0.1"], "smaller model"),
         (["--sizes", "hidden=64"], "can't be read"),
         (["--sizes", sizes, "--targets", "q_porj"], "q_porj"),
+        (["--sizes", sizes, "--card", "inf"], "a number of GB above 0, such as 24, not inf"),
+        (["--sizes", sizes, "--card", "nan"], "not nan"),
+        (["--sizes", sizes, "--card", "-1"], "not -1.0"),
     ):
         with pytest.raises(SystemExit, match=words):
             fit.main(arguments)

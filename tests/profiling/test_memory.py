@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 
 import pytest
 import torch
 from torch import nn
+from transformers import LlavaConfig, MambaConfig, MixtralConfig
 
+from tests.architectures import EXPERTS, on_meta, peft_adapts
 from tests.profiling.rows import setup_of
 from tools.gpu import memory as tool
-from utils.lora import count_parameters, inject
+from utils.lora import ARCHITECTURES, count_parameters, inject, tiny_random, unmatched
 from utils.models import ASSETS, TINY_DIR
 from utils.models.configs import (
     KNOWN_MODELS,
@@ -340,6 +343,80 @@ def test_four_bits_are_counted_as_bitsandbytes_stores_them():
 def test_a_llama_that_cant_be_is_refused(changes):
     with pytest.raises(ValueError, match="no Llama has"):
         llama_config(**{"hidden": 64, "layers": 2, "heads": 4, "intermediate": 96, "vocabulary": 300, **changes})
+
+
+# ------------------------------------------------------------------------------------- other architectures than Llama
+
+
+def trained_in(setup):
+    return sum(p.numel() for p in memory.model_of(setup).parameters() if p.requires_grad)
+
+
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out", "ignore:The following .*_pattern keys", "ignore:r=4 is more")
+@pytest.mark.parametrize("targets", ["all-linear", ("o_proj", "dense", "c_attn", "out_proj")])
+@pytest.mark.parametrize("kind", [name for name in ARCHITECTURES if name != "T5"] + list(EXPERTS))
+def test_as_many_parameters_are_trained_as_peft_makes(kind, targets):
+    config = EXPERTS[kind] if kind in EXPERTS else tiny_random(kind).config
+    setup = Setup(config, length=8, r=4, target_modules=targets)
+    if targets != "all-linear":
+        known = [name for name in targets if name not in unmatched(on_meta(config), targets)]
+        targets = known or ["query_key_value", "qkv_proj"][kind == "Phi-3" :]
+        setup = Setup(config, length=8, r=4, target_modules=tuple(targets))
+    adapted, count = peft_adapts(on_meta(config), targets)
+    assert adapted and trained_in(setup) == count
+    for method in ("lora", "qlora"):
+        prediction = predict(Setup(config, method, length=8, r=4, target_modules=setup.target_modules))
+        assert 4 * count <= prediction.parts["adapters"] <= 4 * count + 512 * 2 * len(adapted)
+
+
+def test_mixtral_8x7b_and_gpt_3_with_their_real_sizes():
+    """PEFT 0.21.2 makes 179,832,832 parameters on the meta device; GPT-3 is counted on paper."""
+    assert trained_in(Setup(MixtralConfig())) == 179_832_832
+    width, blocks = 12_288, 96
+    layers = (width + 3 * width) + 2 * width + 2 * (width + 4 * width)
+    assert trained_in(Setup("GPT-3-175B")) == 8 * layers * blocks
+
+
+@pytest.mark.filterwarnings("ignore:The following .*_pattern keys")
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("kind", ["GPT-2", "Mixtral"])
+def test_what_pefts_forward_pass_leaves_in_other_architectures(kind, checkpointing):
+    """As above, and the corrected copies of the experts' weights, which PEFT makes in each pass, are among it."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    config = EXPERTS["Mixtral"] if kind == "Mixtral" else tiny_random("GPT-2").config
+    config = copy.deepcopy(config)
+    config.update({"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0} if kind == "GPT-2" else {})
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation="sdpa")
+    settings = LoraConfig(r=8, target_modules="all-linear", fan_in_fan_out=kind == "GPT-2")
+    model = get_peft_model(model, settings).train()
+    checkpoint_blocks(model.base_model.model, checkpointing)
+    ids = torch.zeros(2, 16, dtype=torch.long)
+    kept = saved_activation_bytes(model, lambda: model(input_ids=ids, labels=ids, use_cache=False).loss)
+    setup = Setup(config, batch=2, length=16, checkpointing=checkpointing)
+    assert predict(setup).kept == pytest.approx(kept, rel=0.1, abs=24 * 512)
+
+
+@pytest.mark.parametrize(
+    ("setup", "said"),
+    [
+        (Setup(MambaConfig(vocab_size=50, hidden_size=16, num_hidden_layers=2, state_size=4)), "PEFT refuses out_proj"),
+        (Setup(tiny_random("T5").config), "a model that continues text, and t5 is none"),
+        (Setup(LlavaConfig()), r"llava is none.*get_text_config\(\)"),
+        (Setup(EXPERTS["Mixtral"], lora_dropout=0.1), "PEFT takes no lora_dropout, not 0.1"),
+        (Setup(SMALL, target_modules=("q_porj",)), "q_porj"),
+    ],
+)
+def test_what_cant_be_predicted_is_said_in_words(setup, said):
+    with pytest.raises(ValueError, match=said):
+        predict(setup)
+
+
+def test_mamba_is_predicted_with_targets_that_peft_takes():
+    config = MambaConfig(vocab_size=50, hidden_size=16, num_hidden_layers=2, state_size=4)
+    prediction = predict(Setup(config, length=8, target_modules=("in_proj",)))
+    assert prediction.parts["adapters"] >= 4 * peft_adapts(on_meta(config), ["in_proj"], r=8)[1]
 
 
 def test_the_tiny_model_is_found_in_its_folder():

@@ -229,6 +229,13 @@ def test_what_cant_be_quantized_is_refused(values, error, words):
             quantize(values)
 
 
+def test_scales_whose_mean_overflows_are_refused_and_quantized_plainly():
+    values = torch.full((64 * 5,), 3e38)
+    with pytest.raises(ValueError, match=r"largest value is 3e\+38.*double=False"):
+        nf4.quantize(values, double=True)
+    assert torch.equal(nf4.dequantize(nf4.quantize(values)), values)
+
+
 def test_a_block_of_none_is_refused():
     for call in (lambda: nf4.quantize(torch.ones(4), block=0), lambda: nf4.bits_per_parameter(0)):
         with pytest.raises(ValueError, match="at least one value, not 0"):

@@ -48,6 +48,15 @@ def compare(values, book="nf4", double=False, dequantized=True):
     return next((name for name, (theirs, mine) in pairs.items() if not torch.equal(theirs, mine)), None)
 
 
+@pytest.mark.parametrize("double", [False, True])
+@pytest.mark.parametrize("shape", [(2,), (64,), (65,), (128,), (1, 2)])
+def test_a_vector_has_their_values_and_keeps_its_shape(shape, double):
+    """bitsandbytes gives some of them back as a matrix, (2,) as (2, 1) and (64,) as (1, 64)."""
+    values = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    assert compare(values, double=double) is None
+    assert nf4.dequantize(nf4.quantize(values, double=double)).shape == shape
+
+
 def test_the_kernels_are_those_that_were_matched():
     registered = torch._C._dispatch_has_kernel_for_dispatch_key
     assert not registered("bitsandbytes::quantize_4bit", "CPU"), "4-bit codes come from the PyTorch implementation"

@@ -292,7 +292,7 @@ def test_training_refuses_what_it_cant_do(pairs):
     model.requires_grad_(True)
     with torch.no_grad():
         next(p for n, p in model.named_parameters() if "lora_B" in n).fill_(math.nan)
-    with pytest.raises(Diverged, match="loss is nan at step 0"):
+    with pytest.raises(ValueError, match="holds NaN or infinity before training"):
         dpo.train_dpo(model, tokenizer, pairs, **settings)
 
 
@@ -360,6 +360,14 @@ def test_a_sample_ends_at_its_end_mark_and_the_seed_decides(pairs):
     assert all(t.stopped == (t.ids[-1] == tokenizer.eos_token_id) for t in told)
     assert all(t.ids.count(tokenizer.eos_token_id) <= 1 for t in told)
     assert not any(t.stopped for t in dpo.sample(model, tokenizer, prompts, max_new_tokens=3))
+
+
+def test_a_sample_ends_at_any_of_several_end_marks(pairs):
+    model, tokenizer = models.load_base()
+    free = dpo.sample(model, tokenizer, [pairs[0].prompt], max_new_tokens=12)[0]
+    model.generation_config.eos_token_id = [tokenizer.eos_token_id, free.ids[4]]
+    cut = dpo.sample(model, tokenizer, [pairs[0].prompt], max_new_tokens=12)[0]
+    assert cut.stopped and cut.ids == free.ids[: free.ids.index(free.ids[4]) + 1]
 
 
 # ------------------------------------------------------------------------------------------------------- the record

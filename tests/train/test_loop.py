@@ -5,6 +5,7 @@ import random
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from tests.small_llama import small
@@ -126,11 +127,12 @@ def unchanged(model, before):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"steps": 0}, "steps must be positive, not 0"),
-        ({"steps": -1}, "steps must be positive, not -1"),
-        ({"batch_size": 0}, "batch_size must be positive, not 0"),
-        ({"lr": 0.0}, "lr must be positive, not 0.0"),
-        ({"lr": math.nan}, "lr must be positive, not nan"),
+        ({"steps": 0}, "steps must be positive and finite, not 0"),
+        ({"steps": -1}, "steps must be positive and finite, not -1"),
+        ({"batch_size": 0}, "batch_size must be positive and finite, not 0"),
+        ({"lr": 0.0}, "lr must be positive and finite, not 0.0"),
+        ({"lr": math.nan}, "lr must be positive and finite, not nan"),
+        ({"lr": math.inf}, "lr must be positive and finite, not inf"),
         ({"rows": []}, "no examples"),
         ({"rows": [EXAMPLES[0], Example("", "x")]}, "number 2 of 2: .*prompt is empty"),
         ({"rows": [{"instruction": "x", "answer": "y"}]}, "number 1 of 1: .*output is missing"),
@@ -150,9 +152,98 @@ def test_a_model_with_nothing_to_train(tokenizer):
         train(small().requires_grad_(False), tokenizer, EXAMPLES, steps=1, lr=1e-3, progress=False)
 
 
+def injected(**settings):
+    model = small()
+    lora.inject(model, ["q_proj"], 2, 4, **settings)
+    return model
+
+
+def spoil(model, name, value):
+    with torch.no_grad():
+        model.get_parameter(name)[0] = value
+    return model
+
+
+def switched_off(model):
+    for layer in lora.lora_layers(model).values():
+        layer.enabled = False
+    return model
+
+
+def peft_merged():
+    model = get_peft_model(small(), LoraConfig(target_modules=["q_proj"], r=2))
+    model.merge_adapter()
+    return model
+
+
+Q, NORM = "model.layers.0.self_attn.q_proj", "model.norm.weight"
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: lora.merge(model := injected()) or model, f"adapter of {Q} is merged.*unmerge it first"),
+        (lambda: lora.lora_layers(model := injected())[Q].merge() or model, f"adapter of {Q} is merged"),
+        (peft_merged, f"adapter of .*{Q} is merged"),
+        (lambda: switched_off(injected()), "the loss depends on no trainable parameter"),
+        (lambda: spoil(small(), NORM, math.nan), f"{NORM} holds NaN or infinity before training.*load the model"),
+        (lambda: spoil(injected(), f"{Q}.base_layer.weight", math.inf), f"{Q}.base_layer.weight holds NaN"),
+        (lambda: spoil(injected(), f"{Q}.lora_B", math.nan), f"{Q}.lora_B holds NaN.*load the adapter"),
+        (lambda: small().half(), "to be trained in float16.*widen_trainable"),
+    ],
+)
+def test_a_model_that_cant_be_trained_is_told_before_the_first_step(tokenizer, make, said):
+    model = make()
+    before = [p.detach().clone() for p in model.parameters()]
+    with pytest.raises(ValueError, match=said) as caught:
+        train(model, tokenizer, EXAMPLES, steps=1, lr=1e-3, progress=False)
+    assert not isinstance(caught.value, Diverged)
+    assert all(
+        torch.equal(p.nan_to_num(7.0), q.nan_to_num(7.0)) for p, q in zip(model.parameters(), before, strict=True)
+    )
+
+
+def test_a_token_beyond_the_embedding_is_told_before_the_first_step_and_resizing_mends_it():
+    tokenizer, model = models.load_tokenizer(), small()
+    tokenizer.add_tokens(["<brand-new>"])
+    rows = [*EXAMPLES, Example("Say it: <brand-new>", "yes")]
+    before = [p.detach().clone() for p in model.parameters()]
+    with pytest.raises(ValueError, match=r"'<brand-new>' with the id 1024.*1024 rows.*resize_token_embeddings"):
+        train(model, tokenizer, rows, steps=9, lr=1e-3, batch_size=1, progress=False)
+    assert unchanged(model, before)
+    assert train(model, tokenizer, EXAMPLES, steps=1, lr=1e-3, progress=False), "the token is in no example"
+    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    assert train(model, tokenizer, rows, steps=1, lr=1e-3, progress=False)
+
+
+def test_a_pad_token_beyond_the_embedding_counts_too():
+    tokenizer = models.load_tokenizer()
+    tokenizer.add_special_tokens({"pad_token": "<pad-new>"})
+    with pytest.raises(ValueError, match="'<pad-new>' with the id 1024"):
+        train(small(), tokenizer, EXAMPLES, steps=1, lr=1e-3, progress=False)
+
+
+def test_weights_that_the_last_step_spoils_are_told(tokenizer):
+    """The loss is of the weights before the step, so it is finite."""
+    model = small()
+    with pytest.raises(Diverged, match="last step left weights that aren't finite.*below 0.001"):
+        train(
+            model, tokenizer, EXAMPLES, steps=1, lr=1e-3, progress=False,
+            after_step=lambda _: spoil(model, NORM, math.inf),
+        )  # fmt: skip
+
+
+def test_a_float16_run_whose_every_step_was_left_out_is_told(tokenizer):
+    model = injected().half()
+    models.widen_trainable(model)
+    next(p for p in model.parameters() if p.requires_grad).register_hook(lambda g: g + math.inf)
+    with pytest.raises(Diverged, match="overflowed in each of the 2 steps.*nothing was learnt"):
+        train(model, tokenizer, EXAMPLES, steps=2, lr=1e-3, progress=False)
+
+
 # What breaks a run, as a hook on the last norm's weight or on the model's output: what is named, and its value.
 BROKEN = [
-    (lambda model: model.model.norm.weight.data.fill_(math.nan), "loss is nan"),
+    (lambda model: scale_loss(model, math.nan), "loss is nan"),
     (lambda model: scale_loss(model, math.inf), "loss is inf"),
     (lambda model: scale_loss(model, -math.inf), "loss is -inf"),
     (lambda model: model.model.norm.weight.register_hook(lambda g: g * math.nan), "gradient's norm is nan"),
@@ -173,13 +264,27 @@ def test_what_is_no_finite_number_stops_before_it_reaches_the_weights(tokenizer,
     break_it(model)
     before = [p.detach().clone() for p in model.parameters()]
     state, modes = torch.get_rng_state(), [m.training for m in model.modules()]
-    with pytest.raises(Diverged, match=f"{said} at step 0, no finite number any more: try .* below 0.5"):
+    with pytest.raises(Diverged, match=f"{said} at step 0, .*the learning rate isn't the cause"):
         train(model, tokenizer, EXAMPLES, steps=3, lr=0.5, progress=False)
     assert all(
         torch.equal(p.nan_to_num(7.0), q.nan_to_num(7.0)) for p, q in zip(model.parameters(), before, strict=True)
     )
     assert torch.equal(torch.get_rng_state(), state) and [m.training for m in model.modules()] == modes
     assert issubclass(Diverged, ValueError)
+
+
+def test_the_learning_rate_is_advised_upon_once_a_step_was_taken(tokenizer):
+    model = small()
+    with pytest.raises(Diverged, match="at step 1, no finite number any more: try a learning rate below 0.5"):
+        train(
+            model,
+            tokenizer,
+            EXAMPLES,
+            steps=3,
+            lr=0.5,
+            progress=False,
+            after_step=lambda _: scale_loss(model, math.inf),
+        )
 
 
 def test_an_added_loss_that_is_infinite_counts_too(tokenizer):

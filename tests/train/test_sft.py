@@ -11,6 +11,7 @@ from datasets import Dataset, disable_progress_bars
 from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
+from tests.small_llama import small
 from utils import models
 from utils.data.records import to_messages, to_prompt_completion
 from utils.tinyworld import task_examples
@@ -244,15 +245,129 @@ def test_a_resumed_run_ends_to_the_bit_where_an_uninterrupted_one_does(tmp_path,
         ({"recipe": RECIPE._replace(steps=9)}, "max_steps was 8 and is 9"),
         ({"recipe": RECIPE._replace(batch_size=2)}, "per_device_train_batch_size was 4 and is 2"),
         ({"adapter": {"use_rslora": True}}, "use_rslora was False and is True"),
+        ({"adapter": {"lora_dropout": 0.3}}, "lora_dropout was 0.2 and is 0.3"),
+        ({"adapter": {"modules_to_save": ["lm_head"]}}, r"modules_to_save was None and is \['lm_head'\]"),
+        ({"recipe": RECIPE._replace(lr=10 * RECIPE.lr)}, f"learning_rate was {RECIPE.lr} and is {10 * RECIPE.lr}"),
+        ({"weight_decay": 0.1}, "weight_decay was 0.0 and is 0.1"),
+        ({"lr_scheduler_type": "cosine"}, "lr_scheduler_type was 'linear' and is 'cosine'"),
+        ({"gradient_accumulation_steps": 2}, "gradient_accumulation_steps was 1 and is 2"),
+        ({"seed": 1}, "seed was 0 and is 1"),
+        ({"data": 20}, "the number of training examples was 24 and is 20"),
     ],
 )
 def test_a_checkpoint_of_other_settings_is_refused_before_a_step(tokenizer, interrupted, change, message):
-    trainer = trainer_in(interrupted, tokenizer, **{**SAVING, **change})
+    data = pairs(change.get("data", 24))
+    trainer = trainer_in(interrupted, tokenizer, **{**SAVING, **change, "data": data})
     before = {k: v.clone() for k, v in trainer.model.state_dict().items() if "lora_" in k}
     with pytest.raises(sft.CheckpointMismatch, match=message):
         sft.resume(trainer)
     after = trainer.model.state_dict()
     assert all(torch.equal(v, after[k]) for k, v in before.items())
+
+
+def with_base(folder, tokenizer, change):
+    base = models.load_base()[0]
+    change(base)
+    args, adapter = sft.sft_config(folder, RECIPE, save_strategy="steps", save_steps=2), SAVING["adapter"]
+    return sft.sft_trainer(base, tokenizer, pairs(), args, peft_config=sft.lora_config(RECIPE, **adapter))
+
+
+def test_a_checkpoint_of_another_base_is_refused_by_its_weights_and_by_its_name(tokenizer, interrupted):
+    other = with_base(interrupted, tokenizer, lambda base: base.model.embed_tokens.weight.data.mul_(1.5))
+    with pytest.raises(sft.CheckpointMismatch, match="the base's fingerprint was '.*' and is '"):
+        sft.resume(other)
+    renamed = with_base(interrupted, tokenizer, lambda base: setattr(base, "name_or_path", "org/other-base"))
+    with pytest.raises(sft.CheckpointMismatch, match="the base was '.*' and is 'other-base'"):
+        sft.resume(renamed)
+
+
+def test_of_a_checkpoint_that_trl_alone_saved_the_rate_is_still_compared(tmp_path, tokenizer, interrupted):
+    shutil.copytree(interrupted, tmp_path / "run")
+    file = sorted((tmp_path / "run").iterdir())[-1] / "trainer_state.json"
+    state = json.loads(file.read_text())
+    assert state["stateful_callbacks"].pop("RunRecord")
+    file.write_text(json.dumps(state))
+    faster = trainer_in(tmp_path / "run", tokenizer, **SAVING, recipe=RECIPE._replace(lr=10 * RECIPE.lr))
+    with pytest.raises(sft.CheckpointMismatch, match="another run: learning_rate was"):
+        sft.resume(faster)
+    assert sft.check_checkpoint(file.parent, trainer_in(tmp_path / "run", tokenizer, **SAVING)) == file.parent
+
+
+@pytest.fixture(scope="module")
+def waiting(tmp_path_factory, tokenizer):
+    """A trainer that could go on from the checkpoints of `interrupted`."""
+    return trainer_in(tmp_path_factory.mktemp("waiting"), tokenizer, **SAVING)
+
+
+def nan_adapter(file):
+    weights = load_file(file)
+    save_file({**weights, (key := next(iter(weights))): weights[key] * torch.nan}, file)
+
+
+def nan_optimizer(file):
+    state = torch.load(file, weights_only=True)
+    state["state"][0]["exp_avg"].fill_(torch.nan)
+    torch.save(state, file)
+
+
+def halved(file):
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+DAMAGES = [
+    *[(name, halved) for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth", "adapter_model.safetensors")],
+    *[(name, lambda file: file.write_bytes(b"")) for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth")],
+    ("trainer_state.json", lambda file: file.write_bytes(b"\xff\xfe{}")),
+    ("trainer_state.json", lambda file: file.write_text("[1, 2]")),
+    ("trainer_state.json", lambda file: file.write_text("[" * 100_000)),
+    ("adapter_config.json", lambda file: file.write_text("3")),
+    ("optimizer.pt", lambda file: torch.save([1], file)),
+    ("adapter_model.safetensors", nan_adapter),
+    ("optimizer.pt", nan_optimizer),
+]
+
+
+@pytest.mark.parametrize(("name", "damage"), DAMAGES)
+def test_a_damaged_file_is_refused_by_name(tmp_path, interrupted, waiting, name, damage):
+    folder = shutil.copytree(sorted(interrupted.iterdir())[-1], tmp_path / "checkpoint-6")
+    damage(folder / name)
+    with pytest.raises(
+        sft.CheckpointMismatch, match=f"checkpoint-6 is (damaged|spoilt).*its {name}.*Take|take an earlier"
+    ):
+        sft.check_checkpoint(folder, waiting)
+
+
+@pytest.mark.parametrize("name", ["rng_state.pth", "scheduler.pt", "optimizer.pt", "trainer_state.json"])
+def test_a_missing_file_is_named(tmp_path, interrupted, waiting, name):
+    folder = shutil.copytree(sorted(interrupted.iterdir())[-1], tmp_path / "checkpoint-6")
+    (folder / name).unlink()
+    with pytest.raises(FileNotFoundError, match=f"checkpoint-6 has no {name}"):
+        sft.check_checkpoint(folder, waiting)
+
+
+# ------------------------------------------------------------------------------- a model that can't be trained
+
+
+def test_what_train_refuses_of_a_model_the_trainer_refuses_too(tmp_path, tokenizer):
+    def make(change, tokenizer=tokenizer):
+        base = small()
+        change(base)
+        return sft.sft_trainer(
+            base, tokenizer, pairs(4), sft.sft_config(tmp_path, RECIPE), peft_config=sft.lora_config(RECIPE)
+        )
+
+    with pytest.raises(ValueError, match="norm.weight holds NaN or infinity before training"):
+        make(lambda base: base.model.norm.weight.data.fill_(torch.nan))
+    with pytest.raises(ValueError, match="nothing to train"):
+        sft.sft_trainer(small().requires_grad_(False), tokenizer, pairs(4), sft.sft_config(tmp_path, RECIPE))
+    merged = make(lambda base: None).model
+    merged.merge_adapter()
+    with pytest.raises(ValueError, match="is merged into the base weight"):
+        sft.sft_trainer(merged, tokenizer, pairs(4), sft.sft_config(tmp_path, RECIPE))
+    larger = models.load_tokenizer()
+    larger.add_tokens(["Arr!"])
+    with pytest.raises(ValueError, match="'Arr!' with the id 1024.*resize_token_embeddings"):
+        make(lambda base: None, larger)
 
 
 def test_a_checkpoint_with_other_shapes_is_refused(tmp_path, tokenizer, interrupted):

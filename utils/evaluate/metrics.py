@@ -1,6 +1,10 @@
 """How a model is asked and marked: greedy answers, exact match, perplexity.
 
 Every prompt goes through :func:`utils.data.chat.render`, as in training. Nothing here changes the model's mode.
+
+Attributes:
+    OTHER_OUTPUT: Settings of ``generate`` that make it give something else than a row for each prompt, unless they have
+        this value.
 """
 
 from __future__ import annotations
@@ -12,25 +16,24 @@ import torch
 
 from utils.data.chat import Example, encode, prompt_completions, render
 from utils.data.records import Message, Record
+from utils.models.ends import end_ids
 from utils.train.loop import in_mode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+OTHER_OUTPUT = {"num_return_sequences": 1, "return_dict_in_generate": False}
+
+
 class Answer(NamedTuple):
-    """What a model wrote. text: without the end-of-turn token; tokens: how many before it; stopped: whether it came."""
+    """What a model wrote. text: without the end-of-turn token; tokens: how many before it; stopped: whether it came, or
+    one of the `stop_strings` that were asked for.
+    """
 
     text: str
     tokens: int
     stopped: bool
-
-
-def end_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """The ids that end an answer: the tokenizer's EOS token and those of the model's generation config, one or more."""
-    configured = getattr(model.generation_config, "eos_token_id", None)
-    listed = configured if isinstance(configured, list | tuple) else [configured]
-    return {end for end in (tokenizer.eos_token_id, *listed) if isinstance(end, int)}
 
 
 @torch.inference_mode()
@@ -44,14 +47,25 @@ def answer(
 ) -> list[Answer]:
     """What the model answers to each prompt, greedily: a user's words, or a conversation that waits for an answer.
 
-    `sampling` goes to transformers' ``generate``: with ``do_sample=True, temperature=0.7`` it isn't greedy any more.
-    Prompts are padded on the left, so that every answer begins right behind its prompt; the answer is cut by token ids,
-    not by characters. Raises ValueError when there are no prompts.
+    `sampling` goes to transformers' ``generate``: with ``do_sample=True, temperature=0.7`` it isn't greedy any more;
+    with ``stop_strings=["!"]`` an answer also ends with that text, which stays in it. Prompts are padded on the left,
+    so that every answer begins right behind its prompt; the answer is cut by token ids, not by characters. Raises
+    ValueError when there are no prompts, and for settings of :data:`OTHER_OUTPUT`.
     """
     if isinstance(prompts, str) or not len(prompts):
         raise ValueError(f"there are no prompts to answer: pass a list of texts, not {prompts!r}")
+    for name, usual in OTHER_OUTPUT.items():
+        if sampling.get(name, usual) not in (usual, None):
+            raise ValueError(
+                f"{name}={sampling[name]!r} would give something else than one answer to each prompt: for several "
+                "answers repeat the prompt, or call model.generate itself"
+            )
     ends, found = end_ids(model, tokenizer), []
     settings = {"do_sample": False, "pad_token_id": tokenizer.pad_token_id, **sampling}
+    stops = settings.get("stop_strings") or []
+    if stops:
+        settings["tokenizer"] = tokenizer  # generate looks up which tokens can make the strings
+    stops = [stops] if isinstance(stops, str) else stops
     with in_mode(model, False):
         for start in range(0, len(prompts), batch_size):
             inputs = tokenizer(
@@ -62,6 +76,10 @@ def answer(
             output = model.generate(**inputs, max_new_tokens=max_new_tokens, **settings)
             for row in output[:, inputs.input_ids.shape[1] :].tolist():
                 end = next((i for i, token in enumerate(row) if token in ends), None)
+                if end is None and any(stop in cast(str, tokenizer.decode(row)) for stop in stops):
+                    end = len(row)
+                    while row[end - 1] == settings["pad_token_id"]:  # what waits for the longer answers of its batch
+                        end -= 1
                 text = cast(str, tokenizer.decode(row[:end], skip_special_tokens=True)).strip()
                 found.append(Answer(text, len(row) if end is None else end, end is not None))
     return found

@@ -11,12 +11,14 @@ Attributes:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+from utils.models.ends import configured_ends, listed_ids
 
 NEVER = -float("inf")
 
@@ -182,17 +184,19 @@ def generate(
     attention_mask: Int[Tensor, "batch length"] | None = None,
     *,
     max_new_tokens: int,
-    eos_id: int,
+    eos_id: int | Sequence[int] | Tensor | None = None,
     pad_id: int,
     use_cache: bool = True,
     choose: Choose | None = None,
 ) -> Generated:
     """Continue the texts of a batch, one token a pass, until each has ended or has `max_new_tokens` more tokens.
 
-    `choose(logits, seen)` picks the next token of each row, by default :func:`greedy`. Shorter prompts are padded on
-    the left and masked. With `use_cache` a pass computes the new token only and reads the keys and values of the others
-    from the cache; without, it computes them all again. Raises ValueError when a prompt is empty or ends in padding,
-    the mask has another shape, or `max_new_tokens` is below 1.
+    A text ends with the token `eos_id`, or with any of several, as chat models have them; None means those of the
+    model's own generation config, where it has any, as in transformers. `choose(logits, seen)` picks the next token of
+    each row, by default :func:`greedy`. Shorter prompts are padded on the left and masked. With `use_cache` a pass
+    computes the new token only and reads the keys and values of the others from the cache; without, it computes them
+    all again. Raises ValueError when a prompt is empty or ends in padding, the mask has another shape, or
+    `max_new_tokens` is below 1, and TypeError for an `eos_id` that is no id.
     """
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
@@ -208,6 +212,8 @@ def generate(
             "a prompt ends in padding, so the model would continue the padding: tokenize with padding_side='left'"
         )
     choose = choose or (lambda logits, _: greedy(logits))
+    listed = configured_ends(model) if eos_id is None else listed_ids(eos_id)
+    ends = torch.tensor(listed, dtype=torch.long, device=input_ids.device)
     ids, cache, computed, prompt_length = input_ids, None, 0, input_ids.shape[1]
     unfinished = torch.ones(len(ids), dtype=torch.bool, device=ids.device)
     for _ in range(max_new_tokens):
@@ -222,7 +228,7 @@ def generate(
         token = torch.where(unfinished, choose(output.logits[:, -1].float(), ids), pad_id)
         ids = torch.cat([ids, token[:, None]], dim=1)
         mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
-        unfinished &= token != eos_id
+        unfinished &= ~torch.isin(token, ends)
         if not bool(unfinished.any()):
             break
     new = ids[:, prompt_length:]

@@ -33,7 +33,7 @@ class TextStream:
 
     Use it in a ``with`` block, which stops the model when the reader leaves early; ``"".join(stream)`` is the whole
     answer. `timeout` is the longest wait for the next piece in seconds; it must be longer than the model needs for its
-    prompt. `settings` go to ``model.generate`` (greedy unless they say otherwise).
+    prompt. `settings` go to ``model.generate`` (greedy unless they say otherwise; ``stop_strings`` too).
 
     Iterating raises StreamFailed, with generate's own error as its cause, and StreamTimeout when no piece came in
     `timeout` seconds; either ends the stream. Making one raises ValueError for an empty prompt, a `timeout` that isn't
@@ -70,6 +70,8 @@ class TextStream:
         criteria = StoppingCriteriaList([*settings.pop("stopping_criteria", []), self._stop])
         arguments = {"do_sample": False, "pad_token_id": tokenizer.pad_token_id} | settings
         arguments |= {"max_new_tokens": max_new_tokens, "stopping_criteria": criteria, "streamer": self._streamer}
+        if arguments.get("stop_strings"):
+            arguments["tokenizer"] = tokenizer  # generate looks up which tokens can make the strings
         self._thread = threading.Thread(target=self._run, args=(model, {**inputs, **arguments}), daemon=True)
         self._thread.start()
 

@@ -15,11 +15,12 @@ from __future__ import annotations
 
 import difflib
 import re
+import warnings
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -30,6 +31,9 @@ ARCHITECTURES = (
 )  # fmt: skip
 
 _WIDTH, _HEADS, _BLOCKS, _WORDS = 32, 4, 2, 100
+_PASSED_BY = ("x_proj", "dt_proj", "out_proj")  # PEFT refuses out_proj alone, by the model's type
+_MAMBA = ("falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h")  # where PEFT refuses out_proj, by model_type
+_OTHER_INPUTS = ("pixel_values", "pixel_values_videos", "input_features", "input_values")  # pictures, films, sound
 
 
 class Proposal(NamedTuple):
@@ -119,9 +123,118 @@ def _tiny_config(architecture: str) -> PretrainedConfig:
 
 
 def output_head(model: nn.Module) -> nn.Module | None:
-    """The model's output head, where the model says which module that is, as transformers' language models do."""
+    """The model's output head, where the model says which module that is, as transformers' language models do; of a
+    sequence classifier its score, which PEFT leaves out of "all-linear" for ``task_type="SEQ_CLS"``.
+    """
     ask = getattr(model, "get_output_embeddings", None)
-    return None if ask is None else ask()
+    head = None if ask is None else ask()
+    if head is None and "ForSequenceClassification" in type(model).__name__:
+        return getattr(model, "score", None) or getattr(model, "classifier", None)
+    return head
+
+
+def _entries(target_modules: Collection[str]) -> list[str]:
+    """The entries of a list of names. Raises TypeError for anything else, or an entry that is no text."""
+    if not isinstance(target_modules, Collection):
+        raise TypeError(f"target_modules is a list of names, such as ['q_proj'], not {target_modules!r}")
+    for target in target_modules:
+        if not isinstance(target, str):
+            raise TypeError(f"target_modules holds {target!r}; its entries are names, such as 'q_proj'")
+    return list(target_modules)
+
+
+# --------------------------------------------------------------- weights that are no linear layers, as PEFT adapts them
+
+
+class Converted(NamedTuple):
+    """`target_modules` as PEFT reads it for a mixture of experts.
+
+    modules: what it still means as modules. parameters: the weights that PEFT adapts beside or instead of modules, by
+    their full names, each with the number that its rank is multiplied by (2 where two matrices were fused into one).
+    """
+
+    modules: str | list[str]
+    parameters: dict[str, int]
+
+
+def converted(model: nn.Module, target_modules: str | Collection[str]) -> Converted:
+    """`target_modules` after PEFT's conversion for models whose experts became parameters.
+
+    transformers 5 keeps the experts of Mixtral, Qwen3-MoE, DeepSeek-V3 and their like in three-dimensional weights, and
+    the router in a module that isn't linear. PEFT still reads ``gate_proj``, ``w1``, ``gate``, and "all-linear", as
+    meaning them. For other models nothing is converted. Raises ValueError where PEFT does: for one of two names whose
+    matrices were fused.
+    """
+    given = target_modules if isinstance(target_modules, str) else _entries(target_modules)
+    kind = getattr(getattr(model, "config", None), "model_type", None)
+    if kind is None:
+        return Converted(given, {})
+    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+
+    if get_checkpoint_conversion_mapping(kind) is None:
+        return Converted(given, {})
+    from peft import LoraConfig
+    from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+
+    config = LoraConfig(r=1, target_modules=given)
+    convert_peft_config_for_transformers(config, model, None)
+    wanted = sorted(config.target_parameters or [])
+    if not wanted:
+        return Converted(given, {})
+    ranks = {
+        name: r
+        for name, _ in model.named_parameters()
+        for pattern, r in (config.rank_pattern or {}).items()
+        if re.fullmatch(pattern, name)
+    }
+    names = [name for name, _ in model.named_parameters() if any(_names(target, name) for target in wanted)]
+    return Converted(sorted(config.target_modules or []), {name: ranks.get(name, 1) for name in names})
+
+
+def _refuse_parameters(model: nn.Module, target_modules: str | Collection[str]) -> None:
+    """Raise ValueError for targets that PEFT adapts through parameters, which no layer of ours stands beside."""
+    modules, parameters = converted(model, target_modules)
+    if parameters:
+        linear = sorted(
+            {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+        )
+        said = [target for target in [target_modules] if isinstance(target, str)] or sorted(
+            {*target_modules} - {*modules}
+        )
+        raise ValueError(
+            f"{', '.join(map(repr, said))} means in this {type(model).__name__} weights of the experts and the router "
+            f"too, {len(parameters)} parameters such as {next(iter(parameters))!r}, and LoRA here stands beside linear "
+            f"layers only. Take names among {', '.join(linear)}, or train with PEFT, which adapts such weights by "
+            "LoraConfig's target_parameters"
+        )
+
+
+def _tell_what_all_linear_means(model: nn.Module) -> None:
+    """Warn of experts that "all-linear" leaves out, and of another modality's tower that it takes in."""
+    experts = _expert_parameters(model)
+    if experts:
+        warnings.warn(
+            f'"all-linear" leaves out the experts of this {type(model).__name__}, {len(experts)} weights such as '
+            f"{experts[0]!r} that are no linear layers, as PEFT does: name them in LoraConfig's target_parameters to "
+            "train them",
+            stacklevel=3,
+        )
+    _tell_towers(model)
+
+
+def _tell_towers(model: nn.Module) -> None:
+    towers = [
+        name for name, module in model.named_modules()
+        if name and getattr(module, "main_input_name", "input_ids") in _OTHER_INPUTS
+        and any(is_linear(inner) for inner in module.modules())
+    ]  # fmt: skip
+    if towers:
+        warnings.warn(
+            f"the linear layers of {towers[0]!r}, which reads no text, are among these targets, as they are in PEFT's "
+            f"all-linear: to leave them out give LoraConfig exclude_modules='.*{towers[0].rpartition('.')[2]}.*', or "
+            "name the language model's layers",
+            stacklevel=4,
+        )
 
 
 def find_targets(model: nn.Module, target_modules: Sequence[str] | str) -> list[str]:
@@ -129,9 +242,13 @@ def find_targets(model: nn.Module, target_modules: Sequence[str] | str) -> list[
 
     A name such as ``"q_proj"`` means every module that is called so, in any block, and
     ``"layers.0.self_attn.q_proj"`` one of them; ``"all-linear"`` means every linear layer but the output head. Raises
-    ValueError for a name that matches nothing (PEFT ignores it beside one that does) or a layer whose weight is tied
-    to another module's, and TypeError for a module that is not linear.
+    ValueError for a name that matches nothing (PEFT ignores it beside one that does) or that PEFT reads as weights of
+    experts (:func:`converted`), TypeError for a module that is not linear or an entry that is no text, and what
+    :func:`refuse_unfit` raises, as for a layer whose weight is tied to another module's. Warns when "all-linear" leaves
+    experts out or takes a vision tower in, both as PEFT does.
     """
+    if not isinstance(target_modules, str):
+        target_modules = _entries(target_modules)
     modules = dict(model.named_modules())
     head = output_head(model)
     linear = [name for name, module in modules.items() if isinstance(module, nn.Linear) and module is not head]
@@ -140,10 +257,13 @@ def find_targets(model: nn.Module, target_modules: Sequence[str] | str) -> list[
             raise ValueError(f"target_modules is the text {target_modules!r}: pass a list of names, or {ALL_LINEAR!r}")
         if not linear:
             raise ValueError(f"this {type(model).__name__} has no linear layer to target")
-        _refuse_shared(model, linear)
+        _refuse_parameters(model, target_modules)
+        refuse_unfit(model, linear)
+        _tell_what_all_linear_means(model)
         return linear
     if not target_modules:
         raise ValueError(f"target_modules is empty: name at least one linear layer, or pass {ALL_LINEAR!r}")
+    _refuse_parameters(model, target_modules)
     found: set[str] = set()
     for target in target_modules:
         matches = [name for name in modules if name == target or name.endswith(f".{target}")]
@@ -161,22 +281,41 @@ def find_targets(model: nn.Module, target_modules: Sequence[str] | str) -> list[
                 )
         found.update(matches)
     names = [name for name in modules if name in found]
-    _refuse_shared(model, names)
+    refuse_unfit(model, names)
     return names
 
 
-def _refuse_shared(model: nn.Module, names: Sequence[str]) -> None:
+def refuse_unfit(model: nn.Module, names: Sequence[str]) -> None:
+    """Raise ValueError when one of the linear layers `names` is none for LoRA: its weight is another module's too, or
+    the model computes with the weight and passes the layer by.
+
+    Nothing is changed. A layer that has LoRA already is asked about by its base layer's name.
+    """
     users: dict[int, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
-        if isinstance(weight := getattr(module, "weight", None), Tensor):
-            users.setdefault(id(weight), []).append(name)
+        for _, parameter in module.named_parameters(recurse=False):
+            users.setdefault(id(parameter), []).append(name)
     for name in names:
-        others = [user for user in users[id(model.get_submodule(name).weight)] if user != name]
+        others = [user for user in users.get(id(model.get_submodule(name).weight), ()) if user != name]
         if others:
             raise ValueError(
                 f"the weight of {name!r} is shared with {others[0]!r}, which a merge would change too: leave {name!r} "
-                "out of the targets"
+                "out of the targets (an adapter that has it must be trained anew), or give it a weight of its own "
+                f"before that: head = model.get_submodule({name!r}); head.weight = torch.nn.Parameter(head.weight"
+                ".detach().clone()); model.config.tie_word_embeddings = False"
             )
+        if _is_passed_by(model, name):
+            around = model.get_submodule(name.rpartition(".")[0])
+            raise ValueError(
+                f"{name!r} is in a state-space layer, a {type(around).__name__}, whose kernels "
+                "take its weight and don't call it, so that LoRA beside it would do nothing: leave "
+                f"{', '.join(_PASSED_BY)} of these layers out of the targets; in_proj is called"
+            )
+
+
+def _is_passed_by(model: nn.Module, name: str) -> bool:
+    parent, _, own = name.rpartition(".")
+    return own in _PASSED_BY and hasattr(model.get_submodule(parent), "A_log")
 
 
 # --------------------------------------------------------------------------------------------------------- proposing
@@ -202,7 +341,9 @@ def propose_targets(model: nn.Module) -> Proposal:
     Blocks are the entries of the outermost ``nn.ModuleList``s; what stands outside them, embeddings and the head, is
     left out. A layer is *attention* when a module around it in the block has "att" in its class's or its own name, as
     all of transformers' do. It is *MLP* when another layer of the block outside attention undoes its change of width,
-    and no convolution stands beside it. The rest is *other*.
+    and no convolution stands beside it. The rest is *other*. What a state-space layer's
+    kernels pass by is left out. What PEFT makes of the proposal, experts included, :func:`check_targets` tells. Warns
+    when a vision tower's blocks are among it.
 
     Raises ValueError when the model has an adapter already or no blocks with linear layers.
     """
@@ -221,6 +362,8 @@ def propose_targets(model: nn.Module) -> Proposal:
             f"{type(model).__name__} has no nn.ModuleList of blocks with linear layers: name its layers yourself, "
             'or use target_modules="all-linear"'
         )
+    groups = {name: group for name, group in groups.items() if not _is_passed_by(model, name)}
+    _tell_towers(model)
     every = [name for name, _ in model.named_modules()]
     named: dict[str, list[str]] = {"attention": [], "mlp": [], "other": []}
     for name, group in groups.items():
@@ -275,7 +418,7 @@ def _sorted_layers(prefix: str, block: nn.Module) -> dict[str, str]:
 
 
 def _expert_parameters(block: nn.Module) -> list[str]:
-    """The names, within the block, of three-dimensional parameters of modules that aren't PyTorch's own."""
+    """The names, within the block or model, of three-dimensional parameters of modules that aren't PyTorch's own."""
     return [
         f"{name}.{weight}" if name else weight
         for name, module in block.named_modules()
@@ -325,15 +468,12 @@ def match_targets(model: nn.Module, target_modules: str | Collection[str]) -> di
 
     An entry of a list means the modules whose name is or ends with it. A string is one regular expression that has to
     match a module's whole name; ``"all-linear"`` means every linear layer but the output head. Modules of every kind
-    are listed, also those that LoRA can't wrap. Raises TypeError for anything but text, ValueError for an expression
-    that can't be compiled.
+    are listed, also those that LoRA can't wrap; behind them, or in their place, the parameters that PEFT adapts in a
+    mixture of experts (:func:`converted`). Raises TypeError for anything but text, ValueError for an expression that
+    can't be compiled, and what :func:`converted` raises.
     """
     names = [name for name, _ in model.named_modules() if name]
-    if isinstance(target_modules, str):
-        if target_modules.lower() == ALL_LINEAR:
-            head = output_head(model)
-            modules = model.named_modules()
-            return {target_modules: [n for n, m in modules if is_linear(m) and m is not head]}
+    if isinstance(target_modules, str) and target_modules.lower() != ALL_LINEAR:
         try:
             pattern = re.compile(target_modules)
         except re.error as error:
@@ -341,12 +481,19 @@ def match_targets(model: nn.Module, target_modules: str | Collection[str]) -> di
                 f"target_modules={target_modules!r} is a string, so it is read as a regular expression, and it isn't "
                 f"one: {error}"
             ) from error
-        return {target_modules: [name for name in names if pattern.fullmatch(name)]}
-    targets = list(target_modules)
-    for target in targets:
-        if not isinstance(target, str):
-            raise TypeError(f"target_modules holds {target!r}; its entries are names, such as 'q_proj'")
-    return {target: [name for name in names if _names(target, name)] for target in targets}
+        found = [name for name in names if pattern.fullmatch(name)]
+    elif isinstance(target_modules, str):
+        head = output_head(model)
+        found = [name for name, module in model.named_modules() if is_linear(module) and module is not head]
+    modules, parameters = converted(model, target_modules)
+    if isinstance(target_modules, str):
+        if parameters:
+            found = [name for name in names if any(_names(target, name) for target in modules)]
+        return {target_modules: [*found, *parameters]}
+    return {
+        target: [name for name in names if _names(target, name)] if target in modules else list(parameters)
+        for target in _entries(target_modules)
+    }
 
 
 def unmatched(model: nn.Module, target_modules: str | Collection[str]) -> list[str]:
@@ -355,11 +502,13 @@ def unmatched(model: nn.Module, target_modules: str | Collection[str]) -> list[s
 
 
 def check_targets(model: nn.Module, target_modules: str | Collection[str]) -> list[str]:
-    """The names of the modules that `target_modules` means, in the model's order, when every entry means something.
+    """The names of the modules that `target_modules` means, in the model's order, when every entry means something;
+    behind them those of the parameters that PEFT adapts in a mixture of experts.
 
     PEFT raises only when nothing at all matches. This raises ValueError when one entry matches nothing, and says which
-    names are near; when an entry matches a module that isn't linear (PEFT takes embeddings and convolutions too); and
-    when there are no entries. Raises TypeError as :func:`match_targets` does.
+    names are near; when an entry matches a module that isn't linear (PEFT takes embeddings and convolutions too) or
+    Mamba's out_proj (PEFT refuses it too); and when there are no entries. Raises TypeError as :func:`match_targets`
+    does.
     """
     matches = match_targets(model, target_modules)
     if not matches:
@@ -369,6 +518,12 @@ def check_targets(model: nn.Module, target_modules: str | Collection[str]) -> li
         raise ValueError(" ".join(_advice(model, target, isinstance(target_modules, str)) for target in lost))
     found = {name for modules in matches.values() for name in modules}
     order = [name for name, _ in model.named_modules() if name in found]
+    kind = getattr(getattr(model, "config", None), "model_type", None)
+    if kind in _MAMBA and (refused := [name for name in order if _names("out_proj", name)]):
+        raise ValueError(
+            f"target_modules means {refused[0]!r}, and PEFT refuses out_proj in a {kind} model, whose kernels take the "
+            "weight and never call the layer: name other layers, such as ['in_proj']"
+        )
     for name in order:
         module = model.get_submodule(name)
         if not is_linear(module):
@@ -376,7 +531,7 @@ def check_targets(model: nn.Module, target_modules: str | Collection[str]) -> li
                 f"target_modules means {name!r}, which is a {type(module).__name__} and no linear layer: name the "
                 "layers inside it, by their own names"
             )
-    return order
+    return [*order, *(name for name, _ in model.named_parameters() if name in found)]
 
 
 def _advice(model: nn.Module, target: str, expression: bool) -> str:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -65,11 +66,11 @@ def needed(peak: float) -> int:
 def card_bytes(gb: float | None = None) -> int:
     """The bytes of a card of `gb` GB; None means the GPU that is here, and what is free of it.
 
-    Raises ValueError for a size that isn't positive, and RuntimeError when None finds no GPU.
+    Raises ValueError for a size that isn't positive and finite, and RuntimeError when None finds no GPU.
     """
     if gb is not None:
-        if not gb > 0:
-            raise ValueError(f"a card has more than {gb} GB")
+        if not 0 < gb < math.inf:
+            raise ValueError(f"a card has a number of GB above 0, such as 24, not {gb}")
         return int(gb * GB)
     if not torch.cuda.is_available():
         raise RuntimeError("there is no CUDA GPU here to ask: say how many GB the card has")

@@ -19,23 +19,28 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from utils.lora.refusals import check_hyperparameters
-from utils.lora.target_modules import find_targets
+from utils.lora.target_modules import check_targets, converted
 from utils.models.configs import KNOWN_MODELS, real_config
 from utils.profiling.activations import checkpoint_blocks
 from utils.profiling.meta_layers import (
+    FusedAttention,
     PeftLinear,
+    PeftParameter,
     eight_bit_adam,
     paged_adam,
+    plain_linear,
     put_four_bit,
     put_lora,
+    put_lora_on_parameters,
     register_attention,
 )
 from utils.profiling.peak import PeakTracker
@@ -218,7 +223,12 @@ def predict(setup: Setup) -> Prediction:
     backward pass, optimizer. It takes seconds and nothing is downloaded but a Hub id's `config.json`. What the GPU
     keeps outside PyTorch's allocator is not in it: CUDA's own context (about 0.5 GB) and the gaps between tensors.
 
-    Raises what :func:`config_of` and :func:`utils.lora.target_modules.find_targets` raise.
+    Measured on GPUs were dense models. In a mixture of experts the adapters are counted as PEFT makes them, on
+    experts and routers too where `target_modules` means these, and its layers run here; of the experts' own kernels
+    the real ones may take more.
+
+    Raises what :func:`config_of` and :func:`utils.lora.target_modules.check_targets` raise, and ValueError for a model
+    that continues no text.
     """
     model = model_of(setup)
     trainable = [p for p in model.parameters() if p.requires_grad]
@@ -233,7 +243,7 @@ def predict(setup: Setup) -> Prediction:
     ids = torch.zeros(setup.batch, setup.length, dtype=torch.long, device="meta")
     tracker.hold(ids, "embedding")
     resident = tracker.total
-    with tracker:
+    with FusedAttention() if model.config._attn_implementation == "sdpa" else nullcontext(), tracker:
         with tracker.during("forward"):
             loss = model(input_ids=ids, labels=ids, use_cache=False).loss
         kept = tracker.total - resident
@@ -252,16 +262,23 @@ def predict(setup: Setup) -> Prediction:
 
 def model_of(setup: Setup) -> PreTrainedModel:
     """The model on the meta device, as `setup` trains it: with its adapters, in training mode, checkpointed or not."""
-    from transformers import AutoModelForCausalLM
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
 
-    dtype = FLOATS[setup.dtype]
-    attention = register_attention() if setup.attention == "sdpa" else setup.attention
+    config = copy.deepcopy(config_of(setup.model))
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ValueError(
+            f"the step that is followed here is that of a model that continues text, and {config.model_type} is none. "
+            "Of a model for pictures and text pass the text's part, config.get_text_config()"
+        )
+    kind = cast(Any, MODEL_FOR_CAUSAL_LM_MAPPING[type(config)])
+    attention = setup.attention if kind._supports_sdpa else "eager"  # what transformers takes there
+    if attention == "sdpa" and kind._supports_attention_backend:
+        attention = register_attention()
     with torch.device("meta"):
-        config = copy.deepcopy(config_of(setup.model))
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
+        model = AutoModelForCausalLM.from_config(config, dtype=FLOATS[setup.dtype], attn_implementation=attention)
+    plain_linear(model)
     if setup.method != "full":
-        names = find_targets(model, setup.target_modules)
-        put_lora(model, names, setup.r, setup.lora_dropout, FLOATS[setup.adapter_dtype])
+        put_adapters(model, setup)
     if setup.method == "qlora":
         put_four_bit(model, setup.double)
         if setup.prepared:
@@ -271,6 +288,23 @@ def model_of(setup: Setup) -> PreTrainedModel:
     model.train()
     checkpoint_blocks(model, setup.checkpointing)
     return model
+
+
+def put_adapters(model: PreTrainedModel, setup: Setup) -> None:
+    """LoRA on what PEFT's LoraConfig would put it on. Raises ValueError for what can't be adapted, and for dropout
+    beside experts that are parameters, which PEFT refuses too.
+    """
+    targets = setup.target_modules if isinstance(setup.target_modules, str) else list(setup.target_modules)
+    names, parameters = check_targets(model, targets), converted(model, targets).parameters
+    if parameters and setup.lora_dropout:
+        raise ValueError(
+            f"these targets mean {len(parameters)} weights of experts too, such as {next(iter(parameters))!r}, and "
+            f"beside them PEFT takes no lora_dropout, not {setup.lora_dropout}: set it to 0, or name other targets"
+        )
+    dtype = FLOATS[setup.adapter_dtype]
+    put_lora(model, [name for name in names if name not in parameters], setup.r, setup.lora_dropout, dtype)
+    if parameters:
+        put_lora_on_parameters(model, parameters, setup.r, dtype)
 
 
 def config_of(model: str | Path | PretrainedConfig) -> PretrainedConfig:
@@ -314,7 +348,7 @@ def _watch(model: nn.Module, tracker: PeakTracker) -> None:
     """Let each module of `model` name the kind of what it makes."""
     for name, module in model.named_modules():
         kind = kind_of(name)
-        own = "LoRA" if isinstance(module, PeftLinear) else kind
+        own = "LoRA" if isinstance(module, PeftLinear | PeftParameter) else kind
 
         def after(module: nn.Module, inputs: object, output: object, kind: str = kind) -> None:
             tracker.leave()

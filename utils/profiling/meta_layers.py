@@ -6,15 +6,18 @@ PEFT's LoRA layers, of bitsandbytes' 4-bit layers and of PyTorch's fused attenti
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.overrides import TorchFunctionMode
 
 from utils.lora.layer import LoRALinear
-from utils.lora.target_modules import output_head
+from utils.lora.target_modules import is_conv1d, output_head
 from utils.quant.nf4 import BLOCK, SCALE_BLOCK
 
 META = torch.device("meta")
@@ -48,6 +51,32 @@ class PeftLinear(LoRALinear):
             return y + output.to(dtype)
         y = y + F.linear(F.linear(x, self.lora_A), self.lora_B) * self.scaling
         return y.to(dtype)
+
+
+class PeftParameter(nn.Module):
+    """The meta form of PEFT's LoRA for a weight that is a parameter and no layer (peft/tuners/lora/layer.py,
+    ``ParamWrapper``), held to the parameters that PEFT makes by tests/profiling/test_memory.py.
+
+    A 3-dimensional weight holds a matrix for each expert, (experts, out, in) or `transposed`, and each has a rank of
+    its own in A (r * experts, in) and B (out, r * experts). In each pass the whole weight is made anew.
+    """
+
+    def __init__(self, weight: Tensor, r: int, transposed: bool, adapter_dtype: torch.dtype) -> None:
+        super().__init__()
+        *stacked, d_out, d_in = weight.shape
+        self.experts, self.transposed = (stacked[0] if stacked else 1), transposed and bool(stacked)
+        if self.transposed:
+            d_out, d_in = d_in, d_out
+        self.lora_A = nn.Parameter(torch.empty(r * self.experts, d_in, device=META, dtype=adapter_dtype))
+        self.lora_B = nn.Parameter(torch.empty(d_out, r * self.experts, device=META, dtype=adapter_dtype))
+
+    def forward(self, weight: Float[Tensor, "*experts rows columns"]) -> Float[Tensor, "*experts rows columns"]:
+        if weight.ndim == 2:
+            return weight + (self.lora_B @ self.lora_A * 2.0).to(weight.dtype)
+        a = self.lora_A.reshape(self.experts, -1, self.lora_A.shape[-1]).to(weight.dtype)
+        b = self.lora_B.reshape(self.lora_B.shape[0], -1, self.experts).permute(2, 0, 1).to(weight.dtype)
+        one, other = (a.transpose(1, 2), b.transpose(1, 2)) if self.transposed else (b, a)
+        return torch.baddbmm(weight, one, other, alpha=2.0)
 
 
 class FourBitLinear(nn.Linear):
@@ -100,30 +129,52 @@ def fused_attention(
     module: nn.Module,
     query: Float[Tensor, "batch heads length width"],
     key: Float[Tensor, "batch kv_heads length width"],
-    value: Float[Tensor, "batch kv_heads length width"],
+    value: Float[Tensor, "batch kv_heads length value_width"],
     attention_mask: Tensor | None,
     dropout: float = 0.0,
     scaling: float | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """What transformers' ``sdpa`` does on CUDA, as an attention function of transformers.
+    """What transformers' ``sdpa`` does on CUDA, as an attention function of transformers."""
+    return attention_kernel(query, key, value, dropout, scaling).transpose(1, 2).contiguous(), None
 
-    In 16 bits PyTorch takes FlashAttention's kernel, in float32 the memory-efficient one, and where heads share keys
-    in float32, which neither does, the plain formula, which writes the scores down (aten/src/ATen/native/transformers/
-    cuda/sdp_utils.cpp).
+
+def attention_kernel(
+    query: Float[Tensor, "batch heads length width"],
+    key: Float[Tensor, "batch kv_heads length width"],
+    value: Float[Tensor, "batch kv_heads length value_width"],
+    dropout: float,
+    scaling: float | None,
+) -> Float[Tensor, "batch heads length value_width"]:
+    """Causal attention by the kernel that PyTorch takes on CUDA (aten/src/ATen/native/transformers/cuda/sdp_utils.cpp).
+
+    In 16 bits that is FlashAttention's; in float32, or where values have another width than keys (DeepSeek), the
+    memory-efficient one; and where heads share keys, which that can't do, the plain formula, which writes the scores
+    down.
     """
     aten = torch.ops.aten
-    if query.dtype != torch.float32:
-        output = aten._scaled_dot_product_flash_attention(query, key, value, dropout, True, scale=scaling)[0]
-    elif key.shape[1] == query.shape[1]:
-        output = aten._scaled_dot_product_efficient_attention(
+    if query.dtype != torch.float32 and value.shape[-1] == query.shape[-1]:
+        return aten._scaled_dot_product_flash_attention(query, key, value, dropout, True, scale=scaling)[0]
+    if key.shape[1] == query.shape[1]:
+        return aten._scaled_dot_product_efficient_attention(
             query, key, value, None, True, dropout, True, scale=scaling
         )[0]
-    else:
-        output = aten._scaled_dot_product_attention_math(
-            query, key, value, None, dropout, True, scale=scaling, enable_gqa=True
-        )[0]
-    return output.transpose(1, 2).contiguous(), None
+    return aten._scaled_dot_product_attention_math(
+        query, key, value, None, dropout, True, scale=scaling, enable_gqa=True
+    )[0]
+
+
+class FusedAttention(TorchFunctionMode):
+    """Inside the block :func:`attention_kernel` stands for PyTorch's ``scaled_dot_product_attention``, for models that
+    call it themselves and not through transformers' attention functions, such as Falcon.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is F.scaled_dot_product_attention:
+            query, key, value = args[:3]
+            return attention_kernel(query, key, value, kwargs.get("dropout_p", 0.0), kwargs.get("scale"))
+        return func(*args, **kwargs)
 
 
 def register_attention() -> str:
@@ -166,6 +217,37 @@ def put_lora(model: nn.Module, names: list[str], r: int, lora_dropout: float, ad
         model.set_submodule(
             name, PeftLinear(cast(nn.Linear, model.get_submodule(name)), r, lora_dropout, adapter_dtype)
         )
+
+
+def put_lora_on_parameters(model: nn.Module, factors: Mapping[str, int], r: int, adapter_dtype: torch.dtype) -> None:
+    """Put a :class:`PeftParameter` on each parameter of `factors`, with so many times the rank `r`."""
+    for name, factor in factors.items():
+        parent, _, own = name.rpartition(".")
+        module = model.get_submodule(parent)
+        transposed = getattr(module, "is_transposed", False)  # how transformers marks experts stored as (in, out)
+        correction = PeftParameter(module.get_parameter(own), factor * r, transposed, adapter_dtype)
+        if not parametrize.is_parametrized(module):
+            module.forward = _with_one_copy(module.forward)
+        parametrize.register_parametrization(module, own, correction)
+
+
+def _with_one_copy(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """Within one call of `forward` a parameter's correction is added once, however often the parameter is read."""
+
+    def cached(*args: Any, **kwargs: Any) -> Any:
+        with parametrize.cached():
+            return forward(*args, **kwargs)
+
+    return cached
+
+
+def plain_linear(model: nn.Module) -> None:
+    """Put an ``nn.Linear`` in the place of each of transformers' Conv1D, which takes the same memory."""
+    for name, layer in list(model.named_modules()):
+        if is_conv1d(layer):
+            weight = layer.get_parameter("weight")
+            d_in, d_out = weight.shape
+            model.set_submodule(name, nn.Linear(d_in, d_out, device=META, dtype=weight.dtype))
 
 
 def put_four_bit(model: nn.Module, double: bool) -> None:

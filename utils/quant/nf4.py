@@ -113,9 +113,15 @@ class DoubleScales(NamedTuple):
 def double_quantize(scales: Float[Tensor, " blocks"]) -> DoubleScales:
     """Quantize block scales in turn: take their mean away, then absmax in blocks of 256 with the dynamic code book.
 
-    Scales are all positive, so without the mean half of a signed code book would be wasted.
+    Scales are all positive, so without the mean half of a signed code book would be wasted. Raises ValueError when
+    their mean overflows float32.
     """
     offset = scales.mean()
+    if not torch.isfinite(offset):
+        raise ValueError(
+            f"the largest value is {float(scales.max()):.2g}, and the mean of the scales overflows float32: no trained "
+            "weight is so large, so find where it comes from, or quantize with double=False"
+        )
     centred = scales - offset
     absmax = block_scales(centred, SCALE_BLOCK)
     inverse = torch.where(absmax == 0, absmax, 1 / absmax)
@@ -161,7 +167,7 @@ def quantize(
     """Quantize a tensor to 4 bits with the code book `book`, a scale for each `block` values counted along the memory.
 
     Blocks run on from one row of a matrix to the next. `double` quantizes the scales as well. Raises what
-    :func:`utils.quant.absmax.check_values` and :func:`code_book` raise.
+    :func:`utils.quant.absmax.check_values`, :func:`code_book` and :func:`double_quantize` raise.
     """
     check_values(values, block)
     entries = code_book(book)

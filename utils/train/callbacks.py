@@ -1,4 +1,6 @@
-"""What a notebook shows while transformers' Trainer works: a progress bar and the loss, drawn as it falls."""
+"""What a notebook shows while transformers' Trainer works, a progress bar and the loss, drawn as it falls; and what its
+checkpoints keep of the run.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +8,7 @@ import io
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import ExportableState
 
 from utils import plots
 
@@ -108,3 +111,14 @@ def _live_image() -> Any:
     view = {"version_major": 2, "version_minor": 0, "model_id": image.model_id}
     display({"application/vnd.jupyter.widget-view+json": view, "text/plain": "(the loss, drawn live)"}, raw=True)
     return image
+
+
+class RunRecord(TrainerCallback, ExportableState):
+    """Keeps what a run depends on (:func:`utils.train.sft.run_of`) in the `trainer_state.json` of its checkpoints."""
+
+    def __init__(self, run: dict[str, Any] | None = None) -> None:
+        self.run = run or {}
+
+    def state(self) -> dict[str, Any]:
+        """In transformers' form: the arguments that make this object again, and what else it holds, nothing."""
+        return {"args": {"run": self.run}, "attributes": {}}

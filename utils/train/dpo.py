@@ -22,8 +22,17 @@ from utils import tinyworld
 from utils.data.chat import IGNORED, Example, collate, encode, render, token_id
 from utils.lora.checkpoint import BASE_CHANGING
 from utils.lora.layer import disabled
+from utils.models.ends import end_ids
 from utils.tinyworld import Split
-from utils.train.loop import Stepper, check_positive, in_mode, learning_rate_factor, seeded
+from utils.train.loop import (
+    Stepper,
+    check_positive,
+    check_token_ids,
+    check_trainable,
+    in_mode,
+    learning_rate_factor,
+    seeded,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -175,27 +184,27 @@ def train_dpo(
     ``loss``, ``rewards/chosen``, ``rewards/rejected``, ``rewards/margins``, ``rewards/accuracies``.
 
     Optimizer and schedule are those of :func:`utils.train.loop.train`. The model is in evaluation mode meanwhile, so
-    that dropout, which TRL switches off too, can't part it from its reference. Raises ValueError when nothing is
-    trainable or a number isn't positive, and :class:`utils.train.loop.Diverged`, a ValueError, when the loss or the
-    gradient stops being a finite number.
+    that dropout, which TRL switches off too, can't part it from its reference. Raises what
+    :func:`utils.train.loop.train` raises, in the same order.
     """
     check_positive(steps=steps, batch_size=batch_size, lr=lr)
+    check_trainable(model)
     stepper = Stepper(model, lr=lr, schedule=lambda step: learning_rate_factor(step, steps))
-    if not stepper.trainable:
-        raise ValueError("nothing to train: no parameter requires a gradient. Add an adapter first")
     from tqdm.auto import tqdm
 
     device = stepper.trainable[0].device
     history: list[dict[str, float]] = []
-    drawn = _batches(pairs, steps, batch_size, seed)
+    drawn = [pair_batch(tokenizer, part) for part in _batches(pairs, steps, batch_size, seed)]
+    check_token_ids(model, tokenizer, max(int(batch["input_ids"].max()) for batch in drawn))
     with in_mode(model, False):
         for part in tqdm(drawn, total=steps, desc="DPO", disable=not progress):
-            batch = {name: tensor.to(device) for name, tensor in pair_batch(tokenizer, part).items()}
+            batch = {name: tensor.to(device) for name, tensor in part.items()}
             off = reference_log_probs(model, batch, reference)
             found = dpo_loss(answer_log_probs(model, batch), off, beta)
             stepper.step(found.loss)
             stepper.clear()
             history.append(numbers(found))
+    stepper.check_outcome()
     return history
 
 
@@ -242,11 +251,12 @@ def sample(
             **inputs, max_new_tokens=max_new_tokens, do_sample=True, temperature=1.0, top_k=0,
             pad_token_id=tokenizer.pad_token_id,
         )  # fmt: skip
-    told = []
+    told, ends = [], end_ids(model, tokenizer)
     for prompt, row in zip(prompts, out[:, inputs.input_ids.shape[1] :].tolist(), strict=True):
-        stopped = tokenizer.eos_token_id in row
-        ids = row[: row.index(tokenizer.eos_token_id) + 1] if stopped else row
-        told.append(Told(prompt, ids, cast(str, tokenizer.decode(ids, skip_special_tokens=True)).strip(), stopped))
+        end = next((i for i, token in enumerate(row) if token in ends), None)
+        ids = row if end is None else row[: end + 1]
+        text = cast(str, tokenizer.decode(ids, skip_special_tokens=True)).strip()
+        told.append(Told(prompt, ids, text, end is not None))
     return told
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,7 @@ MAX_GRAD_NORM = 1.0
 
 
 class Diverged(ValueError):
-    """The loss or the gradient of a run stopped being a finite number."""
+    """The loss, the gradient or a weight of a run stopped being a finite number."""
 
 
 # -------------------------------------------------------------------------------------------------- pieces of a loop
@@ -65,10 +65,61 @@ def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
 
 
 def check_positive(**numbers: float) -> None:
-    """Raises ValueError, with its name, for a number that isn't above 0."""
+    """Raises ValueError, with its name, for a number that isn't above 0 and finite."""
     for name, value in numbers.items():
-        if not value > 0:
-            raise ValueError(f"{name} must be positive, not {value}")
+        if not 0 < value < math.inf:
+            raise ValueError(f"{name} must be positive and finite, not {value}")
+
+
+def check_trainable(model: nn.Module) -> list[nn.Parameter]:
+    """What of `model` requires a gradient, once it is sure that training can change it and that no weight is spoilt.
+
+    Raises ValueError when nothing is trainable, when an adapter is merged, so that its matrices take no part, when a
+    parameter to train is float16, whose gradients can't be scaled back, or when a weight holds NaN or infinity.
+    """
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    if not trainable:
+        raise ValueError(
+            "nothing to train: no parameter of the model has requires_grad. Did you freeze it before adding LoRA?"
+        )
+    if merged := [name for name, module in model.named_modules() if getattr(module, "merged", False) is True]:
+        raise ValueError(
+            f"the adapter of {merged[0]} is merged into the base weight, so its matrices take no part and can't learn "
+            f"({len(merged)} such layers): unmerge it first, train, and merge afterwards"
+        )
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and parameter.dtype == torch.float16:
+            raise ValueError(
+                f"{name} is to be trained in float16, which has no room for its gradients: make what trains float32 "
+                "(utils.models.device.widen_trainable)"
+            )
+        if not is_finite(parameter):
+            raise ValueError(
+                f"{name} holds NaN or infinity before training, and so every loss would: load the "
+                f"{'adapter' if 'lora_' in name else 'model'} again, or find what made it so (float16 ends at 65,504)"
+            )
+    return trainable
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether every number is finite; packed and 8-bit ones, and those without data, count as finite."""
+    if tensor.is_meta or not tensor.is_floating_point() or tensor.element_size() < 2:
+        return True
+    return bool(torch.isfinite(tensor.detach()).all())
+
+
+def check_token_ids(model: nn.Module, tokenizer: PreTrainedTokenizerBase, largest: int) -> None:
+    """Raise ValueError when a token's id, of which `largest` is the largest, has no row in the model's embedding."""
+    try:
+        rows = cast(Any, model).get_input_embeddings().weight.shape[0]  # of transformers' models
+    except (AttributeError, NotImplementedError):
+        return
+    if largest >= rows:
+        raise ValueError(
+            f"the data hold the token {tokenizer.convert_ids_to_tokens(largest)!r} with the id {largest}, and the "
+            f"model's embedding has {rows} rows (0 to {rows - 1}): tokens were added to the tokenizer alone. Call "
+            "model.resize_token_embeddings(len(tokenizer)) on the base, before LoRA is put on it"
+        )
 
 
 class Stepper:
@@ -90,7 +141,7 @@ class Stepper:
         groups: Sequence[dict[str, Any]] | None = None,
         eps: float = 1e-8,
     ) -> None:
-        self.lr, self.schedule, self.count = lr, schedule, 0
+        self.lr, self.schedule, self.count, self.taken = lr, schedule, 0, 0
         self.max_grad_norm = math.inf if max_grad_norm is None else max_grad_norm
         self.trainable = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(groups or [{"params": self.trainable}], lr=lr, eps=eps, weight_decay=0.0)
@@ -103,10 +154,16 @@ class Stepper:
         """Compute the gradients of `loss`, clip them and take a step. Returns their norm before clipping.
 
         The gradients, clipped, are there until :meth:`clear`. Raises :class:`Diverged`, and changes no weight, when the
-        loss or the norm isn't finite. In float16 an infinite norm is no error yet: that step is left out and the loss
-        is scaled by less, as long as the scale stays above 1.
+        loss or the norm isn't finite, and ValueError for a loss that depends on nothing trainable. In float16 an
+        infinite norm is no error yet: that step is left out and the loss is scaled by less, as long as the scale stays
+        above 1.
         """
         self._refuse_infinite("loss", loss.item())
+        if not loss.requires_grad:
+            raise ValueError(
+                "the loss depends on no trainable parameter, so there is nothing to learn: is the adapter switched off "
+                "or merged, or does checkpointing cut the graph (model.enable_input_require_grads)?"
+            )
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
             group["lr"] = peak * (self.schedule(self.count) if self.schedule else 1.0)
         self.scaler.scale(loss).backward()
@@ -117,13 +174,34 @@ class Stepper:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.count += 1
+        self.taken += math.isfinite(norm)
         return norm
 
     def _refuse_infinite(self, what: str, value: float) -> None:
-        if not math.isfinite(value):
+        if math.isfinite(value):
+            return
+        if not self.taken:
             raise Diverged(
-                f"the {what} is {value} at step {self.count}, no finite number any more: try a learning rate below "
-                f"{self.lr}"
+                f"the {what} is {value} at step {self.count}, and no step was taken before, so the learning rate isn't "
+                "the cause: look which layer gives the first number that isn't finite. DoRA over a row of zeros does, "
+                "and so does float16 above 65,504"
+            )
+        raise Diverged(
+            f"the {what} is {value} at step {self.count}, no finite number any more: try a learning rate below "
+            f"{self.lr}"
+        )
+
+    def check_outcome(self) -> None:
+        """Behind the last step. Raises :class:`Diverged` when a weight isn't finite, or when no step was ever taken."""
+        if self.count and not self.taken:
+            raise Diverged(
+                f"in float16 the gradient overflowed in each of the {self.count} steps, and all were left out: nothing "
+                "was learnt. Take more steps, or train in bfloat16 or float32"
+            )
+        if not all(map(is_finite, self.trainable)):
+            raise Diverged(
+                f"the last step left weights that aren't finite any more, behind a finite loss: try a learning rate "
+                f"below {self.lr}"
             )
 
     def clear(self) -> None:
@@ -156,21 +234,20 @@ def train(
     variants of LoRA: `groups`, the optimizer's parameter groups with a peak rate each, in the place of one group with
     `lr`; `extra_loss`, whose value is added to what is minimised, not to what is returned; `after_step`, called with
     the step's number while the gradients are still there. A model in float16 trains with loss scaling; what trains must
-    be float32 then. Afterwards the model's mode and torch's random state are what they were before. Raises ValueError
-    when nothing is trainable or `steps`, `batch_size` or `lr` isn't positive, BadRecords, a ValueError, for a row that
-    can't be used, and :class:`Diverged`, a ValueError, when the loss or the gradient stops being a finite number.
+    be float32 then. Afterwards the model's mode and torch's random state are what they were before. Before
+    the first step are raised ValueError when `steps`, `batch_size` or `lr` isn't positive and for what
+    :func:`check_trainable` and :func:`check_token_ids` refuse, and BadRecords, a ValueError, for a row that can't be
+    used; then :class:`Diverged`, a ValueError, when the loss, the gradient or a weight stops being a finite number.
     """
     check_positive(steps=steps, batch_size=batch_size, lr=lr)
+    check_trainable(model)
     stepper = Stepper(model, lr=lr, schedule=lambda step: learning_rate_factor(step, steps), groups=groups)
-    if not stepper.trainable:
-        raise ValueError(
-            "nothing to train: no parameter of the model has requires_grad. Did you freeze it before adding LoRA?"
-        )
     from tqdm.auto import tqdm
 
     device = stepper.trainable[0].device
     losses: list[float] = []
-    drawn = batches(tokenizer, rows, steps=steps, batch_size=batch_size, seed=seed)
+    drawn = list(batches(tokenizer, rows, steps=steps, batch_size=batch_size, seed=seed))
+    check_token_ids(model, tokenizer, max(int(batch["input_ids"].max()) for batch in drawn))
     with seeded(seed, model), in_mode(model, True):
         for step, batch in enumerate(tqdm(drawn, total=steps, desc="training", disable=not progress)):
             loss = model(**{k: v.to(device) for k, v in batch.items()}).loss
@@ -179,4 +256,5 @@ def train(
             if after_step:
                 after_step(step)
             stepper.clear()
+    stepper.check_outcome()
     return losses

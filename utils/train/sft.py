@@ -17,15 +17,21 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
-from safetensors import SafetensorError, safe_open
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.utils._pytree import tree_iter
 
 from utils.data.chat import IGNORED
 from utils.data.labels import check_completions_survive
 from utils.data.records import Record
+from utils.lora.checkpoint import base_fingerprint
 from utils.models.device import trainer_precision, widen_trainable
-from utils.train.loop import WARMUP_STEPS
+from utils.train.loop import WARMUP_STEPS, check_token_ids, check_trainable, is_finite
 from utils.train.recipes import Recipe
 
 if TYPE_CHECKING:
@@ -217,12 +223,16 @@ def sft_trainer(
 
     TRL drops an example without a word when `max_length` cuts its whole completion away; here that is a warning with
     their number, and an error if it befalls all of them, before any training. transformers' callback that prints every
-    log as a dictionary is left out. Raises ValueError for what :func:`check_dataset` refuses, when nothing is left to
-    train on, and when the model has LoRA already and `peft_config` asks for more.
+    log as a dictionary is left out. Each checkpoint keeps :func:`run_of` in its `trainer_state.json`. Raises ValueError
+    for what :func:`check_dataset` refuses, when nothing is left to train on, when the model has LoRA already and
+    `peft_config` asks for more, and for what :func:`utils.train.loop.check_trainable` and
+    :func:`utils.train.loop.check_token_ids` refuse.
     """
     from peft import PeftModel
     from transformers import PrinterCallback
     from trl import SFTTrainer
+
+    from utils.train.callbacks import RunRecord
 
     if isinstance(model, PeftModel) and peft_config is not None:
         raise ValueError(
@@ -241,6 +251,7 @@ def sft_trainer(
                     f"examples of the {name} data: TRL leaves them out",
                     stacklevel=2,
                 )
+    record = RunRecord()
     trainer = SFTTrainer(
         model=model,
         args=args,
@@ -249,77 +260,156 @@ def sft_trainer(
         processing_class=tokenizer,
         peft_config=peft_config,
         formatting_func=formatting_func,
-        callbacks=list(callbacks),
+        callbacks=[*callbacks, record],
     )
     trainer.remove_callback(PrinterCallback)
     if trainer.args.fp16:
         widen_trainable(cast("PeftModel", trainer.model))
+    check_trainable(cast("PeftModel", trainer.model))
+    check_token_ids(cast("PeftModel", trainer.model), tokenizer, _largest_id(trainer, tokenizer))
+    record.run = run_of(trainer)
     return trainer
+
+
+def _largest_id(trainer: SFTTrainer, tokenizer: PreTrainedTokenizerBase) -> int:
+    """The largest id that the trainer's batches will hold, padding included."""
+    largest = cast("int | None", tokenizer.pad_token_id) or 0
+    for split in (trainer.train_dataset, trainer.eval_dataset):
+        if "input_ids" in getattr(split, "column_names", ()):
+            largest = max(largest, *(max(ids, default=0) for ids in cast("Dataset", split)["input_ids"]))
+    return largest
 
 
 # ------------------------------------------------------------------------------------------------------------ resume
 
 
 class CheckpointMismatch(ValueError):
-    """A checkpoint that isn't one of this run: of other settings, of another shape, or damaged."""
+    """A checkpoint that isn't one of this run: of other settings, of another base or shape, or damaged."""
 
 
-_MUST_AGREE = ("r", "lora_alpha", "target_modules", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "bias")
+_MAY_DIFFER = ("inference_mode", "base_model_name_or_path", "revision", "auto_mapping", "runtime_config")
+_SETTINGS = (
+    "per_device_train_batch_size", "gradient_accumulation_steps", "max_steps", "num_train_epochs", "lr_scheduler_type",
+    "warmup_steps", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "optim", "seed",
+    "data_seed", "max_length", "packing", "completion_only_loss", "assistant_only_loss",
+)  # fmt: skip
+
+
+def run_of(trainer: SFTTrainer) -> dict[str, Any]:
+    """What a run depends on beside its adapter's settings and its rate, as numbers and names that JSON can hold.
+
+    ``base`` is the base's fingerprint (:func:`utils.lora.checkpoint.base_fingerprint`), ``examples`` the number of
+    training examples; the rest are settings.
+    """
+    settings = trainer.args.to_dict()
+    dataset = cast("Dataset", trainer.train_dataset)
+    return {
+        "base": base_fingerprint(cast("PeftModel", trainer.model)),
+        "examples": len(dataset),
+        **{name: settings[name] for name in _SETTINGS if name in settings},
+    }
+
+
+class _Checkpoint(NamedTuple):
+    """What a checkpoint's files hold; of the random states only that they can be read."""
+
+    state: dict[str, Any]
+    config: dict[str, Any]
+    matrices: dict[str, Tensor]
+    scheduler: dict[str, Any]
+
+
+def _read_checkpoint(folder: Path) -> _Checkpoint:
+    """Read every file that transformers will read. Raises what :func:`check_checkpoint` raises for missing and damaged
+    ones.
+    """
+    from transformers.trainer_pt_utils import safe_globals
+
+    def pickled(path: Path) -> dict[str, Any]:
+        with safe_globals():
+            return torch.load(path, map_location="cpu", weights_only=True)
+
+    def written(path: Path) -> dict[str, Any]:
+        return json.loads(path.read_text(encoding="utf-8"))
+
+    readers: dict[str, Callable[[Path], dict[str, Any]]] = {
+        "trainer_state.json": written, "adapter_config.json": written, "adapter_model.safetensors": load_file,
+        "optimizer.pt": pickled, "scheduler.pt": pickled,
+    }  # fmt: skip
+    readers |= dict.fromkeys([path.name for path in folder.glob("rng_state*.pth")] or ["rng_state.pth"], pickled)
+    if missing := [name for name in readers if not (folder / name).is_file()]:
+        raise FileNotFoundError(
+            f"{folder.name} has no {missing[0]}: it is no checkpoint of a LoRA run, or one whose saving was cut off. "
+            "Take an earlier one"
+        )
+    held: dict[str, dict[str, Any]] = {}
+    for name, reader in readers.items():
+        try:
+            held[name] = reader(folder / name)
+            wrong = "" if isinstance(held[name], dict) else f"it holds a {type(held[name]).__name__} and no dictionary"
+        except (ValueError, RuntimeError, OSError, EOFError, RecursionError, UnpicklingError, SafetensorError) as error:
+            wrong = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'it is empty'}"
+        if wrong:
+            raise CheckpointMismatch(
+                f"{folder.name} is damaged, its {name} can't be read ({wrong}): take an earlier one"
+            )
+    for name in ("adapter_model.safetensors", "optimizer.pt"):
+        if not all(is_finite(leaf) for leaf in tree_iter(held[name]) if isinstance(leaf, Tensor)):
+            raise CheckpointMismatch(
+                f"{folder.name} is spoilt: its {name} holds NaN or infinity, so that run had diverged. Take an earlier "
+                "one, and a lower learning rate"
+            )
+    state, config, matrices = (held[name] for name in list(readers)[:3])
+    return _Checkpoint(state, config, matrices, held["scheduler.pt"])
+
+
+def _plain(value: Any) -> Any:
+    return sorted(map(str, value)) if isinstance(value, set | list | tuple) else value
 
 
 def check_checkpoint(checkpoint: str | Path, trainer: SFTTrainer) -> Path:
     """The checkpoint's folder, once it is sure that `trainer` can go on from it.
 
-    Compared are the adapter's settings and shapes, the number of steps and the batch size. transformers itself only
-    warns about another batch size, and goes on. Raises :class:`CheckpointMismatch` with every difference, and
-    FileNotFoundError when the folder or one of its files is missing.
+    Compared are the adapter's settings and shapes, the learning rate, the steps and the batch size, the base's name
+    and, where :func:`sft_trainer` made the run that was saved, all of :func:`run_of`. transformers itself warns about
+    another batch size, and of the rest says nothing: it goes on with the old rate. Raises :class:`CheckpointMismatch`
+    with every difference, or when a file is damaged or holds numbers that aren't finite, and FileNotFoundError when the
+    folder or one of its files is missing.
     """
     folder = Path(checkpoint)
-    for file in (
-        "trainer_state.json",
-        "adapter_config.json",
-        "adapter_model.safetensors",
-        "optimizer.pt",
-        "scheduler.pt",
-    ):
-        if not (folder / file).is_file():
-            raise FileNotFoundError(
-                f"{folder.name} has no {file}: it is no checkpoint of a LoRA run, or one whose saving was cut off. "
-                "Take an earlier one"
-            )
-    try:
-        state = json.loads((folder / "trainer_state.json").read_text())
-        saved = json.loads((folder / "adapter_config.json").read_text())
-        with safe_open(folder / "adapter_model.safetensors", "pt") as file:
-            shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
-    except (json.JSONDecodeError, SafetensorError) as error:
-        raise CheckpointMismatch(f"{folder.name} is damaged ({error}): take an earlier one") from error
-
+    state, saved, matrices, scheduler = _read_checkpoint(folder)
     config = asdict(cast("PeftModel", trainer.model).active_peft_config)
-    differences = []
-    for field in _MUST_AGREE:
-        was, now = saved.get(field), config[field]
-        if isinstance(now, set | list):
-            was, now = sorted(was or []), sorted(now)
-        if was != now:
-            differences.append(f"{field} was {was!r} and is {now!r}")
-    args = trainer.args
-    for field, was, now in (
-        ("max_steps", state.get("max_steps"), args.max_steps),
-        ("per_device_train_batch_size", state.get("train_batch_size"), args.train_batch_size),
-    ):
-        if was != now and now > 0:
-            differences.append(f"{field} was {was!r} and is {now!r}")
+    args, here = trainer.args, run_of(trainer)
+    pairs = [(name, saved[name], config[name]) for name in config if name in saved and name not in _MAY_DIFFER]
+    bases = [str(each.get("base_model_name_or_path") or "").rstrip("/") for each in (saved, config)]
+    if all(bases):
+        was, now = (base.replace("\\", "/").rpartition("/")[2] for base in bases)
+        pairs.append(("the base", was, now))
+    rates = scheduler.get("base_lrs") or [args.learning_rate]
+    pairs.append(("learning_rate", rates[0], args.learning_rate))
+    if args.max_steps > 0:
+        pairs.append(("max_steps", state.get("max_steps"), args.max_steps))
+    pairs.append(("per_device_train_batch_size", state.get("train_batch_size"), args.train_batch_size))
+    try:
+        record = dict(state["stateful_callbacks"]["RunRecord"]["args"]["run"])
+    except (KeyError, TypeError, ValueError):  # a plain SFTTrainer's checkpoint
+        record = {}
+    named = {"base": "the base's fingerprint", "examples": "the number of training examples"}
+    pairs += [(named.get(name, name), was, here[name]) for name, was in record.items() if name in here]
+    differences = dict.fromkeys(
+        f"{n} was {_plain(a)!r} and is {_plain(b)!r}" for n, a, b in pairs if _plain(a) != _plain(b)
+    )
     if not differences:
         from peft import get_peft_model_state_dict
 
-        here = {
-            k: tuple(v.shape) for k, v in get_peft_model_state_dict(trainer.model, save_embedding_layers=False).items()
-        }
-        wrong = sorted(k for k in here.keys() | shapes.keys() if here.get(k) != shapes.get(k))
+        own = get_peft_model_state_dict(cast("PeftModel", trainer.model), save_embedding_layers=False)
+        shapes, needed = ({k: tuple(v.shape) for k, v in each.items()} for each in (matrices, own))
+        wrong = sorted(k for k in needed.keys() | shapes.keys() if needed.get(k) != shapes.get(k))
         if wrong:
             key = wrong[0]
-            differences.append(f"{len(wrong)} matrices, such as {key}, were {shapes.get(key)} and are {here.get(key)}")
+            differences = {
+                f"{len(wrong)} matrices, such as {key}, were {shapes.get(key)} and are {needed.get(key)}": None
+            }
     if differences:
         raise CheckpointMismatch(
             f"{folder.name} belongs to another run: {'; '.join(differences)}. Resume with the settings of that run, or "

@@ -75,6 +75,18 @@ def test_four_pieces_have_the_gradients_of_one_batch(monkeypatch):
         torch.testing.assert_close(summed, whole, atol=1e-6, rtol=1e-4)  # float32 sums in another order
 
 
+def test_a_second_step_begins_without_the_gradients_of_the_first(monkeypatch):
+    base, optimizers = base_model(tool.USUAL, "cpu", True), []
+    monkeypatch.setattr(techniques, "optimizer_of", lambda *a: optimizers.append(Keeping(*a)) or optimizers[0])
+    setup = tool._with(batch=2, length=8)
+    step = techniques.step_of(adapted(base, setup), techniques.Technique("x", setup), base.config.vocab_size, "cpu")
+    step()
+    first = optimizers[0].kept
+    step()
+    assert any(g.abs().max() > 0 for g in first)
+    assert all(torch.equal(a, b) for a, b in zip(first, optimizers[0].kept, strict=True))
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, so it would measure")
 def test_without_a_gpu_it_says_so():
     assert techniques.techniques_on_this_gpu() == "there is no CUDA GPU here to measure"
