@@ -11,7 +11,8 @@ __getattr__, __dir__, __all__ = front_door(
         "config_fields": "FIELDS",
         "fused": "SHARE use_fused",
         "layer": (
-            "LoRA LoRALinear count_parameters disabled inject lora_layers merge refuse_second remove unmerge wrap"
+            "LoRA LoRALinear count_parameters disabled inject lora_layers merge merge_and_unload refuse_second remove "
+            "unmerge wrap"
         ),
         "lowrank": "energy_captured relative_spectrum",
         "merging": "arrival dequantized merge_files stored_4bit",

@@ -19,7 +19,7 @@ from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -30,6 +30,7 @@ ARCHITECTURES = (
 )  # fmt: skip
 
 _WIDTH, _HEADS, _BLOCKS, _WORDS = 32, 4, 2, 100
+_MAMBA = ("falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h")  # PEFT's list, by config.model_type
 
 
 class Proposal(NamedTuple):
@@ -129,8 +130,8 @@ def find_targets(model: nn.Module, target_modules: Sequence[str] | str) -> list[
 
     A name such as ``"q_proj"`` means every module that is called so, in any block, and
     ``"layers.0.self_attn.q_proj"`` one of them; ``"all-linear"`` means every linear layer but the output head. Raises
-    ValueError for a name that matches nothing (PEFT ignores it beside one that does) or a layer whose weight is tied
-    to another module's, and TypeError for a module that is not linear.
+    ValueError for a name that matches nothing (PEFT ignores it beside one that does), TypeError for a module that is
+    not linear, and what :func:`refuse_unfit` raises, as for a layer whose weight is tied to another module's.
     """
     modules = dict(model.named_modules())
     head = output_head(model)
@@ -140,7 +141,7 @@ def find_targets(model: nn.Module, target_modules: Sequence[str] | str) -> list[
             raise ValueError(f"target_modules is the text {target_modules!r}: pass a list of names, or {ALL_LINEAR!r}")
         if not linear:
             raise ValueError(f"this {type(model).__name__} has no linear layer to target")
-        _refuse_shared(model, linear)
+        refuse_unfit(model, linear)
         return linear
     if not target_modules:
         raise ValueError(f"target_modules is empty: name at least one linear layer, or pass {ALL_LINEAR!r}")
@@ -161,22 +162,35 @@ def find_targets(model: nn.Module, target_modules: Sequence[str] | str) -> list[
                 )
         found.update(matches)
     names = [name for name in modules if name in found]
-    _refuse_shared(model, names)
+    refuse_unfit(model, names)
     return names
 
 
-def _refuse_shared(model: nn.Module, names: Sequence[str]) -> None:
+def refuse_unfit(model: nn.Module, names: Sequence[str]) -> None:
+    """Raise ValueError when one of the linear layers `names` is none for LoRA: its weight is another module's too, or
+    the model computes with the weight and passes the layer by.
+
+    Nothing is changed. A layer that has LoRA already is asked about by its base layer's name.
+    """
     users: dict[int, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
-        if isinstance(weight := getattr(module, "weight", None), Tensor):
-            users.setdefault(id(weight), []).append(name)
+        for _, parameter in module.named_parameters(recurse=False):
+            users.setdefault(id(parameter), []).append(name)
     for name in names:
-        others = [user for user in users[id(model.get_submodule(name).weight)] if user != name]
+        others = [user for user in users.get(id(model.get_submodule(name).weight), ()) if user != name]
         if others:
             raise ValueError(
                 f"the weight of {name!r} is shared with {others[0]!r}, which a merge would change too: leave {name!r} "
-                "out of the targets"
+                "out of the targets (an adapter that has it must be trained anew), or give it a weight of its own "
+                f"before that: head = model.get_submodule({name!r}); head.weight = torch.nn.Parameter(head.weight"
+                ".detach().clone()); model.config.tie_word_embeddings = False"
             )
+    kind = getattr(getattr(model, "config", None), "model_type", None)
+    if kind in _MAMBA and (passed_by := [name for name in names if _names("out_proj", name)]):
+        raise ValueError(
+            f"{passed_by[0]!r} is a layer of {kind}, whose kernels take its weight and never call it, so that LoRA on "
+            "it would do nothing: leave out_proj out of the targets"
+        )
 
 
 # --------------------------------------------------------------------------------------------------------- proposing
