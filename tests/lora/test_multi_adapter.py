@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from utils.lora import inject
 from utils.lora import multi_adapter as m
 from utils.lora.combine import Factors, from_peft, read_adapter
 from utils.models import load_base
@@ -192,3 +193,28 @@ def test_what_stacking_refuses_changes_nothing():
     m.stack_adapters(net, good)
     with pytest.raises(RuntimeError, match="already"):
         m.stack_adapters(net, good)
+    with pytest.raises(RuntimeError, match="already"):
+        inject(net, "all-linear", 2, 4)
+
+
+def test_unstacking_gives_the_base_back():
+    net, x = Net(), torch.randn(3, 6)
+    with pytest.raises(RuntimeError, match="no stacked adapters"):
+        m.unstack_adapters(net)
+    before, layers = net(x), (net.one, net.two)
+    m.stack_adapters(net, _adapters())
+    m.unstack_adapters(net)
+    assert (net.one, net.two) == layers and torch.equal(net(x), before)
+    m.stack_adapters(net, _adapters())  # and others can come
+
+
+def test_nothing_is_put_on_a_model_of_peft():
+    from peft import LoraConfig, get_peft_model
+
+    model = get_peft_model(Net(), LoraConfig(r=2, target_modules=["one"]))
+    names = [name for name, _ in model.named_modules()]
+    with pytest.raises(RuntimeError, match="has adapters already, in its layers of peft.*Linear: load the base again"):
+        inject(model, "all-linear", 2, 4)
+    with pytest.raises(RuntimeError, match="has adapters already"):
+        m.stack_adapters(model, _adapters())
+    assert [name for name, _ in model.named_modules()] == names

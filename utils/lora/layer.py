@@ -264,10 +264,16 @@ def injected_layers(model: nn.Module) -> dict[str, LoRALinear]:
 
 
 def refuse_second(model: nn.Module) -> None:
-    """Raise RuntimeError when the model has LoRA layers already."""
+    """Raise RuntimeError when the model has LoRA layers already, or other layers with a `base_layer`, as PEFT's."""
     if existing := lora_layers(model):
         raise RuntimeError(
             f"this model has LoRA on {len(existing)} layers already: call remove(model) first, or load the base again"
+        )
+    others = (module for module in model.modules() if isinstance(getattr(module, "base_layer", None), nn.Module))
+    if other := next(others, None):
+        raise RuntimeError(
+            f"this model has adapters already, in its layers of {type(other).__module__}.{type(other).__name__}: load "
+            "the base again"
         )
 
 

@@ -24,7 +24,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from utils.lora.combine import Adapter, Factors
-from utils.lora.layer import lora_layers
+from utils.lora.layer import refuse_second
 
 BASE = "__base__"
 
@@ -96,12 +96,13 @@ def multi_layers(model: nn.Module) -> dict[str, MultiLoRALinear]:
 def stack_adapters(model: nn.Module, adapters: Mapping[str, Adapter]) -> list[str]:
     """Put `adapters` on the base `model`, in place, and return the names of the layers that were wrapped.
 
-    Raises RuntimeError when the model has LoRA layers already; ValueError when there are no adapters, one is called
+    Raises RuntimeError when the model has adapters already; ValueError when there are no adapters, one is called
     :data:`BASE`, or one has factors for a layer that the model doesn't have or of another shape. The model is changed
     only when everything fits.
     """
-    if multi_layers(model) or lora_layers(model):
-        raise RuntimeError("this model has LoRA layers already: begin with a fresh base")
+    if multi_layers(model):
+        raise RuntimeError("this model has stacked adapters already: call unstack_adapters(model) first")
+    refuse_second(model)
     if not adapters:
         raise ValueError("there are no adapters to stack: pass at least one name: adapter")
     if BASE in adapters:
@@ -127,6 +128,16 @@ def stack_adapters(model: nn.Module, adapters: Mapping[str, Adapter]) -> list[st
         model.set_submodule(layer, module)
     cast(Any, model).stacked_adapters = [BASE, *adapters]
     return list(wrapped)
+
+
+def unstack_adapters(model: nn.Module) -> None:
+    """Put the base layers back in their places and forget the adapters. Raises RuntimeError when there are none."""
+    layers = multi_layers(model)
+    if not layers:
+        raise RuntimeError("this model has no stacked adapters: call stack_adapters first")
+    for name, layer in layers.items():
+        model.set_submodule(name, layer.base_layer)
+    del cast(Any, model).stacked_adapters
 
 
 @contextmanager
