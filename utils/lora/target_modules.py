@@ -30,7 +30,7 @@ ARCHITECTURES = (
 )  # fmt: skip
 
 _WIDTH, _HEADS, _BLOCKS, _WORDS = 32, 4, 2, 100
-_MAMBA = ("falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h")  # PEFT's list, by config.model_type
+_PASSED_BY = ("x_proj", "dt_proj", "out_proj")  # PEFT refuses out_proj alone, by the model's type
 
 
 class Proposal(NamedTuple):
@@ -185,12 +185,13 @@ def refuse_unfit(model: nn.Module, names: Sequence[str]) -> None:
                 f"before that: head = model.get_submodule({name!r}); head.weight = torch.nn.Parameter(head.weight"
                 ".detach().clone()); model.config.tie_word_embeddings = False"
             )
-    kind = getattr(getattr(model, "config", None), "model_type", None)
-    if kind in _MAMBA and (passed_by := [name for name in names if _names("out_proj", name)]):
-        raise ValueError(
-            f"{passed_by[0]!r} is a layer of {kind}, whose kernels take its weight and never call it, so that LoRA on "
-            "it would do nothing: leave out_proj out of the targets"
-        )
+        parent, _, own = name.rpartition(".")
+        if own in _PASSED_BY and hasattr(model.get_submodule(parent), "A_log"):
+            raise ValueError(
+                f"{name!r} is in a state-space layer, a {type(model.get_submodule(parent)).__name__}, whose kernels "
+                "take its weight and don't call it, so that LoRA beside it would do nothing: leave "
+                f"{', '.join(_PASSED_BY)} of these layers out of the targets; in_proj is called"
+            )
 
 
 # --------------------------------------------------------------------------------------------------------- proposing
