@@ -456,6 +456,16 @@ def test_what_combine_refuses():
         c.largest_difference(one, {"up": one["up"]})
 
 
+@pytest.mark.parametrize("part", ["A", "B"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_numbers_that_are_not_finite_are_refused(part, value):
+    wrong = _random_adapter(3, 1)
+    name = list(wrong)[-1]
+    getattr(wrong[name], part)[0, 0] = value
+    for how in ("cat", "svd"):
+        _refused(f"adapter 2 holds NaN or infinity for {name}", [_random_adapter(3, 0), wrong], how=how)
+
+
 def test_a_weighted_sum_of_nothing_is_refused():
     """It was the number 0, and what is wrong came to light where a matrix was needed."""
     with pytest.raises(ValueError, match="no adapters"):

@@ -409,6 +409,31 @@ def test_a_weight_in_8_bit_floating_point_is_refused(net):
     assert [type(module) for module in net.modules()] == before and net.embed.weight.requires_grad
 
 
+@QUICK
+@given(
+    targets=st.sampled_from([["q_proj"], "all-linear", ["q_proj", "nothing"], ["norm"], ["head"], "q_proj", []]),
+    r=st.sampled_from([2, np.int64(3), 6, 0, 2.5, None, "8"]),
+    alpha=st.sampled_from([4, np.float32(2), None, 0, -1.0, math.nan, math.inf, "16"]),
+    dropout=st.sampled_from([0.0, 0.5, 1.0, None]),
+    variant=st.sampled_from([lora.LoRA(), lora.RsLoRA(), lora.DoRA(), lora.PiSSA(), lora.VeRA(), lora.DoRA, None]),
+    fault=st.sampled_from([None, None, "float8", "NaN"]),
+)
+def test_inject_gives_a_layer_or_leaves_the_model_as_it_was(targets, r, alpha, dropout, variant, fault):
+    net = Net()
+    if fault:
+        weight = torch.full((6, 6), math.nan) if fault == "NaN" else torch.ones(6, 6).to(torch.float8_e4m3fn)
+        net.blocks[1].q_proj.weight = nn.Parameter(weight, requires_grad=fault == "NaN")
+    before = {name: (id(p), p._version, p.requires_grad) for name, p in net.named_parameters()}
+    kinds = {name: type(module) for name, module in net.named_modules()}
+    try:
+        names = inject(net, targets, r, alpha, dropout, variant)
+    except (TypeError, ValueError):
+        assert {name: (id(p), p._version, p.requires_grad) for name, p in net.named_parameters()} == before
+        assert {name: type(module) for name, module in net.named_modules()} == kinds
+    else:
+        assert names == list(lora.lora_layers(net)) and fault != "float8"
+
+
 def test_a_missing_alpha_is_named(net):
     with pytest.raises(TypeError, match="lora_alpha is missing.*Take 2"):
         LoRALinear(nn.Linear(4, 4), 2)

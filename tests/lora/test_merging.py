@@ -284,6 +284,8 @@ def test_a_correction_of_another_shape_or_a_plain_layer():
     stored = nf4.quantize(torch.ones(2, 64))
     with pytest.raises(ValueError, match=r"\(64, 2\) doesn't have"):
         merge_quantized(stored, torch.ones(64, 2))
+    with pytest.raises(ValueError, match="the merged weight would hold nan"):
+        merge_quantized(stored, torch.full((2, 64), math.nan))
     with pytest.raises(TypeError, match="this Linear is not in 4 bits"):
         stored_4bit(nn.Linear(64, 2))
 

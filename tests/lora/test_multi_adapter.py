@@ -208,6 +208,42 @@ def test_unstacking_gives_the_base_back():
     m.stack_adapters(net, _adapters())  # and others can come
 
 
+@pytest.mark.parametrize("kind", ["NF4Linear", "Linear4bit"])
+def test_beside_a_base_in_4_bits_they_are_not_rounded_to_codes(kind):
+    from utils.lora.nf4_linear import quantize_layers
+    from utils.models import load_4bit
+
+    if kind == "Linear4bit":
+        pytest.importorskip("bitsandbytes")
+
+    def base():
+        if kind == "Linear4bit":
+            return load_4bit()[0]
+        model = load_base()[0]
+        quantize_layers(model)
+        return model
+
+    ids, stacked = torch.arange(5, 15)[None], base()
+    plain = stacked(ids).logits
+    m.stack_adapters(stacked, {"style": read_adapter(adapter_dir("style"))})
+    with m.route(stacked, ["style"]):
+        found = stacked(ids).logits
+    assert (found - plain).abs().max() > 1
+    if kind == "NF4Linear":
+        alone = base()
+        inject(alone, list(m.multi_layers(stacked)), 8, 16)
+        with torch.no_grad():
+            for name, factors in read_adapter(adapter_dir("style")).items():
+                layer = alone.get_submodule(name)
+                layer.lora_A.copy_(factors.A)
+                layer.lora_B.copy_(factors.B * factors.scaling / layer.scaling)
+    else:
+        from peft import PeftModel
+
+        alone = PeftModel.from_pretrained(base(), adapter_dir("style"))
+    assert torch.allclose(found, alone(ids).logits, atol=LOGITS)
+
+
 def test_nothing_is_put_on_a_model_of_peft():
     from peft import LoraConfig, get_peft_model
 

@@ -217,6 +217,21 @@ def test_a_4_bit_layer_unpacks_to_what_was_packed_and_keeps_nothing_unpacked():
     assert torch.allclose(x.grad, layer.unpacked().sum(0).expand(5, -1), atol=1e-5)
 
 
+def test_a_layer_that_can_not_be_quantized_leaves_all_as_they_were(monkeypatch):
+    model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.Linear(64, 64))
+    real = nf4_linear.nf4.quantize
+
+    def fails_at_the_second(weight, **settings):
+        if weight.data_ptr() == model[1].weight.data_ptr():
+            raise ValueError("here")
+        return real(weight, **settings)
+
+    monkeypatch.setattr(nf4_linear.nf4, "quantize", fails_at_the_second)
+    with pytest.raises(ValueError, match="here"):
+        nf4_linear.quantize_layers(model)
+    assert [type(layer) for layer in model] == [torch.nn.Linear, torch.nn.Linear]
+
+
 def test_what_a_4_bit_base_can_not_do_is_said():
     model = models.load_base()[0]
     nf4_linear.quantize_layers(model, ["q_proj"])
@@ -358,6 +373,14 @@ def test_a_schedule_that_can_not_be_followed_is_refused(schedule, words):
     model = ours_like(adalora.AdaLoRA(), r=4, targets=["q_proj"])
     with pytest.raises(ValueError, match=words):
         adalora.RankAllocator(model, schedule)
+
+
+def test_adalora_asks_for_gradients():
+    model = torch.nn.Sequential(torch.nn.Linear(6, 6))
+    lora.inject(model, ["0"], 4, 8, variant=adalora.AdaLoRA())
+    allocator = adalora.RankAllocator(model, adalora.Schedule(4, 2, 9))
+    with pytest.raises(RuntimeError, match="0.lora_A has no gradient: call step behind backward"):
+        allocator.step(0)
 
 
 def test_adalora_refuses_models_without_its_layers_and_bad_averages():

@@ -319,7 +319,8 @@ def combine(
 
     Unlike PEFT it refuses, with ValueError, other than one weight an adapter (PEFT drops what has no partner), adapters
     that correct different layers (PEFT takes their union), a density outside (0, 1], and a rank below 1. ValueError too
-    for no adapters, layers of different shape, unequal ranks where they must be equal, and an unknown `how`.
+    for no adapters, layers of different shape, matrices that aren't finite, unequal ranks where they must be equal, and
+    an unknown `how`.
     """
     _check(adapters, weights, how, svd_rank, density)
     kind = how.removesuffix("_svd")
@@ -420,6 +421,12 @@ def _check(adapters: Sequence[Adapter], weights: Sequence[float], how: str, svd_
     if how not in ("cat", "linear", "svd"):
         _check_density(density)
     first = adapters[0]
+    for place, adapter in enumerate(adapters, 1):
+        for name, f in adapter.items():
+            if not (f.A.isfinite().all() and f.B.isfinite().all() and math.isfinite(f.scaling)):
+                raise ValueError(
+                    f"adapter {place} holds NaN or infinity for {name}: its training or its file went wrong"
+                )
     for place, adapter in enumerate(adapters[1:], 2):
         if apart := adapter.keys() ^ first.keys():
             raise ValueError(f"adapters 1 and {place} have other targets: {_listed(apart)} is in one of them only")

@@ -157,9 +157,11 @@ def merge_quantized(stored: Quantized, delta: Float[Tensor, "d_out d_in"]) -> Qu
     """The correction merged into a weight in 4 bits: restored, added to, and quantized anew, as PEFT does it.
 
     Every code and every scale may change, and the new quantization error comes on top of the old one. Raises
-    ValueError when the shapes differ.
+    ValueError when the shapes differ or the sum isn't finite in the weight's dtype.
     """
     if tuple(stored.shape) != tuple(delta.shape):
         raise ValueError(f"the correction {tuple(delta.shape)} doesn't have the weight's shape {tuple(stored.shape)}")
-    total = (dequantize(stored) + delta).to(stored.dtype)
-    return quantize(total, book=stored.book, block=stored.block, double=isinstance(stored.scales, DoubleScales))
+    total = dequantize(stored) + delta
+    check_storable("the merged weight", total, stored.dtype)
+    double = isinstance(stored.scales, DoubleScales)
+    return quantize(total.to(stored.dtype), book=stored.book, block=stored.block, double=double)

@@ -77,13 +77,14 @@ class NF4Linear(nn.Linear):
 def quantize_layers(model: nn.Module, target_modules: Sequence[str] | str = "all-linear") -> list[str]:
     """Put the targets of a plain model into 4 bits, in place, and return their names. Do this before `inject`.
 
-    Raises what :func:`utils.lora.target_modules.find_targets` raises, and ValueError for a target in 4 bits already.
+    Raises what :func:`utils.lora.target_modules.find_targets` and :class:`NF4Linear` raise, and ValueError for a target
+    in 4 bits already; the model is then as it was.
     """
     names = find_targets(model, target_modules)
     if done := [name for name in names if isinstance(model.get_submodule(name), NF4Linear)]:
         raise ValueError(f"{done[0]} is in 4 bits already")
-    for name in names:
-        model.set_submodule(name, NF4Linear(cast(nn.Linear, model.get_submodule(name))))
+    for name, layer in [(name, NF4Linear(cast(nn.Linear, model.get_submodule(name)))) for name in names]:
+        model.set_submodule(name, layer)
     return names
 
 
