@@ -302,7 +302,7 @@ def test_stopping_is_clean_even_after_an_error(folder):
 # ------------------------------------------------------------------------------------------------------- staging
 
 
-@pytest.mark.parametrize("name", ["", "a b", "../x", "x/y", "base", "a@b", "a.gguf"])
+@pytest.mark.parametrize("name", ["", "a b", "../x", "x/y", "base", "a@b", "a.gguf", "a" * 101])
 def test_names_that_no_request_can_carry_are_refused(tmp_path, name):
     with pytest.raises(ValueError, match="can't name an adapter"):
         serving.stage(tmp_path, str(TINY_DIR), {name: adapter_dir("style")})
@@ -325,3 +325,9 @@ def test_staging_twice_changes_nothing_and_links_the_weights(tmp_path):
         serving.stage(tmp_path, str(TINY_DIR), ADAPTERS)
     assert (tmp_path / "style" / "model.safetensors").samefile(TINY_DIR / "model.safetensors") or os.name == "nt"
     assert json.loads((tmp_path / "style" / "generation_config.json").read_text())["do_sample"] is True
+
+
+def test_an_adapter_of_an_earlier_stage_is_not_served_along(tmp_path):
+    serving.stage(tmp_path, str(TINY_DIR), ADAPTERS)
+    with pytest.raises(ValueError, match="holds sentiment already, which could be asked for too"):
+        serving.stage(tmp_path, str(TINY_DIR), {"style": ADAPTERS["style"]})

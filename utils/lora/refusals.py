@@ -24,8 +24,7 @@ def check_hyperparameters(r: Any, lora_alpha: Any, lora_dropout: Any) -> None:
         raise TypeError(
             "lora_alpha is missing: the correction is multiplied by lora_alpha / r. Take 2 * r to begin with"
         )
-    if isinstance(lora_alpha, bool) or not isinstance(lora_alpha, Real):
-        raise TypeError(f"lora_alpha must be a number such as 16, not {lora_alpha!r}")
+    _check_number("lora_alpha", lora_alpha, 16)
     if not 0 < lora_alpha < math.inf:
         what = "finite" if lora_alpha == math.inf else "positive"
         raise ValueError(
@@ -46,10 +45,14 @@ def _check_rank_and_dropout(r: Any, lora_dropout: Any) -> None:
         raise TypeError(f"the rank r must be a whole number such as 8, not {r!r}")
     if r < 1:
         raise ValueError(f"the rank r must be at least 1, not {r}: a correction of rank 0 can't learn anything")
-    if isinstance(lora_dropout, bool) or not isinstance(lora_dropout, Real):
-        raise TypeError(f"lora_dropout must be a number such as 0.05, not {lora_dropout!r}")
+    _check_number("lora_dropout", lora_dropout, 0.05)
     if not 0 <= lora_dropout < 1:
         raise ValueError(f"lora_dropout is a probability from 0 up to, not including, 1; it can't be {lora_dropout}")
+
+
+def _check_number(name: str, value: Any, example: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number such as {example}, not {value!r}")
 
 
 def check_variant(variant: Any) -> None:
