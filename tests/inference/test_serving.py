@@ -79,6 +79,7 @@ def test_a_request_has_the_models_tensors_and_leaves_the_model_as_it_was(peft_mo
             own = serving.for_request(model, name)
             assert torch.equal(own(ids).logits, logits)
             assert {p.data_ptr() for p in own.parameters()} == {p.data_ptr() for p in model.parameters()}
+            assert {b.data_ptr() for b in own.buffers()} == {b.data_ptr() for b in model.buffers()}
             assert not any(p.requires_grad for p in own.parameters())
         assert torch.equal(model(ids).logits, expected["sentiment"]) and model.active_adapter == "sentiment"
         assert {name for name, p in model.named_parameters() if p.requires_grad} == trainable and trainable
@@ -88,6 +89,20 @@ def test_a_request_has_the_models_tensors_and_leaves_the_model_as_it_was(peft_mo
     model.merge_adapter()
     with pytest.raises(ValueError, match="merged into the weights, which all requests share"):
         serving.for_request(model, "base")
+
+
+def test_a_request_has_the_codes_of_a_4_bit_base_too():
+    pytest.importorskip("bitsandbytes")
+    from peft import PeftModel
+
+    from utils.models import load_4bit
+
+    model = PeftModel.from_pretrained(load_4bit()[0], ADAPTERS["style"]).eval()
+    ids = torch.arange(5, 25)[None]
+    own = serving.for_request(model)
+    assert torch.equal(own(ids).logits, model(ids).logits)
+    name = next(name for name, p in model.named_parameters() if hasattr(p, "quant_state"))
+    assert own.get_parameter(name) is model.get_parameter(name)
 
 
 def test_a_request_keeps_its_route(fresh_base, tokenizer):

@@ -417,6 +417,22 @@ def test_what_can_not_be_swapped_changes_nothing(setting, words, tmp_path):
         c.hotswap(model, "slut", tmp_path / "a")
 
 
+def test_a_slot_of_several_ranks_and_an_adapter_of_another_base_are_not_swapped(tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    _small().save_pretrained(tmp_path / "small", save_embedding_layers=False)
+    uneven = _small({"rank_pattern": {"blocks.0.up": 4}}, name="slot")
+    with pytest.raises(ValueError, match="rank 2, and the slot 'slot' holds 2, 4"):
+        c.hotswap(uneven, "slot", tmp_path / "small" / "a")
+    wide = torch.nn.Module()
+    wide.blocks = torch.nn.ModuleList(
+        torch.nn.ModuleDict({"up": torch.nn.Linear(6, 9), "down": torch.nn.Linear(9, 6)}) for _ in range(2)
+    )
+    model = get_peft_model(wide, LoraConfig(r=2, target_modules=["up", "down"]), adapter_name="slot")
+    with pytest.raises(ValueError, match="doesn't fit blocks.0.* another base"):
+        c.hotswap(model, "slot", tmp_path / "small" / "a")
+
+
 def test_a_merged_slot_is_not_swapped(tmp_path):
     _small({"lora_alpha": 3}).save_pretrained(tmp_path, save_embedding_layers=False)
     model, ids = _small(name="slot"), torch.arange(8)[None]
