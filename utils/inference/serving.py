@@ -107,15 +107,15 @@ def stage(folder: str | Path, base: str, adapters: Mapping[str, str | Path], *, 
     to a PEFT folder. A merged model is a whole one: pass its folder as the `base` of a stage of its own. `do_sample` is
     written into the generation settings: the server takes a request's ``temperature`` but leaves sampling switched on
     or off as it finds it, and without it the temperature does nothing (0 switches it off for a request). Returns the
-    names. Raises ValueError for a name that a request can't carry, and when `folder` holds another model, which could
-    be asked for too; FileNotFoundError for a folder that holds no model or no adapter in safetensors.
+    names. Raises ValueError for a name that a request can't carry, FileNotFoundError for a folder that holds no model
+    or no adapter in safetensors; and ValueError when `folder` holds another model, which could be asked for too.
     """
     folder, source = Path(folder), _model_folder(base)
     for name, path in adapters.items():
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", name) or name == BASE or name.endswith(".gguf"):
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name) or name == BASE or name.endswith(".gguf"):
             raise ValueError(
-                f"{name!r} can't name an adapter in a request: use up to 100 letters, digits, '-' and '_', and not "
-                f"{BASE!r}, which is the model without one"
+                f"{name!r} can't name an adapter in a request: use letters, digits, '-' and '_', and not {BASE!r}, "
+                "which is the model without one"
             )
         for file in (CONFIG, WEIGHTS):
             if not (Path(path) / file).is_file():
