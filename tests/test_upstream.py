@@ -141,6 +141,26 @@ def test_peft_loads_a_checkpoint_of_another_alpha_without_a_word(tmp_path):
     needed(scaling == 4, "sft.check_checkpoint compares the adapter's settings (_MAY_DIFFER)")
 
 
+def test_peft_leaves_the_settings_of_a_slot_that_it_swapped_as_they_were(tmp_path):
+    """So that a slot which is saved is another adapter: the scaling is 4, and the settings say 1."""
+    from peft.utils.hotswap import hotswap_adapter
+
+    adapted(r=2, lora_alpha=8).save_pretrained(tmp_path)
+    model = adapted(r=2, lora_alpha=2)
+    hotswap_adapter(model, str(tmp_path), "default")
+    assert model.base_model.model[0].scaling["default"] == 4
+    needed(model.peft_config["default"].lora_alpha == 2, "lora.combine.hotswap puts the slot's settings right")
+
+
+def test_peft_makes_nan_of_a_row_of_zeros_with_dora():
+    model = adapted(r=2, use_dora=True).unload()
+    model[0].weight.data[3] = 0
+    from peft import LoraConfig, get_peft_model
+
+    y = get_peft_model(model, LoraConfig(r=2, use_dora=True, target_modules=["0"]))(torch.ones(1, 8))
+    needed(y[0, 3].isnan(), "lessons/12 says that PEFT's DoRA does, and variants.DoRA.ratio that it differs")
+
+
 def test_peft_asks_the_hub_whether_the_vocabulary_grew(tmp_path, monkeypatch):
     from peft import LoraConfig, get_peft_model
     from peft.utils import save_and_load

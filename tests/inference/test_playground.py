@@ -37,6 +37,7 @@ def test_each_adapter_answers_and_the_active_one_stays(loaded):
     assert loaded[0].active_adapter == "sentiment"
     loaded[0].set_adapter("style")
     assert play.answer(PROMPT, "style") == complete(*loaded, [PROMPT], max_new_tokens=48)[0]
+    assert any(p.requires_grad for p in loaded[0].parameters()), "the active adapter can be trained on"
 
 
 def test_a_model_without_adapters_has_the_base_only():

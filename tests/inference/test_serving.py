@@ -16,11 +16,108 @@ import torch
 
 from utils.evaluate.metrics import complete
 from utils.inference import serving
+from utils.inference.streaming import TextStream
 from utils.models import ROOT, TINY_DIR, load_base
 from utils.tinyworld import task_examples
 from utils.train.adapter_cache import adapter_dir
 
 ADAPTERS = {"style": adapter_dir("style"), "sentiment": adapter_dir("sentiment")}
+
+
+# ------------------------------------------------------------------------------------- several requests, one base
+
+PROMPT = "Change the style to pirate: The cat sleeps."
+
+
+@pytest.fixture
+def peft_model():
+    from peft import PeftModel
+
+    base, tokenizer = load_base()
+    model = PeftModel.from_pretrained(base, ADAPTERS["style"], adapter_name="style", is_trainable=True)
+    model.load_adapter(ADAPTERS["sentiment"], adapter_name="sentiment", is_trainable=True)
+    return model.eval(), tokenizer
+
+
+def test_two_streams_side_by_side_each_keep_their_adapter(peft_model):
+    """Whatever happens to the model meanwhile, each ends as it would have ended alone."""
+    model, tokenizer = peft_model
+    long = {"max_new_tokens": 16, "eos_token_id": -1}
+    alone = {}
+    for name in ADAPTERS:
+        model.set_adapter(name)
+        with TextStream(model, tokenizer, PROMPT, **long) as stream:
+            alone[name] = "".join(stream)
+    assert alone["style"] != alone["sentiment"]
+    streams, pieces = {}, {name: [] for name in ADAPTERS}
+    for name in ADAPTERS:
+        model.set_adapter(name)
+        streams[name] = TextStream(model, tokenizer, PROMPT, **long)
+        pieces[name].append(next(streams[name]))
+    model.delete_adapter("style")
+    model.train()
+    with model.disable_adapter():
+        while any(stream.running for stream in streams.values()):
+            for name, stream in streams.items():
+                pieces[name] += [piece for piece in [next(stream, "")] if piece]
+        for name, stream in streams.items():
+            assert "".join([*pieces[name], *stream]) == alone[name]
+
+
+def test_a_request_has_the_models_tensors_and_leaves_the_model_as_it_was(peft_model):
+    model, tokenizer = peft_model
+    ids = tokenizer(PROMPT, return_tensors="pt").input_ids
+    with torch.no_grad():
+        expected = {}
+        for name in ADAPTERS:
+            model.set_adapter(name)
+            expected[name] = model(ids).logits
+        with model.disable_adapter():
+            expected["base"] = model(ids).logits
+        trainable = {name for name, p in model.named_parameters() if p.requires_grad}
+        for name, logits in expected.items():
+            own = serving.for_request(model, name)
+            assert torch.equal(own(ids).logits, logits)
+            assert {p.data_ptr() for p in own.parameters()} == {p.data_ptr() for p in model.parameters()}
+            assert {b.data_ptr() for b in own.buffers()} == {b.data_ptr() for b in model.buffers()}
+            assert not any(p.requires_grad for p in own.parameters())
+        assert torch.equal(model(ids).logits, expected["sentiment"]) and model.active_adapter == "sentiment"
+        assert {name for name, p in model.named_parameters() if p.requires_grad} == trainable and trainable
+        assert torch.equal(serving.for_request(model)(ids).logits, expected["sentiment"])
+    with pytest.raises(ValueError, match="no adapter 'pirate': choose among base, style, sentiment"):
+        serving.for_request(model, "pirate")
+    model.merge_adapter()
+    with pytest.raises(ValueError, match="merged into the weights, which all requests share"):
+        serving.for_request(model, "base")
+
+
+def test_a_request_has_the_codes_of_a_4_bit_base_too():
+    pytest.importorskip("bitsandbytes")
+    from peft import PeftModel
+
+    from utils.models import load_4bit
+
+    model = PeftModel.from_pretrained(load_4bit()[0], ADAPTERS["style"]).eval()
+    ids = torch.arange(5, 25)[None]
+    own = serving.for_request(model)
+    assert torch.equal(own(ids).logits, model(ids).logits)
+    name = next(name for name, p in model.named_parameters() if hasattr(p, "quant_state"))
+    assert own.get_parameter(name) is model.get_parameter(name)
+
+
+def test_a_request_keeps_its_route(fresh_base, tokenizer):
+    from utils.lora.combine import read_adapter
+    from utils.lora.multi_adapter import route, stack_adapters
+
+    model, ids = fresh_base(), tokenizer(PROMPT, return_tensors="pt").input_ids
+    stack_adapters(model, {name: read_adapter(folder) for name, folder in ADAPTERS.items()})
+    with route(model, ["style"]):
+        own, expected = serving.for_request(model), model(ids).logits
+    with route(model, ["sentiment"]):
+        assert torch.equal(own(ids).logits, expected) and not torch.equal(model(ids).logits, expected)
+
+
+# ---------------------------------------------------------------------------------------------------- a real server
 
 
 @pytest.fixture(scope="module")
@@ -243,3 +340,9 @@ def test_staging_twice_changes_nothing_and_links_the_weights(tmp_path):
         serving.stage(tmp_path, str(TINY_DIR), ADAPTERS)
     assert (tmp_path / "style" / "model.safetensors").samefile(TINY_DIR / "model.safetensors") or os.name == "nt"
     assert json.loads((tmp_path / "style" / "generation_config.json").read_text())["do_sample"] is True
+
+
+def test_an_adapter_of_an_earlier_stage_is_not_served_along(tmp_path):
+    serving.stage(tmp_path, str(TINY_DIR), ADAPTERS)
+    with pytest.raises(ValueError, match="holds sentiment already, which could be asked for too"):
+        serving.stage(tmp_path, str(TINY_DIR), {"style": ADAPTERS["style"]})

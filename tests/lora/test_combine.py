@@ -7,6 +7,7 @@ factors and for ``cat`` and 1.2e-7 for the ways with an SVD (float32, correction
 from __future__ import annotations
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -251,6 +252,204 @@ def test_into_peft_and_back():
         c.from_peft(model, "nobody")
 
 
+class _Small(torch.nn.Module):
+    """An embedding, two blocks of two linear layers, and a head of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = torch.nn.Embedding(11, 6)
+        self.blocks = torch.nn.ModuleList(
+            torch.nn.ModuleDict({"up": torch.nn.Linear(6, 8), "down": torch.nn.Linear(8, 6)}) for _ in range(2)
+        )
+        self.head = torch.nn.Linear(6, 11)
+        self.config = {"model_type": "small", "tie_word_embeddings": False}
+
+    def forward(self, ids):
+        x = self.embed(ids)
+        for block in self.blocks:
+            x = x + block["down"](torch.relu(block["up"](x)))
+        return self.head(x)
+
+
+def _small(setting=None, name="a"):
+    """Of PEFT, with every trained number drawn anew, as if it had been trained."""
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(0)
+    config = {"r": 2, "lora_alpha": 8, "target_modules": ["up", "down"]} | (setting or {})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = get_peft_model(_Small(), LoraConfig(**config), adapter_name=name).eval()
+    for p in model.parameters():
+        if p.requires_grad:
+            torch.nn.init.normal_(p, std=0.5)
+    return model
+
+
+HELD = [  # fields of LoraConfig that A, B and a scaling in each layer hold
+    {},
+    {"r": 3},
+    {"lora_alpha": 3},
+    {"lora_dropout": 0.3},
+    {"target_modules": ["up"]},
+    {"target_modules": r".*1\.(up|down)"},
+    {"target_modules": ["up", "down"], "exclude_modules": ["blocks.0.down"]},
+    {"layers_to_transform": [1], "layers_pattern": "blocks"},
+    {"use_rslora": True},
+    {"rank_pattern": {"up": 4}},
+    {"alpha_pattern": {"blocks.1.down": 1}},
+    {"init_lora_weights": False},
+    {"init_lora_weights": "gaussian"},
+    {"init_lora_weights": "orthogonal"},
+    {"init_lora_weights": "eva"},
+]
+MORE = [  # and those that they don't
+    {"use_dora": True},
+    {"lora_bias": True},
+    {"bias": "lora_only"},
+    {"modules_to_save": ["head"]},
+    {"trainable_token_indices": {"embed": [1, 2]}},
+    {"layer_replication": [[0, 2], [0, 2]]},
+    {"init_lora_weights": "pissa"},
+    {"init_lora_weights": "olora"},
+    {"target_parameters": ["blocks.0.up.weight"], "target_modules": ["down"]},
+]
+
+
+@pytest.mark.parametrize("setting", HELD, ids=str)
+def test_what_is_taken_out_of_peft_computes_what_it_computed_there(setting, tmp_path):
+    from utils.lora.checkpoint import load_adapter
+    from utils.lora.multi_adapter import route, stack_adapters, unstack_adapters
+
+    model, ids = _small(setting), torch.arange(8)[None]
+    expected = model(ids)
+    plain = model.unload()
+    assert not torch.allclose(plain(ids), expected, atol=1e-2)
+    stack_adapters(plain, {"a": c.from_peft(_small(setting), "a")})
+    with route(plain, ["a"]):
+        torch.testing.assert_close(plain(ids), expected, rtol=1e-5, atol=1e-5)
+    unstack_adapters(plain)
+    if not setting.keys() & set(c._IN_FACTORS):  # which one LoRALinear can't say for all layers
+        _small(setting).save_pretrained(tmp_path, save_embedding_layers=False)
+        load_adapter(plain, tmp_path / "a")
+        torch.testing.assert_close(plain(ids), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("setting", MORE, ids=str)
+def test_what_factors_can_not_hold_is_refused_by_name(setting):
+    with pytest.raises(ValueError, match=f"'a' uses {next(iter(setting))}.*would be lost"):
+        c.from_peft(_replicable(setting), "a")
+
+
+def _replicable(setting):
+    from peft.tuners import lora as peft_lora
+
+    if "layer_replication" not in setting:
+        return _small(setting)
+    with pytest.MonkeyPatch.context() as patch:  # it knows the blocks of a few architectures
+        patch.setattr(peft_lora.model.LoraModel, "_prepare_model", lambda *_: None)
+        return _small(setting)
+
+
+def test_an_embedding_and_a_convolution_are_refused_by_their_layer():
+    with pytest.raises(ValueError, match="'a' uses embed.lora_embedding_A"):
+        c.from_peft(_small({"target_modules": ["embed", "up"]}), "a")
+    from peft import LoHaConfig, LoraConfig, get_peft_model
+
+    net = torch.nn.Sequential(torch.nn.Conv1d(3, 4, 1))
+    with pytest.raises(ValueError, match="'default' uses 0.lora_A"):
+        c.from_peft(get_peft_model(net, LoraConfig(r=2, target_modules=["0"])), "default")
+    with pytest.raises(ValueError, match="'default' uses LOHA"):
+        c.from_peft(get_peft_model(_Small(), LoHaConfig(r=2, target_modules=["up"])), "default")
+
+
+@pytest.mark.parametrize(
+    ("adapter", "words"),
+    [
+        ({"three": c.Factors(torch.ones(1, 12), torch.ones(20, 1), 1.0)}, "corrects three.* has no such layer"),
+        ({"up": c.Factors(torch.ones(1, 11), torch.ones(20, 1), 1.0)}, r"\(20, 11\), and this model has \(20, 12\)"),
+    ],
+)
+def test_into_peft_adds_nothing_that_does_not_fit(adapter, words):
+    model = _peft_model()
+    before = [name for name, _ in model.named_parameters()]
+    with pytest.raises(ValueError, match=words):
+        c.into_peft(model, "other", adapter)
+    assert list(model.peft_config) == NAMES and [name for name, _ in model.named_parameters()] == before
+
+
+# -------------------------------------------------------------------------------------------------------- hot-swapping
+
+
+@pytest.mark.parametrize(
+    "setting", [{}, {"lora_alpha": 3}, {"target_modules": ["up"]}, {"r": 1}, {"r": 1, "lora_alpha": 32}], ids=str
+)
+def test_a_swapped_adapter_is_saved_as_what_it_is(setting, tmp_path):
+    from peft import PeftModel
+
+    ids = torch.arange(8)[None]
+    other = _small(setting)
+    for p in other.parameters():
+        if p.requires_grad:
+            torch.nn.init.normal_(p, std=0.3)
+    other.save_pretrained(tmp_path / "other", save_embedding_layers=False)
+    model = _small(name="slot")
+    before = model(ids)
+    c.hotswap(model, "slot", tmp_path / "other" / "a")
+    expected = PeftModel.from_pretrained(_small().unload(), tmp_path / "other" / "a")(ids)
+    torch.testing.assert_close(model(ids), expected, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(expected, before, atol=0.1)
+    model.save_pretrained(tmp_path / "slot", save_embedding_layers=False)
+    again = PeftModel.from_pretrained(_small().unload(), tmp_path / "slot" / "slot")
+    torch.testing.assert_close(again(ids), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ({"target_modules": ["up", "head"]}, "corrects head, which the slot 'slot' doesn't have"),
+        ({"r": 4}, "rank 4, and the slot 'slot' holds 2: .*target_rank=4"),
+        ({"use_dora": True}, "use_dora"),
+        ({"modules_to_save": ["head"]}, "modules_to_save"),
+    ],
+)
+def test_what_can_not_be_swapped_changes_nothing(setting, words, tmp_path):
+    _small(setting).save_pretrained(tmp_path, save_embedding_layers=False)
+    model, ids = _small(name="slot"), torch.arange(8)[None]
+    before, config = model(ids), model.peft_config["slot"].to_dict()
+    with pytest.raises(ValueError, match=words):
+        c.hotswap(model, "slot", tmp_path / "a")
+    assert torch.equal(model(ids), before) and model.peft_config["slot"].to_dict() == config
+    with pytest.raises(KeyError, match="no adapter 'slut'"):
+        c.hotswap(model, "slut", tmp_path / "a")
+
+
+def test_a_slot_of_several_ranks_and_an_adapter_of_another_base_are_not_swapped(tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    _small().save_pretrained(tmp_path / "small", save_embedding_layers=False)
+    uneven = _small({"rank_pattern": {"blocks.0.up": 4}}, name="slot")
+    with pytest.raises(ValueError, match="rank 2, and the slot 'slot' holds 2, 4"):
+        c.hotswap(uneven, "slot", tmp_path / "small" / "a")
+    wide = torch.nn.Module()
+    wide.blocks = torch.nn.ModuleList(
+        torch.nn.ModuleDict({"up": torch.nn.Linear(6, 9), "down": torch.nn.Linear(9, 6)}) for _ in range(2)
+    )
+    model = get_peft_model(wide, LoraConfig(r=2, target_modules=["up", "down"]), adapter_name="slot")
+    with pytest.raises(ValueError, match="doesn't fit blocks.0.* another base"):
+        c.hotswap(model, "slot", tmp_path / "small" / "a")
+
+
+def test_a_merged_slot_is_not_swapped(tmp_path):
+    _small({"lora_alpha": 3}).save_pretrained(tmp_path, save_embedding_layers=False)
+    model, ids = _small(name="slot"), torch.arange(8)[None]
+    model.merge_adapter()
+    before = model(ids)
+    with pytest.raises(ValueError, match="merged"):
+        c.hotswap(model, "slot", tmp_path / "a")
+    assert torch.equal(model(ids), before) and model.peft_config["slot"].lora_alpha == 8
+
+
 # ------------------------------------------------------------------------------------------------------ what is refused
 
 
@@ -278,6 +477,16 @@ def test_what_combine_refuses():
     _refused(r"different bases: the weight of up is \(20, 12\) in one and \(20, 13\)", [one, other])
     with pytest.raises(ValueError, match="different layers: down"):
         c.largest_difference(one, {"up": one["up"]})
+
+
+@pytest.mark.parametrize("part", ["A", "B"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_numbers_that_are_not_finite_are_refused(part, value):
+    wrong = _random_adapter(3, 1)
+    name = list(wrong)[-1]
+    getattr(wrong[name], part)[0, 0] = value
+    for how in ("cat", "svd"):
+        _refused(f"adapter 2 holds NaN or infinity for {name}", [_random_adapter(3, 0), wrong], how=how)
 
 
 def test_a_weighted_sum_of_nothing_is_refused():

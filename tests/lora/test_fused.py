@@ -597,3 +597,16 @@ def test_use_fused_changes_how_the_layers_compute_and_nothing_else():
         scale = expected[name].abs().max()
         torch.testing.assert_close(gradient / scale, expected[name] / scale, rtol=1e-4, atol=2e-5, msg=name)
     assert all(type(layer) is LoRALinear for layer in lora.lora_layers(model).values())
+
+
+def test_the_fused_form_is_saved_as_the_plain_lora_that_it_is(fresh_base, tmp_path):
+    from utils.lora.checkpoint import load_adapter, save_adapter
+
+    model, other, ids = fresh_base(), fresh_base(), torch.arange(5, 25)[None]
+    lora.inject(model, "all-linear", 4, 8)
+    use_fused(model, share=SHARE)
+    for layer in lora.lora_layers(model).values():
+        nn.init.normal_(layer.lora_B, std=0.05)
+    save_adapter(model, tmp_path)
+    load_adapter(other, tmp_path)
+    assert (model(ids).logits - other(ids).logits).abs().max() < 1e-3

@@ -4,6 +4,7 @@ import copy
 import math
 import warnings
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -354,6 +355,11 @@ HYPERPARAMETERS = [
     ((2, 0, 0.0), ValueError, "lora_alpha must be positive, not 0"),
     ((2, -1.5, 0.0), ValueError, "lora_alpha must be positive, not -1.5"),
     ((2, math.nan, 0.0), ValueError, "lora_alpha must be positive, not nan"),
+    ((2, math.inf, 0.0), ValueError, "lora_alpha must be finite, not inf"),
+    ((2, "16", 0.0), TypeError, "lora_alpha must be a number such as 16, not '16'"),
+    ((2, True, 0.0), TypeError, "lora_alpha must be a number.* not True"),
+    ((2, 4, None), TypeError, "lora_dropout must be a number such as 0.05, not None"),
+    ((2, 4, "0.1"), TypeError, "lora_dropout must be a number.* not '0.1'"),
     ((2, 4, 1.0), ValueError, "lora_dropout .* can't be 1.0"),
     ((2, 4, -0.1), ValueError, "lora_dropout .* can't be -0.1"),
 ]
@@ -369,6 +375,63 @@ def test_hyperparameters_that_no_layer_can_have(net, values, error, words):
     with pytest.raises(error, match=words):
         inject(net, ["q_proj"], *values)
     assert_unchanged(net, before)
+
+
+def test_numbers_of_numpy_are_taken_as_pythons_own(net):
+    inject(net, ["q_proj"], np.int64(2), np.float32(4), np.float64(0.5), lora.RsLoRA())
+    layer = net.blocks[0].q_proj
+    assert [type(value) for value in (layer.r, layer.lora_alpha, layer.lora_dropout.p)] == [int, float, float]
+    assert (layer.r, layer.lora_alpha, layer.scaling) == (2, 4.0, 4 / math.sqrt(2))
+    assert LoRALinear(nn.Linear(4, 4), np.uint8(2), variant=lora.VeRA()).r == 2
+    with pytest.raises(TypeError, match="whole number"):
+        LoRALinear(nn.Linear(4, 4), np.float64(2), 4)
+
+
+def test_the_weight_and_the_bias_are_the_base_layers_and_counted_once(net):
+    """T5 asks its layer wo for weight.dtype; PEFT's layer answers in the same way."""
+    names, count = set(net.state_dict()), sum(p.numel() for p in net.parameters())
+    inject(net, "all-linear", 2, 4)
+    layer = net.blocks[0].q_proj
+    assert layer.weight is layer.base_layer.weight and layer.bias is layer.base_layer.bias
+    assert net.blocks[0].v_proj.bias is None
+    made = {name for name in net.state_dict() if "lora_" in name}
+    assert {name.replace(".base_layer", "") for name in set(net.state_dict()) - made} == names
+    assert sum(p.numel() for p in net.parameters()) == count + lora.count_parameters(net)[0]
+    with pytest.raises(KeyError, match="already exists"):
+        layer.weight = nn.Parameter(torch.zeros(6, 6))
+
+
+def test_a_weight_in_8_bit_floating_point_is_refused(net):
+    net.blocks[1].v_proj.weight = nn.Parameter(torch.zeros(6, 6).to(torch.float8_e4m3fn), requires_grad=False)
+    before = [type(module) for module in net.modules()]
+    with pytest.raises(TypeError, match="float8_e4m3fn.*load the base in torch.bfloat16"):
+        inject(net, ["v_proj"], 2, 4)
+    assert [type(module) for module in net.modules()] == before and net.embed.weight.requires_grad
+
+
+@QUICK
+@given(
+    targets=st.sampled_from([["q_proj"], "all-linear", ["q_proj", "nothing"], ["norm"], ["head"], "q_proj", []]),
+    r=st.sampled_from([2, np.int64(3), 6, 0, 2.5, None, "8"]),
+    alpha=st.sampled_from([4, np.float32(2), None, 0, -1.0, math.nan, math.inf, "16"]),
+    dropout=st.sampled_from([0.0, 0.5, 1.0, None]),
+    variant=st.sampled_from([lora.LoRA(), lora.RsLoRA(), lora.DoRA(), lora.PiSSA(), lora.VeRA(), lora.DoRA, None]),
+    fault=st.sampled_from([None, None, "float8", "NaN"]),
+)
+def test_inject_gives_a_layer_or_leaves_the_model_as_it_was(targets, r, alpha, dropout, variant, fault):
+    net = Net()
+    if fault:
+        weight = torch.full((6, 6), math.nan) if fault == "NaN" else torch.ones(6, 6).to(torch.float8_e4m3fn)
+        net.blocks[1].q_proj.weight = nn.Parameter(weight, requires_grad=fault == "NaN")
+    before = {name: (id(p), p._version, p.requires_grad) for name, p in net.named_parameters()}
+    kinds = {name: type(module) for name, module in net.named_modules()}
+    try:
+        names = inject(net, targets, r, alpha, dropout, variant)
+    except (TypeError, ValueError):
+        assert {name: (id(p), p._version, p.requires_grad) for name, p in net.named_parameters()} == before
+        assert {name: type(module) for name, module in net.named_modules()} == kinds
+    else:
+        assert names == list(lora.lora_layers(net)) and fault != "float8"
 
 
 def test_a_missing_alpha_is_named(net):
@@ -598,7 +661,133 @@ def test_a_model_merged_in_part_is_neither_switched_off_nor_taken_off(net, which
     assert all(layer.enabled for layer in lora.lora_layers(net).values())
 
 
-@pytest.mark.parametrize("function", [lora.merge, lora.unmerge, lora.remove])
+# Each makes one layer of a model with LoRA, or of a merged one, unfit for what is asked.
+FAULTS = {
+    "quantized": lambda layer: setattr(layer, "base_layer", Packed(layer.base_layer)),
+    "packed in floating point": lambda layer: setattr(
+        layer.base_layer, "weight", nn.Parameter(torch.zeros(18, 1), requires_grad=False)
+    ),
+    "NaN in lora_A": lambda layer: layer.lora_A.data.fill_(math.nan),
+    "infinity in lora_B": lambda layer: layer.lora_B.data[0].fill_(math.inf),
+    "too large for float16": lambda layer: (layer.base_layer.half(), layer.lora_B.data.fill_(1e7)),
+    "infinity in the base": lambda layer: layer.base_layer.weight.data[0].fill_(-math.inf),
+}
+
+
+@QUICK
+@given(
+    fault=st.sampled_from([*FAULTS, "tied"]),
+    which=st.integers(0, 4),
+    merged=st.booleans(),
+    variant=st.sampled_from([lora.LoRA(), lora.RsLoRA(), lora.DoRA(), lora.PiSSA()]),
+)
+def test_what_is_refused_leaves_every_layer_as_it_was(fault, which, merged, variant):
+    """merge, unmerge, remove and merge_and_unload over a model in which one layer is unfit: all of it, or nothing."""
+    torch.manual_seed(3)
+    net = Net()
+    inject(net, "all-linear", 2, 4, variant=variant)
+    fill(net)
+    if merged:
+        lora.merge(net)
+    name = list(lora.lora_layers(net))[which]
+    layer = net.get_submodule(name)
+    if fault == "tied":
+        net.norm_of_it = nn.Linear(6, 6)
+        net.norm_of_it.weight = layer.base_layer.weight
+    else:
+        FAULTS[fault](layer)
+    refused = 0
+    for function in (lora.merge, lora.unmerge, lora.merge_and_unload, lora.remove):
+        before, flags = state(net), [each.merged for each in lora.lora_layers(net).values()]
+        try:
+            function(net)
+        except (RuntimeError, ValueError):
+            refused += 1
+            modules, parameters, _ = state(net)
+            assert modules == before[0] and [each.merged for each in lora.lora_layers(net).values()] == flags
+            for key, (grad, value) in parameters.items():
+                assert grad == before[1][key][0] and torch.equal(value.nan_to_num(7), before[1][key][1].nan_to_num(7))
+        else:
+            break
+    # DoRA's rows have the length that its magnitudes say, however large lora_B is
+    assert refused or (fault == "too large for float16" and isinstance(variant, lora.DoRA))
+
+
+@pytest.mark.parametrize("which", [0, 2, -1])
+@pytest.mark.parametrize(
+    ("fault", "error", "words"),
+    [
+        ("packed in floating point", RuntimeError, "is quantized"),
+        ("NaN in lora_A", ValueError, "would hold nan: .*training went wrong"),
+        ("infinity in lora_B", ValueError, "would hold (inf|nan)"),
+        ("too large for float16", ValueError, r"would hold \d.* and torch.float16 ends at 65504: convert the base"),
+        ("infinity in the base", ValueError, "would hold inf"),
+    ],
+)
+def test_a_merge_that_one_layer_can_not_have_names_it_and_the_value(net, fault, error, words, which):
+    inject(net, "all-linear", 2, 4)
+    fill(net)
+    name = list(lora.lora_layers(net))[which]
+    FAULTS[fault](net.get_submodule(name))
+    with pytest.raises(error, match=f"of {name} {words}"):
+        lora.merge(net)
+    with pytest.raises(error, match=f"of this layer {words}"):
+        net.get_submodule(name).merge()
+    assert not any(layer.merged for layer in lora.lora_layers(net).values())
+
+
+def test_a_float16_base_that_is_made_wide_is_merged(net):
+    inject(net, ["q_proj"], 2, 4)
+    layer = net.blocks[0].q_proj
+    FAULTS["too large for float16"](layer)
+    with pytest.raises(ValueError, match="float16 ends"):
+        lora.merge(net)
+    lora.merge(net.float())  # what the message says
+    assert layer.base_layer.weight.abs().max() > 65504
+
+
+def test_a_weight_tied_after_injection_is_not_merged(net):
+    inject(net, ["q_proj"], 2, 4)
+    net.my_q_proj.weight = net.blocks[1].q_proj.base_layer.weight
+    before = state(fill(net))
+    with pytest.raises(ValueError, match="weight of 'blocks.1.q_proj.base_layer' is shared with 'my_q_proj'"):
+        lora.merge(net)
+    assert_unchanged(net, before)
+    assert not any(layer.merged for layer in lora.lora_layers(net).values())
+
+
+def test_wrap_refuses_a_tied_layer(net):
+    before = state(net)
+    with pytest.raises(ValueError, match="weight of 'head' is shared with 'embed'.*weight of its own"):
+        lora.wrap(net, ["blocks.0.q_proj", "head"], 2, 4)
+    assert_unchanged(net, before)
+    net.head.weight = nn.Parameter(net.head.weight.detach().clone())  # what the message says
+    lora.wrap(net, ["head"], 2, 4)
+
+
+def test_merge_and_unload_gives_a_plain_model(net):
+    names = {name: type(module) for name, module in net.named_modules()}
+    inject(net, "all-linear", 2, 4)
+    y = fill(net)(IDS)
+    net.blocks[0].q_proj.merge()  # one is merged already: the rest is
+    assert lora.merge_and_unload(net) is net
+    assert {name: type(module) for name, module in net.named_modules()} == names
+    torch.testing.assert_close(net(IDS), y, **F32)
+    with pytest.raises(RuntimeError, match="no LoRA layers"):
+        lora.merge_and_unload(net)
+
+
+@pytest.mark.parametrize("function", [lora.remove, lora.merge_and_unload])
+def test_a_layer_alone_is_no_model_to_take_it_out_of(function):
+    layer = layer_of(4, 4, 2)
+    before = state(layer)
+    with pytest.raises(TypeError, match=r"itself one LoRALinear: release\(\)"):
+        function(layer)
+    assert_unchanged(layer, before)
+    assert not layer.merged
+
+
+@pytest.mark.parametrize("function", [lora.merge, lora.unmerge, lora.remove, lora.merge_and_unload])
 def test_without_lora_there_is_nothing_to_do(net, function):
     with pytest.raises(RuntimeError, match="no LoRA layers: call inject"):
         function(net)

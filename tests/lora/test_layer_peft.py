@@ -264,3 +264,42 @@ def test_what_peft_computes_otherwise_is_refused(setting, tmp_path):
     with pytest.raises(ValueError, match=f"{next(iter(setting))}.*load it with PEFT"):
         load_adapter(model, tmp_path)
     assert lora.lora_layers(model) == {} and all(p.requires_grad for p in model.parameters())
+
+
+# --------------------------------------------------------------------------------------------- other architectures
+
+
+def test_t5_which_asks_a_layer_for_its_weight_computes_as_with_peft():
+    ids = torch.arange(4)[None]
+    ours = lora.tiny_random("T5")
+    lora.inject(ours, lora.propose_targets(ours).targets, 4, 8)
+    fill(ours)
+    config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=[name for name in lora.lora_layers(ours)])
+    theirs = copy_to_peft(ours, peft.get_peft_model(lora.tiny_random("T5"), config))
+    found, expected = (model(input_ids=ids, decoder_input_ids=ids).logits for model in (ours, theirs))
+    torch.testing.assert_close(found, expected, **F32)
+
+
+def test_an_output_head_with_lora_is_asked_for_its_weight():
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=50, tie_word_embeddings=False, **sizes))
+    lora.inject(model, ["lm_head"], 2, 4)
+    assert model.get_output_embeddings().weight.shape == (50, 16)
+
+
+@pytest.mark.parametrize("name", ["x_proj", "dt_proj", "out_proj"])
+def test_a_layer_whose_weight_is_taken_past_it_is_refused(name):
+    """Mamba's kernels take these weights: LoRA on dt_proj changed no logit."""
+    from transformers import MambaConfig, MambaForCausalLM
+
+    model = MambaForCausalLM(MambaConfig(vocab_size=50, hidden_size=16, num_hidden_layers=1, state_size=4))
+    with pytest.raises(ValueError, match=f"{name}' is in a state-space layer, a MambaMixer.*in_proj is called"):
+        lora.inject(model, ["in_proj", name], 2, 4)
+    assert not lora.lora_layers(model) and all(p.requires_grad for p in model.parameters())
+    ids = torch.arange(4)[None]
+    before = model(ids).logits
+    lora.inject(model, ["in_proj"], 2, 4)
+    fill(model)
+    assert not torch.allclose(model(ids).logits, before, atol=1e-2)

@@ -1,5 +1,6 @@
 """Merging: one rounding, equal to PEFT's to the bit, 4-bit bases, and a saved model in a process of its own."""
 
+import math
 import warnings
 
 import pytest
@@ -10,6 +11,8 @@ from torch import nn
 
 from utils import lora
 from utils.evaluate.merged_answers import answered
+from utils.evaluate.parity import shake
+from utils.lora import nf4_linear
 from utils.lora.checkpoint import fitting_adapter, load_adapter, save_adapter
 from utils.lora.merging import arrival, dequantized, merge_files, merge_quantized, merge_weight, stored_4bit
 from utils.models import load_4bit, load_base, profile
@@ -68,6 +71,28 @@ def test_packed_bytes_are_no_weight():
         merge_weight(torch.ones(4, 5, dtype=torch.uint8), torch.ones(2, 5), torch.ones(4, 2), 1.0)
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.float8_e4m3fn])
+def test_a_merged_weight_is_not_cut_off(dtype):
+    with pytest.raises(TypeError, match=f"can't be stored as {dtype}"):
+        merge_weight(torch.ones(4, 5), torch.ones(2, 5), torch.ones(4, 2), 1.0, dtype)
+    with pytest.raises(TypeError, match=f"this weight holds {dtype}"):
+        merge_weight(torch.ones(4, 5).to(dtype), torch.ones(2, 5), torch.ones(4, 2), 1.0)
+
+
+@pytest.mark.parametrize(
+    ("b", "scaling", "dtype", "words"),
+    [
+        (4e4, 1.0, torch.float16, "would hold 80001, and torch.float16 ends at 65504"),
+        (1e38, 4.0, torch.bfloat16, "would hold inf: .*isn't made of finite numbers"),
+        (math.nan, 1.0, torch.float32, "would hold nan"),
+        (1.0, math.inf, torch.float32, "would hold inf"),
+    ],
+)
+def test_a_sum_that_is_not_finite_is_refused(b, scaling, dtype, words):
+    with pytest.raises(ValueError, match=f"the merged weight {words}"):
+        merge_weight(torch.ones(4, 5, dtype=dtype), torch.ones(2, 5), torch.full((4, 2), b), scaling)
+
+
 def test_what_arrives_of_a_correction():
     weight = torch.tensor([1.0, 1.0, 1.0, 0.0])
     delta = torch.tensor([2.0**-7, 2.0**-10, 0.0, 2.0**-10])  # bf16's step above 1 is 2**-7
@@ -119,6 +144,101 @@ def test_a_merge_that_does_not_fit_changes_nothing(tmp_path):
     assert torch.equal(model.get_submodule(LAYER).weight, before[f"{LAYER}.weight"])
 
 
+def test_a_file_that_overflows_the_last_layer_changes_none(fresh_base, tmp_path):
+    model = fresh_base()
+    model.model.layers.half()
+    *_, last = fitting_adapter(model, FOLDER)[1]
+    model.get_submodule(last).weight.data[0, 0] = 65504
+    load_adapter(other := fresh_base(), FOLDER)
+    lora.lora_layers(other)[last].lora_B.data += 4e4
+    save_adapter(other, tmp_path / "large")
+    before = state(model)
+    with pytest.raises(ValueError, match=f"{last}: the merged weight would hold .*float16 ends at 65504"):
+        merge_files(model, tmp_path / "large")
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+
+
+# --------------------------------------------------------------------------------------------------- a tied output head
+
+
+@pytest.fixture(scope="module")
+def tied_folder(tmp_path_factory):
+    """A PEFT adapter with the head of the course's base among its targets, whose weight is the embedding's."""
+    from peft import LoraConfig, get_peft_model
+
+    folder = tmp_path_factory.mktemp("tied")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PEFT warns of the tied head
+        model = get_peft_model(load_base()[0], LoraConfig(r=2, lora_alpha=4, target_modules=["lm_head", "q_proj"]))
+        for name, p in model.named_parameters():
+            if "lora_B" in name:
+                nn.init.normal_(p)
+        model.save_pretrained(folder, save_embedding_layers=False)
+    return folder
+
+
+@pytest.mark.parametrize("take", [load_adapter, merge_files])
+def test_an_adapter_for_a_tied_head_is_refused_before_anything_changes(take, fresh_base, tied_folder):
+    model = fresh_base()
+    before = state(model)
+    with pytest.raises(ValueError, match="weight of 'lm_head' is shared with 'model.embed_tokens'.*trained anew"):
+        take(model, tied_folder)
+    after = state(model)
+    assert after.keys() == before.keys() and all(torch.equal(after[name], before[name]) for name in before)
+
+
+def test_with_a_weight_of_its_own_the_head_takes_it_and_the_merged_model_is_saved(fresh_base, tied_folder, tmp_path):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    ids = torch.arange(5, 25)[None]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        expected = PeftModel.from_pretrained(fresh_base(), tied_folder)(ids).logits
+    model = fresh_base()
+    head = model.get_submodule("lm_head")  # what the message says
+    head.weight = torch.nn.Parameter(head.weight.detach().clone())
+    model.config.tie_word_embeddings = False
+    load_adapter(model, tied_folder)
+    torch.testing.assert_close(model(ids).logits, expected, rtol=1e-4, atol=1e-4)
+    lora.merge_and_unload(model)
+    torch.testing.assert_close(model(ids).logits, expected, rtol=1e-4, atol=1e-4)
+    model.save_pretrained(tmp_path)
+    torch.testing.assert_close(
+        AutoModelForCausalLM.from_pretrained(tmp_path)(ids).logits, expected, rtol=1e-4, atol=1e-4
+    )
+
+
+# ------------------------------------------------------------------------------------------------- a plain model again
+
+VARIANTS = {"LoRA": lora.LoRA(), "rsLoRA": lora.RsLoRA(), "DoRA": lora.DoRA(), "PiSSA": lora.PiSSA()}
+VARIANTS |= {"VeRA": lora.VeRA(), "AdaLoRA": lora.AdaLoRA(), "fused": lora.LoRA()}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_merged_model_is_saved_and_read_again_as_any_other(name, fresh_base, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    model, ids = fresh_base(), torch.arange(5, 25)[None]
+    plain = model(ids).logits
+    lora.inject(model, ["q_proj", "down_proj"], 4, None if name == "VeRA" else 8, variant=VARIANTS[name])
+    if name == "fused":
+        lora.use_fused(model)
+    torch.manual_seed(0)
+    shake(model)
+    logits = model(ids).logits.detach()
+    assert (logits - plain).abs().max() > 0.01
+    with pytest.raises(RuntimeError, match="can't be taken off.*merge_and_unload"):
+        lora.merge(model)
+        lora.remove(model)
+    lora.merge_and_unload(model)
+    assert not any("lora" in key or "base_layer" in key for key in model.state_dict())
+    model.save_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path)
+    for merged in (model, again):
+        torch.testing.assert_close(merged(ids).logits, logits, rtol=1e-4, atol=5e-4)
+
+
 def test_a_model_with_lora_is_not_merged_into():
     model = load_base()[0]
     load_adapter(model, FOLDER)
@@ -164,6 +284,8 @@ def test_a_correction_of_another_shape_or_a_plain_layer():
     stored = nf4.quantize(torch.ones(2, 64))
     with pytest.raises(ValueError, match=r"\(64, 2\) doesn't have"):
         merge_quantized(stored, torch.ones(64, 2))
+    with pytest.raises(ValueError, match="the merged weight would hold nan"):
+        merge_quantized(stored, torch.full((2, 64), math.nan))
     with pytest.raises(TypeError, match="this Linear is not in 4 bits"):
         stored_4bit(nn.Linear(64, 2))
 
@@ -184,6 +306,39 @@ def test_dequantized_computes_what_the_4_bit_model_computed_and_is_a_plain_model
     assert "quantization_config" not in (tmp_path / "config.json").read_text()
     with pytest.raises(ValueError, match="not quantized, so there is nothing to dequantize"):
         dequantized(model)
+
+
+def test_the_way_out_of_4_bits_that_a_merge_names_is_one():
+    """bitsandbytes' layers and the course's own have a function each."""
+    model, ours = load_4bit()[0], load_base()[0]
+    nf4_linear.quantize_layers(ours)
+    ids = torch.arange(5, 25)[None]
+    for quantized, way in ((model, "merging.dequantized"), (ours, "nf4_linear.dequantize_layers")):
+        lora.inject(quantized, ["q_proj"], 4, 8)
+        shake(quantized)
+        logits = quantized(ids).logits.detach()
+        with pytest.raises(RuntimeError, match=f"q_proj is quantized.*utils.lora.{way}"):
+            lora.merge(quantized)
+        if quantized is model:
+            dequantized(quantized)
+        else:
+            nf4_linear.dequantize_layers(quantized)
+        lora.merge_and_unload(quantized)
+        torch.testing.assert_close(quantized(ids).logits, logits, rtol=1e-2, atol=1e-2)
+
+
+def test_codes_stored_as_bfloat16_are_seen_to_be_codes():
+    """bitsandbytes' quant_storage: the dtype says bfloat16, and the shape says what it is."""
+    bnb = pytest.importorskip("bitsandbytes")
+    torch.manual_seed(0)
+    layer = bnb.nn.Linear4bit(64, 32, bias=False, quant_storage=torch.bfloat16, compute_dtype=torch.float32)
+    layer.load_state_dict({"weight": torch.randn(32, 64)})
+    layer = layer.to("cpu")
+    layer.weight = layer.weight if layer.weight.quant_state else layer.weight._quantize(torch.device("cpu"))
+    assert layer.weight.dtype == torch.bfloat16
+    wrapped = lora.LoRALinear(layer, 2, 4)
+    with pytest.raises(RuntimeError, match="this layer is quantized.*utils.lora.merging.dequantized"):
+        wrapped.merge()
 
 
 def test_four_bits_are_refused_by_the_reader_of_files():

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from utils.lora import inject
 from utils.lora import multi_adapter as m
 from utils.lora.combine import Factors, from_peft, read_adapter
 from utils.models import load_base
@@ -192,3 +193,64 @@ def test_what_stacking_refuses_changes_nothing():
     m.stack_adapters(net, good)
     with pytest.raises(RuntimeError, match="already"):
         m.stack_adapters(net, good)
+    with pytest.raises(RuntimeError, match="already"):
+        inject(net, "all-linear", 2, 4)
+
+
+def test_unstacking_gives_the_base_back():
+    net, x = Net(), torch.randn(3, 6)
+    with pytest.raises(RuntimeError, match="no stacked adapters"):
+        m.unstack_adapters(net)
+    before, layers = net(x), (net.one, net.two)
+    m.stack_adapters(net, _adapters())
+    m.unstack_adapters(net)
+    assert (net.one, net.two) == layers and torch.equal(net(x), before)
+    m.stack_adapters(net, _adapters())  # and others can come
+
+
+@pytest.mark.parametrize("kind", ["NF4Linear", "Linear4bit"])
+def test_beside_a_base_in_4_bits_they_are_not_rounded_to_codes(kind):
+    from utils.lora.nf4_linear import quantize_layers
+    from utils.models import load_4bit
+
+    if kind == "Linear4bit":
+        pytest.importorskip("bitsandbytes")
+
+    def base():
+        if kind == "Linear4bit":
+            return load_4bit()[0]
+        model = load_base()[0]
+        quantize_layers(model)
+        return model
+
+    ids, stacked = torch.arange(5, 15)[None], base()
+    plain = stacked(ids).logits
+    m.stack_adapters(stacked, {"style": read_adapter(adapter_dir("style"))})
+    with m.route(stacked, ["style"]):
+        found = stacked(ids).logits
+    assert (found - plain).abs().max() > 1
+    if kind == "NF4Linear":
+        alone = base()
+        inject(alone, list(m.multi_layers(stacked)), 8, 16)
+        with torch.no_grad():
+            for name, factors in read_adapter(adapter_dir("style")).items():
+                layer = alone.get_submodule(name)
+                layer.lora_A.copy_(factors.A)
+                layer.lora_B.copy_(factors.B * factors.scaling / layer.scaling)
+    else:
+        from peft import PeftModel
+
+        alone = PeftModel.from_pretrained(base(), adapter_dir("style"))
+    assert torch.allclose(found, alone(ids).logits, atol=LOGITS)
+
+
+def test_nothing_is_put_on_a_model_of_peft():
+    from peft import LoraConfig, get_peft_model
+
+    model = get_peft_model(Net(), LoraConfig(r=2, target_modules=["one"]))
+    names = [name for name, _ in model.named_modules()]
+    with pytest.raises(RuntimeError, match="has adapters already, in its layers of peft.*Linear: load the base again"):
+        inject(model, "all-linear", 2, 4)
+    with pytest.raises(RuntimeError, match="has adapters already"):
+        m.stack_adapters(model, _adapters())
+    assert [name for name, _ in model.named_modules()] == names

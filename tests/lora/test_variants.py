@@ -135,6 +135,59 @@ def test_merging_changes_nothing_and_unmerging_restores(name):
         layer.unmerge()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_dora_unmerges_rows_that_it_made_nothing_of(dtype):
+    torch.manual_seed(0)
+    base = torch.nn.Linear(12, 4, dtype=dtype)
+    layer = made_of(base, "DoRA")
+    shake(layer)
+    layer.lora_magnitude_vector.data[:3] = torch.tensor([0.0, 1e-6, -1e-12])
+    before = base.weight.detach().clone()
+    layer.merge()
+    assert not base.weight[0].any()
+    layer.unmerge()
+    close = 1e-6 if dtype == torch.float32 else 2e-3
+    assert torch.equal(base.weight[:3], before[:3]) and torch.allclose(base.weight, before, atol=close)
+
+
+def test_dora_keeps_a_row_of_zeros_where_pefts_becomes_nan(batches):
+    """peft#2049: Llama-3.1-8B has rows of zeros. Ours train on without them, the rest as PEFT's do."""
+    from peft import LoraConfig, get_peft_model
+
+    def base():
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(6, 5))
+        with torch.no_grad():
+            model[0].weight[2] = 0
+        return model
+
+    theirs = get_peft_model(base(), LoraConfig(r=2, lora_alpha=4, use_dora=True, target_modules=["0"]))
+    ours = base()
+    lora.inject(ours, ["0"], 2, 4, variant=variants.DoRA())
+    layer, x = ours[0], torch.randn(7, 6)
+    assert theirs(x)[:, 2].isnan().all()
+    assert torch.equal(ours(x), base()(x))
+    optimizer = torch.optim.AdamW(ours.parameters(), lr=0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        ours(x).square().sum().backward()
+        assert all(p.grad.isfinite().all() for p in (layer.lora_A, layer.lora_B, layer.lora_magnitude_vector))
+        optimizer.step()
+    y = ours(x)
+    assert torch.equal(y[:, 2], base()(x)[:, 2]) and not torch.allclose(y, base()(x), atol=0.1)
+    lora.merge(ours)
+    assert not layer.weight[2].any() and torch.allclose(ours(x), y, atol=1e-5)
+    lora.unmerge(ours)
+    assert torch.allclose(layer.weight, base()[0].weight, atol=1e-5)
+
+
+def test_pissa_refuses_a_base_that_is_not_finite():
+    base = torch.nn.Linear(6, 5)
+    base.weight.data[1, 1] = torch.nan
+    with pytest.raises(ValueError, match="PiSSA takes the weight apart, and this one holds NaN"):
+        made_of(base, "PiSSA")
+
+
 # ------------------------------------------------------------------------------------------------------------- QLoRA
 
 
@@ -162,6 +215,21 @@ def test_a_4_bit_layer_unpacks_to_what_was_packed_and_keeps_nothing_unpacked():
     assert not saved
     y.sum().backward()
     assert torch.allclose(x.grad, layer.unpacked().sum(0).expand(5, -1), atol=1e-5)
+
+
+def test_a_layer_that_can_not_be_quantized_leaves_all_as_they_were(monkeypatch):
+    model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.Linear(64, 64))
+    real = nf4_linear.nf4.quantize
+
+    def fails_at_the_second(weight, **settings):
+        if weight.data_ptr() == model[1].weight.data_ptr():
+            raise ValueError("here")
+        return real(weight, **settings)
+
+    monkeypatch.setattr(nf4_linear.nf4, "quantize", fails_at_the_second)
+    with pytest.raises(ValueError, match="here"):
+        nf4_linear.quantize_layers(model)
+    assert [type(layer) for layer in model] == [torch.nn.Linear, torch.nn.Linear]
 
 
 def test_what_a_4_bit_base_can_not_do_is_said():
@@ -307,6 +375,14 @@ def test_a_schedule_that_can_not_be_followed_is_refused(schedule, words):
         adalora.RankAllocator(model, schedule)
 
 
+def test_adalora_asks_for_gradients():
+    model = torch.nn.Sequential(torch.nn.Linear(6, 6))
+    lora.inject(model, ["0"], 4, 8, variant=adalora.AdaLoRA())
+    allocator = adalora.RankAllocator(model, adalora.Schedule(4, 2, 9))
+    with pytest.raises(RuntimeError, match="0.lora_A has no gradient: call step behind backward"):
+        allocator.step(0)
+
+
 def test_adalora_refuses_models_without_its_layers_and_bad_averages():
     model = ours_like(LoRA(), targets=["q_proj"])
     with pytest.raises(ValueError, match="no AdaLoRA layers"):
@@ -365,7 +441,7 @@ def test_a_variant_that_no_plain_lora_equals_is_not_saved(name, tmp_path):
 
     model = models.load_base()[0]
     lora.inject(model, ["q_proj"], 4, None if name == "VeRA" else 8, variant=VARIANTS[name])
-    with pytest.raises(ValueError, match=f"{name} computes something else.*merge it"):
+    with pytest.raises(ValueError, match=f"{name} computes something else.*merge it.*merge_and_unload.model.*save_pre"):
         save_adapter(model, tmp_path / "a")
     assert not (tmp_path / "a").exists()
 

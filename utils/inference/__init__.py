@@ -7,6 +7,7 @@ __getattr__, __dir__, __all__ = front_door(
     {
         "kv_cache": "cache_bytes positions_computed",
         "playground": "Playground",
+        "serving": "for_request",
         "streaming": "StreamFailed StreamTimeout TextStream",
     },
 )

@@ -1,10 +1,7 @@
 """A small playground: type a prompt, choose an adapter, a temperature and a top-p, and see what the model says.
 
 In a notebook it is made of ipywidgets. Where there are none (a terminal, a viewer without them) the same controls are
-the arguments of a plain function, :meth:`Playground.ask`.
-
-Attributes:
-    BASE: The choice that switches the adapters off.
+the arguments of a plain function, :meth:`Playground.ask`. The choice "base" switches the adapters off.
 """
 
 from __future__ import annotations
@@ -14,11 +11,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from utils.evaluate.metrics import complete
+from utils.inference.serving import BASE, for_request
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-BASE = "base"
 
 
 class Playground:
@@ -41,7 +37,7 @@ class Playground:
         """What the model says under `adapter`. Temperature 0 is greedy; above it, tokens are drawn, by `seed` unless
         that is None.
 
-        The model's active adapter and PyTorch's random state are left as they were. Raises ValueError for an empty
+        The model, its active adapter and PyTorch's random state are left as they were. Raises ValueError for an empty
         prompt, an unknown adapter, a temperature below 0 or a top_p outside of (0, 1].
         """
         if not isinstance(prompt, str) or not prompt.strip():
@@ -61,20 +57,8 @@ class Playground:
             return self._complete(prompt, adapter, max_new_tokens, sampling)
 
     def _complete(self, prompt: str, adapter: str, max_new_tokens: int, sampling: dict[str, Any]) -> str:
-        def say() -> str:
-            return complete(self.model, self.tokenizer, [prompt], max_new_tokens=max_new_tokens, **sampling)[0]
-
-        if len(self.adapters) == 1:
-            return say()
-        if adapter == BASE:
-            with self.model.disable_adapter():
-                return say()
-        before = self.model.active_adapter
-        self.model.set_adapter(adapter, inference_mode=True)
-        try:
-            return say()
-        finally:
-            self.model.set_adapter(before, inference_mode=True)
+        model = for_request(self.model, adapter)
+        return complete(model, self.tokenizer, [prompt], max_new_tokens=max_new_tokens, **sampling)[0]
 
     def ask(
         self, prompt: str, adapter: str = BASE, temperature: float = 0.0, top_p: float = 1.0, **settings: Any

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from utils.data.chat import render
+from utils.inference.serving import for_request
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -34,6 +35,9 @@ class TextStream:
     Use it in a ``with`` block, which stops the model when the reader leaves early; ``"".join(stream)`` is the whole
     answer. `timeout` is the longest wait for the next piece in seconds; it must be longer than the model needs for its
     prompt. `settings` go to ``model.generate`` (greedy unless they say otherwise; ``stop_strings`` too).
+
+    The stream keeps the adapter that is active when it is made: it runs on the model's tensors, with modules of its own
+    (:func:`utils.inference.serving.for_request`), so several streams can go on under several adapters.
 
     Iterating raises StreamFailed, with generate's own error as its cause, and StreamTimeout when no piece came in
     `timeout` seconds; either ends the stream. Making one raises ValueError for an empty prompt, a `timeout` that isn't
@@ -59,6 +63,8 @@ class TextStream:
             raise ValueError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
         from transformers import StoppingCriteriaList, TextIteratorStreamer
 
+        if isinstance(model, torch.nn.Module):
+            model = for_request(model)
         self.timeout = timeout
         self.error: BaseException | None = None
         self._cancelled = threading.Event()

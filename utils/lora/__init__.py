@@ -7,15 +7,16 @@ __getattr__, __dir__, __all__ = front_door(
     {
         "adalora": "AdaLoRA RankAllocator Schedule orthogonality",
         "checkpoint": "convert_pickle load_adapter read_header read_matrices save_adapter",
-        "combine": "HOW combined_error from_peft into_peft largest_difference mask_seed weighted_sum",
+        "combine": "HOW combined_error from_peft hotswap into_peft largest_difference mask_seed weighted_sum",
         "config_fields": "FIELDS",
         "fused": "SHARE use_fused",
         "layer": (
-            "LoRA LoRALinear count_parameters disabled inject lora_layers merge refuse_second remove unmerge wrap"
+            "LoRA LoRALinear count_parameters disabled inject lora_layers merge merge_and_unload refuse_second remove "
+            "unmerge wrap"
         ),
         "lowrank": "energy_captured relative_spectrum",
         "merging": "arrival dequantized merge_files stored_4bit",
-        "multi_adapter": "route stack_adapters",
+        "multi_adapter": "route stack_adapters unstack_adapters",
         "refusals": "check_hyperparameters",
         "target_modules": (
             "ALL_LINEAR ARCHITECTURES check_targets find_targets match_targets propose_targets tiny_random unmatched"

@@ -191,8 +191,15 @@ class RankAllocator:
         self.kept: dict[str, Bool[Tensor, " r"]] = {}
 
     def step(self, step: int) -> None:
-        """Take in the gradients of `step`, counted from 0, and put to zero what the budget doesn't allow any more."""
+        """Take in the gradients of `step`, counted from 0, and put to zero what the budget doesn't allow any more.
+
+        Raises RuntimeError when there are no gradients.
+        """
         parameters = {f"{n}.{m}": getattr(layer, m) for n, layer in self.layers.items() for m in MATRICES}
+        if missing := [name for name, p in parameters.items() if p.grad is None]:
+            raise RuntimeError(
+                f"{missing[0]} has no gradient: call step behind backward() and optimizer.step(), and zero_grad() after"
+            )
         if step < self.schedule.total_step - self.schedule.tfinal:
             self.importance.update(parameters, {name: p.grad for name, p in parameters.items()})
         if self.schedule.prunes(step):

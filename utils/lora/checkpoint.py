@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from utils.files import replaced_folder
 from utils.lora.layer import LoRALinear, lora_layers, refuse_second, wrap
+from utils.lora.target_modules import refuse_unfit
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PICKLE = "adapter_model.bin"
@@ -299,6 +300,7 @@ def fitting_adapter(model: nn.Module, folder: str | Path) -> tuple[dict, dict[st
                 f"the adapter in {folder.name!r} does not fit {name}: lora_A is {a} and lora_B {b}; this model needs "
                 f"{(config['r'], d_in)} and {(d_out, config['r'])}. It belongs to another base or its r was changed"
             )
+    refuse_unfit(model, list(matrices))
     written, found = read_header(folder / WEIGHTS).metadata.get(FINGERPRINT), base_fingerprint(model)
     if written and found and written != found:
         raise ValueError(

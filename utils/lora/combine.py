@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from utils.lora.checkpoint import read_config, read_matrices
+from utils.lora.checkpoint import BASE_CHANGING, UNSUPPORTED, read_config, read_matrices
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -34,6 +34,7 @@ How = Literal[
 ]  # fmt: skip
 HOW: tuple[How, ...] = get_args(How)
 MajoritySign = Literal["total", "frequency"]
+_IN_FACTORS = ("use_rslora", "rank_pattern", "alpha_pattern", "fan_in_fan_out")  # each layer has its own rank, scaling
 
 
 class Factors(NamedTuple):
@@ -71,9 +72,13 @@ def read_adapter(folder: str | Path) -> Adapter:
 
 
 def from_peft(model: PeftModel, name: str) -> Adapter:
-    """A copy of the adapter `name` of a PEFT model, layers in the model's order. Raises KeyError for an unknown
-    name."""
+    """A copy of the adapter `name` of a PEFT model, layers in the model's order, each with its own rank and scaling.
+
+    Raises KeyError for an unknown name, and ValueError for an adapter that is more than `A`, `B` and a scaling in each
+    layer, such as DoRA or one that trains an embedding too.
+    """
     _known(model, name)
+    _refuse_more_than_factors(model, name)
     found = {}
     for path, module in model.get_base_model().named_modules():
         if name in getattr(module, "lora_A", ()):
@@ -82,10 +87,36 @@ def from_peft(model: PeftModel, name: str) -> Adapter:
     return found
 
 
+def _refuse_more_than_factors(model: PeftModel, name: str) -> None:
+    """By the settings, as the reader of files does it, and by what the layers hold under the adapter's name."""
+    config: Any = model.peft_config[name]
+    kind = str(config.peft_type).rpartition(".")[2]
+    used = [kind] if kind != "LORA" else []
+    used += [key for key in UNSUPPORTED if key not in _IN_FACTORS and getattr(config, key, None)]
+    used += ["bias"] if getattr(config, "bias", "none") != "none" else []
+    start = getattr(config, "init_lora_weights", True)
+    used += [f"init_lora_weights={start!r}"] if str(start).lower().startswith(BASE_CHANGING) else []
+    for path, module in model.get_base_model().named_modules():
+        if not isinstance(module, torch.nn.ModuleDict | torch.nn.ParameterDict) or name not in module:
+            continue
+        held, part = module[name], path.rpartition(".")[2]
+        if isinstance(held, torch.nn.Module) and not list(held.parameters()):
+            continue  # dropout
+        if part not in ("lora_A", "lora_B") or type(held) is not torch.nn.Linear or held.bias is not None:
+            used.append(path)
+            break
+    if used:
+        raise ValueError(
+            f"the adapter {name!r} uses {', '.join(used)}: it is more than A, B and a scaling in each layer, and the "
+            "rest would be lost. Keep it in PEFT, or merge it there with merge_and_unload()"
+        )
+
+
 def into_peft(model: PeftModel, name: str, adapter: Adapter) -> None:
     """Add `adapter` to a PEFT model under a new `name`, frozen; which adapter is active stays.
 
-    Raises ValueError when the name is taken or the layers differ in rank or scaling, which one LoraConfig can't say.
+    Raises ValueError when the name is taken, when the layers differ in rank or scaling, which one LoraConfig can't say,
+    or the model has no such linear layer; nothing is added then.
     """
     from peft import LoraConfig
 
@@ -94,6 +125,17 @@ def into_peft(model: PeftModel, name: str, adapter: Adapter) -> None:
     kinds = {(f.r, f.scaling) for f in adapter.values()}
     if len(kinds) != 1:
         raise ValueError(f"one adapter needs one rank and one scaling in all its layers, not {sorted(kinds)}")
+    modules = dict(model.get_base_model().named_modules())
+    for path, f in adapter.items():
+        layer = modules.get(path)
+        layer = getattr(layer, "base_layer", layer)
+        shape = (getattr(layer, "out_features", None), getattr(layer, "in_features", None))
+        if shape != (len(f.B), f.A.shape[1]):
+            raise ValueError(
+                f"the adapter corrects {path}, a weight of shape {(len(f.B), f.A.shape[1])}, and this model "
+                + (f"has {shape} there" if layer is not None else "has no such layer")
+                + ": it belongs to another base"
+            )
     r, scaling = kinds.pop()
     alpha = cast(int, r * scaling)  # PEFT says int and takes any number
     model.add_adapter(name, LoraConfig(r=r, lora_alpha=alpha, target_modules=list(adapter)))
@@ -102,6 +144,43 @@ def into_peft(model: PeftModel, name: str, adapter: Adapter) -> None:
             module = model.get_base_model().get_submodule(path)
             for part, matrix in (("lora_A", factors.A), ("lora_B", factors.B)):
                 getattr(module, part)[name].weight.copy_(matrix).requires_grad_(False)
+
+
+def hotswap(model: PeftModel, name: str, folder: str | Path) -> None:
+    """Put the adapter in `folder` into the tensors of the adapter `name`: PEFT's ``hotswap_adapter``, after which the
+    adapter's settings say what is in it.
+
+    PEFT swaps the numbers and the scaling and leaves `r` and `lora_alpha` in the settings as they were, so that an
+    adapter saved after a swap is another one. A smaller rank is padded with zeros, and layers that the new adapter
+    leaves alone get zeros; the slot keeps its own rank and its own targets. Raises KeyError for an unknown name, and
+    ValueError, before anything changes, when `folder` or the slot holds more than plain LoRA (:func:`read_adapter`,
+    :func:`from_peft`), when the new adapter has a layer that the slot hasn't, another shape or a larger rank, and when
+    the slot is merged.
+    """
+    from peft.utils.hotswap import hotswap_adapter
+
+    slot, new = from_peft(model, name), read_adapter(folder)
+    if apart := new.keys() - slot.keys():
+        raise ValueError(
+            f"the new adapter corrects {_listed(apart)}, which the slot {name!r} doesn't have: make the slot with all "
+            "layers that any of its adapters targets"
+        )
+    for path, f in new.items():
+        if f.A.shape[1] != slot[path].A.shape[1] or len(f.B) != len(slot[path].B):
+            raise ValueError(f"the new adapter doesn't fit {path}: it belongs to another base")
+    ranks = {f.r for f in slot.values()}
+    largest = max(f.r for f in new.values())
+    if len(ranks) > 1 or largest > min(ranks):
+        raise ValueError(
+            f"the new adapter has rank {largest}, and the slot {name!r} holds {', '.join(map(str, sorted(ranks)))}: "
+            "make it as large as the largest at first, peft.utils.hotswap.prepare_model_for_compiled_hotswap(model, "
+            f"target_rank={largest})"
+        )
+    hotswap_adapter(cast(Any, model), str(folder), name)
+    config: Any = model.peft_config[name]
+    r, scaling = ranks.pop(), next(iter(new.values())).scaling
+    config.r, config.rank_pattern, config.alpha_pattern = r, {}, {}
+    config.lora_alpha = int(r * scaling) if float(r * scaling).is_integer() else r * scaling
 
 
 @contextmanager
@@ -240,7 +319,8 @@ def combine(
 
     Unlike PEFT it refuses, with ValueError, other than one weight an adapter (PEFT drops what has no partner), adapters
     that correct different layers (PEFT takes their union), a density outside (0, 1], and a rank below 1. ValueError too
-    for no adapters, layers of different shape, unequal ranks where they must be equal, and an unknown `how`.
+    for no adapters, layers of different shape, matrices that aren't finite, unequal ranks where they must be equal, and
+    an unknown `how`.
     """
     _check(adapters, weights, how, svd_rank, density)
     kind = how.removesuffix("_svd")
@@ -341,6 +421,12 @@ def _check(adapters: Sequence[Adapter], weights: Sequence[float], how: str, svd_
     if how not in ("cat", "linear", "svd"):
         _check_density(density)
     first = adapters[0]
+    for place, adapter in enumerate(adapters, 1):
+        for name, f in adapter.items():
+            if not (f.A.isfinite().all() and f.B.isfinite().all() and math.isfinite(f.scaling)):
+                raise ValueError(
+                    f"adapter {place} holds NaN or infinity for {name}: its training or its file went wrong"
+                )
     for place, adapter in enumerate(adapters[1:], 2):
         if apart := adapter.keys() ^ first.keys():
             raise ValueError(f"adapters 1 and {place} have other targets: {_listed(apart)} is in one of them only")

@@ -15,7 +15,8 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from numbers import Integral
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -23,10 +24,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from utils.lora import refusals
-from utils.lora.target_modules import find_targets
+from utils.lora.target_modules import find_targets, refuse_unfit
 
 if TYPE_CHECKING:
     from utils.lora.variants import VeRAProjection
+
+ModelT = TypeVar("ModelT", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -61,13 +64,21 @@ class LoRA:
         """The correction as a matrix: ``scaling * lora_B @ lora_A``, of the base weight's shape."""
         return layer.scaling * (layer.lora_B @ layer.lora_A)
 
+    def merged_weight(self, layer: LoRALinear) -> Float[Tensor, "d_out d_in"]:
+        """The base weight with the correction added, in the wider of their dtypes, while the layer isn't merged."""
+        return layer.base_layer.weight + self.delta_weight(layer)
+
+    def unmerged_weight(self, layer: LoRALinear) -> Float[Tensor, "d_out d_in"]:
+        """The base weight of a merged layer with the correction taken out again."""
+        return layer.base_layer.weight - self.delta_weight(layer)
+
     def merge(self, layer: LoRALinear) -> None:
-        """Add the correction to the base weight."""
-        layer.base_layer.weight += layer.delta_weight().to(layer.base_layer.weight.dtype)
+        """Store :meth:`merged_weight`, rounded once, in the base layer."""
+        layer.base_layer.weight.copy_(self.merged_weight(layer))
 
     def unmerge(self, layer: LoRALinear) -> None:
-        """Take it out again."""
-        layer.base_layer.weight -= layer.delta_weight().to(layer.base_layer.weight.dtype)
+        """Store :meth:`unmerged_weight`."""
+        layer.base_layer.weight.copy_(self.unmerged_weight(layer))
 
     # The rest is for variants that need a base of some kind, change it, or share something among layers.
 
@@ -122,9 +133,10 @@ class LoRALinear(nn.Module):
     other parameters and another start. `compute` is how the output is computed: :func:`plain`, or another form of the
     same numbers (:mod:`utils.lora.fused`).
 
-    Raises TypeError when `base_layer` is not an ``nn.Linear`` or `r` is no integer, ValueError for a rank below 1, a
-    `lora_alpha` that isn't positive and a `lora_dropout` outside [0, 1), and what the variant's ``check`` raises; the
-    base layer is then as it was. Warns when the rank exceeds what the layer's own shape allows.
+    Raises TypeError when `base_layer` is not an ``nn.Linear``, its weight is in 8-bit floating point, `r` is no integer
+    (NumPy's will do) or another setting no number, ValueError for a rank below 1, a `lora_alpha` that isn't positive
+    and finite and a `lora_dropout` outside [0, 1), and what the variant's ``check`` raises; the base layer is then as
+    it was. Warns when the rank exceeds what the layer's own shape allows.
     """
 
     base_layer: nn.Linear
@@ -133,8 +145,9 @@ class LoRALinear(nn.Module):
 
     # What some variants make beside them, or instead.
     lora_E: nn.Parameter  # AdaLoRA
-    lora_magnitude_vector: nn.Parameter  # DoRA, which remembers in merged_ratio what it merged
+    lora_magnitude_vector: nn.Parameter  # DoRA, which remembers what it merged
     merged_ratio: Tensor
+    merged_rows: Tensor
     projection: VeRAProjection  # VeRA
     vera_lambda_d: nn.Parameter
     vera_lambda_b: nn.Parameter
@@ -153,9 +166,9 @@ class LoRALinear(nn.Module):
         refusals.check_variant(variant)
         variant.check(base_layer, r, lora_alpha, lora_dropout)
         self.base_layer, self.variant = base_layer, variant
-        self.r, self.lora_alpha = r, lora_alpha
-        self.scaling = variant.scaling(r, cast(float, lora_alpha))  # `check` saw that it is there where it is used
-        self.lora_dropout = nn.Dropout(lora_dropout)
+        self.r, self.lora_alpha = int(r), _plain_number(lora_alpha)
+        self.scaling = variant.scaling(self.r, cast(float, self.lora_alpha))  # `check` saw it where it is used
+        self.lora_dropout = nn.Dropout(float(lora_dropout))
         self.merged, self.enabled = False, True
         self.compute: Callable[[LoRALinear, Tensor], Tensor] = plain
         weight = base_layer.weight
@@ -164,6 +177,18 @@ class LoRALinear(nn.Module):
         base_layer.requires_grad_(False)
         variant.attach(self)
         self.train(base_layer.training)
+
+    @property
+    def weight(self) -> Tensor:
+        """The base layer's, for models that ask a layer for it, as T5 asks for a dtype. As in PEFT the correction is in
+        it only while the layer is merged.
+        """
+        return self.base_layer.weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The base layer's."""
+        return self.base_layer.bias
 
     def forward(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
         if self.merged:
@@ -183,18 +208,25 @@ class LoRALinear(nn.Module):
     @torch.no_grad()
     def merge(self) -> None:
         """Add the correction to the base weight, which then computes alone. Raises RuntimeError when it is merged
-        already, or when the weight is quantized.
+        already or the weight is quantized, ValueError when the sum isn't finite in the weight's dtype; the layer is
+        then as it was.
         """
         refusals.refuse_merge({"this layer": self})
+        self._merge()
+
+    def _merge(self) -> None:
         self.variant.merge(self)
         self.merged = True
 
     @torch.no_grad()
     def unmerge(self) -> None:
-        """Take the correction out again, up to the weight's rounding. Raises RuntimeError when it isn't merged, or the
-        weight was quantized since.
+        """Take the correction out again, up to the weight's rounding. Raises RuntimeError when it isn't merged or the
+        weight was quantized since, ValueError when the difference isn't finite; the layer is then as it was.
         """
         refusals.refuse_unmerge({"this layer": self})
+        self._unmerge()
+
+    def _unmerge(self) -> None:
         self.variant.unmerge(self)
         self.merged = False
 
@@ -208,6 +240,11 @@ class LoRALinear(nn.Module):
     def extra_repr(self) -> str:
         variant = "" if type(self.variant) is LoRA else f", variant={self.variant}"
         return f"r={self.r}, lora_alpha={self.lora_alpha}, merged={self.merged}{variant}"
+
+
+def _plain_number(value: Any) -> float | None:
+    """NumPy's numbers as Python's own, which JSON can write."""
+    return value if value is None else int(value) if isinstance(value, Integral) else float(value)
 
 
 # ------------------------------------------------------------------------------------------------------- in a model
@@ -227,10 +264,16 @@ def injected_layers(model: nn.Module) -> dict[str, LoRALinear]:
 
 
 def refuse_second(model: nn.Module) -> None:
-    """Raise RuntimeError when the model has LoRA layers already."""
+    """Raise RuntimeError when the model has LoRA layers already, or other layers with a `base_layer`, as PEFT's."""
     if existing := lora_layers(model):
         raise RuntimeError(
             f"this model has LoRA on {len(existing)} layers already: call remove(model) first, or load the base again"
+        )
+    others = (module for module in model.modules() if isinstance(getattr(module, "base_layer", None), nn.Module))
+    if other := next(others, None):
+        raise RuntimeError(
+            f"this model has adapters already, in its layers of {type(other).__module__}.{type(other).__name__}: load "
+            "the base again"
         )
 
 
@@ -245,7 +288,8 @@ def wrap(
     """Freeze the whole model and put a :class:`LoRALinear` in the place of each linear layer of `names`.
 
     Raises RuntimeError when the model has LoRA layers already, TypeError when it is itself the linear layer, and what
-    :class:`LoRALinear` raises. Nothing is changed when anything is wrong.
+    :class:`LoRALinear` and :func:`utils.lora.target_modules.refuse_unfit` raise. Nothing is changed when anything is
+    wrong.
     """
     refuse_second(model)
     if "" in names:
@@ -254,6 +298,7 @@ def wrap(
     bases = {name: cast(nn.Linear, model.get_submodule(name)) for name in names}  # `check` refuses others
     for base in bases.values():
         variant.check(base, r, lora_alpha, lora_dropout)
+    refuse_unfit(model, names)
     variant = variant.for_model(list(bases.values()), r)
     trainable = [p for p in model.parameters() if p.requires_grad]
     wrapped: dict[str, LoRALinear] = {}
@@ -294,32 +339,63 @@ def inject(
 
 def remove(model: nn.Module) -> None:
     """Put the base layers back in their places and forget the corrections. Raises RuntimeError when a base can't be had
-    back, as when a layer is merged; then none is changed.
+    back, as when a layer is merged, TypeError when the model is itself the LoRA layer; then none is changed.
     """
     layers = injected_layers(model)
     refusals.refuse_release(layers)
+    _refuse_itself(layers)
     for name, layer in layers.items():
         model.set_submodule(name, layer.release())
 
 
 def merge(model: nn.Module) -> None:
-    """Merge every LoRA layer. Raises RuntimeError when there is none, or when one can't be merged; then none is
-    changed.
+    """Merge every LoRA layer; :func:`unmerge` takes the corrections out again, :func:`merge_and_unload` makes a plain
+    model of it.
+
+    All merged weights are computed, one at a time, and found in order before the first is stored. Raises RuntimeError
+    when there is no LoRA or a layer is merged already or quantized, and ValueError when a merged weight isn't finite in
+    its dtype, or is another module's too; then none is changed.
     """
-    layers = injected_layers(model)
+    _merge_layers(model, injected_layers(model))
+
+
+@torch.no_grad()
+def _merge_layers(model: nn.Module, layers: dict[str, LoRALinear]) -> None:
     refusals.refuse_merge(layers)
+    refuse_unfit(model, [f"{name}.base_layer".removeprefix(".") for name in layers])
     for layer in layers.values():
-        layer.merge()
+        layer._merge()
 
 
+@torch.no_grad()
 def unmerge(model: nn.Module) -> None:
-    """Unmerge every LoRA layer. Raises RuntimeError when there is none, or when one can't be unmerged; then none is
-    changed.
+    """Unmerge every LoRA layer. Raises RuntimeError when there is none, or when one can't be unmerged, and ValueError
+    when a weight wouldn't be finite; then none is changed.
     """
     layers = injected_layers(model)
     refusals.refuse_unmerge(layers)
     for layer in layers.values():
-        layer.unmerge()
+        layer._unmerge()
+
+
+def merge_and_unload(model: ModelT) -> ModelT:
+    """Merge what isn't merged yet, and put the base layers, with the corrections in their weights, in the places of the
+    LoRA layers: a plain model, which ``model.save_pretrained`` writes like any other.
+
+    It is `model` itself that is changed, and given back, as in PEFT. Raises what :func:`merge` raises, and TypeError
+    when the model is itself the LoRA layer; then nothing is changed.
+    """
+    layers = injected_layers(model)
+    _refuse_itself(layers)
+    _merge_layers(model, {name: layer for name, layer in layers.items() if not layer.merged})
+    for name, layer in layers.items():
+        model.set_submodule(name, layer.base_layer)
+    return model
+
+
+def _refuse_itself(layers: dict[str, LoRALinear]) -> None:
+    if "" in layers:
+        raise TypeError("the model is itself one LoRALinear: release() gives its linear layer, base_layer is it")
 
 
 @contextmanager

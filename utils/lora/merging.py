@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from utils.lora.checkpoint import fitting_adapter
 from utils.lora.layer import refuse_second
+from utils.lora.nf4_linear import NUMBERS
+from utils.lora.refusals import check_storable
 from utils.quant.absmax import relative_error
 from utils.quant.nf4 import DoubleScales, Quantized, dequantize, quantize
 
@@ -36,12 +38,19 @@ def merge_weight(
     """``weight + scaling * lora_B @ lora_A``, rounded once, at the end, to `dtype` (the weight's own unless given).
 
     The product and the sum are in float32, or float64 for a float64 weight, as PEFT's merge of float32 adapters
-    computes it. Raises ValueError when the shapes don't fit and TypeError for a weight that isn't of floating point.
+    computes it. Raises ValueError when the shapes don't fit or the sum isn't finite in `dtype`, and TypeError for a
+    weight or a `dtype` of codes or whole numbers, such as torch.uint8.
     """
-    if not weight.is_floating_point():
+    if weight.dtype not in NUMBERS:
         raise TypeError(
             f"this weight holds {weight.dtype}, not numbers to add to: it is quantized. Dequantize it first, see "
             "utils.lora.merging.dequantized"
+        )
+    dtype = dtype or weight.dtype
+    if dtype not in NUMBERS:
+        raise TypeError(
+            f"a merged weight can't be stored as {dtype}, which would cut its numbers off: take a dtype such as "
+            "torch.bfloat16, and quantize the result (utils.quant) if it is to be smaller"
         )
     (d_out, d_in), rank = weight.shape, lora_A.shape[0]
     if lora_A.shape != (rank, d_in) or lora_B.shape != (d_out, rank):
@@ -51,7 +60,9 @@ def merge_weight(
         )
     wide = torch.promote_types(weight.dtype, torch.float32)
     delta = scaling * (lora_B.to(wide) @ lora_A.to(wide))
-    return (weight.to(wide) + delta).to(dtype or weight.dtype)
+    merged = weight.to(wide) + delta
+    check_storable("the merged weight", merged, dtype)
+    return merged.to(dtype)
 
 
 class Arrival(NamedTuple):
@@ -88,15 +99,24 @@ def merge_files(model: nn.Module, folder: str | Path) -> list[str]:
     """Add the adapter in `folder` to the weights of `model`, in place, and return the names of the layers.
 
     Without PEFT, and without a LoRA layer ever being made. Each weight keeps its dtype and is rounded once. Raises
-    RuntimeError when the model has LoRA layers, and what :func:`utils.lora.checkpoint.fitting_adapter` raises; the
-    model is then unchanged.
+    RuntimeError when the model has LoRA layers, and what :func:`utils.lora.checkpoint.fitting_adapter` and
+    :func:`merge_weight` raise, the latter with the layer's name; the model is then unchanged.
     """
     refuse_second(model)
     config, matrices = fitting_adapter(model, folder)
-    for name, pair in matrices.items():
+
+    def merged(name: str) -> Tensor:
         weight = model.get_parameter(f"{name}.weight")
-        a, b = pair["lora_A"].to(weight.device), pair["lora_B"].to(weight.device)
-        weight.copy_(merge_weight(weight, a, b, config["lora_alpha"] / config["r"]))
+        a, b = (matrix.to(weight.device) for matrix in (matrices[name]["lora_A"], matrices[name]["lora_B"]))
+        return merge_weight(weight, a, b, config["lora_alpha"] / config["r"])
+
+    for name in matrices:  # every sum is looked at before the first is stored, and only one is held at a time
+        try:
+            merged(name)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{name}: {error}") from None
+    for name in matrices:
+        model.get_parameter(f"{name}.weight").copy_(merged(name))
     return list(matrices)
 
 
@@ -137,9 +157,11 @@ def merge_quantized(stored: Quantized, delta: Float[Tensor, "d_out d_in"]) -> Qu
     """The correction merged into a weight in 4 bits: restored, added to, and quantized anew, as PEFT does it.
 
     Every code and every scale may change, and the new quantization error comes on top of the old one. Raises
-    ValueError when the shapes differ.
+    ValueError when the shapes differ or the sum isn't finite in the weight's dtype.
     """
     if tuple(stored.shape) != tuple(delta.shape):
         raise ValueError(f"the correction {tuple(delta.shape)} doesn't have the weight's shape {tuple(stored.shape)}")
-    total = (dequantize(stored) + delta).to(stored.dtype)
-    return quantize(total, book=stored.book, block=stored.block, double=isinstance(stored.scales, DoubleScales))
+    total = dequantize(stored) + delta
+    check_storable("the merged weight", total, stored.dtype)
+    double = isinstance(stored.scales, DoubleScales)
+    return quantize(total.to(stored.dtype), book=stored.book, block=stored.block, double=double)

@@ -24,7 +24,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from utils.lora.combine import Adapter, Factors
-from utils.lora.layer import lora_layers
+from utils.lora.layer import refuse_second
+from utils.lora.nf4_linear import is_quantized
 
 BASE = "__base__"
 
@@ -33,8 +34,8 @@ class MultiLoRALinear(nn.Module):
     """A frozen linear layer with the corrections of several adapters, one of which each row of the batch takes.
 
     `factors` maps each adapter's name to its factors, or to None when the adapter leaves this layer alone. Outside
-    :func:`route` the layer computes what its base computes. Raises ValueError when a factor's shape doesn't fit the
-    weight.
+    :func:`route` the layer computes what its base computes. The stacks have the weight's dtype, or are float32 beside a
+    quantized one. Raises ValueError when a factor's shape doesn't fit the weight.
     """
 
     lora_A: Tensor
@@ -42,7 +43,7 @@ class MultiLoRALinear(nn.Module):
 
     def __init__(self, base_layer: nn.Linear, factors: Mapping[str, Factors | None]) -> None:
         super().__init__()
-        d_out, d_in = base_layer.weight.shape
+        d_out, d_in = base_layer.out_features, base_layer.in_features  # a weight in 4 bits has another shape
         r = max((f.r for f in factors.values() if f), default=1)
         lora_a = torch.zeros(len(factors) + 1, r, d_in)
         lora_b = torch.zeros(len(factors) + 1, d_out, r)
@@ -56,7 +57,8 @@ class MultiLoRALinear(nn.Module):
                 )
             lora_a[number, : f.r] = f.A
             lora_b[number, :, : f.r] = f.scaling * f.B
-        where = {"device": base_layer.weight.device, "dtype": base_layer.weight.dtype}
+        dtype = torch.float32 if is_quantized(base_layer) else base_layer.weight.dtype
+        where = {"device": base_layer.weight.device, "dtype": dtype}
         self.base_layer = base_layer.requires_grad_(False)
         self.register_buffer("lora_A", lora_a.to(**where), persistent=False)
         self.register_buffer("lora_B", lora_b.to(**where), persistent=False)
@@ -71,7 +73,8 @@ class MultiLoRALinear(nn.Module):
                 f"the batch has {len(x)} rows and {len(self.index)} adapter names were given: name one for each row "
                 f"({BASE!r} for none). Beam search makes several rows of one prompt"
             )
-        return y + gathered_correction(x, self.lora_A, self.lora_B, self.index)
+        correction = gathered_correction(x.to(self.lora_A.dtype), self.lora_A, self.lora_B, self.index)
+        return y + correction.to(y.dtype)
 
     def extra_repr(self) -> str:
         return f"adapters={len(self.lora_A) - 1}, r={self.lora_A.shape[1]}"
@@ -96,12 +99,13 @@ def multi_layers(model: nn.Module) -> dict[str, MultiLoRALinear]:
 def stack_adapters(model: nn.Module, adapters: Mapping[str, Adapter]) -> list[str]:
     """Put `adapters` on the base `model`, in place, and return the names of the layers that were wrapped.
 
-    Raises RuntimeError when the model has LoRA layers already; ValueError when there are no adapters, one is called
+    Raises RuntimeError when the model has adapters already; ValueError when there are no adapters, one is called
     :data:`BASE`, or one has factors for a layer that the model doesn't have or of another shape. The model is changed
     only when everything fits.
     """
-    if multi_layers(model) or lora_layers(model):
-        raise RuntimeError("this model has LoRA layers already: begin with a fresh base")
+    if multi_layers(model):
+        raise RuntimeError("this model has stacked adapters already: call unstack_adapters(model) first")
+    refuse_second(model)
     if not adapters:
         raise ValueError("there are no adapters to stack: pass at least one name: adapter")
     if BASE in adapters:
@@ -127,6 +131,16 @@ def stack_adapters(model: nn.Module, adapters: Mapping[str, Adapter]) -> list[st
         model.set_submodule(layer, module)
     cast(Any, model).stacked_adapters = [BASE, *adapters]
     return list(wrapped)
+
+
+def unstack_adapters(model: nn.Module) -> None:
+    """Put the base layers back in their places and forget the adapters. Raises RuntimeError when there are none."""
+    layers = multi_layers(model)
+    if not layers:
+        raise RuntimeError("this model has no stacked adapters: call stack_adapters first")
+    for name, layer in layers.items():
+        model.set_submodule(name, layer.base_layer)
+    del cast(Any, model).stacked_adapters
 
 
 @contextmanager

@@ -3,6 +3,9 @@
 A linear layer here keeps its weight in 4 bits and unpacks it whenever it computes. QLoRA (Dettmers et al., 2023,
 https://arxiv.org/abs/2305.14314) is LoRA on a frozen base in NF4 with doubly quantized scales. The adapter is
 :class:`utils.lora.layer.LoRALinear`, unchanged, of any variant.
+
+Attributes:
+    NUMBERS: The dtypes of a weight that one can add to; what holds another dtype holds codes.
 """
 
 from __future__ import annotations
@@ -17,6 +20,8 @@ from torch import Tensor, nn
 
 from utils.lora.target_modules import find_targets
 from utils.quant import nf4
+
+NUMBERS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 class _Product(torch.autograd.Function):
@@ -72,13 +77,14 @@ class NF4Linear(nn.Linear):
 def quantize_layers(model: nn.Module, target_modules: Sequence[str] | str = "all-linear") -> list[str]:
     """Put the targets of a plain model into 4 bits, in place, and return their names. Do this before `inject`.
 
-    Raises what :func:`utils.lora.target_modules.find_targets` raises, and ValueError for a target in 4 bits already.
+    Raises what :func:`utils.lora.target_modules.find_targets` and :class:`NF4Linear` raise, and ValueError for a target
+    in 4 bits already; the model is then as it was.
     """
     names = find_targets(model, target_modules)
     if done := [name for name in names if isinstance(model.get_submodule(name), NF4Linear)]:
         raise ValueError(f"{done[0]} is in 4 bits already")
-    for name in names:
-        model.set_submodule(name, NF4Linear(cast(nn.Linear, model.get_submodule(name))))
+    for name, layer in [(name, NF4Linear(cast(nn.Linear, model.get_submodule(name)))) for name in names]:
+        model.set_submodule(name, layer)
     return names
 
 
@@ -96,8 +102,13 @@ def dequantize_layers(model: nn.Module) -> None:
 
 
 def is_quantized(base_layer: nn.Linear) -> bool:
-    """Whether the layer's weight holds codes (this module's, bitsandbytes') and no numbers that one could add to."""
-    return not base_layer.weight.is_floating_point()
+    """Whether the layer's weight holds codes (this module's, bitsandbytes') and no numbers that one could add to.
+
+    The dtype alone doesn't tell: bitsandbytes can store its codes as if they were bfloat16 (`quant_storage`).
+    """
+    weight = base_layer.weight
+    packed = weight.shape != (base_layer.out_features, base_layer.in_features)
+    return packed or weight.dtype not in NUMBERS or getattr(weight, "quant_state", None) is not None
 
 
 def dense_weight(base_layer: nn.Linear, dtype: torch.dtype | None = None) -> Float[Tensor, "d_out d_in"]:

@@ -1,14 +1,17 @@
-"""What the LoRA layers refuse, in words for a learner. Nothing here computes or changes anything."""
+"""What the LoRA layers refuse, in words for a learner. Nothing here changes anything."""
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from utils.lora.nf4_linear import is_quantized
+from utils.lora.nf4_linear import NUMBERS, NF4Linear, is_quantized
 
 if TYPE_CHECKING:
     from utils.lora.layer import LoRA, LoRALinear
@@ -21,10 +24,12 @@ def check_hyperparameters(r: Any, lora_alpha: Any, lora_dropout: Any) -> None:
         raise TypeError(
             "lora_alpha is missing: the correction is multiplied by lora_alpha / r. Take 2 * r to begin with"
         )
-    if not lora_alpha > 0:
+    _check_number("lora_alpha", lora_alpha, 16)
+    if not 0 < lora_alpha < math.inf:
+        what = "finite" if lora_alpha == math.inf else "positive"
         raise ValueError(
-            f"lora_alpha must be positive, not {lora_alpha}: the correction is multiplied by lora_alpha / r; with 0 "
-            "it would never have an effect or a gradient. Take 2 * r to begin with"
+            f"lora_alpha must be {what}, not {lora_alpha}: the correction is multiplied by lora_alpha / r; with 0 it "
+            "would never have an effect or a gradient. Take 2 * r to begin with"
         )
 
 
@@ -36,12 +41,18 @@ def check_no_alpha(variant: str, r: Any, lora_alpha: Any, lora_dropout: Any) -> 
 
 
 def _check_rank_and_dropout(r: Any, lora_dropout: Any) -> None:
-    if isinstance(r, bool) or not isinstance(r, int):
+    if isinstance(r, bool) or not isinstance(r, Integral):
         raise TypeError(f"the rank r must be a whole number such as 8, not {r!r}")
     if r < 1:
         raise ValueError(f"the rank r must be at least 1, not {r}: a correction of rank 0 can't learn anything")
+    _check_number("lora_dropout", lora_dropout, 0.05)
     if not 0 <= lora_dropout < 1:
         raise ValueError(f"lora_dropout is a probability from 0 up to, not including, 1; it can't be {lora_dropout}")
+
+
+def _check_number(name: str, value: Any, example: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number such as {example}, not {value!r}")
 
 
 def check_variant(variant: Any) -> None:
@@ -53,9 +64,14 @@ def check_variant(variant: Any) -> None:
 
 
 def check_linear(base_layer: nn.Module) -> None:
-    """Raise TypeError for anything but a linear layer."""
+    """Raise TypeError for anything but a linear layer, and for one in 8-bit floating point."""
     if not isinstance(base_layer, nn.Linear):
         raise TypeError(f"LoRALinear wraps an nn.Linear, not {type(base_layer).__name__}: choose another target")
+    if (dtype := base_layer.weight.dtype).is_floating_point and dtype not in NUMBERS:
+        raise TypeError(
+            f"a layer's weight is in {dtype}, which PyTorch neither adds to nor multiplies with other dtypes: load the "
+            "base in torch.bfloat16"
+        )
 
 
 def warn_above_full_rank(r: int, d_in: int, d_out: int) -> None:
@@ -73,12 +89,14 @@ def check_product(variant: LoRA) -> None:
     if not variant.is_product:
         raise ValueError(
             f"{type(variant).__name__} computes something else than a product of two thin matrices, and would be read "
-            "back as plain LoRA: merge it into the base (utils.lora.merge) and save that"
+            "back as plain LoRA: merge it into the base, utils.lora.merge_and_unload(model), and save that whole with "
+            "model.save_pretrained(folder)"
         )
 
 
 def refuse_merge(layers: Mapping[str, LoRALinear]) -> None:
-    """Raise RuntimeError when one of the layers can't be merged: it is merged already, or its weight is quantized.
+    """Raise RuntimeError when one of the layers can't be merged: it is merged already, or its weight is quantized; and
+    ValueError when its merged weight would hold what the weight's dtype can't: see :func:`check_storable`.
 
     The key of a layer is what it is called in the message.
     """
@@ -91,43 +109,79 @@ def refuse_merge(layers: Mapping[str, LoRALinear]) -> None:
     for name, layer in layers.items():
         if is_quantized(layer.base_layer):
             raise RuntimeError(
-                f"the base weight of {name} is quantized, and its few values can't hold the correction: dequantize the "
-                "base first (utils.lora.nf4_linear.dequantize_layers), then merge"
+                f"the base weight of {name} is quantized, and its few values can't hold the correction: "
+                f"{_way_to_numbers(layer.base_layer)}, then merge"
             )
+    for name, layer in layers.items():
+        weight = layer.base_layer.weight
+        check_storable(f"the merged weight of {name}", layer.variant.merged_weight(layer), weight.dtype)
+
+
+def check_storable(what: str, value: Tensor, dtype: torch.dtype) -> None:
+    """Raise ValueError when `value` holds NaN or infinity, or would in `dtype`; `what` begins the message."""
+    if value.to(dtype).isfinite().all():
+        return
+    largest = value.abs().max().item()  # NaN, where there is one
+    if math.isfinite(largest):
+        raise ValueError(
+            f"{what} would hold {largest:g}, and {dtype} ends at {torch.finfo(dtype).max:g}: convert the base first, "
+            "model.to(torch.float32)"
+        )
+    raise ValueError(
+        f"{what} would hold {largest}: the weight or the correction isn't made of finite numbers. Either the training "
+        "went wrong or a file is damaged: go back to a base and an adapter without NaN and infinity"
+    )
 
 
 def refuse_unmerge(layers: Mapping[str, LoRALinear]) -> None:
-    """Raise RuntimeError when one of the layers isn't merged, or was quantized since."""
+    """Raise RuntimeError when one of the layers isn't merged, or was quantized since; and ValueError when what was
+    merged isn't finite any more.
+    """
     if plain := [name for name, layer in layers.items() if not layer.merged]:
         raise RuntimeError(
             f"{_which(plain, layers)} not merged, so there is nothing to take out of the weight"
             f"{_one_by_one(plain, layers)}"
         )
     _refuse_quantized_since(layers, "the correction can't be taken out of it")
+    for name, layer in layers.items():
+        weight = layer.base_layer.weight
+        check_storable(f"the base weight of {name}", layer.variant.unmerged_weight(layer), weight.dtype)
 
 
 def refuse_release(layers: Mapping[str, LoRALinear]) -> None:
     """Raise RuntimeError when the base of one of the layers can't be had back: it is merged, or it was quantized after
     its variant had changed it.
     """
-    refuse_while_merged(layers, "can't be taken off")
+    refuse_while_merged(
+        layers,
+        "can't be taken off",
+        "call unmerge first, or keep them in the weights and take off the rest with utils.lora.merge_and_unload(model)",
+    )
     changed = {name: layer for name, layer in layers.items() if layer.variant.changes_base}
     _refuse_quantized_since(changed, "what its variant took out of it can't be put back")
 
 
-def refuse_while_merged(layers: Mapping[str, LoRALinear], what: str) -> None:
-    """Raise RuntimeError when a correction is merged; `what` says what then can't be done with it."""
+def refuse_while_merged(layers: Mapping[str, LoRALinear], what: str, way: str = "call unmerge first") -> None:
+    """Raise RuntimeError when a correction is merged; `what` says what then can't be done with it, `way` what can."""
     if any(layer.merged for layer in layers.values()):
-        raise RuntimeError(f"the corrections are merged into the weights and {what}: call unmerge first")
+        raise RuntimeError(f"the corrections are merged into the weights and {what}: {way}")
 
 
 def _refuse_quantized_since(layers: Mapping[str, LoRALinear], what: str) -> None:
     for name, layer in layers.items():
         if is_quantized(layer.base_layer):
             raise RuntimeError(
-                f"the base weight of {name} was quantized in the meantime, and {what}: dequantize the base first "
-                "(utils.lora.nf4_linear.dequantize_layers)"
+                f"the base weight of {name} was quantized in the meantime, and {what}: "
+                f"{_way_to_numbers(layer.base_layer)}"
             )
+
+
+def _way_to_numbers(base_layer: nn.Linear) -> str:
+    if isinstance(base_layer, NF4Linear):
+        return "dequantize the base first (utils.lora.nf4_linear.dequantize_layers(model))"
+    if type(base_layer).__module__.startswith("bitsandbytes"):
+        return "dequantize the base first (utils.lora.merging.dequantized(model))"
+    return f"dequantize the base first, with what made it {type(base_layer).__name__}, or load it unquantized"
 
 
 def _which(found: list[str], layers: Mapping[str, LoRALinear]) -> str:

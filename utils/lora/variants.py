@@ -8,6 +8,8 @@ QLoRA, a frozen base in 4 bits, is no variant in this sense: any of them may sta
 Attributes:
     COUNTS: Trainable parameters that each variant adds to one layer; AdaLoRA's at rank `r`, so at first with r =
         init_r.
+    SMALLEST_RATIO: Where DoRA makes a row shorter than this share, unmerging doesn't divide it back, but remembers it:
+        nothing comes back from zero, and little from float16's smallest numbers.
 """
 
 from __future__ import annotations
@@ -28,6 +30,8 @@ from utils.lora.layer import LoRA, LoRALinear
 from utils.lora.lowrank import best_factors
 from utils.lora.nf4_linear import dense_weight, is_quantized
 from utils.lora.target_modules import find_targets
+
+SMALLEST_RATIO = 1e-2
 
 # ------------------------------------------------------------------------------------------------------------ rsLoRA
 
@@ -79,6 +83,11 @@ class DoRA(LoRA):
         super().make_parameters(layer, d_in, d_out, **where)
         layer.lora_magnitude_vector = nn.Parameter(self.norm(layer))
 
+    def ratio(self, layer: LoRALinear) -> Float[Tensor, " d_out"]:
+        """``m / norm``. A row of zeros has no direction: it stays a row of zeros, where PEFT's becomes NaN."""
+        norm = self.norm(layer)
+        return layer.lora_magnitude_vector / norm.masked_fill(norm == 0, 1)
+
     def norm(self, layer: LoRALinear) -> Float[Tensor, " d_out"]:
         """The length of every row of the base weight with the correction on it, outside the gradient."""
         with torch.no_grad():
@@ -87,7 +96,7 @@ class DoRA(LoRA):
     def correction(
         self, layer: LoRALinear, x: Float[Tensor, "*batch d_in"], y: Float[Tensor, "*batch d_out"]
     ) -> Float[Tensor, "*batch d_out"]:
-        ratio = layer.lora_magnitude_vector / self.norm(layer)
+        ratio = self.ratio(layer)
         bias = layer.base_layer.bias
         if layer.training and layer.lora_dropout.p:  # then the base's part of the correction sees dropped inputs too
             x = layer.lora_dropout(x)
@@ -99,19 +108,23 @@ class DoRA(LoRA):
 
     def delta_weight(self, layer: LoRALinear) -> Float[Tensor, "d_out d_in"]:
         """The correction as a matrix: ``m / norm * (W + s B A) - W``, while the layer isn't merged."""
-        weight = dense_weight(layer.base_layer)
-        return (layer.lora_magnitude_vector / self.norm(layer))[:, None] * (
-            weight + super().delta_weight(layer)
-        ) - weight
+        return self.merged_weight(layer) - dense_weight(layer.base_layer)
+
+    def merged_weight(self, layer: LoRALinear) -> Float[Tensor, "d_out d_in"]:
+        return self.ratio(layer)[:, None] * (dense_weight(layer.base_layer) + super().delta_weight(layer))
 
     def merge(self, layer: LoRALinear) -> None:
-        ratio = layer.lora_magnitude_vector / self.norm(layer)
+        ratio = self.ratio(layer)  # the merged weight doesn't tell it
+        too_small = ratio.abs() < SMALLEST_RATIO
+        layer.merged_ratio, layer.merged_rows = ratio, layer.base_layer.weight[too_small]
         super().merge(layer)
-        layer.merged_ratio = ratio  # the merged weight doesn't tell it
 
-    def unmerge(self, layer: LoRALinear) -> None:
-        weight = layer.base_layer.weight
-        weight.copy_(weight / layer.merged_ratio[:, None] - super().delta_weight(layer))
+    def unmerged_weight(self, layer: LoRALinear) -> Float[Tensor, "d_out d_in"]:
+        too_small = layer.merged_ratio.abs() < SMALLEST_RATIO
+        divisor = layer.merged_ratio.masked_fill(too_small, 1)
+        weight = layer.base_layer.weight / divisor[:, None] - super().delta_weight(layer)
+        weight[too_small] = layer.merged_rows.to(weight.dtype)
+        return weight
 
 
 # -------------------------------------------------------------------------------------------------------------- VeRA
@@ -195,7 +208,8 @@ class PiSSA(LoRA):
     layer adds it, so that it computes as the base did (each up to rounding). `initial_A` and `initial_B` remember the
     start. What was learnt, ``s (B A - B0 A0)``, is ``s [B, B0] [A; -A0]``: a plain LoRA of rank 2r.
 
-    Raises ValueError when the rank exceeds what the weight's shape allows, and TypeError for a quantized base.
+    Raises ValueError when the rank exceeds what the weight's shape allows or the weight isn't finite, and TypeError for
+    a quantized base.
     """
 
     changes_base = True
@@ -204,6 +218,8 @@ class PiSSA(LoRA):
         super().check(base_layer, r, lora_alpha, lora_dropout)
         if is_quantized(base_layer):
             raise TypeError("PiSSA takes the weight apart, and this one is quantized: apply it first, then quantize")
+        if not base_layer.weight.isfinite().all():
+            raise ValueError("PiSSA takes the weight apart, and this one holds NaN or infinity: load the base again")
         if r > (full := min(base_layer.weight.shape)):
             raise ValueError(f"PiSSA takes r directions out of the weight: the rank can't be {r}, above its {full}")
 
