@@ -33,7 +33,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from utils.lora.checkpoint import CONFIG, WEIGHTS
+from utils.lora.adapter_config import CONFIG, short
+from utils.lora.checkpoint import WEIGHTS, check_files
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -68,21 +69,23 @@ def stage(folder: str | Path, base: str, adapters: Mapping[str, str | Path], *, 
     to a PEFT folder. A merged model is a whole one: pass its folder as the `base` of a stage of its own. `do_sample` is
     written into the generation settings: the server takes a request's ``temperature`` but leaves sampling switched on
     or off as it finds it, and without it the temperature does nothing (0 switches it off for a request). Returns the
-    names. Raises ValueError for a name that a request can't carry, FileNotFoundError for a folder that holds no model
-    or no adapter in safetensors.
+    names. Nothing is laid out when anything is wrong: raises ValueError for a name that a request can't carry, or an
+    adapter that is damaged or of another base (:func:`utils.lora.checkpoint.check_files`), FileNotFoundError for a
+    folder that holds no model or no adapter in safetensors.
     """
     folder, source = Path(folder), _model_folder(base)
     for name, path in adapters.items():
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name) or name == BASE or name.endswith(".gguf"):
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", name) or name == BASE or name.endswith(".gguf"):
             raise ValueError(
-                f"{name!r} can't name an adapter in a request: use letters, digits, '-' and '_', and not {BASE!r}, "
-                "which is the model without one"
+                f"{short(name)} can't name an adapter in a request: use letters, digits, '-' and '_', 100 at the most, "
+                f"and not {BASE!r}, which is the model without one"
             )
         for file in (CONFIG, WEIGHTS):
-            if not (Path(path) / file).is_file():
+            if not os.path.isfile(Path(path) / file):
                 raise FileNotFoundError(
                     f"the adapter {name!r} has no {file}: save it with model.save_pretrained(folder)"
                 )
+        check_files(path, base=source, base_name=str(base))
     names = [BASE, *adapters]
     for name in names:
         target = folder / name

@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from utils.lora.checkpoint import read_config, read_matrices
+from utils.lora.checkpoint import read_files, refuse_untouched
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -61,13 +61,13 @@ Adapter = dict[str, Factors]
 def read_adapter(folder: str | Path) -> Adapter:
     """The adapter in a folder of PEFT's format, in float32 as PEFT loads it, layers in the order of the file.
 
-    Raises FileNotFoundError when a file is missing and ValueError when one is damaged or uses more than plain LoRA.
+    Raises what :func:`utils.lora.checkpoint.read_files` raises, and ValueError when `target_modules` names a layer that
+    the file has no matrices for. Which of a model's layers a name means, only the model could tell.
     """
-    folder = Path(folder)
-    config = read_config(folder)
+    config, matrices, _ = read_files(folder)
+    refuse_untouched(config, matrices, folder)
     scaling = config["lora_alpha"] / config["r"]
-    layers = read_matrices(folder).items()
-    return {name: Factors(pair["lora_A"].float(), pair["lora_B"].float(), scaling) for name, pair in layers}
+    return {name: Factors(pair["lora_A"].float(), pair["lora_B"].float(), scaling) for name, pair in matrices.items()}
 
 
 def from_peft(model: PeftModel, name: str) -> Adapter:
