@@ -33,8 +33,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safetensors import safe_open
+
+from utils.lora import fingerprint
 from utils.lora.adapter_config import CONFIG, short
-from utils.lora.checkpoint import WEIGHTS, check_files
+from utils.lora.checkpoint import WEIGHTS, check_files, other_model, read_header
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -42,6 +45,7 @@ if TYPE_CHECKING:
 BASE = "base"
 HOST = "127.0.0.1"
 PACKAGES = ("fastapi", "uvicorn", "pydantic", "openai")
+_EMBEDDING = r".*\b(embed_tokens|wte|embed_in|word_embeddings)\.weight"
 
 # The server ends with whoever started it: when that process dies, its end of the pipe closes, and the read returns.
 _PROGRAM = """
@@ -85,7 +89,7 @@ def stage(folder: str | Path, base: str, adapters: Mapping[str, str | Path], *, 
                 raise FileNotFoundError(
                     f"the adapter {name!r} has no {file}: save it with model.save_pretrained(folder)"
                 )
-        check_files(path, base=source, base_name=str(base))
+        _check_adapter(Path(path), source, base)
     names = [BASE, *adapters]
     for name in names:
         target = folder / name
@@ -115,9 +119,40 @@ def _model_folder(base: str) -> Path:
             raise FileNotFoundError(
                 f"{base} is no folder, and no model of that name is in the Hub's cache: load it once with load_base()"
             ) from None
+        folder = Path(found).parent
     if not (folder / "config.json").is_file() or not list(folder.glob("*.safetensors")):
         raise FileNotFoundError(f"{folder.name} holds no model: config.json or its safetensors are missing")
     return folder
+
+
+def _check_adapter(adapter: Path, source: Path, base: str) -> None:
+    """Raise what :func:`check_files` raises, and ValueError when the adapter isn't of the base whose files are in
+    `source`: as :func:`utils.lora.checkpoint.fitting_adapter` does with a model, by what the files tell.
+    """
+    if (files := check_files(adapter)) is None:
+        return
+    weights = {name: file for file in source.glob("*.safetensors") for name in read_header(file).entries}
+    compared = False
+    for name, file in weights.items():
+        embedding = files.base is not None and re.fullmatch(_EMBEDDING, name)
+        pair = files.matrices.get(name.removesuffix(".weight"))
+        if not (embedding or pair):
+            continue
+        with safe_open(file, "pt") as opened:
+            if pair:
+                entry = opened.get_slice(name)
+                needed, found = tuple(entry.get_shape()), (len(pair["lora_B"]), pair["lora_A"].shape[1])
+                other = entry.get_dtype() in ("F32", "F16", "BF16") and needed != found
+                difference = f"it corrects {name} of {found}, which is {needed} here" if other else None
+            else:
+                compared = True
+                difference = fingerprint.difference(files.base, opened.get_tensor(name))
+                difference = f"of the embedding that it was trained with, {difference}" if difference else None
+        if difference:
+            raise ValueError(f"the adapter in {adapter.name!r} was trained on another base than {base}: {difference}")
+    written = files.config.get("base_model_name_or_path")
+    if not compared and other_model(written, base):
+        raise ValueError(f"the adapter in {adapter.name!r} was trained on {written}, and the base here is {base}")
 
 
 def _link(file: Path, at: Path) -> None:

@@ -37,7 +37,7 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save, save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from utils.files import replaced_folder
@@ -185,11 +185,16 @@ def save_adapter(
     }
     if (embedding := fingerprint.embedding(model)) is not None:
         metadata[BASE] = fingerprint.fingerprint(embedding).text()
-    data = _bytes(tensors, metadata)
+    text = json.dumps(config, indent=2) + "\n"
+    _write(folder, {WEIGHTS: _bytes(tensors, metadata), CONFIG: text.encode()})
+
+
+def _write(folder: str | Path, contents: Mapping[str, bytes]) -> None:
+    """Write files into `folder`, all or none."""
     with replaced_folder(folder) as new:
         try:
-            (new / WEIGHTS).write_bytes(data)
-            (new / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+            for name, data in contents.items():
+                (new / name).write_bytes(data)
         except OSError as error:
             raise OSError(
                 f"the adapter couldn't be written to {folder} ({error}). What was there is as it was: free some space, "
@@ -301,15 +306,15 @@ def refuse_untouched(config: Mapping[str, Any], matrices: Mapping[str, Any], fol
             )
 
 
-def check_files(folder: str | Path) -> None:
-    """Raise what :func:`read_files` raises, for any adapter that PEFT reads: of one that is more than plain LoRA, the
-    settings have to be readable and the matrices whole.
+def check_files(folder: str | Path) -> AdapterFiles | None:
+    """:func:`read_files` for any adapter that PEFT reads: of one that is more than plain LoRA the settings have to be
+    readable and the tensors whole, and None is returned. Raises what :func:`read_files` raises.
     """
     config = read_settings(Path(folder))
     if config.get("peft_type") == "LORA" and not unsupported(config):
-        read_files(folder)
-    else:
-        _read_tensors(Path(folder))
+        return read_files(folder)
+    _read_tensors(Path(folder))
+    return None
 
 
 def read_matrices(folder: str | Path) -> dict[str, dict[str, Tensor]]:
@@ -412,8 +417,7 @@ def convert_pickle(folder: str | Path) -> None:
         raise ValueError(f"{folder / PICKLE} is truncated or damaged: copy the adapter again") from error
     if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
         raise ValueError(f"{folder / PICKLE} holds no tensors by name: it is no adapter")
-    with replaced_folder(folder) as new:
-        save_file({name: t.contiguous() for name, t in tensors.items()}, new / WEIGHTS, metadata={"format": "pt"})
+    _write(folder, {WEIGHTS: save({name: t.contiguous() for name, t in tensors.items()}, metadata={"format": "pt"})})
 
 
 # ----------------------------------------------------------------------------------------------------- onto a model
