@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.kills import child, forks
+from tools.fuzz.kills import POSSIBLE, killed
 from utils import files
 from utils.files import finish_interrupted, interrupted, new_folder, replaced_folder
 
@@ -104,6 +104,9 @@ def test_a_folder_that_is_there_is_not_written_over(tmp_path):
 # ------------------------------------------------------------------------------------------------------------- killed
 
 
+forks = pytest.mark.skipif(not POSSIBLE, reason="no fork here")
+
+
 def write(folder, text):
     with replaced_folder(folder) as scratch:
         for name in "ab":
@@ -128,14 +131,14 @@ def test_killed_at_any_step_there_is_never_old_beside_new_and_the_next_save_clea
         step += 1
         write(folder, "old")
         (folder / "other").write_text("mine")
-        killed = child(lambda: write(folder, "new"), step)
+        stopped = killed(lambda: write(folder, "new"), step)
         texts, whole = kept(folder)
         assert len(texts) <= 1 and whole, f"step {step}: {contents(folder)}"
         seen.add((whole, len(texts)))
         finish_interrupted(folder)
         assert contents(folder) == {"a": whole, "b": whole, "other": "mine"}
         assert [path.name for path in tmp_path.iterdir()] == ["folder"]
-        if not killed:
+        if not stopped:
             break
     assert whole == "new" and step > 8
     assert seen == {("old", 1), ("new", 0), ("new", 1)}

@@ -258,11 +258,16 @@ def test_an_adapter_that_is_damaged_or_of_another_base_is_refused_before_anythin
     matrices = load_file(wide / "adapter_model.safetensors")
     matrices |= {name: torch.ones(8, 40) for name in matrices if "layers.0.mlp.up_proj.lora_A" in name}
     save_file(matrices, wide / "adapter_model.safetensors")
+    part = damaged(tmp_path / "part", target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "mlp", "up_proj"])
+    matrices = load_file(part / "adapter_model.safetensors")
+    matrices = {name: matrix for name, matrix in matrices.items() if ".q_proj." in name}
+    save_file(matrices, part / "adapter_model.safetensors")
     cut = damaged(tmp_path / "cut")
     (cut / "adapter_model.safetensors").write_bytes(b"half")
     for folder, words in (
         (damaged(tmp_path / "alpha", lora_alpha="16"), "lora_alpha must be positive"),
-        (damaged(tmp_path / "part", target_modules=["q_proj"]), "doesn't name that layer"),
+        (damaged(tmp_path / "fewer", target_modules=["q_proj"]), "doesn't name that layer"),
+        (part, "names 'k_proj', and there are no matrices for it"),
         (cut, "truncated or damaged"),
         (wide, r"another base than .*tiny-llama: it corrects .*up_proj.weight of \(\d+, 40\), which is"),
         (tmp_path / "stranger", r"another base than .*tiny-llama: of the embedding .* blocks of rows differ"),

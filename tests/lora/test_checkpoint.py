@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load, load_file, save, save_file
 from torch import nn
 
-from tests.kills import child, forks
+from tools.fuzz.kills import POSSIBLE, killed
 from utils import lora
 from utils.files import finish_interrupted
 from utils.lora.adapter_config import targeted
@@ -501,14 +501,14 @@ def test_which_layers_settings_mean_is_what_peft_says():
 # ------------------------------------------------------------------------------------------------------------- killed
 
 
-@forks
+@pytest.mark.skipif(not POSSIBLE, reason="no fork here")
 def test_killed_while_saving_the_folder_holds_one_adapter_or_says_how_to_get_it(tmp_path):
     folder, ends = tmp_path / "a", set()
     old, new = adapted(1, r=2), adapted(2, r=4)
     outputs = {"old": old(X), "new": new(X)}
     save_adapter(old, folder)
     for step in range(1, 40):
-        killed = child(lambda: save_adapter(new, folder), step)
+        stopped = killed(lambda: save_adapter(new, folder), step)
         model = base()
         try:
             load_adapter(model, folder)
@@ -520,7 +520,7 @@ def test_killed_while_saving_the_folder_holds_one_adapter_or_says_how_to_get_it(
         ends |= {name for name, output in outputs.items() if torch.equal(model(X), output)}
         save_adapter(old, folder)
         assert [path.name for path in tmp_path.iterdir()] == ["a"] and set(files(folder)) == {CONFIG, WEIGHTS}
-        if not killed:
+        if not stopped:
             break
     assert ends == {"old", "refused", "new"} and step < 39
 

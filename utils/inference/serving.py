@@ -36,8 +36,8 @@ from typing import TYPE_CHECKING, Any
 from safetensors import safe_open
 
 from utils.lora import fingerprint
-from utils.lora.adapter_config import CONFIG, short
-from utils.lora.checkpoint import WEIGHTS, check_files, other_model, read_header
+from utils.lora.adapter_config import CONFIG, short, targeted
+from utils.lora.checkpoint import WEIGHTS, check_files, other_model, read_header, refuse_untouched
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -131,7 +131,11 @@ def _check_adapter(adapter: Path, source: Path, base: str) -> None:
     """
     if (files := check_files(adapter)) is None:
         return
+    listed = targets if isinstance(targets := files.config.get("target_modules"), list) else []
     weights = {name: file for file in source.glob("*.safetensors") for name in read_header(file).entries}
+    layers = [name.removesuffix(".weight") for name in weights]
+    meant = [t for t in listed if any(targeted({"target_modules": [t]}, n) for n in layers)]
+    refuse_untouched({"target_modules": meant}, files.matrices, adapter)
     compared = False
     for name, file in weights.items():
         embedding = files.base is not None and re.fullmatch(_EMBEDDING, name)

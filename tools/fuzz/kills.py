@@ -8,15 +8,13 @@ import sys
 import traceback
 from collections.abc import Callable
 
-import pytest
-
 STEPS = {"open", "os.chmod", "os.mkdir", "os.remove", "os.rename", "os.rmdir", "tempfile.mkdtemp"}  # audit events
 
-forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+POSSIBLE = hasattr(os, "fork")
 
 
-def child(work: Callable[[], object], kill_at: int) -> bool:
-    """Run `work` in a process of its own, which SIGKILL ends before its step number `kill_at`; whether it did."""
+def killed(work: Callable[[], object], kill_at: int) -> bool:
+    """Run `work` in a process of its own, which SIGKILL ends before its step `kill_at`; whether it got so far."""
     pid = os.fork()
     if pid:
         status = os.waitpid(pid, 0)[1]
