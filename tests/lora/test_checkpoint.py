@@ -4,6 +4,7 @@ import json
 import pickle
 import shutil
 import types
+import warnings
 from pathlib import Path
 
 import pytest
@@ -425,6 +426,29 @@ def test_a_folder_that_can_not_be_is_no_adapters_folder(name, tmp_path):
     for read in (read_files, read_adapter, read_matrices):
         with pytest.raises(FileNotFoundError, match="holds no adapter_"):
             read(tmp_path / name)
+
+
+def test_layers_that_peft_takes_for_experts_are_told_of(tmp_path):
+    from transformers import AutoModelForCausalLM, DeepseekV3Config
+
+    config = DeepseekV3Config(
+        vocab_size=9, hidden_size=8, intermediate_size=8, moe_intermediate_size=8, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=2, n_routed_experts=2, kv_lora_rank=4, q_lora_rank=4,
+        qk_rope_head_dim=4, qk_nope_head_dim=4, v_head_dim=4, n_group=1, topk_group=1, num_experts_per_tok=1,
+        first_k_dense_replace=1,
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_config(config)
+    lora.inject(model, ["o_proj"], 2, 4)
+    with warnings.catch_warnings(action="error"):
+        save_adapter(model, tmp_path / "a")
+    lora.remove(model)
+    for targets in (["o_proj", "gate_proj", "up_proj"], ["gate_proj"]):
+        lora.inject(model, targets, 2, 4)
+        with pytest.warns(UserWarning, match=r"PEFT takes \S+gate_proj, .*experts.*load_adapter reads it rightly"):
+            save_adapter(model, tmp_path / "a")
+        lora.remove(model)
+        load_adapter(model, tmp_path / "a")
+        lora.remove(model)
 
 
 # --------------------------------------------------------------------------------------- what is written, and by whom

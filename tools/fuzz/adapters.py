@@ -13,13 +13,13 @@ import functools
 import json
 import math
 import random
-import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, load_file, save, save_file
 from torch import Tensor, nn
 
 from tools.fuzz.frame import Outcome, Trial, judged
@@ -73,6 +73,23 @@ def adapted(number: int) -> Small:
             nn.init.normal_(layer.lora_A)
             nn.init.normal_(layer.lora_B)
     return model
+
+
+@functools.cache
+def files(number: int, ours: bool) -> dict[str, bytes]:
+    """What `save_adapter` writes for a trained model; without its metadata, it is what PEFT would write."""
+    with tempfile.TemporaryDirectory() as scratch:
+        save_adapter(adapted(number), Path(scratch, "a"))
+        written = {file.name: file.read_bytes() for file in Path(scratch, "a").iterdir()}
+    return written if ours else written | {WEIGHTS: save(load(written[WEIGHTS]), metadata={"format": "pt"})}
+
+
+def put(folder: Path, number: int = 0, *, ours: bool = True) -> Path:
+    """A folder with these files."""
+    folder.mkdir()
+    for name, data in files(number, ours).items():
+        (folder / name).write_bytes(data)
+    return folder
 
 
 # ----------------------------------------------------------------------------------------------------------- damages
@@ -189,8 +206,7 @@ def a_file(draw: random.Random, folder: Path) -> str:
     if other == "a folder":
         file.mkdir()
     elif other == "of the other adapter":
-        save_adapter(adapted(1), folder.parent / "other")
-        shutil.copy(folder.parent / "other" / file.name, file)
+        file.write_bytes(files(1, True)[file.name])
     elif other != "gone":
         contents = {"empty": b"", "no JSON": b"{'r': 2}", "a list": b"[1, 2]", "UTF-16": b"\xff\xfe" + old[:99] * 2}
         file.write_bytes(contents[other])
@@ -229,11 +245,8 @@ def in_model(read: Callable[[nn.Module, Path], Any], folder: Path, damage: str, 
 
 
 def damaged(draw: random.Random, folder: Path) -> Iterator[Trial]:
-    adapter = folder / "adapter"
-    save_adapter(adapted(0), adapter)
     ours = draw.random() < 0.5
-    if not ours:
-        save_file(load_file(adapter / WEIGHTS), adapter / WEIGHTS, metadata={"format": "pt"})
+    adapter = put(folder / "adapter", ours=ours)
     damage = f"{OURS if ours else PEFTS}, {draw.choice(DAMAGES)(draw, adapter)}"
     yield in_model(load_adapter, adapter, damage, "load_adapter")
     yield in_model(merge_files, adapter, damage, "merge_files")
@@ -275,8 +288,7 @@ def base_folder(folder: Path) -> Path:
 
 def killed_save(draw: random.Random, folder: Path) -> Iterator[Trial]:
     """A save over another adapter, killed before one of its steps on the disk, and what a reader finds then."""
-    adapter, step = folder / "adapter", draw.randint(1, 18)
-    save_adapter(adapted(0), adapter)
+    adapter, step = put(folder / "adapter"), draw.randint(1, 18)
     damage = f"killed at step {step}" if killed(lambda: save_adapter(adapted(1), adapter), step) else "not killed"
     model = base()
 

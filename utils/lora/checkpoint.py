@@ -31,13 +31,14 @@ import math
 import os
 import pickle
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from utils.files import replaced_folder
@@ -185,8 +186,35 @@ def save_adapter(
     }
     if (embedding := fingerprint.embedding(model)) is not None:
         metadata[BASE] = fingerprint.fingerprint(embedding).text()
+    if moved := _read_otherwise(model, list(layers)):
+        warnings.warn(
+            f"PEFT takes {moved[0]}, and what is called like it, for parts of this model's fused experts: it would "
+            "read this adapter otherwise than it was trained. load_adapter reads it rightly; for PEFT leave these "
+            "layers out of the targets",
+            stacklevel=2,
+        )
     text = json.dumps(config, indent=2) + "\n"
     _write(folder, {WEIGHTS: _bytes(tensors, metadata), CONFIG: text.encode()})
+
+
+def _read_otherwise(model: nn.Module, names: list[str]) -> list[str]:
+    """Which of the layers PEFT doesn't give their matrices, because it takes their names for those of experts."""
+    kind = getattr(getattr(model, "config", None), "model_type", None)
+    if not isinstance(kind, str):
+        return []
+    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+
+    if get_checkpoint_conversion_mapping(kind) is None:
+        return []
+    from peft import LoraConfig
+    from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+
+    config = LoraConfig(target_modules=names)
+    try:
+        convert_peft_config_for_transformers(config, model, None)
+    except ValueError:  # gate_proj without up_proj, which it can't fuse
+        return names
+    return [name for name in names if name not in (config.target_modules or ())]
 
 
 def _write(folder: str | Path, contents: Mapping[str, bytes]) -> None:
@@ -340,8 +368,7 @@ def _read_tensors(folder: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise FileNotFoundError(f"{folder} holds no {WEIGHTS}: {why_missing(folder)}")
     metadata = read_header(path).metadata
     try:
-        with safe_open(path, "pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        tensors = load_file(path)
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is truncated or damaged ({error}): copy the adapter again") from error
     for name, tensor in tensors.items():
