@@ -211,6 +211,16 @@ def flipped(folder):
     (folder / WEIGHTS).write_bytes(data)
 
 
+def in_header(old, new):
+    def damage(folder):
+        data = (folder / WEIGHTS).read_bytes()
+        end = 8 + int.from_bytes(data[:8], "little")
+        text = data[8:end].replace(old, new)
+        (folder / WEIGHTS).write_bytes(len(text).to_bytes(8, "little") + text + data[end:])
+
+    return damage
+
+
 DAMAGES = {
     "no folder": (shutil.rmtree, FileNotFoundError, f"holds no {CONFIG}"),
     "no settings": (lambda f: (f / CONFIG).unlink(), FileNotFoundError, f"holds no {CONFIG}"),
@@ -275,6 +285,8 @@ DAMAGES = {
         ValueError,
         "matrices for 'xxxx",
     ),
+    "a name cut inside an emoji": (in_header(b"model.0.", b"model.\\ud83d."), ValueError, "truncated or damaged"),
+    "a header nested without end": (in_header(b"[2,6]", b"[" * 100_000), ValueError, "no JSON of tensors"),
     "a name without an end": (renamed(A0, A0 + "x"), ValueError, "which is no matrix of a LoRA layer"),
     "a bit flipped": (flipped, ValueError, "checksum is another"),
 }

@@ -138,20 +138,21 @@ def _check_adapter(adapter: Path, source: Path, base: str) -> None:
     refuse_untouched({"target_modules": meant}, files.matrices, adapter)
     compared = False
     for name, file in weights.items():
-        embedding = files.base is not None and re.fullmatch(_EMBEDDING, name)
         pair = files.matrices.get(name.removesuffix(".weight"))
-        if not (embedding or pair):
+        embedding = files.base if re.fullmatch(_EMBEDDING, name) else None
+        if not (pair or embedding):
             continue
+        difference = None
         with safe_open(file, "pt") as opened:
             if pair:
                 entry = opened.get_slice(name)
                 needed, found = tuple(entry.get_shape()), (len(pair["lora_B"]), pair["lora_A"].shape[1])
-                other = entry.get_dtype() in ("F32", "F16", "BF16") and needed != found
-                difference = f"it corrects {name} of {found}, which is {needed} here" if other else None
-            else:
+                if entry.get_dtype() in ("F32", "F16", "BF16") and needed != found:
+                    difference = f"it corrects {name} of {found}, which is {needed} here"
+            elif embedding:
                 compared = True
-                difference = fingerprint.difference(files.base, opened.get_tensor(name))
-                difference = f"of the embedding that it was trained with, {difference}" if difference else None
+                if other := fingerprint.difference(embedding, opened.get_tensor(name)):
+                    difference = f"of the embedding that it was trained with, {other}"
         if difference:
             raise ValueError(f"the adapter in {adapter.name!r} was trained on another base than {base}: {difference}")
     written = files.config.get("base_model_name_or_path")

@@ -9,7 +9,7 @@ the header's free-form metadata, which PEFT doesn't look at: the settings that t
 that was edited later, or belongs to another save, is seen; a checksum of the matrices; and a fingerprint of the base
 (:mod:`utils.lora.fingerprint`). A file that PEFT or a Trainer wrote has none of these. There the shapes are compared,
 the layers that the settings name, and the base's name where it is one of the Hub's; so a changed `lora_alpha`, a
-flipped bit, or another base of the same shapes in a local folder go unseen.
+flipped bit, another revision of the base, or another base of the same shapes in a local folder go unseen.
 
 Attributes:
     PICKLE: What PEFT wrote before safetensors: a pickle, which can run any code when it is loaded.
@@ -255,7 +255,7 @@ def checksum(tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
