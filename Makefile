@@ -13,7 +13,7 @@ S ?=
 TORCH ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lab test tests quick notebooks new check-notebooks nbval nightly minutes lint types format drift-oldest drift-newest lock base adapters claims architecture cuda measure-gpu mutants clean
+.PHONY: help setup lab test tests quick notebooks new check-notebooks nbval nightly minutes lint types format drift-oldest drift-newest lock base adapters claims architecture cuda measure-gpu mutants fuzz clean
 
 help:  ## list what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -94,6 +94,9 @@ measure-gpu: setup  ## on a CUDA machine: measure all that the chapters quote of
 
 mutants: setup  ## change one thing in utils/ at a time and see whether a test fails; N=200 of a sample, goes on where it was
 	$(VENV) -m tools.mutants --count $(or $(N),50)
+
+fuzz: setup  ## damage files at random and count how their readers end; S=adapters for the kind of file, N=2000 for how many
+	$(VENV) -m tools.fuzz $(or $(S),adapters) --count $(or $(N),500)
 
 clean:  ## remove caches; .venv stays
 	rm -rf .pytest_cache .ruff_cache .hypothesis build *.egg-info

@@ -49,6 +49,7 @@ ELSEWHERE = {
     "data/labels": ["tests/data/test_instructions.py", "tests/data/test_packing.py"],
     "evaluate/diagnose_cases": ["tests/evaluate/test_diagnose.py"],
     "evaluate/gates": ["tests/test_base_model.py", "tests/evaluate/test_forgetting.py"],
+    "lora/adapter_config": ["tests/lora/test_checkpoint.py"],
     "lora/adalora": ["tests/lora/test_variants.py"],
     "lora/nf4_linear": ["tests/lora/test_variants.py"],
     "lora/refusals": ["tests/lora/test_layer.py", "tests/lora/test_variants.py", "tests/lora/test_fused.py"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -13,10 +14,12 @@ import urllib.request
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from utils.evaluate.metrics import complete
 from utils.inference import serving
 from utils.inference.streaming import TextStream
+from utils.lora import inject, save_adapter
 from utils.models import ROOT, TINY_DIR, load_base
 from utils.tinyworld import task_examples
 from utils.train.adapter_cache import adapter_dir
@@ -317,7 +320,7 @@ def test_stopping_is_clean_even_after_an_error(folder):
 # ------------------------------------------------------------------------------------------------------- staging
 
 
-@pytest.mark.parametrize("name", ["", "a b", "../x", "x/y", "base", "a@b", "a.gguf"])
+@pytest.mark.parametrize("name", ["", "a b", "../x", "x/y", "base", "a@b", "a.gguf", "x" * 300])
 def test_names_that_no_request_can_carry_are_refused(tmp_path, name):
     with pytest.raises(ValueError, match="can't name an adapter"):
         serving.stage(tmp_path, str(TINY_DIR), {name: adapter_dir("style")})
@@ -333,6 +336,58 @@ def test_folders_without_a_model_or_an_adapter_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"stage\(folder, base, adapters\)"), serving.serve(tmp_path / "none"):
         pass
     assert not (tmp_path / "out").exists()
+
+
+def damaged(folder, **settings):
+    """A copy of an adapter without metadata of ours, as PEFT writes it, and with other settings."""
+    shutil.copytree(adapter_dir("style"), folder)
+    config = json.loads((folder / "adapter_config.json").read_text()) | settings
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_an_adapter_that_is_damaged_or_of_another_base_is_refused_before_anything_is_laid_out(tmp_path, fresh_base):
+    stranger = fresh_base()
+    stranger.get_input_embeddings().weight.data = stranger.get_input_embeddings().weight.data.flip(0)
+    inject(stranger, ["q_proj"], 2, 4)
+    save_adapter(stranger, tmp_path / "stranger")
+    wide = damaged(tmp_path / "wide")
+    matrices = load_file(wide / "adapter_model.safetensors")
+    matrices |= {name: torch.ones(8, 40) for name in matrices if "layers.0.mlp.up_proj.lora_A" in name}
+    save_file(matrices, wide / "adapter_model.safetensors")
+    part = damaged(tmp_path / "part", target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "mlp", "up_proj"])
+    matrices = load_file(part / "adapter_model.safetensors")
+    matrices = {name: matrix for name, matrix in matrices.items() if ".q_proj." in name}
+    save_file(matrices, part / "adapter_model.safetensors")
+    cut = damaged(tmp_path / "cut")
+    (cut / "adapter_model.safetensors").write_bytes(b"half")
+    for folder, words in (
+        (damaged(tmp_path / "alpha", lora_alpha="16"), "lora_alpha must be positive"),
+        (damaged(tmp_path / "fewer", target_modules=["q_proj"]), "doesn't name that layer"),
+        (part, "names 'k_proj', and there are no matrices for it"),
+        (cut, "truncated or damaged"),
+        (wide, r"another base than .*tiny-llama: it corrects .*up_proj.weight of \(\d+, 40\), which is"),
+        (tmp_path / "stranger", r"another base than .*tiny-llama: of the embedding .* blocks of rows differ"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            serving.stage(tmp_path / "out", str(TINY_DIR), {"good": adapter_dir("style"), "bad": folder})
+    assert not (tmp_path / "out").exists()
+    inject(mine := fresh_base(), ["q_proj"], 2, 4)
+    save_adapter(mine, tmp_path / "mine", dtype=torch.bfloat16)
+    serving.stage(tmp_path / "out", str(TINY_DIR), {"mine": tmp_path / "mine"})
+
+
+def test_what_is_more_than_plain_lora_is_served_too(tmp_path):
+    """PEFT, which loads it in the server, computes DoRA."""
+    serving.stage(tmp_path / "out", str(TINY_DIR), {"x": damaged(tmp_path / "dora", use_dora=True)})
+
+
+def test_a_model_of_the_hub_is_found_in_its_cache_and_another_name_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("transformers.utils.cached_file", lambda *_, **__: str(TINY_DIR / "config.json"))
+    same, other = (damaged(tmp_path / name, base_model_name_or_path=f"org/{name}") for name in ("tiny", "other"))
+    serving.stage(tmp_path / "out", "org/tiny", {"x": same})
+    with pytest.raises(ValueError, match="trained on org/other, and the base here is org/tiny"):
+        serving.stage(tmp_path / "out", "org/tiny", {"x": other})
 
 
 def test_staging_twice_changes_nothing_and_links_the_weights(tmp_path):

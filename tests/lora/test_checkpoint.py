@@ -4,6 +4,7 @@ import json
 import pickle
 import shutil
 import types
+import warnings
 from pathlib import Path
 
 import pytest
@@ -14,18 +15,28 @@ from safetensors import safe_open
 from safetensors.torch import load, load_file, save, save_file
 from torch import nn
 
+from tools.fuzz.kills import POSSIBLE, killed
 from utils import lora
-from utils.lora import checkpoint
+from utils.files import finish_interrupted
+from utils.lora.adapter_config import targeted
 from utils.lora.checkpoint import (
+    BASE,
+    CHECKSUM,
     CONFIG,
     PICKLE,
+    SETTINGS,
     WEIGHTS,
-    base_fingerprint,
     convert_pickle,
+    fitting_adapter,
     load_adapter,
+    read_files,
     read_header,
+    read_matrices,
     save_adapter,
 )
+from utils.lora.combine import read_adapter
+from utils.lora.merging import merge_files
+from utils.lora.nf4_linear import dequantize_layers, quantize_layers
 
 torch.set_num_threads(1)
 
@@ -66,9 +77,14 @@ def change_config(folder, **settings):
 
 
 def change_tensors(folder, change):
+    """Change the matrices; what is written has no metadata of ours, as a file of PEFT's."""
     tensors = load_file(folder / WEIGHTS)
     change(tensors)
-    save_file(tensors, folder / WEIGHTS)
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+
+
+def as_peft_writes(folder):
+    change_tensors(folder, lambda _: None)
 
 
 # --------------------------------------------------------------------------------------------------------- round trips
@@ -189,6 +205,22 @@ def renamed(old, new):
     return tensors_with(lambda t: t.__setitem__(new, t.pop(old)))
 
 
+def flipped(folder):
+    data = bytearray((folder / WEIGHTS).read_bytes())
+    data[-3] ^= 4
+    (folder / WEIGHTS).write_bytes(data)
+
+
+def in_header(old, new):
+    def damage(folder):
+        data = (folder / WEIGHTS).read_bytes()
+        end = 8 + int.from_bytes(data[:8], "little")
+        text = data[8:end].replace(old, new)
+        (folder / WEIGHTS).write_bytes(len(text).to_bytes(8, "little") + text + data[end:])
+
+    return damage
+
+
 DAMAGES = {
     "no folder": (shutil.rmtree, FileNotFoundError, f"holds no {CONFIG}"),
     "no settings": (lambda f: (f / CONFIG).unlink(), FileNotFoundError, f"holds no {CONFIG}"),
@@ -204,7 +236,7 @@ DAMAGES = {
     "settings a list": (written(CONFIG, b"[1]"), ValueError, f"{CONFIG} is damaged"),
     "settings without r": (without("r"), ValueError, "doesn't say r"),
     "settings without alpha": (without("lora_alpha"), ValueError, "doesn't say lora_alpha"),
-    "another method": (config_with(peft_type="IA3"), ValueError, "a IA3 adapter"),
+    "another method": (config_with(peft_type="IA3"), ValueError, "a 'IA3' adapter"),
     "no method": (without("peft_type"), ValueError, "a None adapter"),
     "DoRA": (config_with(use_dora=True), ValueError, "use_dora.*load it with PEFT"),
     "rsLoRA": (config_with(use_rslora=True), ValueError, "use_rslora"),
@@ -214,20 +246,64 @@ DAMAGES = {
     "trained biases": (config_with(bias="all"), ValueError, "bias"),
     "activated LoRA": (config_with(alora_invocation_tokens=[1]), ValueError, "alora_invocation_tokens"),
     "PiSSA": (config_with(init_lora_weights="pissa_niter_4"), ValueError, "init_lora_weights='pissa_niter_4'"),
-    "r changed": (config_with(r=3), ValueError, r"does not fit 0: lora_A is \(2, 6\)"),
-    "r is text": (config_with(r="2"), ValueError, "does not fit 0"),
-    "alpha 0": (config_with(lora_alpha=0), ValueError, "lora_alpha must be positive"),
-    "dropout 1": (config_with(lora_dropout=1.0), ValueError, "lora_dropout"),
+    "r changed": (config_with(r=3), ValueError, "says r=3, and the matrices beside it were saved with r=2"),
+    "alpha changed": (config_with(lora_alpha=5), ValueError, "says lora_alpha=5, .* saved with lora_alpha=4.*Write"),
+    "a target taken out": (config_with(target_modules=["2"]), ValueError, "matrices for '0', .*doesn't name that"),
+    "a target left out by an expression": (config_with(target_modules="[0]"), ValueError, "matrices for '2'"),
+    "a target excluded": (config_with(exclude_modules=["0"]), ValueError, "matrices for '0'"),
+    "expressions that are none": (config_with(target_modules="["), ValueError, "target_modules must be .* not '\\['"),
+    "deep settings": (written(CONFIG, b"[" * 100_000 + b"]" * 100_000), ValueError, f"{CONFIG} is damaged"),
+    "a number without end": (written(CONFIG, b'{"r": ' + b"9" * 5000 + b"}"), ValueError, f"{CONFIG} is damaged"),
     "only lora_A": (tensors_with(lambda t: t.pop(B0)), ValueError, "only one of lora_A and lora_B for 0"),
     "only lora_B": (tensors_with(lambda t: t.pop(A0)), ValueError, "only one of lora_A and lora_B for 0"),
     "nothing": (tensors_with(dict.clear), ValueError, "holds no LoRA matrices"),
     "another prefix": (renamed(A0, "model.0.lora_A.weight"), ValueError, "'model.0.lora_A.weight', which is no matrix"),
     "a magnitude": (renamed(A0, "base_model.model.0.lora_magnitude_vector"), ValueError, "is no matrix of a LoRA"),
     "A and B swapped": (
-        tensors_with(lambda t: t.update({A0: t[B0], B0: t[A0]})), ValueError, r"does not fit 0: lora_A is \(8, 2\)",
+        tensors_with(lambda t: t.update({A0: t[B0], B0: t[A0]})),
+        ValueError,
+        r"says r=2, and .* of 0 are \(8, 2\)",
     ),
-    "one dimension": (tensors_with(lambda t: t.update({A0: torch.ones(12)})), ValueError, r"does not fit 0"),
-}  # fmt: skip
+    "no dimension": (tensors_with(lambda t: t.update({A0: torch.tensor(1.0)})), ValueError, r"with the shape \(\)"),
+    "one dimension": (tensors_with(lambda t: t.update({A0: torch.ones(12)})), ValueError, r"with the shape \(12,\)"),
+    "three dimensions": (tensors_with(lambda t: t.update({A0: torch.ones(2, 6, 1)})), ValueError, r"\(2, 6, 1\)"),
+    "no rows": (tensors_with(lambda t: t.update({A0: torch.ones(0, 6)})), ValueError, r"with the shape \(0, 6\)"),
+    "NaN": (tensors_with(lambda t: t[B0][0].fill_(float("nan"))), ValueError, "NaN or infinity in .*lora_B"),
+    "infinity": (tensors_with(lambda t: t[A0][0].fill_(float("inf"))), ValueError, "NaN or infinity in .*lora_A"),
+    "beyond all bounds": (tensors_with(lambda t: t[A0][0].fill_(1e30)), ValueError, r"could reach 5e\+30"),
+    "whole numbers": (tensors_with(lambda t: t.update({A0: t[A0].int()})), ValueError, "in torch.int32"),
+    "truth values": (tensors_with(lambda t: t.update({A0: t[A0] > 0})), ValueError, "in torch.bool"),
+    "eight bits": (tensors_with(lambda t: t.update({A0: t[A0].to(torch.float8_e4m3fn)})), ValueError, "float8_e4m3fn"),
+    "half of the layers": (tensors_with(lambda t: (t.pop(A0), t.pop(B0))), ValueError, "name 2 layers .* 1 of them, 0"),
+    "a name of 300 letters": (
+        tensors_with(
+            lambda t: (
+                t.__setitem__(A0.replace("0", "x" * 300), t.pop(A0)),
+                t.__setitem__(B0.replace("0", "x" * 300), t.pop(B0)),
+            )
+        ),
+        ValueError,
+        "matrices for 'xxxx",
+    ),
+    "a name cut inside an emoji": (in_header(b"model.0.", b"model.\\ud83d."), ValueError, "truncated or damaged"),
+    "a header nested without end": (in_header(b"[2,6]", b"[" * 100_000), ValueError, "no JSON of tensors"),
+    "a name without an end": (renamed(A0, A0 + "x"), ValueError, "which is no matrix of a LoRA layer"),
+    "a bit flipped": (flipped, ValueError, "checksum is another"),
+}
+for key, values in {
+    "r": ("2", None, [2], True, 2.0, 0, -2, float("nan")),
+    "lora_alpha": ("4", None, [4], True, 0, -4, float("nan"), float("inf"), -float("inf"), 10**400),
+    "lora_dropout": ("0", None, [0], True, -0.1, 1, 1.5, float("nan"), float("inf")),
+    "target_modules": (3, [3], {"a": 1}, [None]),
+    "exclude_modules": (3, [3], "("),
+    "layers_to_transform": ("0", [True], 0.5),
+    "layers_pattern": (3, "(", ["("]),
+    "base_model_name_or_path": (3, ["a"]),
+}.items():
+    for value in values:
+        DAMAGES[f"{key} is {str(value)[:10]} ({type(value).__name__})"] = (
+            config_with(**{key: value}), ValueError, f"damaged \\({key} must be ",
+        )  # fmt: skip
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -235,18 +311,23 @@ def test_damage_is_named_and_the_model_stays_as_it_was(folder, damage):
     do, error, words = DAMAGES[damage]
     do(folder)
     model = base()
-    with pytest.raises(error, match=words) as raised:
-        load_adapter(model, folder)
-    assert type(raised.value) is error  # and no subclass that speaks of codecs
+    for read in (load_adapter, merge_files, fitting_adapter):
+        with pytest.raises(error, match=words) as raised:
+            read(model, folder)
+        assert type(raised.value) is error  # and no subclass that speaks of codecs
     assert lora.lora_layers(model) == {} and all(p.requires_grad for p in model.parameters())
     assert torch.equal(model(X), base()(X))
+    if damage in ("a name of 300 letters", "half of the layers"):  # what only the model can tell, or its targets
+        words = "names '0', and there are no matrices"
+    with pytest.raises(error, match="|".join((words, "doesn't name that layer"))):
+        read_adapter(folder)
 
 
 @pytest.mark.parametrize(
     ("other", "words"),
     [
-        (lambda: base(width=10), r"does not fit 0: lora_A is \(2, 6\) and lora_B \(8, 2\).*\(10, 2\).*another base"),
-        (lambda: base()[:1], "matrices for 2.* this model has no such layer"),
+        (lambda: base(width=10), r"does not fit 0: it corrects a weight of \(8, 6\), .* is \(10, 6\).*another base"),
+        (lambda: base()[:1], "matrices for '2'.* this model has no such layer"),
         (lambda: nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.LayerNorm(8)), "has a LayerNorm there"),
         (lambda: nn.Linear(6, 8), "has no such layer"),
     ],
@@ -277,6 +358,38 @@ def test_without_lora_there_is_nothing_to_save(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.uint8, torch.complex64, torch.float8_e4m3fn])
+def test_a_dtype_that_no_adapter_has_is_refused_before_anything_is_written(folder, dtype):
+    before = files(folder)
+    with pytest.raises(TypeError, match=f"can't be saved as {dtype}: choose torch.float32"):
+        save_adapter(adapted(1), folder, dtype=dtype)
+    assert files(folder) == before
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype", "words"),
+    [
+        (float("nan"), torch.float32, "lora_B of 2 holds NaN or infinity.*nothing was saved"),
+        (float("-inf"), torch.bfloat16, "lora_B of 2 holds NaN or infinity"),
+        (1e5, torch.float16, "lora_B of 2 holds 100000, and torch.float16 ends at 65504: save in torch.bfloat16"),
+    ],
+)
+def test_numbers_that_can_not_be_kept_are_refused_before_anything_is_written(folder, value, dtype, words):
+    before, model = files(folder), adapted(1)
+    model[2].lora_B.data[1, 0] = value
+    with pytest.raises(ValueError, match=words):
+        save_adapter(model, folder, dtype=dtype)
+    assert files(folder) == before and [f.name for f in folder.parent.iterdir()] == [folder.name]
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "file/inside"])
+def test_a_place_where_nothing_can_be_written_is_named(tmp_path, name):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(OSError, match="nothing can be written beside|couldn't be written"):
+        save_adapter(adapted(), tmp_path / name)
+    assert [f.name for f in tmp_path.iterdir()] == ["file"]
+
+
 def test_layers_of_different_settings_do_not_fit_one_file(folder):
     before = files(folder)
     model = base()
@@ -288,20 +401,19 @@ def test_layers_of_different_settings_do_not_fit_one_file(folder):
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
-@pytest.mark.parametrize(
-    ("where", "name", "half"), [(checkpoint, "save_file", b"half"), (checkpoint.json, "dumps", None)]
-)
-def test_an_interrupted_save_leaves_the_earlier_adapter_whole(folder, monkeypatch, where, name, half, error):
-    before = files(folder)
+@pytest.mark.parametrize("name", [WEIGHTS, CONFIG])
+def test_an_interrupted_save_leaves_the_earlier_adapter_whole(folder, monkeypatch, name, error):
+    before, write = files(folder), Path.write_bytes
 
-    def interrupted(*arguments, **_):
-        if half:
-            Path(arguments[1]).write_bytes(half)
-        raise error("stopped")
+    def interrupted(path, data):
+        write(path, data if path.name != name else data[:10])
+        if path.name == name:
+            raise error("stopped")
 
     with monkeypatch.context() as patch:
-        patch.setattr(where, name, interrupted)
-        with pytest.raises(error, match="stopped"):
+        patch.setattr(Path, "write_bytes", interrupted)
+        words = "stopped" if error is KeyboardInterrupt else "couldn't be written.*stopped.*as it was: free some space"
+        with pytest.raises(error, match=words):
             save_adapter(adapted(seed=9), folder)
     assert files(folder) == before
     assert [f.name for f in folder.parent.iterdir()] == [folder.name]
@@ -311,14 +423,142 @@ def test_an_interrupted_save_leaves_the_earlier_adapter_whole(folder, monkeypatc
 
 
 def test_an_interrupted_first_save_leaves_nothing(tmp_path, monkeypatch):
-    def interrupted(tensors, path, metadata=None):
-        Path(path).write_bytes(b"half")
+    def interrupted(path, *_, **__):
+        path.touch()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(checkpoint, "save_file", interrupted)
+    monkeypatch.setattr(Path, "write_bytes", interrupted)
     with pytest.raises(KeyboardInterrupt):
         save_adapter(adapted(), tmp_path / "a")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "nul\0", ""])
+def test_a_folder_that_can_not_be_is_no_adapters_folder(name, tmp_path):
+    for read in (read_files, read_adapter, read_matrices):
+        with pytest.raises(FileNotFoundError, match="holds no adapter_"):
+            read(tmp_path / name)
+
+
+def test_layers_that_peft_takes_for_experts_are_told_of(tmp_path):
+    from transformers import AutoModelForCausalLM, DeepseekV3Config
+
+    config = DeepseekV3Config(
+        vocab_size=9, hidden_size=8, intermediate_size=8, moe_intermediate_size=8, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=2, n_routed_experts=2, kv_lora_rank=4, q_lora_rank=4,
+        qk_rope_head_dim=4, qk_nope_head_dim=4, v_head_dim=4, n_group=1, topk_group=1, num_experts_per_tok=1,
+        first_k_dense_replace=1,
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_config(config)
+    lora.inject(model, ["o_proj"], 2, 4)
+    with warnings.catch_warnings(action="error"):
+        save_adapter(model, tmp_path / "a")
+    lora.remove(model)
+    for targets in (["o_proj", "gate_proj", "up_proj"], ["gate_proj"]):
+        lora.inject(model, targets, 2, 4)
+        with pytest.warns(UserWarning, match=r"PEFT takes \S+gate_proj, .*experts.*load_adapter reads it rightly"):
+            save_adapter(model, tmp_path / "a")
+        lora.remove(model)
+        load_adapter(model, tmp_path / "a")
+        lora.remove(model)
+
+
+# --------------------------------------------------------------------------------------- what is written, and by whom
+
+
+def test_our_files_say_what_they_were_saved_with(folder, embedded_folder):
+    metadata = read_header(folder / WEIGHTS).metadata
+    assert metadata.keys() == {"format", SETTINGS, CHECKSUM}
+    assert json.loads(metadata[SETTINGS]) == {"r": 2, "lora_alpha": 4}
+    assert read_header(embedded_folder / WEIGHTS).metadata.keys() == {"format", SETTINGS, CHECKSUM, BASE}
+    assert read_files(folder).base is None and read_files(embedded_folder).base.rows == 5
+
+
+def test_a_file_of_peft_may_say_another_alpha_and_other_numbers_and_nobody_can_tell(folder):
+    as_peft_writes(folder)
+    change_config(folder, lora_alpha=5)
+    flipped(folder)
+    load_adapter(base(), folder)
+
+
+def test_a_name_that_meant_nothing_is_no_missing_part_where_the_model_is_known(folder):
+    change_config(folder, target_modules=["0", "2", "k_proj"])
+    load_adapter(base(), folder)
+    with pytest.raises(ValueError, match="names 'k_proj', and there are no matrices for it.*take it out"):
+        read_adapter(folder)
+
+
+NARROWED = {
+    "targets unknown": {"target_modules": None},
+    "all-linear": {"target_modules": "all-linear"},
+    "an expression": {"target_modules": r"[02]"},
+    "one excluded": {"target_modules": r"\d", "exclude_modules": ["1"]},
+}
+
+
+@pytest.mark.parametrize("settings", NARROWED)
+def test_settings_that_name_the_same_layers_in_another_way(folder, settings):
+    change_config(folder, **NARROWED[settings])
+    model = base()
+    load_adapter(model, folder)
+    assert list(lora.lora_layers(model)) == ["0", "2"]
+
+
+def test_which_layers_settings_mean_is_what_peft_says():
+    from peft import LoraConfig
+    from peft.tuners.tuners_utils import check_target_module_exists
+
+    names = [
+        f"{start}{part}"
+        for start in ("model.layers.0.", "model.layers.1.", "model.layers.1.experts.0.", "h.1.", "1.", "")
+        for part in ("mlp.up", "attn.up", "up", "other")
+    ]
+    for targets in (["up"], ["mlp.up", "other"], ["model.layers.1.mlp.up"], r".*1.*up", ["up", "nothing"]):
+        for exclude in (None, ["mlp.up"], r".*attn.*"):
+            for numbers, patterns in (
+                (None, None),
+                (1, None),
+                ([0, 1], None),
+                ([1], "layers"),
+                ([0], ["h", "experts"]),
+            ):
+                if isinstance(targets, str) and numbers is not None:
+                    continue  # PEFT refuses it
+                said = {
+                    "target_modules": targets, "exclude_modules": exclude, "layers_to_transform": numbers,
+                    "layers_pattern": patterns,
+                }  # fmt: skip
+                config = LoraConfig(**said)
+                for name in names:
+                    theirs = check_target_module_exists(config, name)
+                    assert targeted(said, name) == bool(theirs), (said, name)
+
+
+# ------------------------------------------------------------------------------------------------------------- killed
+
+
+@pytest.mark.skipif(not POSSIBLE, reason="no fork here")
+def test_killed_while_saving_the_folder_holds_one_adapter_or_says_how_to_get_it(tmp_path):
+    folder, ends = tmp_path / "a", set()
+    old, new = adapted(1, r=2), adapted(2, r=4)
+    outputs = {"old": old(X), "new": new(X)}
+    save_adapter(old, folder)
+    for step in range(1, 40):
+        stopped = killed(lambda: save_adapter(new, folder), step)
+        model = base()
+        try:
+            load_adapter(model, folder)
+        except FileNotFoundError as error:
+            assert "a save of it was interrupted" in str(error) and f"finish_interrupted('{folder}')" in str(error)
+            finish_interrupted(folder)
+            load_adapter(model, folder)
+            ends.add("refused")
+        ends |= {name for name, output in outputs.items() if torch.equal(model(X), output)}
+        save_adapter(old, folder)
+        assert [path.name for path in tmp_path.iterdir()] == ["a"] and set(files(folder)) == {CONFIG, WEIGHTS}
+        if not stopped:
+            break
+    assert ends == {"old", "refused", "new"} and step < 39
 
 
 # -------------------------------------------------------------------------------------------- the header, read by hand
@@ -414,42 +654,100 @@ class WithEmbedding(nn.Sequential):
         return self[0]
 
 
-def embedded(seed=0):
+def embedded(seed=0, name=""):
     torch.manual_seed(seed)
-    return WithEmbedding(nn.Embedding(5, 6), nn.Linear(6, 4))
+    model = WithEmbedding(nn.Embedding(5, 6), nn.Linear(6, 4))
+    model.config = types.SimpleNamespace(_name_or_path=name)
+    return model
 
 
-def test_the_fingerprint_is_of_the_base_alone():
+@pytest.fixture
+def embedded_folder(tmp_path):
     model = embedded()
-    before = base_fingerprint(model)
-    assert len(before) == 16 and before == base_fingerprint(embedded()) != base_fingerprint(embedded(1))
     lora.inject(model, "all-linear", 2, 4)
     nn.init.normal_(model[1].lora_B)
-    lora.merge(model)
-    assert base_fingerprint(model) == before == base_fingerprint(model.bfloat16())
-    assert base_fingerprint(base()) is None
-
-
-def test_an_adapter_of_a_base_with_the_same_shapes_is_refused(tmp_path):
-    model = embedded()
-    lora.inject(model, "all-linear", 2, 4)
     save_adapter(model, tmp_path / "a")
-    assert read_header(tmp_path / "a" / WEIGHTS).metadata["base_fingerprint"] == base_fingerprint(model)
+    return tmp_path / "a"
+
+
+@pytest.mark.parametrize("read", [load_adapter, merge_files])
+def test_an_adapter_of_a_base_with_the_same_shapes_is_refused(embedded_folder, read):
     other = embedded(1)
-    with pytest.raises(ValueError, match=r"fits this model's shapes, but was trained on another base.*Load the base"):
-        load_adapter(other, tmp_path / "a")
+    with pytest.raises(
+        ValueError, match=r"fits this model's shapes, but was trained on another base.*5 of its 5 blocks"
+    ):
+        read(other, embedded_folder)
     assert lora.lora_layers(other) == {} and all(p.requires_grad for p in other.parameters())
-    load_adapter(embedded(), tmp_path / "a")
-    tensors = load_file(tmp_path / "a" / WEIGHTS)
-    save_file(tensors, tmp_path / "a" / WEIGHTS)  # as PEFT writes it, without one
-    load_adapter(other, tmp_path / "a")
+    assert torch.equal(other[1].weight, embedded(1)[1].weight)
+    read(embedded(), embedded_folder)
+    read(other, embedded_folder, check_base=False)
 
 
-def test_a_layer_in_four_bits_is_refused_by_name(folder):
+def test_a_file_of_peft_has_no_fingerprint_and_its_base_is_known_by_name_alone(embedded_folder):
+    as_peft_writes(embedded_folder)
+    load_adapter(embedded(1), embedded_folder)  # nothing in the file tells
+    change_config(embedded_folder, base_model_name_or_path="meta/Model-1B")
+    for name in ("", "meta/Model-1B", "mirror/model-1b", "/moved/to/here", "./Another"):
+        load_adapter(embedded(1, name), embedded_folder)
+    model = embedded(1, "meta/Model-3B")
+    with pytest.raises(
+        ValueError, match=r"trained on meta/Model-1B, and this model is meta/Model-3B.*check_base=False"
+    ):
+        load_adapter(model, embedded_folder)
+    assert lora.lora_layers(model) == {}
+    load_adapter(model, embedded_folder, check_base=False)
+
+
+def test_a_name_that_is_a_folder_here_is_no_hub_id(embedded_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models" / "one").mkdir(parents=True)
+    as_peft_writes(embedded_folder)
+    change_config(embedded_folder, base_model_name_or_path="models/one")
+    load_adapter(embedded(1, "meta/Model-3B"), embedded_folder)
+
+
+@pytest.mark.parametrize(("text", "words"), [("1", "no fingerprint"), ("[" * 9999, "no fingerprint"), ("{}", "finger")])
+def test_a_fingerprint_or_settings_that_are_damaged_are_named(embedded_folder, text, words):
+    tensors = load_file(embedded_folder / WEIGHTS)
+    for key, why in ((BASE, words), (SETTINGS, "doesn't say r and lora_alpha|Expecting|nested")):
+        save_file(tensors, embedded_folder / WEIGHTS, metadata={key: text})
+        with pytest.raises(ValueError, match=f"is damaged \\(its {key}: .*({why})"):
+            read_files(embedded_folder)
+
+
+# ------------------------------------------------------------------------------------------------------ in four bits
+
+
+def test_a_qlora_adapter_of_our_own_comes_back_onto_its_base(tmp_path):
+    def in_four_bits():
+        model = base(64)
+        quantize_layers(model, ["2"])
+        return model
+
+    model = in_four_bits()
+    lora.inject(model, "all-linear", 2, 4)
+    nn.init.normal_(model[2].lora_B)
+    save_adapter(model, tmp_path / "a")
+    again = in_four_bits()
+    load_adapter(again, tmp_path / "a")
+    assert torch.equal(again(X), model(X))
+    plain = in_four_bits()
+    before = plain[0].weight.clone()
+    with pytest.raises(ValueError, match=r"2 is quantized.*load_adapter.*nf4_linear.dequantize_layers\(model\)"):
+        merge_files(plain, tmp_path / "a")
+    assert torch.equal(plain[0].weight, before)
+    dequantize_layers(plain)
+    merge_files(plain, tmp_path / "a")
+    assert torch.allclose(plain(X), model(X), atol=1e-5)
+
+
+def test_nothing_is_merged_into_a_layer_that_holds_codes(folder):
     model = base()
-    model[0].weight.quant_state = types.SimpleNamespace()
-    with pytest.raises(ValueError, match=r"0 is in 4 bits.*dequantized"):
-        load_adapter(model, folder)
+    model[2].weight = nn.Parameter(torch.zeros(4, 8, dtype=torch.uint8), requires_grad=False)
+    before = model[0].weight.clone()
+    with pytest.raises(ValueError, match=r"2 is quantized.* which holds torch.uint8.*merging.dequantized\(model\)"):
+        merge_files(model, folder)
+    assert torch.equal(model[0].weight, before)
 
 
 # --------------------------------------------------------------------------------------------------------- pickles

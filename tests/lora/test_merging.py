@@ -341,9 +341,13 @@ def test_codes_stored_as_bfloat16_are_seen_to_be_codes():
         wrapped.merge()
 
 
-def test_four_bits_are_refused_by_the_reader_of_files():
-    with pytest.raises(ValueError, match=r"_proj is in 4 bits.*utils.lora.merging.dequantized"):
-        merge_files(load_4bit()[0], FOLDER)
+def test_an_adapter_is_put_beside_a_base_in_four_bits_and_not_merged_into_it():
+    model, tokenizer = load_4bit()
+    with pytest.raises(ValueError, match=r"_proj is quantized.*with load_adapter, or .*utils.lora.merging.dequantized"):
+        merge_files(model, FOLDER)
+    load_adapter(model, FOLDER)
+    theirs = answered(peft_model(load_4bit()[0]), tokenizer, EXAMPLES)
+    assert answered(model, tokenizer, EXAMPLES).drift(theirs) < 1e-5
 
 
 def test_dequantizing_first_is_far_closer_than_merging_into_four_bits():

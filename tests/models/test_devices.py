@@ -89,13 +89,13 @@ def test_merging_and_files(card, tmp_path, monkeypatch):
 
     from utils.lora import checkpoint
 
-    def save(tensors, path, metadata):
-        files.save_file({name: tensor.numpy() for name, tensor in tensors.items()}, path, metadata)
+    def save(tensors, metadata):
+        return files.save({name: tensor.numpy() for name, tensor in tensors.items()}, metadata)
 
     def load(path):
         return {name: torch.from_numpy(array) for name, array in files.load_file(path).items()}
 
-    monkeypatch.setattr(checkpoint, "save_file", save)
+    monkeypatch.setattr(checkpoint, "save", save)
     monkeypatch.setattr(checkpoint, "load_file", load)
     model, _ = adapted()
     ids = torch.arange(5, 15, device=model.device)[None]

@@ -37,9 +37,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+from safetensors import safe_open
 from torch import nn
 
-from utils.lora.checkpoint import CONFIG, WEIGHTS
+from utils.lora import fingerprint
+from utils.lora.adapter_config import CONFIG, short, targeted
+from utils.lora.checkpoint import WEIGHTS, check_files, other_model, read_header, refuse_untouched
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -49,6 +52,7 @@ ModelT = TypeVar("ModelT", bound=nn.Module)
 BASE = "base"
 HOST = "127.0.0.1"
 PACKAGES = ("fastapi", "uvicorn", "pydantic", "openai")
+_EMBEDDING = r".*\b(embed_tokens|wte|embed_in|word_embeddings)\.weight"
 
 # The server ends with whoever started it: when that process dies, its end of the pipe closes, and the read returns.
 _PROGRAM = """
@@ -107,21 +111,24 @@ def stage(folder: str | Path, base: str, adapters: Mapping[str, str | Path], *, 
     to a PEFT folder. A merged model is a whole one: pass its folder as the `base` of a stage of its own. `do_sample` is
     written into the generation settings: the server takes a request's ``temperature`` but leaves sampling switched on
     or off as it finds it, and without it the temperature does nothing (0 switches it off for a request). Returns the
-    names. Raises ValueError for a name that a request can't carry, FileNotFoundError for a folder that holds no model
-    or no adapter in safetensors; and ValueError when `folder` holds another model, which could be asked for too.
+    names. Nothing is laid out when anything is wrong: raises ValueError for a name that a request can't carry, or an
+    adapter that is damaged or of another base (:func:`utils.lora.checkpoint.check_files`), FileNotFoundError for a
+    folder that holds no model or no adapter in safetensors; and ValueError when `folder` holds another model, which
+    could be asked for too.
     """
     folder, source = Path(folder), _model_folder(base)
     for name, path in adapters.items():
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name) or name == BASE or name.endswith(".gguf"):
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", name) or name == BASE or name.endswith(".gguf"):
             raise ValueError(
-                f"{name!r} can't name an adapter in a request: use letters, digits, '-' and '_', and not {BASE!r}, "
-                "which is the model without one"
+                f"{short(name)} can't name an adapter in a request: use letters, digits, '-' and '_', 100 at the most, "
+                f"and not {BASE!r}, which is the model without one"
             )
         for file in (CONFIG, WEIGHTS):
-            if not (Path(path) / file).is_file():
+            if not os.path.isfile(Path(path) / file):
                 raise FileNotFoundError(
                     f"the adapter {name!r} has no {file}: save it with model.save_pretrained(folder)"
                 )
+        _check_adapter(Path(path), source, base)
     names = [BASE, *adapters]
     if left := [path.parent.name for path in sorted(folder.glob("*/config.json")) if path.parent.name not in names]:
         raise ValueError(
@@ -156,9 +163,45 @@ def _model_folder(base: str) -> Path:
             raise FileNotFoundError(
                 f"{base} is no folder, and no model of that name is in the Hub's cache: load it once with load_base()"
             ) from None
+        folder = Path(found).parent
     if not (folder / "config.json").is_file() or not list(folder.glob("*.safetensors")):
         raise FileNotFoundError(f"{folder.name} holds no model: config.json or its safetensors are missing")
     return folder
+
+
+def _check_adapter(adapter: Path, source: Path, base: str) -> None:
+    """Raise what :func:`check_files` raises, and ValueError when the adapter isn't of the base whose files are in
+    `source`: as :func:`utils.lora.checkpoint.fitting_adapter` does with a model, by what the files tell.
+    """
+    if (files := check_files(adapter)) is None:
+        return
+    listed = targets if isinstance(targets := files.config.get("target_modules"), list) else []
+    weights = {name: file for file in source.glob("*.safetensors") for name in read_header(file).entries}
+    layers = [name.removesuffix(".weight") for name in weights]
+    meant = [t for t in listed if any(targeted({"target_modules": [t]}, n) for n in layers)]
+    refuse_untouched({"target_modules": meant}, files.matrices, adapter)
+    compared = False
+    for name, file in weights.items():
+        pair = files.matrices.get(name.removesuffix(".weight"))
+        embedding = files.base if re.fullmatch(_EMBEDDING, name) else None
+        if not (pair or embedding):
+            continue
+        difference = None
+        with safe_open(file, "pt") as opened:
+            if pair:
+                entry = opened.get_slice(name)
+                needed, found = tuple(entry.get_shape()), (len(pair["lora_B"]), pair["lora_A"].shape[1])
+                if entry.get_dtype() in ("F32", "F16", "BF16") and needed != found:
+                    difference = f"it corrects {name} of {found}, which is {needed} here"
+            elif embedding:
+                compared = True
+                if other := fingerprint.difference(embedding, opened.get_tensor(name)):
+                    difference = f"of the embedding that it was trained with, {other}"
+        if difference:
+            raise ValueError(f"the adapter in {adapter.name!r} was trained on another base than {base}: {difference}")
+    written = files.config.get("base_model_name_or_path")
+    if not compared and other_model(written, base):
+        raise ValueError(f"the adapter in {adapter.name!r} was trained on {written}, and the base here is {base}")
 
 
 def _link(file: Path, at: Path) -> None:

@@ -23,7 +23,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from utils.lora.checkpoint import BASE_CHANGING, UNSUPPORTED, read_config, read_matrices
+from utils.lora.adapter_config import unsupported
+from utils.lora.checkpoint import read_files, refuse_untouched
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -62,13 +63,13 @@ Adapter = dict[str, Factors]
 def read_adapter(folder: str | Path) -> Adapter:
     """The adapter in a folder of PEFT's format, in float32 as PEFT loads it, layers in the order of the file.
 
-    Raises FileNotFoundError when a file is missing and ValueError when one is damaged or uses more than plain LoRA.
+    Raises what :func:`utils.lora.checkpoint.read_files` raises, and ValueError when `target_modules` names a layer that
+    the file has no matrices for. Which of a model's layers a name means, only the model could tell.
     """
-    folder = Path(folder)
-    config = read_config(folder)
+    config, matrices, _ = read_files(folder)
+    refuse_untouched(config, matrices, folder)
     scaling = config["lora_alpha"] / config["r"]
-    layers = read_matrices(folder).items()
-    return {name: Factors(pair["lora_A"].float(), pair["lora_B"].float(), scaling) for name, pair in layers}
+    return {name: Factors(pair["lora_A"].float(), pair["lora_B"].float(), scaling) for name, pair in matrices.items()}
 
 
 def from_peft(model: PeftModel, name: str) -> Adapter:
@@ -92,10 +93,7 @@ def _refuse_more_than_factors(model: PeftModel, name: str) -> None:
     config: Any = model.peft_config[name]
     kind = str(config.peft_type).rpartition(".")[2]
     used = [kind] if kind != "LORA" else []
-    used += [key for key in UNSUPPORTED if key not in _IN_FACTORS and getattr(config, key, None)]
-    used += ["bias"] if getattr(config, "bias", "none") != "none" else []
-    start = getattr(config, "init_lora_weights", True)
-    used += [f"init_lora_weights={start!r}"] if str(start).lower().startswith(BASE_CHANGING) else []
+    used += [setting for setting in unsupported(config.to_dict()) if setting not in _IN_FACTORS]
     for path, module in model.get_base_model().named_modules():
         if not isinstance(module, torch.nn.ModuleDict | torch.nn.ParameterDict) or name not in module:
             continue

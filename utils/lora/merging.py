@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
 from jaxtyping import Float
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from utils.lora.checkpoint import fitting_adapter
 from utils.lora.layer import refuse_second
-from utils.lora.nf4_linear import NUMBERS
+from utils.lora.nf4_linear import NUMBERS, NF4Linear, is_quantized
 from utils.lora.refusals import check_storable
 from utils.quant.absmax import relative_error
 from utils.quant.nf4 import DoubleScales, Quantized, dequantize, quantize
@@ -95,15 +95,24 @@ def arrival(weight: Float[Tensor, "*shape"], delta: Float[Tensor, "*shape"], dty
 
 
 @torch.no_grad()
-def merge_files(model: nn.Module, folder: str | Path) -> list[str]:
+def merge_files(model: nn.Module, folder: str | Path, *, check_base: bool = True) -> list[str]:
     """Add the adapter in `folder` to the weights of `model`, in place, and return the names of the layers.
 
     Without PEFT, and without a LoRA layer ever being made. Each weight keeps its dtype and is rounded once. Raises
-    RuntimeError when the model has LoRA layers, and what :func:`utils.lora.checkpoint.fitting_adapter` and
-    :func:`merge_weight` raise, the latter with the layer's name; the model is then unchanged.
+    RuntimeError when the model has LoRA layers, what :func:`utils.lora.checkpoint.fitting_adapter` raises, and
+    ValueError for a quantized layer, or one that can't hold the sum; the model is then unchanged.
     """
     refuse_second(model)
-    config, matrices = fitting_adapter(model, folder)
+    config, matrices = fitting_adapter(model, folder, check_base=check_base)
+    for name in matrices:
+        layer = cast(nn.Linear, model.get_submodule(name))
+        if is_quantized(layer):
+            turn = "nf4_linear.dequantize_layers" if isinstance(layer, NF4Linear) else "merging.dequantized"
+            raise ValueError(
+                f"{name} is quantized: nothing can be added to its weight, which holds {layer.weight.dtype}. Put the "
+                "adapter beside it, with load_adapter, or turn the model into plain numbers first: "
+                f"utils.lora.{turn}(model)"
+            )
 
     def merged(name: str) -> Tensor:
         weight = model.get_parameter(f"{name}.weight")

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from utils import tinyworld
 from utils.data.chat import IGNORED, Example, collate, encode, render, token_id
-from utils.lora.checkpoint import BASE_CHANGING
+from utils.lora.adapter_config import BASE_CHANGING
 from utils.lora.layer import disabled
 from utils.models.ends import end_ids
 from utils.tinyworld import Split

@@ -29,7 +29,7 @@ from torch.utils._pytree import tree_iter
 from utils.data.chat import IGNORED
 from utils.data.labels import check_completions_survive
 from utils.data.records import Record
-from utils.lora.checkpoint import base_fingerprint
+from utils.lora import fingerprint
 from utils.models.device import trainer_precision, widen_trainable
 from utils.train.loop import WARMUP_STEPS, check_token_ids, check_trainable, is_finite
 from utils.train.recipes import Recipe
@@ -298,13 +298,13 @@ _SETTINGS = (
 def run_of(trainer: SFTTrainer) -> dict[str, Any]:
     """What a run depends on beside its adapter's settings and its rate, as numbers and names that JSON can hold.
 
-    ``base`` is the base's fingerprint (:func:`utils.lora.checkpoint.base_fingerprint`), ``examples`` the number of
-    training examples; the rest are settings.
+    ``base`` is the base's fingerprint (:mod:`utils.lora.fingerprint`) as text, None without an embedding; ``examples``
+    the number of training examples; the rest are settings.
     """
-    settings = trainer.args.to_dict()
+    settings, weight = trainer.args.to_dict(), fingerprint.embedding(cast("PeftModel", trainer.model))
     dataset = cast("Dataset", trainer.train_dataset)
     return {
-        "base": base_fingerprint(cast("PeftModel", trainer.model)),
+        "base": None if weight is None else fingerprint.fingerprint(weight).text(),
         "examples": len(dataset),
         **{name: settings[name] for name in _SETTINGS if name in settings},
     }
@@ -394,11 +394,21 @@ def check_checkpoint(checkpoint: str | Path, trainer: SFTTrainer) -> Path:
         record = dict(state["stateful_callbacks"]["RunRecord"]["args"]["run"])
     except (KeyError, TypeError, ValueError):  # a plain SFTTrainer's checkpoint
         record = {}
-    named = {"base": "the base's fingerprint", "examples": "the number of training examples"}
-    pairs += [(named.get(name, name), was, here[name]) for name, was in record.items() if name in here]
+    named = {"examples": "the number of training examples"}
+    pairs += [
+        (named.get(name, name), was, here[name]) for name, was in record.items() if name in here and name != "base"
+    ]
     differences = dict.fromkeys(
         f"{n} was {_plain(a)!r} and is {_plain(b)!r}" for n, a, b in pairs if _plain(a) != _plain(b)
     )
+    weight = fingerprint.embedding(cast("PeftModel", trainer.model))
+    if weight is not None and isinstance(record.get("base"), str):
+        try:
+            other = fingerprint.difference(fingerprint.parsed(record["base"]), weight)
+        except ValueError as error:
+            other = f"what the checkpoint says of it is damaged ({error})"
+        if other:
+            differences[f"the base's embedding is another one: {other}"] = None
     if not differences:
         from peft import get_peft_model_state_dict
 

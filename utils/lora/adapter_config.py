@@ -1,0 +1,181 @@
+"""The settings of a LoRA adapter, `adapter_config.json`, as PEFT writes them: read, and refused where they are no use.
+
+Attributes:
+    CONFIG: The file's name.
+    UNSUPPORTED: Settings of PEFT's LoraConfig that change the arithmetic and that this reader refuses rather than
+        ignores.
+    BASE_CHANGING: Initialisations of PEFT that change the base weight too, so that the matrices mean nothing beside the
+        plain base.
+    SETTINGS: What a setting that is used has to be: a test for it, and the words.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from utils.files import interrupted
+from utils.lora.target_modules import ALL_LINEAR
+
+CONFIG = "adapter_config.json"
+UNSUPPORTED = (
+    "use_dora",
+    "use_rslora",
+    "fan_in_fan_out",
+    "rank_pattern",
+    "alpha_pattern",
+    "modules_to_save",
+    "lora_bias",
+    "alora_invocation_tokens",
+    "use_qalora",
+    "use_bdlora",
+    "layer_replication",
+    "target_parameters",
+    "trainable_token_indices",
+)
+BASE_CHANGING = ("pissa", "corda", "olora", "lora_ga", "loftq")
+
+
+def short(value: Any) -> str:
+    """A value, or what an error says, for a message, however long it is."""
+    try:
+        text = str(value) if isinstance(value, Exception) else repr(value)
+    except (RecursionError, ValueError):  # nested too deep, or a number of thousands of digits
+        text = f"a {type(value).__name__} too large to show"
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _number(value: Any) -> float:
+    """A setting as a number; NaN when it is none, or one beyond a float."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return math.nan
+    return float(value) if abs(value) < 1e300 else math.nan
+
+
+def _names(value: Any) -> bool:
+    return value is None or isinstance(value, str) or isinstance(value, list) and all(isinstance(v, str) for v in value)
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _pattern(value: Any) -> bool:
+    """Whether a setting names modules: a list of names, or one regular expression."""
+    if not isinstance(value, str):
+        return _names(value)
+    try:
+        re.compile(value)
+    except (re.error, RecursionError, OverflowError):
+        return False
+    return True
+
+
+SETTINGS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "r": (lambda v: _whole(v) and v >= 1, "a whole number from 1 up"),
+    "lora_alpha": (lambda v: _number(v) > 0, "positive and finite"),
+    "lora_dropout": (lambda v: 0 <= _number(v) < 1, "a probability from 0 up to, not including, 1"),
+    "target_modules": (_pattern, "a list of names or one regular expression"),
+    "exclude_modules": (_pattern, "a list of names or one regular expression"),
+    "layers_to_transform": (
+        lambda v: v is None or _whole(v) or isinstance(v, list) and all(map(_whole, v)),
+        "a whole number or a list of them",
+    ),
+    "layers_pattern": (
+        lambda v: _names(v) and all(map(_pattern, v if isinstance(v, list) else [v])),
+        "a regular expression or a list of them",
+    ),
+    "base_model_name_or_path": (lambda v: v is None or isinstance(v, str), "text"),
+}
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """The dictionary in an adapter's config, whatever it says."""
+    path = folder / CONFIG
+    if not os.path.isfile(path):  # False, too, for a name that no file can have
+        raise FileNotFoundError(f"{folder} holds no {CONFIG}: {why_missing(folder)}")
+    try:
+        config = json.loads(path.read_bytes().decode("utf-8"))
+    except (ValueError, RecursionError, OSError) as error:
+        raise ValueError(f"{path} is damaged ({short(error)}): copy the adapter again") from error
+    if not isinstance(config, dict):
+        raise ValueError(
+            f"{path} is damaged (it holds no settings but a {type(config).__name__}): copy the adapter again"
+        )
+    return config
+
+
+def why_missing(folder: Path) -> str:
+    """What to say of a file that isn't there."""
+    if ready := interrupted(folder):
+        return (
+            f"a save of it was interrupted. Its new files are whole in {ready[-1].name}; "
+            f"utils.files.finish_interrupted({str(folder)!r}) brings them in"
+        )
+    return "it is not an adapter's folder, or its writing was cut short"
+
+
+def unsupported(config: Mapping[str, Any]) -> list[str]:
+    """The settings that are more than plain LoRA."""
+    used = [key for key in UNSUPPORTED if config.get(key)] + (["bias"] if config.get("bias", "none") != "none" else [])
+    start = config.get("init_lora_weights")
+    if isinstance(start, str) and start.lower().startswith(BASE_CHANGING):
+        used.append(f"init_lora_weights={short(start)}")
+    return used
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """The settings in an adapter's folder, `r`, `lora_alpha` and `lora_dropout` among them.
+
+    Raises FileNotFoundError without the file, and ValueError when it is damaged, when a setting isn't what it can be,
+    or when the adapter is more than plain LoRA.
+    """
+    folder = Path(folder)
+    path, config = folder / CONFIG, read_settings(folder)
+    if config.get("peft_type") != "LORA":
+        raise ValueError(
+            f"{path} describes a {short(config.get('peft_type'))} adapter, and this reader knows LORA only"
+        )
+    if used := unsupported(config):
+        raise ValueError(f"{path} uses {', '.join(used)}, which LoRALinear does not compute: load it with PEFT")
+    if missing := [key for key in ("r", "lora_alpha") if key not in config]:
+        raise ValueError(f"{path} is damaged (it doesn't say {' and '.join(missing)}): copy the adapter again")
+    config.setdefault("lora_dropout", 0.0)
+    for key, (fits, what) in SETTINGS.items():
+        if not fits(config.get(key)):
+            raise ValueError(
+                f"{path} is damaged ({key} must be {what}, not {short(config.get(key))}): copy the adapter again, or "
+                "write what it was trained with"
+            )
+    return config
+
+
+def targeted(config: Mapping[str, Any], name: str) -> bool:
+    """Whether PEFT would give the module `name` an adapter; all-linear, and a config without targets, mean any."""
+
+    def listed(targets: Any) -> bool:
+        if isinstance(targets, str):
+            return re.fullmatch(targets, name) is not None
+        return any(name == target or name.endswith(f".{target}") for target in targets)
+
+    targets, numbers = config.get("target_modules"), config.get("layers_to_transform")
+    if config.get("exclude_modules") and listed(config["exclude_modules"]):
+        return False
+    if targets is None or all_linear(targets):
+        return True
+    if isinstance(targets, str) or name in targets or numbers in (None, []):
+        return listed(targets)
+    patterns = config.get("layers_pattern") or []
+    rules = [rf"(?:^|.*?\.){p}\.(\d{{1,9}})\." for p in ([patterns] if isinstance(patterns, str) else patterns)]
+    found = (re.match(rule, name) for rule in rules or [r".*?\.[^.]*\.(\d{1,9})\."])
+    number = next((int(match[1]) for match in found if match), None)
+    return listed(targets) and number in ([numbers] if isinstance(numbers, int) else numbers)
+
+
+def all_linear(targets: Any) -> bool:
+    return isinstance(targets, str) and targets.lower() == ALL_LINEAR
