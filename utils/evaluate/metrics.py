@@ -1,10 +1,12 @@
-"""How a model is asked and marked: greedy answers, exact match, perplexity.
+"""How a model is asked and marked: greedy answers, exact match and its interval, chrF, perplexity.
 
 Every prompt goes through :func:`utils.data.chat.render`, as in training. Nothing here changes the model's mode.
 """
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -12,6 +14,7 @@ import torch
 
 from utils.data.chat import Example, encode, prompt_completions, render
 from utils.data.records import Message, Record
+from utils.notebook import in_notebook
 from utils.train.loop import in_mode
 
 if TYPE_CHECKING:
@@ -40,26 +43,36 @@ def answer(
     prompts: Sequence[str | Sequence[Message]],
     max_new_tokens: int = 64,
     batch_size: int = 100,
+    progress: str = "",
+    context: int | None = None,
     **sampling: Any,
 ) -> list[Answer]:
     """What the model answers to each prompt, greedily: a user's words, or a conversation that waits for an answer.
 
     `sampling` goes to transformers' ``generate``: with ``do_sample=True, temperature=0.7`` it isn't greedy any more.
     Prompts are padded on the left, so that every answer begins right behind its prompt; the answer is cut by token ids,
-    not by characters. Raises ValueError when there are no prompts.
+    not by characters. `progress` names a bar that appears in a terminal when the answers take more than three seconds; ""
+    shows none. `context` is how many positions the model has: an answer ends there at the latest. Raises ValueError when
+    there are no prompts, or one leaves no room for an answer.
     """
+    from tqdm.auto import tqdm
+
     if isinstance(prompts, str) or not len(prompts):
         raise ValueError(f"there are no prompts to answer: pass a list of texts, not {prompts!r}")
     ends, found = end_ids(model, tokenizer), []
     settings = {"do_sample": False, "pad_token_id": tokenizer.pad_token_id, **sampling}
     with in_mode(model, False):
-        for start in range(0, len(prompts), batch_size):
+        starts = range(0, len(prompts), batch_size)
+        for start in tqdm(starts, desc=progress, disable=not progress or in_notebook(), delay=3, leave=False):
             inputs = tokenizer(
                 [render(tokenizer, prompt) for prompt in prompts[start : start + batch_size]],
                 add_special_tokens=False, padding=True, padding_side="left", return_tensors="pt",
                 return_token_type_ids=False,
             ).to(model.device)  # fmt: skip
-            output = model.generate(**inputs, max_new_tokens=max_new_tokens, **settings)
+            room = max_new_tokens if context is None else min(max_new_tokens, context - inputs.input_ids.shape[1])
+            if room < 1:
+                raise ValueError(f"a prompt has {inputs.input_ids.shape[1]} tokens and the model {context} positions")
+            output = model.generate(**inputs, max_new_tokens=room, **settings)
             for row in output[:, inputs.input_ids.shape[1] :].tolist():
                 end = next((i for i, token in enumerate(row) if token in ends), None)
                 text = cast(str, tokenizer.decode(row[:end], skip_special_tokens=True)).strip()
@@ -104,6 +117,35 @@ def exact_match(model: Any, tokenizer: PreTrainedTokenizerBase, rows: Sequence[E
     longest = max(len(ids) for _, ids in encode(tokenizer, rows))
     answers = complete(model, tokenizer, [prompt for prompt, _ in asked], max_new_tokens=longest + 1)
     return sum(a == wanted for a, (_, wanted) in zip(answers, asked, strict=True)) / len(asked)
+
+
+def wilson(right: int, count: int) -> tuple[float, float]:
+    """The 95% interval of a share, by Wilson's score: where the true one may lie when `right` of `count` were right.
+
+    Unlike the share plus or minus two standard errors it stays between 0 and 1 and doesn't shrink to a point at 0 of n.
+    Raises ValueError when `right` isn't between 0 and `count`, or `count` is below 1.
+
+    >>> [round(bound, 2) for bound in wilson(3, 3)]
+    [0.44, 1.0]
+    """
+    if not 0 <= right <= count or count < 1:
+        raise ValueError(f"{right} of {count} is no share")
+    z, share = 1.959964, right / count
+    middle = share + z * z / (2 * count)
+    reach = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    whole = 1 + z * z / count
+    return max(0.0, (middle - reach) / whole), min(1.0, (middle + reach) / whole)
+
+
+@functools.lru_cache(maxsize=10_000)
+def chrf(answer: str, wanted: str) -> float:
+    """How much of the wanted text an answer has, 0 to 100: chrF2, an F-score of runs of one to six characters.
+
+    It needs no words, so it serves every language, and code. Computed by sacrebleu (Popovic, 2015).
+    """
+    from sacrebleu.metrics import CHRF
+
+    return CHRF().sentence_score(answer, [wanted]).score
 
 
 @torch.inference_mode()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import random
 import re
 from collections.abc import Hashable, Sequence
@@ -15,7 +14,7 @@ from torch import nn
 from utils.data.records import INSTRUCTION_FIELDS, Record, read_records, to_prompt_completion
 from utils.tinyworld import documents
 from utils.train.loop import train
-from utils.train.recipes import recipe
+from utils.train.settings import DEV_AT_LEAST, DEV_AT_MOST, DEV_SHARE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -23,15 +22,18 @@ if TYPE_CHECKING:
 HELD_OUT_SHARE = 0.1
 HELD_OUT_AT_MOST = 200
 GENERAL_TEXTS = 40
+GENERAL = "40 generated picture-book stories"
 FEWEST_PROMPTS = 10
 
 
 class Split(NamedTuple):
-    """Records to train on and to test with; `dropped` exact duplicates are in neither."""
+    """Records to train on and to test with; `dropped` exact duplicates are in neither, and neither are those of `dev`,
+    by whose loss the best checkpoint is chosen."""
 
     train: list[Record]
     held_out: list[Record]
     dropped: int
+    dev: list[Record] = []
 
 
 class DataFacts(NamedTuple):
@@ -42,38 +44,6 @@ class DataFacts(NamedTuple):
     train: int
     held_out: int
     dropped: int
-
-
-class Settings(NamedTuple):
-    """A run on data of one's own. lr: the peak rate; max_length: tokens where a record is cut; checkpointing: whether
-    blocks keep their input alone and are computed twice, for memory."""
-
-    r: int
-    lr: float
-    steps: int
-    batch_size: int
-    max_length: int = 256
-    checkpointing: bool = False
-
-    def checked(self) -> Settings:
-        """The same. Raises ValueError, naming it, for a count below 1 or a rate that isn't a number above 0."""
-        for name in ("r", "steps", "batch_size", "max_length"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is a number of 1 or more, not {getattr(self, name)}")
-        if not (math.isfinite(self.lr) and self.lr > 0):
-            raise ValueError(f"the learning rate is a number above 0, such as 2e-4, not {self.lr}")
-        return self
-
-
-def usual_settings(profile: str) -> Settings:
-    """Settings to begin with on data of one's own, under a profile, such as ``usual_settings(profile())``.
-
-    Under `tiny` the rate of the other three tasks, 4e-3, which forgets less than the pirate's own 6e-3. Under `7b` with
-    checkpointing, so that a card of 16 GB has room for longer records.
-    """
-    usual = recipe("style", profile)
-    lr = 4e-3 if profile == "tiny" else usual.lr
-    return Settings(usual.r, lr, usual.steps, usual.batch_size, checkpointing=profile == "7b")
 
 
 def read_own(path: str | Path) -> list[Record]:
@@ -120,6 +90,15 @@ def prompt_key(record: Record) -> tuple[str, ...]:
     return tuple(" ".join(turn["content"].casefold().split()) for turn in to_prompt_completion(record)["prompt"])
 
 
+def _distinct(records: Sequence[Record]) -> dict[tuple[Hashable, str], Record]:
+    """The first record of each prompt and answer, by both."""
+    kept: dict[tuple[Hashable, str], Record] = {}
+    for record in records:
+        answer = to_prompt_completion(record)["completion"][0]["content"].strip()
+        kept.setdefault((prompt_key(record), answer), record)
+    return kept
+
+
 def split_records(
     records: Sequence[Record], share: float = HELD_OUT_SHARE, at_most: int = HELD_OUT_AT_MOST, seed: int = 0
 ) -> Split:
@@ -131,10 +110,7 @@ def split_records(
     """
     if not 0 < share < 1 or at_most < 1:
         raise ValueError(f"hold out a share between 0 and 1, and at least one record; not {share} and {at_most}")
-    kept: dict[tuple[Hashable, str], Record] = {}
-    for record in records:
-        answer = to_prompt_completion(record)["completion"][0]["content"].strip()
-        kept.setdefault((prompt_key(record), answer), record)
+    kept = _distinct(records)
     groups: dict[Hashable, list[Record]] = {}
     for (prompt, _), record in kept.items():
         groups.setdefault(prompt, []).append(record)
@@ -156,6 +132,33 @@ def split_records(
     held_out = [record for (prompt, _), record in kept.items() if prompt in test]
     train = [record for (prompt, _), record in kept.items() if prompt not in test]
     return Split(train, held_out, len(records) - len(kept))
+
+
+def hold_out(records: Sequence[Record], held_out: float | str = HELD_OUT_SHARE, seed: int = 0) -> Split:
+    """Hold records out of training: a share, at most 200 of them, or a number of records, or those of a file.
+
+    Of what is left a tenth becomes the dev split, where that is ten records or more. No prompt is on two sides: of
+    records whose prompt is in a file of held-out ones too, those to train on are dropped. Raises what
+    :func:`split_records` and :func:`read_own` raise, and ValueError when nothing is left to train on.
+    """
+    if isinstance(held_out, str):
+        test = read_own(held_out)
+        asked = {prompt_key(record) for record in test}
+        rest = [record for record in records if prompt_key(record) not in asked]
+        if not rest:
+            raise ValueError(f"every prompt is in {held_out} too: nothing is left to train on")
+        kept = list(_distinct(rest).values())
+        split = Split(kept, test, len(records) - len(kept))
+    elif held_out >= 1:
+        if held_out >= len(records):
+            raise ValueError(f"held_out={held_out:g} of {len(records)} records leaves nothing to train on")
+        split = split_records(records, min(0.999, held_out / max(1, len(records))), int(held_out), seed)
+    else:
+        split = split_records(records, held_out, seed=seed)
+    if DEV_SHARE * len(split.train) < DEV_AT_LEAST or len(set(map(prompt_key, split.train))) < FEWEST_PROMPTS:
+        return split
+    inner = split_records(split.train, DEV_SHARE, DEV_AT_MOST, seed)
+    return Split(inner.train, split.held_out, split.dropped, inner.held_out)
 
 
 def data_facts(path: str | Path, split: Split) -> DataFacts:
