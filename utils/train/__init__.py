@@ -12,7 +12,7 @@ __getattr__, __dir__, __all__ = front_door(
             "pair_batch reference_log_probs sample train_dpo trl_trainer"
         ),
         "loop": "learning_rate_factor train",
-        "own_data": "data_facts general_texts prompt_key read_own split_records train_on_file usual_settings",
+        "own_data": "data_facts general_texts prompt_key split_records train_on_file usual_settings",
         "recipes": "RECIPES Recipe held_out recipe",
         "sft": "GUIDE_LINES lora_config resume sft_config sft_trainer tracker trained_tokens",
         "study": (
