@@ -11,23 +11,29 @@ import gc
 from dataclasses import asdict
 
 from utils.course.own_run import command_line, one_line, settings_of
+from utils.data import read_own
 from utils.quiet import quiet_upstream
-from utils.train import Settings, data_facts, hold_out, read_own
+from utils.train import Settings, data_facts, hold_out
 from utils.train.run_folder import CHECKPOINTS, is_trained, keep_adapter, last_checkpoint, unfinished
 
 
-def prepare(path, settings=Settings()):
-    """Read the file or refuse it, split it without a leak, and keep the facts for the card."""
-    split = hold_out(read_own(path), settings.held_out, settings.seed)
-    return split, data_facts(path, split)
+def prepare(path, settings):
+    """Read the file or refuse it, say what it is, split it without a leak, and keep the facts for the card."""
+    reading = read_own(path)
+    print(reading)
+    split = hold_out(reading.records, settings.held_out, settings.seed)
+    return reading, split, data_facts(path, split)
 
 
-def look_over(split, tokenizer, max_length):
-    """Say what is in the data, and refuse it when every answer would be cut away."""
-    from utils.data import check_completions_survive, data_report
+def look_over(reading, split, tokenizer, settings):
+    """Say what will be learned, or refuse it; the encoded rows to train on, and those of the dev split."""
+    from utils.data import check_template, data_report
 
-    check_completions_survive([*split.train, *split.dev], tokenizer, max_length)
-    print(data_report(split.train, tokenizer, max_length, held_out=split.held_out))
+    check_template(reading, tokenizer)
+    cut, known = settings.max_length, settings.positions
+    report = data_report(split.train, tokenizer, cut, split.held_out, context=known).checked()
+    print(report)
+    return report.rows, data_report(split.dev, tokenizer, cut).rows if split.dev else []
 
 
 def load(four_bit):
@@ -67,14 +73,13 @@ def looks(every, dev):
     return saved | best | {"eval_strategy": "steps", "eval_steps": every} if dev else saved
 
 
-def train(model, tokenizer, split, settings, folder):
+def train(model, tokenizer, rows, dev, settings, folder):
     """Train an adapter, from the last checkpoint in `folder` if there is one. The trainer comes back."""
     from datasets import Dataset, disable_progress_bars
     from peft import LoraConfig
     from transformers import EarlyStoppingCallback, PrinterCallback, set_seed
     from trl import SFTTrainer
 
-    from utils.data import to_prompt_completion
     from utils.lora.target_modules import check_targets
     from utils.models import widen_trainable
     from utils.profiling import checkpoint_blocks
@@ -85,11 +90,10 @@ def train(model, tokenizer, split, settings, folder):
     check_targets(model, settings.targets)
     checkpoint_blocks(model, on=settings.checkpointing)
     set_seed(settings.seed)
-    records, dev = ([to_prompt_completion(r) for r in part] for part in (split.train, split.dev))
     trainer = SFTTrainer(
         model=model,
         args=sft_settings(folder, settings, bool(dev)),
-        train_dataset=Dataset.from_list(records),
+        train_dataset=Dataset.from_list(rows),
         eval_dataset=Dataset.from_list(dev) if dev else None,
         processing_class=tokenizer,
         peft_config=LoraConfig(
@@ -127,19 +131,22 @@ def reload(folder, four_bit):
 
 def fine_tune(data, out, settings):
     """All of it. The folder `out` is there when everything is done; until then `out`.partial holds what there is."""
-    split, facts = prepare(data, settings.checked())
+    reading, split, facts = prepare(data, settings.checked())
     from utils.course.model_card import write_card
-    from utils.models import profile
+    from utils.models import load_config, load_tokenizer, profile
 
     with unfinished(out, {"data": facts.sha256, "profile": profile(), **asdict(settings)}) as partial:
+        tokenizer = load_tokenizer()
+        settings = settings.filled(profile(), load_config(tokenizer.name_or_path))
+        rows, dev = look_over(reading, split, tokenizer, settings)
+        settings = settings.timed(len(rows))
+        print(settings.sentence(len(rows), len(dev)))
         model, tokenizer = load(settings.four_bit)
-        settings = settings.filled(profile(), model.config).timed(len(split.train))
-        look_over(split, tokenizer, settings.max_length)
-        print(settings.sentence(len(split.train), len(split.dev)))
         before = ask(model, tokenizer, split.held_out)
-        done = is_trained(partial) or keep_adapter(
-            train(model, tokenizer, split, settings, partial / CHECKPOINTS), partial
-        )
+        if not (done := is_trained(partial)):
+            trainer = train(model, tokenizer, rows, dev, settings, partial / CHECKPOINTS)
+            done = keep_adapter(trainer, partial)
+            del trainer
         in_4bit = getattr(model, "is_loaded_in_4bit", False)
         del model
         model, tokenizer = reload(partial, settings.four_bit)

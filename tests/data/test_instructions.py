@@ -8,9 +8,10 @@ import torch
 
 from utils import data, models
 from utils.data.chat import IGNORED, collate, encode
+from utils.data.formats import read_records
 from utils.data.instructions import INSTRUCTIONS
 from utils.data.labels import assistant_labels, check_completions_survive, encode_record, prompt_completion_labels
-from utils.data.records import BadRecords, read_records, to_messages, to_prompt_completion
+from utils.data.records import BadRecords, to_messages, to_prompt_completion
 from utils.tinyworld import task_examples
 
 torch.set_num_threads(1)

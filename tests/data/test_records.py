@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from utils.data.formats import read_records
 from utils.data.records import (
     SHOWN,
     BadRecords,
     Problem,
     find_problems,
     from_dolly,
-    read_records,
     to_messages,
     to_prompt_completion,
     user_text,

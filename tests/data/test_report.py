@@ -13,8 +13,9 @@ from utils.data.chat import (
     Example,
     encode,
 )
+from utils.data.formats import read_records
 from utils.data.instructions import INSTRUCTIONS
-from utils.data.records import read_records, user_text
+from utils.data.records import user_text
 from utils.data.report import data_report
 from utils.tinyworld import TASKS, task_examples
 

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from utils.data.chat import IGNORED, Example
+from utils.data.formats import read_own
 from utils.data.labels import prompt_completion_labels
 from utils.data.records import BadRecords
 from utils.lora import inject
@@ -20,7 +21,6 @@ from utils.train.own_data import (
     data_facts,
     general_texts,
     prompt_key,
-    read_own,
     split_records,
     train_on_file,
     usual_settings,
@@ -97,13 +97,13 @@ def test_each_kind_of_file_is_read(tmp_path, name):
         path.write_text('instruction,output\none,yes\n"two, and three","say ""no"""\n')
     else:
         path.write_text("\n".join(map(json.dumps, rows)) if name.endswith("l") else json.dumps(rows))
-    assert read_own(path) == rows
+    assert read_own(path).records == rows
 
 
 def test_conversations_are_read_and_a_bad_one_is_refused_with_its_line(tmp_path):
     path = tmp_path / "talks.jsonl"
     path.write_text("\n".join(json.dumps(talk(f"q {n}", "a")) for n in range(3)))
-    assert read_own(path)[2] == talk("q 2", "a")
+    assert read_own(path).records[2] == talk("q 2", "a")
     assert prompt_key(talk("  Q 2", "a")) == ("q 2",)
     path.write_text(path.read_text() + "\n" + json.dumps({"messages": []}))
     with pytest.raises(BadRecords, match="line 4: messages is empty"):
@@ -121,7 +121,7 @@ def test_a_bad_csv_is_refused_with_its_line(tmp_path):
 def test_the_facts_are_the_files(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text("\n".join(json.dumps(record(f"p {n}")) for n in range(30)))
-    facts = data_facts(path, split_records(read_own(path)))
+    facts = data_facts(path, split_records(read_own(path).records))
     assert facts == ("a.jsonl", hashlib.sha256(path.read_bytes()).hexdigest(), 27, 3, 0)
 
 
@@ -152,7 +152,7 @@ def test_a_rate_that_trains_nothing_or_breaks_everything_is_refused(lr):
 def test_an_answer_of_messages_makes_no_conversation(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text(json.dumps({"instruction": 'Name the key, "messages": or not?', "output": "messages"}))
-    assert read_own(path)[0]["output"] == "messages"
+    assert read_own(path).records[0]["output"] == "messages"
 
 
 # ------------------------------------------------------------------------------------------ from a file to a loss

@@ -77,8 +77,8 @@ def model_card(
     *,
     rounded: bool = False,
 ) -> str:
-    """The card's text. `done` is what was trained on; `settings` are shown as a table, in their order; `rounded` says that the base's weights were
-    those of :func:`utils.models.loading.from_package`.
+    """The card's text. `done` is what was trained on; `settings` are shown as a table, in their order; `rounded`
+    says that the base's weights were those of :func:`utils.models.loading.from_package`.
 
     Raises ValueError when the name isn't one word or the two evaluations are of different records.
     """
@@ -104,8 +104,8 @@ def model_card(
         comparison(before, after, examples=3).strip(),
         "## Limits",
         f"{_test(after)} {_lost(before, after)}{forgot} Nobody has tested it for harm, bias or private data in its "
-        f"answers. This card quotes held-out records and `{RESULTS}` holds all of them: look at the data before you pass "
-        "the folder on.",
+        f"answers. This card quotes held-out records and `{RESULTS}` holds all of them: look at the data before you "
+        "pass the folder on.",
         "## How to use",
         "Load the base in the precision that the table of settings names.",
         _usage(base),

@@ -45,29 +45,31 @@ def answer(
     batch_size: int = 100,
     progress: str = "",
     context: int | None = None,
+    tools: Sequence[Sequence[Any] | None] | None = None,
     **sampling: Any,
 ) -> list[Answer]:
     """What the model answers to each prompt, greedily: a user's words, or a conversation that waits for an answer.
 
     `sampling` goes to transformers' ``generate``: with ``do_sample=True, temperature=0.7`` it isn't greedy any more.
     Prompts are padded on the left, so that every answer begins right behind its prompt; the answer is cut by token ids,
-    not by characters. `progress` names a bar that appears in a terminal when the answers take more than three seconds; ""
-    shows none. `context` is how many positions the model has: an answer ends there at the latest. Raises ValueError when
-    there are no prompts, or one leaves no room for an answer.
+    not by characters. `progress` names a bar that appears in a terminal when the answers take more than three seconds;
+    "" shows none. `context` is how many positions the model has: an answer ends there at the latest. `tools` holds
+    those of each prompt, or None. Raises ValueError when there are no prompts, or one leaves no room for an answer.
     """
     from tqdm.auto import tqdm
 
     if isinstance(prompts, str) or not len(prompts):
         raise ValueError(f"there are no prompts to answer: pass a list of texts, not {prompts!r}")
     ends, found = end_ids(model, tokenizer), []
+    calls = [None] * len(prompts) if tools is None else tools
+    texts = [render(tokenizer, prompt, tools=own) for prompt, own in zip(prompts, calls, strict=True)]
     settings = {"do_sample": False, "pad_token_id": tokenizer.pad_token_id, **sampling}
     with in_mode(model, False):
         starts = range(0, len(prompts), batch_size)
         for start in tqdm(starts, desc=progress, disable=not progress or in_notebook(), delay=3, leave=False):
             inputs = tokenizer(
-                [render(tokenizer, prompt) for prompt in prompts[start : start + batch_size]],
-                add_special_tokens=False, padding=True, padding_side="left", return_tensors="pt",
-                return_token_type_ids=False,
+                texts[start : start + batch_size], add_special_tokens=False, padding=True, padding_side="left",
+                return_tensors="pt", return_token_type_ids=False,
             ).to(model.device)  # fmt: skip
             room = max_new_tokens if context is None else min(max_new_tokens, context - inputs.input_ids.shape[1])
             if room < 1:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 import torch.nn.functional as F
 
-from utils.data.chat import IGNORED, Example, collate, encode, token_id
+from utils.data.chat import IGNORED, Example, collate, encode, prompt_completions, token_id
 from utils.data.records import Record
 from utils.evaluate.metrics import answer, chrf, perplexity, questions, wilson
 from utils.train.loop import in_mode
@@ -61,8 +61,8 @@ class Reply(NamedTuple):
 class Evaluation:
     """What :func:`evaluate` found.
 
-    loss: nats per token of the wanted answers; general: perplexity of other texts, which `general_name` names; too_long:
-    records that were left out because the model hasn't so many positions.
+    loss: nats per token of the wanted answers; general: perplexity of other texts, which `general_name` names;
+    too_long: records that were left out because the model hasn't so many positions.
     """
 
     replies: tuple[Reply, ...]
@@ -103,11 +103,10 @@ class Evaluation:
         return sum(reply.tokens for reply in self.replies) / len(self.replies)
 
 
-def _loss(model: Any, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Example | Record], batch_size: int) -> float:
+def _loss(model: Any, encoded: Sequence[tuple[list[int], list[int]]], pad_id: int, batch_size: int) -> float:
     total, count = 0.0, 0
-    encoded = encode(tokenizer, rows)
     for start in range(0, len(encoded), batch_size):
-        batch = collate(encoded[start : start + batch_size], token_id(tokenizer, "pad"))
+        batch = collate(encoded[start : start + batch_size], pad_id)
         batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
         labels = batch.pop("labels")[:, 1:]
         counted = labels != IGNORED
@@ -140,29 +139,33 @@ def evaluate(
     if not len(rows):
         raise ValueError("there are no records to evaluate on: hold some out")
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    lengths = [(len(prompt), len(wanted)) for prompt, wanted in encode(tokenizer, rows)]
-    fitting = [i for i, both in enumerate(lengths) if context is None or sum(both) <= context]
+    encoded = encode(tokenizer, rows)
+    fitting = [
+        i for i, (prompt, wanted) in enumerate(encoded) if context is None or len(prompt) + len(wanted) <= context
+    ]
     if not fitting:
         raise ValueError(
             f"each of the {len(rows)} records to evaluate on is longer than the model's {context} positions"
         )
-    kept = [rows[i] for i in fitting]
-    asked = questions(kept)
+    fitting.sort(key=lambda i: len(encoded[i][0]))  # a batch pads to its longest prompt
+    asked, pairs = questions(rows), prompt_completions(rows)
     if max_new_tokens is None:
-        max_new_tokens = min(max(lengths[i][1] for i in fitting) + ROOM, MOST_TOKENS)
-    by_length = sorted(range(len(kept)), key=lambda i: lengths[fitting[i]][0])  # a batch pads to its longest prompt
-    said = answer(
-        model, tokenizer, [asked[i][0] for i in by_length], max_new_tokens, batch_size, progress=progress, context=context
+        max_new_tokens = min(max(len(encoded[i][1]) for i in fitting) + ROOM, MOST_TOKENS)
+    answers = answer(
+        model, tokenizer, [asked[i][0] for i in fitting], max_new_tokens, batch_size, progress=progress,
+        context=context, tools=[pairs[i].get("tools") for i in fitting],
     )  # fmt: skip
-    answers = dict(zip(by_length, said, strict=True))
-    replies = tuple(
-        Reply(prompt[-1]["content"], text, *answers[i], tuple((m["role"], m["content"]) for m in prompt[:-1]))
-        for i, (prompt, text) in enumerate(asked)
-    )
+    replies = {}
+    for i, said in zip(fitting, answers, strict=True):
+        prompt, wanted = asked[i]
+        wanted = wanted or tokenizer.decode(encoded[i][1], skip_special_tokens=True).strip()  # a call, no words
+        earlier = tuple((message["role"], message["content"] or "") for message in prompt[:-1])
+        replies[i] = Reply(prompt[-1]["content"] or "", wanted, *said, earlier)
+    kept = sorted(fitting)
     found = perplexity(model, tokenizer, general) if len(general) else None
     with in_mode(model, False):
-        loss = _loss(model, tokenizer, kept, batch_size)
-    return Evaluation(replies, loss, found, general_name, len(rows) - len(kept))
+        loss = _loss(model, [encoded[i] for i in kept], token_id(tokenizer, "pad"), batch_size)
+    return Evaluation(tuple(replies[i] for i in kept), loss, found, general_name, len(rows) - len(kept))
 
 
 # ------------------------------------------------------------------------------------------------------- two of them

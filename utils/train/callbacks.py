@@ -16,8 +16,8 @@ class LiveLoss(TrainerCallback):
 
     Use it with ``SFTConfig(disable_tqdm=True)``: transformers' own bar is a table that outgrows the page, and its text
     form differs from run to run. The plot is an ipywidgets image, so nothing is cleared and nothing flickers; outside a
-    notebook it is left out, and the bar says how long it will take. `steps` and `losses`, and `eval_steps` and `eval_losses`, keep what was logged.
-    Raises ValueError when `every` is below 1.
+    notebook it is left out, and the bar says how long it will take. `steps` and `losses`, and `eval_steps` and
+    `eval_losses`, keep what was logged. Raises ValueError when `every` is below 1.
     """
 
     def __init__(self, desc: str = "training", every: int = 20, plot: bool = True) -> None:

@@ -1,7 +1,7 @@
 """A run's folder while it is not finished: checkpoints, then the adapter, then its card, and going on after a stop.
 
-`out` appears when everything is done. Until then all of it is in ``out.partial``, with `run.json`: of which run it is. The
-same command again goes on from there.
+`out` appears when everything is done. Until then all of it is in ``out.partial``, with `run.json`: of which run it is.
+The same command again goes on from there.
 
 Attributes:
     RUN: The file that says of which run a partial folder is.

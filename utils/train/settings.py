@@ -3,14 +3,14 @@
 Attributes:
     SCALE: What an adapter's correction is multiplied by, unless `alpha` says otherwise: ``alpha = 2 * r`` gives it, and
         with rsLoRA ``alpha = 2 * sqrt(r)``.
-    MOST_SCALE: A larger scale is refused. At 16 (r=64, alpha=128, rsLoRA) the course's style task ended at a dev loss of
-        3.0 where a scale of 2 reached 0.5 in the same 50 steps.
+    MOST_SCALE: A larger scale is refused. At 16 (r=64, alpha=128, rsLoRA) the course's style task ended at a dev loss
+        of 3.0 where a scale of 2 reached 0.5 in the same 50 steps.
     WIDTHS: The hidden size of each profile's own model, for which its learning rate was chosen.
     WIDTH_POWER: How the learning rate falls with the hidden size: the exponent that *LoRA Without Regret* (Schulman et
         al., 2025) fitted for Llama models.
     USUAL_EPOCHS, FEWEST_SEEN, MOST_SEEN, MOST_EPOCHS: So many epochs, unless that is fewer or more records seen than
-        these; then more, at most MOST_EPOCHS, or fewer, at least one. This is the default of OpenAI's fine-tuning service
-        as its cookbook gives it ("Data preparation and analysis for chat model fine-tuning").
+        these; then more, at most MOST_EPOCHS, or fewer, at least one. This is the default of OpenAI's fine-tuning
+        service as its cookbook gives it ("Data preparation and analysis for chat model fine-tuning").
     DEV_SHARE, DEV_AT_LEAST, DEV_AT_MOST: The share of the training records by whose loss the best checkpoint is chosen,
         in records at most; where it would be fewer than DEV_AT_LEAST there is no such choice.
     LOOKS: How often in a run checkpoint and dev loss are taken.
@@ -41,9 +41,10 @@ class Settings:
     r: the rank. alpha: lora_alpha. rslora: the correction is scaled by alpha / sqrt(r) in the place of alpha / r.
     targets: "all-linear", or names of layers. lr: the peak learning rate. epochs, steps: how long, in passes over the
     training records or in optimizer steps; not both. batch_size: records at once. accumulation: batches of one
-    step. max_length: tokens where a record is cut. checkpointing: whether blocks keep their input alone and are computed
-    twice, for memory. four_bit: QLoRA. held_out: the share to test with, or a number of records, or a file of
-    them. seed: of the split, the adapter's start, and the order of the records.
+    step. max_length: tokens where a record is cut. checkpointing: whether blocks keep their input alone and are
+    computed twice, for memory. four_bit: QLoRA. held_out: the share to test with, or a number of records, or a file of
+    them. seed: of the split, the adapter's start, and the order of the records. positions: of the model, in tokens;
+    None when its config doesn't say.
     """
 
     r: int = 8
@@ -60,6 +61,7 @@ class Settings:
     four_bit: bool = False
     held_out: float | str = 0.1
     seed: int = 0
+    positions: int | None = None
 
     def checked(self) -> Settings:
         """The same. Raises ValueError, naming it and what to do, for a value that no run can have."""
@@ -83,7 +85,8 @@ class Settings:
             0 < self.held_out < 1 or (self.held_out >= 1 and self.held_out == int(self.held_out))
         ):
             raise ValueError(
-                f"held_out is a share between 0 and 1, such as 0.1, or a number of records, or a file; not {self.held_out}"
+                "held_out is a share between 0 and 1, such as 0.1, or a number of records, or a file; not "
+                f"{self.held_out}"
             )
         if self.scale > MOST_SCALE:
             root, usual = ("sqrt(r)", usual_alpha(self.r, True)) if self.rslora else ("r", usual_alpha(self.r, False))
@@ -122,6 +125,7 @@ class Settings:
             lr=usual_rate(profile, text.hidden_size) if self.lr is None else self.lr,
             batch_size=self.batch_size or usual.batch_size,
             max_length=self.max_length or length,
+            positions=positions,
             checkpointing=profile == "7b" if self.checkpointing is None else self.checkpointing,
         )
 
