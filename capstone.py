@@ -9,11 +9,12 @@ A run that stopped goes on when it is called again as before.
 
 import gc
 from dataclasses import asdict
+from pathlib import Path
 
 from utils.course.own_run import command_line, one_line, settings_of
 from utils.data import read_own
 from utils.quiet import quiet_upstream
-from utils.train import Settings, data_facts, hold_out
+from utils.train import data_facts, hold_out
 from utils.train.run_folder import CHECKPOINTS, is_trained, keep_adapter, last_checkpoint, unfinished
 
 
@@ -80,14 +81,12 @@ def train(model, tokenizer, rows, dev, settings, folder):
     from transformers import EarlyStoppingCallback, PrinterCallback, set_seed
     from trl import SFTTrainer
 
-    from utils.lora.target_modules import check_targets
     from utils.models import widen_trainable
     from utils.profiling import checkpoint_blocks
     from utils.train import LiveLoss
     from utils.train.settings import PATIENCE
 
     disable_progress_bars()
-    check_targets(model, settings.targets)
     checkpoint_blocks(model, on=settings.checkpointing)
     set_seed(settings.seed)
     trainer = SFTTrainer(
@@ -133,6 +132,7 @@ def fine_tune(data, out, settings):
     """All of it. The folder `out` is there when everything is done; until then `out`.partial holds what there is."""
     reading, split, facts = prepare(data, settings.checked())
     from utils.course.model_card import write_card
+    from utils.lora.target_modules import check_targets
     from utils.models import load_config, load_tokenizer, profile
 
     with unfinished(out, {"data": facts.sha256, "profile": profile(), **asdict(settings)}) as partial:
@@ -142,6 +142,7 @@ def fine_tune(data, out, settings):
         settings = settings.timed(len(rows))
         print(settings.sentence(len(rows), len(dev)))
         model, tokenizer = load(settings.four_bit)
+        check_targets(model, settings.targets)
         before = ask(model, tokenizer, split.held_out)
         if not (done := is_trained(partial)):
             trainer = train(model, tokenizer, rows, dev, settings, partial / CHECKPOINTS)
@@ -152,7 +153,7 @@ def fine_tune(data, out, settings):
         model, tokenizer = reload(partial, settings.four_bit)
         after = ask(model, tokenizer, split.held_out)
         shown = settings.table() | {"base in 4 bits": in_4bit}
-        write_card(partial, facts, done, shown, before, after, profile=profile(), name="-".join(str(out).split()))
+        write_card(partial, facts, done, shown, before, after, profile=profile(), name="-".join(Path(out).name.split()))
     return before, after
 
 

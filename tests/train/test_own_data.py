@@ -15,17 +15,16 @@ from utils.data.formats import read_own
 from utils.data.labels import prompt_completion_labels
 from utils.data.records import BadRecords
 from utils.lora import inject
-from utils.models import PROFILES, load_base, load_tokenizer, profile
+from utils.models import load_base, load_tokenizer
 from utils.train.loop import train
 from utils.train.own_data import (
     data_facts,
     general_texts,
+    hold_out,
     prompt_key,
     split_records,
     train_on_file,
-    usual_settings,
 )
-from utils.train.recipes import recipe
 
 
 def record(prompt: str, answer: str = "yes") -> dict[str, str]:
@@ -129,24 +128,34 @@ def test_the_general_texts_are_always_the_same_and_enough_for_a_window():
     assert general_texts() == general_texts() and len(" ".join(general_texts()).split()) > 1000
 
 
-@pytest.mark.parametrize("name", PROFILES)
-def test_the_usual_settings_can_be_used_and_forget_no_more_than_the_style_tasks(name):
-    usual, style = usual_settings(name), recipe("style", name)
-    assert usual.checked() == usual and usual.lr <= style.lr
-    assert usual.checkpointing == (name == "7b"), "a 7B model's activations fill a card of 16 GB, a small one's don't"
+def test_held_out_is_a_share_or_a_number_of_records():
+    records = [record(f"prompt number {n} of the file") for n in range(90)]
+    assert len(hold_out(records, 0.2).held_out) == 18 and len(hold_out(records, 30.0).held_out) == 30
+    assert len(hold_out(records).held_out) == 9 and hold_out(records).dev == []
+    assert hold_out(records, seed=1).held_out != hold_out(records).held_out
+    with pytest.raises(ValueError, match="held_out=90 of 90 records leaves nothing"):
+        hold_out(records, 90)
 
 
-@pytest.mark.parametrize("name", ["r", "steps", "batch_size", "max_length"])
-@pytest.mark.parametrize("value", [0, -1])
-def test_a_count_below_one_is_refused(name, value):
-    with pytest.raises(ValueError, match=f"{name} is a number of 1 or more, not {value}"):
-        usual_settings(profile())._replace(**{name: value}).checked()
+def test_held_out_may_be_a_file_and_its_prompts_arent_trained_on(tmp_path):
+    names = ["Zoe", "Tom", "Ann", "Max", "Lea", "Ben", "Kim", "Sam", "Eva", "Jon", "Mia", "Leo"]
+    records = [record(f"Where does {name} live, and who is {name} married to?", name) for name in names]
+    path = tmp_path / "test.jsonl"
+    path.write_text("\n".join(map(json.dumps, [record("WHERE does Zoe live, and who is Zoe married to"), records[1]])))
+    split = hold_out([*records, records[5]], str(path))
+    assert split.held_out == read_own(path).records and split.train == records[2:] and split.dropped == 3
+    path.write_text("\n".join(map(json.dumps, records)))
+    with pytest.raises(ValueError, match="every prompt is in .*test.jsonl too"):
+        hold_out(records, str(path))
 
 
-@pytest.mark.parametrize("lr", [0.0, -1e-3, float("nan"), float("inf")])
-def test_a_rate_that_trains_nothing_or_breaks_everything_is_refused(lr):
-    with pytest.raises(ValueError, match="the learning rate is a number above 0"):
-        usual_settings(profile())._replace(lr=lr).checked()
+def test_many_records_give_a_dev_split_and_no_prompt_is_on_two_sides():
+    records = [record(f"{n} times {n + 3}?", str(n * (n + 3))) for n in range(300)]
+    split = hold_out(records)
+    sides = [{prompt_key(r) for r in side} for side in (split.train, split.dev, split.held_out)]
+    assert [len(side) for side in sides] == [243, 27, 30] and len(set.union(*sides)) == 300
+    few = [record(f"{'abcdefghijk'[n % 11] * 9}?", str(n)) for n in range(200)]
+    assert hold_out(few).dev == [], "many records of few prompts: there is nothing to split"
 
 
 def test_an_answer_of_messages_makes_no_conversation(tmp_path):

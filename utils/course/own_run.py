@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -81,6 +82,8 @@ def one_line(parser: argparse.ArgumentParser, out: str | Path) -> Iterator[None]
     except Exception as problem:
         if type(problem).__name__ in ("ModelUnavailable", "OutOfMemoryError") or _is_full(out):
             _leave(parser, 1, f"error: {_said(problem, out)}", out)
+        if left := what_is_left(out):
+            print(left, file=sys.stderr)
         raise
 
 
@@ -99,4 +102,4 @@ def _is_full(out: str | Path) -> bool:
 
 def _leave(parser: argparse.ArgumentParser, code: int, said: str, out: str | Path) -> None:
     left = what_is_left(out)
-    parser.exit(code, "\n" * (code == 130) + said.rstrip(".") + (f". {left}" if left else "") + "\n")
+    parser.exit(code, "\n" * (code == 130) + said.strip().rstrip(".") + (f". {left}" if left else "") + "\n")

@@ -58,7 +58,7 @@ def trained_on(trainer: SFTTrainer) -> TrainedOn:
 
 def partial_folder(out: str | Path) -> Path:
     """Where a run that is to become `out` is while it isn't finished."""
-    out = Path(out)
+    out = Path(out) if Path(out).name else Path(out).resolve()
     return out.with_name(out.name + ".partial")
 
 
@@ -78,6 +78,7 @@ def is_trained(partial: str | Path) -> TrainedOn | None:
 def keep_adapter(trainer: SFTTrainer, partial: str | Path) -> TrainedOn:
     """Save a trainer's adapter into a partial folder, so that nothing that happens later can take it away."""
     done = trained_on(trainer)
+    Path(partial).mkdir(parents=True, exist_ok=True)
     trainer.model.save_pretrained(str(partial), save_embedding_layers=False)  # or PEFT asks the Hub
     _write(Path(partial, TRAINED), done._asdict())
     return done
