@@ -68,25 +68,34 @@ def sft_settings(folder, settings, dev=False):
 
 
 def looks(every, dev):
-    """A checkpoint every so many steps; with a dev split its loss too, and the best of them in the end."""
+    """A checkpoint every so many steps; with a dev split its loss too, and in the end the best of them."""
     saved = {"save_strategy": "steps", "save_steps": every, "save_total_limit": 2}
     best = {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss"}
     return saved | best | {"eval_strategy": "steps", "eval_steps": every} if dev else saved
 
 
+def lora_config(settings):
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=settings.r,
+        lora_alpha=settings.alpha,
+        use_rslora=settings.rslora,
+        target_modules=settings.targets,
+        task_type="CAUSAL_LM",
+    )
+
+
 def train(model, tokenizer, rows, dev, settings, folder):
     """Train an adapter, from the last checkpoint in `folder` if there is one. The trainer comes back."""
-    from datasets import Dataset, disable_progress_bars
-    from peft import LoraConfig
-    from transformers import EarlyStoppingCallback, PrinterCallback, set_seed
+    from datasets import Dataset
+    from transformers import PrinterCallback, set_seed
     from trl import SFTTrainer
 
     from utils.models import widen_trainable
     from utils.profiling import checkpoint_blocks
-    from utils.train import LiveLoss
-    from utils.train.settings import PATIENCE
+    from utils.train.callbacks import watching
 
-    disable_progress_bars()
     checkpoint_blocks(model, on=settings.checkpointing)
     set_seed(settings.seed)
     trainer = SFTTrainer(
@@ -95,14 +104,8 @@ def train(model, tokenizer, rows, dev, settings, folder):
         train_dataset=Dataset.from_list(rows),
         eval_dataset=Dataset.from_list(dev) if dev else None,
         processing_class=tokenizer,
-        peft_config=LoraConfig(
-            r=settings.r,
-            lora_alpha=settings.alpha,
-            use_rslora=settings.rslora,
-            target_modules=settings.targets,
-            task_type="CAUSAL_LM",
-        ),
-        callbacks=[LiveLoss(), *([EarlyStoppingCallback(PATIENCE)] if dev else [])],
+        peft_config=lora_config(settings),
+        callbacks=watching(bool(dev)),
     )
     trainer.remove_callback(PrinterCallback)
     if trainer.args.fp16:  # its loss scaling takes float32 gradients only
@@ -144,10 +147,9 @@ def fine_tune(data, out, settings):
         model, tokenizer = load(settings.four_bit)
         check_targets(model, settings.targets)
         before = ask(model, tokenizer, split.held_out)
-        if not (done := is_trained(partial)):
-            trainer = train(model, tokenizer, rows, dev, settings, partial / CHECKPOINTS)
-            done = keep_adapter(trainer, partial)
-            del trainer
+        done = is_trained(partial) or keep_adapter(
+            train(model, tokenizer, rows, dev, settings, partial / CHECKPOINTS), partial
+        )
         in_4bit = getattr(model, "is_loaded_in_4bit", False)
         del model
         model, tokenizer = reload(partial, settings.four_bit)

@@ -39,7 +39,7 @@ def test_every_setting_has_an_option():
 
 def test_the_help_says_each_default():
     options = command_line("LoRA").format_help().split("options:")[1]
-    assert options.count("(default:") == 14
+    assert options.count("(default:") == 13
 
 
 @pytest.mark.parametrize(

@@ -138,7 +138,7 @@ def test_the_capstone_widens_them_too(tmp_path, monkeypatch):
     class Stop(Exception):
         pass
 
-    def train(self):
+    def train(self, resume_from_checkpoint):
         seen.update({p.dtype: 1 for p in self.model.parameters() if p.requires_grad})
         raise Stop
 

@@ -71,9 +71,11 @@ def answer(
                 texts[start : start + batch_size], add_special_tokens=False, padding=True, padding_side="left",
                 return_tensors="pt", return_token_type_ids=False,
             ).to(model.device)  # fmt: skip
-            room = max_new_tokens if context is None else min(max_new_tokens, context - inputs.input_ids.shape[1])
-            if room < 1:
-                raise ValueError(f"a prompt has {inputs.input_ids.shape[1]} tokens and the model {context} positions")
+            room, length = max_new_tokens, inputs.input_ids.shape[1]
+            if context is not None and length >= context:
+                raise ValueError(f"a prompt has {length} tokens and the model {context} positions")
+            if context is not None:
+                room = min(room, context - length)
             output = model.generate(**inputs, max_new_tokens=room, **settings)
             for row in output[:, inputs.input_ids.shape[1] :].tolist():
                 end = next((i for i, token in enumerate(row) if token in ends), None)

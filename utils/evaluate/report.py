@@ -150,7 +150,8 @@ def evaluate(
     fitting.sort(key=lambda i: len(encoded[i][0]))  # a batch pads to its longest prompt
     asked, pairs = questions(rows), prompt_completions(rows)
     if max_new_tokens is None:
-        max_new_tokens = min(max(len(encoded[i][1]) for i in fitting) + ROOM, MOST_TOKENS)
+        longest = max(len(encoded[i][1]) for i in fitting) - 1  # without the EOS token
+        max_new_tokens = min(longest + ROOM, MOST_TOKENS)
     answers = answer(
         model, tokenizer, [asked[i][0] for i in fitting], max_new_tokens, batch_size, progress=progress,
         context=context, tools=[pairs[i].get("tools") for i in fitting],

@@ -5,10 +5,20 @@ from __future__ import annotations
 import io
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from utils import plots
 from utils.notebook import in_notebook
+from utils.train.settings import PATIENCE
+
+
+def watching(dev: bool) -> list[TrainerCallback]:
+    """The callbacks of a run on data of one's own: the bar, and with a dev split the stop when its loss has stopped
+    falling. TRL's own bars for what takes a moment are turned off."""
+    from datasets import disable_progress_bars
+
+    disable_progress_bars()
+    return [LiveLoss(), *([EarlyStoppingCallback(PATIENCE)] if dev else [])]
 
 
 class LiveLoss(TrainerCallback):
