@@ -112,10 +112,10 @@ def token_id(tokenizer: PreTrainedTokenizerBase, name: Literal["pad", "eos"]) ->
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
     """How many tokens `a` and `b` share from their beginnings on."""
-    for i, (x, y) in enumerate(zip(a, b, strict=False)):
-        if x != y:
-            return i
-    return min(len(a), len(b))
+    shorter = min(len(a), len(b))
+    if a[:shorter] == b[:shorter]:
+        return shorter
+    return next(i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y)
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Example | Record]) -> list[tuple[list[int], list[int]]]:
@@ -142,7 +142,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Example | Record])
         places = [i for i, pair in enumerate(pairs) if isinstance(pair["prompt"], str) == plain]
         if places:
             both = [text for i in places for text in texts[i]]
-            ids = tokenizer(both, add_special_tokens=plain).input_ids
+            ids = tokenizer(both, add_special_tokens=plain, verbose=False).input_ids
             for i, prompt, whole in zip(places, ids[::2], ids[1::2], strict=True):
                 begin = common_prefix(prompt, whole)
                 found[i] = whole[:begin], whole[begin:]
