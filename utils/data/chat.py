@@ -67,6 +67,15 @@ def prompt_completions(rows: Sequence[Example | Record]) -> list[dict[str, Any]]
     return pairs
 
 
+def check_has_template(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises ValueError when the tokenizer has no chat template."""
+    if not tokenizer.chat_template:
+        raise ValueError(
+            "this tokenizer has no chat template, so it can't turn messages into text. Load an instruct model's "
+            "tokenizer, or set tokenizer.chat_template"
+        )
+
+
 def applied(tokenizer: PreTrainedTokenizerBase, conversations: Any, **options: Any) -> Any:
     """The tokenizer's ``apply_chat_template``, of one conversation or a list of them.
 
@@ -74,11 +83,7 @@ def applied(tokenizer: PreTrainedTokenizerBase, conversations: Any, **options: A
     """
     from jinja2 import TemplateError
 
-    if not tokenizer.chat_template:
-        raise ValueError(
-            "this tokenizer has no chat template, so it can't turn messages into text. Load an instruct model's "
-            "tokenizer, or set tokenizer.chat_template"
-        )
+    check_has_template(tokenizer)
     try:
         return tokenizer.apply_chat_template(conversations, **options)
     except (TemplateError, TypeError) as error:
