@@ -269,6 +269,26 @@ def test_no_form_is_made_of_a_bad_record(convert, record, said):
     assert said in str(caught.value) and caught.value.problems
 
 
+def test_every_field_of_a_message_stays_that_is_not_null():
+    call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f"}}], "name": None}
+    record = {
+        "messages": [TURNS[0], call, {"role": "tool", "content": "noon"}, {**TURNS[1], "reasoning_content": "Hm."}]
+    }
+    made = to_messages({**record, "tools": [{"type": "function"}], "id": 3})
+    assert made["messages"][1] == {"role": "assistant", "content": "", "tool_calls": call["tool_calls"]}
+    assert made["messages"][3]["reasoning_content"] == "Hm." and made["tools"] == [{"type": "function"}]
+    assert set(made) == {"messages", "tools"} and "tools" not in to_messages({**record, "tools": None})
+
+
+def test_the_completion_is_the_last_answer_that_is_learned():
+    silent = {**TURNS[1], "weight": 0}
+    assert to_prompt_completion({"messages": [*TURNS, TURNS[0], silent]}) == {
+        "prompt": TURNS[:1],
+        "completion": TURNS[1:],
+    }
+    assert to_prompt_completion({"messages": [TURNS[0], silent, *TURNS]})["prompt"] == [TURNS[0], silent, TURNS[0]]
+
+
 def test_an_answer_alone_is_no_prompt_and_completion():
     with pytest.raises(BadRecords, match="an answer and no prompt"):
         to_prompt_completion({"messages": TURNS[1:]})

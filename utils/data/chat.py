@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from utils.data.records import BadRecords, Message, Record, check_fields, to_prompt_completion
+from utils.data.records import BadRecords, Message, Record, check_fields, to_prompt_completion, tools_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -50,7 +50,7 @@ def prompt_completion(row: Example | Record) -> dict[str, Any]:
         check_fields(row, ("prompt", "completion"))
     else:
         check_fields({"messages": [*row["prompt"], *row["completion"]]}, ("messages",))
-    return {"prompt": row["prompt"], "completion": row["completion"]}
+    return {"prompt": row["prompt"], "completion": row["completion"], **tools_of(row)}
 
 
 def prompt_completions(rows: Sequence[Example | Record]) -> list[dict[str, Any]]:
@@ -63,7 +63,8 @@ def prompt_completions(rows: Sequence[Example | Record]) -> list[dict[str, Any]]
             pairs.append(prompt_completion(row))
         except BadRecords as error:
             problems = [problem._replace(row=number) for problem in error.problems]
-            raise BadRecords(problems, f"number {number} of {len(rows)}: {error}. It is {row!r}"[:500]) from None
+            where = f"number {number} of {len(rows)}: " if len(rows) > 1 else ""
+            raise BadRecords(problems, f"{where}{error}. It is {row!r}"[:500]) from None
     return pairs
 
 

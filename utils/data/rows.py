@@ -204,7 +204,7 @@ def _json(text: str, ending: str) -> Rows:
         if ending != ".json":
             return lines
         raise error from None
-    if isinstance(value, Mapping) and ending != ".json" and not _inside(value):
+    if isinstance(value, Mapping) and ending != ".json" and ("\n" not in text.strip() or not _inside(value)):
         return Rows([(1 + text[: len(text) - len(text.lstrip())].count("\n"), value)], [], "line", "JSONL")
     return _whole(value)
 
