@@ -125,12 +125,12 @@ def test_tools_are_rendered_as_trl_renders_them(tokenizer, trained_on):
 def test_many_rows_are_encoded_as_each_alone_and_a_bad_one_is_named(tokenizer, records):
     rows = [*records[:3], {"messages": LONG}, {"input_ids": [1, 2], "labels": [-100, 2]}, *records[3:6]]
     assert list(encode_rows(tokenizer, rows)) == [encode_record(tokenizer, row) for row in rows]
-    with pytest.raises(BadRecords, match="record 2: this record can't be used: instruction is missing") as caught:
+    with pytest.raises(BadRecords, match="number 2 of 2: this record can't be used: instruction is missing") as caught:
         list(encode_rows(tokenizer, [records[0], {"output": "x"}]))
     assert [problem.row for problem in caught.value.problems] == [2]
     system = {"messages": [{"role": "system", "content": "Be kind."}, *LONG]}
     with pytest.raises(
-        ValueError, match="record 3: the base's chat template refuses this conversation: the tiny model"
+        ValueError, match="number 3 of 3: the base's chat template refuses this conversation: the tiny model"
     ):
         list(encode_rows(tokenizer, [records[0], records[1], system]))
 

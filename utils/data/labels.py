@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -157,13 +157,14 @@ def encode_rows(
             yield from _chunk(tokenizer, chunk)
         except ValueError:
             for number, record in enumerate(chunk, done + 1):  # which one is it?
+                where = f"number {number} of {len(records)}" if isinstance(records, Sized) else f"number {number}"
                 try:
                     _chunk(tokenizer, [record])
                 except BadRecords as error:
                     problems = [problem._replace(row=number) for problem in error.problems]
-                    raise BadRecords(problems, f"record {number}: {error}") from None
+                    raise BadRecords(problems, f"{where}: {error}") from None
                 except ValueError as error:
-                    raise ValueError(f"record {number}: {error}") from None
+                    raise ValueError(f"{where}: {error}") from None
             raise
         done += len(chunk)
 
