@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -15,7 +17,7 @@ from utils.data.formats import read_own
 from utils.data.labels import prompt_completion_labels
 from utils.data.records import BadRecords
 from utils.lora import inject
-from utils.models import load_base, load_tokenizer
+from utils.models import ROOT, load_base, load_tokenizer
 from utils.train.loop import train
 from utils.train.own_data import (
     data_facts,
@@ -76,7 +78,7 @@ def test_duplicates_are_dropped_and_two_answers_to_a_prompt_stay_together():
 @pytest.mark.parametrize(
     "records, settings, said",
     [
-        ([record("only")] * 50, {}, "1 different prompts in 50 records"),
+        ([record("only")] * 50, {}, "the 50 records have 1 different prompt;"),
         ([], {}, "0 different prompts"),
         ([record(str(n)) for n in range(20)], {"share": 0}, "share between 0 and 1"),
         ([record(str(n)) for n in range(20)], {"share": 1.0}, "share between 0 and 1"),
@@ -86,6 +88,34 @@ def test_duplicates_are_dropped_and_two_answers_to_a_prompt_stay_together():
 def test_what_cant_be_split_is_refused(records, settings, said):
     with pytest.raises(ValueError, match=said):
         split_records(records, **settings)
+
+
+def test_nearly_the_same_prompts_stay_on_one_side():
+    """One more "?" made of a training prompt a held-out one."""
+    questions = [
+        f"What did {name} find at the lake near the old mill on day {n}" for n, name in enumerate("abcdefghijkl")
+    ]
+    records = [record(question + end) for end in ("?", "??") for question in questions]
+    split = split_records(records, share=0.4)
+    sides = [{r["instruction"].rstrip("?") for r in side} for side in (split.train, split.held_out)]
+    assert not sides[0] & sides[1] and all(sides) and split.near == 12
+    with pytest.raises(
+        ValueError, match=r"3 different prompts, when prompts that are nearly the same .* \(6 differ at"
+    ):
+        split_records([r for r in records if int(r["instruction"].rstrip("?").split()[-1]) < 3])
+
+
+def test_a_bad_file_is_refused_before_anything_large_is_imported(tmp_path):
+    (tmp_path / "a.csv").write_text("instruction,output\none,\n")
+    code = (
+        "import sys\nfrom utils.train.own_data import read_own, split_records\n"
+        "try:\n    read_own(sys.argv[1])\nexcept ValueError as error:\n    print(error)\n"
+        "print([name for name in ('torch', 'transformers', 'datasets', 'pyarrow', 'pandas') if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "a.csv")], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert "line 2: output is empty" in done.stdout and done.stdout.endswith("[]\n")
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv"])

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from utils.data.records import BadRecords, Message, Record, check_fields, to_prompt_completion
+from utils.data.records import BadRecords, Message, Record, check_fields, to_prompt_completion, tools_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -50,7 +50,7 @@ def prompt_completion(row: Example | Record) -> dict[str, Any]:
         check_fields(row, ("prompt", "completion"))
     else:
         check_fields({"messages": [*row["prompt"], *row["completion"]]}, ("messages",))
-    return {"prompt": row["prompt"], "completion": row["completion"]}
+    return {"prompt": row["prompt"], "completion": row["completion"], **tools_of(row)}
 
 
 def prompt_completions(rows: Sequence[Example | Record]) -> list[dict[str, Any]]:
@@ -63,8 +63,18 @@ def prompt_completions(rows: Sequence[Example | Record]) -> list[dict[str, Any]]
             pairs.append(prompt_completion(row))
         except BadRecords as error:
             problems = [problem._replace(row=number) for problem in error.problems]
-            raise BadRecords(problems, f"number {number} of {len(rows)}: {error}. It is {row!r}"[:500]) from None
+            where = f"number {number} of {len(rows)}: " if len(rows) > 1 else ""
+            raise BadRecords(problems, f"{where}{error}. It is {row!r}"[:500]) from None
     return pairs
+
+
+def check_has_template(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises ValueError when the tokenizer has no chat template."""
+    if not tokenizer.chat_template:
+        raise ValueError(
+            "this tokenizer has no chat template, so it can't turn messages into text. Load an instruct model's "
+            "tokenizer, or set tokenizer.chat_template"
+        )
 
 
 def applied(tokenizer: PreTrainedTokenizerBase, conversations: Any, **options: Any) -> Any:
@@ -74,11 +84,7 @@ def applied(tokenizer: PreTrainedTokenizerBase, conversations: Any, **options: A
     """
     from jinja2 import TemplateError
 
-    if not tokenizer.chat_template:
-        raise ValueError(
-            "this tokenizer has no chat template, so it can't turn messages into text. Load an instruct model's "
-            "tokenizer, or set tokenizer.chat_template"
-        )
+    check_has_template(tokenizer)
     try:
         return tokenizer.apply_chat_template(conversations, **options)
     except (TemplateError, TypeError) as error:
@@ -112,10 +118,10 @@ def token_id(tokenizer: PreTrainedTokenizerBase, name: Literal["pad", "eos"]) ->
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
     """How many tokens `a` and `b` share from their beginnings on."""
-    for i, (x, y) in enumerate(zip(a, b, strict=False)):
-        if x != y:
-            return i
-    return min(len(a), len(b))
+    shorter = min(len(a), len(b))
+    if a[:shorter] == b[:shorter]:
+        return shorter
+    return next(i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y)
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Example | Record]) -> list[tuple[list[int], list[int]]]:
@@ -142,7 +148,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Example | Record])
         places = [i for i, pair in enumerate(pairs) if isinstance(pair["prompt"], str) == plain]
         if places:
             both = [text for i in places for text in texts[i]]
-            ids = tokenizer(both, add_special_tokens=plain).input_ids
+            ids = tokenizer(both, add_special_tokens=plain, verbose=False).input_ids
             for i, prompt, whole in zip(places, ids[::2], ids[1::2], strict=True):
                 begin = common_prefix(prompt, whole)
                 found[i] = whole[:begin], whole[begin:]

@@ -28,6 +28,7 @@ from utils.data.records import (
     message_problem,
     problems_of,
     text_problem,
+    tools_of,
     user_text,
 )
 from utils.data.rows import Rows, read_rows
@@ -262,10 +263,10 @@ def _conversation(messages: Any, row: Mapping[str, Any], field: str, system: str
         messages = [{"role": "system", "content": row[system]}, *messages]
     if problem := message_problem(messages):
         return [(field, problem)]
-    tools = _listed(row.get("tools"))
-    if tools and not isinstance(tools, list):
-        return [("tools", f"is {kind_of(tools)}, not a list of tools")]
-    return {"messages": messages, **({"tools": tools} if tools else {})}
+    try:
+        return {"messages": messages, **tools_of(row)}
+    except BadRecords as error:
+        return [("tools", error.problems[0].reason)]
 
 
 def _extra_problem(row: Mapping[str, Any], field: str) -> tuple[str, str] | None:

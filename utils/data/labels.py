@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -60,7 +60,7 @@ def _tagged(
     tokenizer: PreTrainedTokenizerBase, talks: Sequence[Mapping[str, Any]]
 ) -> list[tuple[list[int], list[bool]]]:
     """Ids, and which of them the chat template tags as the assistant's."""
-    options = {"return_dict": True, "return_assistant_tokens_mask": True}
+    options = {"return_dict": True, "return_assistant_tokens_mask": True, "tokenizer_kwargs": {"verbose": False}}
     plain = [talk["messages"] for talk in talks if "tools" not in talk]
     together = applied(tokenizer, plain, **options) if plain else {"input_ids": [], "assistant_masks": []}
     drawn = zip(together["input_ids"], together["assistant_masks"], strict=True)
@@ -112,7 +112,7 @@ def _compared(
             if turn + 1 < len(messages):
                 texts.append(render(tokenizer, messages[: turn + 1], open_turn=False, tools=tools))
         parts.append(learned)
-    drawn = iter(tokenizer(texts, add_special_tokens=False).input_ids)
+    drawn = iter(tokenizer(texts, add_special_tokens=False, verbose=False).input_ids)
     rows = []
     for talk, learned in zip(talks, parts, strict=True):
         ids = next(drawn)
@@ -157,13 +157,14 @@ def encode_rows(
             yield from _chunk(tokenizer, chunk)
         except ValueError:
             for number, record in enumerate(chunk, done + 1):  # which one is it?
+                where = f"number {number} of {len(records)}" if isinstance(records, Sized) else f"number {number}"
                 try:
                     _chunk(tokenizer, [record])
                 except BadRecords as error:
                     problems = [problem._replace(row=number) for problem in error.problems]
-                    raise BadRecords(problems, f"record {number}: {error}") from None
+                    raise BadRecords(problems, f"{where}: {error}") from None
                 except ValueError as error:
-                    raise ValueError(f"record {number}: {error}") from None
+                    raise ValueError(f"{where}: {error}") from None
             raise
         done += len(chunk)
 

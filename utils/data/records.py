@@ -16,6 +16,7 @@ Attributes:
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -197,11 +198,26 @@ def to_messages(record: Record) -> dict[str, Any]:
     """
     if isinstance(record, Mapping) and "messages" in record:
         check_fields(record, ("messages",))
-        tools = {"tools": record["tools"]} if record.get("tools") else {}
-        return {"messages": [_filled(message) for message in record["messages"]], **tools}
+        return {"messages": [_filled(message) for message in record["messages"]], **tools_of(record)}
     check_fields(record, INSTRUCTION_FIELDS)
     user = {"role": "user", "content": user_text(record)}
     return {"messages": [user, {"role": "assistant", "content": record["output"]}]}
+
+
+def tools_of(record: Record) -> dict[str, list[Any]]:
+    """The tools that the model may call in this record as ``{"tools": [...]}``, empty where there are none.
+
+    TRL takes them as JSON too, since a column of Arrow wants one type. Raises BadRecords for anything but a list.
+    """
+    tools = record.get("tools")
+    if isinstance(tools, str) and tools:
+        try:
+            tools = json.loads(tools)
+        except (ValueError, RecursionError) as error:
+            raise BadRecords.of_record([Problem(1, "tools", f"is no JSON ({error})")]) from None
+    if tools and not isinstance(tools, list):
+        raise BadRecords.of_record([Problem(1, "tools", f"is {kind_of(tools)}, not a list of tools")])
+    return {"tools": tools} if tools else {}
 
 
 def _filled(message: Mapping[str, Any]) -> Message:

@@ -97,6 +97,9 @@ BOMS = {
 }
 
 
+NO_ASCII = re.compile(r"""[^\s",;]*[^\x00-\x7f][^\s",;]*""")
+
+
 def decode(data: bytes) -> tuple[str, str]:
     """The text, and the name of its encoding unless it is UTF-8.
 
@@ -113,8 +116,11 @@ def decode(data: bytes) -> tuple[str, str]:
         if name:
             raise ValueError(f"is no valid {name} ({error.reason}); was it cut off?") from None
         if data.decode("utf-8", "ignore").isascii() and (text := _western(data)):
-            word = next(word for word in text.split() if not word.isascii()).strip('",;:.!?{}[]()')
-            return text, f"cp1252 since it is no UTF-8 (look: is {word[:20]!r} as it should be?)"
+            word = NO_ASCII.search(text)
+            return (
+                text,
+                f"cp1252 since it is no UTF-8 (look: is {word[0][:20] if word else text[:20]!r} as it should be?)",
+            )
         line = data.count(b"\n", 0, error.start) + 1
         reason = f"holds the byte 0x{data[error.start]:02x}, which is no UTF-8; save the file as UTF-8"
         raise BadRecords([Problem(line, None, reason)], f"can't be read. line {line}: {reason}") from None
@@ -198,7 +204,7 @@ def _json(text: str, ending: str) -> Rows:
         if ending != ".json":
             return lines
         raise error from None
-    if isinstance(value, Mapping) and ending != ".json" and not _inside(value):
+    if isinstance(value, Mapping) and ending != ".json" and ("\n" not in text.strip() or not _inside(value)):
         return Rows([(1 + text[: len(text) - len(text.lstrip())].count("\n"), value)], [], "line", "JSONL")
     return _whole(value)
 

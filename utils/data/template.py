@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from utils.data.chat import IGNORED, render
+from utils.data.chat import IGNORED, check_has_template, render
 from utils.data.formats import Reading
 from utils.data.labels import encode_record
 from utils.data.records import SPOKEN, BadRecords, Problem, Record, to_messages
@@ -32,7 +32,7 @@ def template_problems(records: Sequence[Record], tokenizer: PreTrainedTokenizerB
     of each shape is tried, with the labels that training would give it, and speaks for the others. Raises ValueError
     when the tokenizer has no chat template.
     """
-    render(tokenizer, "Hello.")  # refuses for want of a template
+    check_has_template(tokenizer)
     tried: dict[Any, str | None] = {}
     problems = []
     for row, record in enumerate(records, 1):

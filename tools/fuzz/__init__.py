@@ -1,0 +1,1 @@
+"""Damaged files at random: what of them is refused in words, what is read rightly, and what is neither."""
