@@ -54,6 +54,7 @@ def sft_settings(folder, settings, dev=False):
         output_dir=str(folder),
         max_steps=settings.steps,
         per_device_train_batch_size=settings.batch_size,
+        per_device_eval_batch_size=settings.batch_size,
         gradient_accumulation_steps=settings.accumulation,
         learning_rate=settings.lr,
         warmup_steps=settings.warmup,
@@ -143,7 +144,7 @@ def fine_tune(data, out, settings):
         settings = settings.filled(profile(), load_config(tokenizer.name_or_path))
         rows, dev = look_over(reading, split, tokenizer, settings)
         settings = settings.timed(len(rows))
-        print(settings.sentence(len(rows), len(dev)))
+        print(settings.sentence(len(rows), len(dev)), "Loading the base ...", sep="\n")
         model, tokenizer = load(settings.four_bit)
         check_targets(model, settings.targets)
         before = ask(model, tokenizer, split.held_out)

@@ -24,7 +24,7 @@ def command_line(description: str) -> argparse.ArgumentParser:
         argument_default=argparse.SUPPRESS,
     )
     add = parser.add_argument
-    add("--data", required=True, help="the file to learn from")
+    add("--data", required=True, help="the file: .jsonl, .json, .csv, .tsv or .parquet, also .gz")
     add("--out", required=True, help="a new folder for adapter, report and card")
     add("--epochs", type=float, help="passes over the records (default: 3; more below 34 records, fewer above 8,333)")
     add("--steps", type=int, help="or: optimizer steps")

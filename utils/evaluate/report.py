@@ -3,6 +3,7 @@
 Attributes:
     ROOM: So many tokens more than the longest wanted answer a model may write: it stops by itself, or it doesn't.
     MOST_TOKENS: But at most so many in all, however long the wanted answers are.
+    LOSS_TOKENS: So many tokens at once the loss is computed of, padding too: a large vocabulary's logits take room.
     SHORT: Characters of an answer that is meant to be given word by word. Where most are longer, exact match says
         nothing and is left out.
     FEW: Below so many records neither a percentage nor a probability is given.
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 ROOM = 16
 MOST_TOKENS = 512
+LOSS_TOKENS = 2048
 SHORT = 100
 FEW = 20
 
@@ -105,6 +107,8 @@ class Evaluation:
 
 def _loss(model: Any, encoded: Sequence[tuple[list[int], list[int]]], pad_id: int, batch_size: int) -> float:
     total, count = 0.0, 0
+    longest = max(len(prompt) + len(answer) for prompt, answer in encoded)
+    batch_size = min(batch_size, max(1, LOSS_TOKENS // longest))
     for start in range(0, len(encoded), batch_size):
         batch = collate(encoded[start : start + batch_size], pad_id)
         batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
