@@ -127,6 +127,7 @@ SYSTEM = [
         (["--out", "short.csv"], "exists already"),
         (["--lr", "0"], "the learning rate is a number above 0, such as 2e-4, not 0.0"),
         (["--max-length", "1300"], "max_length=1300, and the model has 512 positions"),
+        (["--data", "long.jsonl"], "tokens at the earliest, and the model has 512 positions: nothing would be left"),
         (["--max-length", "5"], "max_length=5 cuts away the completion of every one"),
         (["--held-out", "1.5"], "held_out is a share between 0 and 1"),
         (["--held-out", "900"], "held_out=900 of 70 records leaves nothing to train on"),
@@ -139,11 +140,13 @@ def test_what_is_refused_is_refused_before_a_model_is_loaded(tmp_path, data, mon
     Path("short.csv").write_text("instruction,output\nSay hello.,Hello!\n")
     talks = [{"messages": [SYSTEM[0], {**SYSTEM[1], "content": f"{n} is {n * 7919}?"}, SYSTEM[2]]} for n in range(30)]
     Path("system.jsonl").write_text("\n".join(map(json.dumps, talks)))
+    asked = [{"instruction": f"{n} " + "and so on " * 300, "output": "yes"} for n in range(0, 9000, 300)]
+    Path("long.jsonl").write_text("\n".join(map(json.dumps, asked)))
     given = {"--data": str(data), "--out": "new", "--steps": "1"} | {change[0]: change[1]}
     with pytest.raises(SystemExit) as left:
         capstone.main([part for pair in given.items() for part in pair])
     assert left.value.code == 1 and said in capsys.readouterr().err
-    assert sorted(os.listdir(tmp_path)) == ["short.csv", "system.jsonl"]
+    assert sorted(os.listdir(tmp_path)) == ["long.jsonl", "short.csv", "system.jsonl"]
 
 
 def test_unknown_targets_are_refused_by_name_before_anything_is_asked(tmp_path, data, quick, capsys):

@@ -182,7 +182,7 @@ def test_examples_show_the_turns_before_and_the_system_prompt():
     earlier = (("system", "Be a pirate."), ("user", "Hi."), ("assistant", "Arr!"))
     reply = Reply("And now?", "Sail.", "Sail.", 3, True, earlier)
     text = comparison(Evaluation((reply,), 1, None), Evaluation((reply,), 1, None))
-    assert "> system: Be a pirate.<br>\n> user: Hi.<br>\n> assistant: Arr!<br>\n> user: And now?\n" in text
+    assert "> system: Be a pirate.  \n> user: Hi.  \n> assistant: Arr!  \n> user: And now?\n" in text
 
 
 def test_the_perplexity_is_that_of_the_loss_and_texts_are_named():
@@ -199,5 +199,7 @@ def test_records_longer_than_the_model_are_left_out_and_counted(loaded):
     assert found.too_long == 1 and [r.prompt for r in found.replies][::2] == [r["instruction"] for r in RECORDS[:2]]
     assert "1 more have more tokens than the model has positions" in comparison(found, found)
     assert found.replies[0].right and found.replies[1].tokens <= 512
-    with pytest.raises(ValueError, match="each of the 1 records .* longer than the model's 512 positions"):
+    with pytest.raises(
+        ValueError, match=r"each of the 1 records .* more tokens than the model has positions \(512\): shorten"
+    ):
         evaluate(model, tokenizer, [long])

@@ -151,7 +151,7 @@ def test_the_facts_are_the_files(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text("\n".join(json.dumps(record(f"p {n}")) for n in range(30)))
     facts = data_facts(path, split_records(read_own(path).records))
-    assert facts == ("a.jsonl", hashlib.sha256(path.read_bytes()).hexdigest(), 27, 3, 0)
+    assert facts == ("a.jsonl", hashlib.sha256(path.read_bytes()).hexdigest(), 27, 3, 0, 0)
 
 
 def test_the_general_texts_are_always_the_same_and_enough_for_a_window():

@@ -119,18 +119,19 @@ def _data(data: DataFacts, done: TrainedOn) -> str:
     parts = [f"{done.records:,} records were trained on, {data.held_out:,} held out"]
     parts += [f"{done.dev:,} used to choose the checkpoint"] if done.dev else []
     parts += [f"{data.dropped:,} exact duplicates dropped"] if data.dropped else []
+    near = f" {data.near:,} of the prompts are nearly another one's, and stay on its side." if data.near else ""
     parts += [f"{unused:,} dropped because the cut left nothing of their answers"] if unused > 0 else []
-    return f"{', '.join(parts)}. No prompt is on two sides, case and white space aside."
+    return f"{', '.join(parts)}. No prompt is on two sides, case and white space aside.{near}"
 
 
 def _training(done: TrainedOn) -> str:
     """How long the run was, in sentences."""
     early = f" of {done.planned:,} planned, because the dev loss had stopped falling" * (done.steps < done.planned)
     best = f" The weights are those of step {done.kept:,}, which had the lowest dev loss." if done.dev else ""
-    return (
-        f"{done.steps:,} steps{early}, {done.epochs:g} epochs: each record was seen about {max(done.epochs, 0.01):.2g} "
-        f"times. An epoch has {done.tokens:,} tokens, of which the loss counts {done.learned:,}.{best}"
-    )
+    seen = f"each record was seen about {done.epochs:.2g} times"
+    if done.epochs <= 1:
+        seen = f"{done.epochs:.0%} of the records were seen, once"
+    return f"{done.steps:,} step{'s' * (done.steps != 1)}{early}, {done.epochs:g} epochs: {seen}. An epoch has {done.tokens:,} tokens, of which the loss counts {done.learned:,}.{best}"
 
 
 def _test(after: Evaluation) -> str:

@@ -93,7 +93,15 @@ class Report:
         } if self.lengths else {}  # fmt: skip
 
     def checked(self) -> Report:
-        """The same. Raises ValueError when the cut leaves nothing to train on, and says which length is needed."""
+        """The same. Raises ValueError when the cut leaves nothing to train on, and says which length is needed, or that
+        the model hasn't so many positions."""
+        first = min((first for first in self.firsts if first is not None), default=0)
+        if self.context is not None and self.lengths and first >= self.context:
+            raise ValueError(
+                f"the answers begin after {first:,} tokens at the earliest, and the model has {self.context:,} "
+                "positions: nothing would be left to train on. Shorten what stands before the answers, or take a model "
+                "with more"
+            )
         lost_at(self.max_length, self.firsts, self.lengths)
         return self
 

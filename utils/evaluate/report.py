@@ -149,7 +149,8 @@ def evaluate(
     ]
     if not fitting:
         raise ValueError(
-            f"each of the {len(rows)} records to evaluate on is longer than the model's {context} positions"
+            f"each of the {len(rows)} records to evaluate on has more tokens than the model has positions ({context}): "
+            "shorten them, hold out others, or take a model with more"
         )
     fitting.sort(key=lambda i: len(encoded[i][0]))  # a batch pads to its longest prompt
     asked, pairs = questions(rows), prompt_completions(rows)
@@ -274,7 +275,7 @@ def comparison(before: Evaluation, after: Evaluation, examples: int = 5) -> str:
     for old, new in list(zip(before.replies, after.replies, strict=True))[:examples]:
         lines += [
             "",
-            *(f"> {role}: {_one_line(text)}<br>" for role, text in new.earlier),
+            *(f"> {role}: {_one_line(text)}  " for role, text in new.earlier),
             f"> {'user: ' if new.earlier else ''}{_one_line(new.prompt)}",
             "",
             f"- wanted: {_one_line(new.wanted)}",

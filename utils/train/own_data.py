@@ -50,6 +50,7 @@ class DataFacts(NamedTuple):
     train: int
     held_out: int
     dropped: int
+    near: int
 
 
 def train_on_file(
@@ -174,7 +175,7 @@ def _split_from_file(records: Sequence[Record], path: str) -> Split:
 def data_facts(path: str | Path, split: Split) -> DataFacts:
     """What the model card says of the file that `split` was made of. Raises FileNotFoundError when it's gone."""
     digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
-    return DataFacts(Path(path).name, digest, len(split.train), len(split.held_out), split.dropped)
+    return DataFacts(Path(path).name, digest, len(split.train), len(split.held_out), split.dropped, split.near)
 
 
 def general_texts() -> list[str]:

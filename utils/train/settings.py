@@ -156,8 +156,8 @@ class Settings:
         each = f"{self.batch_size}" + (f" x {self.accumulation}" if self.accumulation > 1 else "")
         by = f"; the loss of {dev} more every {self.look_every} steps chooses the checkpoint" if dev else ""
         return (
-            f"{records:,} record{'s' * (records != 1)} to train on, {self.epochs:.3g} epochs, {self.steps:,} steps of "
-            f"{each}{by}; learning rate {self.lr:g}, r={self.r}, alpha={self.alpha:g}"
+            f"{_count(records, 'record')} to train on, {_count(self.epochs or 0, 'epoch')}, "
+            f"{_count(self.steps or 0, 'step')} of {each}{by}; learning rate {self.lr:g}, r={self.r}, alpha={self.alpha:g}"
         )
 
     def table(self) -> dict[str, Any]:
@@ -176,6 +176,11 @@ class Settings:
             "checkpointing": self.checkpointing,
             "seed": self.seed,
         }
+
+
+def _count(number: float, noun: str) -> str:
+    text = f"{number:,}" if isinstance(number, int) else f"{number:.3g}"
+    return f"{text} {noun}{'s' * (number != 1)}"
 
 
 def usual_alpha(r: int, rslora: bool) -> int:
