@@ -37,7 +37,8 @@ def test_the_card_names_data_settings_results_limits_and_use(both):
         "ab" * 32,
         "| learning rate | 0.006 |",
         "380 records were trained on, 45 held out, 40 used to choose the checkpoint, 3 exact duplicates dropped, "
-        "25 dropped because the cut left nothing of their answers. No prompt is on two sides, case and white space aside. 7 of the prompts are nearly another one's",
+        "25 dropped because the cut left nothing of their answers. No prompt is on two sides, case and white space "
+        "aside. 7 of the prompts are nearly another one's, and stay on its side.",
         "90 steps of 150 planned, because the dev loss had stopped falling, 1.9 epochs: each record was seen about 1.9 "
         "times. An epoch has 15,000 tokens, of which the loss counts 7,000. The weights are those of step 80",
         "With 12 held-out records nothing can be said of how good it is",

@@ -107,6 +107,24 @@ def test_what_is_filled_in_can_be_used_and_forgets_no_more_than_the_style_tasks(
     assert kept.checkpointing is False
 
 
+def test_a_7b_model_fits_the_card_that_its_profile_asks_for():
+    """By the estimator, with its margin: Qwen2.5-7B in 4 bits on 16 GB; four records of 1,024 tokens at once don't."""
+    from transformers import Qwen2Config
+
+    from utils.profiling import GB, Setup, needed, predict
+
+    config = Qwen2Config(
+        vocab_size=152_064, hidden_size=3584, intermediate_size=18_944, num_hidden_layers=28, num_attention_heads=28,
+        num_key_value_heads=4,
+    )  # fmt: skip
+    filled = Settings().filled("7b", config)
+    assert (filled.batch_size, filled.accumulation, filled.max_length) == (2, 2, 1024)
+    assert (Settings(batch_size=4).filled("7b", config).accumulation, filled.lr) == (1, 2e-4)
+    setup = Setup(config, "qlora", filled.batch_size, filled.max_length, r=filled.r, checkpointing=filled.checkpointing)
+    assert needed(predict(setup).peak) < 16 * GB
+    assert WIDTHS["7b"] == config.hidden_size
+
+
 def test_a_cut_beyond_the_models_positions_is_refused():
     with pytest.raises(ValueError, match="max_length=1300, and the model has 512 positions"):
         Settings(max_length=1300).filled("tiny", CONFIG)

@@ -131,7 +131,8 @@ def _training(done: TrainedOn) -> str:
     seen = f"each record was seen about {done.epochs:.2g} times"
     if done.epochs <= 1:
         seen = f"{done.epochs:.0%} of the records were seen, once"
-    return f"{done.steps:,} step{'s' * (done.steps != 1)}{early}, {done.epochs:g} epochs: {seen}. An epoch has {done.tokens:,} tokens, of which the loss counts {done.learned:,}.{best}"
+    how_long = f"{done.steps:,} step{'s' * (done.steps != 1)}{early}, {done.epochs:g} epochs"
+    return f"{how_long}: {seen}. An epoch has {done.tokens:,} tokens, of which the loss counts {done.learned:,}.{best}"
 
 
 def _test(after: Evaluation) -> str:

@@ -37,8 +37,8 @@ def command_line(description: str) -> argparse.ArgumentParser:
     add("--alpha", type=float, help="lora_alpha (default: 2 r, with --rslora 2 sqrt(r): a scale of 2)")
     add("--rslora", action="store_true", help="scale by alpha / sqrt(r), not alpha / r (default: off)")
     add("--targets", nargs="+", metavar="NAME", help="layers that get an adapter (default: all-linear)")
-    add("--batch-size", type=int, help="records at once (default: 8 for the tiny model, else 4)")
-    add("--accumulation", type=int, help="batches in one step (default: 1)")
+    add("--batch-size", type=int, help="records at once (default: 8 for the tiny model, 4 for the small one, 2 at 7B)")
+    add("--accumulation", type=int, help="batches in one step (default: 1, at 7B 2)")
     add("--max-length", type=int, help="tokens where a record is cut (default: 1024, or what the model has)")
     add(
         "--held-out",

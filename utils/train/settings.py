@@ -55,7 +55,7 @@ class Settings:
     epochs: float | None = None
     steps: int | None = None
     batch_size: int | None = None
-    accumulation: int = 1
+    accumulation: int | None = None
     max_length: int | None = None
     checkpointing: bool | None = None
     four_bit: bool = False
@@ -118,12 +118,14 @@ class Settings:
                 f"max_length={self.max_length}, and the model has {positions} positions: beyond them it was never "
                 f"trained, and what it writes there is gibberish. Take at most {positions}, or another model"
             )
+        pieces = 2 if profile == "7b" and not (self.batch_size or self.accumulation) else 1
         length = min(512 if profile == "tiny" else 1024, positions or 1024)
         return dataclasses.replace(
             self,
             alpha=usual_alpha(self.r, self.rslora) if self.alpha is None else self.alpha,
             lr=usual_rate(profile, text.hidden_size) if self.lr is None else self.lr,
-            batch_size=self.batch_size or usual.batch_size,
+            batch_size=self.batch_size or usual.batch_size // pieces,
+            accumulation=self.accumulation or pieces,
             max_length=self.max_length or length,
             positions=positions,
             checkpointing=profile == "7b" if self.checkpointing is None else self.checkpointing,
@@ -134,7 +136,7 @@ class Settings:
         :meth:`filled`; raises ValueError when there are no records."""
         if records < 1:
             raise ValueError("there are no records to train on")
-        a_pass = math.ceil(records / ((self.batch_size or 1) * self.accumulation))
+        a_pass = math.ceil(records / ((self.batch_size or 1) * (self.accumulation or 1)))
         if self.steps is not None:
             return dataclasses.replace(self, epochs=self.steps / a_pass)
         epochs = usual_epochs(records) if self.epochs is None else self.epochs
@@ -153,11 +155,12 @@ class Settings:
     def sentence(self, records: int, dev: int) -> str:
         """The run in a line, for `records` to train on and `dev` more to choose by. Of settings that are
         :meth:`timed`."""
-        each = f"{self.batch_size}" + (f" x {self.accumulation}" if self.accumulation > 1 else "")
+        each = f"{self.batch_size}" + (f" x {self.accumulation}" if (self.accumulation or 1) > 1 else "")
         by = f"; the loss of {dev} more every {self.look_every} steps chooses the checkpoint" if dev else ""
         return (
             f"{_count(records, 'record')} to train on, {_count(self.epochs or 0, 'epoch')}, "
-            f"{_count(self.steps or 0, 'step')} of {each}{by}; learning rate {self.lr:g}, r={self.r}, alpha={self.alpha:g}"
+            f"{_count(self.steps or 0, 'step')} of {each}{by}; learning rate {self.lr:g}, r={self.r}, "
+            f"alpha={self.alpha:g}"
         )
 
     def table(self) -> dict[str, Any]:
@@ -171,7 +174,7 @@ class Settings:
             "target_modules": targets,
             "learning rate": f"{self.lr:g}",
             "steps": self.steps,
-            "batch size": f"{self.batch_size}" + (f" x {self.accumulation}" if self.accumulation > 1 else ""),
+            "batch size": f"{self.batch_size}" + (f" x {self.accumulation}" if (self.accumulation or 1) > 1 else ""),
             "max_length": self.max_length,
             "checkpointing": self.checkpointing,
             "seed": self.seed,
