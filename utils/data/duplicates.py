@@ -9,6 +9,7 @@ Attributes:
     ALIKE: The share of common shingles, among all of both texts, from which on two texts are nearly the same.
     SAMPLE: So many shingles of a text are kept at most; of longer texts those whose hash ends in zeros.
     COMMON: A shingle in more than this share of the texts (and in more than :data:`FEW`) doesn't count.
+    SILENT: Seconds before a progress bar appears.
     KEYS: By so many of its smallest hashes a text is looked up: of two that share 80% of their shingles, all four
         smallest of one are unknown to the other in one case of 600.
 """
@@ -26,6 +27,7 @@ SAMPLE = 256
 COMMON = 0.1
 FEW = 5
 KEYS = 4
+SILENT = 3.0
 
 _PUNCTUATION = re.compile(r"""[\s.,;:!?"'()\[\]{}`´’‘“”„…«»¿¡]+""")
 _FACTORS = np.array([pow(0x9E3779B1, i + 1, 2**32) for i in range(WIDTH)], dtype=np.uint32)
@@ -60,6 +62,8 @@ def near_duplicates(texts: Sequence[str]) -> list[int]:
     Likeness is passed on: when the second is nearly the first and the third nearly the second, all three have the first
     one's place.
     """
+    from tqdm.auto import tqdm
+
     first = list(range(len(texts)))
 
     def root(place: int) -> int:
@@ -80,7 +84,7 @@ def near_duplicates(texts: Sequence[str]) -> list[int]:
         else:
             forms[form] = place
     places = list(forms.values())
-    sets = _telling([_shingles(form) for form in forms])
+    sets = _telling([_shingles(form) for form in tqdm(forms, desc="near duplicates", delay=SILENT, leave=False)])
     known: dict[int, int] = {}
     for number, hashes in enumerate(sets):
         for key in hashes[:KEYS].tolist():
