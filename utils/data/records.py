@@ -47,8 +47,10 @@ class BadRecords(ValueError):
         self.problems = list(problems)
 
     @classmethod
-    def of_file(cls, problems: Sequence[Problem], name: str, unit: str = "line") -> BadRecords:
-        """The problems found in a file; `unit` says what their rows count, "line" or "record"."""
+    def of_file(
+        cls, problems: Sequence[Problem], name: str, unit: str = "line", so: str = "nothing was read"
+    ) -> BadRecords:
+        """The problems found in a file; `unit` says what their rows count, "line" or "record", `so` what follows."""
         places: dict[str, list[int]] = {}
         for problem in problems:
             places.setdefault(_sentence(problem), []).append(problem.row)
@@ -57,7 +59,7 @@ class BadRecords(ValueError):
         if rest := len(problems) - sum(len(rows) for _, rows in listed):
             shown.append(f"  and {rest} more")
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        head = f"{count} in {name}, so nothing was read. Mend these records or take them out:"
+        head = f"{count} in {name}, so {so}. Mend these records or take them out:"
         return cls(problems, "\n".join([head, *shown]))
 
     @classmethod
