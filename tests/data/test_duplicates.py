@@ -67,6 +67,13 @@ def test_long_texts_are_sampled_alike():
     assert near_duplicates([book, book.replace("bamble", "humble", 2), text(7, 4000)]) == [0, 0, 2]
 
 
+def test_twins_among_many_texts_of_the_same_words_are_found():
+    """Every shingle of these has been seen in another text before; the rarest ones lead to the twin."""
+    texts = [text(n, 30) for n in range(2000)]
+    twins = [one + " once more" for one in texts[::20]]
+    assert near_duplicates([*texts, *twins])[2000:] == list(range(0, 2000, 20))
+
+
 def test_five_thousand_take_a_second():
     texts = [text(n, 30) for n in range(5000)]
     begin = time.process_time()

@@ -224,6 +224,14 @@ def test_nothing_is_found_where_nothing_is_wrong():
         ([TURNS[0], {"role": "assistant", "content": " "}], "the content of message 2 (assistant) is empty"),
         ([TURNS[0], {"role": "assistant", "content": None}], "(assistant) is null"),
         ([*TURNS, TURNS[0]], "the last message is by user"),
+        (TURNS[1:], "holds an answer and no prompt"),
+        ([TURNS[1], TURNS[0], {**TURNS[1], "weight": 0}], "holds an answer and no prompt"),
+        ([TURNS[0], {**TURNS[1], "weight": 0}], "has weight 0 on every answer"),
+        ([TURNS[0], {**TURNS[1], "weight": "0"}], "the weight of message 2 is '0'; known are 0, which isn't learned"),
+        ([TURNS[0], {**TURNS[1], "content": "a \ud83d"}], "(assistant) holds \\ud83d, half of a character"),
+        ([TURNS[0], {**TURNS[1], "thinking": "\ud83d"}], "the thinking of message 2 holds \\ud83d"),
+        ([TURNS[0], {**TURNS[1], "tool_calls": [{"a": ["\ud83d"]}]}], "the tool_calls of message 2 holds \\ud83d"),
+        ([{"role": "user", "content": [{"type": "image"}]}, TURNS[1]], "is a list with parts of the type image"),
     ],
 )
 def test_what_is_wrong_with_a_conversation(messages, said):

@@ -88,7 +88,10 @@ def test_the_lines_are_the_files(tmp_path, tokenizer):
     good, bad = {"messages": [USER, ANSWER]}, {"messages": [SYSTEM, USER, ANSWER]}
     path = tmp_path / "a.jsonl"
     path.write_text("\n" + "\n\n".join(map(json.dumps, [good, bad, good, bad])))
-    with pytest.raises(BadRecords, match="2 problems in a.jsonl.*\n  lines 4, 8: has the roles system"):
+    with pytest.raises(
+        BadRecords,
+        match="2 problems in a.jsonl, so it can't be trained on with this base.*\n  lines 4, 8: has the roles system",
+    ):
         check_template(read_own(path), tokenizer)
     path.write_text(json.dumps(good))
     check_template(read_own(path), tokenizer)

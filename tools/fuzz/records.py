@@ -20,7 +20,7 @@ from typing import Any
 
 from tools.fuzz.frame import Outcome, Trial, judged
 from utils.data.formats import Reading, read_own, read_records
-from utils.data.records import find_problems
+from utils.data.records import find_problems, to_messages
 from utils.data.report import Report, data_report
 from utils.data.template import check_template
 from utils.models.loading import load_tokenizer
@@ -154,8 +154,7 @@ def trial(draw: random.Random, folder: Path) -> Iterator[Trial]:
         for record in read:
             if find_problems([record], ("messages",) if "messages" in record else ("instruction", "output")):
                 return "silent"
-        plain = [{**r, "input": r.get("input") or ""} if "instruction" in r else r for r in read]
-        others = [{**r, "input": r.get("input") or ""} if "instruction" in r else r for r in whole]
+        plain, others = ([to_messages(record) for record in side] for side in (read, whole))
         if any(note.startswith("not used") for note in reading.notes):
             return None  # a name was hit, and what isn't used is said
         if inside:

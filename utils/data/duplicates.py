@@ -9,8 +9,8 @@ Attributes:
     ALIKE: The share of common shingles, among all of both texts, from which on two texts are nearly the same.
     SAMPLE: So many shingles of a text are kept at most; of longer texts those whose hash ends in zeros.
     COMMON: A shingle in more than this share of the texts (and in more than :data:`FEW`) doesn't count.
-    KEYS: By so many of its smallest hashes a text is looked up: of two that share 80% of their shingles, all four
-        smallest of one are unknown to the other in one case of 600.
+    SILENT: Seconds before a progress bar appears.
+    KEYS: By so many of its rarest shingles that another text has too a text is looked up.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ SAMPLE = 256
 COMMON = 0.1
 FEW = 5
 KEYS = 4
+SILENT = 3.0
 
 _PUNCTUATION = re.compile(r"""[\s.,;:!?"'()\[\]{}`´’‘“”„…«»¿¡]+""")
 _FACTORS = np.array([pow(0x9E3779B1, i + 1, 2**32) for i in range(WIDTH)], dtype=np.uint32)
@@ -51,7 +52,8 @@ def _shingles(plain: str) -> np.ndarray:
     if count > SAMPLE:  # the same hashes of every text, so that what two share stays what they share
         zeros = (count // SAMPLE).bit_length()
         hashes = hashes[hashes & np.uint32((1 << zeros) - 1) == 0]
-    return np.unique(hashes)
+    hashes.sort()
+    return hashes[np.diff(hashes, prepend=~hashes[:1]) != 0]
 
 
 def near_duplicates(texts: Sequence[str]) -> list[int]:
@@ -60,6 +62,8 @@ def near_duplicates(texts: Sequence[str]) -> list[int]:
     Likeness is passed on: when the second is nearly the first and the third nearly the second, all three have the first
     one's place.
     """
+    from tqdm.auto import tqdm
+
     first = list(range(len(texts)))
 
     def root(place: int) -> int:
@@ -80,26 +84,33 @@ def near_duplicates(texts: Sequence[str]) -> list[int]:
         else:
             forms[form] = place
     places = list(forms.values())
-    sets = _telling([_shingles(form) for form in forms])
+    bar = tqdm(forms, desc="near duplicates", delay=SILENT, leave=False)
+    sets = _telling([_shingles(form) for form in bar])
     known: dict[int, int] = {}
-    for number, hashes in enumerate(sets):
-        for key in hashes[:KEYS].tolist():
+    for number, (hashes, keys) in enumerate(sets):
+        for key in keys:
             other = known.setdefault(key, number)
-            if other != number and root(places[number]) != root(places[other]) and _alike(hashes, sets[other]):
+            if other != number and root(places[number]) != root(places[other]) and _alike(hashes, sets[other][0]):
                 join(places[number], places[other])
     return [root(place) for place in range(len(texts))]
 
 
-def _telling(sets: list[np.ndarray]) -> list[np.ndarray]:
-    """The sets without the hashes that many of them hold."""
+def _telling(sets: list[np.ndarray]) -> list[tuple[np.ndarray, list[int]]]:
+    """Each set without the hashes that many of the sets hold, and the keys by which it is looked up."""
     if not sets:
-        return sets
+        return []
     every = np.concatenate(sets)
-    hashes, counts = np.unique(every, return_counts=True)
-    telling = ~np.isin(every, hashes[counts > max(FEW, COMMON * len(sets))])
-    ends = np.cumsum([len(found) for found in sets])
-    kept = np.concatenate([[0], np.cumsum(telling)])[ends]
-    return np.split(every[telling], kept[:-1])
+    _, number, counts = np.unique(every, return_inverse=True, return_counts=True)
+    count = counts[number]
+    telling = count <= max(FEW, COMMON * len(sets))
+    ranked = count.astype(np.uint64) << np.uint64(32) | every  # the rarest first
+    found, begin = [], 0
+    for own in sets:
+        end = begin + len(own)
+        shared = np.sort(ranked[begin:end][telling[begin:end] & (count[begin:end] > 1)])
+        found.append((own[telling[begin:end]], shared[:KEYS].tolist()))
+        begin = end
+    return found
 
 
 def _alike(a: np.ndarray, b: np.ndarray) -> bool:

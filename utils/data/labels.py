@@ -170,19 +170,24 @@ def encode_rows(
 
 
 def _chunk(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Example | Record]) -> list[tuple[list[int], list[int]]]:
-    def form(row: Any) -> str:
-        if isinstance(row, Mapping):
-            return next((name for name in ("input_ids", "messages") if name in row), "")
-        return ""
-
-    forms = [form(row) for row in rows]
-    of = {name: [row for row, own in zip(rows, forms, strict=True) if own == name] for name in set(forms)}
-    done: dict[str, Iterator[tuple[list[int], list[int]]]] = {
-        "input_ids": ((list(r["input_ids"]), list(r.get("labels", r["input_ids"]))) for r in of.get("input_ids", ())),
-        "messages": iter(_conversations(tokenizer, of["messages"]) if "messages" in of else ()),
-        "": ((p + a, [IGNORED] * len(p) + a) for p, a in (encode(tokenizer, of[""]) if "" in of else ())),
-    }  # fmt: skip
-    return [next(done[name]) for name in forms]
+    """Ids and labels of rows of any form: those of one form go to the tokenizer together."""
+    talks: dict[int, Record] = {}
+    others: dict[int, Example | Record] = {}
+    found: list[tuple[list[int], list[int]]] = [([], [])] * len(rows)
+    for place, row in enumerate(rows):
+        if not isinstance(row, Mapping):
+            others[place] = row
+        elif "input_ids" in row:
+            found[place] = list(row["input_ids"]), list(row.get("labels", row["input_ids"]))
+        else:
+            (talks if "messages" in row else others)[place] = row
+    if talks:
+        for place, pair in zip(talks, _conversations(tokenizer, list(talks.values())), strict=True):
+            found[place] = pair
+    if others:
+        for place, (prompt, answer) in zip(others, encode(tokenizer, list(others.values())), strict=True):
+            found[place] = prompt + answer, [IGNORED] * len(prompt) + answer
+    return found
 
 
 def encode_record(tokenizer: PreTrainedTokenizerBase, record: Example | Record) -> tuple[list[int], list[int]]:

@@ -47,8 +47,10 @@ class BadRecords(ValueError):
         self.problems = list(problems)
 
     @classmethod
-    def of_file(cls, problems: Sequence[Problem], name: str, unit: str = "line") -> BadRecords:
-        """The problems found in a file; `unit` says what their rows count, "line" or "record"."""
+    def of_file(
+        cls, problems: Sequence[Problem], name: str, unit: str = "line", so: str = "nothing was read"
+    ) -> BadRecords:
+        """The problems found in a file; `unit` says what their rows count, "line" or "record", `so` what follows."""
         places: dict[str, list[int]] = {}
         for problem in problems:
             places.setdefault(_sentence(problem), []).append(problem.row)
@@ -57,7 +59,7 @@ class BadRecords(ValueError):
         if rest := len(problems) - sum(len(rows) for _, rows in listed):
             shown.append(f"  and {rest} more")
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        head = f"{count} in {name}, so nothing was read. Mend these records or take them out:"
+        head = f"{count} in {name}, so {so}. Mend these records or take them out:"
         return cls(problems, "\n".join([head, *shown]))
 
     @classmethod
@@ -118,6 +120,11 @@ def _content_problem(message: Mapping[str, Any]) -> str | None:
     return text_problem(content) if "content" in message else "is missing"
 
 
+def _inner_problem(value: Any) -> str | None:
+    """What keeps the texts inside of a value from being tokenized, or None."""
+    return text_problem(json.dumps(value, ensure_ascii=False, default=str), empty=True)
+
+
 def message_problem(messages: Any) -> str | None:
     """The first thing wrong with a conversation, or None."""
     if not isinstance(messages, list | tuple):
@@ -131,16 +138,17 @@ def message_problem(messages: Any) -> str | None:
             return f"message {turn} has the role {message.get('role')!r}; known are {', '.join(ROLES)}"
         if problem := _content_problem(message):
             return f"the content of message {turn} ({message['role']}) {problem}"
-        for field in SPOKEN:
-            if isinstance(message.get(field), str) and (problem := text_problem(message[field], empty=True)):
+        for field in message.keys() - {"role", "content", "weight"}:
+            if problem := _inner_problem(message[field]):
                 return f"the {field} of message {turn} {problem}"
         if message.get("weight") not in (None, 0, 1):
             return f"the weight of message {turn} is {message['weight']!r}; known are 0, which isn't learned, and 1"
     if messages[-1]["role"] != "assistant":
         return f"the last message is by {messages[-1]['role']}: there is no answer to learn"
-    if not any(map(is_learned, messages)):
+    learned = [turn for turn, message in enumerate(messages) if is_learned(message)]
+    if not learned:
         return "has weight 0 on every answer: there is nothing to learn"
-    return None
+    return None if learned[-1] else "holds an answer and no prompt"
 
 
 def problems_of(row: int, record: Any, required: Sequence[str]) -> list[Problem]:
@@ -215,8 +223,9 @@ def tools_of(record: Record) -> dict[str, list[Any]]:
             tools = json.loads(tools)
         except (ValueError, RecursionError) as error:
             raise BadRecords.of_record([Problem(1, "tools", f"is no JSON ({error})")]) from None
-    if tools and not isinstance(tools, list):
-        raise BadRecords.of_record([Problem(1, "tools", f"is {kind_of(tools)}, not a list of tools")])
+    wrong = f"is {kind_of(tools)}, not a list of tools" if tools and not isinstance(tools, list) else None
+    if wrong := wrong or _inner_problem(tools):
+        raise BadRecords.of_record([Problem(1, "tools", wrong)])
     return {"tools": tools} if tools else {}
 
 
@@ -229,13 +238,11 @@ def to_prompt_completion(record: Record) -> dict[str, Any]:
     """A record in TRL's conversational prompt/completion form, ``tools`` too where it has some.
 
     The completion is the last answer that is learned (:func:`is_learned`), the prompt every turn before it. Raises
-    BadRecords when a field that is needed is missing, empty or no text, and when there is no turn before the answer.
+    BadRecords when a field that is needed is missing, empty or no text, or there is no turn before the answer.
     """
     whole = to_messages(record)
     messages = whole.pop("messages")
     last = max(turn for turn, message in enumerate(messages) if is_learned(message))
-    if last == 0:
-        raise BadRecords.of_record([Problem(1, "messages", "holds an answer and no prompt")])
     return {"prompt": messages[:last], "completion": [messages[last]], **whole}
 
 

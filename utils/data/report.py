@@ -2,7 +2,6 @@
 
 Attributes:
     QUANTILES: The lengths that a report shows.
-    SILENT: Seconds before a progress bar appears.
 """
 
 from __future__ import annotations
@@ -11,12 +10,12 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from utils.data.chat import IGNORED
-from utils.data.duplicates import near_duplicates
+from utils.data.duplicates import SILENT, near_duplicates
 from utils.data.labels import encode_rows, first_learned, lost_at
 from utils.data.records import INSTRUCTION_FIELDS, Problem, Record, problems_of, to_messages, to_prompt_completion
 
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 QUANTILES = {"shortest": 0.0, "median": 0.5, "90%": 0.9, "99%": 0.99, "longest": 1.0}
-SILENT = 3.0
 
 
 @dataclass(frozen=True)
@@ -186,7 +184,7 @@ def _marks(records: Sequence[Record], tokenizer: PreTrainedTokenizerBase) -> dic
     return dict(found.most_common())
 
 
-def _answers_end(labels: Sequence[int], eos: int) -> bool:
+def _answers_end(labels: Sequence[int], eos: int | None) -> bool:
     """Whether the EOS token is among the last stretch of learned tokens."""
     learned = False
     for label in reversed(labels):
@@ -248,7 +246,7 @@ def data_report(
     )
     lengths, firsts, rows = [], [], []
     endless = unended = beyond = 0
-    eos = tokenizer.eos_token_id
+    eos = cast("int | None", tokenizer.eos_token_id)
     for ids, labels in _encoded(good, tokenizer):
         lengths.append(len(ids))
         firsts.append(first_learned(labels))

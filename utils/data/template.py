@@ -22,7 +22,7 @@ def check_template(reading: Reading, tokenizer: PreTrainedTokenizerBase) -> None
     problems = template_problems(reading.records, tokenizer)
     if problems:
         there = [problem._replace(row=reading.lines[problem.row - 1]) for problem in problems]
-        raise BadRecords.of_file(there, reading.name, reading.unit)
+        raise BadRecords.of_file(there, reading.name, reading.unit, "it can't be trained on with this base")
 
 
 def template_problems(records: Sequence[Record], tokenizer: PreTrainedTokenizerBase) -> list[Problem]:
