@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -164,7 +164,8 @@ def evaluate(
     replies = {}
     for i, said in zip(fitting, answers, strict=True):
         prompt, wanted = asked[i]
-        wanted = wanted or tokenizer.decode(encoded[i][1], skip_special_tokens=True).strip()  # a call, no words
+        if not wanted:  # it calls a tool, and says nothing
+            wanted = cast(str, tokenizer.decode(encoded[i][1], skip_special_tokens=True)).strip()
         earlier = tuple((message["role"], message["content"] or "") for message in prompt[:-1])
         replies[i] = Reply(prompt[-1]["content"] or "", wanted, *said, earlier)
     kept = sorted(fitting)

@@ -159,7 +159,7 @@ def hold_out(records: Sequence[Record], held_out: float | str = HELD_OUT_SHARE, 
 
 
 def _split_from_file(records: Sequence[Record], path: str) -> Split:
-    test = read_own(path).records
+    test: list[Record] = [*read_own(path).records]
     kept = _distinct(records)
     prompts = list(dict.fromkeys(prompt for prompt, _ in kept))
     asked = list(dict.fromkeys(map(prompt_key, test)))

@@ -17,11 +17,13 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from utils.files import new_folder
 
 if TYPE_CHECKING:
+    from datasets import Dataset
+    from peft import PeftModel
     from trl import SFTTrainer
 
 RUN, CHECKPOINTS, TRAINED = "run.json", "checkpoints", "trained.json"
@@ -46,12 +48,13 @@ def trained_on(trainer: SFTTrainer) -> TrainedOn:
     """What a trainer that is done trained on."""
     from utils.train.sft import trained_tokens
 
-    learned, tokens = trained_tokens(trainer.train_dataset)
-    dev = 0 if trainer.eval_dataset is None else len(trainer.eval_dataset)
+    rows = cast("Dataset", trainer.train_dataset)
+    learned, tokens = trained_tokens(rows)
+    dev = 0 if trainer.eval_dataset is None else len(cast("Dataset", trainer.eval_dataset))
     state = trainer.state
     kept = state.best_global_step if dev and state.best_global_step else state.global_step
     return TrainedOn(
-        len(trainer.train_dataset), tokens, learned, dev, state.global_step, round(state.epoch or 0, 2), kept,
+        len(rows), tokens, learned, dev, state.global_step, round(state.epoch or 0, 2), kept,
         state.max_steps,
     )  # fmt: skip
 
@@ -79,7 +82,7 @@ def keep_adapter(trainer: SFTTrainer, partial: str | Path) -> TrainedOn:
     """Save a trainer's adapter into a partial folder, so that nothing that happens later can take it away."""
     done = trained_on(trainer)
     Path(partial).mkdir(parents=True, exist_ok=True)
-    trainer.model.save_pretrained(str(partial), save_embedding_layers=False)  # or PEFT asks the Hub
+    cast("PeftModel", trainer.model).save_pretrained(str(partial), save_embedding_layers=False)  # or PEFT asks the Hub
     _write(Path(partial, TRAINED), done._asdict())
     return done
 
