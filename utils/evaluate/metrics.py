@@ -138,7 +138,8 @@ def wilson(right: int, count: int) -> tuple[float, float]:
     middle = share + z * z / (2 * count)
     reach = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
     whole = 1 + z * z / count
-    return max(0.0, (middle - reach) / whole), min(1.0, (middle + reach) / whole)
+    low, high = (middle - reach) / whole, (middle + reach) / whole
+    return min(share, max(0.0, low)), max(share, min(1.0, high))  # rounding moves 0 of n and n of n by a hair
 
 
 @functools.lru_cache(maxsize=10_000)
