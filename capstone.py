@@ -3,92 +3,125 @@
 
     python capstone.py --data my.jsonl --out my-adapter
 
-The file is a .csv, .json or .jsonl with instruction and output, perhaps input, or with messages.
 COURSE_PROFILE (tiny, small, 7b) chooses the model; beside small and 7b COURSE_MODEL names another.
+A run that stopped goes on when it is called again as before.
 """
 
-import argparse
 import gc
-import tempfile
+from dataclasses import asdict
+from pathlib import Path
 
-from utils.course.model_card import write_card
-from utils.data import check_completions_survive, data_report, to_prompt_completion
-from utils.evaluate import evaluate
-from utils.evaluate.report import comparison
-from utils.files import new_folder, replaced_folder
-from utils.models import ModelUnavailable, load_4bit, load_base, profile, trainer_precision, widen_trainable
-from utils.profiling import checkpoint_blocks
+from utils.course.own_run import command_line, one_line, settings_of
+from utils.data import read_own
 from utils.quiet import quiet_upstream
-from utils.train import data_facts, general_texts, read_own, split_records, usual_settings
-
-ADAPTER = {"target_modules": "all-linear", "task_type": "CAUSAL_LM"}
-
-
-def prepare(path):
-    """Read the file or refuse it, split it without a leak, and keep the facts for the card."""
-    split = split_records(read_own(path))
-    return split, data_facts(path, split)
+from utils.train import data_facts, hold_out
+from utils.train.run_folder import CHECKPOINTS, is_trained, keep_adapter, last_checkpoint, unfinished
 
 
-def look_over(split, tokenizer, max_length):
-    """Say what is in the data, and refuse it when every answer would be cut away."""
-    check_completions_survive(split.train, tokenizer, max_length)
-    print(data_report(split.train, tokenizer, max_length, held_out=split.held_out))
+def prepare(path, settings):
+    """Read the file or refuse it, say what it is, split it without a leak, and keep the facts for the card."""
+    reading = read_own(path)
+    print(reading)
+    split = hold_out(reading.records, settings.held_out, settings.seed)
+    return reading, split, data_facts(path, split)
+
+
+def look_over(reading, split, tokenizer, settings):
+    """Say what will be learned, or refuse it; the encoded rows to train on, and those of the dev split."""
+    from utils.data import check_template, data_report
+
+    check_template(reading, tokenizer)
+    cut, known = settings.max_length, settings.positions
+    report = data_report(split.train, tokenizer, cut, split.held_out, context=known).checked()
+    print(report)
+    return report.rows, data_report(split.dev, tokenizer, cut).rows if split.dev else []
 
 
 def load(four_bit):
     """The base, its weights in 16 bits (32 without bf16) or in 4, and its tokenizer."""
+    from utils.models import load_4bit, load_base
+
     gc.collect()  # a base that nobody needs any more makes room
     return load_4bit() if four_bit else load_base()
 
 
-def sft_settings(folder, settings):
+def sft_settings(folder, settings, dev=False):
     from trl import SFTConfig
+
+    from utils.models import trainer_precision
 
     return SFTConfig(
         output_dir=str(folder),
         max_steps=settings.steps,
         per_device_train_batch_size=settings.batch_size,
+        per_device_eval_batch_size=settings.batch_size,
+        gradient_accumulation_steps=settings.accumulation,
         learning_rate=settings.lr,
-        warmup_steps=10,
+        warmup_steps=settings.warmup,
         max_length=settings.max_length,
+        seed=settings.seed,
         **trainer_precision(),  # bf16 or fp16 or neither, and whether to stay on the CPU
-        save_strategy="no",
+        **looks(settings.look_every, dev),
         report_to="none",
         disable_tqdm=True,
         gradient_checkpointing=None,  # TRL would turn it on; train() decides
     )
 
 
-def train(model, tokenizer, records, settings):
-    from datasets import Dataset, disable_progress_bars
+def looks(every, dev):
+    """A checkpoint every so many steps; with a dev split its loss too, and in the end the best of them."""
+    saved = {"save_strategy": "steps", "save_steps": every, "save_total_limit": 2}
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss"}
+    return saved | best | {"eval_strategy": "steps", "eval_steps": every} if dev else saved
+
+
+def lora_config(settings):
     from peft import LoraConfig
-    from transformers import PrinterCallback
+
+    return LoraConfig(
+        r=settings.r,
+        lora_alpha=settings.alpha,
+        use_rslora=settings.rslora,
+        target_modules=settings.targets,
+        task_type="CAUSAL_LM",
+    )
+
+
+def train(model, tokenizer, rows, dev, settings, folder):
+    """Train an adapter, from the last checkpoint in `folder` if there is one. The trainer comes back."""
+    from datasets import Dataset
+    from transformers import PrinterCallback, set_seed
     from trl import SFTTrainer
 
-    from utils.train import LiveLoss
+    from utils.models import widen_trainable
+    from utils.profiling import checkpoint_blocks
+    from utils.train.callbacks import watching
 
-    disable_progress_bars()
     checkpoint_blocks(model, on=settings.checkpointing)
-    with tempfile.TemporaryDirectory() as scratch:
-        trainer = SFTTrainer(
-            model=model,
-            args=sft_settings(scratch, settings),
-            train_dataset=Dataset.from_list([to_prompt_completion(r) for r in records]),
-            processing_class=tokenizer,
-            peft_config=LoraConfig(r=settings.r, lora_alpha=2 * settings.r, **ADAPTER),
-        )
-        trainer.remove_callback(PrinterCallback)
-        trainer.add_callback(LiveLoss())
-        if trainer.args.fp16:  # its loss scaling takes float32 gradients only
-            widen_trainable(trainer.model)
-        trainer.train()
-    return trainer.model
+    set_seed(settings.seed)
+    trainer = SFTTrainer(
+        model=model,
+        args=sft_settings(folder, settings, bool(dev)),
+        train_dataset=Dataset.from_list(rows),
+        eval_dataset=Dataset.from_list(dev) if dev else None,
+        processing_class=tokenizer,
+        peft_config=lora_config(settings),
+        callbacks=watching(bool(dev)),
+    )
+    trainer.remove_callback(PrinterCallback)
+    if trainer.args.fp16:  # its loss scaling takes float32 gradients only
+        widen_trainable(trainer.model)
+    trainer.train(resume_from_checkpoint=last_checkpoint(folder))
+    return trainer
 
 
 def ask(model, tokenizer, records):
     """What the model makes of the held-out records, and of texts of another kind."""
-    return evaluate(model, tokenizer, records, general=general_texts())
+    from utils.evaluate import evaluate
+    from utils.train import GENERAL, general_texts
+
+    others = {"general": general_texts(), "general_name": GENERAL}
+    return evaluate(model, tokenizer, records, **others, progress="asking")
 
 
 def reload(folder, four_bit):
@@ -99,46 +132,43 @@ def reload(folder, four_bit):
     return PeftModel.from_pretrained(base, folder).eval(), tokenizer
 
 
-def fine_tune(data, out, settings, four_bit=False):
-    """All of it. The folder `out` is written when everything is done, or not at all."""
-    out, settings = new_folder(out), settings.checked()
-    split, facts = prepare(data)
-    model, tokenizer = load(four_bit)
-    look_over(split, tokenizer, settings.max_length)
-    before = ask(model, tokenizer, split.held_out)
-    with replaced_folder(out) as partial:
-        model = train(model, tokenizer, split.train, settings)
-        model.save_pretrained(partial, save_embedding_layers=False)  # or PEFT asks the Hub
+def fine_tune(data, out, settings):
+    """All of it. The folder `out` is there when everything is done; until then `out`.partial holds what there is."""
+    reading, split, facts = prepare(data, settings.checked())
+    from utils.course.model_card import write_card
+    from utils.lora.target_modules import check_targets
+    from utils.models import load_config, load_tokenizer, profile
+
+    with unfinished(out, {"data": facts.sha256, "profile": profile(), **asdict(settings)}) as partial:
+        tokenizer = load_tokenizer()
+        settings = settings.filled(profile(), load_config(tokenizer.name_or_path))
+        rows, dev = look_over(reading, split, tokenizer, settings)
+        settings = settings.timed(len(rows))
+        print(settings.sentence(len(rows), len(dev)), "Loading the base ...", sep="\n")
+        model, tokenizer = load(settings.four_bit)
+        check_targets(model, settings.targets)
+        before = ask(model, tokenizer, split.held_out)
+        done = is_trained(partial) or keep_adapter(
+            train(model, tokenizer, rows, dev, settings, partial / CHECKPOINTS), partial
+        )
         in_4bit = getattr(model, "is_loaded_in_4bit", False)
         del model
-        model, tokenizer = reload(partial, four_bit)
+        model, tokenizer = reload(partial, settings.four_bit)
         after = ask(model, tokenizer, split.held_out)
-        shown = settings._asdict() | {"lora_alpha": 2 * settings.r, "base in 4 bits": in_4bit}
-        write_card(partial, facts, shown, before, after, profile=profile(), name="-".join(out.name.split()))
+        shown = settings.table() | {"base in 4 bits": in_4bit}
+        write_card(partial, facts, done, shown, before, after, profile=profile(), name="-".join(Path(out).name.split()))
     return before, after
 
 
 def main(arguments=None):
     quiet_upstream()  # in a notebook the setup cell does
-    usual = usual_settings(profile())
-    parser = argparse.ArgumentParser(description="LoRA on a file of your own.")
-    parser.add_argument("--data", required=True, help="a .csv, .json or .jsonl file")
-    parser.add_argument("--out", required=True, help="a new folder for adapter, report and card")
-    parser.add_argument("--four-bit", action="store_true", help="QLoRA: the base in 4 bits")
-    parser.add_argument("--r", type=int, help="the rank; lora_alpha is twice that")
-    parser.add_argument("--lr", type=float, help="the peak learning rate")
-    parser.add_argument("--steps", type=int, help="optimizer steps")
-    parser.add_argument("--batch-size", type=int, help="records in a step")
-    parser.add_argument("--max-length", type=int, help="tokens where a record is cut")
-    parser.add_argument("--checkpointing", action="store_true", help="less memory, more time")
-    parser.set_defaults(**usual._asdict())
+    parser = command_line("LoRA on a file of your own.")
     given = parser.parse_args(arguments)
-    settings = usual._replace(**{name: getattr(given, name) for name in usual._fields})
-    try:
-        before, after = fine_tune(given.data, given.out, settings, given.four_bit)
-    except (ValueError, OSError, ModelUnavailable) as problem:
-        parser.exit(1, f"error: {problem}\n")
-    print(comparison(before, after))
+    with one_line(parser, given.out):  # what stops it is said in a line, and how it goes on
+        before, after = fine_tune(given.data, given.out, settings_of(given))
+        from utils.evaluate.report import comparison
+
+        print(comparison(before, after))
 
 
 if __name__ == "__main__":

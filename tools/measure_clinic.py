@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from utils.data.chat import batches
+from utils.data.labels import batches
 from utils.evaluate.diagnose import watched
 from utils.evaluate.diagnose_cases import everything_learnt, without_end_mark
 from utils.evaluate.report import evaluate

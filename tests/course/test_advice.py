@@ -16,6 +16,7 @@ from utils.models import ROOT
 from utils.models.configs import llama_config
 from utils.profiling import fit
 from utils.profiling.memory import GB, predict
+from utils.train.settings import Settings
 
 remembered = functools.cache(predict)  # a prediction takes seconds, and the cards ask for the same ones again
 
@@ -181,3 +182,24 @@ def test_the_tables_have_a_row_for_each():
     assert first == plan.summary and len(rows) == 2 + len(CHOICES) == 2 + len(plan.advice)
     rows = whole_guide().splitlines()[2:]
     assert len(rows) == len(ALL) and all(re.search(r"\| \[.*\]\(.*\) \|$", row) for row in rows), "each has its link"
+
+
+def scales(answer: str) -> list[float]:
+    """The scale of every rank and alpha that an answer names, with its own use_rslora or that of what follows."""
+    found = []
+    for part in re.split(r"; or |; ", answer):
+        r, alpha = (
+            re.search(rf"\b{name}=(\d+)", part) or re.search(rf"\b{name}=(\d+)", answer) for name in ("r", "lora_alpha")
+        )
+        if r and alpha:
+            rslora = "rslora" in part.lower()
+            found.append(Settings(r=int(r[1]), alpha=int(alpha[1]), rslora=rslora).checked().scale)
+    return found
+
+
+def test_whatever_is_advised_about_rank_and_alpha_keeps_the_scale():
+    """It once said r=64 with rsLoRA, and alpha at 2r elsewhere: a scale of 16, and a dev loss of 3.0 for 0.5."""
+    named = {key: scales(choice.answer) for key, choice in CHOICES[RANK].items()}
+    assert named == {"8": [2.0], "16": [2.0], "64": [2.0, 2.0]}
+    assert "use_rslora" not in CHOICES[VARIANT]["plain"].answer and "not 2r: 16" in CHOICES[VARIANT]["rslora"].answer
+    assert Settings(r=64, rslora=True).scale == 2.0, "and so does capstone.py --r 64 --rslora"

@@ -8,8 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from utils.data.chat import IGNORED, Example, batches, collate, encode, prompt_completion, render, token_id
-from utils.data.labels import prompt_completion_labels
+from utils.data.chat import IGNORED, Example, collate, encode, prompt_completion, render, token_id
+from utils.data.labels import batches, prompt_completion_labels
 from utils.data.records import BadRecords
 from utils.tinyworld import ASSISTANT, END, PAD, USER, task_examples
 

@@ -1,5 +1,6 @@
 """Ids and labels: equal to what TRL makes of the same records; and a length that leaves nothing is refused at once."""
 
+import json
 import logging
 import re
 
@@ -8,9 +9,16 @@ import torch
 
 from utils import data, models
 from utils.data.chat import IGNORED, collate, encode
+from utils.data.formats import read_records
 from utils.data.instructions import INSTRUCTIONS
-from utils.data.labels import assistant_labels, check_completions_survive, encode_record, prompt_completion_labels
-from utils.data.records import BadRecords, read_records, to_messages, to_prompt_completion
+from utils.data.labels import (
+    assistant_labels,
+    check_completions_survive,
+    encode_record,
+    encode_rows,
+    prompt_completion_labels,
+)
+from utils.data.records import BadRecords, to_messages, to_prompt_completion
 from utils.tinyworld import task_examples
 
 torch.set_num_threads(1)
@@ -82,6 +90,59 @@ def test_assistant_only_is_trls(tokenizer, records, trained_on, template):
     rows = [to_messages(r) for r in records] + [{"messages": LONG}]
     theirs, _ = trained_on(rows, assistant_only_loss=True)
     assert [assistant_labels(tokenizer, r["messages"]) for r in rows] == pairs(theirs)
+
+
+def test_all_answers_are_trls_but_for_those_with_the_weight_0(tokenizer, records, trained_on):
+    """TRL knows no weights: what it learns of the conversation, without that answer."""
+    rows = [to_messages(r)["messages"] + LONG for r in records[:4]]
+    theirs = pairs(trained_on([{"messages": messages} for messages in rows], assistant_only_loss=True)[0])
+    assert list(encode_rows(tokenizer, [{"messages": messages} for messages in rows])) == theirs
+    tagged = tokenizer.chat_template
+    plain = re.sub(r"\{% (end)?generation %\}", "", tagged)
+    for messages, (ids, labels) in zip(rows, theirs, strict=True):
+        learned = tokenizer.decode([label for label in labels if label != IGNORED])
+        for turn in (1, 3):
+            weighed = {"messages": [{**m, "weight": int(n != turn)} for n, m in enumerate(messages)]}
+            tokenizer.chat_template = tagged
+            found = encode_record(tokenizer, weighed)
+            left = tokenizer.decode([label for label in found[1] if label != IGNORED])
+            assert found[0] == ids and left == learned.replace(f"{messages[turn]['content']}<|end|>", "", 1)
+            tokenizer.chat_template = plain
+            assert encode_record(tokenizer, weighed) == found, "by comparing the same"
+
+
+def test_tools_are_rendered_as_trl_renders_them(tokenizer, trained_on):
+    tokenizer.chat_template = "{% if tools %}{{ tools | tojson }}{% endif %}" + tokenizer.chat_template
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
+    rows = [{"messages": LONG, "tools": tools}, {"messages": LONG[:2], "tools": tools}]
+    theirs, _ = trained_on([{**row, "tools": json.dumps(tools)} for row in rows], assistant_only_loss=True)
+    assert list(encode_rows(tokenizer, [rows[0], {"messages": LONG[:2]}, rows[1]]))[::2] == pairs(theirs)
+    asked = [to_prompt_completion(row) for row in rows]
+    assert all(pair["tools"] == tools for pair in asked)
+    assert encode(tokenizer, asked[:1])[0][0][:3] == pairs(theirs)[0][0][:3], "a prompt begins with its tools"
+
+
+def test_many_rows_are_encoded_as_each_alone_and_a_bad_one_is_named(tokenizer, records):
+    rows = [*records[:3], {"messages": LONG}, {"input_ids": [1, 2], "labels": [-100, 2]}, *records[3:6]]
+    assert list(encode_rows(tokenizer, rows)) == [encode_record(tokenizer, row) for row in rows]
+    with pytest.raises(BadRecords, match="number 2 of 2: this record can't be used: instruction is missing") as caught:
+        list(encode_rows(tokenizer, [records[0], {"output": "x"}]))
+    assert [problem.row for problem in caught.value.problems] == [2]
+    system = {"messages": [{"role": "system", "content": "Be kind."}, *LONG]}
+    with pytest.raises(
+        ValueError, match="number 3 of 3: the base's chat template refuses this conversation: the tiny model"
+    ):
+        list(encode_rows(tokenizer, [records[0], records[1], system]))
+
+
+def test_weights_that_cannot_be_told_apart_are_refused(tokenizer):
+    """Tags around the whole conversation make one stretch of two answers."""
+    tokenizer.chat_template = (
+        "{% generation %}{% for m in messages %}{{ '<|user|>' + m.content + '<|end|>' }}{% endfor %}{% endgeneration %}"
+    )
+    messages = [LONG[0], {**LONG[1], "weight": 0}, *LONG[2:]]
+    with pytest.raises(ValueError, match="tags 1 stretches for 2 answers"):
+        encode_record(tokenizer, {"messages": messages})
 
 
 def test_plain_texts_are_trls(tokenizer, trained_on):

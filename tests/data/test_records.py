@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from utils.data.formats import read_records
 from utils.data.records import (
     SHOWN,
     BadRecords,
     Problem,
     find_problems,
     from_dolly,
-    read_records,
     to_messages,
     to_prompt_completion,
     user_text,
@@ -140,12 +140,20 @@ def test_a_line_cut_off_anywhere_is_found(tmp_path, cut):
 
 
 def test_ten_problems_are_shown_and_the_rest_counted(tmp_path):
-    path = write(tmp_path / "data.jsonl", [{"instruction": "a", "output": ""}] * (SHOWN + 3))
+    path = write(tmp_path / "data.jsonl", [{"instruction": "a", f"reply {n}": ""} for n in range(SHOWN + 3)])
     error = refused(path)
     assert len(error.problems) == SHOWN + 3
     assert len(str(error).splitlines()) == SHOWN + 2 and str(error).endswith("  and 3 more")
-    path = write(tmp_path / "data.jsonl", [{"instruction": "a", "output": ""}] * SHOWN)
+    path = write(tmp_path / "data.jsonl", [{"instruction": "a", f"reply {n}": ""} for n in range(SHOWN)])
     assert "more" not in str(refused(path))
+
+
+def test_lines_with_the_same_problem_share_a_sentence(tmp_path):
+    path = write(tmp_path / "data.jsonl", [{"instruction": "a", "output": ""}] * 80)
+    error = refused(path)
+    assert len(error.problems) == 80 and str(error).splitlines()[1:] == [
+        "  lines 1, 2, 3, 4 and 76 more: output is empty"
+    ]
 
 
 def test_a_json_file_counts_records_and_must_be_a_list_of_them(tmp_path):
@@ -154,7 +162,7 @@ def test_a_json_file_counts_records_and_must_be_a_list_of_them(tmp_path):
     path.write_text(json.dumps(GOOD[0]))
     assert "data.json holds an object" in str(refused(path))
     path.write_text("\n".join(json.dumps(r) for r in GOOD))
-    assert "Extra data at line 2" in str(refused(path)) and "name the file .jsonl" in str(refused(path))
+    assert read_records(path) == GOOD, "one object a line is JSONL by whichever name"
     path.write_text(json.dumps(GOOD)[:-1])
     assert "was it cut off?" in str(refused(path))
 
@@ -186,13 +194,13 @@ def test_a_file_without_records_is_refused(tmp_path, ending, content):
 
 def test_bytes_that_are_no_utf_8_are_named_with_their_line(tmp_path):
     path = tmp_path / "data.jsonl"
-    path.write_bytes(json.dumps(GOOD[0]).encode() + b"\n" + '{"instruction": "é"}'.encode("latin-1"))
+    path.write_bytes('{"instruction": "é"}\n'.encode() + '{"instruction": "é"}'.encode("latin-1"))
     assert "line 2: holds the byte 0xe9, which is no UTF-8" in str(refused(path))
 
 
 def test_an_unknown_ending_and_a_missing_file(tmp_path):
-    with pytest.raises(ValueError, match=r"data.parquet: the ending .* known are .json, .jsonl, .csv"):
-        read_records(tmp_path / "data.parquet")
+    with pytest.raises(ValueError, match=r"data.feather: the ending .* known are .json, .jsonl, .ndjson, .csv"):
+        read_records(tmp_path / "data.feather")
     with pytest.raises(FileNotFoundError):
         read_records(tmp_path / "data.json")
 
@@ -216,6 +224,14 @@ def test_nothing_is_found_where_nothing_is_wrong():
         ([TURNS[0], {"role": "assistant", "content": " "}], "the content of message 2 (assistant) is empty"),
         ([TURNS[0], {"role": "assistant", "content": None}], "(assistant) is null"),
         ([*TURNS, TURNS[0]], "the last message is by user"),
+        (TURNS[1:], "holds an answer and no prompt"),
+        ([TURNS[1], TURNS[0], {**TURNS[1], "weight": 0}], "holds an answer and no prompt"),
+        ([TURNS[0], {**TURNS[1], "weight": 0}], "has weight 0 on every answer"),
+        ([TURNS[0], {**TURNS[1], "weight": "0"}], "the weight of message 2 is '0'; known are 0, which isn't learned"),
+        ([TURNS[0], {**TURNS[1], "content": "a \ud83d"}], "(assistant) holds \\ud83d, half of a character"),
+        ([TURNS[0], {**TURNS[1], "thinking": "\ud83d"}], "the thinking of message 2 holds \\ud83d"),
+        ([TURNS[0], {**TURNS[1], "tool_calls": [{"a": ["\ud83d"]}]}], "the tool_calls of message 2 holds \\ud83d"),
+        ([{"role": "user", "content": [{"type": "image"}]}, TURNS[1]], "is a list with parts of the type image"),
     ],
 )
 def test_what_is_wrong_with_a_conversation(messages, said):
@@ -259,6 +275,26 @@ def test_no_form_is_made_of_a_bad_record(convert, record, said):
     with pytest.raises(BadRecords, match="this record can't be used: ") as caught:
         convert(record)
     assert said in str(caught.value) and caught.value.problems
+
+
+def test_every_field_of_a_message_stays_that_is_not_null():
+    call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f"}}], "name": None}
+    record = {
+        "messages": [TURNS[0], call, {"role": "tool", "content": "noon"}, {**TURNS[1], "reasoning_content": "Hm."}]
+    }
+    made = to_messages({**record, "tools": [{"type": "function"}], "id": 3})
+    assert made["messages"][1] == {"role": "assistant", "content": "", "tool_calls": call["tool_calls"]}
+    assert made["messages"][3]["reasoning_content"] == "Hm." and made["tools"] == [{"type": "function"}]
+    assert set(made) == {"messages", "tools"} and "tools" not in to_messages({**record, "tools": None})
+
+
+def test_the_completion_is_the_last_answer_that_is_learned():
+    silent = {**TURNS[1], "weight": 0}
+    assert to_prompt_completion({"messages": [*TURNS, TURNS[0], silent]}) == {
+        "prompt": TURNS[:1],
+        "completion": TURNS[1:],
+    }
+    assert to_prompt_completion({"messages": [TURNS[0], silent, *TURNS]})["prompt"] == [TURNS[0], silent, TURNS[0]]
 
 
 def test_an_answer_alone_is_no_prompt_and_completion():

@@ -13,8 +13,9 @@ from utils.data.chat import (
     Example,
     encode,
 )
+from utils.data.formats import read_records
 from utils.data.instructions import INSTRUCTIONS
-from utils.data.records import read_records, user_text
+from utils.data.records import user_text
 from utils.data.report import data_report
 from utils.tinyworld import TASKS, task_examples
 
@@ -86,13 +87,96 @@ def test_a_template_without_an_end_mark_is_noticed(tokenizer):
     other.chat_template = other.chat_template.replace(" + '<|end|>'", "")
     assert data_report([ZOE, SUE], tokenizer, 512).endless == 0
     report = data_report([ZOE, SUE], other, 512)
-    assert report.endless == 2 and table(report)["answers without an end mark"] == "2 of 2 (100.0%)"
+    assert report.endless == 2 and table(report)["answers without their EOS token"] == (
+        "2 of 2 (100.0%), 2 of them before the cut: the chat template learns none"
+    )
 
 
 def test_conversations_are_reported_on_alike(tokenizer):
     turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]
     report = data_report([{"messages": turns}, {"messages": turns}, {"messages": turns[:1]}], tokenizer, 512)
     assert (report.usable, report.duplicates, len(report.problems)) == (2, 1, 1)
+
+
+def said(*texts):
+    return {"messages": [{"role": ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(texts)]}
+
+
+def test_the_rows_are_what_the_report_measured_and_what_trl_trains_on(tokenizer, tmp_path):
+    """Several turns, weights, records that the cut empties: TRL takes the rows as they are and drops none."""
+    from datasets import Dataset
+    from trl import SFTTrainer
+
+    from utils.train.recipes import recipe
+    from utils.train.sft import sft_config
+
+    weighed = said("Hi.", "WRONG", "Is this good or bad? Zoe was sad.", "bad")
+    weighed["messages"][1]["weight"] = 0
+    records = [ZOE, said("Hi.", "Hello.", "Say it like a pirate: Tom ran.", "Arr! Tom be running."), weighed]
+    records.append(record("Sue sat down and cried. " * 8))
+    cut = len(encode(tokenizer, records[-1:])[0][0])  # nothing is left of its answer
+    report = data_report(records, tokenizer, cut)
+    args = sft_config(tmp_path, recipe("style", "tiny"), max_length=cut)
+    theirs = SFTTrainer(
+        models.load_base()[0], args, train_dataset=Dataset.from_list(report.rows), processing_class=tokenizer
+    )
+    rows = [(row["input_ids"].tolist(), row["labels"].tolist()) for row in report.rows]
+    assert [(row["input_ids"], row["labels"]) for row in theirs.train_dataset] == rows
+    learned = [tokenizer.decode([label for label in labels if label != -100]) for _, labels in rows]
+    assert (len(rows), report.lost, report.truncated) == (3, 1, sum(length > cut for length in report.lengths))
+    assert learned[0] == "bad<|end|>" and learned[1].startswith("Hello.<|end|>Arr!") and learned[2] == "bad<|end|>"
+    assert report.tokens == sum(len(ids) for ids, _ in rows)
+    assert report.learned == sum(label != -100 for _, labels in rows for label in labels)
+    assert table(report)["trained on"] == "3 of 4 (75.0%)"
+
+
+def test_an_eos_token_behind_the_cut_is_missed(tokenizer):
+    """The end of a long answer is cut off, and its EOS token with it; the earlier answer's doesn't make up for it."""
+    long = said("Hi.", "Hello.", "Tell me a story.", "Once there was a fox. " * 20)
+    report = data_report([ZOE, long], tokenizer, 60)
+    assert (report.truncated, report.lost, report.endless, report.unended) == (1, 0, 1, 0)
+    assert table(report)["answers without their EOS token"] == "1 of 2 (50.0%), cut off"
+
+
+def test_an_eos_token_that_the_templates_tags_leave_out_is_missed():
+    other = models.load_tokenizer()
+    other.chat_template = other.chat_template.replace(
+        " + '<|end|>' }}{% endgeneration %}", " }}{% endgeneration %}{{ '<|end|>' }}"
+    )
+    report = data_report([said("Hi.", "Hello.")], other, 512)
+    assert report.unended == 1 and "the chat template learns none" in str(report)
+
+
+def test_special_tokens_in_texts_are_counted_and_named(tokenizer):
+    records = [record("Zoe", "go<|end|>od"), record("<|assistant|>bad", "good<|end|>"), TOM]
+    report = data_report(records, tokenizer, 512)
+    assert report.marks == {"<|end|>": 2, "<|assistant|>": 1}
+    shown = table(report)["special tokens in texts"]
+    assert shown == "<|end|> in 2, <|assistant|> in 1: each becomes the token itself"
+    assert table(data_report([TOM], tokenizer, 512))["special tokens in texts"] == "none"
+
+
+def test_rows_beyond_the_models_positions_are_counted(tokenizer):
+    long = record("Tom ran. " * 60)
+    report = data_report([ZOE, long], tokenizer, 400, held_out=[TOM, record("Sue ran. " * 60)], context=100)
+    assert report.beyond == 2 and table(report)["beyond the model's 100 positions"] == "2"
+    assert "positions" not in str(data_report([ZOE], tokenizer, 400))
+    assert table(data_report([ZOE], tokenizer, 400, context=400))["beyond the model's 400 positions"] == "none"
+
+
+def test_a_cut_that_leaves_nothing_is_refused_when_asked(tokenizer):
+    report = data_report([ZOE, TOM], tokenizer, 3)
+    assert report.rows == [] and report.lost == 2
+    with pytest.raises(ValueError, match="max_length=3 cuts away the completion of every one of the 2 records"):
+        report.checked()
+    assert data_report([ZOE, TOM], tokenizer, 512).checked().usable == 2
+
+
+def test_nearly_the_same_prompts_are_counted_here_and_in_the_held_out_data(tokenizer):
+    question = "Who went to the lake with the shy fox on the first day of the summer, and what did they find"
+    records = [said(f"{question}?", "Zoe."), said(f"{question}??", "Zoe."), said("Is Tom good or bad?", "good")]
+    report = data_report(records, tokenizer, 512, held_out=[said(f"{question} ?!", "Zoe."), said("Hi.", "Hello.")])
+    assert (report.near, report.duplicates, report.leaked, report.near_leaked) == (1, 0, 0, 1)
 
 
 def test_records_that_are_all_bad_give_a_report_and_no_error(tokenizer):

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from utils.data.chat import batches, render
+from utils.data.chat import render
+from utils.data.labels import batches
 from utils.evaluate import diagnose_cases as cases
 from utils.evaluate.diagnose import (
     Chart,

@@ -3,6 +3,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.small_llama import small
 from utils import models
@@ -11,7 +13,7 @@ from utils.data.chat import Example, encode
 from utils.evaluate import metrics
 from utils.evaluate.gates import copy_accuracy
 from utils.evaluate.merged_answers import answered
-from utils.evaluate.metrics import answer, complete, exact_match, perplexity
+from utils.evaluate.metrics import answer, chrf, complete, exact_match, perplexity, wilson
 from utils.evaluate.report import evaluate
 from utils.models.ends import end_ids
 from utils.tinyworld import ASSISTANT, END, PAD, USER
@@ -167,7 +169,7 @@ def test_an_answer_ends_at_any_of_several_end_marks(tokenizer):
     cut = answer(model, tokenizer, prompts, max_new_tokens=12)
     assert cut[0].stopped and cut[0].tokens == ids.index(second) < 12
     assert cut[0].text == tokenizer.decode(ids[: ids.index(second)]).strip()
-    assert evaluate(model, tokenizer, EXAMPLES[:1], max_new_tokens=12).replies[0][2:] == cut[0]
+    assert evaluate(model, tokenizer, EXAMPLES[:1], max_new_tokens=12).replies[0][2:5] == cut[0]
 
 
 @pytest.mark.parametrize("configured", [None, 1, [1]])
@@ -215,3 +217,27 @@ def test_records_are_marked_as_examples_are(tokenizer):
     assert exact_match(model, tokenizer, records) == 1.0
     with pytest.raises(ValueError, match="number 2 of 2 is a plain prompt"):
         exact_match(model, tokenizer, [EXAMPLES[0], {"prompt": "He likes to s", "completion": "ing."}])
+
+
+@pytest.mark.parametrize(
+    "right, count, low, high",
+    [(0, 10, 0, 0.2775), (3, 3, 0.4385, 1), (5, 10, 0.2366, 0.7634), (263, 300, 0.8347, 0.9092)],
+)
+def test_wilsons_interval_is_the_published_one(right, count, low, high):
+    """As statsmodels' proportion_confint(..., method="wilson") gives it."""
+    assert wilson(right, count) == pytest.approx((low, high), abs=2e-4)
+
+
+@given(st.integers(1, 500), st.data())
+def test_wilsons_interval_holds_the_share_and_stays_within_bounds(count, data):
+    right = data.draw(st.integers(0, count))
+    low, high = wilson(right, count)
+    assert 0 <= low <= right / count <= high <= 1 and low < high
+    for wrong in ((-1, 5), (6, 5), (0, 0)):
+        with pytest.raises(ValueError, match="is no share"):
+            wilson(*wrong)
+
+
+def test_chrf_is_of_any_language_and_between_0_and_100():
+    assert chrf("The same text.", "The same text.") == pytest.approx(100) and chrf("xyz", "AAA BBB") == 0
+    assert 0 < chrf("東京は日本の都市です", "東京は日本の首都です") < 100 and chrf("", "yes") == 0

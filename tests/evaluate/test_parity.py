@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.small_llama import small
-from utils.data.chat import batches
+from utils.data.labels import batches
 from utils.evaluate.parity import differences, shake, trainable
 from utils.lora import inject
 from utils.models import load_tokenizer

@@ -11,7 +11,19 @@ from hypothesis import strategies as st
 
 from utils.data.records import BadRecords
 from utils.evaluate.metrics import exact_match, perplexity
-from utils.evaluate.report import Evaluation, Reply, change, comparison, comparison_table, evaluate, luck
+from utils.evaluate.report import (
+    FEW,
+    SHORT,
+    Evaluation,
+    Reply,
+    change,
+    comparison,
+    comparison_table,
+    evaluate,
+    luck,
+    share,
+    verdict,
+)
 from utils.models import load_base, profile
 from utils.tinyworld import task_examples
 from utils.train.adapter_cache import trained_adapter
@@ -126,10 +138,68 @@ def test_the_change_counts_both_directions_and_refuses_other_records():
 
 def test_the_report_says_what_was_found(both):
     text = comparison(*both, examples=2)
-    assert "| right to the letter | 0% | 100% |" in text and "less than 0.001" in text
+    assert "| exact match | 0 of 12 | 12 of 12 |" in text and "| chrF of the answer, 0 to 100 | " in text
     assert f"- wanted: {EXAMPLES[1].answer}" in text and f"- adapter: {EXAMPLES[1].answer}" in text
-    assert EXAMPLES[2].answer not in text and len(comparison_table(*both)) == 5
-    assert len(comparison_table(*(Evaluation(e.replies, e.loss, None) for e in both))) == 4
+    assert EXAMPLES[2].answer not in text and "| perplexity of other texts |" in text
+    assert [row[0] for row in comparison_table(*(Evaluation(e.replies, e.loss, None) for e in both))] == [
+        "exact match", "chrF of the answer, 0 to 100", "loss (nats per token of the answer)",
+        "perplexity of the answer", "answers that end by themselves", "mean length (tokens)",
+    ]  # fmt: skip
 
 
-# ---------------------------------------------------------------------------------------------------------- the card
+def evaluation(answers, wanted="yes", loss=1.0) -> Evaluation:
+    return Evaluation(tuple(Reply(f"p{n}", wanted, a, 3, True) for n, a in enumerate(answers)), loss, None)
+
+
+@pytest.mark.parametrize("count", [1, 3, 12, FEW - 1])
+def test_a_few_records_get_no_percentage_and_no_probability(count):
+    text = comparison(evaluation(["no"] * count), evaluation(["yes"] * count), examples=0)
+    assert f"| exact match | 0 of {count} | {count} of {count} |" in text
+    assert "%" not in text and "probability" not in text and "too few to tell this from luck: hold out 20" in text
+
+
+def test_many_records_get_both_with_an_interval():
+    text = comparison(evaluation(["no"] * 45), evaluation(["yes"] * 40 + ["no"] * 5), examples=0)
+    assert "| exact match | 0 of 45 (0%, 0 to 8) | 40 of 45 (89%, 77 to 95) |" in text
+    assert "40 answers turned right and 0 turned wrong. Fair coins" in text and "less than 0.001" in text
+    assert share(20, 20) == "20 of 20 (100%, 84 to 100)"
+
+
+def test_exact_match_is_left_out_where_answers_are_long():
+    """By chrF the same records are compared: nearer or further, with the same test."""
+    wanted = "The contract ends on the last day of the month after the one in which notice was given. " * 2
+    assert len(wanted) > SHORT
+    before, after = evaluation(["Once upon a time."] * 30, wanted), evaluation([wanted[:120]] * 29 + [""], wanted)
+    assert [row[0] for row in comparison_table(before, after)][:2] == [
+        "chrF of the answer, 0 to 100", "loss (nats per token of the answer)",
+    ]  # fmt: skip
+    assert after.chrf > 3 * before.chrf and change(before, after)[:2] == (29, 1)
+    assert verdict(before, after).startswith("By chrF 29 answers came nearer to the wanted one and 1 moved away. Fair")
+    assert evaluation(["x"] * 9 + [wanted], "one\nline").short is False and evaluation(["x"], "one line").short
+
+
+def test_examples_show_the_turns_before_and_the_system_prompt():
+    earlier = (("system", "Be a pirate."), ("user", "Hi."), ("assistant", "Arr!"))
+    reply = Reply("And now?", "Sail.", "Sail.", 3, True, earlier)
+    text = comparison(Evaluation((reply,), 1, None), Evaluation((reply,), 1, None))
+    assert "> system: Be a pirate.  \n> user: Hi.  \n> assistant: Arr!  \n> user: And now?\n" in text
+
+
+def test_the_perplexity_is_that_of_the_loss_and_texts_are_named():
+    both = [Evaluation((reply("a", True),), math.log(8), g, "40 stories") for g in (2.0, 3.0)]
+    table = {row[0]: row[1:] for row in comparison_table(*both)}
+    assert table["perplexity of the answer"] == ("8", "8") and table["perplexity of 40 stories"] == ("2.00", "3.00")
+
+
+def test_records_longer_than_the_model_are_left_out_and_counted(loaded):
+    model, tokenizer = loaded
+    long = {"instruction": "a b c " * 400, "output": "yes"}
+    near = {"instruction": RECORDS[0]["instruction"] + " lake" * 440, "output": RECORDS[0]["output"]}
+    found = evaluate(model, tokenizer, [long, RECORDS[0], near, RECORDS[1]])
+    assert found.too_long == 1 and [r.prompt for r in found.replies][::2] == [r["instruction"] for r in RECORDS[:2]]
+    assert "1 more have more tokens than the model has positions" in comparison(found, found)
+    assert found.replies[0].right and found.replies[1].tokens <= 512
+    with pytest.raises(
+        ValueError, match=r"each of the 1 records .* more tokens than the model has positions \(512\): shorten"
+    ):
+        evaluate(model, tokenizer, [long])

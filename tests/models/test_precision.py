@@ -13,18 +13,20 @@ import capstone
 from utils import models
 from utils.course import environment
 from utils.data.records import to_prompt_completion
+from utils.data.report import data_report
 from utils.lora import inject
-from utils.models import loading, profile
+from utils.models import loading
 from utils.tinyworld import task_examples
 from utils.train import loop as training
 from utils.train import sft
-from utils.train.own_data import usual_settings
 from utils.train.recipes import Recipe
+from utils.train.settings import Settings
 
 torch.set_num_threads(1)
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 RECIPE = Recipe(r=4, lora_alpha=8, lr=1e-3, steps=4, batch_size=4, target_modules="all-linear")
+SETTINGS = Settings(steps=4).filled("tiny", models.load_config(models.TINY_DIR))
 
 
 @pytest.fixture
@@ -82,7 +84,7 @@ def test_the_trainers_settings_follow_the_machine(machine, tmp_path, kind, bf16,
         # It asks torch for a real card; what it would find is what `machine` says.
         patch.setattr(transformers.training_args, "is_torch_bf16_gpu_available", lambda: bf16)
         patch.setattr(torch.cuda, "set_device", lambda _: None)
-        for made in (sft.sft_config(tmp_path, RECIPE), capstone.sft_settings(tmp_path, usual_settings(profile()))):
+        for made in (sft.sft_config(tmp_path, RECIPE), capstone.sft_settings(tmp_path, SETTINGS)):
             assert (made.bf16, made.fp16, made.use_cpu) == (bf16, fp16, kind == "CPU")
 
 
@@ -136,7 +138,7 @@ def test_the_capstone_widens_them_too(tmp_path, monkeypatch):
     class Stop(Exception):
         pass
 
-    def train(self):
+    def train(self, resume_from_checkpoint):
         seen.update({p.dtype: 1 for p in self.model.parameters() if p.requires_grad})
         raise Stop
 
@@ -144,8 +146,8 @@ def test_the_capstone_widens_them_too(tmp_path, monkeypatch):
 
     settings = capstone.sft_settings
 
-    def with_fp16(folder, chosen):
-        made = settings(folder, chosen)
+    def with_fp16(folder, chosen, dev):
+        made = settings(folder, chosen, dev)
         made.fp16 = True
         return made
 
@@ -153,7 +155,7 @@ def test_the_capstone_widens_them_too(tmp_path, monkeypatch):
     monkeypatch.setattr(SFTTrainer, "train", train)
     base, tokenizer = models.load_4bit()
     with pytest.raises(Stop):
-        capstone.train(base, tokenizer, records(), usual_settings(profile()))
+        capstone.train(base, tokenizer, data_report(records(), tokenizer, 64).rows, [], SETTINGS, tmp_path)
     assert set(seen) == {F32}
 
 

@@ -39,7 +39,7 @@ def test_it_keeps_the_losses_and_draws_nothing_outside_a_notebook():
 
 def test_in_a_notebook_the_picture_changes_as_the_losses_come(monkeypatch):
     picture = Picture()
-    monkeypatch.setattr(callbacks, "_in_notebook", lambda: True)
+    monkeypatch.setattr(callbacks, "in_notebook", lambda: True)
     monkeypatch.setattr(callbacks, "_live_image", lambda: picture)
     seen = []
 
@@ -59,7 +59,7 @@ def test_in_a_notebook_the_picture_changes_as_the_losses_come(monkeypatch):
 def test_a_notebook_is_a_shell_with_a_kernel(monkeypatch, shell, is_one):
     """IPython in a terminal is a shell without one."""
     monkeypatch.setattr("IPython.get_ipython", lambda: shell)
-    assert callbacks._in_notebook() is is_one
+    assert callbacks.in_notebook() is is_one
 
 
 def test_a_run_that_logs_nothing_is_no_error():

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -11,21 +13,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from utils.data.chat import IGNORED, Example
+from utils.data.formats import read_own
 from utils.data.labels import prompt_completion_labels
 from utils.data.records import BadRecords
 from utils.lora import inject
-from utils.models import PROFILES, load_base, load_tokenizer, profile
+from utils.models import ROOT, load_base, load_tokenizer
 from utils.train.loop import train
 from utils.train.own_data import (
     data_facts,
     general_texts,
+    hold_out,
     prompt_key,
-    read_own,
     split_records,
     train_on_file,
-    usual_settings,
 )
-from utils.train.recipes import recipe
 
 
 def record(prompt: str, answer: str = "yes") -> dict[str, str]:
@@ -77,7 +78,7 @@ def test_duplicates_are_dropped_and_two_answers_to_a_prompt_stay_together():
 @pytest.mark.parametrize(
     "records, settings, said",
     [
-        ([record("only")] * 50, {}, "1 different prompts in 50 records"),
+        ([record("only")] * 50, {}, "the 50 records have 1 different prompt;"),
         ([], {}, "0 different prompts"),
         ([record(str(n)) for n in range(20)], {"share": 0}, "share between 0 and 1"),
         ([record(str(n)) for n in range(20)], {"share": 1.0}, "share between 0 and 1"),
@@ -89,6 +90,34 @@ def test_what_cant_be_split_is_refused(records, settings, said):
         split_records(records, **settings)
 
 
+def test_nearly_the_same_prompts_stay_on_one_side():
+    """One more "?" made of a training prompt a held-out one."""
+    questions = [
+        f"What did {name} find at the lake near the old mill on day {n}" for n, name in enumerate("abcdefghijkl")
+    ]
+    records = [record(question + end) for end in ("?", "??") for question in questions]
+    split = split_records(records, share=0.4)
+    sides = [{r["instruction"].rstrip("?") for r in side} for side in (split.train, split.held_out)]
+    assert not sides[0] & sides[1] and all(sides) and split.near == 12
+    with pytest.raises(
+        ValueError, match=r"3 different prompts, when prompts that are nearly the same .* \(6 differ at"
+    ):
+        split_records([r for r in records if int(r["instruction"].rstrip("?").split()[-1]) < 3])
+
+
+def test_a_bad_file_is_refused_before_anything_large_is_imported(tmp_path):
+    (tmp_path / "a.csv").write_text("instruction,output\none,\n")
+    code = (
+        "import sys\nfrom utils.train.own_data import read_own, split_records\n"
+        "try:\n    read_own(sys.argv[1])\nexcept ValueError as error:\n    print(error)\n"
+        "print([name for name in ('torch', 'transformers', 'datasets', 'pyarrow', 'pandas') if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "a.csv")], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert "line 2: output is empty" in done.stdout and done.stdout.endswith("[]\n")
+
+
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv"])
 def test_each_kind_of_file_is_read(tmp_path, name):
     rows = [record("one"), record("two, and three", 'say "no"')]
@@ -97,13 +126,13 @@ def test_each_kind_of_file_is_read(tmp_path, name):
         path.write_text('instruction,output\none,yes\n"two, and three","say ""no"""\n')
     else:
         path.write_text("\n".join(map(json.dumps, rows)) if name.endswith("l") else json.dumps(rows))
-    assert read_own(path) == rows
+    assert read_own(path).records == rows
 
 
 def test_conversations_are_read_and_a_bad_one_is_refused_with_its_line(tmp_path):
     path = tmp_path / "talks.jsonl"
     path.write_text("\n".join(json.dumps(talk(f"q {n}", "a")) for n in range(3)))
-    assert read_own(path)[2] == talk("q 2", "a")
+    assert read_own(path).records[2] == talk("q 2", "a")
     assert prompt_key(talk("  Q 2", "a")) == ("q 2",)
     path.write_text(path.read_text() + "\n" + json.dumps({"messages": []}))
     with pytest.raises(BadRecords, match="line 4: messages is empty"):
@@ -121,38 +150,48 @@ def test_a_bad_csv_is_refused_with_its_line(tmp_path):
 def test_the_facts_are_the_files(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text("\n".join(json.dumps(record(f"p {n}")) for n in range(30)))
-    facts = data_facts(path, split_records(read_own(path)))
-    assert facts == ("a.jsonl", hashlib.sha256(path.read_bytes()).hexdigest(), 27, 3, 0)
+    facts = data_facts(path, split_records(read_own(path).records))
+    assert facts == ("a.jsonl", hashlib.sha256(path.read_bytes()).hexdigest(), 27, 3, 0, 0)
 
 
 def test_the_general_texts_are_always_the_same_and_enough_for_a_window():
     assert general_texts() == general_texts() and len(" ".join(general_texts()).split()) > 1000
 
 
-@pytest.mark.parametrize("name", PROFILES)
-def test_the_usual_settings_can_be_used_and_forget_no_more_than_the_style_tasks(name):
-    usual, style = usual_settings(name), recipe("style", name)
-    assert usual.checked() == usual and usual.lr <= style.lr
-    assert usual.checkpointing == (name == "7b"), "a 7B model's activations fill a card of 16 GB, a small one's don't"
+def test_held_out_is_a_share_or_a_number_of_records():
+    records = [record(f"prompt number {n} of the file") for n in range(90)]
+    assert len(hold_out(records, 0.2).held_out) == 18 and len(hold_out(records, 30.0).held_out) == 30
+    assert len(hold_out(records).held_out) == 9 and hold_out(records).dev == []
+    assert hold_out(records, seed=1).held_out != hold_out(records).held_out
+    with pytest.raises(ValueError, match="held_out=90 of 90 records leaves nothing"):
+        hold_out(records, 90)
 
 
-@pytest.mark.parametrize("name", ["r", "steps", "batch_size", "max_length"])
-@pytest.mark.parametrize("value", [0, -1])
-def test_a_count_below_one_is_refused(name, value):
-    with pytest.raises(ValueError, match=f"{name} is a number of 1 or more, not {value}"):
-        usual_settings(profile())._replace(**{name: value}).checked()
+def test_held_out_may_be_a_file_and_its_prompts_arent_trained_on(tmp_path):
+    names = ["Zoe", "Tom", "Ann", "Max", "Lea", "Ben", "Kim", "Sam", "Eva", "Jon", "Mia", "Leo"]
+    records = [record(f"Where does {name} live, and who is {name} married to?", name) for name in names]
+    path = tmp_path / "test.jsonl"
+    path.write_text("\n".join(map(json.dumps, [record("WHERE does Zoe live, and who is Zoe married to"), records[1]])))
+    split = hold_out([*records, records[5]], str(path))
+    assert split.held_out == read_own(path).records and split.train == records[2:] and split.dropped == 3
+    path.write_text("\n".join(map(json.dumps, records)))
+    with pytest.raises(ValueError, match="every prompt is in .*test.jsonl too"):
+        hold_out(records, str(path))
 
 
-@pytest.mark.parametrize("lr", [0.0, -1e-3, float("nan"), float("inf")])
-def test_a_rate_that_trains_nothing_or_breaks_everything_is_refused(lr):
-    with pytest.raises(ValueError, match="the learning rate is a number above 0"):
-        usual_settings(profile())._replace(lr=lr).checked()
+def test_many_records_give_a_dev_split_and_no_prompt_is_on_two_sides():
+    records = [record(f"{n} times {n + 3}?", str(n * (n + 3))) for n in range(300)]
+    split = hold_out(records)
+    sides = [{prompt_key(r) for r in side} for side in (split.train, split.dev, split.held_out)]
+    assert [len(side) for side in sides] == [243, 27, 30] and len(set.union(*sides)) == 300
+    few = [record(f"{'abcdefghijk'[n % 11] * 9}?", str(n)) for n in range(200)]
+    assert hold_out(few).dev == [], "many records of few prompts: there is nothing to split"
 
 
 def test_an_answer_of_messages_makes_no_conversation(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text(json.dumps({"instruction": 'Name the key, "messages": or not?', "output": "messages"}))
-    assert read_own(path)[0]["output"] == "messages"
+    assert read_own(path).records[0]["output"] == "messages"
 
 
 # ------------------------------------------------------------------------------------------ from a file to a loss

@@ -31,6 +31,7 @@ from typing import Any, Literal, NamedTuple, get_args
 ROOT = Path(__file__).resolve().parents[2]
 TARGETS = {
     "adapters": "tools.fuzz.adapters",
+    "records": "tools.fuzz.records",
 }
 Outcome = Literal["clear error", "right", "silent", "silent, not finite", "raw", "half-written"]
 OUTCOMES: dict[Outcome, bool] = {outcome: outcome not in ("clear error", "right") for outcome in get_args(Outcome)}

@@ -288,9 +288,9 @@ CHOICES: dict[str, dict[str, Choice]] = {
             (_score(300, "all-linear", 4, 0.5, 0.75), _score(300, "all-linear", 16, 0.8, 1.0), _SCHULMAN),
         ),
         "64": Choice(
-            "r=64 or more with use_rslora=True",
+            "r=64, lora_alpha=128; or the same with use_rslora=True, lora_alpha=16",
             "much data and new knowledge, and a rank of 16 is too little",
-            "Scaled by alpha / r, a large rank is turned down; by alpha / sqrt(r) it isn't.",
+            "Both keep the scale at 2. With alpha left at 16 it falls to 1/4; both at once make 16, which breaks it.",
             (
                 Cell(
                     "06_loraconfig",
@@ -303,9 +303,9 @@ CHOICES: dict[str, dict[str, Choice]] = {
     },
     "Which learning rate?": {
         "ten": Choice(
-            "ten times full fine-tuning's: 2e-4 for a 7B model; try three times less and more",
+            "ten times full fine-tuning's: 2e-4 for a 7B model, 1e-3 for one of 135M; try three times less and more",
             "always",
-            "LoRA's best rate was 16 times full fine-tuning's here, and about 10 times at scale.",
+            "LoRA's best rate was 16 times full fine-tuning's here, and about 10 times at scale; it falls with width.",
             (
                 Cell(
                     "06_loraconfig",
@@ -332,9 +332,9 @@ CHOICES: dict[str, dict[str, Choice]] = {
             ),
         ),
         "rslora": Choice(
-            "rsLoRA, or LoRA with a larger alpha",
+            "rsLoRA with lora_alpha at 2 sqrt(r), not 2r: 16 at r=64",
             "the rank is raised and there is no time to search the rate again",
-            "It is LoRA with alpha times the root of r; at r=8 that was worth 16 points on translation.",
+            "It is LoRA with alpha times the root of r. A scale of 5.7 at r=8 was worth 16 points on translation.",
             (_race("rsLoRA", "translation", 0.85, 1.0), _race("LoRA", "translation", 0.6, 0.9), _RSLORA),
         ),
         "vera": Choice(

@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from utils.evaluate.report import Evaluation, change, comparison, comparison_table
+from utils.evaluate.metrics import wilson
+from utils.evaluate.report import FEW, Evaluation, comparison, comparison_table, verdict
 from utils.models.device import model_name
 from utils.models.loading import from_package
 from utils.train.own_data import DataFacts
+from utils.train.run_folder import TrainedOn
 
 CARD, RESULTS = "README.md", "evaluation.json"
 
@@ -45,9 +47,12 @@ def header(name: str, base: str, data: DataFacts, before: Evaluation, after: Eva
         "dataset_type": "own-data",
         "dataset_name": f"{data.file}, {data.held_out} held-out records",
     }
+    measured = {"loss": after.loss, "perplexity": after.perplexity, "chrf": after.chrf}
+    if after.short and len(after.replies) >= FEW:
+        measured = {"exact_match": after.exact} | measured
     results = [
-        EvalResult(**about, metric_type="exact_match", metric_name="exact match", metric_value=round(after.exact, 4)),
-        EvalResult(**about, metric_type="loss", metric_name="loss", metric_value=round(after.loss, 4)),
+        EvalResult(**about, metric_type=kind, metric_name=kind.replace("_", " "), metric_value=round(value, 4))
+        for kind, value in measured.items()
     ]
     fields: dict[str, Any] = {
         "library_name": "peft",
@@ -65,47 +70,86 @@ def model_card(
     name: str,
     base: str,
     data: DataFacts,
+    done: TrainedOn,
     settings: Mapping[str, Any],
     before: Evaluation,
     after: Evaluation,
     *,
     rounded: bool = False,
 ) -> str:
-    """The card's text. `settings` are shown as a table, in their order; `rounded` says that the base's weights were
-    those of :func:`utils.models.loading.from_package`.
+    """The card's text. `done` is what was trained on; `settings` are shown as a table, in their order; `rounded`
+    says that the base's weights were those of :func:`utils.models.loading.from_package`.
 
     Raises ValueError when the name isn't one word or the two evaluations are of different records.
     """
     if not name.strip() or len(name.split()) != 1:
         raise ValueError(f"an adapter's name is one word, not {name!r}")
-    found = change(before, after)
     forgot = ""
     if before.general is not None and after.general is not None:
         forgot = (
-            f" Its perplexity on texts of another kind went from {before.general:.2f} to {after.general:.2f} while the "
-            "adapter is on; with it off the base is as it was."
+            f" The perplexity of {after.general_name}, texts of another kind, went from {before.general:.2f} to "
+            f"{after.general:.2f} while the adapter is on; with it off the base is as it was. What it forgot of other "
+            "kinds, such as code or other languages, these texts don't show."
         )
     parts = [
         f"---\n{header(name, base, data, before, after)}\n---",
         f"# {name}",
         f"A LoRA adapter for `{base}`.{_note(base, rounded)}",
         "## Data",
-        f"`{data.file}`, SHA-256 `{data.sha256}`: {data.train} records to train on, {data.held_out} held out, "
-        f"{data.dropped} exact duplicates dropped. No prompt is on both sides.",
+        f"`{data.file}`, SHA-256 `{data.sha256}`. {_data(data, done)}",
         "## Training",
+        _training(done),
         "\n".join(["| setting | value |", "|---|---|", *(f"| {key} | {value} |" for key, value in settings.items())]),
         "## Results",
         comparison(before, after, examples=3).strip(),
         "## Limits",
-        f"The figures are from {len(after.replies)} held-out records of the same file: they say nothing about other "
-        f"requests. {found.lost} answers that the base had right are wrong now.{forgot} Nobody has tested it for harm, "
-        f"bias or private data in its answers. This card quotes held-out records and `{RESULTS}` holds all of them: "
-        "look at the data before you pass the folder on.",
+        f"{_test(after)} {_lost(before, after)}{forgot} Nobody has tested it for harm, bias or private data in its "
+        f"answers. This card quotes held-out records and `{RESULTS}` holds all of them: look at the data before you "
+        "pass the folder on.",
         "## How to use",
         "Load the base in the precision that the table of settings names.",
         _usage(base),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _data(data: DataFacts, done: TrainedOn) -> str:
+    """Where the records went, in sentences."""
+    unused = data.train - done.records
+    parts = [f"{done.records:,} records were trained on, {data.held_out:,} held out"]
+    parts += [f"{done.dev:,} used to choose the checkpoint"] if done.dev else []
+    parts += [f"{data.dropped:,} exact duplicates dropped"] if data.dropped else []
+    near = f" {data.near:,} of the prompts are nearly another one's, and stay on its side." if data.near else ""
+    parts += [f"{unused:,} dropped because the cut left nothing of their answers"] if unused > 0 else []
+    return f"{', '.join(parts)}. No prompt is on two sides, case and white space aside.{near}"
+
+
+def _training(done: TrainedOn) -> str:
+    """How long the run was, in sentences."""
+    early = f" of {done.planned:,} planned, because the dev loss had stopped falling" * (done.steps < done.planned)
+    best = f" The weights are those of step {done.kept:,}, which had the lowest dev loss." if done.dev else ""
+    seen = f"each record was seen about {done.epochs:.2g} times"
+    if done.epochs <= 1:
+        seen = f"{done.epochs:.0%} of the records were seen, once"
+    how_long = f"{done.steps:,} step{'s' * (done.steps != 1)}{early}, {done.epochs:g} epochs"
+    return f"{how_long}: {seen}. An epoch has {done.tokens:,} tokens, of which the loss counts {done.learned:,}.{best}"
+
+
+def _test(after: Evaluation) -> str:
+    """How large the test is, and what follows."""
+    count = len(after.replies)
+    held = "record" if count == 1 else "records"
+    if count < FEW:
+        size = f"With {count} held-out {held} nothing can be said of how good it is"
+    else:
+        low, high = wilson(round(count / 2), count)
+        size = f"With {count} held-out {held} a share is known to {50 * (high - low):.0f} points either way at most"
+    return f"{size}. They are of the same file: they say nothing about other requests."
+
+
+def _lost(before: Evaluation, after: Evaluation) -> str:
+    lost = sum(old.right and not new.right for old, new in zip(before.replies, after.replies, strict=True))
+    return f"{lost} answers that the base had right are wrong now." if after.short else verdict(before, after)
 
 
 def _usage(base: str) -> str:
@@ -128,6 +172,7 @@ print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_t
 def write_card(
     folder: str | Path,
     data: DataFacts,
+    done: TrainedOn,
     settings: Mapping[str, Any],
     before: Evaluation,
     after: Evaluation,
@@ -143,11 +188,17 @@ def write_card(
     """
     folder = Path(folder)
     base, rounded = base_name(profile), from_package(profile)
-    text = model_card(name, base, data, settings, before, after, rounded=rounded)
+    text = model_card(name, base, data, done, settings, before, after, rounded=rounded)
     results = {
         "table": comparison_table(before, after),
         "replies": [
-            {"prompt": new.prompt, "wanted": new.wanted, "base": old.answer, "adapter": new.answer}
+            {
+                "earlier": new.earlier,
+                "prompt": new.prompt,
+                "wanted": new.wanted,
+                "base": old.answer,
+                "adapter": new.answer,
+            }
             for old, new in zip(before.replies, after.replies, strict=True)
         ],
     }

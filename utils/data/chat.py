@@ -9,15 +9,14 @@ Attributes:
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from utils.data.records import BadRecords, Message, Record, check_fields, to_prompt_completion
+from utils.data.records import BadRecords, Message, Record, check_fields, to_prompt_completion, tools_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -35,8 +34,9 @@ class Example(NamedTuple):
 def prompt_completion(row: Example | Record) -> dict[str, Any]:
     """The ``prompt`` of an example or a record and the ``completion`` that is learned: lists of messages, or two texts.
 
-    Of a conversation the completion is its last turn. A record that has ``prompt`` and ``completion`` keeps them.
-    Raises BadRecords when something that is needed is missing, empty or no text.
+    Of a conversation the completion is the last answer that is learned, and its ``tools`` come along. A record that has
+    ``prompt`` and ``completion`` keeps them. Raises BadRecords when something that is needed is missing, empty or no
+    text.
     """
     if isinstance(row, Example):
         check_fields(row._asdict(), Example._fields)
@@ -50,7 +50,7 @@ def prompt_completion(row: Example | Record) -> dict[str, Any]:
         check_fields(row, ("prompt", "completion"))
     else:
         check_fields({"messages": [*row["prompt"], *row["completion"]]}, ("messages",))
-    return {"prompt": row["prompt"], "completion": row["completion"]}
+    return {"prompt": row["prompt"], "completion": row["completion"], **tools_of(row)}
 
 
 def prompt_completions(rows: Sequence[Example | Record]) -> list[dict[str, Any]]:
@@ -63,23 +63,49 @@ def prompt_completions(rows: Sequence[Example | Record]) -> list[dict[str, Any]]
             pairs.append(prompt_completion(row))
         except BadRecords as error:
             problems = [problem._replace(row=number) for problem in error.problems]
-            raise BadRecords(problems, f"number {number} of {len(rows)}: {error}. It is {row!r}"[:500]) from None
+            where = f"number {number} of {len(rows)}: " if len(rows) > 1 else ""
+            raise BadRecords(problems, f"{where}{error}. It is {row!r}"[:500]) from None
     return pairs
 
 
-def render(tokenizer: PreTrainedTokenizerBase, prompt: str | Sequence[Message], *, open_turn: bool = True) -> str:
-    """The prompt, a user's words or a list of messages, in chat form.
-
-    With `open_turn` up to the place where the assistant's turn begins. Raises ValueError when the tokenizer has no chat
-    template.
-    """
+def check_has_template(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises ValueError when the tokenizer has no chat template."""
     if not tokenizer.chat_template:
         raise ValueError(
             "this tokenizer has no chat template, so it can't turn messages into text. Load an instruct model's "
             "tokenizer, or set tokenizer.chat_template"
         )
+
+
+def applied(tokenizer: PreTrainedTokenizerBase, conversations: Any, **options: Any) -> Any:
+    """The tokenizer's ``apply_chat_template``, of one conversation or a list of them.
+
+    Raises ValueError when the tokenizer has no chat template, and for what the template refuses, with its own words.
+    """
+    from jinja2 import TemplateError
+
+    check_has_template(tokenizer)
+    try:
+        return tokenizer.apply_chat_template(conversations, **options)
+    except (TemplateError, TypeError) as error:
+        raise ValueError(f"the base's chat template refuses this conversation: {error}") from None
+
+
+def render(
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str | Sequence[Message],
+    *,
+    open_turn: bool = True,
+    tools: Sequence[Any] | None = None,
+) -> str:
+    """The prompt, a user's words or a list of messages, in chat form.
+
+    With `open_turn` up to the place where the assistant's turn begins. `tools` are those that the model may call, as
+    JSON schemas. Raises ValueError when the tokenizer has no chat template, and for what the template refuses.
+    """
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-    return cast(str, tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=open_turn))
+    options: dict[str, Any] = {"tools": list(tools)} if tools else {}
+    return cast(str, applied(tokenizer, messages, tokenize=False, add_generation_prompt=open_turn, **options))
 
 
 def token_id(tokenizer: PreTrainedTokenizerBase, name: Literal["pad", "eos"]) -> int:
@@ -92,10 +118,10 @@ def token_id(tokenizer: PreTrainedTokenizerBase, name: Literal["pad", "eos"]) ->
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
     """How many tokens `a` and `b` share from their beginnings on."""
-    for i, (x, y) in enumerate(zip(a, b, strict=False)):
-        if x != y:
-            return i
-    return min(len(a), len(b))
+    shorter = min(len(a), len(b))
+    if a[:shorter] == b[:shorter]:
+        return shorter
+    return next(i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y)
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Example | Record]) -> list[tuple[list[int], list[int]]]:
@@ -114,18 +140,35 @@ def encode(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Example | Record])
             end = "" if completion.endswith(tokenizer.eos_token) else tokenizer.eos_token
             texts.append((prompt, prompt + completion + end))
         else:
-            whole = render(tokenizer, [*prompt, *completion], open_turn=False)
-            texts.append((render(tokenizer, prompt), whole))
+            tools = pair.get("tools")
+            whole = render(tokenizer, [*prompt, *completion], open_turn=False, tools=tools)
+            texts.append((render(tokenizer, prompt, tools=tools), whole))
     found: list[tuple[list[int], list[int]]] = [([], [])] * len(pairs)
     for plain in (True, False):  # a plain text begins with the tokenizer's special tokens; a template writes its own
         places = [i for i, pair in enumerate(pairs) if isinstance(pair["prompt"], str) == plain]
         if places:
             both = [text for i in places for text in texts[i]]
-            ids = tokenizer(both, add_special_tokens=plain).input_ids
+            ids = tokenizer(both, add_special_tokens=plain, verbose=False).input_ids
             for i, prompt, whole in zip(places, ids[::2], ids[1::2], strict=True):
                 begin = common_prefix(prompt, whole)
                 found[i] = whole[:begin], whole[begin:]
     return found
+
+
+def padded(rows: Sequence[tuple[Sequence[int], Sequence[int]]], pad_id: int) -> dict[str, Int[Tensor, "batch length"]]:
+    """Pad rows of ids and labels on the right into `input_ids`, `attention_mask` and `labels`.
+
+    The padding's labels are :data:`IGNORED`.
+    """
+    length = max(len(ids) for ids, _ in rows)
+    ids = torch.full((len(rows), length), pad_id)
+    labels = torch.full((len(rows), length), IGNORED)
+    mask = torch.zeros((len(rows), length), dtype=torch.long)
+    for row, (own, learned) in enumerate(rows):
+        ids[row, : len(own)] = torch.tensor(own)
+        labels[row, : len(own)] = torch.tensor(learned)
+        mask[row, : len(own)] = 1
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
 
 def collate(encoded: Sequence[tuple[list[int], list[int]]], pad_id: int) -> dict[str, Int[Tensor, "batch length"]]:
@@ -133,26 +176,4 @@ def collate(encoded: Sequence[tuple[list[int], list[int]]], pad_id: int) -> dict
 
     Labels are the ids of the answer; the prompt and the padding are :data:`IGNORED`.
     """
-    length = max(len(p) + len(a) for p, a in encoded)
-    ids = torch.full((len(encoded), length), pad_id)
-    labels = torch.full((len(encoded), length), IGNORED)
-    mask = torch.zeros((len(encoded), length), dtype=torch.long)
-    for row, (prompt, answer) in enumerate(encoded):
-        end = len(prompt) + len(answer)
-        ids[row, :end] = torch.tensor(prompt + answer)
-        labels[row, len(prompt) : end] = torch.tensor(answer)
-        mask[row, :end] = 1
-    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
-
-
-def batches(
-    tokenizer: PreTrainedTokenizerBase, rows: Sequence[Example | Record], *, steps: int, batch_size: int, seed: int
-) -> Iterator[dict[str, Int[Tensor, "batch length"]]]:
-    """`steps` batches drawn by `seed`: each holds `batch_size` different rows, or all of them where there are fewer.
-
-    Raises what :func:`encode` raises.
-    """
-    encoded = encode(tokenizer, rows)
-    rng = random.Random(seed)
-    for _ in range(steps):
-        yield collate(rng.sample(encoded, min(batch_size, len(encoded))), token_id(tokenizer, "pad"))
+    return padded([(prompt + answer, [IGNORED] * len(prompt) + answer) for prompt, answer in encoded], pad_id)

@@ -1,29 +1,34 @@
-"""Training records: read from a file, looked over, and brought into the forms that trainers take.
+"""Training records: looked over, and brought into the forms that trainers take.
 
 A record is a dictionary. Two shapes occur: *instruction* records hold ``instruction``, perhaps ``input``, and
-``output``; *conversations* hold ``messages``, a list of turns with ``role`` and ``content``. A file is read whole or
-not at all: if one record is bad, :class:`BadRecords` says which and why, and nothing is dropped silently.
+``output``; *conversations* hold ``messages``, a list of turns with ``role`` and ``content``, and perhaps ``tools``. An
+assistant's message with ``"weight": 0`` is read by the model and not learned. :mod:`utils.data.formats` reads them from
+files.
 
 Attributes:
     INSTRUCTION_FIELDS: What an instruction record can't do without; ``input`` may be missing or empty.
+    ROLES: Who may speak in a conversation. Whether the base's chat template knows all of them is another question
+        (:mod:`utils.data.template`).
+    SPOKEN: Fields of a message beside its content that a model reads or says, if its chat template knows them.
     SHOWN: So many problems the text of :class:`BadRecords` lists; the rest it counts.
+    PLACES: So many lines it names of those that have the same problem.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 Record = Mapping[str, Any]
-Message = dict[str, str]
+Message = dict[str, Any]
 
 INSTRUCTION_FIELDS = ("instruction", "output")
-ROLES = ("system", "user", "assistant")
+ROLES = ("system", "user", "assistant", "tool")
+SPOKEN = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking")
 SHOWN = 10
+PLACES = 4
 
 
 class Problem(NamedTuple):
@@ -42,13 +47,19 @@ class BadRecords(ValueError):
         self.problems = list(problems)
 
     @classmethod
-    def of_file(cls, problems: Sequence[Problem], name: str, unit: str = "line") -> BadRecords:
-        """The problems found in a file; `unit` says what their rows count, "line" or "record"."""
-        shown = [f"  {unit} {p.row}: {_sentence(p)}" for p in problems[:SHOWN]]
-        if len(problems) > SHOWN:
-            shown.append(f"  and {len(problems) - SHOWN} more")
+    def of_file(
+        cls, problems: Sequence[Problem], name: str, unit: str = "line", so: str = "nothing was read"
+    ) -> BadRecords:
+        """The problems found in a file; `unit` says what their rows count, "line" or "record", `so` what follows."""
+        places: dict[str, list[int]] = {}
+        for problem in problems:
+            places.setdefault(_sentence(problem), []).append(problem.row)
+        listed = list(places.items())[:SHOWN]
+        shown = [f"  {_places(rows, unit)}: {sentence}" for sentence, rows in listed]
+        if rest := len(problems) - sum(len(rows) for _, rows in listed):
+            shown.append(f"  and {rest} more")
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        head = f"{count} in {name}, so nothing was read. Mend these records or take them out:"
+        head = f"{count} in {name}, so {so}. Mend these records or take them out:"
         return cls(problems, "\n".join([head, *shown]))
 
     @classmethod
@@ -58,57 +69,104 @@ class BadRecords(ValueError):
 
 
 def _sentence(problem: Problem) -> str:
-    return f"{problem.field} {problem.reason}" if problem.field else problem.reason
+    colon = ":" if problem.reason.startswith(("message ", "the ")) else ""
+    return f"{problem.field}{colon} {problem.reason}" if problem.field else problem.reason
+
+
+def _places(rows: Sequence[int], unit: str) -> str:
+    named = ", ".join(map(str, rows[:PLACES]))
+    more = f" and {len(rows) - PLACES} more" if len(rows) > PLACES else ""
+    return f"{unit}{'s' if len(rows) > 1 else ''} {named}{more}"
 
 
 # ----------------------------------------------------------------------------------------------------- looking over
 
 
-def _kind(value: Any) -> str:
+def kind_of(value: Any) -> str:
+    """What a value of JSON or Parquet is called in a sentence: "a list", "a number", "null"."""
+    if isinstance(value, float) and math.isnan(value):
+        return "NaN (pandas' missing value; write null)"
     names = {dict: "an object", list: "a list", bool: "a truth value", int: "a number", float: "a number"}
     return "null" if value is None else names.get(type(value), f"a {type(value).__name__}")
 
 
-def _text_problem(value: Any) -> str | None:
-    if isinstance(value, str):
-        return None if value.strip() else "is empty"
-    return f"is {_kind(value)}, not text"
+def text_problem(value: Any, *, empty: bool = False) -> str | None:
+    """What keeps `value` from being a text that a tokenizer takes, or None; `empty`: whether it may have no words."""
+    if not isinstance(value, str):
+        return f"is {kind_of(value)}, not text"
+    if not empty and not value.strip():
+        return "is empty"
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            half = value[error.start].encode("unicode_escape").decode()
+            return f"holds {half}, half of a character (an emoji that was cut in two?): mend it or take it out"
+    return None
 
 
-def _message_problem(messages: Any) -> str | None:
+def is_learned(message: Mapping[str, Any]) -> bool:
+    """Whether the loss counts this message: an assistant's, unless its ``weight`` is 0."""
+    return message["role"] == "assistant" and message.get("weight") in (None, 1)
+
+
+def _content_problem(message: Mapping[str, Any]) -> str | None:
+    content = message.get("content")
+    if any(message.get(field) for field in SPOKEN) and content in (None, ""):
+        return None  # it says something else
+    if isinstance(content, list):
+        parts = {str(part.get("type", "?")) if isinstance(part, Mapping) else kind_of(part) for part in content}
+        return f"is a list with parts of the type {', '.join(sorted(parts))}: a text or text parts can be trained on"
+    return text_problem(content) if "content" in message else "is missing"
+
+
+def _inner_problem(value: Any) -> str | None:
+    """What keeps the texts inside of a value from being tokenized, or None."""
+    return text_problem(json.dumps(value, ensure_ascii=False, default=str), empty=True)
+
+
+def message_problem(messages: Any) -> str | None:
     """The first thing wrong with a conversation, or None."""
     if not isinstance(messages, list | tuple):
-        return f"is {_kind(messages)}, not a list of messages"
+        return f"is {kind_of(messages)}, not a list of messages"
     if not messages:
         return "is empty"
     for turn, message in enumerate(messages, 1):
         if not isinstance(message, Mapping):
-            return f"message {turn} is {_kind(message)}, not an object with role and content"
+            return f"message {turn} is {kind_of(message)}, not an object with role and content"
         if message.get("role") not in ROLES:
             return f"message {turn} has the role {message.get('role')!r}; known are {', '.join(ROLES)}"
-        problem = _text_problem(message.get("content")) if "content" in message else "is missing"
-        if problem:
+        if problem := _content_problem(message):
             return f"the content of message {turn} ({message['role']}) {problem}"
+        for field in message.keys() - {"role", "content", "weight"}:
+            if problem := _inner_problem(message[field]):
+                return f"the {field} of message {turn} {problem}"
+        if message.get("weight") not in (None, 0, 1):
+            return f"the weight of message {turn} is {message['weight']!r}; known are 0, which isn't learned, and 1"
     if messages[-1]["role"] != "assistant":
         return f"the last message is by {messages[-1]['role']}: there is no answer to learn"
-    return None
+    learned = [turn for turn, message in enumerate(messages) if is_learned(message)]
+    if not learned:
+        return "has weight 0 on every answer: there is nothing to learn"
+    return None if learned[-1] else "holds an answer and no prompt"
 
 
-def _problems_of(row: int, record: Any, required: Sequence[str]) -> list[Problem]:
+def problems_of(row: int, record: Any, required: Sequence[str]) -> list[Problem]:
+    """What :func:`find_problems` finds in one record, which is the file's or the list's number `row`."""
     if not isinstance(record, Mapping):
-        return [Problem(row, None, f"is {_kind(record)}, not an object with the fields {', '.join(required)}")]
+        return [Problem(row, None, f"is {kind_of(record)}, not an object with the fields {', '.join(required)}")]
     found = []
     for field in required:
         if field not in record:
             has = ", ".join(map(str, record)) or "no fields at all"
             found.append(Problem(row, field, f"is missing; the record has {has}"))
             continue
-        judge = _message_problem if field == "messages" else _text_problem
+        judge = message_problem if field == "messages" else text_problem
         if problem := judge(record[field]):
             found.append(Problem(row, field, problem))
     extra = record.get("input")
-    if "input" not in required and extra is not None and not isinstance(extra, str):
-        found.append(Problem(row, "input", f"is {_kind(extra)}, not text"))
+    if "input" not in required and extra is not None and (problem := text_problem(extra, empty=True)):
+        found.append(Problem(row, "input", problem))
     return found
 
 
@@ -118,105 +176,7 @@ def find_problems(records: Iterable[Any], required: Sequence[str] = INSTRUCTION_
     A `required` field must be there and hold text other than white space; ``messages`` must hold a conversation whose
     last turn is the assistant's. ``input`` may be missing, null or empty, but not another type. Rows count from 1.
     """
-    return [p for row, record in enumerate(records, 1) for p in _problems_of(row, record, required)]
-
-
-# ---------------------------------------------------------------------------------------------------------- reading
-
-
-def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    keys = [key for key, _ in pairs]
-    if twice := sorted({key for key in keys if keys.count(key) > 1}):
-        raise ValueError(f"names the field {twice[0]!r} twice")
-    return dict(pairs)
-
-
-def _parse(text: str) -> Any:
-    """JSON's value. Raises ValueError with the reason, in words that fit behind a line's number."""
-    try:
-        return json.loads(text, object_pairs_hook=_no_repeats)
-    except json.JSONDecodeError as error:
-        cut = "; was it cut off?" if error.pos >= len(text.rstrip()) or "Unterminated" in error.msg else ""
-        place = f"column {error.colno}" if error.lineno == 1 else f"line {error.lineno}, column {error.colno}"
-        raise ValueError(f"is not valid JSON ({error.msg} at {place}){cut}") from None
-
-
-def _read_json(text: str) -> tuple[list[tuple[int, Any]], list[Problem]]:
-    try:
-        value = _parse(text)
-    except ValueError as error:
-        hint = "; one object a line is JSONL: name the file .jsonl" if "Extra data" in str(error) else ""
-        raise ValueError(f"{error}{hint}") from None
-    if not isinstance(value, list):
-        raise ValueError(f"holds {_kind(value)}; a .json file of records is one list of objects: [{{...}}, ...]")
-    return list(enumerate(value, 1)), []
-
-
-def _read_jsonl(text: str) -> tuple[list[tuple[int, Any]], list[Problem]]:
-    rows, problems = [], []
-    for line, content in enumerate(text.split("\n"), 1):
-        if not content.strip():
-            continue
-        try:
-            rows.append((line, _parse(content)))
-        except ValueError as error:
-            problems.append(Problem(line, None, str(error)))
-    return rows, problems
-
-
-def _read_csv(text: str) -> tuple[list[tuple[int, Any]], list[Problem]]:
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    header: list[str] = []
-    rows, problems, line = [], [], 1
-    try:
-        for values in reader:
-            if not header:
-                header = [value.strip() for value in values]
-                if twice := sorted({column for column in header if header.count(column) > 1}):
-                    raise ValueError(f"has two columns named {twice[0]!r}: rename one")
-            elif values and len(values) != len(header):
-                reason = f"has {len(values)} values for {len(header)} columns; is a comma or a quote missing?"
-                problems.append(Problem(line, None, reason))
-            elif values:
-                rows.append((line, dict(zip(header, values, strict=True))))
-            line = reader.line_num + 1
-    except csv.Error as error:
-        problems.append(Problem(line, None, f"is not valid CSV ({error}); is a quote not closed?"))
-    return rows, problems
-
-
-READERS = {".json": _read_json, ".jsonl": _read_jsonl, ".csv": _read_csv}
-
-
-def read_records(path: str | Path, required: Sequence[str] = INSTRUCTION_FIELDS) -> list[dict[str, Any]]:
-    """The records of a .json (one list), .jsonl (one object a line) or .csv file (a header, then rows), all or none.
-
-    Records come as they are in the file; CSV's values are text. Blank lines are passed over. `required` is what
-    :func:`find_problems` asks for; take ``("messages",)`` for conversations. Raises BadRecords (a ValueError) that
-    lists the line, or in a .json file the record, and the reason for each bad one, or says why the file as a whole
-    can't be read; ValueError for another ending; FileNotFoundError when there is no such file.
-    """
-    path = Path(path)
-    kind = path.suffix.lower()
-    if kind not in READERS:
-        raise ValueError(f"{path.name}: the ending says how to read a file; known are {', '.join(READERS)}")
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = error.object.count(b"\n", 0, error.start) + 1
-        reason = f"holds the byte 0x{error.object[error.start]:02x}, which is no UTF-8; save the file as UTF-8"
-        raise BadRecords.of_file([Problem(line, None, reason)], path.name) from None
-    try:
-        rows, problems = READERS[kind](text) if text.strip() else ([], [])
-    except ValueError as error:
-        raise BadRecords([Problem(1, None, str(error))], f"{path.name} {error}") from None
-    problems += [p for row, record in rows for p in _problems_of(row, record, required)]
-    if problems:
-        problems.sort(key=lambda p: p.row)
-        raise BadRecords.of_file(problems, path.name, "record" if kind == ".json" else "line")
-    if not rows:
-        raise BadRecords([], f"{path.name} holds no records")
-    return [dict(record) for _, record in rows]
+    return [p for row, record in enumerate(records, 1) for p in problems_of(row, record, required)]
 
 
 # ------------------------------------------------------------------------------------------------- from form to form
@@ -224,7 +184,7 @@ def read_records(path: str | Path, required: Sequence[str] = INSTRUCTION_FIELDS)
 
 def check_fields(record: Any, required: Sequence[str], hint: str = "") -> None:
     """Raises BadRecords when `record` lacks something that :func:`find_problems` asks for; `hint` ends its text."""
-    if problems := _problems_of(1, record, required):
+    if problems := problems_of(1, record, required):
         raise BadRecords.of_record(problems, hint)
 
 
@@ -238,29 +198,52 @@ def user_text(record: Record) -> str:
     return f"{record['instruction']} {extra}" if extra.strip() else record["instruction"]
 
 
-def to_messages(record: Record) -> dict[str, list[Message]]:
-    """A record as one conversation, ``{"messages": [...]}``. A record that has messages keeps them.
+def to_messages(record: Record) -> dict[str, Any]:
+    """A record as one conversation, ``{"messages": [...]}``. A record that has messages keeps them, and its ``tools``.
 
-    Raises BadRecords when a field that is needed is missing, empty or no text.
+    Of each message every field stays that isn't null. Raises BadRecords when a field that is needed is missing, empty
+    or no text.
     """
     if isinstance(record, Mapping) and "messages" in record:
         check_fields(record, ("messages",))
-        return {"messages": [{"role": m["role"], "content": m["content"]} for m in record["messages"]]}
+        return {"messages": [_filled(message) for message in record["messages"]], **tools_of(record)}
     check_fields(record, INSTRUCTION_FIELDS)
     user = {"role": "user", "content": user_text(record)}
     return {"messages": [user, {"role": "assistant", "content": record["output"]}]}
 
 
-def to_prompt_completion(record: Record) -> dict[str, list[Message]]:
-    """A record in TRL's conversational prompt/completion form: the completion is the last turn, the prompt the rest.
+def tools_of(record: Record) -> dict[str, list[Any]]:
+    """The tools that the model may call in this record as ``{"tools": [...]}``, empty where there are none.
 
-    Raises BadRecords when a field that is needed is missing, empty or no text, and when there is no turn before the
-    answer.
+    TRL takes them as JSON too, since a column of Arrow wants one type. Raises BadRecords for anything but a list.
     """
-    messages = to_messages(record)["messages"]
-    if len(messages) == 1:
-        raise BadRecords.of_record([Problem(1, "messages", "holds an answer and no prompt")])
-    return {"prompt": messages[:-1], "completion": messages[-1:]}
+    tools = record.get("tools")
+    if isinstance(tools, str) and tools:
+        try:
+            tools = json.loads(tools)
+        except (ValueError, RecursionError) as error:
+            raise BadRecords.of_record([Problem(1, "tools", f"is no JSON ({error})")]) from None
+    wrong = f"is {kind_of(tools)}, not a list of tools" if tools and not isinstance(tools, list) else None
+    if wrong := wrong or _inner_problem(tools):
+        raise BadRecords.of_record([Problem(1, "tools", wrong)])
+    return {"tools": tools} if tools else {}
+
+
+def _filled(message: Mapping[str, Any]) -> Message:
+    fields = {field: value for field, value in message.items() if value is not None}
+    return {"role": fields["role"], "content": fields.get("content", ""), **fields}
+
+
+def to_prompt_completion(record: Record) -> dict[str, Any]:
+    """A record in TRL's conversational prompt/completion form, ``tools`` too where it has some.
+
+    The completion is the last answer that is learned (:func:`is_learned`), the prompt every turn before it. Raises
+    BadRecords when a field that is needed is missing, empty or no text, or there is no turn before the answer.
+    """
+    whole = to_messages(record)
+    messages = whole.pop("messages")
+    last = max(turn for turn, message in enumerate(messages) if is_learned(message))
+    return {"prompt": messages[:last], "completion": [messages[last]], **whole}
 
 
 def from_dolly(record: Record) -> dict[str, str]:
@@ -271,11 +254,10 @@ def from_dolly(record: Record) -> dict[str, str]:
     """
     hint = ". Dolly's fields are instruction, context, response and category"
     check_fields(record, ("instruction", "response"), hint)
-    problem = (
-        None if isinstance(record.get("context", 0), str | None) else f"is {_kind(record.get('context'))}, not text"
-    )
+    context = record.get("context")
+    problem = None if context is None else text_problem(context, empty=True)
     if "context" not in record:
         problem = f"is missing; the record has {', '.join(record)}"
     if problem:
         raise BadRecords.of_record([Problem(1, "context", problem)], hint)
-    return {"instruction": record["instruction"], "input": record["context"] or "", "output": record["response"]}
+    return {"instruction": record["instruction"], "input": context or "", "output": record["response"]}

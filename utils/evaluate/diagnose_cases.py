@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from utils.data.chat import IGNORED, Example, batches, render, token_id
+from utils.data.chat import IGNORED, Example, render, token_id
+from utils.data.labels import batches
 from utils.evaluate.diagnose import Chart, watched
 from utils.lora.checkpoint import read_matrices
 from utils.models.device import profile

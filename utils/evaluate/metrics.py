@@ -1,4 +1,4 @@
-"""How a model is asked and marked: greedy answers, exact match, perplexity.
+"""How a model is asked and marked: greedy answers, exact match and its interval, chrF, perplexity.
 
 Every prompt goes through :func:`utils.data.chat.render`, as in training. Nothing here changes the model's mode.
 
@@ -9,6 +9,8 @@ Attributes:
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -17,6 +19,7 @@ import torch
 from utils.data.chat import Example, encode, prompt_completions, render
 from utils.data.records import Message, Record
 from utils.models.ends import end_ids
+from utils.notebook import in_notebook
 from utils.train.loop import in_mode
 
 if TYPE_CHECKING:
@@ -43,15 +46,23 @@ def answer(
     prompts: Sequence[str | Sequence[Message]],
     max_new_tokens: int = 64,
     batch_size: int = 100,
+    progress: str = "",
+    context: int | None = None,
+    tools: Sequence[Sequence[Any] | None] | None = None,
     **sampling: Any,
 ) -> list[Answer]:
     """What the model answers to each prompt, greedily: a user's words, or a conversation that waits for an answer.
 
     `sampling` goes to transformers' ``generate``: with ``do_sample=True, temperature=0.7`` it isn't greedy any more;
     with ``stop_strings=["!"]`` an answer also ends with that text, which stays in it. Prompts are padded on the left,
-    so that every answer begins right behind its prompt; the answer is cut by token ids, not by characters. Raises
-    ValueError when there are no prompts, and for settings of :data:`OTHER_OUTPUT`.
+    so that every answer begins right behind its prompt; the answer is cut by token ids, not by characters. `progress`
+    names a bar that appears in a terminal when the answers take more than three seconds; "" shows none. `context` is
+    how many positions the model has: an answer ends there at the latest. `tools` holds those of each prompt, or None.
+    Raises ValueError when there are no prompts, when one leaves no room for an answer, and for settings of
+    :data:`OTHER_OUTPUT`.
     """
+    from tqdm.auto import tqdm
+
     if isinstance(prompts, str) or not len(prompts):
         raise ValueError(f"there are no prompts to answer: pass a list of texts, not {prompts!r}")
     for name, usual in OTHER_OUTPUT.items():
@@ -61,19 +72,26 @@ def answer(
                 "answers repeat the prompt, or call model.generate itself"
             )
     ends, found = end_ids(model, tokenizer), []
+    calls = [None] * len(prompts) if tools is None else tools
+    texts = [render(tokenizer, prompt, tools=own) for prompt, own in zip(prompts, calls, strict=True)]
     settings = {"do_sample": False, "pad_token_id": tokenizer.pad_token_id, **sampling}
     stops = settings.get("stop_strings") or []
     if stops:
         settings["tokenizer"] = tokenizer  # generate looks up which tokens can make the strings
     stops = [stops] if isinstance(stops, str) else stops
     with in_mode(model, False):
-        for start in range(0, len(prompts), batch_size):
+        starts = range(0, len(prompts), batch_size)
+        for start in tqdm(starts, desc=progress, disable=not progress or in_notebook(), delay=3, leave=False):
             inputs = tokenizer(
-                [render(tokenizer, prompt) for prompt in prompts[start : start + batch_size]],
-                add_special_tokens=False, padding=True, padding_side="left", return_tensors="pt",
-                return_token_type_ids=False,
+                texts[start : start + batch_size], add_special_tokens=False, padding=True, padding_side="left",
+                return_tensors="pt", return_token_type_ids=False,
             ).to(model.device)  # fmt: skip
-            output = model.generate(**inputs, max_new_tokens=max_new_tokens, **settings)
+            room, length = max_new_tokens, inputs.input_ids.shape[1]
+            if context is not None and length >= context:
+                raise ValueError(f"a prompt has {length} tokens and the model {context} positions")
+            if context is not None:
+                room = min(room, context - length)
+            output = model.generate(**inputs, max_new_tokens=room, **settings)
             for row in output[:, inputs.input_ids.shape[1] :].tolist():
                 end = next((i for i, token in enumerate(row) if token in ends), None)
                 if end is None and any(stop in cast(str, tokenizer.decode(row)) for stop in stops):
@@ -122,6 +140,36 @@ def exact_match(model: Any, tokenizer: PreTrainedTokenizerBase, rows: Sequence[E
     longest = max(len(ids) for _, ids in encode(tokenizer, rows))
     answers = complete(model, tokenizer, [prompt for prompt, _ in asked], max_new_tokens=longest + 1)
     return sum(a == wanted for a, (_, wanted) in zip(answers, asked, strict=True)) / len(asked)
+
+
+def wilson(right: int, count: int) -> tuple[float, float]:
+    """The 95% interval of a share, by Wilson's score: where the true one may lie when `right` of `count` were right.
+
+    Unlike the share plus or minus two standard errors it stays between 0 and 1 and doesn't shrink to a point at 0 of n.
+    Raises ValueError when `right` isn't between 0 and `count`, or `count` is below 1.
+
+    >>> [round(bound, 2) for bound in wilson(3, 3)]
+    [0.44, 1.0]
+    """
+    if not 0 <= right <= count or count < 1:
+        raise ValueError(f"{right} of {count} is no share")
+    z, share = 1.959964, right / count
+    middle = share + z * z / (2 * count)
+    reach = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    whole = 1 + z * z / count
+    low, high = (middle - reach) / whole, (middle + reach) / whole
+    return min(share, max(0.0, low)), max(share, min(1.0, high))  # rounding moves 0 of n and n of n by a hair
+
+
+@functools.lru_cache(maxsize=10_000)
+def chrf(answer: str, wanted: str) -> float:
+    """How much of the wanted text an answer has, 0 to 100: chrF2, an F-score of runs of one to six characters.
+
+    It needs no words, so it serves every language, and code. Computed by sacrebleu (Popovic, 2015).
+    """
+    from sacrebleu.metrics import CHRF
+
+    return CHRF().sentence_score(answer, [wanted]).score
 
 
 @torch.inference_mode()

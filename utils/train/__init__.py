@@ -12,8 +12,10 @@ __getattr__, __dir__, __all__ = front_door(
             "pair_batch reference_log_probs sample train_dpo trl_trainer"
         ),
         "loop": "learning_rate_factor train",
-        "own_data": "data_facts general_texts prompt_key read_own split_records train_on_file usual_settings",
+        "own_data": "GENERAL data_facts general_texts hold_out prompt_key split_records train_on_file",
         "recipes": "RECIPES Recipe held_out recipe",
+        "run_folder": "is_trained keep_adapter last_checkpoint unfinished",
+        "settings": "Settings",
         "sft": "GUIDE_LINES lora_config resume sft_config sft_trainer tracker trained_tokens",
         "study": (
             "Arm Work best_so_far finished from_record go_on last_loss objective open_study spent suggest "

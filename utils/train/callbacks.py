@@ -7,10 +7,21 @@ from __future__ import annotations
 import io
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
 from utils import plots
+from utils.notebook import in_notebook
+from utils.train.settings import PATIENCE
+
+
+def watching(dev: bool) -> list[TrainerCallback]:
+    """The callbacks of a run on data of one's own: the bar, and with a dev split the stop when its loss has stopped
+    falling. TRL's own bars for what takes a moment are turned off."""
+    from datasets import disable_progress_bars
+
+    disable_progress_bars()
+    return [LiveLoss(), *([EarlyStoppingCallback(PATIENCE)] if dev else [])]
 
 
 class LiveLoss(TrainerCallback):
@@ -18,15 +29,15 @@ class LiveLoss(TrainerCallback):
 
     Use it with ``SFTConfig(disable_tqdm=True)``: transformers' own bar is a table that outgrows the page, and its text
     form differs from run to run. The plot is an ipywidgets image, so nothing is cleared and nothing flickers; outside a
-    notebook it is left out. `steps` and `losses`, and `eval_steps` and `eval_losses`, keep what was logged.
-    Raises ValueError when `every` is below 1.
+    notebook it is left out, and the bar says how long it will take. `steps` and `losses`, and `eval_steps` and
+    `eval_losses`, keep what was logged. Raises ValueError when `every` is below 1.
     """
 
     def __init__(self, desc: str = "training", every: int = 20, plot: bool = True) -> None:
         if every < 1:
             raise ValueError(f"every is a number of steps, at least 1, not {every}")
         self.desc, self.every = desc, every
-        self.plot = plot and _in_notebook()
+        self.plot = plot and in_notebook()
         self.steps: list[int] = []
         self.losses: list[float] = []
         self.eval_steps: list[int] = []
@@ -43,7 +54,7 @@ class LiveLoss(TrainerCallback):
             total=state.max_steps,
             initial=state.global_step,
             desc=self.desc,
-            bar_format="{desc} {bar} {n_fmt}/{total_fmt}",
+            bar_format="{desc} {bar} {n_fmt}/{total_fmt}" + ("" if in_notebook() else ", {remaining} left"),
         )
         if self.plot:
             self._image = _live_image()
@@ -91,15 +102,6 @@ class LiveLoss(TrainerCallback):
         png = io.BytesIO()
         figure.savefig(png, format="png", dpi=60)
         return png.getvalue()
-
-
-def _in_notebook() -> bool:
-    try:
-        from IPython import get_ipython
-    except ImportError:
-        return False
-    shell = get_ipython()
-    return shell is not None and hasattr(shell, "kernel")
 
 
 def _live_image() -> Any:

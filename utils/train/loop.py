@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from utils.data.chat import Example, batches
+from utils.data.chat import Example
+from utils.data.labels import batches
 from utils.data.records import Record
 
 if TYPE_CHECKING:
@@ -228,9 +229,9 @@ def train(
 ) -> list[float]:
     """Train whatever of the model requires a gradient, with AdamW, and return the loss of every step (nats per token).
 
-    `rows` are examples, or records as :func:`utils.data.records.read_records` gives them; the answer is learned, of a
-    conversation the last one (:func:`utils.data.chat.encode`). The rate rises to `lr` in ten steps and falls to zero
-    along a line; gradients are clipped to norm 1. `seed` decides the batches and the dropout. Three more are for
+    `rows` are examples, or records as :func:`utils.data.formats.read_own` gives them; the answer is learned, of a
+    conversation every one (:func:`utils.data.labels.encode_rows`). The rate rises to `lr` in ten steps and falls to
+    zero along a line; gradients are clipped to norm 1. `seed` decides the batches and the dropout. Three more are for
     variants of LoRA: `groups`, the optimizer's parameter groups with a peak rate each, in the place of one group with
     `lr`; `extra_loss`, whose value is added to what is minimised, not to what is returned; `after_step`, called with
     the step's number while the gradients are still there. A model in float16 trains with loss scaling; what trains must

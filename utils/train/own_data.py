@@ -1,37 +1,45 @@
-"""A file of one's own: read whole or refused, split so that nothing leaks, and described for the model card."""
+"""A file of one's own: split so that nothing leaks, and described for the model card.
+
+:func:`utils.data.formats.read_own` reads it. Importing this module imports neither torch nor transformers, so that a
+bad file is refused at once.
+"""
 
 from __future__ import annotations
 
 import hashlib
-import math
 import random
-import re
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from torch import nn
-
-from utils.data.records import INSTRUCTION_FIELDS, Record, read_records, to_prompt_completion
-from utils.tinyworld import documents
-from utils.train.loop import train
-from utils.train.recipes import recipe
+from utils.data.duplicates import near_duplicates
+from utils.data.formats import read_own
+from utils.data.records import Record, to_prompt_completion
+from utils.train.settings import DEV_AT_LEAST, DEV_AT_MOST, DEV_SHARE
 
 if TYPE_CHECKING:
+    from torch import nn
     from transformers import PreTrainedTokenizerBase
 
 HELD_OUT_SHARE = 0.1
 HELD_OUT_AT_MOST = 200
 GENERAL_TEXTS = 40
+GENERAL = "40 generated picture-book stories"
 FEWEST_PROMPTS = 10
 
 
 class Split(NamedTuple):
-    """Records to train on and to test with; `dropped` exact duplicates are in neither."""
+    """Records to train on and to test with; `dropped` exact duplicates are in neither.
+
+    near: records whose prompt is nearly another one's, and which stay on one side with it; dev: records that aren't
+    trained on either, by whose loss the best checkpoint is chosen.
+    """
 
     train: list[Record]
     held_out: list[Record]
     dropped: int
+    near: int
+    dev: list[Record] = []
 
 
 class DataFacts(NamedTuple):
@@ -42,49 +50,7 @@ class DataFacts(NamedTuple):
     train: int
     held_out: int
     dropped: int
-
-
-class Settings(NamedTuple):
-    """A run on data of one's own. lr: the peak rate; max_length: tokens where a record is cut; checkpointing: whether
-    blocks keep their input alone and are computed twice, for memory."""
-
-    r: int
-    lr: float
-    steps: int
-    batch_size: int
-    max_length: int = 256
-    checkpointing: bool = False
-
-    def checked(self) -> Settings:
-        """The same. Raises ValueError, naming it, for a count below 1 or a rate that isn't a number above 0."""
-        for name in ("r", "steps", "batch_size", "max_length"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is a number of 1 or more, not {getattr(self, name)}")
-        if not (math.isfinite(self.lr) and self.lr > 0):
-            raise ValueError(f"the learning rate is a number above 0, such as 2e-4, not {self.lr}")
-        return self
-
-
-def usual_settings(profile: str) -> Settings:
-    """Settings to begin with on data of one's own, under a profile, such as ``usual_settings(profile())``.
-
-    Under `tiny` the rate of the other three tasks, 4e-3, which forgets less than the pirate's own 6e-3. Under `7b` with
-    checkpointing, so that a card of 16 GB has room for longer records.
-    """
-    usual = recipe("style", profile)
-    lr = 4e-3 if profile == "tiny" else usual.lr
-    return Settings(usual.r, lr, usual.steps, usual.batch_size, checkpointing=profile == "7b")
-
-
-def read_own(path: str | Path) -> list[Record]:
-    """The records of a .csv, .json or .jsonl file: instruction records, or conversations where it has ``messages``.
-
-    Raises what :func:`utils.data.records.read_records` raises: for bad records BadRecords with each line and its
-    reason, and then nothing is read.
-    """
-    path = Path(path)
-    conversations = path.suffix.lower() != ".csv" and path.is_file() and _has_messages(path)
-    return list(read_records(path, ("messages",) if conversations else INSTRUCTION_FIELDS))
+    near: int
 
 
 def train_on_file(
@@ -101,18 +67,15 @@ def train_on_file(
     """A file of one's own, its labels, the course's loop, and the loss of every step (nats per token).
 
     For a file in another shape put your own list of ``prompt`` and ``completion`` in the place of `records`. Nothing is
-    held out (see :func:`split_records`), and no record is cut, whatever its length. Raises what :func:`read_own` and
-    :func:`utils.train.loop.train` raise.
+    held out (see :func:`split_records`), and no record is cut, whatever its length. Raises what
+    :func:`utils.data.formats.read_own` and :func:`utils.train.loop.train` raise.
     """
-    records = read_own(path)
+    from utils.train.loop import train
+
+    records = read_own(path).records
     return train(
         model, tokenizer, records, steps=steps, lr=lr, batch_size=batch_size, seed=seed, progress=progress
     )  # fmt: skip
-
-
-def _has_messages(path: Path) -> bool:
-    with path.open("rb") as file:
-        return re.search(rb'"messages"\s*:', file.read(100_000)) is not None
 
 
 def prompt_key(record: Record) -> tuple[str, ...]:
@@ -120,51 +83,104 @@ def prompt_key(record: Record) -> tuple[str, ...]:
     return tuple(" ".join(turn["content"].casefold().split()) for turn in to_prompt_completion(record)["prompt"])
 
 
+def _distinct(records: Sequence[Record]) -> dict[tuple[tuple[str, ...], str], Record]:
+    """The first record of each prompt and answer, by both."""
+    kept: dict[tuple[tuple[str, ...], str], Record] = {}
+    for record in records:
+        answer = to_prompt_completion(record)["completion"][0]["content"].strip()
+        kept.setdefault((prompt_key(record), answer), record)
+    return kept
+
+
 def split_records(
     records: Sequence[Record], share: float = HELD_OUT_SHARE, at_most: int = HELD_OUT_AT_MOST, seed: int = 0
 ) -> Split:
     """Hold out about `share` of the records, `at_most` so many, so that no prompt is on both sides.
 
-    Records with the same prompt (:func:`prompt_key`) stay together, and of records that also have the same answer one
-    is kept. Groups are drawn by `seed`; each side keeps the file's order. Raises ValueError when the share isn't
-    between 0 and 1, `at_most` is below 1, or there are fewer than ten different prompts: too few to test with.
+    Records with the same prompt (:func:`prompt_key`) or nearly the same (:mod:`utils.data.duplicates`) stay together,
+    and of records with the same prompt and answer one is kept. Groups are drawn by `seed`; each side keeps the file's
+    order. Raises ValueError when the share isn't between 0 and 1, `at_most` is below 1, or there are fewer than ten
+    different prompts: too few to test with.
     """
     if not 0 < share < 1 or at_most < 1:
         raise ValueError(f"hold out a share between 0 and 1, and at least one record; not {share} and {at_most}")
-    kept: dict[tuple[Hashable, str], Record] = {}
-    for record in records:
-        answer = to_prompt_completion(record)["completion"][0]["content"].strip()
-        kept.setdefault((prompt_key(record), answer), record)
-    groups: dict[Hashable, list[Record]] = {}
+    kept = _distinct(records)
+    prompts = list(dict.fromkeys(prompt for prompt, _ in kept))
+    first = near_duplicates(["\n".join(prompt) for prompt in prompts])
+    group_of = dict(zip(prompts, first, strict=True))
+    groups: dict[int, list[Record]] = {}
     for (prompt, _), record in kept.items():
-        groups.setdefault(prompt, []).append(record)
+        groups.setdefault(group_of[prompt], []).append(record)
     if len(groups) < FEWEST_PROMPTS:
+        many = "1 different prompt" if len(groups) == 1 else f"{len(groups)} different prompts"
+        near = f", when prompts that are nearly the same count once ({len(prompts)} differ at all)"
         raise ValueError(
-            f"there are {len(groups)} different prompts in {len(records)} records; at least {FEWEST_PROMPTS} are "
-            "needed, some to train on and some to test with. Collect more"
+            f"the {len(records)} records have {many}{near if len(groups) < len(prompts) else ''}; at least "
+            f"{FEWEST_PROMPTS} are needed, some to train on and some to test with. Collect more"
         )
     wanted = min(at_most, max(1, round(share * len(kept))))
     order = list(groups)
     random.Random(seed).shuffle(order)
-    test: set[Hashable] = set()
+    test: set[int] = set()
     count = 0
-    for prompt in order[:-1]:  # one group at least is left to train on
+    for group in order[:-1]:  # one group at least is left to train on
         if count >= wanted:
             break
-        test.add(prompt)
-        count += len(groups[prompt])
-    held_out = [record for (prompt, _), record in kept.items() if prompt in test]
-    train = [record for (prompt, _), record in kept.items() if prompt not in test]
-    return Split(train, held_out, len(records) - len(kept))
+        test.add(group)
+        count += len(groups[group])
+    held_out = [record for (prompt, _), record in kept.items() if group_of[prompt] in test]
+    train = [record for (prompt, _), record in kept.items() if group_of[prompt] not in test]
+    return Split(train, held_out, len(records) - len(kept), len(prompts) - len(groups))
+
+
+def hold_out(records: Sequence[Record], held_out: float | str = HELD_OUT_SHARE, seed: int = 0) -> Split:
+    """Hold records out of training: a share, at most 200 of them, or a number of records, or those of a file.
+
+    Of what is left a tenth becomes the dev split, where that is ten records or more. No prompt is on two sides: records
+    to train on whose prompt is, or nearly is, in a file of held-out ones are dropped. Raises what
+    :func:`split_records` and :func:`utils.data.formats.read_own` raise, and ValueError when nothing is left to train
+    on.
+    """
+    if isinstance(held_out, str):
+        split = _split_from_file(records, held_out)
+    elif held_out >= 1:
+        if held_out >= len(records):
+            raise ValueError(f"held_out={held_out:g} of {len(records)} records leaves nothing to train on")
+        split = split_records(records, held_out / len(records), int(held_out), seed)
+    else:
+        split = split_records(records, held_out, seed=seed)
+    if DEV_SHARE * len(split.train) < DEV_AT_LEAST:
+        return split
+    try:
+        inner = split_records(split.train, DEV_SHARE, DEV_AT_MOST, seed)
+    except ValueError:  # many records of few prompts
+        return split
+    return split._replace(train=inner.train, dev=inner.held_out)
+
+
+def _split_from_file(records: Sequence[Record], path: str) -> Split:
+    test: list[Record] = [*read_own(path).records]
+    kept = _distinct(records)
+    prompts = list(dict.fromkeys(prompt for prompt, _ in kept))
+    asked = list(dict.fromkeys(map(prompt_key, test)))
+    first = near_duplicates(["\n".join(prompt) for prompt in asked + prompts])
+    tested = set(first[: len(asked)])
+    group_of = dict(zip(prompts, first[len(asked) :], strict=True))
+    train = [record for (prompt, _), record in kept.items() if group_of[prompt] not in tested]
+    if not train:
+        raise ValueError(f"every prompt is in {path} too: nothing is left to train on")
+    return Split(train, test, len(records) - len(train), len(prompts) - len(set(group_of.values())))
 
 
 def data_facts(path: str | Path, split: Split) -> DataFacts:
     """What the model card says of the file that `split` was made of. Raises FileNotFoundError when it's gone."""
     digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
-    return DataFacts(Path(path).name, digest, len(split.train), len(split.held_out), split.dropped)
+    return DataFacts(Path(path).name, digest, len(split.train), len(split.held_out), split.dropped, split.near)
 
 
 def general_texts() -> list[str]:
     """Texts that have nothing to do with anybody's task, to see what a training forgets: held-out picture-book
     stories."""
+    from utils.tinyworld import documents
+
     return documents(GENERAL_TEXTS, seed=13, split="test")

@@ -198,7 +198,7 @@ def check_dataset(dataset: Dataset, name: str = "training") -> tuple[str, ...]:
     forms = "; ".join(" and ".join(form) for form in FORMS)
     raise ValueError(
         f"the {name} data has the columns {', '.join(columns)}, and SFTTrainer needs one of these sets: {forms}. Map "
-        "your records first, for example with utils.data.instructions.to_prompt_completion"
+        "your records first, for example with utils.data.to_prompt_completion"
     )
 
 

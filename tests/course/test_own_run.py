@@ -1,0 +1,82 @@
+"""utils.course.own_run: the options of capstone.py, and a line instead of a traceback."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import namedtuple
+
+import pytest
+import torch
+
+from utils.course.own_run import command_line, one_line, settings_of
+from utils.models import ModelUnavailable
+from utils.train.settings import Settings
+
+ASKED = ["--data", "my.csv", "--out", "o"]
+
+
+def parsed(*more: str) -> Settings:
+    return settings_of(command_line("LoRA").parse_args([*ASKED, *more]))
+
+
+def test_without_options_the_settings_are_the_defaults():
+    assert parsed() == Settings()
+
+
+def test_every_setting_has_an_option():
+    got = parsed(*(
+        "--r 16 --alpha 8 --rslora --targets q_proj v_proj --lr 1e-3 --epochs 2 --batch-size 2 --accumulation 4 "
+        "--seed 7 --max-length 100 --checkpointing --four-bit --held-out 0.2"
+    ).split())  # fmt: skip
+    assert got == Settings(
+        r=16, alpha=8, rslora=True, targets=["q_proj", "v_proj"], lr=1e-3, epochs=2, batch_size=2, accumulation=4,
+        max_length=100, checkpointing=True, four_bit=True, held_out=0.2, seed=7,
+    )  # fmt: skip
+    assert parsed("--held-out", "test.jsonl").held_out == "test.jsonl" and parsed("--steps", "9").steps == 9
+    assert parsed("--targets", "all-linear").targets == "all-linear"
+
+
+def test_the_help_says_each_default():
+    options = command_line("LoRA").format_help().split("options:")[1]
+    assert options.count("(default:") == 13
+
+
+@pytest.mark.parametrize(
+    "error, code, said",
+    [
+        (KeyboardInterrupt(), 130, "\ninterrupted\n"),
+        (ValueError("line 3 is bad."), 1, "error: line 3 is bad\n"),
+        (OSError(28, "No space left on device"), 1, "error: [Errno 28] No space left on device\n"),
+        (ModelUnavailable("no GPU"), 1, "error: no GPU\n"),
+        (torch.OutOfMemoryError("CUDA out of memory.\nmany lines"), 1, "error: the memory isn't enough: try a smaller"),
+        (MemoryError(), 1, "error: the memory isn't enough"),
+    ],
+)
+def test_what_stops_a_run_is_a_line(tmp_path, capsys, error, code, said):
+    with pytest.raises(SystemExit) as left, one_line(command_line("LoRA"), tmp_path / "out"):
+        raise error
+    shown = capsys.readouterr().err
+    assert left.value.code == code and shown.startswith(said) and shown.strip().count("\n") == 0
+
+
+def test_a_full_disk_is_named_whatever_the_writer_raised(tmp_path, capsys, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9, 0))
+    with pytest.raises(SystemExit), one_line(command_line("LoRA"), tmp_path / "out"):
+        raise RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 64 vs 0")
+    assert "out is on is full" in capsys.readouterr().err
+
+
+def test_what_is_left_is_said_also_above_a_traceback(tmp_path, capsys):
+    partial = tmp_path / "out.partial"
+    partial.mkdir()
+    (partial / "trained.json").write_text(json.dumps(dict.fromkeys(
+        ("records", "tokens", "learned", "dev", "steps", "epochs", "kept", "planned"), 1
+    )))  # fmt: skip
+    with pytest.raises(SystemExit), one_line(command_line("LoRA"), tmp_path / "out"):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    assert "or --four-bit. The adapter is trained and saved in" in capsys.readouterr().err
+    with pytest.raises(RuntimeError, match="a fault of ours"), one_line(command_line("LoRA"), tmp_path / "out"):
+        raise RuntimeError("a fault of ours")
+    assert "The adapter is trained and saved in" in capsys.readouterr().err

@@ -1,0 +1,105 @@
+"""The command line of capstone.py: its options, and one line instead of a traceback when a run stops."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from utils.train.run_folder import what_is_left
+from utils.train.settings import Settings
+
+LITTLE = 1_000_000
+
+
+def command_line(description: str) -> argparse.ArgumentParser:
+    """The parser. Its result has `data`, `out` and every field of :class:`utils.train.settings.Settings`."""
+    parser = argparse.ArgumentParser(
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,
+    )
+    add = parser.add_argument
+    add("--data", required=True, help="the file: .jsonl, .json, .csv, .tsv or .parquet, also .gz")
+    add("--out", required=True, help="a new folder for adapter, report and card")
+    add("--epochs", type=float, help="passes over the records (default: 3; more below 34 records, fewer above 8,333)")
+    add("--steps", type=int, help="or: optimizer steps")
+    add(
+        "--lr",
+        type=float,
+        help="the peak learning rate (default: by the model's width, 4e-3 for the tiny model, 2e-4 at 7B)",
+    )
+    add("--r", type=int, help="the rank (default: 8)")
+    add("--alpha", type=float, help="lora_alpha (default: 2 r, with --rslora 2 sqrt(r): a scale of 2)")
+    add("--rslora", action="store_true", help="scale by alpha / sqrt(r), not alpha / r (default: off)")
+    add("--targets", nargs="+", metavar="NAME", help="layers that get an adapter (default: all-linear)")
+    add("--batch-size", type=int, help="records at once (default: 8 for the tiny model, 4 for the small one, 2 at 7B)")
+    add("--accumulation", type=int, help="batches in one step (default: 1, at 7B 2)")
+    add("--max-length", type=int, help="tokens where a record is cut (default: 1024, or what the model has)")
+    add(
+        "--held-out",
+        type=_held_out,
+        help="the share to test with, a number of records, or a file (default: 0.1, at most 200)",
+    )
+    add("--seed", type=int, help="of split, start and order (default: 0)")
+    add("--four-bit", action="store_true", help="QLoRA: the base in 4 bits (default: under COURSE_PROFILE=7b)")
+    add("--checkpointing", action="store_true", help="less memory, more time (default: under COURSE_PROFILE=7b)")
+    return parser
+
+
+def settings_of(given: argparse.Namespace) -> Settings:
+    """The settings that were given, others at their defaults. Raises ValueError for one that no run can have."""
+    fields = {field.name for field in dataclasses.fields(Settings)}
+    chosen = {name: value for name, value in vars(given).items() if name in fields}
+    if chosen.get("targets") == ["all-linear"]:
+        chosen["targets"] = "all-linear"
+    return Settings(**chosen).checked()
+
+
+def _held_out(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+@contextmanager
+def one_line(parser: argparse.ArgumentParser, out: str | Path) -> Iterator[None]:
+    """Inside the block, what stops a run ends the program with a line: what it was, what is left and how to go on.
+
+    The exit code is 1, after Ctrl-C 130. What can't be the reader's file, settings or machine goes on as it is.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        _leave(parser, 130, "interrupted", out)
+    except (ValueError, OSError, MemoryError) as problem:
+        _leave(parser, 1, f"error: {_said(problem, out)}", out)
+    except Exception as problem:
+        if type(problem).__name__ in ("ModelUnavailable", "OutOfMemoryError") or _is_full(out):
+            _leave(parser, 1, f"error: {_said(problem, out)}", out)
+        if left := what_is_left(out):
+            print(left, file=sys.stderr)
+        raise
+
+
+def _said(problem: BaseException, out: str | Path) -> str:
+    if type(problem).__name__ in ("OutOfMemoryError", "MemoryError"):
+        return "the memory isn't enough: try a smaller --batch-size or --max-length, or --checkpointing, or --four-bit"
+    if _is_full(out):
+        return f"the disk that {out} is on is full"
+    return str(problem)
+
+
+def _is_full(out: str | Path) -> bool:
+    place = next(folder for folder in (Path(out).resolve(), *Path(out).resolve().parents) if folder.exists())
+    return shutil.disk_usage(place).free < LITTLE
+
+
+def _leave(parser: argparse.ArgumentParser, code: int, said: str, out: str | Path) -> None:
+    left = what_is_left(out)
+    parser.exit(code, "\n" * (code == 130) + said.strip().rstrip(".") + (f". {left}" if left else "") + "\n")
