@@ -9,7 +9,6 @@ Attributes:
     ALIKE: The share of common shingles, among all of both texts, from which on two texts are nearly the same.
     SAMPLE: So many shingles of a text are kept at most; of longer texts those whose hash ends in zeros.
     COMMON: A shingle in more than this share of the texts (and in more than :data:`FEW`) doesn't count.
-    SILENT: Seconds before a progress bar appears.
     KEYS: By so many of its rarest shingles that another text has too a text is looked up.
 """
 
@@ -20,13 +19,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from utils.data.rows import SILENT
+
 WIDTH = 8
 ALIKE = 0.8
 SAMPLE = 256
 COMMON = 0.1
 FEW = 5
 KEYS = 4
-SILENT = 3.0
 
 _PUNCTUATION = re.compile(r"""[\s.,;:!?"'()\[\]{}`´’‘“”„…«»¿¡]+""")
 _FACTORS = np.array([pow(0x9E3779B1, i + 1, 2**32) for i in range(WIDTH)], dtype=np.uint32)

@@ -31,7 +31,7 @@ from utils.data.records import (
     tools_of,
     user_text,
 )
-from utils.data.rows import Rows, read_rows
+from utils.data.rows import SILENT, Rows, read_rows
 
 QUESTIONS = ("instruction", "prompt", "question", "query", "problem", "user", "human", "input")
 ANSWERS = ("output", "completion", "response", "answer", "assistant", "solution", "target")
@@ -88,9 +88,11 @@ def read_own(path: str | Path) -> Reading:
     spelled = _spelled(found)
     rows = [(line, _small(row) if isinstance(row, Mapping) else row) for line, row in found.rows]
     form = _recognised([row for _, row in rows if isinstance(row, Mapping)], spelled, path.name, found)
+    from tqdm.auto import tqdm
+
     records, lines, problems = [], [], list(found.problems)
     unused: Counter[str] = Counter()
-    for line, row in rows:
+    for line, row in tqdm(rows, desc="records", delay=SILENT, leave=False):
         if not isinstance(row, Mapping):
             problems.append(Problem(line, None, f"is {kind_of(row)}, not an object with fields"))
             continue

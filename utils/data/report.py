@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from utils.data.chat import IGNORED
-from utils.data.duplicates import SILENT, near_duplicates
+from utils.data.duplicates import near_duplicates
 from utils.data.labels import encode_rows, first_learned, lost_at
 from utils.data.records import INSTRUCTION_FIELDS, Problem, Record, problems_of, to_messages, to_prompt_completion
+from utils.data.rows import SILENT
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -7,6 +7,7 @@ Attributes:
     ADVICE: What to do about files of other kinds.
     DELIMITERS: What may stand between the columns of a CSV file; the header decides.
     BATCH: Rows of a Parquet file that become Python objects at once.
+    SILENT: Seconds before a progress bar appears.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ ADVICE = {
 }
 DELIMITERS = {",": "CSV", ";": "CSV with ;", "\t": "values separated by tabs", "|": "CSV with |"}
 BATCH = 10_000
+SILENT = 3.0
 
 
 class Rows(NamedTuple):
@@ -215,8 +217,10 @@ def _starts(lines: Rows) -> bool:
 
 
 def _lines(text: str) -> Rows:
+    from tqdm.auto import tqdm
+
     rows, problems = [], []
-    for line, content in enumerate(text.split("\n"), 1):
+    for line, content in enumerate(tqdm(text.split("\n"), desc="reading", delay=SILENT, leave=False), 1):
         if not content.strip():
             continue
         try:
