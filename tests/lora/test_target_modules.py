@@ -451,3 +451,19 @@ def test_quantized_layers_are_found_too():
         layer.weight = nn.Parameter(torch.zeros(16, 1, dtype=torch.uint8), requires_grad=False)
     assert propose_targets(nn.ModuleDict({"h": nn.ModuleList([block])})).mlp == ["up", "down"]
     assert re.fullmatch(r"h\.0\.mlp\.up", match_targets(nn.ModuleDict({"h": nn.ModuleList([block])}), ["up"])["up"][0])
+
+
+def test_find_targets_takes_a_whole_name_and_says_what_was_meant():
+    whole = "model.layers.1.self_attn.q_proj"
+    assert find_targets(LLAMA, [whole]) == [whole]
+    assert find_targets(LLAMA, ["self_attn.q_proj"]) == find_targets(LLAMA, ["q_proj"]) and whole in find_targets(
+        LLAMA, ["q_proj"]
+    )
+    with pytest.raises(
+        ValueError, match=r"'q_porj' matches no module\. Did you mean 'q_proj'\? The linear layers here"
+    ):
+        find_targets(LLAMA, ["q_porj"])
+    with pytest.raises(ValueError, match=r"'zzzz' matches no module\. The linear layers here are called"):
+        find_targets(LLAMA, ["zzzz"])
+    with pytest.raises(ValueError, match="has no linear layer to target"):
+        find_targets(torch.nn.Sequential(torch.nn.ReLU()), "all-linear")

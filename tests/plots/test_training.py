@@ -134,6 +134,11 @@ def test_a_panel_for_each_run_and_no_zeros_on_a_log_axis():
     assert norm.get_linestyle() != loss.get_linestyle()
 
 
+def test_a_ward_names_its_steps_below_the_lowest_row():
+    axes = plots.ward({name: ([1.0], [1.0]) for name in "ABCDEF"}, title="Runs").axes
+    assert [ax.get_xlabel() for ax in axes] == ["", "", "", "step", "step", "step"]
+
+
 @pytest.mark.parametrize("charts", [{}, {"A": ([], [])}])
 def test_a_ward_of_nothing_is_refused(charts):
     with pytest.raises(ValueError, match="nothing to plot"):

@@ -266,7 +266,7 @@ def find_targets(model: nn.Module, target_modules: Sequence[str] | str) -> list[
     _refuse_parameters(model, target_modules)
     found: set[str] = set()
     for target in target_modules:
-        matches = [name for name in modules if name == target or name.endswith(f".{target}")]
+        matches = [name for name in modules if _names(target, name)]
         if not target or not matches:
             known = sorted({name.rpartition(".")[2] for name in linear})
             close = difflib.get_close_matches(target, known, n=1)
