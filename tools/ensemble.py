@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from utils.data import chat
 from utils.data.chat import Example
+from utils.data.labels import batches
 from utils.evaluate import gates
 from utils.train import loop
 
@@ -120,7 +121,7 @@ class Ensemble:
         step_all = vmap(grad_and_value(loss_of, has_aux=True), randomness="error")
         state = {n: (torch.zeros_like(p), torch.zeros_like(p)) for n, p in self.parameters.items()}
         seeds = sorted(set(self.seeds))
-        drawn = [chat.batches(self.tokenizer, examples, steps=steps, batch_size=batch_size, seed=s) for s in seeds]
+        drawn = [batches(self.tokenizer, examples, steps=steps, batch_size=batch_size, seed=s) for s in seeds]
         bar = tqdm(
             zip(*drawn, strict=True), total=steps, desc=f"{self.count} runs", mininterval=5, disable=not progress
         )

@@ -46,6 +46,8 @@ HEAVY = (
 
 # Tests of a module that don't stand at tests/PACKAGE/test_MODULE*.py, or not all of them.
 ELSEWHERE = {
+    "data/rows": ["tests/data/test_formats.py", "tests/data/test_kinds.py"],
+    "models/ends": ["tests/inference/test_decoding.py", "tests/evaluate/test_metrics.py"],
     "data/labels": ["tests/data/test_instructions.py", "tests/data/test_packing.py"],
     "evaluate/diagnose_cases": ["tests/evaluate/test_diagnose.py"],
     "evaluate/gates": ["tests/test_base_model.py", "tests/evaluate/test_forgetting.py"],

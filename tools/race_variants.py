@@ -35,7 +35,7 @@ from torch import Tensor
 
 from tools.ensemble import Ensemble, at_best_rate, mean_by_rate, number, story_rows, write
 from utils import models
-from utils.data import chat
+from utils.data import labels
 from utils.data.chat import Example
 from utils.lora import adalora, nf4_linear
 from utils.profiling.activations import saved_activation_bytes
@@ -174,7 +174,7 @@ class Timed:
         self.model.to(device).train()
         self.stepper = loop.Stepper(self.model, lr=1e-4)
         examples = task_examples("translation", "train", 200)
-        batch = next(chat.batches(tokenizer, examples, steps=1, batch_size=course.batch_size, seed=0))
+        batch = next(labels.batches(tokenizer, examples, steps=1, batch_size=course.batch_size, seed=0))
         self.batch = {key: value.to(device) for key, value in batch.items()}
         self.allocator, self.parameters = None, dict(self.model.named_parameters())
         if entry.variant == "AdaLoRA":  # prunes from the first step on, as often as in the race

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from utils import lora, models
-from utils.data import chat
+from utils.data import labels
 from utils.evaluate.parity import copy_start, differences, largest, shake, trainable
 from utils.lora import LoRA, adalora, nf4_linear, variants
 from utils.tinyworld import task_examples
@@ -36,7 +36,7 @@ PAIRS = [(base, name) for base in BASES for name in VARIANTS if base == "plain" 
 @pytest.fixture(scope="module")
 def batches():
     tokenizer = models.load_tokenizer()
-    return list(chat.batches(tokenizer, task_examples("style", "train", 40), steps=3, batch_size=2, seed=0))
+    return list(labels.batches(tokenizer, task_examples("style", "train", 40), steps=3, batch_size=2, seed=0))
 
 
 def base_model(base):

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from utils import lora, models
-from utils.data import chat
+from utils.data import labels
 from utils.evaluate.parity import copy_start, differences, largest, shake, trainable
 from utils.lora import LoRA, adalora, nf4_linear, variants
 from utils.tinyworld import task_examples
@@ -25,7 +25,7 @@ CLOSE = 1e-5
 def batches():
     tokenizer = models.load_tokenizer()
     examples = task_examples("style", "train", 40)
-    return list(chat.batches(tokenizer, examples, steps=STEPS + 1, batch_size=4, seed=0))
+    return list(labels.batches(tokenizer, examples, steps=STEPS + 1, batch_size=4, seed=0))
 
 
 def peft_model(config, base=None):
@@ -329,7 +329,7 @@ def test_adalora_prunes_step_by_step_as_peft_does(deltaT):
     a, b = trainable(ours), trainable(peft)
     allocator = adalora.RankAllocator(ours, adalora.Schedule(6, 2, steps, **plan))
     tokenizer = models.load_tokenizer()
-    drawn = chat.batches(tokenizer, task_examples("style", "train", 40), steps=steps, batch_size=4, seed=0)
+    drawn = labels.batches(tokenizer, task_examples("style", "train", 40), steps=steps, batch_size=4, seed=0)
     optimizers = [torch.optim.AdamW(list(p.values()), lr=1e-2, eps=1e-4, weight_decay=0.0) for p in (a, b)]
     left = []
     for step, batch in enumerate(drawn):
