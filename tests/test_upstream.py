@@ -227,6 +227,9 @@ def test_transformers_does_not_split_the_digits_of_a_gguf_of_smollm(from_gguf):
 
 
 def test_transformers_warns_of_the_dtype_that_it_dequantizes_to(caplog):
+    from transformers.utils.logging import warning_once
+
+    warning_once.cache_clear()  # another test may have had it said already
     base, _ = load_4bit()
     logger = logging.getLogger("transformers")
     propagates, logger.propagate = logger.propagate, True
