@@ -68,6 +68,14 @@ def test_a_full_disk_is_named_whatever_the_writer_raised(tmp_path, capsys, monke
     assert "out is on is full" in capsys.readouterr().err
 
 
+def test_a_folder_of_the_system_is_not_called_a_full_disk(tmp_path, capsys, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(0, 0, 0))
+    with pytest.raises(SystemExit), one_line(command_line("LoRA"), tmp_path / "out"):
+        (tmp_path / "none" / "out").mkdir()
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'none' / 'out'}: No such file or directory")
+
+
 def test_what_is_left_is_said_also_above_a_traceback(tmp_path, capsys):
     partial = tmp_path / "out.partial"
     partial.mkdir()

@@ -201,7 +201,9 @@ def test_bytes_that_are_no_utf_8_are_named_with_their_line(tmp_path):
 def test_an_unknown_ending_and_a_missing_file(tmp_path):
     with pytest.raises(ValueError, match=r"data.feather: the ending .* known are .json, .jsonl, .ndjson, .csv"):
         read_records(tmp_path / "data.feather")
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(ValueError, match="is a folder: name a file in it"):
+        read_records(tmp_path)
+    with pytest.raises(FileNotFoundError, match="there is no file"):
         read_records(tmp_path / "data.json")
 
 

@@ -34,7 +34,9 @@ def test_what_isnt_a_number_above_zero_is_refused(name, said, value):
 @pytest.mark.parametrize(
     "given, said",
     [
-        ({"epochs": 3, "steps": 40}, "3 epochs or 40 steps long: give one"),
+        ({"epochs": 3, "steps": 40}, "epochs=3 and steps=40 both say how long"),
+        ({"seed": -1}, "seed is a number from 0 to .*, not -1"),
+        ({"seed": 2**32}, "seed is a number from 0 to .*, not 4294967296"),
         ({"held_out": 0}, "held_out is a share between 0 and 1"),
         ({"held_out": 1.5}, "not 1.5"),
         ({"held_out": -0.1}, "not -0.1"),

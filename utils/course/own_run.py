@@ -92,12 +92,15 @@ def _said(problem: BaseException, out: str | Path) -> str:
         return "the memory isn't enough: try a smaller --batch-size or --max-length, or --checkpointing, or --four-bit"
     if _is_full(out):
         return f"the disk that {out} is on is full"
+    if isinstance(problem, OSError) and problem.filename and problem.strerror:
+        return f"{problem.filename}: {problem.strerror}"
     return str(problem)
 
 
 def _is_full(out: str | Path) -> bool:
     place = next(folder for folder in (Path(out).resolve(), *Path(out).resolve().parents) if folder.exists())
-    return shutil.disk_usage(place).free < LITTLE
+    there = shutil.disk_usage(place)
+    return bool(there.total) and there.free < LITTLE  # a folder of the system's own, as /proc, is on no disk
 
 
 def _leave(parser: argparse.ArgumentParser, code: int, said: str, out: str | Path) -> None:

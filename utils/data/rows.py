@@ -53,16 +53,20 @@ def read_rows(path: str | Path) -> Rows:
 
     The content decides where it can: JSON under the name of JSONL and the other way round is read, a CSV file's
     delimiter is found in its header, gzip and Parquet by their first bytes, UTF-16 by its zeros. Raises ValueError for
-    an unknown ending, BadRecords (a ValueError too) when the file as a whole can't be read, FileNotFoundError when
-    there is none.
+    a folder or an unknown ending, BadRecords (a ValueError too) when the file as a whole can't be read,
+    FileNotFoundError when there is none.
     """
     path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: name a file in it")
     endings = [suffix.lower() for suffix in path.suffixes]
     ending = next((suffix for suffix in reversed(endings) if suffix != ".gz"), "")
     if ending not in ENDINGS:
         raise ValueError(
             f"{path.name}: {ADVICE.get(ending, 'the ending says how to read a file')}; known are {', '.join(ENDINGS)}"
         )
+    if not path.exists():
+        raise FileNotFoundError(f"there is no file {path}")
     try:
         return _rows(path.read_bytes(), ending)
     except BadRecords as error:

@@ -77,8 +77,12 @@ class Settings:
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise ValueError(f"{words} is a number above 0, such as {example}, not {value}")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed is a number from 0 to 2**32 - 1, not {self.seed}")
         if self.epochs is not None and self.steps is not None:
-            raise ValueError(f"the run is {self.epochs:g} epochs or {self.steps} steps long: give one of the two")
+            raise ValueError(
+                f"epochs={self.epochs:g} and steps={self.steps} both say how long the run is: give one of them"
+            )
         if not self.targets or not all(map(str.strip, self.targets)):
             raise ValueError('targets are names of layers, such as q_proj v_proj, or "all-linear"')
         if not isinstance(self.held_out, str) and not (
