@@ -491,6 +491,9 @@ def test_ctrl_c_for_real(home):
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,  # a process group of its own, as a terminal gives
+            preexec_fn=lambda: signal.signal(
+                signal.SIGINT, signal.default_int_handler
+            ),  # a job in the background has none
         )
         silent.settimeout(120)
         silent.accept()[0].close()  # pip is asking: the set-up is in its second step
