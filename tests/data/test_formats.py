@@ -112,3 +112,17 @@ def test_rare_names_dont_decide(tmp_path):
     )
     rows = [{"instruction": "a", "input": "", "output": "b"}] * 3
     assert "line 4: instruction is missing" in refused(tmp_path, *rows, {"input": "x", "output": "b"})
+
+
+def test_a_file_without_one_good_line_says_what_its_lines_are(tmp_path):
+    (tmp_path / "torn.jsonl").write_text('{"instruction": "a", \n{"instruction": "b", \n')
+    with pytest.raises(BadRecords, match=r"torn.jsonl(.|\n)*not valid JSON"):
+        read_own(tmp_path / "torn.jsonl")
+
+
+def test_what_a_spreadsheet_leaves_empty_behind_the_last_column_is_no_column(tmp_path):
+    (tmp_path / "sheet.csv").write_text("question,answer,,\nWho?,I,,\nWhat?,,,\nWhere?,Here\n")
+    with pytest.raises(BadRecords, match="line 3: answer is empty"):
+        read_own(tmp_path / "sheet.csv")
+    (tmp_path / "sheet.csv").write_text("question,answer,,\nWho?,I,,\nWhere?,Here\n")
+    assert [record["output"] for record in read_own(tmp_path / "sheet.csv").records] == ["I", "Here"]

@@ -233,3 +233,12 @@ def test_the_card_says_what_is_there():
 def test_an_instruction_that_no_longer_fits_its_task_is_noticed():
     with pytest.raises(ValueError, match="style no longer begins with"):
         make_dataset.record("style", task_examples("translation", "test", 1)[0])
+
+
+def test_records_whose_answers_begin_beyond_the_model_are_refused_with_the_length(tokenizer):
+    long = record("Zoe was sad. " * 40)
+    first = min(data_report([long], tokenizer, 400).firsts)
+    assert data_report([long], tokenizer, 400, context=first + 1).checked()
+    with pytest.raises(ValueError, match=rf"begin after {first} tokens at the earliest, and the model has {first} pos"):
+        data_report([long], tokenizer, 400, context=first).checked()
+    assert data_report([ZOE, long], tokenizer, 400, context=first).checked()  # one of them fits

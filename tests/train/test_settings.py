@@ -142,3 +142,8 @@ def test_the_table_has_what_a_card_needs():
     shown = table.timed(100).table()
     assert shown["lora_alpha"] == "8" and shown["scale"] == "2 (alpha / sqrt(r), rsLoRA)"
     assert shown["target_modules"] == "q_proj, v_proj" and shown["batch size"] == "8 x 4" and shown["seed"] == 0
+
+
+def test_one_of_a_thing_is_said_in_the_singular():
+    said = Settings(steps=1, batch_size=4, lr=1e-3).filled("tiny", load_config(TINY_DIR)).timed(1).sentence(1, 0)
+    assert said.startswith("1 record to train on, ") and ", 1 step of 4" in said
