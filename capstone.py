@@ -135,11 +135,11 @@ def reload(folder, four_bit):
 def fine_tune(data, out, settings):
     """All of it. The folder `out` is there when everything is done; until then `out`.partial holds what there is."""
     reading, split, facts = prepare(data, settings.checked())
-    from utils.course.model_card import write_card
+    from utils.course.model_card import base_name, write_card
     from utils.lora.target_modules import check_targets
     from utils.models import load_config, load_tokenizer, profile
 
-    with unfinished(out, {"data": facts.sha256, "profile": profile(), **asdict(settings)}) as partial:
+    with unfinished(out, {"data": split.digest(), "base": base_name(profile()), **asdict(settings)}) as partial:
         tokenizer = load_tokenizer()
         settings = settings.filled(profile(), load_config(tokenizer.name_or_path))
         rows, dev = look_over(reading, split, tokenizer, settings)

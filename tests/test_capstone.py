@@ -355,3 +355,22 @@ def test_what_was_saved_is_what_is_evaluated(tmp_path, data):
 def test_it_is_short():
     lines = (ROOT / "capstone.py").read_text(encoding="utf-8").splitlines()
     assert len([line for line in lines if line.strip()]) <= 140
+
+
+def test_a_run_is_known_by_its_base_and_by_every_record(tmp_path, data, monkeypatch):
+    """Or a checkpoint of one model would go on over another, and one of a file over what the file became."""
+    seen, held = [], tmp_path / "held.jsonl"
+
+    def known(out, run):
+        seen.append(run)
+        raise ValueError("seen")
+
+    monkeypatch.setattr(capstone, "unfinished", known)
+    monkeypatch.setenv("COURSE_PROFILE", "small")
+    for model, answer in (("a/one", "yes"), ("b/one", "yes"), ("b/one", "no")):
+        monkeypatch.setenv("COURSE_MODEL", model)
+        held.write_text(json.dumps({"instruction": "Was it so?", "output": answer}))
+        with pytest.raises(ValueError, match="seen"):
+            capstone.fine_tune(data, tmp_path / "out", Settings(held_out=str(held)))
+    changed = [{name for name in one if one[name] != two[name]} for one, two in zip(seen, seen[1:], strict=False)]
+    assert changed == [{"base"}, {"data"}]

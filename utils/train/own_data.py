@@ -7,6 +7,7 @@ bad file is refused at once.
 from __future__ import annotations
 
 import hashlib
+import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,6 +41,11 @@ class Split(NamedTuple):
     dropped: int
     near: int
     dev: list[Record] = []
+
+    def digest(self) -> str:
+        """The SHA-256 of the three lists: the same records on the same sides give the same, whatever the file."""
+        content = json.dumps([self.train, self.held_out, self.dev], sort_keys=True, default=str)
+        return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 class DataFacts(NamedTuple):
