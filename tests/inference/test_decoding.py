@@ -19,6 +19,7 @@ from transformers.generation.logits_process import (
 
 from utils.data.chat import render
 from utils.inference import decoding
+from utils.inference.streaming import TextStream
 from utils.models import load_base
 from utils.tinyworld import task_examples
 
@@ -331,3 +332,23 @@ def test_padding_on_the_right_is_refused(base, batch):
 def test_inputs_that_are_refused(base, ids, mask, new, said):
     with pytest.raises(ValueError, match=said):
         decoding.generate(base[0], ids, mask, max_new_tokens=new, eos_id=1, pad_id=0)
+
+
+@pytest.mark.parametrize(
+    ("count", "error"),
+    [
+        (0, ValueError),
+        (-1, ValueError),
+        (1.5, TypeError),
+        (True, TypeError),
+        (float("nan"), TypeError),
+        (float("inf"), TypeError),
+        ("3", TypeError),
+    ],
+)
+def test_how_many_tokens_is_a_whole_number(base, tokenizer, count, error):
+    ids = tokenizer("The fox", return_tensors="pt").input_ids
+    with pytest.raises(error, match="max_new_tokens must be"):
+        decoding.generate(base, ids, max_new_tokens=count, pad_id=tokenizer.pad_token_id)
+    with pytest.raises(error, match="max_new_tokens must be"):
+        TextStream(base, tokenizer, "The fox", max_new_tokens=count)

@@ -371,3 +371,16 @@ def test_lora_merge_and_files_merge_agree_up_to_rounding():
     merge_files(other, FOLDER)
     merged = lora.lora_layers(model)[LAYER].base_layer.weight
     assert torch.allclose(merged, other.get_submodule(LAYER).weight, atol=1e-6)
+
+
+def test_what_a_model_keeps_in_float32_is_not_put_into_4_bits():
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    config = T5Config(vocab_size=64, d_model=32, d_kv=8, d_ff=64, num_layers=1, num_heads=4, decoder_start_token_id=0)
+    model = T5ForConditionalGeneration(config)
+    with pytest.raises(ValueError, match=r"wo can't be in 4 bits: a T5ForConditionalGeneration .* keeps it in float32"):
+        nf4_linear.quantize_layers(model, ["q", "wo"])
+    names = nf4_linear.quantize_layers(model)
+    assert names and not any(name.endswith(".wo") for name in names)
+    assert lora.inject(model, ["wo"], 4, 8)
+    assert model(input_ids=torch.tensor([[1, 2]]), labels=torch.tensor([[1]])).loss.isfinite()

@@ -439,10 +439,19 @@ def _tiny():
         ({"optimizer": "lion"}, "unknown optimizer 'lion'"),
         ({"attention": "flash"}, "unknown attention"),
         ({"dtype": "int8"}, "unknown dtype 'int8'"),
-        ({"batch": 0}, "not 0 of 512"),
+        ({"batch": 0}, "batch must be at least 1, not 0"),
         ({"r": 0}, "at least 1, not 0"),
     ],
 )
 def test_bad_settings_are_refused(changes, words):
     with pytest.raises(ValueError, match=words):
         Setup(**changes)
+
+
+@pytest.mark.parametrize("field", ["batch", "length"])
+@pytest.mark.parametrize(
+    ("count", "error"), [(0, ValueError), (1.5, TypeError), (float("nan"), TypeError), (True, TypeError)]
+)
+def test_a_step_has_a_whole_number_of_sequences_and_tokens(field, count, error):
+    with pytest.raises(error, match=f"{field} must be"):
+        Setup("SmolLM2-135M", **{field: count})

@@ -11,7 +11,7 @@ SMALL = llama_config(hidden=64, layers=3, heads=4, kv_heads=2, intermediate=96, 
 def test_the_widget_answers_and_says_what_is_wrong(capsys):
     said = memory_widget.answer(model=SMALL, method="lora", batch=1, length=16)
     assert said.startswith("peak ") and said.endswith("fits on a card of 8 GB")
-    assert memory_widget.answer(batch=0).startswith("Can't predict: a step needs at least one")
+    assert memory_widget.answer(batch=0).startswith("Can't predict: batch must be at least 1, not 0")
     memory_widget.explore(live=False)
     assert "No widgets here" in capsys.readouterr().out
 

@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from utils.lora.refusals import check_count
 from utils.models.ends import configured_ends, listed_ids
 
 NEVER = -float("inf")
@@ -196,10 +197,9 @@ def generate(
     each row, by default :func:`greedy`. Shorter prompts are padded on the left and masked. With `use_cache` a pass
     computes the new token only and reads the keys and values of the others from the cache; without, it computes them
     all again. Raises ValueError when a prompt is empty or ends in padding, the mask has another shape, or
-    `max_new_tokens` is below 1, and TypeError for an `eos_id` that is no id.
+    `max_new_tokens` is below 1, and TypeError for one that is no whole number, or an `eos_id` that is no id.
     """
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
+    check_count("max_new_tokens", max_new_tokens)
     if input_ids.dim() != 2 or not input_ids.numel():
         raise ValueError(
             f"input_ids have the shape (batch, length) and at least one token, not {tuple(input_ids.shape)}"

@@ -16,6 +16,7 @@ import torch
 
 from utils.data.chat import render
 from utils.inference.serving import for_request
+from utils.lora.refusals import check_count
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -59,8 +60,7 @@ class TextStream:
             raise ValueError(f"there is nothing to answer: the prompt is {prompt!r}")
         if not timeout or not timeout > 0:
             raise ValueError(f"timeout is a number of seconds above 0, not {timeout}: without one the reader can hang")
-        if max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
+        check_count("max_new_tokens", max_new_tokens)
         from transformers import StoppingCriteriaList, TextIteratorStreamer
 
         if isinstance(model, torch.nn.Module):

@@ -77,10 +77,19 @@ class NF4Linear(nn.Linear):
 def quantize_layers(model: nn.Module, target_modules: Sequence[str] | str = "all-linear") -> list[str]:
     """Put the targets of a plain model into 4 bits, in place, and return their names. Do this before `inject`.
 
-    Raises what :func:`utils.lora.target_modules.find_targets` and :class:`NF4Linear` raise, and ValueError for a target
-    in 4 bits already; the model is then as it was.
+    "all-linear" leaves out what the model's class keeps in float32, as transformers does: T5 asks `wo` for a dtype that
+    it can compute in. Raises what :func:`utils.lora.target_modules.find_targets` and :class:`NF4Linear` raise, and
+    ValueError for a target in 4 bits already, or of that kind; the model is then as it was.
     """
     names = find_targets(model, target_modules)
+    kept = [name for name in names if name.rpartition(".")[2] in (getattr(model, "_keep_in_fp32_modules", None) or ())]
+    if target_modules == "all-linear":
+        names = [name for name in names if name not in kept]
+    elif kept:
+        raise ValueError(
+            f"{kept[0]} can't be in 4 bits: a {type(model).__name__} computes in its weight's dtype, and keeps it in "
+            "float32. Leave it out"
+        )
     if done := [name for name in names if isinstance(model.get_submodule(name), NF4Linear)]:
         raise ValueError(f"{done[0]} is in 4 bits already")
     for name, layer in [(name, NF4Linear(cast(nn.Linear, model.get_submodule(name)))) for name in names]:

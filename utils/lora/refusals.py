@@ -55,6 +55,14 @@ def _check_number(name: str, value: Any, example: float) -> None:
         raise TypeError(f"{name} must be a number such as {example}, not {value!r}")
 
 
+def check_count(name: str, value: Any) -> None:
+    """Raise TypeError for what is no whole number, True among it, and ValueError for one below 1; `name` is shown."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{name} must be a whole number such as 8, not {value!r}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, not {value}")
+
+
 def check_variant(variant: Any) -> None:
     """Raise TypeError for anything but an object such as ``DoRA()``."""
     if isinstance(variant, type):

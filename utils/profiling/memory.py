@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from utils.lora.refusals import check_hyperparameters
+from utils.lora.refusals import check_count, check_hyperparameters
 from utils.lora.target_modules import check_targets, converted
 from utils.models.configs import KNOWN_MODELS, real_config
 from utils.profiling.activations import checkpoint_blocks
@@ -178,8 +178,8 @@ class Setup:
         for field in ("dtype", "adapter_dtype"):
             if (value := getattr(self, field)) not in FLOATS:
                 raise ValueError(f"unknown {field} {value!r}: choose one of {', '.join(FLOATS)}")
-        if self.batch < 1 or self.length < 1:
-            raise ValueError(f"a step needs at least one sequence of one token, not {self.batch} of {self.length}")
+        check_count("batch", self.batch)
+        check_count("length", self.length)
         if self.method != "full":
             check_hyperparameters(self.r, 2 * self.r, self.lora_dropout)
 
