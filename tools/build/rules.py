@@ -24,7 +24,7 @@ RUNS = re.compile(r"Running all cells takes about (\d+) s on two CPU cores\b")
 RECORD = "assets/measurements/minutes.json"
 TOLERANCE, AT_LEAST = 0.25, 5
 
-NEWLINE = "\n"
+SECTION = re.compile(r"^## (.*)$((?:\n(?!## ).*)*)", re.M)
 PLACEHOLDER = re.compile(r"^(?:- |#+ (?:Exercise: )?)?(\[[^\]\n]+\])(?![(\[:])", re.M)
 
 COMMENT_MARKERS = re.compile(r"^\s*#\s*(NBVAL_\w+|PYTEST_VALIDATE_IGNORE_OUTPUT)\s*$", re.M)
@@ -41,12 +41,16 @@ def broken(lesson: Lesson, course: Course) -> list[str]:
 def unwritten(lesson: Lesson) -> list[str]:
     """What `make new` left to be written and stands there still: text in square brackets that is no link."""
     name = f"{lesson.path.parent.name}/{lesson.path.name}"
-    return [
-        f"{name}, line {lesson.lines[index] + cell.source.count(NEWLINE, 0, found.start())}: to be written: {found[1]}"
-        for index, cell in enumerate(lesson.cells)
-        if cell.cell_type == "markdown"
-        for found in PLACEHOLDER.finditer(re.sub(r"(?ms)^```.*?^```", _blank, cell.source))
-    ]
+    return [f"{name}, line {line}: to be written: {found[1]}" for line, found in _in_prose(lesson, PLACEHOLDER)]
+
+
+def _in_prose(lesson: Lesson, pattern: re.Pattern[str]) -> Iterator[tuple[int, re.Match[str]]]:
+    """Where `pattern` stands in the prose, code in fences aside: the lesson's line, and the match."""
+    for index, cell in enumerate(lesson.cells):
+        if cell.cell_type == "markdown":
+            prose = re.sub(r"(?ms)^```.*?^```", lambda fence: "\n" * fence[0].count("\n"), cell.source)
+            for found in pattern.finditer(prose):
+                yield lesson.lines[index] + prose.count("\n", 0, found.start()), found
 
 
 def _opening(lesson: Lesson, course: Course) -> Found:
@@ -121,12 +125,7 @@ def colab_link(stem: str, course: Course) -> str:
 
 def _closing(lesson: Lesson, course: Course) -> Found:
     """The last sections are a recap and what to read, and each lists something."""
-    sections = [
-        (lesson.lines[index] + cell.source.count("\n", 0, found.start()), found[1], found[2])
-        for index, cell in enumerate(lesson.cells)
-        if cell.cell_type == "markdown"
-        for found in re.finditer(r"^## (.*)$((?:\n(?!## ).*)*)", re.sub(r"(?ms)^```.*?^```", _blank, cell.source), re.M)
-    ]
+    sections = [(line, found[1], found[2]) for line, found in _in_prose(lesson, SECTION)]
     last = sections[-2:]
     if [title for _, title, _ in last] != ["Recap", "Read more"]:
         line = sections[-1][0] if sections else lesson.lines[0]
@@ -136,10 +135,6 @@ def _closing(lesson: Lesson, course: Course) -> Found:
     for line, title, below in last:
         if not re.search(r"^([-*]|\d+\.|\|) *\S", below, re.M):
             yield line, f"'## {title}' lists nothing: write '- ...' below it"
-
-
-def _blank(found: re.Match[str]) -> str:
-    return "\n" * found[0].count("\n")
 
 
 def _exercises(lesson: Lesson, course: Course) -> Found:

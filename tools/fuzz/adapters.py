@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import load, load_file, save, save_file
 from torch import Tensor, nn
 
-from tools.fuzz.frame import Outcome, Trial, judged
+from tools.fuzz.frame import Outcome, Trial, change_bytes, judged
 from tools.fuzz.kills import POSSIBLE, killed
 from utils.files import finish_interrupted
 from utils.inference.serving import stage
@@ -101,20 +101,10 @@ def some_bytes(draw: random.Random, folder: Path) -> str:
     at = draw.randrange(len(data))
     kind = draw.choice(["bit", "byte", "cut", "gone", "doubled", "more", "zeros"])
     end = at + draw.randint(1, 12)
-    if kind == "bit":
-        data[at] ^= 1 << draw.randrange(8)
-    elif kind == "byte":
-        data[at] = draw.randrange(256)
-    elif kind == "cut":
-        del data[at:]
-    elif kind == "gone":
-        del data[at:end]
-    elif kind == "doubled":
-        data[at:at] = data[at:end]
-    elif kind == "more":
+    if kind == "more":
         data[at:at] = draw.randbytes(end - at)
     else:
-        data[at:end] = bytes(len(data[at:end]))
+        change_bytes(draw, data, kind, at, end)
     file.write_bytes(data)
     return f"{kind} at byte {at} of {file.name}"
 

@@ -37,6 +37,24 @@ Outcome = Literal["clear error", "right", "silent", "silent, not finite", "raw",
 OUTCOMES: dict[Outcome, bool] = {outcome: outcome not in ("clear error", "right") for outcome in get_args(Outcome)}
 
 
+def change_bytes(draw: random.Random, data: bytearray, kind: str, at: int, end: int) -> None:
+    """One change of bytes that any file can suffer, in place; the kinds of its targets' own are none of these."""
+    if kind == "bit":
+        data[at] ^= 1 << draw.randrange(8)
+    elif kind == "byte":
+        data[at] = draw.randrange(256)
+    elif kind == "cut":
+        del data[at:]
+    elif kind == "gone":
+        del data[at:end]
+    elif kind == "doubled":
+        data[at:at] = data[at:end]
+    elif kind == "zeros":
+        data[at:end] = bytes(len(data[at:end]))
+    else:
+        raise ValueError(f"no kind of change is called {kind!r}")
+
+
 class Trial(NamedTuple):
     """One reader's answer to one damage; `words` are the error's, or what was wrong with the answer."""
 

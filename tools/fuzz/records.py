@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tools.fuzz.frame import Outcome, Trial, judged
+from tools.fuzz.frame import Outcome, Trial, change_bytes, judged
 from utils.data.formats import Reading, read_own, read_records
 from utils.data.records import find_problems, to_messages
 from utils.data.report import Report, data_report
@@ -111,22 +111,12 @@ def some_bytes(draw: random.Random, data: bytes) -> tuple[str, bytes]:
     changed, at = bytearray(data), draw.randrange(len(data))
     kind = draw.choice(["bit", "byte", "cut", "gone", "doubled", "zeros", "deep", "latin"])
     end = at + draw.randint(1, 8)
-    if kind == "bit":
-        changed[at] ^= 1 << draw.randrange(8)
-    elif kind == "byte":
-        changed[at] = draw.randrange(256)
-    elif kind == "cut":
-        del changed[at:]
-    elif kind == "gone":
-        del changed[at:end]
-    elif kind == "doubled":
-        changed[at:at] = changed[at:end]
-    elif kind == "zeros":
-        changed[at:end] = bytes(len(changed[at:end]))
-    elif kind == "deep":
+    if kind == "deep":
         changed[at:at] = b"[" * draw.choice([10, 2000, 100_000])
-    else:
+    elif kind == "latin":
         changed[at:at] = "é".encode("latin-1")
+    else:
+        change_bytes(draw, changed, kind, at, end)
     return f"{kind} at byte {at}", bytes(changed)
 
 

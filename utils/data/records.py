@@ -234,6 +234,11 @@ def _filled(message: Mapping[str, Any]) -> Message:
     return {"role": fields["role"], "content": fields.get("content", ""), **fields}
 
 
+def loose(contents: Iterable[str]) -> tuple[str, ...]:
+    """What the turns of two prompts have in common that are the same, case and white space aside."""
+    return tuple(" ".join(content.casefold().split()) for content in contents)
+
+
 def to_prompt_completion(record: Record) -> dict[str, Any]:
     """A record in TRL's conversational prompt/completion form, ``tools`` too where it has some.
 

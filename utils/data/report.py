@@ -17,7 +17,15 @@ import numpy as np
 from utils.data.chat import IGNORED
 from utils.data.duplicates import near_duplicates
 from utils.data.labels import encode_rows, first_learned, lost_at
-from utils.data.records import INSTRUCTION_FIELDS, Problem, Record, problems_of, to_messages, to_prompt_completion
+from utils.data.records import (
+    INSTRUCTION_FIELDS,
+    Problem,
+    Record,
+    loose,
+    problems_of,
+    to_messages,
+    to_prompt_completion,
+)
 from utils.data.rows import SILENT
 
 if TYPE_CHECKING:
@@ -153,11 +161,6 @@ def asked(record: Record) -> tuple[tuple[str, str], ...]:
     return tuple((m["role"], m["content"]) for m in to_prompt_completion(record)["prompt"])
 
 
-def loose(prompt: Sequence[tuple[str, str]]) -> tuple[str, ...]:
-    """What two prompts have in common that are the same, case and white space aside."""
-    return tuple(" ".join(content.casefold().split()) for _, content in prompt)
-
-
 def _problems(row: int, record: Any) -> list[Problem]:
     talk = isinstance(record, Mapping) and "messages" in record
     return problems_of(row, record, ("messages",) if talk else INSTRUCTION_FIELDS)
@@ -235,8 +238,8 @@ def data_report(
     answers: dict[tuple, set[str]] = {}
     for prompt, answer in pairs:
         answers.setdefault(prompt, set()).add(answer)
-    keys = [loose(prompt) for prompt in prompts]
-    tests = [loose(asked(record)) for record in tested]
+    keys = [loose(content for _, content in prompt) for prompt in prompts]
+    tests = [loose(content for _, content in asked(record)) for record in tested]
     known = set(keys)
     first = near_duplicates(["\n".join(key) for key in keys + tests])
     near = len(known) - len(set(first[: len(keys)]))

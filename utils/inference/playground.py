@@ -12,6 +12,7 @@ import torch
 
 from utils.evaluate.metrics import complete
 from utils.inference.serving import BASE, for_request
+from utils.notebook import in_notebook
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -117,8 +118,6 @@ def widgets_work() -> bool:
     """Whether there is a kernel that a front end talks to, and the package."""
     try:
         import ipywidgets  # noqa: F401
-        from IPython import get_ipython
     except ImportError:
         return False
-    shell = get_ipython()
-    return shell is not None and hasattr(shell, "kernel")
+    return in_notebook()

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.files import interrupted
-from utils.lora.target_modules import ALL_LINEAR
+from utils.lora.target_modules import ALL_LINEAR, is_named
 
 CONFIG = "adapter_config.json"
 UNSUPPORTED = (
@@ -161,7 +161,7 @@ def targeted(config: Mapping[str, Any], name: str) -> bool:
     def listed(targets: Any) -> bool:
         if isinstance(targets, str):
             return re.fullmatch(targets, name) is not None
-        return any(name == target or name.endswith(f".{target}") for target in targets)
+        return any(is_named(target, name) for target in targets)
 
     targets, numbers = config.get("target_modules"), config.get("layers_to_transform")
     if config.get("exclude_modules") and listed(config["exclude_modules"]):

@@ -41,8 +41,7 @@ def check_no_alpha(variant: str, r: Any, lora_alpha: Any, lora_dropout: Any) -> 
 
 
 def _check_rank_and_dropout(r: Any, lora_dropout: Any) -> None:
-    if isinstance(r, bool) or not isinstance(r, Integral):
-        raise TypeError(f"the rank r must be a whole number such as 8, not {r!r}")
+    _check_whole("the rank r", r)
     if r < 1:
         raise ValueError(f"the rank r must be at least 1, not {r}: a correction of rank 0 can't learn anything")
     _check_number("lora_dropout", lora_dropout, 0.05)
@@ -55,10 +54,14 @@ def _check_number(name: str, value: Any, example: float) -> None:
         raise TypeError(f"{name} must be a number such as {example}, not {value!r}")
 
 
-def check_count(name: str, value: Any) -> None:
-    """Raise TypeError for what is no whole number, True among it, and ValueError for one below 1; `name` is shown."""
+def _check_whole(name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name} must be a whole number such as 8, not {value!r}")
+
+
+def check_count(name: str, value: Any) -> None:
+    """Raise TypeError for what is no whole number, True among it, and ValueError for one below 1; `name` is shown."""
+    _check_whole(name, value)
     if value < 1:
         raise ValueError(f"{name} must be at least 1, not {value}")
 

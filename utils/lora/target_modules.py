@@ -187,7 +187,7 @@ def converted(model: nn.Module, target_modules: str | Collection[str]) -> Conver
         for pattern, r in (config.rank_pattern or {}).items()
         if re.fullmatch(pattern, name)
     }
-    names = [name for name, _ in model.named_parameters() if any(_names(target, name) for target in wanted)]
+    names = [name for name, _ in model.named_parameters() if any(is_named(target, name) for target in wanted)]
     return Converted(sorted(config.target_modules or []), {name: ranks.get(name, 1) for name in names})
 
 
@@ -266,7 +266,7 @@ def find_targets(model: nn.Module, target_modules: Sequence[str] | str) -> list[
     _refuse_parameters(model, target_modules)
     found: set[str] = set()
     for target in target_modules:
-        matches = [name for name in modules if _names(target, name)]
+        matches = [name for name in modules if is_named(target, name)]
         if not target or not matches:
             known = sorted({name.rpartition(".")[2] for name in linear})
             close = difflib.get_close_matches(target, known, n=1)
@@ -450,7 +450,7 @@ def _shortest(name: str, group: str, groups: dict[str, str], every: Sequence[str
         if parts[-count].isdigit():
             break
         end = ".".join(parts[-count:])
-        if all(groups.get(n) == group for n in every if _names(end, n)):
+        if all(groups.get(n) == group for n in every if is_named(end, n)):
             return end
     return name
 
@@ -458,7 +458,7 @@ def _shortest(name: str, group: str, groups: dict[str, str], every: Sequence[str
 # ---------------------------------------------------------------------------------------------------------- checking
 
 
-def _names(target: str, module: str) -> bool:
+def is_named(target: str, module: str) -> bool:
     """PEFT's rule for an entry of a list: the whole name, or its end from a dot on."""
     return module == target or module.endswith(f".{target}")
 
@@ -488,10 +488,10 @@ def match_targets(model: nn.Module, target_modules: str | Collection[str]) -> di
     modules, parameters = converted(model, target_modules)
     if isinstance(target_modules, str):
         if parameters:
-            found = [name for name in names if any(_names(target, name) for target in modules)]
+            found = [name for name in names if any(is_named(target, name) for target in modules)]
         return {target_modules: [*found, *parameters]}
     return {
-        target: [name for name in names if _names(target, name)] if target in modules else list(parameters)
+        target: [name for name in names if is_named(target, name)] if target in modules else list(parameters)
         for target in _entries(target_modules)
     }
 
@@ -519,7 +519,7 @@ def check_targets(model: nn.Module, target_modules: str | Collection[str]) -> li
     found = {name for modules in matches.values() for name in modules}
     order = [name for name, _ in model.named_modules() if name in found]
     kind = getattr(getattr(model, "config", None), "model_type", None)
-    if kind in _MAMBA and (refused := [name for name in order if _names("out_proj", name)]):
+    if kind in _MAMBA and (refused := [name for name in order if is_named("out_proj", name)]):
         raise ValueError(
             f"target_modules means {refused[0]!r}, and PEFT refuses out_proj in a {kind} model, whose kernels take the "
             "weight and never call the layer: name other layers, such as ['in_proj']"
@@ -540,7 +540,7 @@ def _advice(model: nn.Module, target: str, expression: bool) -> str:
     ends = sorted({name.rpartition(".")[2] for name in linear})
     known = f"The linear layers of this {type(model).__name__} are called {', '.join(ends)}."
     if expression:
-        if any(_names(target, name) for name, _ in model.named_modules()):
+        if any(is_named(target, name) for name, _ in model.named_modules()):
             return (
                 f"target_modules={target!r} is a string, so it has to match a module's whole name, and no name is "
                 f"that short: write [{target!r}]."

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from utils.data.duplicates import near_duplicates
 from utils.data.formats import read_own
-from utils.data.records import Record, to_prompt_completion
+from utils.data.records import Record, loose, to_prompt_completion
 from utils.train.settings import DEV_AT_LEAST, DEV_AT_MOST, DEV_SHARE
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def train_on_file(
 
 def prompt_key(record: Record) -> tuple[str, ...]:
     """What two records have in common when they ask the same: every turn before the answer, case and space aside."""
-    return tuple(" ".join(turn["content"].casefold().split()) for turn in to_prompt_completion(record)["prompt"])
+    return loose(turn["content"] for turn in to_prompt_completion(record)["prompt"])
 
 
 def _distinct(records: Sequence[Record]) -> dict[tuple[tuple[str, ...], str], Record]:

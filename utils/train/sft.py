@@ -301,11 +301,15 @@ def run_of(trainer: SFTTrainer) -> dict[str, Any]:
     ``base`` is the base's fingerprint (:mod:`utils.lora.fingerprint`) as text, None without an embedding; ``examples``
     the number of training examples; the rest are settings.
     """
-    settings, weight = trainer.args.to_dict(), fingerprint.embedding(cast("PeftModel", trainer.model))
-    dataset = cast("Dataset", trainer.train_dataset)
+    weight = fingerprint.embedding(cast("PeftModel", trainer.model))
+    return {"base": None if weight is None else fingerprint.fingerprint(weight).text(), **_settings_of(trainer)}
+
+
+def _settings_of(trainer: SFTTrainer) -> dict[str, Any]:
+    """:func:`run_of` without the base, whose embedding takes a while to hash."""
+    settings = trainer.args.to_dict()
     return {
-        "base": None if weight is None else fingerprint.fingerprint(weight).text(),
-        "examples": len(dataset),
+        "examples": len(cast("Dataset", trainer.train_dataset)),
         **{name: settings[name] for name in _SETTINGS if name in settings},
     }
 
@@ -379,7 +383,7 @@ def check_checkpoint(checkpoint: str | Path, trainer: SFTTrainer) -> Path:
     folder = Path(checkpoint)
     state, saved, matrices, scheduler = _read_checkpoint(folder)
     config = asdict(cast("PeftModel", trainer.model).active_peft_config)
-    args, here = trainer.args, run_of(trainer)
+    args, here = trainer.args, _settings_of(trainer)
     pairs = [(name, saved[name], config[name]) for name in config if name in saved and name not in _MAY_DIFFER]
     bases = [str(each.get("base_model_name_or_path") or "").rstrip("/") for each in (saved, config)]
     if all(bases):
@@ -395,9 +399,7 @@ def check_checkpoint(checkpoint: str | Path, trainer: SFTTrainer) -> Path:
     except (KeyError, TypeError, ValueError):  # a plain SFTTrainer's checkpoint
         record = {}
     named = {"examples": "the number of training examples"}
-    pairs += [
-        (named.get(name, name), was, here[name]) for name, was in record.items() if name in here and name != "base"
-    ]
+    pairs += [(named.get(name, name), was, here[name]) for name, was in record.items() if name in here]
     differences = dict.fromkeys(
         f"{n} was {_plain(a)!r} and is {_plain(b)!r}" for n, a, b in pairs if _plain(a) != _plain(b)
     )
