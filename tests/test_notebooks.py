@@ -13,7 +13,7 @@ from tools.build.lesson import BEGIN, CHECK_CALL, ROOT, Course, exercise_cells, 
 from tools.build.rules import broken
 from tools.build.script import SCRIPT
 from utils.course import checks  # noqa: F401  (registers every exercise)
-from utils.course.checks import core
+from utils.course.checks import core, registry
 from utils.course.colab import notebook_page, origin
 
 LESSONS = sorted((ROOT / "lessons").glob("[0-9]*.md"))  # claims.md is no lesson
@@ -127,7 +127,7 @@ def test_only_the_solved_copy_holds_solutions(path):
 def test_lessons_and_checks_name_the_same_exercises():
     used = {f"ch{path.stem[:2]}": set(exercises_in(path)) for path in LESSONS}
     known: dict[str, set[str]] = {chapter: set() for chapter in used}
-    for name, found in core.registered().items():
+    for name, found in registry.registered().items():
         known.setdefault(found.chapter, set()).add(name)
     assert used == known
 

@@ -8,7 +8,7 @@ from tests.tools.trial import HEADER, LESSON, code_lesson, course_at, lesson_of
 from tools.build import lesson as build
 from tools.build.__main__ import main
 from tools.build.lesson import BuildError, Course, make, split_solution
-from utils.course.checks.core import UnknownExercise
+from utils.course.checks.registry import UnknownExercise
 
 # ------------------------------------------------------------------------------------------- markers
 

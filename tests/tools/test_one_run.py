@@ -24,7 +24,7 @@ CHAPTER = (
 
 ```python
 from utils.course.checks import check, progress
-from utils.course.checks.core import Mistake, exercise
+from utils.course.checks.registry import Mistake, exercise
 
 exercise("size", reference=400, mistakes=[Mistake(300, "one too few.")], hints=["Count."])
 step = kept = 10

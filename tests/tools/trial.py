@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 
 from utils import plots
 from utils.course.checks import check, hint
-from utils.course.checks.core import Mistake, exercise
+from utils.course.checks.registry import Mistake, exercise
 ```
 
 ```python

@@ -89,7 +89,7 @@ class Course:
     def here(cls, root: Path = ROOT) -> Course:
         """The course in `root`: address and ref from pyproject.toml, setup cell and exercises from utils/."""
         import_module("utils.course.checks")  # registers every chapter's exercises
-        from utils.course.checks.core import find
+        from utils.course.checks.registry import find
         from utils.course.colab import origin, setup_cell
 
         repository, ref = origin(root)

@@ -125,7 +125,7 @@ def new_chapter(number: str, title: str, course: Course, checks: Path | None = N
         "title": title,
         "stem": stem,
         "name": f"update_size_{number}",
-        "core": f"{package}.core",
+        "core": f"{package}.registry",
         "imports": f"from {package} import check, progress",
         "begin": BEGIN,
         "end": END,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from utils.course.checks.core import Mistake, exercise
+from utils.course.checks.registry import Mistake, exercise
 
 
 def _linear(d_in: int, d_out: int, bias: bool):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from utils.course.checks.core import Mistake, exercise
+from utils.course.checks.registry import Mistake, exercise
 
 # -------------------------------------------------------------------------------------------- full fine-tuning
 

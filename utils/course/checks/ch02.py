@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from utils.course.checks.core import Mistake, exercise
+from utils.course.checks.registry import Mistake, exercise
 from utils.lora.lowrank import best_rank_r, break_even_rank, energy_captured, lora_forward, lora_gradients
 
 # --------------------------------------------------------------------------------- best rank-r approximation

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from utils.course.checks.core import Mistake, Wrong, exercise
+from utils.course.checks.registry import Mistake, Wrong, exercise
 from utils.data.chat import IGNORED
 from utils.lora.layer import LoRALinear
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from utils.course.checks.core import Mistake, exercise
+from utils.course.checks.registry import Mistake, exercise
 from utils.data.chat import IGNORED
 
 # ------------------------------------------------------------------------------------------------- Dolly's fields

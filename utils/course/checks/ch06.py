@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 
-from utils.course.checks.core import Mistake, exercise
+from utils.course.checks.registry import Mistake, exercise
 
 # ------------------------------------------------------------------------------------------------------- the scaling
 

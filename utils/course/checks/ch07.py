@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from utils.course.checks.core import Mistake, Wrong, exercise
+from utils.course.checks.registry import Mistake, Wrong, exercise
 
 # ---------------------------------------------------------------------------------------------------- counting steps
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from utils.course.checks.core import Mistake, exercise
+from utils.course.checks.registry import Mistake, exercise
 from utils.quant.nf4 import dequantize, quantize
 
 # ------------------------------------------------------------------------------------------- the length of a header

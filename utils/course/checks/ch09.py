@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from utils.course.checks.core import Mistake, exercise
+from utils.course.checks.registry import Mistake, exercise
 
 # ----------------------------------------------------------------------------------- one base or a copy for each task
 

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from utils.course.checks.core import Mistake, exercise
+from utils.course.checks.registry import Mistake, exercise
 from utils.evaluate.diagnose import Signs, applied_scaling
 
 # ======================================================================================= the study and memory

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from utils.course.checks.compare import difference
-from utils.course.checks.core import Mistake, Wrong, exercise
+from utils.course.checks.registry import Mistake, Wrong, exercise
 from utils.evaluate import spectrum
 
 # ------------------------------------------------------------------------------------------ variants (parts 1 and 2)

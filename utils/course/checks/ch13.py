@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from utils.course.checks.core import Mistake, exercise
+from utils.course.checks.registry import Mistake, exercise
 
 # --------------------------------------------------------------------------------------------- hold out whole groups
 

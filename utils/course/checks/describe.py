@@ -38,12 +38,33 @@ def number(value: complex | numbers.Number) -> str:
     return f"{value:.3g}"
 
 
+def apart(one: Any, other: Any) -> tuple[str, str]:
+    """Two numbers that differ, with as many digits as it takes to see it: `14.06` and `14.13`, and not twice `14.1`."""
+    said = number(one), number(other)
+    real = isinstance(one, numbers.Real) and isinstance(other, numbers.Real)
+    if said[0] != said[1] or not real:
+        return said
+    for digits in range(4, 18):
+        said = f"{float(one):.{digits}g}", f"{float(other):.{digits}g}"
+        if said[0] != said[1]:
+            break
+    return said
+
+
 def brief(value: Any) -> str:
     """One short line about a value: `a float32 tensor of shape (2, 3)`, `the function len`, `[1, 2]`, `'nf4'`."""
+    try:
+        return _brief(value)
+    except Exception:  # whatever a learner's object does when it is looked at
+        return f"a {type(value).__name__}"
+
+
+def _brief(value: Any) -> str:
     if is_tensor_or_array(value):
         tensor = torch.as_tensor(value)
         kind_ = "tensor" if isinstance(value, torch.Tensor) else "array"
-        return f"a {dtype_name(tensor)} {kind_} of shape {tuple(tensor.shape)}"
+        name = dtype_name(tensor)
+        return f"{'an' if name[0] in 'aeiou' else 'a'} {name} {kind_} of shape {tuple(tensor.shape)}"
     if isinstance(value, numbers.Number) and not isinstance(value, bool):
         return number(value)
     if isinstance(value, torch.nn.Module):
@@ -61,23 +82,29 @@ def brief(value: Any) -> str:
 
 
 def _contents(items: list | tuple | set | frozenset | dict) -> str:
-    """What a container holds, or how many items there are when they are more than four."""
-    if len(items) > 4:
+    """What a container holds, or how many items there are when that makes too long a line."""
+    if len(items) > 24:
         return f"a {type(items).__name__} of {len(items)} items"
     if isinstance(items, dict):
-        return "{" + ", ".join(f"{key!r}: {brief(value)}" for key, value in items.items()) + "}"
-    inside = [brief(item) for item in items]
-    if isinstance(items, list):
-        return f"[{', '.join(inside)}]"
-    if isinstance(items, tuple):
-        return f"({', '.join(inside)}{',' if len(inside) == 1 else ''})"
-    return "{" + ", ".join(sorted(inside)) + "}" if inside else "an empty set"
+        text = "{" + ", ".join(f"{key!r}: {brief(value)}" for key, value in items.items()) + "}"
+    else:
+        inside = [brief(item) for item in items]
+        if isinstance(items, list):
+            text = f"[{', '.join(inside)}]"
+        elif isinstance(items, tuple):
+            text = f"({', '.join(inside)}{',' if len(inside) == 1 else ''})"
+        else:
+            text = "{" + ", ".join(sorted(inside)) + "}" if inside else "an empty set"
+    short = len(items) <= 4 or len(text) <= 80
+    return text if short else f"a {type(items).__name__} of {len(items)} items"
 
 
 def kind(value: Any) -> str:
     """What sort of thing a value is, in words: `a whole number`, `a list of 3 items`."""
     if value is None:
         return "None"
+    if isinstance(value, type(lambda: 0)):
+        return "a function"
     if isinstance(value, torch.Tensor):
         return "a tensor"
     for type_, words in _KINDS:

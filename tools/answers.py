@@ -1,0 +1,175 @@
+"""Hold the checks against answers as learners give them: wrong ones and right ones, written down by exercise.
+
+``python -m tools.answers [FOLDER]`` prints a line for each exercise: how many calls are drawn, how many mistakes are
+listed, how many of the wrong answers are caught (and of them, how many by a sentence that names what is wrong), how
+many of the right ones pass, and how long the longest verdict takes; then each answer that is judged wrongly.
+With ``--say`` it prints what the learner reads on every wrong answer.
+
+An answer file is Markdown: a heading ``## exercise | wrong | what is wrong with it`` (or ``right``), and the cell that
+a learner would write. The cell runs in a namespace of its own, which has what the chapter's earlier cells import.
+
+Attributes:
+    FOLDER: The answers that the tests hold the checks against.
+    BASICS: What every answer may use without importing it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import re
+import sys
+import time
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "tests/course/answers"
+BASICS = (
+    "import collections, copy, itertools, math, os, random, re\nimport numpy as np\nimport torch\n"
+    "import torch.nn.functional as F\nfrom torch import Tensor, nn\n"
+)
+
+HEADING = re.compile(r"^## (\w+) \| (wrong|right) \| (.+)$", re.M)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One learner's answer. chapter: two digits. right: whether it should pass. label: what is wrong with it, or how
+    it is written. source: the cell."""
+
+    chapter: str
+    exercise: str
+    right: bool
+    label: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the checks made of an answer. passed: whether they took it. named: whether a wrong one was named, by a
+    mistake's, a property's or a test's sentence. seconds: how long they took, the reference's own calls not counted."""
+
+    answer: Answer
+    passed: bool
+    named: bool
+    message: str
+    seconds: float
+
+
+def read(folder: Path = FOLDER) -> list[Answer]:
+    """All answers of a folder's files ``NN*.md``. Raises ValueError for a heading or a cell that isn't in the form."""
+    answers = []
+    for path in sorted(folder.glob("[0-9][0-9]*.md")):
+        text = path.read_text(encoding="utf-8")
+        if unread := [line for line in re.findall(r"^## .*$", text, re.M) if not HEADING.match(line)]:
+            raise ValueError(f"{path.name}: {unread[0]!r} isn't '## exercise | wrong | what is wrong with it'")
+        parts = HEADING.split(text)[1:]
+        for name, kind, label, body in zip(*(parts[at::4] for at in range(4)), strict=True):
+            cell = re.search(r"^```python\n(.*?)^```$", body, re.M | re.S)
+            if cell is None:
+                raise ValueError(f"{path.name}: no cell of Python under '## {name} | {kind} | {label}'")
+            answers.append(Answer(path.name[:2], name, kind == "right", label.strip(), cell[1]))
+    return answers
+
+
+def judge(answer: Answer) -> Verdict:
+    """Run the answer's cell and give what it defines to the checks."""
+    from utils.course.checks import judge as checks
+    from utils.course.checks.registry import find
+
+    value = _value(answer)
+    begin = time.perf_counter()
+    result = checks.evaluate(find(answer.exercise), value)
+    seconds = time.perf_counter() - begin
+    return Verdict(answer, result.state == checks.PASSED, result.named, result.message, seconds)
+
+
+def _value(answer: Answer) -> Any:
+    namespace: dict[str, Any] = {"__name__": "__main__"}
+    exec(BASICS, namespace)
+    for statement in _imports(answer.chapter):
+        names = [alias.asname or alias.name.partition(".")[0] for alias in statement.names]
+        if any(re.search(rf"\b{re.escape(name)}\b", answer.source) for name in names):
+            exec(compile(ast.Module([statement], []), "<imports>", "exec"), namespace)
+    exec(compile(answer.source, f"<{answer.exercise}: {answer.label}>", "exec"), namespace)
+    variable = _variables(answer.chapter)[answer.exercise]
+    if variable not in namespace:
+        raise ValueError(f"{answer.exercise} | {answer.label}: the cell defines no {variable}")
+    return namespace[variable]
+
+
+@cache
+def _lesson(chapter: str) -> str:
+    return next((ROOT / "lessons").glob(f"{chapter}_*.md")).read_text(encoding="utf-8")
+
+
+@cache
+def _imports(chapter: str) -> list[ast.Import | ast.ImportFrom]:
+    cells = re.findall(r"^```python[^\n]*\n(.*?)^```$", _lesson(chapter), re.M | re.S)
+    trees = [ast.parse(re.sub(r"^[%!].*$", "", cell, flags=re.M)) for cell in cells if "import" in cell]
+    return [node for tree in trees for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+
+
+@cache
+def _variables(chapter: str) -> dict[str, str]:
+    found = re.findall(r'^(\w+) = check\("(\w+)"', _lesson(chapter), re.M)
+    return {exercise: variable for variable, exercise in found}
+
+
+def table(verdicts: list[Verdict]) -> str:
+    """A line for each exercise that is registered, and one for all."""
+    from utils.course.checks.registry import registered
+
+    head = (
+        f"{'exercise':<22}{'drawn':>6}{'named':>6}{'wrong':>7}{'caught':>7}{'said':>6}{'right':>7}{'taken':>6}{'s':>7}"
+    )
+    lines, sums = [head], [0] * 7
+    for name, found in registered().items():
+        mine = [verdict for verdict in verdicts if verdict.answer.exercise == name]
+        wrong = [verdict for verdict in mine if not verdict.answer.right]
+        right = [verdict for verdict in mine if verdict.answer.right]
+        caught = [verdict for verdict in wrong if not verdict.passed]
+        counts = (
+            sum(case.seed > 0 for case in found.cases), len(found.mistakes), len(wrong), len(caught),
+            sum(verdict.named for verdict in caught), len(right), sum(verdict.passed for verdict in right),
+        )  # fmt: skip
+        sums = [total + count for total, count in zip(sums, counts, strict=True)]
+        lines.append(_line(name, counts, max((verdict.seconds for verdict in mine), default=0.0)))
+    return "\n".join([*lines, _line("all", sums, max((verdict.seconds for verdict in verdicts), default=0.0))])
+
+
+def _line(name: str, counts: Any, seconds: float) -> str:
+    widths = (6, 6, 7, 7, 6, 7, 6)
+    return f"{name:<22}" + "".join(f"{n:>{w}}" for n, w in zip(counts, widths, strict=True)) + f"{seconds:>7.2f}"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tools.answers", description="Hold the checks against answers.")
+    parser.add_argument("folder", nargs="?", type=Path, default=FOLDER, help="of answer files NN*.md")
+    parser.add_argument("--only", help="an exercise's name, or a chapter's two digits")
+    parser.add_argument("--say", action="store_true", help="print what is said on every wrong answer")
+    chosen = parser.parse_args(arguments)
+    answers = [a for a in read(chosen.folder) if chosen.only in (None, a.exercise, a.chapter)]
+    if not answers:
+        print(f"no answers in {chosen.folder}", file=sys.stderr)
+        return 1
+    import utils.course.checks  # noqa: F401 - registers the exercises
+
+    verdicts = [judge(answer) for answer in answers]
+    print(table(verdicts))
+    for verdict in verdicts:
+        answer = verdict.answer
+        if verdict.passed != answer.right or (chosen.say and not answer.right):
+            judged = "right" if verdict.passed else "wrong"
+            print(
+                f"\n{answer.exercise} | {answer.label}: a {'right' if answer.right else 'wrong'} answer, judged {judged}"
+            )
+            print(f"    {'named: ' * verdict.named}{verdict.message}")
+    return int(any(verdict.passed != verdict.answer.right for verdict in verdicts))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,139 @@
+"""Tests that many exercises share, for what comparing results can't judge: gradients, and the "without ..." of a task.
+
+Each function makes a test for ``exercise(test=...)``: called with the answer, it raises :class:`Wrong` with the
+sentence for the learner. Operations are watched while the answer runs; its source is never read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from utils.course.checks.calls import fresh, seed
+from utils.course.checks.compare import difference
+from utils.course.checks.registry import Wrong
+
+Make = Callable[[], tuple[Any, ...]]
+Test = Callable[[Any], None]
+
+_CUT = ".detach(), .item(), torch.no_grad() or a new tensor made of numbers cuts it off"
+
+
+def same_gradients(reference: Callable[..., Any], make: Make, names: Sequence[str]) -> Test:
+    """The result can be trained through: a backward pass gives the arguments the reference's gradients.
+
+    make: the arguments of one call. names: of all arguments, in their order; those that are floating-point tensors
+    are differentiated. A module among the arguments has the gradients of its parameters compared, those that train.
+    """
+
+    def test(answer: Any) -> None:
+        expected, got = _gradients(reference, make), _gradients(answer, make)
+        if isinstance(got, str):
+            raise Wrong(got)
+        for place, (want, have) in enumerate(zip(expected, got, strict=True)):
+            for wanted, had in zip(want, have, strict=True):
+                if wanted is not None and had is None:
+                    raise Wrong(f"no gradient reaches {names[place]} through your result: {_CUT}.")
+                if (said := wanted is not None and difference(wanted, had)) and had is not None:
+                    raise Wrong(f"your result is right, but the gradient of {names[place]} through it is not: {said}")
+
+    return test
+
+
+def _gradients(function: Callable[..., Any], make: Make) -> list[list[Tensor | None]] | str:
+    """The gradients of each argument's tensors, or what is in the way of a backward pass."""
+    seed()
+    arguments = tuple(fresh(argument) for argument in make())
+    leaves = [_trained(argument) for argument in arguments]
+    seed()
+    with torch.enable_grad():
+        results = [leaf for leaf in tree_leaves(function(*arguments)) if isinstance(leaf, Tensor)]
+        floating = [result for result in results if result.is_floating_point()]
+        if not any(result.requires_grad for result in floating):
+            return f"no gradient passes through your result, so nothing could be trained through it: {_CUT}."
+        # Another weight for each number: a plain sum would hide what is in the wrong place.
+        weights = (torch.linspace(0.5, 2.0, result.numel(), dtype=result.dtype) for result in floating)
+        total = sum((r * w.view(r.shape)).sum() for r, w in zip(floating, weights, strict=True))
+        torch.as_tensor(total).backward()
+    return [[leaf.grad for leaf in of_one] for of_one in leaves]
+
+
+def _trained(argument: Any) -> list[Tensor]:
+    if isinstance(argument, torch.nn.Module):
+        return [parameter for parameter in argument.parameters() if parameter.requires_grad]
+    if isinstance(argument, Tensor) and argument.is_floating_point():
+        return [argument.requires_grad_()]
+    return []
+
+
+def without_matrix(make: Make, shape: tuple[int, int], words: str) -> Test:
+    """No tensor of this shape, or of its transpose, is computed. Take sizes that are all different, and not the shape
+    of an argument's own matrix alone: views of what is there already don't count. words: what the task forbids."""
+
+    def test(answer: Any) -> None:
+        made = [found for found in _made(answer, make) if found in (shape, shape[::-1])]
+        if made:
+            raise Wrong(f"you make {words}, a tensor of shape {made[0]}, which the task wants to do without.")
+
+    return test
+
+
+def without_loop(small: Make, large: Make, words: str) -> Test:
+    """As many operations for the larger input as for the smaller. words: what is gone through one by one."""
+
+    def test(answer: Any) -> None:
+        few, many = len(_made(answer, small)), len(_made(answer, large))
+        if many > few:
+            raise Wrong(
+                f"your code goes through {words} one by one ({few} operations of torch for the small input, {many} for "
+                "the large one): one operation can take them all."
+            )
+
+    return test
+
+
+def without_autograd(make: Make) -> Test:
+    """The answer computes its gradients itself."""
+
+    def test(answer: Any) -> None:
+        seed()
+        used: list[str] = []
+        engine = torch.autograd.graph._engine_run_backward
+
+        def watched(*arguments: Any, **named: Any) -> Any:
+            used.append("backward")
+            return engine(*arguments, **named)
+
+        with mock.patch("torch.autograd._engine_run_backward", watched), torch.enable_grad():
+            answer(*(fresh(argument) for argument in make()))
+        if used:
+            raise Wrong("you let autograd do it; the task is to write down the products of matrices yourself.")
+
+    return test
+
+
+def _made(answer: Any, make: Make) -> list[tuple[int, ...]]:
+    """The shapes of all tensors that the answer's operations compute: views of what is there are left out."""
+    seed()
+    arguments = tuple(fresh(argument) for argument in make())
+    with _Shapes() as watch:
+        answer(*arguments)
+    return watch.shapes
+
+
+class _Shapes(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: list[tuple[int, ...]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Sequence[type], args: tuple = (), kwargs: dict | None = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if not func.is_view:
+            self.shapes += [tuple(leaf.shape) for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        return result
