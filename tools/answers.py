@@ -137,13 +137,16 @@ def table(verdicts: list[Verdict]) -> str:
             sum(verdict.named for verdict in caught), len(right), sum(verdict.passed for verdict in right),
         )  # fmt: skip
         sums = [total + count for total, count in zip(sums, counts, strict=True)]
-        lines.append(_line(name, counts, max((verdict.seconds for verdict in mine), default=0.0)))
-    return "\n".join([*lines, _line("all", sums, max((verdict.seconds for verdict in verdicts), default=0.0))])
+        lines.append(_line(name, counts, _slowest(mine)))
+    return "\n".join([*lines, _line("all", sums, _slowest(verdicts))])
 
 
-def _line(name: str, counts: Any, seconds: float) -> str:
-    widths = (6, 6, 7, 7, 6, 7, 6)
-    return f"{name:<22}" + "".join(f"{n:>{w}}" for n, w in zip(counts, widths, strict=True)) + f"{seconds:>7.2f}"
+def _slowest(verdicts: list[Verdict]) -> str:
+    return f"{max((verdict.seconds for verdict in verdicts), default=0.0):.2f}"
+
+
+def _line(name: str, counts: Any, seconds: str) -> str:
+    return f"{name:<22}" + "".join(f"{count:>7}" for count in counts) + f"{seconds:>7}"
 
 
 def main(arguments: list[str] | None = None) -> int:
