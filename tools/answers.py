@@ -166,10 +166,8 @@ def main(arguments: list[str] | None = None) -> int:
     for verdict in verdicts:
         answer = verdict.answer
         if verdict.passed != answer.right or (chosen.say and not answer.right):
-            judged = "right" if verdict.passed else "wrong"
-            print(
-                f"\n{answer.exercise} | {answer.label}: a {'right' if answer.right else 'wrong'} answer, judged {judged}"
-            )
+            kind, judged = ("right" if is_right else "wrong" for is_right in (answer.right, verdict.passed))
+            print(f"\n{answer.exercise} | {answer.label}: a {kind} answer, judged {judged}")
             print(f"    {'named: ' * verdict.named}{verdict.message}")
     return int(any(verdict.passed != verdict.answer.right for verdict in verdicts))
 
