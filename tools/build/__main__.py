@@ -8,7 +8,7 @@
 
 The lessons are read first, and everything that breaks a house rule is said with its line, before a kernel starts. The
 build fails, and leaves the old notebooks, when a cell raises, writes to stderr, or stores what differs from run to run.
-A lesson's solutions also make a module, utils/course/checks/references/chNN.py, which is written first, since the checks
+The solutions of a lesson also make a module, utils/course/checks/references/chNN.py, which is written first: the checks
 import it. The code cells that a lesson tags "capstone" make a script: capstone.py, in the repository's root.
 """
 
