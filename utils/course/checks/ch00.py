@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from utils.course.checks.references import ch00 as lesson
 from utils.course.checks.registry import Mistake, exercise
 
 
@@ -13,7 +14,7 @@ def _linear(d_in: int, d_out: int, bias: bool):
 
 exercise(
     "linear_parameters",
-    reference=lambda layer: sum(p.numel() for p in layer.parameters()),
+    reference=lesson.linear_parameters,
     cases=[_linear(3, 5, True), _linear(4, 4, False), _linear(7, 2, True)],
     mistakes=[
         Mistake(
@@ -41,7 +42,7 @@ exercise(
 
 exercise(
     "lora_parameters",
-    reference=lambda d_in, d_out, r: r * (d_in + d_out),
+    reference=lesson.lora_parameters,
     cases=[(4096, 4096, 8), (192, 512, 4), (100, 30, 1), (64, 64, 16)],
     mistakes=[
         Mistake(lambda d_in, d_out, r: d_in * d_out, "that is the full weight: A has r rows and B has r columns."),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from utils.course.checks.references import ch01 as lesson
 from utils.course.checks.registry import Mistake, exercise
 
 # -------------------------------------------------------------------------------------------- full fine-tuning
 
 exercise(
     "training_gb",
-    reference=lambda parameters, bytes_each: parameters * bytes_each * 4 / 1e9,
+    reference=lesson.training_gb,
     cases=[(1_000_000_000, 4), (7_000_000_000, 2), (123_000_000, 4)],
     mistakes=[
         Mistake(
@@ -41,14 +42,9 @@ exercise(
 # ------------------------------------------------------------------------------------- grouped-query attention
 
 
-def _attention(hidden: int, heads: int, kv_heads: int) -> int:
-    width = hidden // heads * kv_heads
-    return 2 * hidden * hidden + 2 * hidden * width
-
-
 exercise(
     "attention_parameters",
-    reference=_attention,
+    reference=lesson.attention_parameters,
     cases=[(4096, 32, 8), (192, 6, 2), (512, 8, 2)],
     mistakes=[
         Mistake(
@@ -56,7 +52,7 @@ exercise(
             "you counted k and v as square: they produce kv_heads * head_dim numbers, which is less than hidden.",
         ),
         Mistake(
-            lambda hidden, heads, kv_heads: _attention(hidden, heads, kv_heads) - hidden * hidden,
+            lambda hidden, heads, kv_heads: lesson.attention_parameters(hidden, heads, kv_heads) - hidden * hidden,
             "one square projection is missing: there are q_proj and o_proj, both hidden x hidden.",
         ),
         Mistake(
@@ -82,7 +78,7 @@ exercise(
 
 exercise(
     "lora_training_gb",
-    reference=lambda parameters, trainable: (2 * parameters + 16 * trainable) / 1e9,
+    reference=lesson.lora_training_gb,
     cases=[(7_000_000_000, 8_000_000), (1_000_000_000, 40_000_000)],
     mistakes=[
         Mistake(
@@ -112,7 +108,7 @@ exercise(
 
 exercise(
     "largest_model",
-    reference=lambda gb, bytes_per_parameter: int(gb * 1e9 // bytes_per_parameter),
+    reference=lesson.largest_model,
     cases=[(24, 16), (80, 16), (24, 2), (16, 7)],
     mistakes=[
         Mistake(
@@ -142,7 +138,7 @@ exercise(
 
 exercise(
     "sequences_that_fit",
-    reference=lambda one, two, room: 0 if one > room else 1 + int((room - one) // (two - one)),
+    reference=lesson.sequences_that_fit,
     cases=[(17_000, 20_500, 40_000), (10, 14, 22), (10, 14, 10), (10, 14, 2), (6_300, 6_900, 24_000)],
     mistakes=[
         Mistake(
@@ -185,7 +181,7 @@ exercise(
 
 exercise(
     "score_bytes",
-    reference=lambda batch, heads, length: batch * heads * length * length * 4,
+    reference=lesson.score_bytes,
     cases=[(4, 32, 512), (1, 6, 64), (2, 8, 1000)],
     mistakes=[
         Mistake(

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from utils.course.checks.references import ch02 as lesson
 from utils.course.checks.registry import Mistake, exercise
-from utils.lora.lowrank import best_rank_r, break_even_rank, energy_captured, lora_forward, lora_gradients
 
 # --------------------------------------------------------------------------------- best rank-r approximation
 
@@ -54,7 +54,7 @@ def _only_term_r(W: Tensor, r: int) -> Tensor:
 
 exercise(
     "best_rank_r",
-    reference=best_rank_r,
+    reference=lesson.best_rank_r,
     cases=[_matrix(5, 7, 2), _matrix(7, 5, 3), _matrix(6, 6, 2)],
     mistakes=[
         Mistake(
@@ -98,7 +98,7 @@ def _same_number(expected: Any, got: Any) -> bool:
 
 exercise(
     "energy_captured",
-    reference=energy_captured,
+    reference=lesson.energy_captured,
     cases=[_matrix(5, 7, 2), _matrix(7, 5, 4), _matrix(6, 6, 1)],
     compare=_same_number,
     mistakes=[
@@ -133,7 +133,7 @@ exercise(
 
 exercise(
     "break_even_rank",
-    reference=break_even_rank,
+    reference=lesson.break_even_rank,
     cases=[(4096, 4096), (4096, 1024), (4096, 11008), (192, 512), (10, 15)],
     mistakes=[
         Mistake(
@@ -180,7 +180,7 @@ _SHAPES = ((3, 5, 4, 2, 2.0), (2, 4, 6, 3, 0.5), (3, 3, 3, 3, 4.0))
 
 exercise(
     "lora_forward",
-    reference=lora_forward,
+    reference=lesson.lora_forward,
     cases=[_layer(*sizes) for sizes in _SHAPES],
     mistakes=[
         Mistake(
@@ -224,25 +224,25 @@ def _backward(n: int, d_in: int, d_out: int, r: int, s: float):
 
 
 def _without_scale(x: Tensor, g: Tensor, A: Tensor, B: Tensor, s: float) -> tuple[Tensor, Tensor]:
-    return lora_gradients(x, g, A, B, 1.0)
+    return lesson.lora_gradients(x, g, A, B, 1.0)
 
 
 def _scale_squared(x: Tensor, g: Tensor, A: Tensor, B: Tensor, s: float) -> tuple[Tensor, Tensor]:
-    return lora_gradients(x, g, A, B, s * s)
+    return lesson.lora_gradients(x, g, A, B, s * s)
 
 
 def _order_swapped(x: Tensor, g: Tensor, A: Tensor, B: Tensor, s: float) -> tuple[Tensor, Tensor]:
-    dA, dB = lora_gradients(x, g, A, B, s)
+    dA, dB = lesson.lora_gradients(x, g, A, B, s)
     return dB, dA
 
 
 def _transposed(x: Tensor, g: Tensor, A: Tensor, B: Tensor, s: float) -> tuple[Tensor, Tensor]:
-    dA, dB = lora_gradients(x, g, A, B, s)
+    dA, dB = lesson.lora_gradients(x, g, A, B, s)
     return dA.T, dB.T
 
 
 def _averaged(x: Tensor, g: Tensor, A: Tensor, B: Tensor, s: float) -> tuple[Tensor, Tensor]:
-    return lora_gradients(x, g, A, B, s / len(x))
+    return lesson.lora_gradients(x, g, A, B, s / len(x))
 
 
 def _a_without_b(x: Tensor, g: Tensor, A: Tensor, B: Tensor, s: float) -> tuple[Tensor, Tensor]:
@@ -254,16 +254,16 @@ def _b_without_a(x: Tensor, g: Tensor, A: Tensor, B: Tensor, s: float) -> tuple[
 
 
 def _scale_on_one(x: Tensor, g: Tensor, A: Tensor, B: Tensor, s: float) -> tuple[Tensor, Tensor]:
-    return lora_gradients(x, g, A, B, 1.0)[0], lora_gradients(x, g, A, B, s)[1]
+    return lesson.lora_gradients(x, g, A, B, 1.0)[0], lesson.lora_gradients(x, g, A, B, s)[1]
 
 
 def _scale_on_other(x: Tensor, g: Tensor, A: Tensor, B: Tensor, s: float) -> tuple[Tensor, Tensor]:
-    return lora_gradients(x, g, A, B, s)[0], lora_gradients(x, g, A, B, 1.0)[1]
+    return lesson.lora_gradients(x, g, A, B, s)[0], lesson.lora_gradients(x, g, A, B, 1.0)[1]
 
 
 exercise(
     "lora_gradients",
-    reference=lora_gradients,
+    reference=lesson.lora_gradients,
     cases=[_backward(*sizes) for sizes in _SHAPES],
     mistakes=[
         Mistake(
@@ -296,15 +296,9 @@ exercise(
 # --------------------------------------------------------------------------------------- what the scale does
 
 
-def equivalent_b_rate(lr: float, s_old: float, s_new: float, optimizer: str) -> float:
-    """The learning rate for B alone that does at scale `s_old` what `lr` does at scale `s_new`."""
-    ratio = s_new / s_old
-    return lr * (ratio if optimizer == "adam" else ratio**2)
-
-
 exercise(
     "equivalent_b_rate",
-    reference=equivalent_b_rate,
+    reference=lesson.equivalent_b_rate,
     cases=[
         (1e-3, 2.0, 8.0, "adam"),
         (1e-3, 2.0, 8.0, "sgd"),
@@ -321,7 +315,7 @@ exercise(
             "right for SGD. Adam divides the gradient's size away, so one of the two factors goes.",
         ),
         Mistake(
-            lambda lr, s_old, s_new, optimizer: equivalent_b_rate(lr, s_new, s_old, optimizer),
+            lambda lr, s_old, s_new, optimizer: lesson.equivalent_b_rate(lr, s_new, s_old, optimizer),
             "upside down: a larger new scale takes larger steps, so B's rate has to grow with it.",
         ),
         Mistake(

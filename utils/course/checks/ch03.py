@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from utils.course.checks.references import ch03 as lesson
 from utils.course.checks.registry import Mistake, Wrong, exercise
 from utils.data.chat import IGNORED
-from utils.lora.layer import LoRALinear
 
 # ------------------------------------------------------------------------------------------------------- the layer
 
@@ -58,57 +58,52 @@ def _judge_layer(Layer: Callable[..., Any]) -> None:
         raise Wrong("lora_dropout has no effect: apply nn.Dropout(lora_dropout) to x before lora_A.")
 
 
-class _Answer(nn.Module):
-    """The right layer in the form of the lesson; the mistakes change one thing each."""
+def _variant(change: Callable[[Any, float], object]) -> type[nn.Module]:
+    """The lesson's layer, with something changed once it is made: `change(layer, lora_alpha)`."""
 
-    zero_a = random_b = frozen = False
-    scale, dropout = "both", "on x"
+    class Answer(lesson.LoRALayer):
+        def __init__(self, base_layer: nn.Linear, r: int, lora_alpha: float, lora_dropout: float) -> None:
+            super().__init__(base_layer, r, lora_alpha, lora_dropout)
+            change(self, lora_alpha)
 
-    def __init__(self, base_layer: nn.Linear, r: int, lora_alpha: float, lora_dropout: float) -> None:
-        super().__init__()
-        self.base_layer = base_layer.requires_grad_(self.frozen)
-        d_out, d_in = base_layer.weight.shape
-        self.lora_A = nn.Parameter(torch.zeros(r, d_in) if self.zero_a else torch.randn(r, d_in) / (3 * d_in) ** 0.5)
-        self.lora_B = nn.Parameter(torch.randn(d_out, r) if self.random_b else torch.zeros(d_out, r))
-        self.scaling = {"both": lora_alpha / r, "none": 1.0, "alpha": lora_alpha}[self.scale]
-        self.lora_dropout = nn.Dropout(lora_dropout)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.dropout == "on everything":
-            x = self.lora_dropout(x)
-        dropped = self.lora_dropout(x) if self.dropout == "on x" else x
-        return self.base_layer(x) + self.scaling * F.linear(F.linear(dropped, self.lora_A), self.lora_B)
+    return Answer
 
 
-class _NoBase(_Answer):
+def _swap(layer: Any, lora_alpha: float) -> None:
+    layer.lora_A, layer.lora_B = layer.lora_B, layer.lora_A
+
+
+class _NoBase(lesson.LoRALayer):
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) - self.base_layer(x)
 
 
-class _Swapped(_Answer):
-    def __init__(self, base_layer: nn.Linear, r: int, lora_alpha: float, lora_dropout: float) -> None:
-        super().__init__(base_layer, r, lora_alpha, lora_dropout)
-        self.lora_A, self.lora_B = self.lora_B, self.lora_A
-
-
-def _variant(**changes: object) -> type[_Answer]:
-    return type("Answer", (_Answer,), changes)
+class _DropsAll(lesson.LoRALayer):
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.lora_dropout(x)
+        return self.base_layer(x) + self.scaling * F.linear(F.linear(x, self.lora_A), self.lora_B)
 
 
 exercise(
     "lora_layer",
-    reference=LoRALinear,
+    reference=lesson.LoRALayer,
     test=_judge_layer,
     mistakes=[
-        Mistake(_variant(frozen=True), expect="the base layer is still trainable"),
-        Mistake(_variant(scale="none"), expect="isn't scaled"),
-        Mistake(_variant(scale="alpha"), expect="divide by r as well"),
-        Mistake(_variant(random_b=True), expect="lora_B is not zero at the start"),
-        Mistake(_variant(zero_a=True), expect="both gradients are zero"),
-        Mistake(_Swapped, expect="lora_A has the shape (4, 2)"),
+        Mistake(
+            _variant(lambda layer, alpha: layer.base_layer.requires_grad_(True)),
+            expect="the base layer is still trainable",
+        ),
+        Mistake(_variant(lambda layer, alpha: setattr(layer, "scaling", 1.0)), expect="isn't scaled"),
+        Mistake(_variant(lambda layer, alpha: setattr(layer, "scaling", alpha)), expect="divide by r as well"),
+        Mistake(_variant(lambda layer, alpha: nn.init.normal_(layer.lora_B)), expect="lora_B is not zero at the start"),
+        Mistake(_variant(lambda layer, alpha: nn.init.zeros_(layer.lora_A)), expect="both gradients are zero"),
+        Mistake(_variant(_swap), expect="lora_A has the shape (4, 2)"),
         Mistake(_NoBase, expect="the base layer's output is missing"),
-        Mistake(_variant(dropout="on everything"), expect="the dropout hits the base's path"),
-        Mistake(_variant(dropout="nowhere"), expect="lora_dropout has no effect"),
+        Mistake(_DropsAll, expect="the dropout hits the base's path"),
+        Mistake(
+            _variant(lambda layer, alpha: setattr(layer, "lora_dropout", nn.Identity())),
+            expect="lora_dropout has no effect",
+        ),
     ],
     hints=[
         "lora_A takes d_in numbers to r, so its shape is (r, d_in); lora_B takes r numbers to d_out.",
@@ -132,17 +127,9 @@ class _Toy(nn.Module):
         self.extra = nn.ModuleDict({"my_q_proj": nn.Linear(2, 2), "norm": nn.LayerNorm(2)})
 
 
-def _find(model: nn.Module, targets: list[str]) -> list[str]:
-    return [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and name.rpartition(".")[2] in targets
-    ]
-
-
 exercise(
     "layers_to_wrap",
-    reference=_find,
+    reference=lesson.layers_to_wrap,
     cases=[lambda: (_Toy(), ["q_proj"]), lambda: (_Toy(), ["v_proj", "norm"]), lambda: (_Toy(), ["q_proj", "v_proj"])],
     mistakes=[
         Mistake(
@@ -160,7 +147,7 @@ exercise(
             "only layers at the top were found: one in a block is called 'blocks.0.q_proj', so compare its last part.",
         ),
         Mistake(
-            lambda model, targets: [n.rpartition(".")[2] for n in _find(model, targets)],
+            lambda model, targets: [n.rpartition(".")[2] for n in lesson.layers_to_wrap(model, targets)],
             "return the full names, such as 'blocks.0.q_proj': the last part alone doesn't say which block.",
         ),
     ],
@@ -173,13 +160,9 @@ exercise(
 # ----------------------------------------------------------------------------------------------------- the labels
 
 
-def _labels(prompt_ids: list[int], answer_ids: list[int]) -> list[int]:
-    return [IGNORED] * len(prompt_ids) + answer_ids
-
-
 exercise(
     "answer_labels",
-    reference=_labels,
+    reference=lesson.answer_labels,
     cases=[([5, 6, 7], [8, 1]), ([5], [8, 9, 1]), ([4, 4], [4, 1])],
     mistakes=[
         Mistake(
@@ -211,10 +194,6 @@ exercise(
 # ------------------------------------------------------------------------------------------------------ the merge
 
 
-def _merged(weight: Tensor, lora_A: Tensor, lora_B: Tensor, scaling: float) -> Tensor:
-    return weight + scaling * (lora_B @ lora_A)
-
-
 def _merge_case(d: int, r: int, scaling: float):
     return lambda: (torch.randn(d, d), torch.randn(r, d), torch.randn(d, r), scaling)
 
@@ -228,7 +207,7 @@ def _not_in_place(merge) -> None:
 
 exercise(
     "merged_weight",
-    reference=_merged,
+    reference=lesson.merged_weight,
     cases=[_merge_case(4, 2, 2.0), _merge_case(5, 3, 0.5)],
     test=_not_in_place,
     mistakes=[
@@ -251,7 +230,7 @@ exercise(
 
 exercise(
     "peft_name",
-    reference=lambda layer, matrix: f"base_model.model.{layer}.{matrix}.weight",
+    reference=lesson.peft_name,
     cases=[("model.layers.0.self_attn.q_proj", "lora_A"), ("model.layers.3.mlp.up_proj", "lora_B")],
     mistakes=[
         Mistake(

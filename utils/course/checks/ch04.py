@@ -5,16 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from utils.course.checks.references import ch04 as lesson
 from utils.course.checks.registry import Mistake, exercise
 from utils.data.chat import IGNORED
 
 # ------------------------------------------------------------------------------------------------- Dolly's fields
-
-
-def _dolly(record: dict[str, str]) -> dict[str, str]:
-    if not record.get("response", "").strip():
-        raise ValueError(f"no response in a record with the fields {', '.join(record)}")
-    return {"instruction": record["instruction"], "input": record["context"], "output": record["response"]}
 
 
 def _as_the_guide(record: dict[str, str]) -> dict[str, str]:
@@ -40,11 +35,11 @@ def _none_for_bad(record: dict[str, str]) -> dict[str, str] | None:
 
 
 def _no_context(record: dict[str, str]) -> dict[str, str]:
-    return {key: value for key, value in _dolly(record).items() if key != "input"}
+    return {key: value for key, value in lesson.dolly_record(record).items() if key != "input"}
 
 
 def _swapped(record: dict[str, str]) -> dict[str, str]:
-    done = _dolly(record)
+    done = lesson.dolly_record(record)
     return {"instruction": done["instruction"], "input": done["output"], "output": done["input"]}
 
 
@@ -52,7 +47,7 @@ _QA = {"instruction": "Who went to the lake?", "context": "Zoe went to the lake.
 
 exercise(
     "dolly_record",
-    reference=_dolly,
+    reference=lesson.dolly_record,
     cases=[
         (_QA,),
         ({**_QA, "context": ""},),
@@ -97,12 +92,6 @@ def _toy(texts: list[str]) -> list[list[int]]:
     return [[ord(letter) for letter in text] for text in texts]
 
 
-def _batched(batch: Batch, tokenize: Tokenize, end: int) -> dict[str, list[list[int]]]:
-    columns = zip(batch["instruction"], batch["input"], batch["output"], strict=True)
-    texts = [" ".join(parts) for parts in columns]
-    return {"input_ids": [[*ids, end] for ids in tokenize(texts)]}
-
-
 def _over_the_keys(batch: Batch, tokenize: Tokenize, end: int) -> dict[str, list[list[int]]]:
     # The guide's loop. That a key is no example is what this mistake gets wrong, and the type checker sees it.
     texts = [example.get("instruction", "") for example in batch]  # pyright: ignore[reportAttributeAccessIssue]
@@ -110,15 +99,15 @@ def _over_the_keys(batch: Batch, tokenize: Tokenize, end: int) -> dict[str, list
 
 
 def _no_end(batch: Batch, tokenize: Tokenize, end: int) -> dict[str, list[list[int]]]:
-    return {"input_ids": [ids[:-1] for ids in _batched(batch, tokenize, end)["input_ids"]]}
+    return {"input_ids": [ids[:-1] for ids in lesson.tokenize_batch(batch, tokenize, end)["input_ids"]]}
 
 
 def _rows(batch: Batch, tokenize: Tokenize, end: int) -> list[dict[str, list[int]]]:
-    return [{"input_ids": ids} for ids in _batched(batch, tokenize, end)["input_ids"]]
+    return [{"input_ids": ids} for ids in lesson.tokenize_batch(batch, tokenize, end)["input_ids"]]
 
 
 def _first_only(batch: Batch, tokenize: Tokenize, end: int) -> dict[str, list[int]]:
-    return {"input_ids": _batched(batch, tokenize, end)["input_ids"][0]}
+    return {"input_ids": lesson.tokenize_batch(batch, tokenize, end)["input_ids"][0]}
 
 
 def _no_answer(batch: Batch, tokenize: Tokenize, end: int) -> dict[str, list[list[int]]]:
@@ -128,7 +117,7 @@ def _no_answer(batch: Batch, tokenize: Tokenize, end: int) -> dict[str, list[lis
 
 exercise(
     "tokenize_batch",
-    reference=_batched,
+    reference=lesson.tokenize_batch,
     cases=[
         ({"instruction": ["ab", "c"], "input": ["d", "e"], "output": ["x", "yz"]}, _toy, _END),
         ({"instruction": ["q"], "input": ["s"], "output": ["r"]}, _toy, 7),
@@ -155,13 +144,6 @@ exercise(
 Turns = Sequence[tuple[str, list[int]]]
 
 
-def _labels(turns: Turns) -> list[int]:
-    labels: list[int] = []
-    for role, ids in turns:
-        labels += [IGNORED, *ids[1:]] if role == "assistant" else [IGNORED] * len(ids)
-    return labels
-
-
 def _with_opening(turns: Turns) -> list[int]:
     return [i if role == "assistant" else IGNORED for role, ids in turns for i in ids]
 
@@ -176,11 +158,11 @@ def _last_only(turns: Turns) -> list[int]:
 
 def _without_end(turns: Turns) -> list[int]:
     ends = {sum(len(ids) for _, ids in turns[: n + 1]) - 1 for n in range(len(turns))}
-    return [IGNORED if at in ends else label for at, label in enumerate(_labels(turns))]
+    return [IGNORED if at in ends else label for at, label in enumerate(lesson.conversation_labels(turns))]
 
 
 def _shifted(turns: Turns) -> list[int]:
-    return [*_labels(turns)[1:], IGNORED]
+    return [*lesson.conversation_labels(turns)[1:], IGNORED]
 
 
 def _users(turns: Turns) -> list[int]:
@@ -188,12 +170,12 @@ def _users(turns: Turns) -> list[int]:
 
 
 def _learnt_alone(turns: Turns) -> list[int]:
-    return [label for label in _labels(turns) if label != IGNORED]
+    return [label for label in lesson.conversation_labels(turns) if label != IGNORED]
 
 
 exercise(
     "conversation_labels",
-    reference=_labels,
+    reference=lesson.conversation_labels,
     cases=[
         ([("user", [2, 40, 41]), ("assistant", [3, 50, 51, 1])],),
         ([("user", [2, 40]), ("assistant", [3, 50, 1]), ("user", [2, 42]), ("assistant", [3, 52, 53, 1])],),
@@ -223,21 +205,13 @@ exercise(
 # --------------------------------------------------------------------------------------------------- a packed row
 
 
-def _row(documents: list[list[int]]) -> dict[str, list[int]]:
-    return {
-        "input_ids": [i for document in documents for i in document],
-        "labels": [label for document in documents for label in [IGNORED, *document[1:]]],
-        "position_ids": [p for document in documents for p in range(len(document))],
-    }
-
-
 def _changed(name: str, change: Callable[[list[list[int]]], Any]) -> Callable[[list[list[int]]], dict[str, Any]]:
-    return lambda documents: {**_row(documents), name: change(documents)}
+    return lambda documents: {**lesson.packed_row(documents), name: change(documents)}
 
 
 exercise(
     "packed_row",
-    reference=_row,
+    reference=lesson.packed_row,
     cases=[([[5, 6, 7], [8, 9]],), ([[4, 1], [5], [6, 7, 8, 1]],)],
     mistakes=[
         Mistake(
@@ -285,11 +259,6 @@ def _prompt(record: dict[str, str]) -> str:
     return " ".join(f"{record['instruction']} {record['input']}".lower().split())
 
 
-def _leaked(train: Records, test: Records) -> list[int]:
-    known = {_prompt(record) for record in train}
-    return [n for n, record in enumerate(test) if _prompt(record) in known]
-
-
 def _exactly(train: Records, test: Records) -> list[int]:
     known = {(record["instruction"], record["input"]) for record in train}
     return [n for n, record in enumerate(test) if (record["instruction"], record["input"]) in known]
@@ -311,7 +280,7 @@ def _input_only(train: Records, test: Records) -> list[int]:
 
 
 def _places_in_train(train: Records, test: Records) -> list[int]:
-    return _leaked(test, train)
+    return lesson.leaked_prompts(test, train)
 
 
 def _same_place(train: Records, test: Records) -> list[int]:
@@ -331,7 +300,7 @@ _TRAIN = [
 
 exercise(
     "leaked_prompts",
-    reference=_leaked,
+    reference=lesson.leaked_prompts,
     cases=[
         (_TRAIN, [_say("A dog.", "Un chien."), _say("A cat.", "Un chat.")]),
         (_TRAIN, [_say("the  Fox.", "Le renard."), _say("The FOX.", "Le renard."), _say("No.", "Nenni.")]),

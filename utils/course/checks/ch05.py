@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from utils.course.checks.references import ch05 as lesson
 from utils.course.checks.registry import Mistake, exercise
-from utils.quant.absmax import nearest
 
 # -------------------------------------------------------------------------------------------------- absmax by hand
 
@@ -18,7 +18,7 @@ def _steps(values: Tensor, factor: float = 127, signed: bool = False, rounding=t
 
 exercise(
     "absmax_steps",
-    reference=_steps,
+    reference=lesson.absmax_steps,
     cases=[
         lambda: (torch.tensor([0.3, -0.72, 0.1, 0.5]),),
         lambda: (torch.tensor([-2.0, 1.21, 0.4, 1.9, 0.0]),),
@@ -42,11 +42,11 @@ exercise(
             "the steps are whole numbers, but still float32, four bytes each: .to(torch.int8) makes it one.",
         ),
         Mistake(
-            lambda values: (_steps(values)[0], values.abs().max() / 127),
+            lambda values: (lesson.absmax_steps(values)[0], values.abs().max() / 127),
             "your steps are right. As the scale return the largest absolute value itself, without dividing by 127.",
         ),
         Mistake(
-            lambda values: _steps(values)[0],
+            lambda values: lesson.absmax_steps(values)[0],
             "the scale is missing: without it nobody can restore the values. Return steps, scale.",
         ),
     ],
@@ -66,7 +66,7 @@ def _nearest_case(count: int, book: list[float]):
 
 exercise(
     "nearest_code",
-    reference=nearest,
+    reference=lesson.nearest_code,
     cases=[
         _nearest_case(20, [-1.0, -0.4, 0.0, 0.3, 1.0]),
         _nearest_case(20, [-1.0, -0.9, 0.0, 0.8, 0.9, 1.0]),
@@ -82,7 +82,7 @@ exercise(
             "that is the entry farthest away: argmin, not argmax.",
         ),
         Mistake(
-            lambda values, book: book[nearest(values, book)],
+            lambda values, book: book[lesson.nearest_code(values, book)],
             "you return the entries; what is stored are their numbers in the book.",
         ),
         Mistake(
@@ -109,7 +109,7 @@ def _bytes(*values: int) -> Tensor:
 
 exercise(
     "pack_two",
-    reference=lambda first, second: first << 4 | second,
+    reference=lesson.pack_two,
     cases=[(_bytes(1, 7, 15, 0), _bytes(2, 9, 0, 12)), (_bytes(3), _bytes(3)), (_bytes(8, 5), _bytes(6, 13))],
     mistakes=[
         Mistake(
@@ -141,7 +141,7 @@ exercise(
 
 exercise(
     "double_quant_bits",
-    reference=lambda block, scale_block: 4 + 8 / block + 32 / (block * scale_block),
+    reference=lesson.double_quant_bits,
     cases=[(64, 256), (32, 256), (128, 16)],
     mistakes=[
         Mistake(
@@ -203,7 +203,7 @@ def _four_bit_bytes(shapes, bits, keep=("embed", "norm", "lm_head"), kept_bytes:
 
 exercise(
     "four_bit_bytes",
-    reference=_four_bit_bytes,
+    reference=lesson.four_bit_bytes,
     cases=[(_SMALL, 4.5), (_TIED, 4.127), (_WIDE, 4.5)],
     mistakes=[
         Mistake(
@@ -219,7 +219,7 @@ exercise(
             "everything was quantized. Embedding, norms and lm_head stay in 16 bits.",
         ),
         Mistake(
-            lambda shapes, bits: _four_bit_bytes(shapes, 4),
+            lambda shapes, bits: lesson.four_bit_bytes(shapes, 4),
             "you counted 4 bits for each weight; the scales come on top: use bits.",
         ),
         Mistake(
@@ -247,7 +247,7 @@ exercise(
 
 exercise(
     "training_device_map",
-    reference=lambda environ: {"": int(environ.get("LOCAL_RANK", 0))},
+    reference=lesson.training_device_map,
     cases=[({"LOCAL_RANK": "0"},), ({"LOCAL_RANK": "3", "WORLD_SIZE": "8"},), ({"HOME": "somewhere"},)],
     mistakes=[
         Mistake(

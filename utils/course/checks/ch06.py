@@ -5,18 +5,15 @@ from __future__ import annotations
 import math
 import re
 
+from utils.course.checks.references import ch06 as lesson
 from utils.course.checks.registry import Mistake, exercise
 
 # ------------------------------------------------------------------------------------------------------- the scaling
 
 
-def _scaling(r: int, lora_alpha: float, use_rslora: bool) -> float:
-    return lora_alpha / (math.sqrt(r) if use_rslora else r)
-
-
 exercise(
     "scaling",
-    reference=_scaling,
+    reference=lesson.scaling,
     cases=[(16, 16, False), (16, 16, True), (4, 32, False), (64, 8, True)],
     mistakes=[
         Mistake(lambda r, a, rs: a / r, "use_rslora changes nothing yet: with it, divide by the root of r."),
@@ -38,21 +35,14 @@ _SHAPES = {
 }
 
 
-def _matches(pattern: str, name: str) -> bool:
-    return re.fullmatch(rf"(.*\.)?({pattern})", name) is not None
-
-
 def _rank(name: str, r: int, pattern: dict) -> int:
-    return next((rank for key, rank in pattern.items() if _matches(key, name)), r)
-
-
-def _count(shapes: dict, r: int, rank_pattern: dict) -> int:
-    return sum(_rank(name, r, rank_pattern) * (d_out + d_in) for name, (d_out, d_in) in shapes.items())
+    """The rank that holds for a layer: what it counts with one output and no input."""
+    return lesson.count_with_pattern({name: (1, 0)}, r, pattern)
 
 
 exercise(
     "count_with_pattern",
-    reference=_count,
+    reference=lesson.count_with_pattern,
     cases=[
         (_SHAPES, 8, {}),
         (_SHAPES, 8, {"v_proj": 2}),
@@ -106,7 +96,7 @@ def _chosen(expression: str) -> tuple[str, ...] | None:
 
 exercise(
     "upper_mlp",
-    reference=r".*\.layers\.[23]\.mlp\.(gate|up|down)_proj",
+    reference=lesson.upper_mlp,
     compare=lambda expected, got: isinstance(got, str) and _chosen(expected) == _chosen(got),
     mistakes=[
         Mistake(
@@ -142,13 +132,9 @@ exercise(
 # ------------------------------------------------------------------------------------------- names that match nothing
 
 
-def _unmatched(names: list[str], targets: list[str]) -> list[str]:
-    return [t for t in targets if not any(n == t or n.endswith("." + t) for n in names)]
-
-
 exercise(
     "matches_nothing",
-    reference=_unmatched,
+    reference=lesson.matches_nothing,
     cases=[
         (["a.q_proj", "a.v_proj"], ["q_proj", "v_porj"]),
         (["a.my_q_proj", "head"], ["q_proj", "head"]),
@@ -172,7 +158,7 @@ exercise(
             "a target may have several parts, such as 'attn.c_proj': don't compare the last part alone.",
         ),
         Mistake(
-            lambda names, targets: [t for t in targets if t not in _unmatched(names, targets)],
+            lambda names, targets: [t for t in targets if t not in lesson.matches_nothing(names, targets)],
             "that is the other way round: return those that match nothing.",
         ),
     ],
@@ -185,18 +171,11 @@ exercise(
 # ------------------------------------------------------------------------------------------------------------ biases
 
 
-def _biases(names: list[str], targets: list[str], bias: str) -> list[str]:
-    if bias == "none":
-        return []
-    layers = [n.rpartition(".")[0] for n in names if n.endswith(".bias")]
-    return [f"{layer}.bias" for layer in layers if bias == "all" or any(layer.endswith("." + t) for t in targets)]
-
-
 _OPT = ["l.0.q_proj.weight", "l.0.q_proj.bias", "l.0.k_proj.bias", "l.0.norm.bias", "l.1.q_proj.bias", "l.1.fc1.bias"]
 
 exercise(
     "trained_biases",
-    reference=_biases,
+    reference=lesson.trained_biases,
     cases=[(_OPT, ["q_proj"], "none"), (_OPT, ["q_proj", "fc1"], "lora_only"), (_OPT, ["q_proj"], "all")],
     mistakes=[
         Mistake(
@@ -204,7 +183,9 @@ exercise(
             "'lora_only' means the biases of layers that carry LoRA, not all of them.",
         ),
         Mistake(
-            lambda names, targets, bias: _biases(names, targets, "none" if bias == "none" else "lora_only"),
+            lambda names, targets, bias: lesson.trained_biases(
+                names, targets, "none" if bias == "none" else "lora_only"
+            ),
             "'all' means every bias of the model, the norms' too.",
         ),
         Mistake(

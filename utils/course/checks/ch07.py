@@ -5,20 +5,16 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
 
+from utils.course.checks.references import ch07 as lesson
 from utils.course.checks.registry import Mistake, Wrong, exercise
 
 # ---------------------------------------------------------------------------------------------------- counting steps
 
 
-def _steps(examples: int, epochs: int, batch: int, accumulation: int) -> int:
-    return epochs * math.ceil(math.ceil(examples / batch) / accumulation)
-
-
 exercise(
     "optimizer_steps",
-    reference=_steps,
+    reference=lesson.optimizer_steps,
     cases=[(15000, 3, 4, 4), (10, 2, 2, 2), (7, 1, 4, 1), (9, 3, 2, 2)],
     mistakes=[
         Mistake(
@@ -54,10 +50,6 @@ RENAMED = {"evaluation_strategy": "eval_strategy", "max_seq_length": "max_length
 GONE = ("overwrite_output_dir", "logging_dir")
 
 
-def _today(arguments: dict, renamed: dict, gone: tuple) -> dict:
-    return {renamed.get(name, name): value for name, value in arguments.items() if name not in gone}
-
-
 def _leaves_input(answer) -> None:
     arguments = {"evaluation_strategy": "steps", "logging_dir": "x", "learning_rate": 1.0}
     answer(arguments, RENAMED, GONE)
@@ -75,7 +67,7 @@ def _in_place(arguments: dict, renamed: dict, gone: tuple) -> dict:
 
 exercise(
     "todays_arguments",
-    reference=_today,
+    reference=lesson.todays_arguments,
     cases=[
         ({"evaluation_strategy": "steps", "learning_rate": 2e-4}, RENAMED, GONE),
         ({"overwrite_output_dir": True, "logging_dir": "logs", "max_seq_length": 512, "bf16": False}, RENAMED, GONE),
@@ -110,15 +102,9 @@ exercise(
 # ---------------------------------------------------------------------------------------------------- the schedule
 
 
-def _rate(step: int, steps: int, warmup: int, peak: float) -> float:
-    if step < warmup:
-        return peak * step / warmup
-    return peak * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup))) / 2
-
-
 exercise(
     "rate_at",
-    reference=_rate,
+    reference=lesson.rate_at,
     cases=[(0, 100, 10, 1.0), (5, 100, 10, 2e-4), (10, 100, 10, 1.0), (30, 100, 10, 1.0), (100, 100, 10, 1.0)],
     mistakes=[
         Mistake(
@@ -162,17 +148,13 @@ exercise(
 # ------------------------------------------------------------------------------------------------------ accumulation
 
 
-def _mean_loss(losses: list[Tensor]) -> Tensor:
-    return torch.cat(losses).mean()
-
-
 def _per_token(*counts: int):
     return lambda: ([torch.rand(count) + i for i, count in enumerate(counts)],)
 
 
 exercise(
     "accumulated_loss",
-    reference=_mean_loss,
+    reference=lesson.accumulated_loss,
     cases=[_per_token(2, 9), _per_token(5, 1, 3), _per_token(4)],
     mistakes=[
         Mistake(
@@ -198,18 +180,13 @@ exercise(
 # ---------------------------------------------------------------------------------------------------------- clipping
 
 
-def _clip(gradients: list[Tensor], max_norm: float) -> list[Tensor]:
-    norm = torch.cat([g.flatten() for g in gradients]).norm()
-    return [g * min(1.0, max_norm / norm.item()) for g in gradients]
-
-
 def _gradients(scale: float, max_norm: float):
     return lambda: ([scale * torch.randn(2, 3), 2 * scale * torch.randn(4)], max_norm)
 
 
 exercise(
     "clipped",
-    reference=_clip,
+    reference=lesson.clipped,
     cases=[_gradients(3.0, 1.0), _gradients(0.01, 1.0), _gradients(1.0, 0.5)],
     mistakes=[
         Mistake(

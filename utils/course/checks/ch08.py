@@ -7,6 +7,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from utils.course.checks.references import ch08 as lesson
 from utils.course.checks.registry import Mistake, exercise
 from utils.quant.nf4 import dequantize, quantize
 
@@ -14,7 +15,7 @@ from utils.quant.nf4 import dequantize, quantize
 
 exercise(
     "header_length",
-    reference=lambda first: int.from_bytes(first, "little"),
+    reference=lesson.header_length,
     cases=[
         (bytes([2, 0, 0, 0, 0, 0, 0, 0]),),
         (bytes([0x10, 0x27, 0, 0, 0, 0, 0, 0]),),
@@ -51,13 +52,9 @@ exercise(
 # ------------------------------------------------------------------------------------------ where a tensor's bytes are
 
 
-def _range(length: int, offsets: tuple[int, int], skip: int = 8) -> tuple[int, int]:
-    return skip + length + offsets[0], skip + length + offsets[1]
-
-
 exercise(
     "tensor_range",
-    reference=_range,
+    reference=lesson.tensor_range,
     cases=[(100, (0, 16)), (2048, (512, 1536)), (77, (40, 48))],
     mistakes=[
         Mistake(
@@ -65,7 +62,7 @@ exercise(
             "these count from the start of the data, and before the data come the eight bytes and the header.",
         ),
         Mistake(
-            lambda length, offsets: _range(length, offsets, 0),
+            lambda length, offsets: (length + offsets[0], length + offsets[1]),
             "the eight bytes at the very beginning, which hold the header's length, are missing.",
         ),
         Mistake(
@@ -90,13 +87,9 @@ exercise(
 # -------------------------------------------------------------------------------------------------- an adapter's bytes
 
 
-def _bytes(shapes, r: int, each: int) -> int:
-    return each * sum(r * (d_out + d_in) for d_out, d_in in shapes)
-
-
 exercise(
     "adapter_bytes",
-    reference=_bytes,
+    reference=lesson.adapter_bytes,
     cases=[([(64, 64), (16, 64)], 8, 4), ([(512, 192)] * 3, 16, 2), ([(10, 20), (20, 10), (7, 5)], 1, 4)],
     mistakes=[
         Mistake(
@@ -133,10 +126,6 @@ exercise(
 # --------------------------------------------------------------------------------------- merge, and round only once
 
 
-def _merge(weight: Tensor, lora_A: Tensor, lora_B: Tensor, scaling: float) -> Tensor:
-    return (weight.float() + scaling * (lora_B @ lora_A)).to(weight.dtype)
-
-
 def _merge_case(dtype: torch.dtype, rows: int, columns: int, scaling: float):
     """1024ths and a power of two: lora_B @ lora_A is exact in float32, in any order, and bf16 can't hold them."""
 
@@ -156,7 +145,7 @@ def _same_bits(expected: Tensor, got: Tensor) -> bool:
 
 exercise(
     "merge_rounded",
-    reference=_merge,
+    reference=lesson.merge_rounded,
     cases=[
         _merge_case(torch.bfloat16, 48, 32, 2.0),
         _merge_case(torch.float16, 40, 24, 4.0),
@@ -202,12 +191,6 @@ exercise(
 # ------------------------------------------------------------------------------------------ what of it has arrived
 
 
-def _arrived(weight: Tensor, delta: Tensor, dtype: torch.dtype) -> float:
-    before = weight.to(dtype)
-    after = (before.float() + delta).to(dtype)
-    return float((after.float() - before.float() - delta).norm() / delta.norm())
-
-
 def _arrival_case(scale: float, dtype: torch.dtype):
     return lambda: (torch.randn(24, 16), scale * torch.randn(24, 16), dtype)
 
@@ -218,7 +201,7 @@ def _close(expected: float, got: float) -> bool:
 
 exercise(
     "lost_in_rounding",
-    reference=_arrived,
+    reference=lesson.lost_in_rounding,
     cases=[
         _arrival_case(0.1, torch.bfloat16),
         _arrival_case(0.001, torch.bfloat16),
@@ -274,7 +257,7 @@ def _four_bit_case(rows: int, size: float):
 
 exercise(
     "merge_four_bit",
-    reference=lambda restored, delta: _in_four_bits(restored + delta),
+    reference=lesson.merge_four_bit,
     cases=[_four_bit_case(8, 0.3), _four_bit_case(40, 0.05), _four_bit_case(3, 1.0)],
     mistakes=[
         Mistake(

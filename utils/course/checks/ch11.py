@@ -7,19 +7,11 @@ import math
 import torch
 from torch import Tensor
 
+from utils.course.checks.references import ch11 as lesson
 from utils.course.checks.registry import Mistake, exercise
-from utils.evaluate.diagnose import Signs, applied_scaling
+from utils.evaluate.diagnose import Signs
 
 # ======================================================================================= the study and memory
-
-
-def _halving(trials: int, shortest: int, longest: int, eta: int) -> int:
-    total = done = 0
-    until = shortest
-    while trials and until <= longest:
-        total += trials * (until - done)
-        trials, done, until = trials // eta, until, until * eta
-    return total
 
 
 def _halving_anew(trials: int, shortest: int, longest: int, eta: int) -> int:
@@ -77,7 +69,7 @@ def _halving_not_alone(trials: int, shortest: int, longest: int, eta: int) -> in
 
 exercise(
     "halving_steps",
-    reference=_halving,
+    reference=lesson.halving_steps,
     cases=[(16, 15, 60, 2), (27, 1, 27, 3), (9, 4, 4, 3), (10, 5, 40, 2), (2, 10, 90, 3), (16, 15, 50, 2)],
     mistakes=[
         Mistake(
@@ -89,7 +81,7 @@ exercise(
             "that is the cost without halving: only the survivors train for so long.",
         ),
         Mistake(
-            lambda trials, shortest, longest, eta: _halving(trials, shortest, longest - 1, eta),
+            lambda trials, shortest, longest, eta: lesson.halving_steps(trials, shortest, longest - 1, eta),
             "the last round is missing: the trials that reach `longest` train those steps as well.",
         ),
         Mistake(
@@ -122,11 +114,6 @@ exercise(
 )
 
 
-def _honest(first: list[float], again: list[list[float]]) -> tuple[int, float, float]:
-    winner = first.index(min(first))
-    return winner, first[winner], sum(again[winner]) / len(again[winner])
-
-
 def _honest_by_again(first: list[float], again: list[list[float]]) -> tuple[int, float, float]:
     means = [sum(later) / len(later) for later in again]
     winner = means.index(min(means))
@@ -150,7 +137,7 @@ def _honest_largest(first: list[float], again: list[list[float]]) -> tuple[int, 
 
 
 def _honest_swapped(first: list[float], again: list[list[float]]) -> tuple[int, float, float]:
-    winner, promised, worth = _honest(first, again)
+    winner, promised, worth = lesson.honest_winner(first, again)
     return winner, worth, promised
 
 
@@ -161,7 +148,7 @@ def _honest_everybody(first: list[float], again: list[list[float]]) -> tuple[int
 
 exercise(
     "honest_winner",
-    reference=_honest,
+    reference=lesson.honest_winner,
     cases=[
         ([0.4, 0.1, 0.3], [[0.4, 0.6], [0.5, 0.3], [0.1, 0.2]]),
         ([0.2, 0.5], [[0.3, 0.2, 0.7], [0.1, 0.1, 0.1]]),
@@ -200,13 +187,9 @@ exercise(
 )
 
 
-def _state_bytes(sizes: list[int]) -> int:
-    return sum(8 * n if n < 4096 else 2 * n + 2 * 4 * math.ceil(n / 256) for n in sizes)
-
-
 exercise(
     "adam8bit_bytes",
-    reference=_state_bytes,
+    reference=lesson.adam8bit_bytes,
     cases=[([4096],), ([1536, 8192, 4095],), ([4096 + 1, 10_000],), ([100, 200],)],
     mistakes=[
         Mistake(
@@ -230,11 +213,11 @@ exercise(
             "a tensor of exactly 4,096 numbers is stored in 8 bits.",
         ),
         Mistake(
-            lambda sizes: _state_bytes([sum(sizes)]),
+            lambda sizes: lesson.adam8bit_bytes([sum(sizes)]),
             "the rule goes tensor by tensor: many small ones stay small ones. Don't add the sizes up first.",
         ),
         Mistake(
-            lambda sizes: _state_bytes(sizes) // 2,
+            lambda sizes: lesson.adam8bit_bytes(sizes) // 2,
             "that is one moment, of the small tensors as of the large ones: Adam keeps two.",
         ),
     ],
@@ -250,51 +233,36 @@ exercise(
 # ======================================================================================= the clinic
 
 
-def _diagnose(signs: Signs) -> list[str]:
-    found = []
-    if signs.trainable == 0:
-        found.append("nothing trainable")
-    elif signs.trend == "jumped":
-        found.append("rate too high")
-    elif signs.trend == "flat":
-        found.append("rate too low")
-    if signs.padding:
-        found.append("padding learnt")
-    if not signs.eos:
-        found.append("no end mark")
-    return found
-
-
 def _diagnose_curve(signs: Signs) -> list[str]:
     return {"jumped": ["rate too high"], "flat": ["rate too low"], "fell": []}[signs.trend]
 
 
 def _diagnose_no_count(signs: Signs) -> list[str]:
-    return _diagnose(signs._replace(trainable=1))
+    return lesson.diagnose(signs._replace(trainable=1))
 
 
 def _diagnose_both(signs: Signs) -> list[str]:
-    found = _diagnose(signs)
+    found = lesson.diagnose(signs)
     return [*found, "rate too low"] if signs.trainable == 0 and signs.trend == "flat" else found
 
 
 def _diagnose_no_end(signs: Signs) -> list[str]:
-    return _diagnose(signs._replace(eos=True))
+    return lesson.diagnose(signs._replace(eos=True))
 
 
 def _diagnose_share(signs: Signs) -> list[str]:
-    return _diagnose(signs._replace(padding=int(signs.share == 1)))
+    return lesson.diagnose(signs._replace(padding=int(signs.share == 1)))
 
 
 def _diagnose_labels_first(signs: Signs) -> list[str]:
-    found = _diagnose(signs)
+    found = lesson.diagnose(signs)
     labels = [illness for illness in found if illness in ("padding learnt", "no end mark")]
     return labels[::-1] + [illness for illness in found if illness not in labels]
 
 
 exercise(
     "diagnose",
-    reference=_diagnose,
+    reference=lesson.diagnose,
     cases=[
         (Signs(108_544, "fell", 0.12, 0, True),),
         (Signs(0, "flat", 0.12, 0, True),),
@@ -320,7 +288,7 @@ exercise(
             "where nothing is trainable the flat curve is explained; a rate too low would need gradients.",
         ),
         Mistake(
-            lambda signs: _diagnose(signs)[:1],
+            lambda signs: lesson.diagnose(signs)[:1],
             "a run can have two illnesses, and yours stops at the first: put all of them in the list.",
         ),
         Mistake(
@@ -332,7 +300,7 @@ exercise(
             "the share of labels says nothing about padding: one long answer may fill a batch. Look at signs.padding.",
         ),
         Mistake(
-            lambda signs: _diagnose(signs) or ["healthy"],
+            lambda signs: lesson.diagnose(signs) or ["healthy"],
             "a healthy run has nothing, so its list is empty: [].",
         ),
         Mistake(
@@ -366,7 +334,7 @@ def _unsquared(before: Tensor, after: Tensor, A: Tensor, B: Tensor) -> float:
 
 exercise(
     "how_often",
-    reference=applied_scaling,
+    reference=lesson.how_often,
     cases=[_merged_case(2.0), _merged_case(1.0), _merged_case(4.0), _merged_case(0.0), _merged_case(2.0, noise=0.8)],
     compare=lambda expected, got: abs(expected - float(got)) < 1e-3,
     mistakes=[
@@ -407,7 +375,7 @@ exercise(
 
 exercise(
     "largest_batch",
-    reference=lambda budget, held, per_sequence: max(0, int((budget - held) // per_sequence)),
+    reference=lesson.largest_batch,
     cases=[(24e9, 13.6e9, 3.3e9), (16e9, 13.6e9, 3.3e9), (8e9, 13.6e9, 3.3e9), (20, 10, 5)],
     mistakes=[
         Mistake(

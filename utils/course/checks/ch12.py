@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from utils.course.checks.compare import difference
+from utils.course.checks.references import ch12 as lesson
 from utils.course.checks.registry import Mistake, Wrong, exercise
 from utils.evaluate import spectrum
 
@@ -16,7 +17,7 @@ from utils.evaluate import spectrum
 
 exercise(
     "same_as_rslora",
-    reference=lambda lora_alpha, r: lora_alpha * math.sqrt(r),
+    reference=lesson.same_as_rslora,
     cases=[(16, 4), (16, 8), (8, 64), (32, 1)],
     mistakes=[
         Mistake(
@@ -47,11 +48,6 @@ exercise(
 )
 
 
-def _dora(W: Tensor, A: Tensor, B: Tensor, m: Tensor, s: float) -> Tensor:
-    turned = W + s * B @ A
-    return m[:, None] * turned / torch.linalg.norm(turned, dim=1, keepdim=True)
-
-
 def _dora_case(d_out: int, d_in: int, r: int, s: float):
     return lambda: (
         torch.randn(d_out, d_in), torch.randn(r, d_in), torch.randn(d_out, r), torch.rand(d_out) + 0.5, s
@@ -60,7 +56,7 @@ def _dora_case(d_out: int, d_in: int, r: int, s: float):
 
 exercise(
     "dora_weight",
-    reference=_dora,
+    reference=lesson.dora_weight,
     cases=[_dora_case(5, 7, 2, 2.0), _dora_case(6, 4, 1, 0.5), _dora_case(4, 4, 2, 2.0)],
     mistakes=[
         Mistake(
@@ -68,7 +64,7 @@ exercise(
             "the rows keep their lengths and are scaled on top: divide each by its length first.",
         ),
         Mistake(
-            lambda W, A, B, m, s: _dora(W, A, B, m, 1.0),
+            lambda W, A, B, m, s: lesson.dora_weight(W, A, B, m, 1.0),
             "the scaling s has no effect: the update is s * B @ A.",
         ),
         Mistake(
@@ -135,7 +131,7 @@ def _falls(between, *, before: bool = True):
 
 exercise(
     "cubic_budget",
-    reference=_falls(lambda fall, last, done: int(fall * (1 - done) ** 3 + last)),
+    reference=lesson.cubic_budget,
     cases=[
         (0, 100, 20, 10, 50),
         (10, 100, 20, 10, 50),
@@ -201,10 +197,6 @@ exercise(
 )
 
 
-def _difference(A: Tensor, B: Tensor, A0: Tensor, B0: Tensor) -> tuple[Tensor, Tensor]:
-    return torch.cat([A, -A0]), torch.cat([B, B0], dim=1)
-
-
 def _product(answer) -> Tensor:
     A, B = answer
     return B @ A
@@ -223,7 +215,7 @@ def _pissa_case(d_out: int, d_in: int, r: int):
 
 exercise(
     "pissa_difference",
-    reference=_difference,
+    reference=lesson.pissa_difference,
     cases=[_pissa_case(5, 7, 2), _pissa_case(4, 3, 1)],
     compare=_same_product,
     mistakes=[
@@ -260,15 +252,6 @@ exercise(
     points=2,
 )
 
-_CHOICE = {
-    "the base alone does not fit on the card": "QLoRA",
-    "ten thousand users, an adapter each, and little room to store them": "VeRA",
-    "lora_alpha was found at r=8, and now r=64 is to be tried": "rsLoRA",
-    "which layers need rank is to be found out by training": "AdaLoRA",
-    "a first run on a new task": "LoRA",
-}
-
-
 _NOT_FOR = {
     "the base alone does not fit on the card": "leaves the frozen base as large as it was, and it is the base that "
     "fills the card.",
@@ -284,8 +267,8 @@ _NOT_FOR = {
 
 
 def _right_choice(choose: dict) -> None:
-    names = {name.lower(): name for name in _CHOICE.values()}
-    for situation, right in _CHOICE.items():
+    names = {name.lower(): name for name in lesson.choose.values()}
+    for situation, right in lesson.choose.items():
         if choose.get(situation) is None:
             raise Wrong(f"no variant yet for '{situation}'.")
         said = choose[situation]
@@ -297,13 +280,13 @@ def _right_choice(choose: dict) -> None:
 
 
 def _but(**changes: str | None) -> dict[str, str | None]:
-    places: dict[str, str] = dict(zip(("card", "users", "rank", "layers", "first"), _CHOICE, strict=True))
-    return _CHOICE | {places[word]: variant for word, variant in changes.items()}
+    places: dict[str, str] = dict(zip(("card", "users", "rank", "layers", "first"), lesson.choose, strict=True))
+    return lesson.choose | {places[word]: variant for word, variant in changes.items()}
 
 
 exercise(
     "choose",
-    reference=_CHOICE,
+    reference=lesson.choose,
     compare=lambda expected, got: isinstance(got, dict),  # what is in it, _right_choice says more kindly
     test=_right_choice,
     mistakes=[
@@ -350,7 +333,7 @@ def _close(expected, got) -> bool:
 
 exercise(
     "stable_rank",
-    reference=spectrum.stable_rank,
+    reference=lesson.stable_rank,
     compare=_close,
     cases=[_rank_case([2.0, 2.0, 2.0]), _rank_case([4.0, 2.0, 1.0, 0.5]), _rank_case([3.0], 4, 7)],
     mistakes=[
@@ -394,19 +377,10 @@ exercise(
 )
 
 
-def _count(base, tuned, threshold, leading, *, sign=abs, reduce="amax", above=False, right=False):
-    if right:
-        base, tuned = base.T, tuned.T
-    old = torch.linalg.svd(base, full_matrices=False).U
-    new = torch.linalg.svd(tuned, full_matrices=False).U[:, :leading]
-    closest = getattr(sign(old.T @ new), reduce)(0)
-    return int(((closest > threshold) if above else (closest < threshold)).sum())
-
-
-def _cosines(base, tuned):
-    """|cosine| of every left singular vector of `base` (rows) with every one of `tuned` (columns)."""
+def _cosines(base, tuned, leading):
+    """The cosine of every left singular vector of `base` (rows) with the first `leading` of `tuned` (columns)."""
     old, new = (torch.linalg.svd(w, full_matrices=False).U for w in (base, tuned))
-    return (old.T @ new).abs()
+    return old.T @ new[:, :leading]
 
 
 def _same_place(base, tuned, threshold, leading):
@@ -454,7 +428,7 @@ def _right_only():
 
 exercise(
     "count_intruders",
-    reference=lambda base, tuned, threshold, leading: spectrum.intruders(base, tuned, threshold, leading),
+    reference=lesson.count_intruders,
     cases=[
         _planted(64, 48, 20.0, 0.7, 4),
         _planted_twice,
@@ -465,11 +439,13 @@ exercise(
     ],
     mistakes=[
         Mistake(
-            lambda base, tuned, threshold, leading: _count(base, tuned, threshold, leading, sign=lambda x: x),
+            lambda base, tuned, threshold, leading: int((_cosines(base, tuned, leading).amax(0) < threshold).sum()),
             "the sign of a singular vector means nothing: take the cosine's absolute value before the largest.",
         ),
         Mistake(
-            lambda base, tuned, threshold, leading: _count(base, tuned, threshold, leading, above=True),
+            lambda base, tuned, threshold, leading: int(
+                (_cosines(base, tuned, leading).abs().amax(0) > threshold).sum()
+            ),
             "those are the directions that were there before; the intruders are below the threshold.",
         ),
         Mistake(
@@ -478,32 +454,36 @@ exercise(
             "with all of them.",
         ),
         Mistake(
-            lambda base, tuned, threshold, leading: _count(base, tuned, threshold, leading, right=True),
+            lambda base, tuned, threshold, leading: lesson.count_intruders(base.T, tuned.T, threshold, leading),
             "those are the right singular vectors, directions of the input; asked for are the left ones.",
         ),
         Mistake(
-            lambda base, tuned, threshold, leading: _count(base, tuned, threshold, leading, reduce="mean"),
+            lambda base, tuned, threshold, leading: int(
+                (_cosines(base, tuned, leading).abs().mean(0) < threshold).sum()
+            ),
             "the mean cosine is small for every vector, and the smallest is too. One base vector that is close is "
             "enough: take the largest.",
         ),
         Mistake(
-            lambda base, tuned, threshold, leading: _count(base, tuned, threshold, min(base.shape)),
+            lambda base, tuned, threshold, leading: lesson.count_intruders(base, tuned, threshold, min(base.shape)),
             "all singular vectors were counted; only the first `leading` of the tuned weight matter.",
         ),
         Mistake(
             lambda base, tuned, threshold, leading: int(
-                (_cosines(base, tuned)[:leading, :leading].amax(0) < threshold).sum()
+                (_cosines(base, tuned, leading)[:leading].abs().amax(0) < threshold).sum()
             ),
             "you compared with the base's first `leading` vectors only. A direction that was there, further down, "
             "isn't new: compare with all of them.",
         ),
         Mistake(
-            lambda base, tuned, threshold, leading: int((_cosines(base, tuned)[:, :leading].amax(1) < threshold).sum()),
+            lambda base, tuned, threshold, leading: int(
+                (_cosines(base, tuned, leading).abs().amax(1) < threshold).sum()
+            ),
             "the largest was taken along the wrong side: you counted the base's vectors. Each column of old.T @ new "
             "belongs to a new one, so take the maximum over dim=0.",
         ),
         Mistake(
-            lambda base, tuned, threshold, leading: int((_cosines(base, tuned)[:, :leading] < threshold).sum()),
+            lambda base, tuned, threshold, leading: int((_cosines(base, tuned, leading).abs() < threshold).sum()),
             "you counted pairs. First take each new vector's largest cosine, then count those below the threshold.",
         ),
     ],
@@ -514,11 +494,6 @@ exercise(
     ],
     points=2,
 )
-
-
-def _dpo(chosen, rejected, ref_chosen, ref_rejected, beta):
-    lead = chosen - rejected - (ref_chosen - ref_rejected)
-    return -F.logsigmoid(beta * lead).mean()
 
 
 def _of_lead(loss, message: str) -> Mistake:
@@ -537,12 +512,12 @@ def _preferences(n: int, beta: float):
 
 exercise(
     "dpo_loss",
-    reference=_dpo,
+    reference=lesson.dpo_loss,
     compare=_close,
     cases=[_preferences(1, 0.5), _preferences(4, 0.1), _preferences(3, 1.0)],
     mistakes=[
         Mistake(
-            lambda chosen, rejected, ref_chosen, ref_rejected, beta: _dpo(chosen, rejected, 0, 0, beta),
+            lambda chosen, rejected, ref_chosen, ref_rejected, beta: lesson.dpo_loss(chosen, rejected, 0, 0, beta),
             "the reference has no effect: a reward is beta times the log-probability *above the reference's*.",
         ),
         _of_lead(
@@ -578,7 +553,7 @@ exercise(
             "beta has no effect: a reward is beta times the difference of log-probabilities.",
         ),
         Mistake(
-            lambda chosen, rejected, ref_chosen, ref_rejected, beta: _dpo(
+            lambda chosen, rejected, ref_chosen, ref_rejected, beta: lesson.dpo_loss(
                 chosen, rejected, -ref_chosen, -ref_rejected, beta
             ),
             "the references are added, or exchanged. From each answer its own is taken away: chosen - ref_chosen.",

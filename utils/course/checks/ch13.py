@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from utils.course.checks.references import ch13 as lesson
 from utils.course.checks.registry import Mistake, exercise
 
 # --------------------------------------------------------------------------------------------- hold out whole groups
@@ -16,19 +18,17 @@ def _key(prompt: str) -> str:
     return " ".join(prompt.casefold().split())
 
 
-def _held_out_rows(prompts: list[str], every: int, key=_key, last: bool = True) -> list[int]:
-    groups: dict[str, int] = {}
-    for prompt in prompts:
-        groups.setdefault(key(prompt), len(groups))
-    rest = every - 1 if last else 0
-    return [row for row, prompt in enumerate(prompts) if groups[key(prompt)] % every == rest]
+def _groups(prompts: list[str], key: Callable[[str], str]) -> list[int]:
+    """Each prompt's group: prompts with the same `key` are one, numbered as they come."""
+    numbers: dict[str, int] = {}
+    return [numbers.setdefault(key(prompt), len(numbers)) for prompt in prompts]
 
 
 _PROMPTS = ["Hi", "Who?", "hi ", "Where to?", "WHO?", "When?", "Where  to?", "Why?", "how", "Why?", "How", "What?"]
 
 exercise(
     "held_out_rows",
-    reference=_held_out_rows,
+    reference=lesson.held_out_rows,
     cases=[(_PROMPTS, 2), (_PROMPTS, 3), (["a", "b", "A", "c", "B ", "d", "c"], 2)],
     mistakes=[
         Mistake(
@@ -36,19 +36,21 @@ exercise(
             "you counted rows. The same prompt is then on both sides: number the different prompts, and count those.",
         ),
         Mistake(
-            lambda prompts, every: _held_out_rows(prompts, every, key=lambda p: p),
+            lambda prompts, every: [r for r, n in enumerate(_groups(prompts, str)) if n % every == every - 1],
             'to you "Hi" and "hi " are different prompts: compare them in small letters, with single spaces.',
         ),
         Mistake(
-            lambda prompts, every: _held_out_rows(prompts, every, key=str.casefold),
+            lambda prompts, every: [r for r, n in enumerate(_groups(prompts, str.casefold)) if n % every == every - 1],
             'white space is still compared: " ".join(text.split()) makes it single and takes it off the ends.',
         ),
         Mistake(
-            lambda prompts, every: _held_out_rows(prompts, every, last=False),
+            lambda prompts, every: [r for r, n in enumerate(_groups(prompts, _key)) if n % every == 0],
             "the first of each `every` prompts is held out; it should be the last: number % every == every - 1.",
         ),
         Mistake(
-            lambda prompts, every: [row for row in range(len(prompts)) if row not in _held_out_rows(prompts, every)],
+            lambda prompts, every: [
+                row for row in range(len(prompts)) if row not in lesson.held_out_rows(prompts, every)
+            ],
             "these are the rows to train on: return those to hold out.",
         ),
     ],
@@ -61,10 +63,6 @@ exercise(
 )
 
 # ------------------------------------------------------------------------------------------------ the loss of answers
-
-
-def _answer_loss(losses: Tensor, labels: Tensor) -> float:
-    return losses[labels != -100].mean().item()
 
 
 def _losses_case(rows: int, length: int):
@@ -81,7 +79,7 @@ def _losses_case(rows: int, length: int):
 
 exercise(
     "answer_loss",
-    reference=_answer_loss,
+    reference=lesson.answer_loss,
     cases=[_losses_case(3, 9), _losses_case(4, 12), _losses_case(2, 7)],
     mistakes=[
         Mistake(
@@ -117,13 +115,9 @@ exercise(
 # --------------------------------------------------------------------------------------------------- who stops
 
 
-def _stop_rate(rows: list[list[int]], eos_id: int) -> float:
-    return sum(eos_id in row for row in rows) / len(rows)
-
-
 exercise(
     "stop_rate",
-    reference=_stop_rate,
+    reference=lesson.stop_rate,
     cases=[
         ([[5, 6, 1, 0, 0], [5, 7, 8, 9, 4], [3, 4, 5, 6, 1], [2, 2, 2, 2, 2]], 1),
         ([[9, 9, 9], [9, 2, 2], [4, 2, 2]], 2),
@@ -163,7 +157,7 @@ def _tail(changed: int, up_to: int) -> float:
 
 exercise(
     "luck",
-    reference=lambda gained, lost: min(1.0, 2 * _tail(gained + lost, min(gained, lost))),
+    reference=lesson.luck,
     cases=[(5, 0), (2, 6), (9, 4), (3, 3)],
     mistakes=[
         Mistake(
@@ -193,20 +187,16 @@ exercise(
 # -------------------------------------------------------------------------------------------------------- what fits
 
 
-def _first_that_fits(needs: dict[str, float], card_gb: float) -> str:
-    return next((way for way, gb in needs.items() if gb <= card_gb), "none")
-
-
 _WAYS = ("full", "LoRA", "LoRA, checkpointing", "QLoRA")
 _NEEDS = [dict(zip(_WAYS, gb, strict=True)) for gb in ((110.0, 36.0, 18.0, 6.8), (26.0, 12.6, 7.2, 8.1))]
 
 exercise(
     "what_fits",
-    reference=_first_that_fits,
+    reference=lesson.what_fits,
     cases=[(needs, card) for needs in _NEEDS for card in (6, 8, 12.6, 19, 24, 36, 80, 110)],
     mistakes=[
         Mistake(
-            lambda needs, card_gb: _first_that_fits(needs, 0.9 * card_gb),
+            lambda needs, card_gb: lesson.what_fits(needs, 0.9 * card_gb),
             "you left a tenth of the card free; the safety margin is in the numbers already.",
         ),
         Mistake(

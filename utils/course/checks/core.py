@@ -14,6 +14,7 @@ from typing import Any
 from utils.course.checks import judge
 from utils.course.checks.judge import NOT_RIGHT, NOT_SOLVED, PASSED, Result
 from utils.course.checks.registry import Exercise, find, registered, twin
+from utils.course.checks.worked import source
 
 NOT_TRIED = "not tried"
 
@@ -84,6 +85,14 @@ def hint(name: str) -> None:
         print(f'No hints left for {name} ({len(hints)} of {len(hints)} are open). solution("{name}") shows the answer.')
     else:
         print(f"There are no hints for {name}.")
+
+
+def solution(name: str) -> None:
+    """Print the exercise's worked solution, as the lesson has it, and why it is so."""
+    found = find(name)
+    print(source(name))
+    if found.why:
+        print(f"Why: {found.why}")
 
 
 def progress() -> None:

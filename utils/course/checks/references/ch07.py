@@ -1,0 +1,39 @@
+"""The answers to chapter 7's exercises, cell by cell as the lesson solves them.
+
+Generated from lessons/07_sft_training.md by `make notebooks`: edit the lesson, not this file.
+"""
+
+import math
+
+import torch
+
+# fmt: off
+
+# -------- todays_arguments
+def todays_arguments(arguments, renamed, gone):
+    return {renamed.get(k, k): value for k, value in arguments.items() if k not in gone}
+
+
+# -------- optimizer_steps
+def optimizer_steps(examples, epochs, batch, accumulation):
+    batches = math.ceil(examples / batch)
+    return epochs * math.ceil(batches / accumulation)
+
+
+# -------- accumulated_loss
+def accumulated_loss(losses):
+    return sum(part.sum() for part in losses) / sum(len(part) for part in losses)
+
+
+# -------- rate_at
+def rate_at(step, steps, warmup, peak):
+    if step < warmup:
+        return peak * step / warmup
+    done = (step - warmup) / (steps - warmup)
+    return peak * (1 + math.cos(math.pi * done)) / 2
+
+
+# -------- clipped
+def clipped(gradients, max_norm):
+    norm = torch.cat([g.flatten() for g in gradients]).norm()
+    return [g * min(1.0, max_norm / norm) for g in gradients]
