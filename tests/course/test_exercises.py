@@ -7,6 +7,7 @@ judged by itself.
 import contextlib
 import io
 import random
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -47,6 +48,15 @@ def test_what_is_not_solved_is_called_so(name, capsys):
     for answer in answers:
         assert handed_out(check(name, answer), reference)
         assert capsys.readouterr().out.startswith(f"[not solved yet] {name}")
+
+
+@each
+def test_the_reference_is_the_lessons_solution(name):
+    """What the build generates of the lesson, and no second copy."""
+    found = EXERCISES[name]
+    home = f"utils.course.checks.references.{found.chapter}"
+    assert any(value is found.reference for value in vars(import_module(home)).values())
+    assert getattr(found.reference, "__module__", home) == home  # a function's or a class's
 
 
 @each

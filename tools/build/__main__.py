@@ -50,8 +50,8 @@ def main(arguments: Sequence[str] | None = None, course: Course | None = None) -
             errors = stale_references(references, course)
             errors += stale_script(text, course) if text or not options.chapters else []
             errors += [] if options.chapters else [*strays(lessons, course), *stray_references(references, course)]
-            outdated = bool(errors)
-            errors += stale(lessons, course)  # asks the checks, which can't be imported without their references
+            outdated = bool(errors)  # also when the next line raises: the checks can't be imported without references
+            errors += stale(lessons, course)
             outdated = bool(errors)
         else:
             for name, state in write_references(references, course).items():  # the checks import them

@@ -95,10 +95,14 @@ class Course:
 
 
 def registered_points(name: str) -> int:
-    """What a registered exercise counts. Raises KeyError for a name that isn't registered, and BuildError when the
-    checks can't be imported, as when one names a reference that its lesson doesn't give."""
+    """What a registered exercise counts.
+
+    Raises KeyError for a name that isn't registered, and BuildError when the checks can't be imported, as when one
+    names a reference that its lesson doesn't give. They are imported here and not before: they import the lessons'
+    references, and a build writes those first.
+    """
     try:
-        import_module("utils.course.checks")  # registers every chapter's exercises; not before it is needed, see above
+        import_module("utils.course.checks")  # registers every chapter's exercises
     except (ImportError, AttributeError) as problem:
         raise BuildError(f"utils/course/checks can't be imported: {problem}") from problem
     from utils.course.checks.registry import find

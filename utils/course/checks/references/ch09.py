@@ -22,8 +22,8 @@ def gathered(x, A, B, scaling, index):
 # -------- pad_rank
 def pad_rank(A, B, r):
     more = r - len(A)
-    A = torch.cat([A, torch.zeros(more, A.shape[1])])
-    B = torch.cat([B, torch.zeros(len(B), more)], dim=1)
+    A = torch.cat([A, A.new_zeros(more, A.shape[1])])
+    B = torch.cat([B, B.new_zeros(len(B), more)], dim=1)
     return A, B
 
 
