@@ -194,6 +194,12 @@ def test_the_solved_copy_is_strict_and_the_learners_is_not(tmp_path, monkeypatch
     assert build.kernel_environment("solutions", course)["COURSE_STRICT"] == "1"
 
 
+def test_no_copy_depends_on_what_somebody_has_passed(tmp_path, monkeypatch):
+    monkeypatch.setenv("COURSE_PROGRESS", "mine.json")
+    for kind in ("notebooks", "solutions"):
+        assert build.kernel_environment(kind, course_at(tmp_path))["COURSE_PROGRESS"] == "off"
+
+
 def test_a_wrong_solution_fails_the_build(built, tmp_path, capsys):
     text = LESSON.replace("    return x + 1\n", "    return x + 2\n")
     course = course_at(tmp_path, **{"00_wrong": text})
