@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from utils.course import checks
+from utils.course import checks, progress
 from utils.course.checks import core
 from utils.course.checks.core import ExerciseFailed, Mistake, Result, Wrong, check, exercise
 
@@ -106,7 +106,7 @@ def lenient_and_strict(name: str, answer: object) -> tuple[list[Result], object,
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
         patch.setattr(core, "evaluate", lambda *arguments: found.append(judge(*arguments)) or found[-1])
         back = check(name, answer)
-        patch.setenv(core.STRICT_VARIABLE, "1")
+        patch.setenv(progress.STRICT_VARIABLE, "1")
         try:
             check(name, answer)
             raised = "nothing is raised"

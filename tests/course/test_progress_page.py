@@ -32,7 +32,7 @@ def begun():
 
 def test_the_exercises_are_the_registered_ones_in_the_lessons_order():
     import utils.course.checks  # noqa: F401  (registers them)
-    from utils.course.checks.core import registered
+    from utils.course.checks.registry import registered
 
     theirs: dict[str, set[str]] = {}
     for found in registered().values():

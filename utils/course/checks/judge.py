@@ -28,10 +28,7 @@ from utils.course.checks.compare import difference, expected_got
 from utils.course.checks.describe import brief, is_learners, number, raised_text
 from utils.course.checks.recognise import parameters, recognised
 from utils.course.checks.registry import Exercise, Mistake, Wrong
-
-PASSED = "passed"
-NOT_SOLVED = "not solved yet"
-NOT_RIGHT = "not right yet"
+from utils.course.progress import NOT_RIGHT, NOT_SOLVED, PASSED
 
 
 @dataclass(frozen=True, eq=False)
