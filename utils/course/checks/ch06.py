@@ -200,6 +200,17 @@ def _chosen(expression: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return whole, () if whole else tuple(name for name in _NAMES if re.search(expression, name))
 
 
+def _as_far_as(expression: str, name: str) -> str:
+    """How much of the expression, from its beginning, fits the beginning of the name."""
+    for end in range(len(expression) - 1, 0, -1):
+        try:
+            if re.match(expression[:end], name):
+                return f": your expression fits it up to '{expression[:end]}', and what comes then doesn't"
+        except re.error:  # it ends within a bracket
+            continue
+    return ", not even its first letter: PEFT compares the whole name, from the beginning"
+
+
 def _same_names(expected: str, got: Any) -> bool | str:
     if not isinstance(got, str):
         return f"expected a string with the expression in it, got {brief(got)}."
@@ -210,16 +221,11 @@ def _same_names(expected: str, got: Any) -> bool | str:
     wanted = _chosen(expected)
     missing = [name for name in wanted[0] if name not in mine[0]]
     extra = [name for name in mine[0] if name not in wanted[0]]
-    if not mine[0] and not mine[1]:
-        return "that matches no name, not even a part of one: try re.fullmatch with 'model.layers.2.mlp.up_proj'."
     if extra:
-        return (
-            f"that also takes {extra[0]!r}, and {len(extra) - 1} more that aren't wanted."
-            if extra[1:]
-            else (f"that also takes {extra[0]!r}.")
-        )
+        more = f", and {len(extra) - 1} more that aren't wanted" if extra[1:] else ""
+        return f"that also takes {extra[0]!r}{more}."
     if missing:
-        return f"{missing[0]!r} isn't matched, and PEFT compares the whole name."
+        return f"{missing[0]!r} isn't matched{_as_far_as(got, missing[0])}."
     return mine == wanted
 
 
@@ -270,6 +276,11 @@ exercise(
             "those are the blocks 1 and 2. Blocks are numbered from 0, and 2 and 3 are wanted.",
         ),
         Mistake(r".*\.layers\.2\.mlp\.(gate|up|down)_proj", "block 3 is missing: [23] is one of two digits."),
+        Mistake(
+            r".*\.layers\.2|3\.mlp\.(gate|up|down)_proj",
+            "'|' without brackets divides the whole expression: it takes what ends with 'layers.2' or begins with "
+            "'3.mlp'. Put the alternatives into brackets.",
+        ),
         Mistake(
             r".*\.layers\.[23]\.mlp\..*proj.*", "'.*' at the end matches the norm behind a name too: end with 'proj'."
         ),

@@ -95,11 +95,12 @@ def _walk(
     better: Callable[[float, float], bool] = float.__lt__,
     reset: bool = True,
     previous: bool = False,
+    first_counts: bool = False,
 ) -> tuple[int, int]:
     """Early stopping with one thing changed: what counts as better, and whether the patience begins anew."""
     best, worse, now = 0, 0, 0
     for now, loss in enumerate(losses):
-        if now == 0 or better(loss, losses[now - 1 if previous else best]):
+        if (now == 0 and not first_counts) or better(loss, losses[now - 1 if previous else best]):
             best, worse = (now, 0) if reset else (now, worse)
         else:
             worse += 1
@@ -169,6 +170,28 @@ exercise(
                 losses[lesson.best_checkpoint(losses, patience)[1]],
             ),
             "the second is the loss itself; asked for is which evaluation it is.",
+        ),
+        Mistake(
+            lambda losses, patience: tuple(losses[place] for place in lesson.best_checkpoint(losses, patience)),
+            "those are the losses themselves; asked for are the numbers of the two evaluations.",
+        ),
+        Mistake(
+            lambda losses, patience: (
+                lesson.best_checkpoint(losses, patience)[0],
+                min(range(len(losses)), key=losses.__getitem__),
+            ),
+            "the end is right. But you look for the best among all the losses: those after the end never happened.",
+        ),
+        Mistake(
+            lambda losses, patience: _walk(losses, patience, first_counts=True),
+            "the first evaluation has nothing before it that it could fail to beat: it is the best so far, and the "
+            "count stays at 0.",
+        ),
+        Mistake(
+            lambda losses, patience: (
+                found if (found := lesson.best_checkpoint(losses, patience))[0] - found[1] == patience else None
+            ),
+            "if the run is never stopped, your function returns nothing: it ends with the last evaluation.",
         ),
         Mistake(
             lambda losses, patience: (
