@@ -81,6 +81,14 @@ exercise(
             "the fractions are cut off, not rounded, so that every value shrinks towards zero: use torch.round.",
         ),
         Mistake(
+            lambda values: _steps(values, rounding=torch.ceil),
+            "that always rounds up, so that every restored value is too high: torch.round takes the nearest step.",
+        ),
+        Mistake(
+            lambda values: torch.round(values / values.abs().max() * 127).to(torch.int8) / 127 * values.abs().max(),
+            "those are the restored values: what is stored, and asked for, is the pair steps, scale.",
+        ),
+        Mistake(
             lambda values: _steps(values, rounding=torch.floor),
             "that always rounds down, so that every restored value is too low: torch.round takes the nearest step.",
         ),
@@ -406,7 +414,7 @@ _SMALL = {
 _TIED = {name: shape for name, shape in _SMALL.items() if name != "lm_head.weight"}
 _WIDE = {"model.embed_tokens.weight": (50, 8), "model.layers.7.mlp.up_proj.weight": (16, 8), "lm_head.weight": (50, 8)}
 
-_PARTS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.down_proj")
+_PARTS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.dense_h_to_4h", "mlp.fc1")
 _NORMS = ("self_attn.q_norm", "input_layernorm", "post_attention_layernorm")
 
 
@@ -503,6 +511,17 @@ exercise(
                 for name, shape in shapes.items()
             ),
             "you added the sizes of a shape up; a (100, 64) matrix has 100 * 64 numbers.",
+        ),
+        Mistake(
+            lambda shapes, bits: _four_bit_bytes(shapes, bits // 8 * 8),
+            "// drops the fraction: with 4.5 bits a weight would take no bytes at all. Divide with /.",
+        ),
+        Mistake(
+            lambda shapes, bits: sum(
+                _size(shape) * (bits / 8 if "proj" in name else 2) for name, shape in shapes.items()
+            ),
+            "other models call their linear layers dense, fc1 or c_attn, and those stay in 16 bits with you: go by what "
+            "is kept, embed, norm and lm_head.",
         ),
     ],
     hints=[

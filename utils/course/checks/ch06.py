@@ -188,7 +188,7 @@ _IN_A_BLOCK = (
     "self_attn", "self_attn.q_proj", "self_attn.k_proj", "self_attn.o_proj", "self_attn.up_proj", "mlp",
     "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj", "mlp.act_fn", "mlp.gate", "mlp.out_proj", "mlp.gate_up_proj",
     "mlp.up_proj_norm", "mlp.down_proj.bias", "mlp.up.proj", "mlp.experts.0.up_proj", "mlp.experts.2.down_proj",
-    "mlp.shared_expert.gate_proj", "mlp_norm", "input_layernorm", "cross_mlp.up_proj",
+    "mlp.shared_expert.gate_proj", "mlp_norm", "input_layernorm", "cross_mlp.up_proj", "mlp._proj", "mlpup_proj",
 )  # fmt: skip
 _NAMES = [f"model.layers.{block}.{part}" for block in _BLOCKS for part in _IN_A_BLOCK]
 _NAMES += ["model.layers.2", "model.norm", "model.embed_tokens", "lm_head", "lm_head.up_proj"]
@@ -419,11 +419,11 @@ exercise(
 
 
 _OPT = ["l.0.q_proj.weight", "l.0.q_proj.bias", "l.0.k_proj.bias", "l.0.norm.bias", "l.1.q_proj.bias", "l.1.fc1.bias"]
-_NESTED = ["l.0.q_proj.norm.bias", "l.0.kq_proj.bias", "q_proj.bias", "l.0.q_proj.bias_scale", "l.0.bias_proj.weight"]
+_NESTED = ["l.0.q_proj.norm.bias", "l.0.kq_proj.bias", "q_proj.bias", "l.0.q_proj.bias_scale", "l.0.q_proj.gate_bias"]
 
 _PARAMETERS = (
     "q_proj.weight", "q_proj.bias", "kq_proj.bias", "k_proj.bias", "norm.bias", "norm.weight", "fc1.bias", "fc1.weight",
-    "q_proj.bias_scale", "bias_proj.weight", "q_proj.norm.bias", "fc1.bias.scale",
+    "q_proj.bias_scale", "bias_proj.weight", "q_proj.norm.bias", "fc1.bias.scale", "q_proj.gate_bias",
 )  # fmt: skip
 
 
@@ -491,6 +491,18 @@ exercise(
                 else [n for n in names if "bias" in n and (bias == "all" or n.split(".")[-2] in targets)]
             ),
             "'bias' stands in 'bias_proj.weight' and 'q_proj.bias_scale', too: the name has to end with '.bias'.",
+        ),
+        Mistake(
+            lambda names, targets, bias: (
+                []
+                if bias == "none"
+                else [n for n in names if n.endswith("bias") and (bias == "all" or n.split(".")[-2] in targets)]
+            ),
+            "'q_proj.gate_bias' ends with 'bias' as well, but is another parameter: the name has to end with '.bias'.",
+        ),
+        Mistake(
+            lambda names, targets, bias: names if bias == "all" else lesson.trained_biases(names, targets, bias),
+            "'all' means all biases; the weights stay as they are.",
         ),
         Mistake(
             lambda names, targets, bias: _biases(names, targets, bias, lambda n: any(t in n for t in targets)),

@@ -65,6 +65,14 @@ exercise(
             "accumulation makes fewer steps, not more: divide by it.",
         ),
         Mistake(
+            lambda n, e, b, a: e * n // (b * a),
+            "what is left over at each epoch's end makes a step of its own: round up, epoch by epoch.",
+        ),
+        Mistake(
+            lambda n, e, b, a: e * math.ceil(n / (b + a)),
+            "a step takes `accumulation` batches of `batch` examples: times, not plus.",
+        ),
+        Mistake(
             lambda n, e, b, a: e * n / (b * a),
             "steps are whole: what is left over at an epoch's end makes one more, so round up with math.ceil.",
         ),
@@ -481,6 +489,18 @@ exercise(
             "a gradient that is short already was made longer, and one of zeros becomes nan: the factor is at most 1.",
         ),
         Mistake(lambda gradients, max_norm: [g.clone() for g in gradients], "nothing is clipped yet."),
+        Mistake(
+            _by(lambda gradients, max_norm: max(1.0, max_norm / max(1e-9, _norm(gradients)))),
+            "max(1, ...) makes short gradients longer and leaves long ones: the factor is at most 1, so min.",
+        ),
+        Mistake(
+            lambda gradients, max_norm: torch.cat([(g * 1.0).flatten() for g in lesson.clipped(gradients, max_norm)]),
+            "that is one long vector: return a list of tensors, each in the shape that it came in.",
+        ),
+        Mistake(
+            lambda gradients, max_norm: [g.flatten() for g in lesson.clipped(gradients, max_norm)],
+            "each tensor has to keep its shape: flatten only to take the norm.",
+        ),
         Mistake(
             _by(lambda gradients, max_norm: min(1.0, max_norm / max(1e-9, sum(g.norm() for g in gradients)))),
             "norms don't add up: the norm of everything is the square root of the sum of all squares.",
