@@ -520,8 +520,8 @@ exercise(
             lambda shapes, bits: sum(
                 _size(shape) * (bits / 8 if "proj" in name else 2) for name, shape in shapes.items()
             ),
-            "other models call their linear layers dense, fc1 or c_attn, and those stay in 16 bits with you: go by what "
-            "is kept, embed, norm and lm_head.",
+            "other models call their linear layers dense, fc1 or c_attn, and those stay in 16 bits with you: go by "
+            "what is kept, embed, norm and lm_head.",
         ),
     ],
     hints=[
