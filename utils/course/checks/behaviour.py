@@ -29,7 +29,8 @@ def same_gradients(reference: Callable[..., Any], make: Make, names: Sequence[st
     """The result can be trained through: a backward pass gives the arguments the reference's gradients.
 
     make: the arguments of one call. names: of all arguments, in their order; those that are floating-point tensors
-    are differentiated. A module among the arguments has the gradients of its parameters compared, those that train.
+    are differentiated, and those in a list. A module among the arguments has the gradients of its parameters compared,
+    those that train.
     """
 
     def test(answer: Any) -> None:
@@ -69,7 +70,7 @@ def _trained(argument: Any) -> list[Tensor]:
         return [parameter for parameter in argument.parameters() if parameter.requires_grad]
     if isinstance(argument, Tensor) and argument.is_floating_point():
         return [argument.requires_grad_()]
-    return []
+    return [leaf for item in argument for leaf in _trained(item)] if isinstance(argument, list | tuple) else []
 
 
 def without_matrix(make: Make, shape: tuple[int, int], words: str) -> Test:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from torch.utils._pytree import tree_leaves
 
 from utils.course.checks.calls import Outcome, arguments_of, outcome
 from utils.course.checks.compare import difference
@@ -112,7 +113,7 @@ def _parts(wrong: Sequence[Tried], same: Same) -> str | None:
     if len(sizes) != 1 or not 2 <= (size := sizes.pop()) <= 4:
         return None
     if all(isinstance(one.have, tuple | list) and len(one.have) == size for one in wrong):
-        for order in itertools.permutations(range(size)):
+        for order in itertools.islice(itertools.permutations(range(size)), 1, None):
             if all(_equal(tuple(one.have[at] for at in order), one.want) for one in wrong):
                 return f"the {size} results are right, but in another order than the task asks for."
     for place in range(size):
@@ -125,6 +126,8 @@ def _sequences(wrong: Sequence[Tried], same: Same) -> str | None:
     pairs = [(one.want, one.have) for one in wrong]
     if not all(isinstance(want, list) and isinstance(have, list | tuple) for want, have in pairs):
         return None
+    if any(isinstance(leaf, torch.Tensor) for leaf in tree_leaves(pairs)):
+        return None  # tensors have no single == to compare items with
     pairs = [(want, list(have)) for want, have in pairs]
     for holds, said in _LISTS:
         if all(holds(want, have) for want, have in pairs):
@@ -254,7 +257,8 @@ def _near(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 def _not_trivial(relation: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor, torch.Tensor], bool]:
     def holds(want: torch.Tensor, have: torch.Tensor) -> bool:
-        return bool(want.isfinite().all()) and _near(relation(want), have)
+        moved = relation(want)
+        return bool(want.isfinite().all()) and not moved.equal(want) and _near(moved, have)
 
     return holds
 
@@ -327,6 +331,8 @@ def _ratios(pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> list[float] |
 def _factor(pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> str | None:
     ratios = _ratios(pairs)
     if ratios is None or not all(math.isclose(ratio, ratios[0], rel_tol=1e-4) for ratio in ratios):
+        return None
+    if math.isclose(ratios[0], 1, rel_tol=1e-4):  # the right numbers, of another kind, dtype or shape
         return None
     if len(pairs) == 1 and pairs[0][0].numel() == 1:  # one number is always a multiple of another
         return next((f"it is {said}" for k, said in _FACTORS.items() if math.isclose(k, ratios[0], rel_tol=1e-9)), None)
