@@ -216,6 +216,8 @@ def _numbers(wrong: Sequence[Tried], names: Sequence[str]) -> str | None:
     if all(isinstance(one.want, bool) and isinstance(one.have, bool) for one in wrong):
         return "it is exactly the other way round: True and False are exchanged." if len(wrong) > 1 else None
     known = [pair for pair in pairs if pair is not None]
+    if all(_near(want, have) for want, have in known):  # the numbers are right: another kind or dtype, which says more
+        return None
     for holds, said in _RELATIONS:
         if all(holds(want, have) for want, have in known):
             return said
