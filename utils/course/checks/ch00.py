@@ -98,7 +98,7 @@ exercise(
         Mistake(lambda d_in, d_out, r: r * d_in, "that is A alone: B has d_out * r numbers more."),
         Mistake(lambda d_in, d_out, r: d_out * r, "that is B alone: A has r * d_in numbers more."),
         Mistake(lambda d_in, d_out, r: 2 * r * d_in, "you took B to be as large as A: it has d_out rows, not d_in."),
-        Mistake(lambda d_in, d_out, r: 2 * r * d_out, "you took A to be as large as B: it has d_in columns, not d_out."),
+        Mistake(lambda d_in, d_out, r: 2 * r * d_out, "you took A to be as large as B, but it has d_in columns."),
         Mistake(
             lambda d_in, d_out, r: 2 * r * max(d_in, d_out),
             "A and B have the same size in a square layer alone: A has d_in columns, B has d_out rows.",
