@@ -147,6 +147,8 @@ def _no_tensor(expected: torch.Tensor, got: Any, rules: Rules) -> str:
     plain = f"expected {brief(expected)}, got {brief(got)}."
     if expected.is_meta or not (isinstance(got, numbers.Number | list | tuple) or is_tensor_or_array(got)):
         return plain
+    if isinstance(got, list | tuple) and any(is_tensor_or_array(item) for item in got):
+        return plain
     try:
         tensor = torch.as_tensor(got)
     except (TypeError, ValueError, RuntimeError):
