@@ -11,6 +11,7 @@ import copy
 import io
 import random
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,19 +37,41 @@ class Outcome:
     shares: tuple[bool, ...] = ()
 
 
-def outcome(function: Callable[..., Any], case: Case) -> Outcome:
+def outcome(function: Callable[..., Any], case: Case, seconds: float | None = None) -> Outcome:
     """What `function` does in a case, with fresh arguments and the same seed each time. Nothing is raised but what
-    interrupts the kernel."""
+    interrupts the kernel.
+
+    seconds: when a loop is given up, for arguments that a task doesn't have: one that counts upwards to them may never
+    end. The outcome is then a TimeoutError.
+    """
     arguments = arguments_of(case)
     seed(case.seed)
     printed = io.StringIO()
+    limit = contextlib.nullcontext() if seconds is None else _given_up_after(seconds)
     try:
-        with contextlib.redirect_stdout(printed), torch.enable_grad():
+        with contextlib.redirect_stdout(printed), torch.enable_grad(), limit:
             value = function(*arguments)
     except (Exception, SystemExit) as problem:
         return Outcome(raised=problem, printed=printed.getvalue(), after=arguments)
     shares = tuple(_share_memory(value, argument) for argument in arguments)
     return Outcome(value, None, printed.getvalue(), arguments, shares)
+
+
+@contextmanager
+def _given_up_after(seconds: float) -> Iterator[None]:
+    """Raise TimeoutError at the next line of Python that runs later than so many seconds from now."""
+    end, before = time.monotonic() + seconds, sys.gettrace()
+
+    def watch(*_: Any) -> Any:
+        if time.monotonic() > end:
+            raise TimeoutError(f"no result after {seconds} s")
+        return watch
+
+    sys.settrace(watch)
+    try:
+        yield
+    finally:
+        sys.settrace(before)
 
 
 def arguments_of(case: Case) -> tuple[Any, ...]:

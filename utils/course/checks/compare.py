@@ -147,6 +147,8 @@ def _no_tensor(expected: torch.Tensor, got: Any, rules: Rules) -> str:
     plain = f"expected {brief(expected)}, got {brief(got)}."
     if expected.is_meta or not (isinstance(got, numbers.Number | list | tuple) or is_tensor_or_array(got)):
         return plain
+    if isinstance(got, list | tuple) and any(is_tensor_or_array(item) for item in got):
+        return plain
     try:
         tensor = torch.as_tensor(got)
     except (TypeError, ValueError, RuntimeError):
@@ -214,7 +216,8 @@ def _numbers(expected: Any, got: Any, rules: Rules) -> str | None:
     if not isinstance(got, numbers.Number):
         return f"expected {kind(expected)}, got {brief(got)}."
     if isinstance(expected, numbers.Real) and not isinstance(got, numbers.Real):
-        return f"expected {kind(expected)}, got {brief(got)}: float(...) makes a Python number of a Decimal."
+        how = "" if isinstance(got, complex) else ": float(...) makes a Python number of it"
+        return f"expected {kind(expected)}, got {brief(got)}, a {type(got).__name__}{how}."
     if isinstance(expected, numbers.Integral):
         if got == expected and not isinstance(got, numbers.Integral):
             return f"{got} has the right value, but what is counted is a whole number: use // or int(...)."
@@ -251,7 +254,7 @@ def _close(expected: float, got: numbers.Real) -> bool:
 
 
 def _near(expected: Any, got: Any) -> bool:
-    return abs(got - expected) <= 1e-6 * abs(expected)
+    return abs(got - expected) <= abs(expected) / 10**6  # a Decimal doesn't multiply with a float
 
 
 # ---------------------------------------------------------------------------------------------------- containers
