@@ -95,7 +95,7 @@ def _contents(items: list | tuple | set | frozenset | dict) -> str:
             text = f"({', '.join(inside)}{',' if len(inside) == 1 else ''})"
         else:
             text = "{" + ", ".join(sorted(inside)) + "}" if inside else "an empty set"
-    short = len(items) <= 4 or len(text) <= 80
+    short = len(text) <= (200 if len(items) <= 4 else 80)
     return text if short else f"a {type(items).__name__} of {len(items)} items"
 
 
