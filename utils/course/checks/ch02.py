@@ -295,7 +295,7 @@ _SHAPES = ((3, 5, 4, 2, 2.0), (2, 4, 6, 3, 0.5), (3, 3, 3, 3, 4.0))
 _SCALES = (0.25, 0.5, 1.0, 1.5, 2.0, 16.0)
 
 
-def _drawn_layer(draw: random.Random) -> tuple[Tensor, Tensor, Tensor, Tensor, float]:
+def _drawn_layer(draw: random.Random) -> tuple[Any, ...]:
     """Four different sizes, in either precision; x has up to two dimensions in front of its rows."""
     n, d_in, d_out, r = draw.sample(range(2, 10), 4)
     rows = draw.choice(((n,), (n,), (1,), (2, n), (n, 3), (2, 1, n)))
@@ -397,7 +397,7 @@ def _backward(n: int, d_in: int, d_out: int, r: int, s: float):
     return make
 
 
-def _drawn_backward(draw: random.Random) -> tuple[Tensor, Tensor, Tensor, Tensor, float]:
+def _drawn_backward(draw: random.Random) -> tuple[Any, ...]:
     n, d_in, d_out, r = draw.sample(range(1, 10), 4)
     dtype = draw.choice((torch.float32, torch.float64))
     shapes = (n, d_in), (n, d_out), (r, d_in), (d_out, r)

@@ -194,8 +194,9 @@ def _without_data() -> tuple[Any, ...]:
 
 
 def _drawn_layer(draw: random.Random) -> tuple[Any, ...]:
-    sizes, s = draw.sample(range(1, 10), 4), draw.choice((0.25, 0.5, 1.0, 1.5, 2.0, 8.0))
-    return _made(*sizes, s, dtype=draw.choice((torch.float32, torch.float64)))
+    n, d_in, d_out, r = draw.sample(range(1, 10), 4)
+    s = draw.choice((0.25, 0.5, 1.0, 1.5, 2.0, 8.0))
+    return _made(n, d_in, d_out, r, s, dtype=draw.choice((torch.float32, torch.float64)))
 
 
 def _autograd(g: Tensor, x: Tensor, h: Tensor, W: Tensor, A: Tensor, B: Tensor, s: float) -> tuple[Tensor, ...]:
@@ -219,7 +220,7 @@ exercise(
     ),
     mistakes=[
         Mistake(
-            lambda *given: lesson.lora_backward(*given[:-1], 1.0),
+            lambda g, x, h, W, A, B, s: lesson.lora_backward(g, x, h, W, A, B, 1.0),
             "the scaling is missing from q, and with it from dx and dA; only dB has it, through h.",
         ),
         Mistake(

@@ -216,7 +216,8 @@ def _numbers(expected: Any, got: Any, rules: Rules) -> str | None:
     if not isinstance(got, numbers.Number):
         return f"expected {kind(expected)}, got {brief(got)}."
     if isinstance(expected, numbers.Real) and not isinstance(got, numbers.Real):
-        how = "" if isinstance(got, complex) else ": float(...) makes a Python number of it"
+        makes = "int" if isinstance(expected, numbers.Integral) else "float"
+        how = "" if isinstance(got, complex) else f": {makes}(...) makes a Python number of it"
         return f"expected {kind(expected)}, got {brief(got)}, a {type(got).__name__}{how}."
     if isinstance(expected, numbers.Integral):
         if got == expected and not isinstance(got, numbers.Integral):
