@@ -49,7 +49,7 @@ def _scaled_in_place(values: Tensor) -> tuple[Tensor, Tensor]:
 
 def _scale_of_rows(values: Tensor) -> tuple[Tensor, Tensor]:
     scale = values.abs().amax(dim=-1, keepdim=True)
-    return torch.round(values / scale * 127).to(torch.int8), scale.squeeze()
+    return torch.round(values / scale * 127).to(torch.int8), scale.squeeze(-1)
 
 
 def _steps_of_range(values: Tensor) -> tuple[Tensor, Tensor]:
@@ -219,6 +219,15 @@ exercise(
             "the absolute value is that of the difference; taken before, it makes -0.4 and 0.4 the same.",
         ),
         Mistake(
+            lambda values, book: (
+                ((values - book.min()) / (book.max() - book.min()) * (len(book) - 1))
+                .round()
+                .long()
+                .clamp(0, len(book) - 1)
+            ),
+            "you take the entries to be steps of equal size. They are for int4 alone; fp4 and nf4 lie elsewhere.",
+        ),
+        Mistake(
             lambda values, book: torch.tensor([int((value - book).abs().argmin()) for value in values]),
             expect="your code goes through the values one by one",
         ),
@@ -258,6 +267,11 @@ def _rounded_once(expected: Any, got: Any) -> bool | str:
     )
 
 
+def _padded(codes: Tensor, scales: Tensor, book: Tensor, block: int) -> Tensor:
+    filled = torch.nn.functional.pad(codes.long(), (0, len(scales) * block - len(codes)))
+    return book[filled].view(-1, block)
+
+
 def _each(scales: Tensor, block: int, count: int) -> Tensor:
     return scales.repeat_interleave(block)[:count]
 
@@ -284,6 +298,28 @@ exercise(
             ),
             "entry and scale were rounded to 16 bits before they were multiplied, and the product again: the last "
             "digit suffers. Multiply in float32, and round once, at the end.",
+        ),
+        Mistake(
+            lambda codes, scales, book, block, dtype: (
+                book.to(dtype)[codes.long()] * _each(scales, block, len(codes))
+            ).to(dtype),
+            "you rounded the book to 16 bits before multiplying: multiply in float32, and round the product alone.",
+        ),
+        Mistake(
+            lambda codes, scales, book, block, dtype: (
+                book[codes.long()] * _each(scales.to(dtype), block, len(codes))
+            ).to(dtype),
+            "you rounded the scales to 16 bits before multiplying: multiply in float32, and round the product alone.",
+        ),
+        Mistake(
+            lambda codes, scales, book, block, dtype: (_padded(codes, scales, book, block) * scales[:, None]).to(dtype),
+            "your weights still stand in rows, a block in each: asked for is one dimension, as many weights as codes.",
+        ),
+        Mistake(
+            lambda codes, scales, book, block, dtype: (
+                (_padded(codes, scales, book, block) * scales[:, None]).flatten().to(dtype)
+            ),
+            "you filled the last block up and kept what you added: cut it off again, [: len(codes)].",
         ),
         Mistake(
             lambda codes, scales, book, block, dtype: (
@@ -379,6 +415,10 @@ exercise(
         Mistake(
             lambda block, scale_block: 8 / block + 32 / (block * scale_block),
             "that is what the scales take; add the weight's own 4 bits.",
+        ),
+        Mistake(
+            lambda block, scale_block: 4 + 16 / block + 32 / (block * scale_block),
+            "a scale of a block takes 8 bits, and you counted 16.",
         ),
         Mistake(
             lambda block, scale_block: 4 + 8 / block + 16 / (block * scale_block),
@@ -513,6 +553,21 @@ exercise(
             "you added the sizes of a shape up; a (100, 64) matrix has 100 * 64 numbers.",
         ),
         Mistake(
+            lambda shapes, bits: lesson.four_bit_bytes(dict(list(shapes.items())[:1]), bits),
+            "that is the first parameter alone: the return stands inside the loop.",
+        ),
+        Mistake(
+            lambda shapes, bits: lesson.four_bit_bytes(dict(list(shapes.items())[-1:]), bits),
+            "that is the last parameter alone: add up with +=.",
+        ),
+        Mistake(
+            lambda shapes, bits: sum(
+                _size(shape) * (bits / 8 if len(shape) == 2 and "embed" not in name and "lm_head" not in name else 2)
+                for name, shape in shapes.items()
+            ),
+            "you went by the dimensions. Here the names decide: a bias of q_proj takes `bits` bits, too.",
+        ),
+        Mistake(
             lambda shapes, bits: _four_bit_bytes(shapes, bits // 8 * 8),
             "// drops the fraction: with 4.5 bits a weight would take no bytes at all. Divide with /.",
         ),
@@ -624,6 +679,18 @@ exercise(
         Mistake(
             lambda environ: {"": int(environ.get("WORLD_SIZE", 1)) - 1},
             "WORLD_SIZE is how many processes there are; which of them this is, LOCAL_RANK says.",
+        ),
+        Mistake(
+            lambda environ: {"": int(environ["LOCAL_RANK"])} if "LOCAL_RANK" in environ else None,
+            "without LOCAL_RANK your function returns nothing: then the whole model goes on card 0.",
+        ),
+        Mistake(
+            lambda environ: {"": int(environ["LOCAL_RANK"])} if "LOCAL_RANK" in environ else "auto",
+            'without LOCAL_RANK you return "auto": the task wants the whole model on card 0.',
+        ),
+        Mistake(
+            lambda environ: {"": int(environ.get("LOCAL_RANK", 1))},
+            "cards are numbered from 0: without LOCAL_RANK it is card 0.",
         ),
         Mistake(_popped, expect="changes its input"),
     ],

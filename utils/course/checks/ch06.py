@@ -92,6 +92,18 @@ def _count(
     return total
 
 
+def _rank(name: str, r: int, pattern: dict) -> int:
+    return next((rank for key, rank in pattern.items() if _holds(name, key)), r)
+
+
+def _rank_kept(shapes: dict, r: int, pattern: dict) -> int:
+    total = 0
+    for name, (o, i) in shapes.items():
+        r = _rank(name, r, pattern)
+        total += r * (o + i)
+    return total
+
+
 exercise(
     "count_with_pattern",
     reference=lesson.count_with_pattern,
@@ -142,6 +154,23 @@ exercise(
         Mistake(
             lambda shapes, r, pattern: _count(shapes, r, pattern, choose=lambda keys: max(keys, key=len)),
             "where two keys hold, your longer one wins. PEFT doesn't ask which is more exact: the first one counts.",
+        ),
+        Mistake(
+            lambda shapes, r, pattern: sum(
+                max([rank for key, rank in pattern.items() if _holds(n, key)], default=r) * (o + i)
+                for n, (o, i) in shapes.items()
+            ),
+            "where two keys hold, your larger rank wins; PEFT takes the first in the dictionary's order.",
+        ),
+        Mistake(
+            lambda shapes, r, pattern: sum(
+                pattern.get(n, _rank(n, r, pattern)) * (o + i) for n, (o, i) in shapes.items()
+            ),
+            "you look for the whole name first. PEFT has no such preference: the first key that holds counts.",
+        ),
+        Mistake(
+            _rank_kept,
+            "you overwrite r with a pattern's rank, and the layers that follow keep it: give each its own variable.",
         ),
         Mistake(
             lambda shapes, r, pattern: sum(
@@ -402,6 +431,19 @@ exercise(
             "a target is fine as soon as one name matches: any, not all.",
         ),
         Mistake(
+            lambda names, targets: [t for t in targets for n in names if not _holds(n, t)],
+            "you note a target once for every name that it doesn't match. One match is enough to leave it "
+            "out, and it stands in the list once.",
+        ),
+        Mistake(
+            lambda names, targets: lesson.matches_nothing(names, targets)[:1],
+            "only the first is there: the return stands inside the loop.",
+        ),
+        Mistake(
+            lambda names, targets: _unmatched(names, targets, lambda name, t: name == t or name.startswith(t + ".")),
+            "you compare the beginning of the name; PEFT compares its end.",
+        ),
+        Mistake(
             _removed_on_the_way,
             "you remove from the list that you go through: the target after a removed one is skipped. Make a new one.",
         ),
@@ -428,9 +470,9 @@ _PARAMETERS = (
 
 
 def _drawn_biases(rng: random.Random) -> tuple[list[str], list[str], str]:
-    names = [f"l.{rng.randrange(12)}.{part}" for part in rng.choices(_PARAMETERS, k=rng.randint(0, 9))]
+    names = [f"l.{rng.randrange(12)}.{part}" for part in rng.choices(_PARAMETERS, k=rng.randint(0, 14))]
     names += rng.sample(["q_proj.bias", "fc1.bias", "lm_head.weight"], rng.randint(0, 2))
-    targets = rng.sample(["q_proj", "fc1", "k_proj", "o_proj", "proj"], rng.randint(0, 3))
+    targets = rng.sample(["q_proj", "fc1", "k_proj", "o_proj", "proj"], rng.randint(0, 4))
     names = list(dict.fromkeys(names))
     return rng.sample(names, len(names)), targets, rng.choice(["none", "all", "lora_only", "lora_only"])
 
@@ -457,6 +499,7 @@ exercise(
         (_NESTED, ["q_proj"], "lora_only"),
     ],
     drawn=_drawn_biases,
+    draws=40,
     mistakes=[
         Mistake(
             lambda names, targets, bias: [] if bias == "none" else [n for n in names if n.endswith(".bias")],
@@ -527,6 +570,28 @@ exercise(
         Mistake(
             lambda names, targets, bias: _biases(names, targets, bias, lambda n: n.split(".")[-1] in targets),
             "the last part of a parameter's name is 'bias'; the layer's last part stands before it: split('.')[-2].",
+        ),
+        Mistake(
+            lambda names, targets, bias: lesson.trained_biases(
+                names, targets, {"all": "lora_only", "lora_only": "all"}.get(bias, bias)
+            ),
+            "'all' and 'lora_only' are exchanged.",
+        ),
+        Mistake(
+            lambda names, targets, bias: lesson.trained_biases(names, targets[:1], bias),
+            "you look at the first target alone.",
+        ),
+        Mistake(
+            lambda names, targets, bias: (
+                [n for t in targets for n in lesson.trained_biases(names, [t], bias)]
+                if bias == "lora_only"
+                else lesson.trained_biases(names, targets, bias)
+            ),
+            "yours are grouped by target; keep the order of `names`: go through the names, and ask for each.",
+        ),
+        Mistake(
+            lambda names, targets, bias: lesson.trained_biases(names, targets, bias) if bias != "none" else None,
+            "with 'none' your function returns nothing; an empty list is asked for.",
         ),
         Mistake(
             lambda names, targets, bias: [n.removesuffix(".bias") for n in lesson.trained_biases(names, targets, bias)],

@@ -65,6 +65,10 @@ exercise(
             "accumulation makes fewer steps, not more: divide by it.",
         ),
         Mistake(
+            lambda n, e, b, a: e * (n // (b * a)) + (n % (b * a) > 0),
+            "what is left over makes one more step in every epoch, not once.",
+        ),
+        Mistake(
             lambda n, e, b, a: e * n // (b * a),
             "what is left over at each epoch's end makes a step of its own: round up, epoch by epoch.",
         ),
@@ -246,6 +250,11 @@ def _rate(
     return peak * fall((step - warmup) / (steps - warmup))
 
 
+def _eager(rise: float, step: int, steps: int, warmup: int, peak: float) -> float:
+    """The schedule, with the warm-up's share computed in any case."""
+    return peak * rise if step < warmup else lesson.rate_at(step, steps, warmup, peak)
+
+
 def _cosine(done: float) -> float:
     return (1 + math.cos(math.pi * done)) / 2
 
@@ -323,8 +332,16 @@ exercise(
             "before `warmup` the rate rises along a line, from 0; yours is at its peak at once.",
         ),
         Mistake(
-            lambda step, steps, warmup, peak: peak * min(step / warmup, _cosine((step - warmup) / (steps - warmup))),
+            lambda step, steps, warmup, peak: _eager(step / warmup, step, steps, warmup, peak),
             "with warmup=0 that divides by zero: only steps before `warmup` may be divided by it.",
+        ),
+        Mistake(
+            lambda step, steps, warmup, peak: _rate(step, steps, warmup, peak, lambda done: 1 - _cosine(done)),
+            "1 - cos rises: after the warm-up the rate would fall to 0 at once and climb again. It is 1 + cos.",
+        ),
+        Mistake(
+            lambda step, steps, warmup, peak: _rate(step, steps, warmup, peak, lambda done: _cosine(done / math.pi)),
+            "math.pi is missing in the cosine: half a wave goes from cos(0) to cos(pi), not to cos(1).",
         ),
     ],
     hints=[
@@ -393,6 +410,10 @@ exercise(
         ),
         Mistake(lambda losses: losses[-1].mean(), "that is the last batch alone."),
         Mistake(lambda losses: losses[0].mean(), "that is the first batch alone."),
+        Mistake(
+            lambda losses: sum(part.sum() for part in losses) / len(losses[0]),
+            "you divided by the first batch's tokens: count those of all batches.",
+        ),
         Mistake(
             lambda losses: sum(part.sum() for part in losses) / (len(losses) * len(losses[0])),
             "you took the first batch's length for all of them: count the tokens of each.",
@@ -508,6 +529,10 @@ exercise(
         Mistake(
             _by(lambda gradients, max_norm: min(1.0, max_norm / max(1e-9, sum(g.square().sum() for g in gradients)))),
             "that is the square of the norm: the root is missing.",
+        ),
+        Mistake(
+            _by(lambda gradients, max_norm: min(1.0, max_norm / gradients[0].norm())),
+            "you took the norm of the first tensor; the gradient is all of them together.",
         ),
         Mistake(
             _by(lambda gradients, max_norm: min(1.0, max_norm / max(1e-9, max(g.norm() for g in gradients)))),
