@@ -42,6 +42,9 @@ class Result:
     named: bool = False
 
 
+# How :mod:`utils.course.checks.compare` begins where a value is right and its kind, shape or dtype isn't.
+RIGHT_BUT = ("the value is right", "the values are right")
+
 # What references and mistakes were seen to do: they are called once a case.
 _seen: dict[tuple[Any, ...], Outcome] = {}
 
@@ -84,7 +87,8 @@ def _judge_callable(found: Exercise, answer: Any) -> Result:
     same = partial(_same_value, found)
     if said := recognised(found, answer, expected, got, same):
         return Result(NOT_RIGHT, f"{said} For example: {_told(found, wrong, reasons)}", named=True)
-    return Result(NOT_RIGHT, _told(found, wrong, reasons))
+    kind = (reasons[wrong] or "").startswith(RIGHT_BUT)
+    return Result(NOT_RIGHT, _told(found, wrong, reasons), named=kind)
 
 
 def _told(found: Exercise, wrong: int, reasons: Sequence[str | None]) -> str:

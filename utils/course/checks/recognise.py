@@ -223,8 +223,9 @@ def _numbers(wrong: Sequence[Tried], names: Sequence[str]) -> str | None:
         _rounded(want, have) for want, have in known
     ):  # the numbers are right: another kind or dtype, which says more
         return None
+    enough = sum(len(want) for want, _ in known) > 1  # between two single numbers there is always some relation
     for holds, said in _RELATIONS:
-        if all(holds(want, have) for want, have in known):
+        if enough and all(holds(want, have) for want, have in known):
             return said
     return _transposed(wrong) or _offset(known) or _factor(known) or _argument_factor(wrong, known, names)
 
