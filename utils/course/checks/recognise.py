@@ -402,7 +402,7 @@ def _exchanged_gives(found: Exercise, tried: Tried, one: int, other: int, same: 
         arguments[one], arguments[other] = arguments[other], arguments[one]
         return tuple(arguments)
 
-    done = outcome(found.reference, Case(make, tried.case.seed))
+    done = outcome(found.reference, Case(make, tried.case.seed), seconds=0.1)
     return done.raised is None and same(done.value, tried.have)
 
 
@@ -416,7 +416,7 @@ def _unused(
             case = _with_argument(one, other, place)
             if case is None:
                 continue
-            right = outcome(found.reference, case)
+            right = outcome(found.reference, case, seconds=0.1)
             if right.raised is not None or same(one.want, right.value):
                 continue
             mine = outcome(answer, case, seconds=0.1)
