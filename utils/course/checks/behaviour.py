@@ -6,6 +6,7 @@ sentence for the learner. Operations are watched while the answer runs; its sour
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 from unittest import mock
@@ -23,6 +24,19 @@ Make = Callable[[], tuple[Any, ...]]
 Test = Callable[[Any], None]
 
 _CUT = ".detach(), .item(), torch.no_grad() or a new tensor made of numbers cuts it off"
+
+
+def numbers_within(relative: float) -> Callable[[Any, Any], bool | str]:
+    """A ``compare`` for results that hang on the order of sums in few digits: numbers this near to each other are the
+    same. For all else, kinds among it, the usual comparison decides."""
+
+    def compare(expected: Any, got: Any) -> bool | str:
+        if isinstance(expected, float) and isinstance(got, int | float) and not isinstance(got, bool):
+            if math.isclose(expected, got, rel_tol=relative, abs_tol=1e-9):
+                return True
+        return difference(expected, got) or True
+
+    return compare
 
 
 def same_gradients(reference: Callable[..., Any], make: Make, names: Sequence[str]) -> Test:

@@ -5,11 +5,6 @@ Generated from lessons/08_save_load_merge.md by `make notebooks`: edit the lesso
 
 # fmt: off
 
-# -------- header_length
-def header_length(first):
-    return int.from_bytes(first, "little")
-
-
 # -------- tensor_range
 def tensor_range(length, offsets):
     start_of_data = 8 + length
