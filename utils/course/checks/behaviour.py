@@ -39,6 +39,25 @@ def numbers_within(relative: float) -> Callable[[Any, Any], bool | str]:
     return compare
 
 
+def same_factors(expected: Any, got: Any) -> bool | str:
+    """A ``compare`` for a pair of factors ``(A, B)``: any two of the expected shapes and dtype will do whose product
+    ``B @ A`` is the expected one's."""
+    if not _is_pair(expected) or not _is_pair(got):
+        return difference(expected, got) or True
+    A, B = expected
+    shapes = tuple(got[0].shape), tuple(got[1].shape)
+    if shapes != (tuple(A.shape), tuple(B.shape)):
+        return f"A {tuple(A.shape)} and B {tuple(B.shape)} are asked for, and yours are {shapes[0]} and {shapes[1]}."
+    said = difference(B @ A, got[1] @ got[0])
+    return True if said is None else f"your B @ A is not the one that is asked for: {said}"
+
+
+def _is_pair(answer: Any) -> bool:
+    factors = answer if isinstance(answer, tuple | list) and len(answer) == 2 else ()
+    matrices = all(isinstance(factor, Tensor) and factor.ndim == 2 for factor in factors)
+    return bool(factors) and matrices and answer[1].shape[1] == answer[0].shape[0]
+
+
 def same_gradients(reference: Callable[..., Any], make: Make, names: Sequence[str]) -> Test:
     """The result can be trained through: a backward pass gives the arguments the reference's gradients.
 

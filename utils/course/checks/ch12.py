@@ -12,8 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from utils.course.checks.behaviour import same_gradients
-from utils.course.checks.compare import difference
+from utils.course.checks.behaviour import same_factors, same_gradients
 from utils.course.checks.references import ch12 as lesson
 from utils.course.checks.registry import Mistake, Wrong, exercise
 from utils.evaluate import spectrum
@@ -253,24 +252,6 @@ exercise(
 )
 
 
-def _is_pair(answer: Any) -> bool:
-    factors = answer if isinstance(answer, tuple | list) and len(answer) == 2 else ()
-    matrices = all(isinstance(factor, Tensor) and factor.ndim == 2 for factor in factors)
-    return bool(factors) and matrices and answer[1].shape[1] == answer[0].shape[0]
-
-
-def _same_product(expected: Any, got: Any) -> bool | str:
-    """Any two factors of rank 2r will do whose product is the right one."""
-    if not _is_pair(expected) or not _is_pair(got):
-        return difference(expected, got) is None
-    A, B = expected
-    shapes = tuple(got[0].shape), tuple(got[1].shape)
-    if shapes != (tuple(A.shape), tuple(B.shape)):
-        return f"A {tuple(A.shape)} and B {tuple(B.shape)} are asked for, and yours are {shapes[0]} and {shapes[1]}."
-    said = difference(B @ A, got[1] @ got[0])
-    return True if said is None else f"your B @ A is not B A - B0 A0: {said}"
-
-
 def _pissa_case(d_out: int, d_in: int, r: int):
     return lambda: (torch.randn(r, d_in), torch.randn(d_out, r), torch.randn(r, d_in), torch.randn(d_out, r))
 
@@ -280,7 +261,7 @@ exercise(
     reference=lesson.pissa_difference,
     cases=[_pissa_case(5, 7, 2), _pissa_case(4, 3, 1)],
     drawn=lambda rng: _pissa_case(*rng.sample(range(2, 9), 2), rng.randint(1, 3))(),
-    compare=_same_product,
+    compare=same_factors,
     mistakes=[
         Mistake(
             lambda A, B, A0, B0: (torch.cat([-A, A0]), torch.cat([B, B0], dim=1)),
