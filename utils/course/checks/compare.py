@@ -217,9 +217,12 @@ def _entries(want: torch.Tensor, have: torch.Tensor, reveal: bool) -> str | None
     place = f" at position {at if len(at) != 1 else at[0]}" if at else ""
     expected, got = want[at].item(), have[at].item()
     if got != got:
-        return f"the shape is right, but there is nan{place}: was zero divided by zero, or infinity taken from itself?"
+        said = "the shape is right, but there is nan" if want.ndim else "your result is nan"
+        return f"{said}{place}: was zero divided by zero, or infinity taken from itself?"
     told = apart(expected, got)
     about = f"expected about {told[0]}, " if reveal else ""
+    if not want.ndim:
+        return f"{about}got {told[1]}."
     return f"the shape is right, but the values are not: {about}got {told[1]}{place}{_spread(want, have, same)}."
 
 
@@ -233,7 +236,7 @@ def _spread(want: torch.Tensor, have: torch.Tensor, same: torch.Tensor) -> str:
 
 
 def _largest(want: torch.Tensor, have: torch.Tensor, same: torch.Tensor) -> float:
-    return float((want - have).abs()[~same].nan_to_num(float("inf")).max())
+    return float((want - have).abs()[~same].nan_to_num(nan=math.inf, posinf=math.inf).max())
 
 
 # ------------------------------------------------------------------------------------------------------- numbers
@@ -262,7 +265,7 @@ def _numbers(expected: Any, got: Any, rules: Rules) -> str | None:
         return None
     want, have = apart(expected, got)
     if want == have:
-        return f"{have} is not it: the two differ far behind the first digits."
+        return f"{number(got)} is not it: the two differ far behind the first digits."
     if rules.reveal:
         about = "" if isinstance(expected, numbers.Integral) else "about "
         return f"expected {about}{want}, got {have}."

@@ -164,7 +164,7 @@ def _text_of(problem: BaseException) -> str:
         lines = str(problem).strip().splitlines()
     except Exception:
         return ""
-    return _cut(re.sub(" " + _ADDRESS, "", lines[0])).removesuffix(".") if lines else ""
+    return _cut(re.sub(" " + _ADDRESS, "", lines[0]).removesuffix(".")) if lines else ""
 
 
 def _cut(text: str) -> str:

@@ -78,7 +78,7 @@ def _judge_value(found: Exercise, answer: Any) -> Result:
 def _judge_callable(found: Exercise, answer: Any) -> Result:
     if not callable(answer):
         return Result(NOT_RIGHT, f"expected a function (or a class), got {brief(answer)}{_called_already(answer)}.")
-    if said := _not_callable_so(answer, found):
+    if said := _call_fails(found, answer):
         return Result(NOT_RIGHT, said, named=True)
     expected = [_remembered(found, None, case) for case in range(len(found.cases))]
     got = [outcome(answer, case) for case in found.cases]
@@ -106,20 +106,26 @@ def _print_of(done: Outcome) -> str:
     )
 
 
-def _not_callable_so(answer: Any, found: Exercise) -> str:
-    """Why the answer can't be called as the task does, or nothing."""
+def _call_fails(found: Exercise, answer: Any) -> str:
+    """Why a call of the answer as the task makes it can't give a result, or nothing."""
     if inspect.iscoroutinefunction(answer):
         return "your function begins with async def, so a call of it gives no result yet: begin it with def."
-    wanted, mine = parameters(found.reference), parameters(answer)
-    given = len(arguments_of(found.cases[0])) if found.cases else None
+    if inspect.isgeneratorfunction(answer) and not inspect.isgeneratorfunction(found.reference):
+        return "your function has a yield in it, so a call of it gives a generator: return the result instead."
+    if not found.cases:
+        return ""
+    given = len(arguments_of(found.cases[0]))
     try:
-        inspect.signature(answer).bind(*[None] * (given or 0))
+        signature = inspect.signature(answer)
+    except (TypeError, ValueError):  # Python doesn't know the parameters of some built-in functions
+        return ""
+    try:
+        signature.bind(*[None] * given)
     except TypeError:
-        if given is not None:
-            takes = f"takes ({', '.join(mine)})" if mine else "takes no arguments"
-            return f"your function {takes}, and the task calls it with ({', '.join(wanted[:given])})."
-    except ValueError:
-        pass  # Python doesn't know the parameters of some built-in functions
+        bare = [p.replace(annotation=p.empty, default=p.empty) for p in signature.parameters.values()]
+        takes = inspect.Signature(bare)
+        wanted = parameters(found.reference)[:given]
+        return f"your function takes {takes}, and the task calls it with ({', '.join(wanted)})."
     return ""
 
 

@@ -219,8 +219,15 @@ def _factor(pairs: Sequence[Pair]) -> str | None:
     return f"every result is {said or f'{number(ratios[0])} times the right one.'}"
 
 
-# The power of an argument that is in the wrong result and not in the right one.
-_POWERS = {-1: "lacks the factor", 1: "has once too often the factor", -2: "lacks twice the factor"}
+# The power of an argument that is in the wrong result and not in the right one, and what is said.
+_POWERS = {
+    -1.0: "every result lacks the factor {}.",
+    1.0: "every result has the factor {} once too often.",
+    -2.0: "every result is divided by {} where it should be multiplied, or lacks its square.",
+    2.0: "every result is multiplied by {} where it should be divided, or has its square too much.",
+    -0.5: "every result lacks the square root of {} as a factor.",
+    0.5: "every result has the square root of {} as a factor too much.",
+}
 
 
 def _argument_factor(tried: Sequence[Tried], pairs: Sequence[Pair], names: Sequence[str]) -> str | None:
@@ -230,11 +237,11 @@ def _argument_factor(tried: Sequence[Tried], pairs: Sequence[Pair], names: Seque
         return None
     known = [at for at, ratio in enumerate(ratios) if ratio is not None]
 
-    def holds(values: list[float], power: int) -> bool:
-        return all(values[at] and math.isclose(ratios[at] or 0, values[at] ** power, rel_tol=2e-5) for at in known)
+    def holds(values: list[float], power: float) -> bool:
+        return all(values[at] > 0 and math.isclose(ratios[at] or 0, values[at] ** power, rel_tol=2e-5) for at in known)
 
     fit = [
-        (values, f"every result {said} {words}.")
+        (values, said.format(words))
         for words, values in _sizes(tried, names)
         if _varied([values[at] for at in known])
         for power, said in _POWERS.items()
