@@ -243,12 +243,14 @@ def _counts(items: list[Any]) -> Counter | None:
     return Counter(map(repr, items)) if all(isinstance(item, str | numbers.Real | None) for item in items) else None
 
 
-def _repeats(want: list[Any], have: list[Any]) -> int:
-    """1 where the same items are there, some of them more often than they should; -1 where less often; else 0."""
+def _repeated(want: list[Any], have: list[Any], too_often: bool) -> bool:
+    """Whether the same items are there, and each as often as it should or more (less) often."""
     counts = _counts(want), _counts(have)
-    if counts[0] is None or counts[1] is None or set(counts[0]) != set(counts[1]) or counts[0] == counts[1]:
-        return 0
-    return 1 if counts[0] <= counts[1] else -1 if counts[1] <= counts[0] else 0
+    if counts[0] is None or counts[1] is None or set(counts[0]) != set(counts[1]):
+        return False
+    if counts[0] == counts[1]:
+        return equal(want, have)
+    return counts[0] <= counts[1] if too_often else counts[1] <= counts[0]
 
 
 _LISTS: tuple[tuple[Callable[[list, list], bool], str], ...] = (
@@ -267,11 +269,11 @@ _LISTS: tuple[tuple[Callable[[list, list], bool], str], ...] = (
         "the items are shifted by one place, towards the beginning.",
     ),
     (
-        lambda want, have: _repeats(want, have) > 0,
+        lambda want, have: _repeated(want, have, True),
         "the items are right, but some are there too often.",
     ),
     (
-        lambda want, have: _repeats(want, have) < 0,
+        lambda want, have: _repeated(want, have, False),
         "the items are right, but some are there too seldom.",
     ),
 )
@@ -297,7 +299,7 @@ def _one_for_another(pairs: Sequence[tuple[list, list]]) -> str | None:
 
 def _some_left(pairs: Sequence[tuple[list, list]]) -> str | None:
     """Only items too many, or only items too few."""
-    known = [(_counts(want), _counts(have)) for want, have in pairs]
+    known = [(_counts(want), _counts(have)) for want, have in pairs if not equal(want, have)]
     if all(want is not None and have is not None and want < have for want, have in known):
         return f"nothing is missing, but there are items that don't belong there, such as {_first(pairs, 1, 0)}."
     if all(want is not None and have is not None and have < want for want, have in known):
@@ -306,8 +308,9 @@ def _some_left(pairs: Sequence[tuple[list, list]]) -> str | None:
 
 
 def _first(pairs: Sequence[tuple[list, list]], there: int, absent: int) -> str:
-    left = Counter(map(repr, pairs[0][there])) - Counter(map(repr, pairs[0][absent]))
-    return next(brief(item) for item in pairs[0][there] if repr(item) in left)
+    pair = next(pair for pair in pairs if not equal(*pair))
+    left = Counter(map(repr, pair[there])) - Counter(map(repr, pair[absent]))
+    return next(brief(item) for item in pair[there] if repr(item) in left)
 
 
 def _texts(tried: Sequence[Tried], names: Sequence[str]) -> str | None:

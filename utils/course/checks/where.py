@@ -25,19 +25,22 @@ LARGE = 100_000
 
 def where_wrong(tried: Sequence[Tried], names: Sequence[str]) -> str | None:
     """A sentence on which cases are wrong; None when none or all are, or when no predicate separates them."""
-    wrong = [not one.right for one in tried]
-    failing = sum(wrong)
-    if len(tried) < FEWEST or failing in (0, len(tried)):
+    right = [one.right for one in tried]
+    wrong = [not good for good in right]
+    total, passing = len(tried), sum(right)
+    if total < FEWEST or passing in (0, total):
         return None
-    passing = [one.right for one in tried]
+    only = "only " * (2 * passing <= total)
+    said = [
+        (wrong, f"your function is right in {passing} of {total} cases, and wrong in exactly "),
+        (right, f"your function is right in {only}{passing} of {total} cases, exactly "),
+    ]
     for features in (_of_single_arguments, _of_pairs, _of_results):
-        for target, said in (
-            (wrong, f"your function is right in {len(tried) - failing} of {len(tried)} cases, and wrong in exactly "),
-            (passing, f"your function is right in only {len(tried) - failing} of {len(tried)} cases, exactly "),
-        ):
-            fit = [words for words, values in features(tried, names) if values == target]
-            if fit and len(fit) <= 2:
-                return f"{said}{'the one' if sum(target) == 1 else 'those'} where {' and '.join(fit)}."
+        columns = features(tried, names)
+        for target, words in sorted(said, key=lambda one: sum(one[0])):  # the few are what is worth a name
+            if fit := [of_call for of_call, values in columns if values == target]:
+                cases = "the one" if sum(target) == 1 else "those"
+                return f"{words}{cases} where {' and '.join(fit)}." if len(fit) <= 2 else None
     return None
 
 
@@ -219,7 +222,7 @@ _PAIRS: tuple[tuple[bool, tuple[Any, Any], tuple[tuple[str, Callable[[Any, Any],
         True,
         (list | tuple | str, numbers.Real),
         (
-            ("{} has as many items as {} says", lambda a, b: len(a) == b),
+            ("{} has as many items as {}", lambda a, b: len(a) == b),
             ("{} has more items than {}", lambda a, b: len(a) > b),
             ("{} has fewer items than {}", lambda a, b: len(a) < b),
             ("the length of {} is not a multiple of {}", lambda a, b: b and len(a) % b),
