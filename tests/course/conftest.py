@@ -1,20 +1,9 @@
-"""For the tests of the checks: a registry and a kernel of a test's own."""
+"""Exercises that several tests of the checks register."""
 
 import pytest
-import torch
 
 from tests.course.delta import register_delta
-from utils.course.checks import core, registry
 from utils.course.checks.registry import Mistake, exercise
-
-
-@pytest.fixture
-def own_registry(monkeypatch):
-    """Each test registers its own exercises, in a kernel in which nothing has been tried."""
-    monkeypatch.setattr(registry, "_registered", {})
-    monkeypatch.setattr(core, "_kernel", core._Kernel())
-    monkeypatch.delenv("COURSE_STRICT", raising=False)
-    torch.set_num_threads(1)
 
 
 @pytest.fixture

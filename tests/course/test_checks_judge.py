@@ -1,11 +1,14 @@
 """Answers are judged by behaviour: passed, not solved yet, or not right yet, and then with what is wrong."""
 
 import re
+import time
+from functools import partial
 
 import pytest
 import torch
 
 from tests.course.delta import NEVER, reference
+from tests.course.test_checks_compare import ODD
 from utils.course.checks import judge
 from utils.course.checks.core import check, evaluate
 from utils.course.checks.registry import Mistake, Wrong, exercise, find
@@ -336,3 +339,126 @@ def test_a_tensor_of_one_number_is_reported_as_that_number():
     )
     assert "expected about 1.5, got 3." in evaluate("one_number", lambda x: x.sum()).message
     assert "expected shape (), got (2,)." in evaluate("one_number", lambda x: x).message
+
+
+# ------------------------------------------------------------------------------------------ whatever comes back
+
+
+class Unseen:
+    """Raises even when asked for its class."""
+
+    def __getattribute__(self, name):
+        raise RuntimeError("unseen")
+
+
+@pytest.mark.parametrize("odd", [*ODD, "unseen"])
+@pytest.mark.parametrize(
+    "right", [2.5, 3, "a", [1, 2], (1, 2.0), {"a": 1}, {1}, torch.ones(2, 2), torch.float16, None], ids=repr
+)
+def test_whatever_an_answer_returns_it_is_wrong_and_no_more(right, odd):
+    value = ODD.get(odd, Unseen)
+    value = value() if value is Unseen else value
+    exercise("odd", reference=lambda x: right, cases=[(1,), (2,)], drawn=lambda numbers: (numbers.random(),), draws=4)
+    exercise("value", reference=[right, "here"])
+    for name, answer in (("odd", lambda x: value), ("odd", lambda x: [right, value]), ("value", [right, value])):
+        result = evaluate(name, answer)
+        assert result.state == judge.NOT_RIGHT and result.message
+        assert "0x" not in result.message and len(result.message) < 700
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ("async", "your function begins with async def, so a call of it gives no result yet: begin it with def."),
+        ("yield", "your function has a yield in it, so a call of it gives a generator: return the result instead."),
+    ],
+)
+def test_a_function_of_another_kind_is_named(delta, answer, said):
+    async def begins(A, B, alpha):
+        return B @ A
+
+    def yields(A, B, alpha):
+        yield B @ A
+
+    assert evaluate("lora_delta", begins if answer == "async" else yields).message == said
+
+
+def test_all_that_can_be_called_is_an_answer(delta):
+    class Delta:
+        def __call__(self, A, B, alpha):
+            return reference(A, B, alpha)
+
+        method = __call__
+        static = staticmethod(reference)
+
+    for answer in (Delta(), Delta().method, Delta.static, partial(lambda n, *given: reference(*given), 0)):
+        assert evaluate("lora_delta", answer).state == judge.PASSED
+    assert "takes (self, A, B, alpha)" in evaluate("lora_delta", Delta.method).message
+    assert evaluate("lora_delta", max).state == judge.NOT_RIGHT  # Python doesn't know its parameters
+
+
+def test_what_an_answer_printed_is_shown_with_the_case_that_differs(delta):
+    def answer(A, B, alpha):
+        print("scale", alpha / 3)
+        print("second line")
+        return alpha / 3 * (B @ A).cumsum(0)
+
+    assert evaluate("lora_delta", answer).message.endswith(" There it printed: scale 2.6666666666666665 ...")
+
+
+def test_a_print_for_a_return_is_named(delta):
+    assert evaluate("lora_delta", lambda A, B, alpha: print(alpha)).message == (
+        "your function prints (8.0) and returns nothing: return it instead."
+    )
+
+
+def test_a_changed_argument_is_named(delta):
+    result = evaluate("lora_delta", lambda A, B, alpha: B.mul_(alpha / A.shape[0]) @ A)
+    assert result.named and result.message == (
+        "the result is right, but your function changes its input: `B` is another after the call, and whoever called "
+        "it still needs it. Work on a copy."
+    )
+
+
+def test_an_argument_that_is_to_be_changed_is_named_where_it_isn_t():
+    def append(items, item):
+        items.append(item)
+        return len(items)
+
+    exercise("append", reference=append, cases=[([1], 2)])
+    result = evaluate("append", lambda items, item: len([*items, item]))
+    assert result.message == "the result is right, but `items` is not left as the task asks for."
+
+
+def test_a_result_that_is_the_argument_is_refused_where_a_new_one_is_asked_for():
+    fields = {"reference": lambda x: x + 0, "cases": [(torch.ones(3),)]}
+    exercise("new", **fields, new_result=True)
+    exercise("any", **fields)
+    assert "shares its memory" in evaluate("new", lambda x: x.view(3)).message
+    assert evaluate("new", lambda x: x.clone()).state == evaluate("any", lambda x: x).state == judge.PASSED
+
+
+def test_an_exception_that_can_not_be_told_is_no_trouble(delta):
+    class Mute(Exception):
+        def __str__(self):
+            raise RuntimeError
+
+        __repr__ = __str__
+
+    def answer(A, B, alpha):
+        raise Mute
+
+    assert "your code raised Mute (line" in evaluate("lora_delta", answer).message
+
+
+def test_a_verdict_takes_a_moment():
+    """Thirty cases of small tensors, and no property that holds."""
+
+    def drawn(numbers):
+        n, m = numbers.randint(1, 6), numbers.randint(1, 6)
+        return torch.randn(n, m), torch.randn(m, n), numbers.random(), [numbers.random()] * n
+
+    exercise("quick", reference=lambda x, y, s, items: x @ y * s + sum(items), cases=[], drawn=drawn, draws=30)
+    begin = time.process_time()
+    assert not evaluate("quick", lambda x, y, s, items: (x @ y).sin() + s * len(items)).named
+    assert time.process_time() - begin < 0.3

@@ -103,7 +103,7 @@ def _settings_kept() -> Iterator[None]:
         if torch.get_default_dtype() != dtype:
             torch.set_default_dtype(dtype)
         if torch.get_default_device() != device:
-            torch.set_default_device(device)
+            torch.set_default_device(None if device.type == "cpu" else device)
         if os.environ != variables:
             os.environ.clear()
             os.environ.update(variables)

@@ -126,6 +126,8 @@ def _rounded_as(tensor: torch.Tensor, expected: Any) -> Any:
 
 def _as_tensor(value: Any) -> torch.Tensor | None:
     """A tensor of a tensor, an array, a number or a list; None of what can't be made one."""
+    if isinstance(value, torch.Tensor):
+        return value
     if isinstance(value, list | tuple) and any(is_tensor_or_array(item) for item in value):
         parts = [_as_tensor(item) for item in value]
         alike = all(part is not None and part.shape == parts[0].shape for part in parts if parts[0] is not None)
