@@ -283,7 +283,7 @@ def _text_of(expected: Any, got: str) -> bool:
         return False
 
 
-def _close(expected: float, got: numbers.Real) -> bool:
+def _close(expected: float, got: Any) -> bool:
     try:
         value = float(got)
     except OverflowError:  # a whole number beyond any float

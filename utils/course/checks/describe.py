@@ -41,7 +41,7 @@ _KINDS = (
 def number(value: complex | numbers.Number) -> str:
     """A number in a few characters: whole ones in full, others to three significant digits."""
     if isinstance(value, bool | numbers.Integral):
-        return str(value) if abs(value) < 10**24 else f"{Decimal(int(value)):.3g}"
+        return str(value) if abs(int(value)) < 10**24 else f"{Decimal(int(value)):.3g}"
     if isinstance(value, numbers.Real):
         value = float(value)
         return f"{value:.0f}" if 1000 <= abs(value) < 1e6 else f"{value:.3g}"
@@ -51,12 +51,13 @@ def number(value: complex | numbers.Number) -> str:
 def apart(one: Any, other: Any) -> tuple[str, str]:
     """Two numbers that differ, with as many digits as it takes to see it: `14.06` and `14.13`, and not twice `14.1`."""
     said = number(one), number(other)
-    real = isinstance(one, numbers.Real) and isinstance(other, numbers.Real)
-    if said[0] != said[1] or not real:
+    if said[0] != said[1] or not (isinstance(one, numbers.Real) and isinstance(other, numbers.Real)):
         return said
-    whole = isinstance(one, numbers.Integral) and isinstance(other, numbers.Integral)
-    values = (Decimal(int(one)), Decimal(int(other))) if whole else (float(one), float(other))
-    for digits in range(4, 40 if whole else 18):
+    if isinstance(one, numbers.Integral) and isinstance(other, numbers.Integral):
+        values = Decimal(int(one)), Decimal(int(other))
+    else:
+        values = float(one), float(other)
+    for digits in range(4, 40 if isinstance(values[0], Decimal) else 18):
         said = f"{values[0]:.{digits}g}", f"{values[1]:.{digits}g}"
         if said[0] != said[1]:
             break

@@ -76,7 +76,8 @@ def _pair(one: Tried) -> Pair | None:
     want, have = _leaves(one.want), _leaves(one.have)
     if not want or not have or [part.shape for part in want] != [part.shape for part in have]:
         return None
-    return Pair(*(torch.cat([part.flatten() for part in parts]) for parts in (want, have)), one.right)
+    rows = [torch.cat([part.flatten() for part in parts]) for parts in (want, have)]
+    return Pair(rows[0], rows[1], one.right)
 
 
 def _leaves(value: Any, depth: int = DEPTH) -> list[Tensor] | None:
