@@ -3,7 +3,7 @@
 
 PYTHON ?= python3
 VENV := .venv/bin/python
-PYTEST := OMP_NUM_THREADS=1 $(VENV) -m pytest
+PYTEST := OMP_NUM_THREADS=1 COURSE_PROGRESS=off $(VENV) -m pytest
 TESTS := $(PYTEST) -n 2 --dist worksteal
 NBVAL := $(PYTEST) -n 2 --dist loadfile
 MINUTES := assets/measurements/minutes.json

@@ -3,6 +3,8 @@
 python3 start.py          make .venv, install the course into it, open JupyterLab at the first notebook
 python3 start.py test     the same set-up, then every test and every notebook
 python3 start.py setup    the set-up alone
+python3 start.py progress which exercises you have passed; with 03 after it one chapter's, with --forget
+                          the record of it is deleted
 
 --cpu, --cuda             which build of torch to install. Without either: the one an earlier run chose;
                           the first time CUDA where nvidia-smi is found, else CPU
@@ -10,6 +12,7 @@ any other option          goes on to JupyterLab, for example --no-browser or --p
 
 COURSE_TORCH_INDEX=pip    take torch from wherever pip's own configuration points, as CI does
 COURSE_TORCH_INDEX=URL    take torch from this package index
+COURSE_PROGRESS=FILE      keep the record of your exercises there and not in work/progress.json; off: keep none
 """
 
 import sys
@@ -82,12 +85,15 @@ class Trouble(Exception):
 
 
 def parse(arguments):
-    """Splits the command line into the command, the chosen build of torch or None, and JupyterLab's options.
+    """Splits the command line into the command, the chosen build of torch or None, and the other words.
 
-    Raises :class:`Trouble` for both builds at once, and for options that `test` and `setup` don't know.
+    Those are JupyterLab's options, or what `progress` is to show. Raises :class:`Trouble` for both builds at once, and
+    for options that `test` and `setup` don't know.
     """
     rest = list(arguments)
-    command = rest.pop(0) if rest and rest[0] in ("test", "setup") else "lab"
+    command = rest.pop(0) if rest and rest[0] in ("test", "setup", "progress") else "lab"
+    if command == "progress":
+        return command, None, rest
     builds = [name for name in ("cpu", "cuda") if "--" + name in rest]
     if len(builds) == 2:
         raise Trouble("--cpu and --cuda exclude each other; leave one of them out.")
@@ -490,7 +496,7 @@ def set_up(home, option, environment):
     return python_of(venv)
 
 
-# ------------------------------------------------------------------------------------------- the two commands
+# ----------------------------------------------------------------------------------------------- the commands
 
 
 def open_lab(home, python, options):
@@ -523,11 +529,11 @@ def stages():
 
 
 def environment_of_tests(environment):
-    """Gives the variables for tests: CPU, offline, UTF-8, one thread a worker, no COURSE_ setting."""
+    """Gives the variables for tests: CPU, offline, UTF-8, one thread a worker, no COURSE_ setting, no record."""
     kept = {name: value for name, value in environment.items() if not name.startswith("COURSE_")}
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     fixed = {"CUDA_VISIBLE_DEVICES": "-1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    return {**kept, **threads, **fixed, **UTF8}
+    return {**kept, **threads, **fixed, **UTF8, "COURSE_PROGRESS": "off"}
 
 
 def run_tests(home, python, set_up_seconds):
@@ -552,6 +558,18 @@ def run_tests(home, python, set_up_seconds):
     return int(failed)
 
 
+def show_progress(home, words):
+    """Prints what was passed, of the course or of one chapter, or forgets it; needs no set-up."""
+    sys.path.insert(0, str(HOME))
+    from utils.course.progress_page import Refused, answer  # they need the standard library only
+
+    try:
+        say(answer(home, words))
+    except Refused as refused:
+        raise Trouble(str(refused)) from None
+    return 0
+
+
 def main(arguments=None, home=HOME):
     """Does what the command line says and returns the exit code; trouble is told in one sentence."""
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -561,6 +579,8 @@ def main(arguments=None, home=HOME):
     started = time.time()
     try:
         command, option, options = parse(arguments)
+        if command == "progress":
+            return show_progress(home, options)
         python = set_up(home, option, os.environ)
         if command == "setup":
             return 0

@@ -1,8 +1,9 @@
-"""What tests share: the tokenizer, the tiny base model and its guard, a registry of exercises of their own."""
+"""What tests share: the tokenizer, the tiny base model and its guard, a registry of exercises; and no record."""
 
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -10,7 +11,10 @@ import torch
 from torch import nn
 
 from utils.course.checks import core, registry
+from utils.course.progress import VARIABLE
 from utils.models import load_base, load_tokenizer
+
+os.environ[VARIABLE] = "off"  # what tests check, in processes that they start too, is nobody's progress
 
 
 @pytest.fixture(scope="session")

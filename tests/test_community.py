@@ -238,7 +238,8 @@ def test_pre_commits_own_hook_checks_the_build_when_a_part_of_it_changes():
     target = hook["entry"].removeprefix("make ")
     recipe = re.search(rf"^{target}:.*\n\t(.*)$", MAKEFILE, re.MULTILINE)[1]
     assert "--check" in recipe and hook["pass_filenames"] is False
-    for path in ("lessons/00_a.md", "notebooks/00_a.ipynb", "solutions/00_a.ipynb", "capstone.py"):
+    made = ("notebooks/00_a.ipynb", "solutions/00_a.ipynb", "capstone.py", "utils/course/checks/references/ch00.py")
+    for path in ("lessons/00_a.md", *made):
         assert re.search(hook["files"], path), path
     assert not re.search(hook["files"], "utils/lora.py")
 

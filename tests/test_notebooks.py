@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from tools.build.__main__ import main
 from tools.build.execute import output_problems
 from tools.build.lesson import BEGIN, CHECK_CALL, ROOT, Course, exercise_cells, read_lesson
+from tools.build.references import FOLDER
 from tools.build.rules import broken
 from tools.build.script import SCRIPT
 from utils.course import checks  # noqa: F401  (registers every exercise)
@@ -70,6 +72,7 @@ def test_the_check_would_notice_a_change(tmp_path, monkeypatch, capsys):
             (tmp_path / kind / path.name).write_bytes(path.read_bytes())
     for name in (SCRIPT, "README.md"):
         (tmp_path / name).write_bytes((ROOT / name).read_bytes())
+    shutil.copytree(ROOT / FOLDER, tmp_path / FOLDER)
     edited = tmp_path / "lessons" / LESSONS[-1].name
     text = edited.read_text(encoding="utf-8")
     edited.write_text(f"{text}\nOne sentence more.\n", encoding="utf-8")

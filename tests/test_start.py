@@ -126,6 +126,7 @@ def test_a_newer_python_that_does_not_start_is_not_recommended(monkeypatch):
         ("--no-browser --cuda --port=9000", ("lab", "cuda", ["--no-browser", "--port=9000"])),
         ("test --cpu", ("test", "cpu", [])),
         ("setup", ("setup", None, [])),
+        ("progress 03", ("progress", None, ["03"])),
         ("--ip test", ("lab", None, ["--ip", "test"])),  # only the first word is a command
     ],
 )
@@ -153,7 +154,8 @@ def test_a_wrong_command_line_stops_before_anything_is_made(start, home, capsys,
 def test_help_names_every_option_and_variable(start, capsys):
     assert start.main(["--help"]) == 0
     said = capsys.readouterr().out
-    for word in ("test", "setup", "--cpu", "--cuda", "COURSE_TORCH_INDEX", "--no-browser"):
+    words = "test setup progress --forget --cpu --cuda COURSE_TORCH_INDEX COURSE_PROGRESS --no-browser"
+    for word in words.split():
         assert word in said
 
 
@@ -560,7 +562,46 @@ def test_the_readme_says_how_much_disk_is_looked_for(start):
     assert said in " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
 
 
-# -------------------------------------------------------------------------------- the two commands
+# -------------------------------------------------------------------------------- the commands
+
+
+LESSON = """\
+# Chapter 3: A layer
+
+```python tags=["x"]
+LoRALayer = check("lora_layer", LoRALayer)
+```
+"""
+
+
+def test_progress_is_shown_and_forgotten_without_a_set_up(start, home, capsys, monkeypatch):
+    record = home / "work" / "progress.json"
+    record.parent.mkdir()
+    entry = {"state": "passed", "tries": 2, "passed": True}
+    record.write_text(json.dumps({"version": 1, "exercises": {"lora_layer": entry}}))
+    (home / "lessons").mkdir()
+    (home / "lessons" / "03_layer.md").write_text(LESSON)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    assert start.main(["progress"], home) == 0
+    assert "The course: 1 of 1 exercises passed." in capsys.readouterr().out
+    assert start.main(["progress", "3"], home) == 0
+    assert "Chapter 3: A layer. 1 of 1 exercises passed." in capsys.readouterr().out
+    assert start.main(["progress", "--cpu"], home) == 1
+    assert one_sentence(capsys.readouterr().out).endswith("and got --cpu; for the whole course leave it out.")
+    assert start.main(["progress", "--forget"], home) == 0
+    assert "Deleted work/progress.json" in capsys.readouterr().out and not record.exists()
+    assert not (home / ".venv").exists()
+
+
+def test_progress_needs_nothing_installed(home):
+    """In a Python without packages, in isolation, as before the first set-up."""
+    ask = "import runpy, sys; sys.argv = ['start.py', 'progress']; runpy.run_path({!r}, run_name='__main__')"
+    environment = {name: value for name, value in os.environ.items() if name != "COURSE_STRICT"}
+    environment["COURSE_PROGRESS"] = str(home / "none.json")
+    command = [sys.executable, "-I", "-S", "-c", ask.format(str(ROOT / "start.py"))]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("No exercise has been checked yet.")
 
 
 @pytest.mark.skipif(not POSIX, reason="the process is replaced on POSIX only")
@@ -598,7 +639,8 @@ def test_jupyterlab_gets_the_notebook_and_the_other_options(start, pip, home, mo
 def test_tests_run_on_the_cpu_offline_with_one_thread_and_no_course_settings(start):
     before = {"PATH": "/bin", "COURSE_STRICT": "1", "COURSE_PROFILE": "7b", "OMP_NUM_THREADS": "8"}
     after = start.environment_of_tests(before)
-    assert after["PATH"] == "/bin" and not [name for name in after if name.startswith("COURSE_")]
+    ours = {name: value for name, value in after.items() if name.startswith("COURSE_")}
+    assert after["PATH"] == "/bin" and ours == {"COURSE_PROGRESS": "off"}  # a learner's record is left alone
     assert after["OMP_NUM_THREADS"] == "1" and after["CUDA_VISIBLE_DEVICES"] == "-1" and after["HF_HUB_OFFLINE"] == "1"
     assert after["PYTHONUTF8"] == "1"
     (tests, how), (notebooks, once) = start.stages()

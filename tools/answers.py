@@ -79,12 +79,13 @@ def judge(answer: Answer) -> Verdict:
     """Run the answer's cell and give what it defines to the checks."""
     from utils.course.checks import judge as checks
     from utils.course.checks.registry import find
+    from utils.course.progress import PASSED
 
     value = _value(answer)
     begin = time.perf_counter()
     result = checks.evaluate(find(answer.exercise), value)
     seconds = time.perf_counter() - begin
-    return Verdict(answer, result.state == checks.PASSED, result.named, result.message, seconds)
+    return Verdict(answer, result.state == PASSED, result.named, result.message, seconds)
 
 
 def _value(answer: Answer) -> Any:

@@ -43,7 +43,7 @@ RUN_ALL = """async () => {
 def copy_of_the_course(folder: Path) -> Path:
     """Copy what notebooks need into `folder`, with the control notebook; returns the copy's root."""
     root = folder / "root"
-    left_out = shutil.ignore_patterns(".git", ".venv", ".ipynb_checkpoints", "__pycache__")
+    left_out = shutil.ignore_patterns(".git", ".venv", "work", ".ipynb_checkpoints", "__pycache__")
     shutil.copytree(ROOT, root, ignore=left_out)
     cell = {"cell_type": "code", "id": "zero", "source": "1 / 0"}
     cell |= {"metadata": {}, "execution_count": None, "outputs": []}

@@ -26,6 +26,7 @@ from nbval.plugin import IPyNbCell, IPyNbFile, NbCellError, find_comment_markers
 from tools.build.execute import CELL_SECONDS
 from tools.build.lesson import LEARNER, ROOT, SOLVED, BuildError
 from tools.build.one_run import Step, disagreements, steps
+from utils.course.progress import VARIABLE
 
 RECORD = ROOT / "assets" / "measurements" / "minutes.json"
 PRELUDE_SECONDS = 60
@@ -71,10 +72,11 @@ class Chapter(IPyNbFile):
             yield Cell.from_parent(self, name=name, cell_num=step.index, cell=cell, options=options, step=step)
 
     def setup(self) -> None:
-        """Starts the kernel: strict, and with this checkout's utils and tools."""
+        """Starts the kernel: strict, with this checkout's utils and tools, and without a record of what was passed."""
         path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("COURSE_STRICT", "1")
+            patch.setenv(VARIABLE, "off")
             patch.setenv("PYTHONPATH", path)
             super().setup()
 

@@ -7,12 +7,13 @@ judged by itself.
 import contextlib
 import io
 import random
+from importlib import import_module
 
 import numpy as np
 import pytest
 import torch
 
-from utils.course import checks
+from utils.course import checks, progress
 from utils.course.checks import core, judge
 from utils.course.checks.core import ExerciseFailed, check
 from utils.course.checks.judge import Result
@@ -37,7 +38,7 @@ def unsolved(*arguments, **named):
 
 def test_there_are_exercises():
     """Without this, every test below would pass on an empty course."""
-    assert checks.__all__ == ["check", "hint", "progress"]
+    assert checks.__all__ == ["check", "hint", "progress", "solution"]
     assert len(EXERCISES) >= 4
     assert all(found.chapter.startswith("ch") for found in EXERCISES.values())
 
@@ -49,6 +50,15 @@ def test_what_is_not_solved_is_called_so(name, capsys):
     for answer in answers:
         assert handed_out(check(name, answer), reference)
         assert capsys.readouterr().out.startswith(f"[not solved yet] {name}")
+
+
+@each
+def test_the_reference_is_the_lessons_solution(name):
+    """What the build generates of the lesson, and no second copy."""
+    found = EXERCISES[name]
+    home = f"utils.course.checks.references.{found.chapter}"
+    assert any(value is found.reference for value in vars(import_module(home)).values())
+    assert getattr(found.reference, "__module__", home) == home  # a function's or a class's
 
 
 @each
@@ -102,7 +112,7 @@ def lenient_and_strict(name: str, answer: object) -> tuple[list[Result], object,
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
         patch.setattr(core, "evaluate", lambda *arguments: found.append(evaluate(*arguments)) or found[-1])
         back = check(name, answer)
-        patch.setenv(core.STRICT_VARIABLE, "1")
+        patch.setenv(progress.STRICT_VARIABLE, "1")
         try:
             check(name, answer)
             raised = "nothing is raised"
@@ -127,7 +137,7 @@ def faults(name: str) -> list[str]:
         results, back, printed, raised = lenient_and_strict(name, mistake.answer)
         others = [other for other in exercise_.mistakes if other is not mistake]
         for fault, there in {
-            f"reported as {results[0].state}": any(result.state != judge.NOT_RIGHT for result in results),
+            f"reported as {results[0].state}": any(result.state != progress.NOT_RIGHT for result in results),
             f"the learner reads: {printed}": mistake.expected_text not in results[0].message,
             "recognised as another mistake, add a case that tells them apart": any(
                 result.mistake in others for result in results

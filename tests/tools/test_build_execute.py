@@ -81,11 +81,11 @@ def test_inserting_a_cell_changes_no_other_id(tmp_path):
 
 
 def test_building_twice_changes_no_byte(copied, capsys):
-    files = sorted(copied.root.glob("*/*.ipynb"))
+    files = sorted([*copied.root.glob("*/*.ipynb"), *copied.root.rglob("ch00.py")])
     before = [(f.read_bytes(), f.stat().st_mtime_ns) for f in files]
     assert main([], copied) == 0
     assert [(f.read_bytes(), f.stat().st_mtime_ns) for f in files] == before
-    assert capsys.readouterr().out.count("unchanged") == 2
+    assert capsys.readouterr().out.count("unchanged") == len(files) == 3
     assert main(["--check"], copied) == 0
     assert list(copied.root.glob("*/.*")) == []
 
@@ -192,6 +192,12 @@ def test_the_solved_copy_is_strict_and_the_learners_is_not(tmp_path, monkeypatch
     assert "COURSE_STRICT" not in build.kernel_environment("notebooks", course)
     monkeypatch.delenv("COURSE_STRICT")
     assert build.kernel_environment("solutions", course)["COURSE_STRICT"] == "1"
+
+
+def test_no_copy_depends_on_what_somebody_has_passed(tmp_path, monkeypatch):
+    monkeypatch.setenv("COURSE_PROGRESS", "mine.json")
+    for kind in ("notebooks", "solutions"):
+        assert build.kernel_environment(kind, course_at(tmp_path))["COURSE_PROGRESS"] == "off"
 
 
 def test_a_wrong_solution_fails_the_build(built, tmp_path, capsys):

@@ -37,9 +37,10 @@ def test_a_new_chapter_passes_as_it_is(tmp_path):
     assert failures(tmp_path, "-p", "tools.pytest_notebooks", f"solutions/{stem}.ipynb", path=tmp_path) == {}
     exercises = next((tmp_path / "tests").rglob("test_exercises.py"))
     assert " passed" in run("pytest", "-q", str(exercises), "-k", f"update_size_{number}")
-    checks = str(next((tmp_path / "utils").rglob(f"ch{number}.py")))
-    run("ruff", "check", checks, "notebooks", "solutions")
-    run("ruff", "format", "--check", checks)
+    checks = [str(path) for path in (tmp_path / "utils").rglob(f"ch{number}.py")]
+    assert len(checks) == 2  # the exercise, and its reference
+    run("ruff", "check", *checks, "notebooks", "solutions")
+    run("ruff", "format", "--check", *checks)
 
 
 def test_what_is_no_new_chapter_is_refused_and_nothing_is_written(tmp_path, capsys):

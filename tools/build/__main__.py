@@ -8,7 +8,8 @@
 
 The lessons are read first, and everything that breaks a house rule is said with its line, before a kernel starts. The
 build fails, and leaves the old notebooks, when a cell raises, writes to stderr, or stores what differs from run to run.
-The code cells that a lesson tags "capstone" also make a script: capstone.py, in the repository's root.
+The solutions of a lesson also make a module, utils/course/checks/references/chNN.py, which is written first: the checks
+import it. The code cells that a lesson tags "capstone" make a script: capstone.py, in the repository's root.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from collections.abc import Sequence
 from tools.build.check import stale, strays
 from tools.build.execute import LEAVE, REUSE, RUN, build
 from tools.build.lesson import LEARNER, BuildError, Course, find_lessons, make, read_lesson
+from tools.build.references import reference_modules, stale_references, stray_references, write_references
 from tools.build.rules import broken, unwritten
 from tools.build.script import SCRIPT, script, stale_script, write_script
 
@@ -35,19 +37,25 @@ def main(arguments: Sequence[str] | None = None, course: Course | None = None) -
     parser.add_argument("--prose", action="store_true", help="no kernel: keep the outputs; code must be as stored")
     parser.add_argument("--no-execute", action="store_true", help="write cells without outputs, for trying")
     options = parser.parse_args(arguments)
+    errors: list[str] = []
     outdated = False
     try:
         course = course or Course.here()
         lessons = [read_lesson(path) for path in find_lessons(course, options.chapters)]
-        text = script(lessons)
+        text, references = script(lessons), reference_modules(lessons)
         faults = [said for lesson in lessons for said in broken(lesson, course)] if course.house_rules else []
         if faults:
             errors = faults
         elif options.check:
-            errors = stale(lessons, course) + ([] if options.chapters else strays(lessons, course))
+            errors = stale_references(references, course)
             errors += stale_script(text, course) if text or not options.chapters else []
+            errors += [] if options.chapters else [*strays(lessons, course), *stray_references(references, course)]
+            outdated = bool(errors)  # also when the next line raises: the checks can't be imported without references
+            errors += stale(lessons, course)
             outdated = bool(errors)
         else:
+            for name, state in write_references(references, course).items():  # the checks import them
+                print(f"{state:9s} {name}")
             for lesson in lessons:  # every lesson's own errors before the first kernel starts
                 make(lesson, LEARNER, course)
             outputs = REUSE if options.prose else LEAVE if options.no_execute else RUN
@@ -57,7 +65,7 @@ def main(arguments: Sequence[str] | None = None, course: Course | None = None) -
         for note in (said for lesson in lessons for said in unwritten(lesson)):
             print(f"note: {note}")
     except BuildError as problem:
-        errors = [str(problem)]
+        errors.append(str(problem))
     for error in errors:
         print(f"error: {error}", file=sys.stderr)
     if outdated:

@@ -28,9 +28,10 @@ def call(function: str, *arguments: Any) -> str:
 def enter(namespace: dict[str, Any], names: Sequence[str]) -> None:
     """The learner's cells are next; they, or the solution after them, bind `names`."""
     from utils.course.checks import core
+    from utils.course.progress import STRICT_VARIABLE
 
     values = {name: namespace[name] for name in names if name in namespace}
-    kernel, strict = core._kernel, os.environ.pop(core.STRICT_VARIABLE, None)
+    kernel, strict = core._kernel, os.environ.pop(STRICT_VARIABLE, None)
     states, hints, handed = kernel.states, dict(kernel.hints), dict(kernel.handed)
     numpy, torch = sys.modules.get("numpy"), sys.modules["torch"]
     python_random, torch_random, numpy_random = (
@@ -47,7 +48,7 @@ def enter(namespace: dict[str, Any], names: Sequence[str]) -> None:
         if numpy:
             numpy.random.set_state(numpy_random)
         if strict is not None:
-            os.environ[core.STRICT_VARIABLE] = strict
+            os.environ[STRICT_VARIABLE] = strict
         withhold(namespace, names)
         namespace.update(values)
 

@@ -42,6 +42,7 @@ from tools.build.lesson import (
     make,
 )
 from tools.build.one_run import Step, steps
+from utils.course.progress import VARIABLE
 
 MACHINE_PATH = re.compile(r"/(root|home|tmp|usr|work|Users)/|\b[A-Z]:\\\\?Users\\")
 LEAKED_REPR = re.compile(r"\bat 0x[0-9a-f]+>|<matplotlib\.|^\[<|^Text\(", re.M)
@@ -61,11 +62,14 @@ class ThisPython(KernelSpecManager):
 
 
 def kernel_environment(kind: str, course: Course) -> dict[str, str]:
-    """The environment of a notebook's kernel: one thread, this checkout's utils and tools, strict when solved."""
+    """The environment of a notebook's kernel: one thread, this checkout's utils and tools, strict when solved.
+
+    Nothing is read from or written into the record of what a learner has passed: outputs don't depend on it.
+    """
     changed = {"COURSE_STRICT", "COURSE_PROFILE", "FORCE_COLOR", "PYTHONWARNINGS"}
     environment = {key: value for key, value in os.environ.items() if key not in changed}
     path = [str(course.root), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(path)}
+    environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(path), VARIABLE: "off"}
     return environment | ({"COURSE_STRICT": "1"} if kind == SOLVED else {})
 
 

@@ -58,8 +58,8 @@ jupyter:
 
 BEGIN, STUB, END = "### BEGIN SOLUTION", "### STUB", "### END SOLUTION"
 NOT_COMPARED = {"nbval-ignore-output", "nbval-skip"}
-SCRIPT_TAG = "capstone"
-TAGS = NOT_COMPARED | {SCRIPT_TAG}
+SCRIPT_TAG, REFERENCE_TAG = "capstone", "reference"
+TAGS = NOT_COMPARED | {SCRIPT_TAG, REFERENCE_TAG}
 
 CHECK_CALL = re.compile(r"""\bcheck\(\s*["']([A-Za-z0-9_]+)["']""")
 NOEVAL = re.compile(r"^( *```\w+) +\.noeval *$", re.M)
@@ -88,12 +88,26 @@ class Course:
     @classmethod
     def here(cls, root: Path = ROOT) -> Course:
         """The course in `root`: address and ref from pyproject.toml, setup cell and exercises from utils/."""
-        import_module("utils.course.checks")  # registers every chapter's exercises
-        from utils.course.checks.registry import find
         from utils.course.colab import origin, setup_cell
 
         repository, ref = origin(root)
-        return cls(root, repository, setup_cell(repository, ref), lambda name: find(name).points, ref)
+        return cls(root, repository, setup_cell(repository, ref), registered_points, ref)
+
+
+def registered_points(name: str) -> int:
+    """What a registered exercise counts.
+
+    Raises KeyError for a name that isn't registered, and BuildError when the checks can't be imported, as when one
+    names a reference that its lesson doesn't give. They are imported here and not before: they import the lessons'
+    references, and a build writes those first.
+    """
+    try:
+        import_module("utils.course.checks")  # registers every chapter's exercises
+    except (ImportError, AttributeError) as problem:
+        raise BuildError(f"utils/course/checks can't be imported: {problem}") from problem
+    from utils.course.checks.registry import find
+
+    return find(name).points
 
 
 # ------------------------------------------------------------------------------------ solved regions

@@ -1,4 +1,4 @@
-"""Write a new chapter's skeleton: a lesson with one exercise, its checks, and the README's row.
+"""Write a new chapter's skeleton: a lesson with one exercise, its checks and reference, and the README's row.
 
     python -m tools.build.new 15 "Out of the notebook"        (`make new CH=15 TITLE="Out of the notebook"`)
 
@@ -12,7 +12,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tools.build.lesson import BEGIN, END, HEADER, ROOT, BuildError, Course
+from tools.build.lesson import BEGIN, END, HEADER, ROOT, BuildError, Course, read_lesson
+from tools.build.references import reference_modules, write_references
 from tools.build.rules import colab_link
 
 LESSON = """\
@@ -28,7 +29,7 @@ About 60 minutes. You need chapter 3's LoRA layer.
 Running all cells takes about 10 s on two CPU cores, without a network.
 
 ```python
-{imports}
+from {package} import check, progress
 ```
 
 ## [What the section finds]
@@ -81,11 +82,12 @@ CHECKS = '''\
 
 from __future__ import annotations
 
-from {core} import Mistake, exercise
+from {package}.registry import Mistake, exercise
+from {package}.references import ch{number:02d} as lesson
 
 exercise(
     "{name}",
-    reference=lambda d_in, d_out, r: r * (d_in + d_out),
+    reference=lesson.{name},
     cases=[(64, 32, 4), (8, 8, 1), (5, 7, 3)],
     mistakes=[
         Mistake(lambda d_in, d_out, r: r * d_in, "that is A alone: B has numbers too."),
@@ -125,8 +127,7 @@ def new_chapter(number: str, title: str, course: Course, checks: Path | None = N
         "title": title,
         "stem": stem,
         "name": f"update_size_{number}",
-        "core": f"{package}.registry",
-        "imports": f"from {package} import check, progress",
+        "package": package,
         "begin": BEGIN,
         "end": END,
     }
@@ -141,7 +142,8 @@ def new_chapter(number: str, title: str, course: Course, checks: Path | None = N
     lesson.write_text(HEADER + LESSON.format(**given), encoding="utf-8", newline="\n")
     module.write_text(CHECKS.format(**given), encoding="utf-8", newline="\n")
     readme.write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
-    return [lesson, module, readme]
+    references = write_references(reference_modules([read_lesson(lesson)]), course)  # which the checks import
+    return [lesson, module, *(root / name for name in references), readme]
 
 
 def _checks_folder() -> Path:

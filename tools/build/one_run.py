@@ -9,8 +9,8 @@ at each such place the learner's cells are run too, before the solved ones:
     the rest                             without the names that the solution binds and the stub doesn't
 
 After an exercise the kernel is as the learner's would be, but for one thing: under the name that the check hands back
-is the solution and not the reference. Any other cell has one output for both copies: :func:`disagreements` finds those
-where the stored ones differ.
+is the solution and not the reference, which has the same text and stands in a module. Any other cell has one output for
+both copies: :func:`disagreements` finds those where the stored ones differ.
 
 The build (execute.py) stores the outputs of these steps; the test run (tools/pytest_notebooks.py) compares them with
 what is stored.

@@ -7,13 +7,13 @@ Attributes:
 from __future__ import annotations
 
 import ast
-import os
 import re
 import subprocess
 import sys
 from collections.abc import Sequence
 
 from tools.build.lesson import BEGIN, ROOT, SCRIPT_TAG, BuildError, Course, Lesson
+from tools.build.stored import stale_text, write_text
 
 SCRIPT = "capstone.py"
 
@@ -60,22 +60,12 @@ def script(lessons: Sequence[Lesson]) -> str | None:
 
 def write_script(text: str | None, course: Course) -> str | None:
     """Write capstone.py, atomically: "written" or "unchanged"; None when no lesson makes one."""
-    path = course.root / SCRIPT
-    if text is None:
-        return None
-    if path.exists() and path.read_text(encoding="utf-8") == text:
-        return "unchanged"
-    partial = path.with_name(f".{SCRIPT}.partial")
-    partial.write_text(text, encoding="utf-8", newline="\n")
-    os.replace(partial, path)
-    return "written"
+    return None if text is None else write_text(course.root / SCRIPT, text)
 
 
 def stale_script(text: str | None, course: Course) -> list[str]:
     """Why capstone.py isn't what the lessons give, in a list of one sentence, or an empty one."""
-    path = course.root / SCRIPT
     if text is None:
-        return [f"{SCRIPT} has no lesson: no cell is tagged {SCRIPT_TAG}"] if path.exists() else []
-    if not path.exists():
-        return [f"{SCRIPT} is missing"]
-    return [] if path.read_text(encoding="utf-8") == text else [f"{SCRIPT} is stale: its lesson gives another text"]
+        there = (course.root / SCRIPT).exists()
+        return [f"{SCRIPT} has no lesson: no cell is tagged {SCRIPT_TAG}"] if there else []
+    return stale_text(course.root, SCRIPT, text)

@@ -1,4 +1,4 @@
-"""The exercises' checks: ``check``, ``hint`` and ``progress``. The rest is in :mod:`utils.course.checks.core`.
+"""The exercises' checks: ``check``, ``hint``, ``solution`` and ``progress``, from :mod:`utils.course.checks.core`.
 
 Importing this package registers every chapter's exercises: each module beside this file that is called
 ``chNN``.
@@ -8,9 +8,9 @@ from importlib import import_module
 from pkgutil import iter_modules
 from re import fullmatch
 
-from utils.course.checks.core import check, hint, progress
+from utils.course.checks.core import check, hint, progress, solution
 
-__all__ = ["check", "hint", "progress"]
+__all__ = ["check", "hint", "progress", "solution"]
 
 for _name in sorted(module.name for module in iter_modules(__path__)):
     if fullmatch(r"ch\d\d", _name):

@@ -6,6 +6,7 @@ sentence for the learner. Operations are watched while the answer runs; its sour
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 from unittest import mock
@@ -25,11 +26,25 @@ Test = Callable[[Any], None]
 _CUT = ".detach(), .item(), torch.no_grad() or a new tensor made of numbers cuts it off"
 
 
+def numbers_within(relative: float) -> Callable[[Any, Any], bool | str]:
+    """A ``compare`` for results that hang on the order of sums in few digits: numbers this near to each other are the
+    same. For all else, kinds among it, the usual comparison decides."""
+
+    def compare(expected: Any, got: Any) -> bool | str:
+        if isinstance(expected, float) and isinstance(got, int | float) and not isinstance(got, bool):
+            if math.isclose(expected, got, rel_tol=relative, abs_tol=1e-9):
+                return True
+        return difference(expected, got) or True
+
+    return compare
+
+
 def same_gradients(reference: Callable[..., Any], make: Make, names: Sequence[str]) -> Test:
     """The result can be trained through: a backward pass gives the arguments the reference's gradients.
 
     make: the arguments of one call. names: of all arguments, in their order; those that are floating-point tensors
-    are differentiated. A module among the arguments has the gradients of its parameters compared, those that train.
+    are differentiated, and those in a list. A module among the arguments has the gradients of its parameters compared,
+    those that train.
     """
 
     def test(answer: Any) -> None:
@@ -69,7 +84,7 @@ def _trained(argument: Any) -> list[Tensor]:
         return [parameter for parameter in argument.parameters() if parameter.requires_grad]
     if isinstance(argument, Tensor) and argument.is_floating_point():
         return [argument.requires_grad_()]
-    return []
+    return [leaf for item in argument for leaf in _trained(item)] if isinstance(argument, list | tuple) else []
 
 
 def without_matrix(make: Make, shape: tuple[int, int], words: str) -> Test:

@@ -1,71 +1,53 @@
-"""Chapter 8's exercises: a header's length, a tensor's bytes, an adapter's size, merging with one rounding, what
-arrives, merging in 4 bits.
-"""
+"""Chapter 8's exercises: a tensor's bytes, an adapter's size, merging with one rounding, what arrives, and 4 bits."""
 
 from __future__ import annotations
+
+import random
 
 import torch
 from torch import Tensor
 
+from utils.course.checks.behaviour import numbers_within
+from utils.course.checks.references import ch08 as lesson
 from utils.course.checks.registry import Mistake, exercise
 from utils.quant.nf4 import dequantize, quantize
-
-# ------------------------------------------------------------------------------------------- the length of a header
-
-exercise(
-    "header_length",
-    reference=lambda first: int.from_bytes(first, "little"),
-    cases=[
-        (bytes([2, 0, 0, 0, 0, 0, 0, 0]),),
-        (bytes([0x10, 0x27, 0, 0, 0, 0, 0, 0]),),
-        (bytes([1, 2, 3, 0, 1, 0, 0, 0]),),
-    ],
-    mistakes=[
-        Mistake(
-            lambda first: int.from_bytes(first, "big"),
-            "you read the bytes from the large end: 2 became two followed by seven zero bytes. The format is little.",
-        ),
-        Mistake(
-            lambda first: int.from_bytes(first[:4], "little"),
-            "you took four bytes; the length has eight. It shows only when the number is large.",
-        ),
-        Mistake(
-            lambda first: first[0],
-            "that is the first byte alone: the second counts 256 times as much, and so on.",
-        ),
-        Mistake(
-            lambda first: sum(first),
-            "you added the bytes up as if each counted the same. Each counts 256 times the one before it.",
-        ),
-        Mistake(
-            lambda first: 8 + int.from_bytes(first, "little"),
-            "you added the eight bytes of the number itself: that is where the data begin. Asked is the length.",
-        ),
-    ],
-    hints=[
-        "Little-endian: the first byte counts 1, the second 256, the third 256 * 256.",
-        'int.from_bytes(..., "little") does it.',
-    ],
-)
 
 # ------------------------------------------------------------------------------------------ where a tensor's bytes are
 
 
-def _range(length: int, offsets: tuple[int, int], skip: int = 8) -> tuple[int, int]:
-    return skip + length + offsets[0], skip + length + offsets[1]
+def _drawn_offsets(rng: random.Random) -> tuple[int, list[int]]:
+    begin = rng.choice([0, rng.randint(1, 5000)])
+    return rng.randint(2, 4000), [begin, begin + rng.randint(0, 9000)]
 
 
 exercise(
     "tensor_range",
-    reference=_range,
-    cases=[(100, (0, 16)), (2048, (512, 1536)), (77, (40, 48))],
+    reference=lesson.tensor_range,
+    cases=[(100, [0, 16]), (2048, [512, 1536]), (77, [40, 48])],
+    drawn=_drawn_offsets,
     mistakes=[
+        Mistake(
+            lambda length, offsets: (length + offsets[0] + 7, length + offsets[1] + 7),
+            "one byte too early: places count from 0, so behind 8 + length bytes stands the byte number 8 + length.",
+        ),
+        Mistake(
+            lambda length, offsets: (8 + length + offsets[0], 8 + length + offsets[1] - 1),
+            "that is the last byte itself. A slice data[begin:end] leaves the byte at end out, as data_offsets do.",
+        ),
+        Mistake(
+            lambda length, offsets: [offset.__add__(8 + length) for offset in offsets[::-1]],
+            "begin and end are exchanged.",
+        ),
+        Mistake(
+            lambda length, offsets: offsets.__setitem__(slice(None), [8 + length + o for o in offsets]) or offsets,
+            "your function changes its input: the header's own numbers are overwritten, and are read again later.",
+        ),
         Mistake(
             lambda length, offsets: tuple(offsets),
             "these count from the start of the data, and before the data come the eight bytes and the header.",
         ),
         Mistake(
-            lambda length, offsets: _range(length, offsets, 0),
+            lambda length, offsets: (length + offsets[0], length + offsets[1]),
             "the eight bytes at the very beginning, which hold the header's length, are missing.",
         ),
         Mistake(
@@ -85,20 +67,35 @@ exercise(
         "The file: 8 bytes, then `length` bytes of header, then the data.",
         "Both offsets count from the first byte of the data. So the same number is added to both.",
     ],
+    why="In front of the data stand eight bytes and the header; both ends of a tensor move by the same number.",
 )
 
 # -------------------------------------------------------------------------------------------------- an adapter's bytes
 
 
-def _bytes(shapes, r: int, each: int) -> int:
-    return each * sum(r * (d_out + d_in) for d_out, d_in in shapes)
+def _drawn_shapes(rng: random.Random) -> tuple[list[tuple[int, int]], int, int]:
+    shapes = [(rng.randint(1, 300), rng.randint(1, 300)) for _ in range(rng.randint(0, 5))]
+    return shapes, rng.choice([1, 2, 8, 16, 64]), rng.choice([1, 2, 4, 8])
 
 
 exercise(
     "adapter_bytes",
-    reference=_bytes,
+    reference=lesson.adapter_bytes,
     cases=[([(64, 64), (16, 64)], 8, 4), ([(512, 192)] * 3, 16, 2), ([(10, 20), (20, 10), (7, 5)], 1, 4)],
+    drawn=_drawn_shapes,
     mistakes=[
+        Mistake(
+            lambda shapes, r, each: 4 * sum(r * (d_out + d_in) for d_out, d_in in shapes),
+            "four bytes a number is float32; in bf16 it is two: use `each`.",
+        ),
+        Mistake(
+            lambda shapes, r, each: each * sum(r * d_out * r * d_in for d_out, d_in in shapes),
+            "the two matrices' numbers are added, not multiplied: r * in and out * r.",
+        ),
+        Mistake(
+            lambda shapes, r, each: each * sum({shape: r * sum(shape) for shape in shapes}.values()),
+            "layers of the same shape were counted once: each has matrices of its own.",
+        ),
         Mistake(
             lambda shapes, r, each: each * sum(d_out * d_in for d_out, d_in in shapes),
             "that is the weights themselves. An adapter holds lora_A, (r, in), and lora_B, (out, r), of each.",
@@ -128,13 +125,10 @@ exercise(
         "lora_A is (r, in) and lora_B is (out, r): how many numbers together?",
         "Sum over the layers, times `each`.",
     ],
+    why="lora_A has r * in numbers and lora_B out * r; nothing of the base is in the file.",
 )
 
 # --------------------------------------------------------------------------------------- merge, and round only once
-
-
-def _merge(weight: Tensor, lora_A: Tensor, lora_B: Tensor, scaling: float) -> Tensor:
-    return (weight.float() + scaling * (lora_B @ lora_A)).to(weight.dtype)
 
 
 def _merge_case(dtype: torch.dtype, rows: int, columns: int, scaling: float):
@@ -148,6 +142,12 @@ def _merge_case(dtype: torch.dtype, rows: int, columns: int, scaling: float):
     return make
 
 
+def _drawn_merge(rng: random.Random) -> tuple[Tensor, Tensor, Tensor, float]:
+    dtype = rng.choice([torch.bfloat16, torch.float16, torch.float32])
+    rows, columns = rng.sample(range(8, 30), 2)
+    return _merge_case(dtype, rows, columns, rng.choice([0.25, 0.5, 2.0, 4.0]))()
+
+
 def _same_bits(expected: Tensor, got: Tensor) -> bool:
     if expected.dtype == torch.float32:  # where the order of sums may show
         return got.dtype == torch.float32 and torch.allclose(expected, got, atol=1e-5)
@@ -156,14 +156,34 @@ def _same_bits(expected: Tensor, got: Tensor) -> bool:
 
 exercise(
     "merge_rounded",
-    reference=_merge,
+    reference=lesson.merge_rounded,
     cases=[
         _merge_case(torch.bfloat16, 48, 32, 2.0),
         _merge_case(torch.float16, 40, 24, 4.0),
         _merge_case(torch.float32, 8, 6, 0.5),
     ],
+    drawn=_drawn_merge,
     compare=_same_bits,
+    new_result=True,
     mistakes=[
+        Mistake(
+            lambda weight, lora_A, lora_B, scaling: (weight.float() - scaling * (lora_B @ lora_A)).to(weight.dtype),
+            "the sign is wrong: merging adds the update.",
+        ),
+        Mistake(
+            lambda weight, lora_A, lora_B, scaling: (weight.float() + scaling / len(lora_A) * (lora_B @ lora_A)).to(
+                weight.dtype
+            ),
+            "the rank counts twice: scaling is lora_alpha / r already.",
+        ),
+        Mistake(
+            lambda weight, lora_A, lora_B, scaling: (weight.float() + scaling * (lora_B @ lora_A)).bfloat16(),
+            "the result is bf16 whatever came in: a merged layer keeps the weight's own dtype.",
+        ),
+        Mistake(
+            lambda weight, lora_A, lora_B, scaling: weight.copy_(weight.float() + scaling * (lora_B @ lora_A)),
+            "your function changes its input: return a new weight, and leave it to the caller what becomes of the old.",
+        ),
         Mistake(
             lambda weight, lora_A, lora_B, scaling: weight + (scaling * (lora_B @ lora_A)).to(weight.dtype),
             "you rounded twice: the correction first, then the sum. Add in float32 and round the sum.",
@@ -196,36 +216,59 @@ exercise(
         "scaling * (lora_B @ lora_A) has the weight's shape and is float32.",
         "Round at the very end, once: .to(weight.dtype).",
     ],
+    why="Each rounding loses up to half a step of the dtype; rounding the sum alone loses it once.",
     points=2,
 )
 
 # ------------------------------------------------------------------------------------------ what of it has arrived
 
 
-def _arrived(weight: Tensor, delta: Tensor, dtype: torch.dtype) -> float:
-    before = weight.to(dtype)
-    after = (before.float() + delta).to(dtype)
-    return float((after.float() - before.float() - delta).norm() / delta.norm())
-
-
 def _arrival_case(scale: float, dtype: torch.dtype):
     return lambda: (torch.randn(24, 16), scale * torch.randn(24, 16), dtype)
 
 
-def _close(expected: float, got: float) -> bool:
-    return abs(float(got) - expected) <= 1e-3 * abs(expected) + 1e-6
+def _drawn_arrival(rng: random.Random) -> tuple[Tensor, Tensor, torch.dtype]:
+    rows, columns = rng.sample(range(8, 20), 2)
+    scale, dtype = rng.choice([0.3, 0.03, 0.003]), rng.choice([torch.bfloat16, torch.float16])
+    return torch.randn(rows, columns), scale * torch.randn(rows, columns), dtype
+
+
+def _lost(before: Tensor, after: Tensor, delta: Tensor) -> float:
+    return float((after.float() - before.float() - delta).norm() / delta.norm())
 
 
 exercise(
     "lost_in_rounding",
-    reference=_arrived,
+    reference=lesson.lost_in_rounding,
     cases=[
         _arrival_case(0.1, torch.bfloat16),
         _arrival_case(0.001, torch.bfloat16),
         _arrival_case(0.01, torch.float16),
     ],
-    compare=_close,
+    drawn=_drawn_arrival,
+    compare=numbers_within(1e-4),  # two norms in float32, over differences of numbers that nearly cancel
     mistakes=[
+        Mistake(
+            lambda weight, delta, dtype: _lost(weight, (weight + delta).to(dtype), delta),
+            "the base isn't rounded: it is stored in dtype before the merge as well, and its own rounding is no loss "
+            "of the merge.",
+        ),
+        Mistake(
+            lambda weight, delta, dtype: _lost(weight.to(dtype), (weight + delta).to(dtype), delta),
+            "the sum begins with the weight in float32, and the merge has only what is stored: weight.to(dtype).",
+        ),
+        Mistake(
+            lambda weight, delta, dtype: _lost(weight.to(dtype), weight.to(dtype) + delta.to(dtype), delta),
+            "the update is rounded before the sum, and the sum again: add in float32, then round once.",
+        ),
+        Mistake(
+            lambda weight, delta, dtype: 100 * lesson.lost_in_rounding(weight, delta, dtype),
+            "that is in percent: a share lies between 0 and about 1.",
+        ),
+        Mistake(
+            lambda weight, delta, dtype: lesson.lost_in_rounding(weight, delta, torch.bfloat16),
+            "bf16 is written into your function: round to the dtype that is given.",
+        ),
         Mistake(
             lambda weight, delta, dtype: float((delta.to(dtype).float() - delta).norm() / delta.norm()),
             "you rounded the correction alone, which hardly hurts. Round the sum: its steps are coarser.",
@@ -258,6 +301,7 @@ exercise(
         "after = (before.float() + delta).to(dtype): one rounding.",
         "What arrived is after - before, in float32. Its difference from delta is what was lost.",
     ],
+    why="What counts is what the stored weight moved by, against what it should have moved by.",
     points=2,
 )
 
@@ -274,9 +318,24 @@ def _four_bit_case(rows: int, size: float):
 
 exercise(
     "merge_four_bit",
-    reference=lambda restored, delta: _in_four_bits(restored + delta),
+    reference=lesson.merge_four_bit,
     cases=[_four_bit_case(8, 0.3), _four_bit_case(40, 0.05), _four_bit_case(3, 1.0)],
+    drawn=lambda rng: _four_bit_case(rng.randint(1, 20), rng.choice([0.02, 0.2, 0.7]))(),
+    draws=12,
+    new_result=True,
     mistakes=[
+        Mistake(
+            lambda restored, delta: _in_four_bits((restored + delta).bfloat16().float()),
+            "the sum was rounded to bf16 first: it is quantized from float32, or one more rounding is in it.",
+        ),
+        Mistake(
+            lambda restored, delta: _in_four_bits(restored) + _in_four_bits(delta),
+            "two quantized parts were added, and their sum is no weight in 4 bits: add first, then quantize once.",
+        ),
+        Mistake(
+            lambda restored, delta: _in_four_bits(restored.add_(delta)),
+            "your function changes its input: restored + delta makes a new sum.",
+        ),
         Mistake(
             lambda restored, delta: restored + delta,
             "that is the sum in float32, and a layer in 4 bits can't hold it: quantize it, and restore what is stored.",
@@ -306,4 +365,5 @@ exercise(
         "The sum first: restored + delta.",
         "quantize(..., double=True) gives what is stored, and dequantize of that what the layer computes with.",
     ],
+    why="A 4-bit layer stores codes and scales, so the sum is quantized anew; it computes with what they stand for.",
 )

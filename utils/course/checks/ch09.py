@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from utils.course.checks.references import ch09 as lesson
 from utils.course.checks.registry import Mistake, exercise
 
 # ----------------------------------------------------------------------------------- one base or a copy for each task
@@ -15,7 +16,7 @@ from utils.course.checks.registry import Mistake, exercise
 
 exercise(
     "bytes_to_serve",
-    reference=lambda base, adapters: (base + sum(adapters), len(adapters) * base),
+    reference=lesson.bytes_to_serve,
     cases=[(1000, [10, 20]), (500, [7]), (4000, [100, 100, 300])],
     mistakes=[
         Mistake(
@@ -48,11 +49,6 @@ exercise(
 # ------------------------------------------------------------------------------------------- the gathered correction
 
 
-def _gathered(x: Tensor, A: Tensor, B: Tensor, scaling: Tensor, index: Tensor) -> Tensor:
-    low = torch.einsum("bti,bri->btr", x, A[index])
-    return scaling[index][:, None, None] * torch.einsum("btr,bor->bto", low, B[index])
-
-
 def _gather_case(index: list[int], adapters: int = 3, length: int = 4):
     def make():
         shapes = (len(index), length, 6), (adapters, 2, 6), (adapters, 5, 2)
@@ -64,29 +60,29 @@ def _gather_case(index: list[int], adapters: int = 3, length: int = 4):
 
 exercise(
     "gathered",
-    reference=_gathered,
+    reference=lesson.gathered,
     cases=[_gather_case([2, 0, 0, 1]), _gather_case([1, 2]), _gather_case([0, 2, 1], length=1)],
     mistakes=[
         Mistake(
-            lambda x, A, B, scaling, index: _gathered(x, A, B, scaling, index * 0),
+            lambda x, A, B, scaling, index: lesson.gathered(x, A, B, scaling, index * 0),
             "every row got adapter 0: pick the row's own factors, A[index] and B[index].",
         ),
         Mistake(
-            lambda x, A, B, scaling, index: _gathered(x, A, B, torch.ones_like(scaling), index),
+            lambda x, A, B, scaling, index: lesson.gathered(x, A, B, torch.ones_like(scaling), index),
             "the scaling has no effect: each adapter has its own, scaling[index].",
         ),
         Mistake(
-            lambda x, A, B, scaling, index: _gathered(x, A, B, scaling[index[0]].expand(len(scaling)), index),
+            lambda x, A, B, scaling, index: lesson.gathered(x, A, B, scaling[index[0]].expand(len(scaling)), index),
             "all rows are scaled as the first one: scaling[index] has a number for each row.",
         ),
         Mistake(
             lambda x, A, B, scaling, index: sum(
-                _gathered(x, A, B, scaling, torch.full_like(index, i)) for i in range(len(A))
+                lesson.gathered(x, A, B, scaling, torch.full_like(index, i)) for i in range(len(A))
             ),
             "every row got the sum of all adapters; it wants one of them.",
         ),
         Mistake(
-            lambda x, A, B, scaling, index: _gathered(x, A, B, scaling, index.flip(0)),
+            lambda x, A, B, scaling, index: lesson.gathered(x, A, B, scaling, index.flip(0)),
             "the rows got each other's adapters: row i wants adapter index[i].",
         ),
     ],
@@ -101,18 +97,13 @@ exercise(
 # ------------------------------------------------------------------------------------------------------- padding
 
 
-def _pad(A: Tensor, B: Tensor, r: int) -> tuple[Tensor, Tensor]:
-    more = r - len(A)
-    return F.pad(A, (0, 0, 0, more)), F.pad(B, (0, more))
-
-
 def _factors(r: int, d_in: int = 6, d_out: int = 5) -> tuple[Tensor, Tensor]:
     return torch.randn(r, d_in), torch.randn(d_out, r)
 
 
 exercise(
     "pad_rank",
-    reference=_pad,
+    reference=lesson.pad_rank,
     cases=[lambda: (*_factors(2), 4), lambda: (*_factors(1, 3, 4), 8), lambda: (*_factors(3), 3)],
     mistakes=[
         Mistake(
@@ -145,13 +136,6 @@ exercise(
 # ----------------------------------------------------------------------------------------------------------- cat
 
 
-def _cat(first, second, w1, w2, s1=None, s2=None, both=False, dim_a=0):
-    (A1, B1, scaling1), (A2, B2, scaling2) = first, second
-    f1, f2 = w1 * (scaling1 if s1 is None else s1), w2 * (scaling2 if s2 is None else s2)
-    b1, b2 = (f1, f2) if both else (1, 1)
-    return torch.cat([f1 * A1, f2 * A2], dim=dim_a), torch.cat([b1 * B1, b2 * B2], dim=1)
-
-
 def _pair(r1: int, r2: int, s1: float, s2: float, w1: float, w2: float):
     return lambda: ((*_factors(r1), s1), (*_factors(r2), s2), w1, w2)
 
@@ -167,24 +151,27 @@ def _same_product(expected, got) -> bool:
 
 exercise(
     "cat_adapters",
-    reference=_cat,
+    reference=lesson.cat_adapters,
     cases=[_pair(2, 3, 2.0, 0.5, 0.7, 0.3), _pair(1, 1, 1.0, 4.0, 1.0, -1.0), _pair(3, 2, 0.5, 3.0, 0.0, 2.0)],
     compare=_same_product,
     mistakes=[
         Mistake(
-            lambda first, second, w1, w2: _cat(first, second, w1, w2, s1=1, s2=1),
+            lambda first, second, w1, w2: lesson.cat_adapters((*first[:2], 1), (*second[:2], 1), w1, w2),
             "the weights are there, the scalings are not: the correction is scaling * B @ A.",
         ),
         Mistake(
-            lambda first, second, w1, w2: _cat(first, second, 1, 1),
+            lambda first, second, w1, w2: lesson.cat_adapters(first, second, 1, 1),
             "the weights have no effect yet.",
         ),
         Mistake(
-            lambda first, second, w1, w2: _cat(first, second, w1, w2, both=True),
+            lambda first, second, w1, w2: (
+                lesson.cat_adapters(first, second, w1, w2)[0],
+                torch.cat([w1 * first[2] * first[1], w2 * second[2] * second[1]], dim=1),
+            ),
             "weight and scaling are in A and in B, so that they count twice: put them on one side only.",
         ),
         Mistake(
-            lambda first, second, w1, w2: _cat(first, second, w2, w1),
+            lambda first, second, w1, w2: lesson.cat_adapters(first, second, w2, w1),
             "the weights are exchanged.",
         ),
         Mistake(
@@ -202,31 +189,25 @@ exercise(
 # ---------------------------------------------------------------------------------------------------- cross terms
 
 
-def _cross(first, second, w1, w2, root=math.sqrt, terms=("12", "21")):
-    (A1, B1), (A2, B2) = first, second
-    products = {"12": B1 @ A2, "21": B2 @ A1, "11": B1 @ A1, "22": B2 @ A2}
-    return root(w1 * w2) * sum(products[t] for t in terms)
-
-
 def _cross_case(w1: float, w2: float):
     return lambda: (_factors(2), _factors(2), w1, w2)
 
 
 exercise(
     "cross_terms",
-    reference=_cross,
+    reference=lesson.cross_terms,
     cases=[_cross_case(0.7, 0.3), _cross_case(2.0, 1.0), _cross_case(0.5, 0.25)],
     mistakes=[
         Mistake(
-            lambda first, second, w1, w2: _cross(first, second, w1, w2, root=lambda w: w),
+            lambda first, second, w1, w2: math.sqrt(w1 * w2) * lesson.cross_terms(first, second, w1, w2),
             "each factor carries a root: the product of the two roots is the root of w1 * w2, not w1 * w2.",
         ),
         Mistake(
-            lambda first, second, w1, w2: _cross(first, second, w1, w2, terms=("12",)),
+            lambda first, second, w1, w2: math.sqrt(w1 * w2) * first[1] @ second[0],
             "one of the two is missing: there is B1 @ A2, and there is B2 @ A1.",
         ),
         Mistake(
-            lambda first, second, w1, w2: _cross(first, second, 1, 1),
+            lambda first, second, w1, w2: lesson.cross_terms(first, second, 1, 1),
             "the weights have no effect yet.",
         ),
         Mistake(
@@ -235,7 +216,7 @@ exercise(
         ),
         Mistake(
             lambda first, second, w1, w2: (
-                _cross(first, second, w1, w2) + w1 * first[1] @ first[0] + w2 * second[1] @ second[0]
+                lesson.cross_terms(first, second, w1, w2) + w1 * first[1] @ first[0] + w2 * second[1] @ second[0]
             ),
             "that is all that linear gives; take the weighted sum off.",
         ),
@@ -250,14 +231,9 @@ exercise(
 # ----------------------------------------------------------------------------------------------- what the SVD loses
 
 
-def _lost(s: Tensor, rank: int, power: int = 2, tail: bool = True, root: bool = True) -> float:
-    part = (s[rank:] if tail else s[:rank]).pow(power).sum() / s.pow(power).sum()
-    return float(part.sqrt() if root else part)
-
-
 exercise(
     "svd_error",
-    reference=_lost,
+    reference=lesson.svd_error,
     cases=[
         (torch.tensor([4.0, 2.0, 1.0, 0.5]), 2),
         (torch.tensor([3.0, 3.0, 1.0]), 1),
@@ -265,15 +241,15 @@ exercise(
     ],
     mistakes=[
         Mistake(
-            lambda s, rank: _lost(s, rank, tail=False),
+            lambda s, rank: float((s[:rank].square().sum() / s.square().sum()).sqrt()),
             "that is the part which is kept; asked for is what is lost.",
         ),
         Mistake(
-            lambda s, rank: _lost(s, rank, root=False),
+            lambda s, rank: float(s[rank:].square().sum() / s.square().sum()),
             "the squares are right, the root is missing: a norm is the root of a sum of squares.",
         ),
         Mistake(
-            lambda s, rank: _lost(s, rank, power=1, root=False),
+            lambda s, rank: float(s[rank:].sum() / s.sum()),
             "you summed the singular values; the matrix's norm is the root of the sum of their squares.",
         ),
         Mistake(
@@ -281,7 +257,7 @@ exercise(
             "that is the lost part's norm; divide it by the norm of the whole.",
         ),
         Mistake(
-            lambda s, rank: _lost(s, rank - 1),
+            lambda s, rank: lesson.svd_error(s, rank - 1),
             "one too many is lost: s[0] to s[rank - 1] are kept.",
         ),
     ],
@@ -291,10 +267,10 @@ exercise(
 # ------------------------------------------------------------------------------------------------------------ TIES
 
 
-def _ties(stacked: Tensor, elect=lambda t: torch.where(t.sum(0) >= 0, 1, -1), count: str = "agreeing") -> Tensor:
-    agree = stacked.sign() == elect(stacked)
-    divisor = {"agreeing": agree.sum(0).clamp(min=1), "all": len(stacked), "none": 1}[count]
-    return (stacked * agree).sum(0) / divisor
+def _agreeing(stacked: Tensor, votes: Tensor) -> tuple[Tensor, Tensor]:
+    """The sum of the entries that have the sign which `votes` elect, and how many these are."""
+    agree = stacked.sign() == torch.where(votes.sum(0) >= 0, 1, -1)
+    return (stacked * agree).sum(0), agree.sum(0).clamp(min=1)
 
 
 def _tensors(*rows: list[float]):
@@ -303,7 +279,7 @@ def _tensors(*rows: list[float]):
 
 exercise(
     "elect_and_merge",
-    reference=_ties,
+    reference=lesson.elect_and_merge,
     cases=[
         _tensors([3.0, -1.0, 1.0, 0.0], [-1.0, -1.0, -1.0, 2.0], [-1.0, 5.0, 0.0, 0.0]),
         _tensors([1.0, -2.0, 0.0], [2.0, -4.0, 0.0]),
@@ -315,15 +291,15 @@ exercise(
             "that is the mean of all. First elect a sign, and leave out whoever has the other one.",
         ),
         Mistake(
-            lambda stacked: _ties(stacked, count="all"),
+            lambda stacked: _agreeing(stacked, stacked)[0] / len(stacked),
             "you divided by the number of tensors; divide by the number of those that agree.",
         ),
         Mistake(
-            lambda stacked: _ties(stacked, count="none"),
+            lambda stacked: _agreeing(stacked, stacked)[0],
             "that is the sum of those that agree; TIES takes their mean.",
         ),
         Mistake(
-            lambda stacked: _ties(stacked, elect=lambda t: torch.where(t.sign().sum(0) >= 0, 1, -1)),
+            lambda stacked: torch.div(*_agreeing(stacked, stacked.sign())),
             "each tensor had one vote. Here the larger entry has more to say: the sign of the sum.",
         ),
         Mistake(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from utils.course.checks.references import ch10 as lesson
 from utils.course.checks.registry import Mistake, exercise
 
 # ----------------------------------------------------------------------------------------------------- temperature
@@ -16,7 +17,7 @@ def _rows(*rows: list[float]):
 
 exercise(
     "soften",
-    reference=lambda logits, temperature: torch.softmax(logits / temperature, dim=-1),
+    reference=lesson.soften,
     cases=[
         (_rows([2.0, 0.5, -1.0, 0.0]), 0.5),
         (_rows([1.0, 3.0, 0.2], [0.0, -2.0, 0.7]), 2.0),
@@ -52,11 +53,9 @@ exercise(
 _NEVER = -float("inf")
 
 
-def _nucleus(logits: Tensor, p: float, exclusive: bool = True, keep_top: bool = True) -> Tensor:
+def _short(logits: Tensor, p: float, keep_top: bool) -> Tensor:
     falling, order = logits.sort(descending=True)
-    probabilities = falling.softmax(dim=-1)
-    before = probabilities.cumsum(dim=-1) - (probabilities if exclusive else 0)
-    gone = before >= p
+    gone = falling.softmax(dim=-1).cumsum(dim=-1) >= p
     if keep_top:
         gone[0] = False
     return logits.masked_fill(torch.zeros_like(gone).scatter(0, order, gone), _NEVER)
@@ -75,7 +74,7 @@ def _sorted_answer(logits: Tensor, p: float) -> Tensor:
 
 exercise(
     "nucleus",
-    reference=_nucleus,
+    reference=lesson.nucleus,
     cases=[
         (torch.tensor([0.5, 0.05, 0.3, 0.15]).log(), 0.7),
         (torch.tensor([0.04, 0.06, 0.2, 0.6, 0.1]).log(), 0.85),
@@ -83,11 +82,11 @@ exercise(
     ],
     mistakes=[
         Mistake(
-            lambda logits, p: _nucleus(logits, p, exclusive=False),
+            lambda logits, p: _short(logits, p, keep_top=True),
             "your set stops short of p: the token that carries the sum past p belongs to it.",
         ),
         Mistake(
-            lambda logits, p: _nucleus(logits, p, exclusive=False, keep_top=False),
+            lambda logits, p: _short(logits, p, keep_top=False),
             "where the first token alone passes p you keep none at all, and nothing is left to draw.",
         ),
         Mistake(_unsorted, "you added the probabilities up in the order of the vocabulary: sort them first, falling."),
@@ -108,13 +107,6 @@ exercise(
 # --------------------------------------------------------------------------------------------- repetition penalty
 
 
-def _penalize(logits: Tensor, seen: list[int], penalty: float) -> Tensor:
-    result = logits.clone()
-    for token in set(seen):
-        result[token] = logits[token] * penalty if logits[token] < 0 else logits[token] / penalty
-    return result
-
-
 def _each_time(logits: Tensor, seen: list[int], penalty: float) -> Tensor:
     result = logits.clone()
     for token in seen:
@@ -130,7 +122,7 @@ def _changed(logits: Tensor, seen: list[int], change) -> Tensor:
 
 exercise(
     "penalize",
-    reference=_penalize,
+    reference=lesson.penalize,
     cases=[
         (torch.tensor([2.0, -1.0, 0.5, 3.0]), [0, 1, 0], 2.0),
         (torch.tensor([-4.0, 1.0, 2.5]), [0, 2], 1.25),
@@ -164,16 +156,8 @@ exercise(
 # ------------------------------------------------------------------------------------------- attention with a cache
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, scale: bool = True) -> Tensor:
-    scores = q @ k.T / (q.shape[-1] ** 0.5 if scale else 1.0)
-    return scores.softmax(dim=-1) @ v
-
-
-def _cached_step(q, k, v, past_k, past_v, order=1, scale=True, keep=True, join_v=True):
-    all_k = torch.cat([past_k, k][::order])
-    all_v = torch.cat([past_v, v][::order])
-    out = _attend(q, all_k, all_v, scale)
-    return (out, all_k, all_v) if keep else (out, past_k, past_v)
+def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return (q @ k.T / q.shape[-1] ** 0.5).softmax(dim=-1) @ v
 
 
 def _step_case(past: int, dim: int):
@@ -182,7 +166,7 @@ def _step_case(past: int, dim: int):
 
 exercise(
     "cached_step",
-    reference=_cached_step,
+    reference=lesson.cached_step,
     cases=[_step_case(4, 8), _step_case(1, 4), _step_case(7, 6)],
     mistakes=[
         Mistake(
@@ -198,19 +182,19 @@ exercise(
             "the new token sees nothing but itself: join the past to its key and value before you attend.",
         ),
         Mistake(
-            lambda *a: _cached_step(*a, scale=False),
+            lambda q, *others: lesson.cached_step(q * q.shape[-1] ** 0.5, *others),
             "the scores aren't divided by the square root of the size of a key.",
         ),
         Mistake(
-            lambda *a: _cached_step(*a, keep=False),
+            lambda q, k, v, past_k, past_v: (lesson.cached_step(q, k, v, past_k, past_v)[0], past_k, past_v),
             "the output is right, but you return the old past: the next step would miss this token.",
         ),
         Mistake(
-            lambda *a: _cached_step(*a, order=-1),
+            lambda q, k, v, past_k, past_v: lesson.cached_step(q, past_k, past_v, k, v),
             "you put the new token before the old ones: the cache keeps the order of the text.",
         ),
         Mistake(
-            lambda q, k, v, past_k, past_v: _cached_step(q, k, v, past_k, past_v)[0],
+            lambda q, k, v, past_k, past_v: lesson.cached_step(q, k, v, past_k, past_v)[0],
             "return three things: the output, all keys, all values.",
         ),
     ],
@@ -222,12 +206,6 @@ exercise(
 )
 
 # ------------------------------------------------------------------------------------------------------ left padding
-
-
-def _pad_left(rows: list[list[int]], pad_id: int) -> tuple[list[list[int]], list[list[int]]]:
-    length = max(len(row) for row in rows)
-    ids = [[pad_id] * (length - len(row)) + row for row in rows]
-    return ids, [[0] * (length - len(row)) + [1] * len(row) for row in rows]
 
 
 def _mask(ids, test) -> list[list[int]]:
@@ -242,27 +220,33 @@ def _pad_right(rows: list[list[int]], pad_id: int) -> tuple[list[list[int]], lis
 
 exercise(
     "pad_left",
-    reference=_pad_left,
+    reference=lesson.pad_left,
     cases=[([[5, 6, 7], [8]], 0), ([[4], [3, 0], [9, 9, 9, 9]], 0), ([[2, 1]], 1)],
     mistakes=[
         Mistake(_pad_right, "that is padding on the right: the answer would follow the padding, not the prompt."),
         Mistake(
-            lambda rows, pad_id: (_pad_left(rows, pad_id)[0], _mask(_pad_left(rows, pad_id)[0], lambda i: i != pad_id)),
+            lambda rows, pad_id: (
+                lesson.pad_left(rows, pad_id)[0],
+                _mask(lesson.pad_left(rows, pad_id)[0], lambda i: i != pad_id),
+            ),
             "a prompt may hold the padding's id itself, and your mask hides it there: mask by the row's length.",
         ),
         Mistake(
             lambda rows, pad_id: (
-                _pad_left(rows, pad_id)[0],
-                [[1 - m for m in row] for row in _pad_left(rows, pad_id)[1]],
+                lesson.pad_left(rows, pad_id)[0],
+                [[1 - m for m in row] for row in lesson.pad_left(rows, pad_id)[1]],
             ),
             "the mask is the wrong way round: 1 is a token to look at, 0 is padding.",
         ),
         Mistake(
-            lambda rows, pad_id: (_pad_left(rows, pad_id)[0], _mask(_pad_left(rows, pad_id)[0], lambda i: True)),
+            lambda rows, pad_id: (
+                lesson.pad_left(rows, pad_id)[0],
+                _mask(lesson.pad_left(rows, pad_id)[0], lambda i: True),
+            ),
             "your mask is all ones, so that the model reads the padding as text.",
         ),
         Mistake(
-            lambda rows, pad_id: _pad_left(rows, pad_id)[0],
+            lambda rows, pad_id: lesson.pad_left(rows, pad_id)[0],
             "the mask is missing: return ids, mask.",
         ),
     ],
@@ -275,14 +259,9 @@ exercise(
 # -------------------------------------------------------------------------------------------------------- the answer
 
 
-def _answer_ids(output: list[int], prompt_length: int, eos_id: int) -> list[int]:
-    answer = output[prompt_length:]
-    return answer[: answer.index(eos_id)] if eos_id in answer else answer
-
-
 exercise(
     "answer_ids",
-    reference=_answer_ids,
+    reference=lesson.answer_ids,
     cases=[([7, 8, 1, 9, 4, 5, 1, 0, 0], 4, 1), ([3, 3, 5, 6], 2, 1), ([2, 6, 1], 2, 1), ([1, 4, 9, 8, 2], 1, 2)],
     mistakes=[
         Mistake(
@@ -297,7 +276,7 @@ exercise(
         ),
         Mistake(
             lambda output, prompt_length, eos_id: (
-                _answer_ids(output, prompt_length, eos_id) + [eos_id] * (eos_id in output[prompt_length:])
+                lesson.answer_ids(output, prompt_length, eos_id) + [eos_id] * (eos_id in output[prompt_length:])
             ),
             "the end mark itself is no part of the answer.",
         ),
@@ -310,7 +289,7 @@ exercise(
             "you took the end mark out, and left what stands behind it: that is padding.",
         ),
         Mistake(
-            lambda output, prompt_length, eos_id: _answer_ids(output, 0, eos_id),
+            lambda output, prompt_length, eos_id: lesson.answer_ids(output, 0, eos_id),
             "the prompt is still in it: generate returns the prompt and the answer.",
         ),
     ],

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import math
+import random
+from collections.abc import Callable
+from fractions import Fraction
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from utils.course.checks.behaviour import same_gradients
 from utils.course.checks.compare import difference
+from utils.course.checks.references import ch12 as lesson
 from utils.course.checks.registry import Mistake, Wrong, exercise
 from utils.evaluate import spectrum
 
@@ -16,9 +22,22 @@ from utils.evaluate import spectrum
 
 exercise(
     "same_as_rslora",
-    reference=lambda lora_alpha, r: lora_alpha * math.sqrt(r),
+    reference=lesson.same_as_rslora,
     cases=[(16, 4), (16, 8), (8, 64), (32, 1)],
+    drawn=lambda rng: (rng.choice([1, 8, 16, 32, 0.5, 12.5]), rng.choice([2, 3, 4, 8, 12, 16, 32, 64, 256])),
     mistakes=[
+        Mistake(
+            lambda lora_alpha, r: lora_alpha * math.isqrt(r),
+            "the root was rounded down: lora_alpha need not be a whole number.",
+        ),
+        Mistake(
+            lambda lora_alpha, r: math.sqrt(lora_alpha * r),
+            "the root is taken of both: lora_alpha stands outside of it.",
+        ),
+        Mistake(
+            lambda lora_alpha, r: round(lora_alpha * math.sqrt(r)),
+            "it was rounded to a whole number: PEFT takes any number for lora_alpha, and rounding changes the scaling.",
+        ),
         Mistake(
             lambda lora_alpha, r: lora_alpha / math.sqrt(r),
             "that is rsLoRA's scaling itself. Plain LoRA divides your number by r, so it has to be r times as much.",
@@ -44,12 +63,16 @@ exercise(
         "Call it x. Plain LoRA scales by x / r, rsLoRA by lora_alpha / sqrt(r): set them equal.",
         "r / sqrt(r) = sqrt(r).",
     ],
+    why="x / r = lora_alpha / sqrt(r) gives x = lora_alpha * sqrt(r): at one rank the two differ in a number, and only "
+    "as r changes do they part.",
 )
 
 
-def _dora(W: Tensor, A: Tensor, B: Tensor, m: Tensor, s: float) -> Tensor:
-    turned = W + s * B @ A
-    return m[:, None] * turned / torch.linalg.norm(turned, dim=1, keepdim=True)
+def _drawn_dora(rng: random.Random) -> tuple[Tensor, Tensor, Tensor, Tensor, float]:
+    d_out, d_in, r = rng.sample(range(1, 9), 3)
+    *tensors, s = _dora_case(d_out, d_in, r, rng.choice([0.25, 1.5, 2.0, 4.0]))()
+    dtype = rng.choice([torch.float32, torch.float64])
+    return *(tensor.to(dtype) for tensor in tensors), s  # pyright: ignore[reportReturnType]
 
 
 def _dora_case(d_out: int, d_in: int, r: int, s: float):
@@ -60,15 +83,30 @@ def _dora_case(d_out: int, d_in: int, r: int, s: float):
 
 exercise(
     "dora_weight",
-    reference=_dora,
+    reference=lesson.dora_weight,
     cases=[_dora_case(5, 7, 2, 2.0), _dora_case(6, 4, 1, 0.5), _dora_case(4, 4, 2, 2.0)],
+    drawn=_drawn_dora,
+    new_result=True,
+    test=same_gradients(lesson.dora_weight, _dora_case(5, 7, 2, 2.0), ("W", "A", "B", "m", "s")),
     mistakes=[
+        Mistake(
+            lambda W, A, B, m, s: lesson.dora_weight(W, A, B, m, s).detach(),
+            expect="no gradient passes through your result",
+        ),
+        Mistake(
+            lambda W, A, B, m, s: lesson.dora_weight(W.add_(s * B @ A), 0 * A, B, m, s),
+            "your function changes its input: W is frozen, and adding the update in place spoils it.",
+        ),
+        Mistake(
+            lambda W, A, B, m, s: m[:, None] * (W + s * B @ A) / (W + s * B @ A).abs().sum(1, keepdim=True),
+            "the length of a row is the root of its summed squares; you added absolute values.",
+        ),
         Mistake(
             lambda W, A, B, m, s: m[:, None] * (W + s * B @ A),
             "the rows keep their lengths and are scaled on top: divide each by its length first.",
         ),
         Mistake(
-            lambda W, A, B, m, s: _dora(W, A, B, m, 1.0),
+            lambda W, A, B, m, s: lesson.dora_weight(W, A, B, m, 1.0),
             "the scaling s has no effect: the update is s * B @ A.",
         ),
         Mistake(
@@ -114,6 +152,7 @@ exercise(
         "Three steps: the changed weight W + s * B @ A, the length of each of its rows, and m over that length.",
         "torch.linalg.norm(V, dim=1, keepdim=True) is (out, 1), and m[:, None] too.",
     ],
+    why="Dividing by a row's length leaves its direction, and m gives it a length of its own.",
     points=2,
 )
 
@@ -133,9 +172,20 @@ def _falls(between, *, before: bool = True):
     return budget
 
 
+def _drawn_budget(rng: random.Random) -> tuple[int, int, int, int, int]:
+    while True:
+        last, begin = rng.randint(1, 60), rng.randint(0, 40)
+        first, end = last + rng.randint(0, 90), begin + rng.randint(2, 60)
+        step = rng.randint(0, end + 20)
+        exact = (first - last) * (1 - Fraction(step - begin, end - begin)) ** 3
+        # Where the exact budget is whole, rounding down hangs on the last bit of a float.
+        if not begin < step < end or Fraction(1, 50) < exact % 1 < Fraction(49, 50):
+            return step, first, last, begin, end
+
+
 exercise(
     "cubic_budget",
-    reference=_falls(lambda fall, last, done: int(fall * (1 - done) ** 3 + last)),
+    reference=lesson.cubic_budget,
     cases=[
         (0, 100, 20, 10, 50),
         (10, 100, 20, 10, 50),
@@ -145,6 +195,7 @@ exercise(
         (50, 100, 20, 10, 50),
         (80, 100, 20, 10, 50),
     ],  # fmt: skip
+    drawn=_drawn_budget,
     mistakes=[
         Mistake(
             _falls(lambda fall, last, done: int(fall * (1 - done) + last)),
@@ -197,24 +248,27 @@ exercise(
         "Between: left = 1 - (step - begin) / (end - begin) goes from 1 to 0.",
         "int((first - last) * left**3 + last)",
     ],
+    why="The third power of what is left prunes fast while there is much to prune, and slowly towards the end.",
     points=2,
 )
 
 
-def _difference(A: Tensor, B: Tensor, A0: Tensor, B0: Tensor) -> tuple[Tensor, Tensor]:
-    return torch.cat([A, -A0]), torch.cat([B, B0], dim=1)
+def _is_pair(answer: Any) -> bool:
+    factors = answer if isinstance(answer, tuple | list) and len(answer) == 2 else ()
+    matrices = all(isinstance(factor, Tensor) and factor.ndim == 2 for factor in factors)
+    return bool(factors) and matrices and answer[1].shape[1] == answer[0].shape[0]
 
 
-def _product(answer) -> Tensor:
-    A, B = answer
-    return B @ A
-
-
-def _same_product(expected, got) -> bool:
-    try:
-        return torch.allclose(_product(expected), _product(got), atol=1e-5) and got[0].shape[0] == expected[0].shape[0]
-    except (TypeError, ValueError, RuntimeError, AttributeError, IndexError):
-        return difference(expected, got) is None  # two answers of which one at least is no pair of factors
+def _same_product(expected: Any, got: Any) -> bool | str:
+    """Any two factors of rank 2r will do whose product is the right one."""
+    if not _is_pair(expected) or not _is_pair(got):
+        return difference(expected, got) is None
+    A, B = expected
+    shapes = tuple(got[0].shape), tuple(got[1].shape)
+    if shapes != (tuple(A.shape), tuple(B.shape)):
+        return f"A {tuple(A.shape)} and B {tuple(B.shape)} are asked for, and yours are {shapes[0]} and {shapes[1]}."
+    said = difference(B @ A, got[1] @ got[0])
+    return True if said is None else f"your B @ A is not B A - B0 A0: {said}"
 
 
 def _pissa_case(d_out: int, d_in: int, r: int):
@@ -223,10 +277,19 @@ def _pissa_case(d_out: int, d_in: int, r: int):
 
 exercise(
     "pissa_difference",
-    reference=_difference,
+    reference=lesson.pissa_difference,
     cases=[_pissa_case(5, 7, 2), _pissa_case(4, 3, 1)],
+    drawn=lambda rng: _pissa_case(*rng.sample(range(2, 9), 2), rng.randint(1, 3))(),
     compare=_same_product,
     mistakes=[
+        Mistake(
+            lambda A, B, A0, B0: (torch.cat([-A, A0]), torch.cat([B, B0], dim=1)),
+            "the sign is the wrong way round: that is B0 A0 - B A.",
+        ),
+        Mistake(
+            lambda A, B, A0, B0: (torch.cat([A, A]), torch.cat([B, -B0], dim=1)),
+            "A stands there twice: the second half of A belongs to the old factors, A0.",
+        ),
         Mistake(
             lambda A, B, A0, B0: (torch.cat([A, A0]), torch.cat([B, B0], dim=1)),
             "this is the sum B A + B0 A0. Give one of the old factors a minus sign, and one alone: two make a plus.",
@@ -257,17 +320,9 @@ exercise(
         "Chapter 9's cat: rows of A below each other, columns of B beside each other, and the product is the sum.",
         "B A - B0 A0 = B A + B0 (-A0).",
     ],
+    why="Side by side each old factor meets its own partner only, and the minus makes their product a subtraction.",
     points=2,
 )
-
-_CHOICE = {
-    "the base alone does not fit on the card": "QLoRA",
-    "ten thousand users, an adapter each, and little room to store them": "VeRA",
-    "lora_alpha was found at r=8, and now r=64 is to be tried": "rsLoRA",
-    "which layers need rank is to be found out by training": "AdaLoRA",
-    "a first run on a new task": "LoRA",
-}
-
 
 _NOT_FOR = {
     "the base alone does not fit on the card": "leaves the frozen base as large as it was, and it is the base that "
@@ -284,8 +339,8 @@ _NOT_FOR = {
 
 
 def _right_choice(choose: dict) -> None:
-    names = {name.lower(): name for name in _CHOICE.values()}
-    for situation, right in _CHOICE.items():
+    names = {name.lower(): name for name in lesson.choose.values()}
+    for situation, right in lesson.choose.items():
         if choose.get(situation) is None:
             raise Wrong(f"no variant yet for '{situation}'.")
         said = choose[situation]
@@ -297,13 +352,13 @@ def _right_choice(choose: dict) -> None:
 
 
 def _but(**changes: str | None) -> dict[str, str | None]:
-    places: dict[str, str] = dict(zip(("card", "users", "rank", "layers", "first"), _CHOICE, strict=True))
-    return _CHOICE | {places[word]: variant for word, variant in changes.items()}
+    places: dict[str, str] = dict(zip(("card", "users", "rank", "layers", "first"), lesson.choose, strict=True))
+    return lesson.choose | {places[word]: variant for word, variant in changes.items()}
 
 
 exercise(
     "choose",
-    reference=_CHOICE,
+    reference=lesson.choose,
     compare=lambda expected, got: isinstance(got, dict),  # what is in it, _right_choice says more kindly
     test=_right_choice,
     mistakes=[
@@ -319,6 +374,7 @@ exercise(
         "Ask of each: is it the base that is too large, the adapter, the scaling, or where the rank is?",
         "Every name is used once: LoRA, QLoRA, rsLoRA, VeRA, AdaLoRA.",
     ],
+    why="Each variant mends one weakness; without that weakness plain LoRA is what every tool supports.",
 )
 
 
@@ -340,47 +396,54 @@ def _rank_case(values: list[float], rows: int = 6, columns: int = 5):
     return make
 
 
-def _close(expected, got) -> bool:
-    """Whether a number, or a tensor of one, is the expected one; other things as everywhere."""
-    try:
-        return math.isclose(float(expected), float(got), rel_tol=1e-4, abs_tol=1e-6)
-    except (TypeError, ValueError, RuntimeError):
-        return difference(expected, got) is None
+def _number(value: Tensor) -> Any:
+    """A tensor of one number as that number; others as they are."""
+    return value.item() if value.numel() == 1 else value
 
 
 exercise(
     "stable_rank",
-    reference=spectrum.stable_rank,
-    compare=_close,
+    reference=lesson.stable_rank,
     cases=[_rank_case([2.0, 2.0, 2.0]), _rank_case([4.0, 2.0, 1.0, 0.5]), _rank_case([3.0], 4, 7)],
+    drawn=lambda rng: _rank_case(
+        [rng.uniform(0.1, 5) for _ in range(rng.randint(1, 4))], *rng.sample(range(4, 9), 2)
+    )(),
     mistakes=[
         Mistake(
-            lambda update: torch.linalg.svdvals(update).sum() / torch.linalg.svdvals(update)[0],
+            lambda update: _number(torch.linalg.svdvals(update).sum() / torch.linalg.svdvals(update)[0]),
             "you summed the singular values; the stable rank sums their squares and divides by the largest square.",
         ),
         Mistake(
-            lambda update: torch.linalg.svdvals(update).square().sum() / torch.linalg.svdvals(update)[0],
+            lambda update: _number(torch.linalg.svdvals(update).square().sum() / torch.linalg.svdvals(update)[0]),
             "the sum is right; divide it by the largest singular value's square. Twice the matrix has the same rank.",
         ),
         Mistake(
-            lambda update: torch.linalg.matrix_rank(update),
+            lambda update: _number(torch.linalg.matrix_rank(update)),
             "that is the rank itself, which counts a tiny singular value as much as a large one.",
         ),
         Mistake(
-            lambda update: torch.linalg.svdvals(update)[0] ** 2 / torch.linalg.svdvals(update).square().sum(),
+            lambda update: _number(torch.linalg.svdvals(update)[0] ** 2 / torch.linalg.svdvals(update).square().sum()),
             "upside down: that is the share of the largest one.",
         ),
         Mistake(
-            lambda update: (torch.linalg.svdvals(update).square().sum()).sqrt() / torch.linalg.svdvals(update)[0],
+            lambda update: _number(torch.linalg.svdvals(update).norm() / torch.linalg.svdvals(update)[0]),
             "that is the ratio of two norms. The stable rank is its square.",
         ),
         Mistake(
-            lambda update: torch.linalg.svdvals(update).square().mean() / torch.linalg.svdvals(update)[0] ** 2,
+            lambda update: _number(torch.linalg.svdvals(update).square().mean() / torch.linalg.svdvals(update)[0] ** 2),
             "you took the mean of the squares. Eight equal ones should give 8: take their sum.",
         ),
         Mistake(
-            lambda update: torch.linalg.svdvals(update).square() / torch.linalg.svdvals(update)[0] ** 2,
+            lambda update: _number(torch.linalg.svdvals(update).square() / torch.linalg.svdvals(update)[0] ** 2),
             "these are the squares, each over the largest. The stable rank is one number, their sum.",
+        ),
+        Mistake(
+            lambda update: lesson.stable_rank(update.abs()),
+            "abs() makes another matrix: the singular values are of the update as it is.",
+        ),
+        Mistake(
+            lambda update: _number(update.square().sum() / update.abs().max() ** 2),
+            "you divided by the largest entry's square: the largest singular value is asked for.",
         ),
         Mistake(
             lambda update: spectrum.effective_rank(update),
@@ -391,22 +454,14 @@ exercise(
         "torch.linalg.svdvals(update) gives the singular values, the largest first.",
         "(s**2).sum() divided by the square of s[0].",
     ],
+    why="All energy over the strongest direction's: how many directions as strong as that one there would be.",
 )
 
 
-def _count(base, tuned, threshold, leading, *, sign=abs, reduce="amax", above=False, right=False):
-    if right:
-        base, tuned = base.T, tuned.T
-    old = torch.linalg.svd(base, full_matrices=False).U
-    new = torch.linalg.svd(tuned, full_matrices=False).U[:, :leading]
-    closest = getattr(sign(old.T @ new), reduce)(0)
-    return int(((closest > threshold) if above else (closest < threshold)).sum())
-
-
-def _cosines(base, tuned):
-    """|cosine| of every left singular vector of `base` (rows) with every one of `tuned` (columns)."""
+def _cosines(base, tuned, leading):
+    """The cosine of every left singular vector of `base` (rows) with the first `leading` of `tuned` (columns)."""
     old, new = (torch.linalg.svd(w, full_matrices=False).U for w in (base, tuned))
-    return (old.T @ new).abs()
+    return old.T @ new[:, :leading]
 
 
 def _same_place(base, tuned, threshold, leading):
@@ -425,14 +480,14 @@ def _planted(rows: int, columns: int, size: float, threshold: float, leading: in
 
 def _planted_twice():
     """Two new directions, and only the first is asked for."""
-    base, once, *_ = _planted(48, 64, 40.0, 0.7, 1)()
-    new = torch.outer(torch.randn(48, dtype=torch.float64), torch.randn(64, dtype=torch.float64))
+    base, once, *_ = _planted(32, 24, 40.0, 0.7, 1)()
+    new = torch.outer(torch.randn(32, dtype=torch.float64), torch.randn(24, dtype=torch.float64))
     return base, once + 10 * new / new.norm(), 0.7, 1
 
 
 def _turned(leading: int):
     def make():
-        base = _spread(24, 24)
+        base = _spread(12, 12)
         return base, -base.flip(1), 0.5, leading
 
     return make
@@ -440,36 +495,66 @@ def _turned(leading: int):
 
 def _swapped():
     """Two directions change places, and one of them was not among the base's leading: all were there before."""
-    u, s, vh = torch.linalg.svd(_spread(24, 24), full_matrices=False)
-    order = torch.tensor([10, *range(1, 10), 0, *range(11, 24)])
+    u, s, vh = torch.linalg.svd(_spread(12, 12), full_matrices=False)
+    order = torch.tensor([8, *range(1, 8), 0, *range(9, 12)])
     return u * s @ vh, u[:, order] * s @ vh, 0.5, 6
 
 
 def _right_only():
     """Only the inputs' side is new: no left singular vector changes."""
-    u, s, vh = torch.linalg.svd(_spread(24, 24), full_matrices=False)
-    other = torch.linalg.qr(torch.randn(24, 24, dtype=torch.float64)).Q
+    u, s, vh = torch.linalg.svd(_spread(12, 12), full_matrices=False)
+    other = torch.linalg.qr(torch.randn(12, 12, dtype=torch.float64)).Q
     return u * s @ vh, u * s @ other, 0.5, 6
+
+
+def _drawn_turned(rng: random.Random) -> tuple[Tensor, Tensor, float, int]:
+    """Some of the leading vectors are turned out of the base's space, each by an angle of its own, and all are shuffled
+    a little; no cosine is near the threshold, where rounding would decide."""
+    rows, columns = rng.randint(14, 18), rng.randint(5, 7)
+    square = torch.linalg.qr(torch.randn(rows, rows, dtype=torch.float64)).Q
+    u, free = square[:, :columns], square[:, columns:]
+    v = torch.linalg.qr(torch.randn(columns, columns, dtype=torch.float64)).Q
+    values = 0.6 ** torch.arange(columns, dtype=torch.float64)
+    threshold = rng.choice([0.3, 0.5, 0.7, 0.9])
+    turned = u.clone()
+    for place in rng.sample(range(columns), rng.randint(0, columns - 1)):
+        cosine = rng.choice([c for c in (0.1, 0.4, 0.6, 0.8, 0.95) if abs(c - threshold) > 0.02])
+        turned[:, place] = rng.choice([-1, 1]) * (cosine * u[:, place] + (1 - cosine**2) ** 0.5 * free[:, place])
+    order = torch.tensor(rng.sample(range(columns), columns))
+    return u * values @ v, turned[:, order] * values @ v, threshold, rng.randint(1, columns)
 
 
 exercise(
     "count_intruders",
-    reference=lambda base, tuned, threshold, leading: spectrum.intruders(base, tuned, threshold, leading),
+    reference=lesson.count_intruders,
     cases=[
-        _planted(64, 48, 20.0, 0.7, 4),
+        _planted(32, 24, 20.0, 0.7, 4),
         _planted_twice,
         _turned(8),
         _swapped,
         _right_only,
-        _planted(64, 64, 0.0, 0.9, 5),
+        _planted(16, 16, 0.0, 0.9, 5),
     ],
+    drawn=_drawn_turned,
     mistakes=[
         Mistake(
-            lambda base, tuned, threshold, leading: _count(base, tuned, threshold, leading, sign=lambda x: x),
+            lambda base, tuned, threshold, leading: int(
+                (_cosines(base, tuned, leading).square().amax(0) < threshold).sum()
+            ),
+            "that is the cosine's square, which is smaller, so too many are counted: the threshold is one of |cosine|.",
+        ),
+        Mistake(
+            lambda base, tuned, threshold, leading: lesson.count_intruders(tuned, base, threshold, leading),
+            "base and tuned are exchanged: the leading vectors of tuned are compared with all of base.",
+        ),
+        Mistake(
+            lambda base, tuned, threshold, leading: int((_cosines(base, tuned, leading).amax(0) < threshold).sum()),
             "the sign of a singular vector means nothing: take the cosine's absolute value before the largest.",
         ),
         Mistake(
-            lambda base, tuned, threshold, leading: _count(base, tuned, threshold, leading, above=True),
+            lambda base, tuned, threshold, leading: int(
+                (_cosines(base, tuned, leading).abs().amax(0) > threshold).sum()
+            ),
             "those are the directions that were there before; the intruders are below the threshold.",
         ),
         Mistake(
@@ -478,32 +563,36 @@ exercise(
             "with all of them.",
         ),
         Mistake(
-            lambda base, tuned, threshold, leading: _count(base, tuned, threshold, leading, right=True),
+            lambda base, tuned, threshold, leading: lesson.count_intruders(base.T, tuned.T, threshold, leading),
             "those are the right singular vectors, directions of the input; asked for are the left ones.",
         ),
         Mistake(
-            lambda base, tuned, threshold, leading: _count(base, tuned, threshold, leading, reduce="mean"),
+            lambda base, tuned, threshold, leading: int(
+                (_cosines(base, tuned, leading).abs().mean(0) < threshold).sum()
+            ),
             "the mean cosine is small for every vector, and the smallest is too. One base vector that is close is "
             "enough: take the largest.",
         ),
         Mistake(
-            lambda base, tuned, threshold, leading: _count(base, tuned, threshold, min(base.shape)),
+            lambda base, tuned, threshold, leading: lesson.count_intruders(base, tuned, threshold, min(base.shape)),
             "all singular vectors were counted; only the first `leading` of the tuned weight matter.",
         ),
         Mistake(
             lambda base, tuned, threshold, leading: int(
-                (_cosines(base, tuned)[:leading, :leading].amax(0) < threshold).sum()
+                (_cosines(base, tuned, leading)[:leading].abs().amax(0) < threshold).sum()
             ),
             "you compared with the base's first `leading` vectors only. A direction that was there, further down, "
             "isn't new: compare with all of them.",
         ),
         Mistake(
-            lambda base, tuned, threshold, leading: int((_cosines(base, tuned)[:, :leading].amax(1) < threshold).sum()),
+            lambda base, tuned, threshold, leading: int(
+                (_cosines(base, tuned, leading).abs().amax(1) < threshold).sum()
+            ),
             "the largest was taken along the wrong side: you counted the base's vectors. Each column of old.T @ new "
             "belongs to a new one, so take the maximum over dim=0.",
         ),
         Mistake(
-            lambda base, tuned, threshold, leading: int((_cosines(base, tuned)[:, :leading] < threshold).sum()),
+            lambda base, tuned, threshold, leading: int((_cosines(base, tuned, leading).abs() < threshold).sum()),
             "you counted pairs. First take each new vector's largest cosine, then count those below the threshold.",
         ),
     ],
@@ -512,37 +601,45 @@ exercise(
         "old.T @ new has the cosine of every old with every new vector: they are unit vectors already.",
         "(...).abs().max(dim=0).values is each new vector's closest. Count those below the threshold.",
     ],
+    why="A direction is new when no direction of the base lies near it, whatever its number and its sign.",
     points=2,
 )
 
 
-def _dpo(chosen, rejected, ref_chosen, ref_rejected, beta):
-    lead = chosen - rejected - (ref_chosen - ref_rejected)
-    return -F.logsigmoid(beta * lead).mean()
-
-
-def _of_lead(loss, message: str) -> Mistake:
+def _of_lead(loss: Callable[[Any, Any], Any], message: str | None = None, expect: str | None = None) -> Mistake:
     """The mistake of whoever has the right lead, before beta, and returns `loss(lead, beta)`."""
     return Mistake(
         lambda chosen, rejected, ref_chosen, ref_rejected, beta: loss(
             chosen - rejected - (ref_chosen - ref_rejected), beta
         ),
         message,
+        expect,
     )
 
 
 def _preferences(n: int, beta: float):
-    return lambda: (*(torch.randn(n) * size - 20 for size in (3, 3, 2, 2)), beta)
+    return lambda: (*(torch.randn(n, dtype=torch.float64) * size - 20 for size in (2, 2, 1, 1)), beta)
 
 
 exercise(
     "dpo_loss",
-    reference=_dpo,
-    compare=_close,
+    reference=lesson.dpo_loss,
     cases=[_preferences(1, 0.5), _preferences(4, 0.1), _preferences(3, 1.0)],
+    drawn=lambda rng: _preferences(rng.randint(1, 6), rng.choice([0.05, 0.1, 0.3, 0.5]))(),
+    test=same_gradients(
+        lesson.dpo_loss, _preferences(4, 0.3), ("chosen", "rejected", "ref_chosen", "ref_rejected", "beta")
+    ),
     mistakes=[
+        _of_lead(
+            lambda lead, beta: 1 - torch.sigmoid(beta * lead).mean(),
+            "that is 1 minus the probability: the loss is its negative logarithm, so that an unlikely one costs a lot.",
+        ),
+        _of_lead(
+            lambda lead, beta: (-F.logsigmoid(beta * lead).mean()).detach(),
+            expect="no gradient passes through your result",
+        ),
         Mistake(
-            lambda chosen, rejected, ref_chosen, ref_rejected, beta: _dpo(chosen, rejected, 0, 0, beta),
+            lambda chosen, rejected, ref_chosen, ref_rejected, beta: lesson.dpo_loss(chosen, rejected, 0, 0, beta),
             "the reference has no effect: a reward is beta times the log-probability *above the reference's*.",
         ),
         _of_lead(
@@ -578,7 +675,7 @@ exercise(
             "beta has no effect: a reward is beta times the difference of log-probabilities.",
         ),
         Mistake(
-            lambda chosen, rejected, ref_chosen, ref_rejected, beta: _dpo(
+            lambda chosen, rejected, ref_chosen, ref_rejected, beta: lesson.dpo_loss(
                 chosen, rejected, -ref_chosen, -ref_rejected, beta
             ),
             "the references are added, or exchanged. From each answer its own is taken away: chosen - ref_chosen.",
@@ -589,5 +686,6 @@ exercise(
         "The lead is the preferred one's reward minus the other's.",
         "-F.logsigmoid(lead).mean(), with torch.nn.functional as F.",
     ],
+    why="The loss asks that the preferred answer's log-probability grow more, from the reference's, than the other's.",
     points=2,
 )

@@ -293,7 +293,7 @@ def _close(expected: float, got: Any) -> bool:
 
 
 def _near(expected: Any, got: Any) -> bool:
-    return abs(got - expected) <= 1e-6 * abs(expected)
+    return abs(got - expected) <= abs(expected) / 10**6  # a Decimal doesn't multiply with a float
 
 
 # ---------------------------------------------------------------------------------------------------- containers

@@ -7,21 +7,19 @@ judged again, it is "not solved yet" again, since the engine knows what it hande
 
 from __future__ import annotations
 
-import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from utils.course.checks import judge
-from utils.course.checks.judge import NOT_RIGHT, NOT_SOLVED, PASSED, Result
+from utils.course.checks.judge import Result
 from utils.course.checks.registry import Exercise, find, registered, twin
-
-NOT_TRIED = "not tried"
+from utils.course.checks.worked import source
+from utils.course.progress import NOT_RIGHT, NOT_SOLVED, PASSED, course_line, described, record, recorded, strict
 
 HANDED_OUT = "the name holds the reference that the last check handed you. Run the cell with your own answer first."
 
 USED_BELOW = "The reference solution is used below, so that you can read on."
-
-STRICT_VARIABLE = "COURSE_STRICT"
 
 # So many wrong tries, and the report offers the worked solution.
 TRIES_BEFORE_SOLUTION = 3
@@ -63,12 +61,12 @@ def check(name: str, answer: Any = None) -> Any:
     result = Result(NOT_SOLVED, HANDED_OUT) if ours else evaluate(name, answer)
     _kernel.states[name] = result.state
     _kernel.tries[name] = _kernel.tries.get(name, 0) + (result.state == NOT_RIGHT)
-    strict = os.environ.get(STRICT_VARIABLE, "0") not in ("", "0")
-    report = _report(found, result, strict)
+    record(name, result.state)
+    report = _report(found, result)
     if result.state == PASSED:
         print(report)
         return answer
-    if strict:
+    if strict():
         raise ExerciseFailed(report)
     print(report)
     _kernel.handed[name] = found.reference if callable(found.reference) else twin(found.reference)
@@ -88,31 +86,46 @@ def hint(name: str) -> None:
         print(f"There are no hints for {name}.")
 
 
+def solution(name: str) -> None:
+    """Print the exercise's worked solution, as the lesson has it, and why it is so."""
+    found = find(name)
+    print(source(name))
+    if found.why:
+        print(f"Why: {found.why}")
+
+
 def progress() -> None:
     """Print the state of every exercise of the chapters from which at least one was tried in this kernel."""
     exercises = registered()
     chapters = {exercises[name].chapter for name in _kernel.states}
     shown = [e for e in exercises.values() if e.chapter in chapters]
-    if not shown:
+    before = recorded()
+    if shown:
+        _print_table(shown, {e.name: described(_kernel.states.get(e.name), before.get(e.name)) for e in shown})
+    else:
         print("No exercise has been checked yet in this session.")
-        return
-    state = {e.name: _kernel.states.get(e.name, NOT_TRIED) for e in shown}
+    if before:
+        print(f"{course_line(exercises, before)} All chapters: python3 start.py progress")
+
+
+def _print_table(shown: Sequence[Exercise], state: dict[str, tuple[str, bool]]) -> None:
+    """One line for each exercise, from its words and whether it counts as passed; then the sum."""
     width = max(len("exercise"), *(len(e.name) for e in shown))
-    column = max(len(s) for s in (PASSED, NOT_SOLVED, NOT_RIGHT, NOT_TRIED))
+    column = max(len(NOT_SOLVED), *(len(words) for words, _ in state.values()))
     print(f"{'exercise':<{width}}  {'state':<{column}}  points")
     for e in shown:
-        won = e.points if state[e.name] == PASSED else 0
-        print(f"{e.name:<{width}}  {state[e.name]:<{column}}  {won}/{e.points}")
-    passed = [e for e in shown if state[e.name] == PASSED]
+        words, passed = state[e.name]
+        print(f"{e.name:<{width}}  {words:<{column}}  {e.points * passed}/{e.points}")
+    passed = [e for e in shown if state[e.name][1]]
     points = f"{sum(e.points for e in passed)} of {sum(e.points for e in shown)} points"
     print(f"{len(passed)} of {len(shown)} exercises passed, {points}." + (" Well done." * (passed == shown)))
 
 
-def _report(found: Exercise, result: Result, strict: bool) -> str:
+def _report(found: Exercise, result: Result) -> str:
     if result.state == PASSED:
         return f"[{PASSED}] {found.name}"
     lines = [f"[{result.state}] {found.name}" + (f": {result.message}" if result.message else "")]
-    aids = [USED_BELOW] * (not strict)
+    aids = [USED_BELOW] * (not strict())
     aids += [f'Stuck? hint("{found.name}")'] * bool(found.hints)
     if _kernel.tries.get(found.name, 0) >= TRIES_BEFORE_SOLUTION:
         aids.append(f'Tried enough? solution("{found.name}") shows and explains it.')

@@ -31,10 +31,10 @@ from utils.course.checks.describe import brief, is_learners, number, raised_text
 from utils.course.checks.recognise import recognised
 from utils.course.checks.registry import Exercise, Mistake, Wrong
 from utils.course.checks.tried import parameters
+from utils.course.progress import NOT_RIGHT, NOT_SOLVED, PASSED
 
-PASSED = "passed"
-NOT_SOLVED = "not solved yet"
-NOT_RIGHT = "not right yet"
+# How :mod:`utils.course.checks.compare` begins where a value is right and its kind, shape or dtype isn't.
+RIGHT_BUT = ("the value is right", "the values are right")
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +95,7 @@ def _judge_callable(found: Exercise, answer: Any) -> Result:
     told = f"case {wrong + 1} of {len(reasons)}, {_call_text(found, wrong)}: {reasons[wrong]}{_print_of(got[wrong])}"
     if said := recognised(found, answer, expected, got, [reason is None for reason in reasons], same):
         return Result(NOT_RIGHT, f"{said} For example: {told}", named=True)
-    return Result(NOT_RIGHT, told)
+    return Result(NOT_RIGHT, told, named=(reasons[wrong] or "").startswith(RIGHT_BUT))
 
 
 def _print_of(done: Outcome) -> str:

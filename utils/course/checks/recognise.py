@@ -439,7 +439,7 @@ def _with_argument(one: Tried, other: Tried, place: int) -> Case | None:
     if isinstance(mine, torch.Tensor):
         if not mine.is_floating_point() or mine.is_meta or not mine.numel():
             return None
-        theirs = mine.detach().roll(1).mul(1.5)
+        theirs = mine.detach().roll(1) * torch.linspace(0.5, 2.0, mine.numel()).to(mine).view(mine.shape)
     elif type(mine) is not type(theirs) or not isinstance(mine, int | float | str) or mine == theirs:
         return None
 

@@ -1,0 +1,37 @@
+"""The answers to chapter 1's exercises, cell by cell as the lesson solves them.
+
+Generated from lessons/01_the_fine_tuning_problem.md by `make notebooks`: edit the lesson, not this file.
+"""
+
+# fmt: off
+
+# -------- attention_parameters
+def attention_parameters(hidden, heads, kv_heads):
+    head_dim = hidden // heads
+    return 2 * hidden * hidden + 2 * hidden * kv_heads * head_dim
+
+
+# -------- training_gb
+def training_gb(parameters, bytes_each):
+    weights = gradients = parameters * bytes_each
+    moments = 2 * parameters * bytes_each
+    return (weights + gradients + moments) / 1e9
+
+
+# -------- score_bytes
+def score_bytes(batch, heads, length):
+    return batch * heads * length * length * 4
+
+
+# -------- lora_training_gb
+def lora_training_gb(parameters, trainable):
+    base = 2 * parameters
+    adapter = 16 * trainable
+    return (base + adapter) / 1e9
+
+
+# -------- sequences_that_fit
+def sequences_that_fit(one, two, room):
+    if one > room:
+        return 0
+    return 1 + int((room - one) // (two - one))

@@ -1,0 +1,44 @@
+"""The answers to chapter 6's exercises, cell by cell as the lesson solves them.
+
+Generated from lessons/06_loraconfig.md by `make notebooks`: edit the lesson, not this file.
+"""
+
+import math
+
+# fmt: off
+
+# -------- scaling
+def scaling(r, lora_alpha, use_rslora):
+    return lora_alpha / (math.sqrt(r) if use_rslora else r)
+
+
+# -------- upper_mlp
+upper_mlp = r".*\.layers\.[23]\.mlp\.(gate|up|down)_proj"
+
+
+# -------- matches_nothing
+def matches_nothing(names, targets):
+    def matches(name, target):
+        return name == target or name.endswith("." + target)
+
+    return [t for t in targets if not any(matches(name, t) for name in names)]
+
+
+# -------- count_with_pattern
+def count_with_pattern(shapes, r, rank_pattern):
+    total = 0
+    for name, (d_out, d_in) in shapes.items():
+        matching = [k for k in rank_pattern if name == k or name.endswith("." + k)]
+        rank = rank_pattern[matching[0]] if matching else r
+        total += rank * (d_out + d_in)
+    return total
+
+
+# -------- trained_biases
+def trained_biases(names, targets, bias):
+    if bias == "none":
+        return []
+    biases = [n for n in names if n.endswith(".bias")]
+    if bias == "all":
+        return biases
+    return [n for n in biases if n.split(".")[-2] in targets]

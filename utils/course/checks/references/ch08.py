@@ -1,0 +1,38 @@
+"""The answers to chapter 8's exercises, cell by cell as the lesson solves them.
+
+Generated from lessons/08_save_load_merge.md by `make notebooks`: edit the lesson, not this file.
+"""
+
+# fmt: off
+
+# -------- tensor_range
+def tensor_range(length, offsets):
+    start_of_data = 8 + length
+    return start_of_data + offsets[0], start_of_data + offsets[1]
+
+
+# -------- adapter_bytes
+def adapter_bytes(shapes, r, each):
+    return each * sum(r * (d_out + d_in) for d_out, d_in in shapes)
+
+
+# -------- merge_rounded
+def merge_rounded(weight, lora_A, lora_B, scaling):
+    delta = scaling * (lora_B @ lora_A)
+    return (weight.float() + delta).to(weight.dtype)
+
+
+# -------- lost_in_rounding
+def lost_in_rounding(weight, delta, dtype):
+    before = weight.to(dtype)
+    after = (before.float() + delta).to(dtype)
+    added = after.float() - before.float()
+    return ((added - delta).norm() / delta.norm()).item()
+
+
+# -------- merge_four_bit
+from utils.quant import dequantize, quantize
+
+
+def merge_four_bit(restored, delta):
+    return dequantize(quantize(restored + delta, double=True))
