@@ -147,7 +147,7 @@ MEANS = {
     "rounded to whole numbers": lambda w, h: h == round(w),
     "rounded down": lambda w, h: h == math.floor(w),
     "rounded up": lambda w, h: h == math.ceil(w),
-    "rounded to 1 digits": lambda w, h: math.isclose(h, round(w, 1), abs_tol=0.1001),
+    "rounded to 1 digit,": lambda w, h: math.isclose(h, round(w, 1), abs_tol=0.1001),
     "too large by": lambda w, h: h > w,
     "too small by": lambda w, h: h < w,
     "twice the right one": lambda w, h: h == 2 * w,

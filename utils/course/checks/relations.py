@@ -150,7 +150,11 @@ _RELATIONS: tuple[tuple[Callable[[Tensor], Tensor], int, str], ...] = (
     (torch.floor, 3, "the results are rounded down, and the task wants the fraction kept."),
     (torch.ceil, 3, "the results are rounded up, and the task wants the fraction kept."),
     *(
-        (lambda want, n=n: torch.round(want, decimals=n), 3, f"the results are rounded to {n} digits.")
+        (
+            lambda want, n=n: torch.round(want, decimals=n),
+            3,
+            f"the results are rounded to {n} digit{'s' * (n > 1)}, and the task wants all.",
+        )
         for n in (1, 2, 3, 4)
     ),
 )
