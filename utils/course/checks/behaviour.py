@@ -143,6 +143,11 @@ def _made(answer: Any, make: Make) -> list[tuple[int, ...]]:
 
 
 class _Shapes(TorchDispatchMode):
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing is compiled here; to keep the compiler out, torch would import it, which takes a second."""
+        return False
+
     def __init__(self) -> None:
         super().__init__()
         self.shapes: list[tuple[int, ...]] = []
