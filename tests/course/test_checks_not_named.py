@@ -1,11 +1,13 @@
 """Where the recognition of wrong answers has to keep silent: it would say what isn't so, or never come back."""
 
+import decimal
+
 import numpy as np
 import pytest
 import torch
 
 from utils.course.checks import judge, registry
-from utils.course.checks.calls import outcome
+from utils.course.checks.calls import TooLong, outcome
 
 
 @pytest.fixture
@@ -35,11 +37,15 @@ def some(draw):
     [
         (lambda items: float(len(items)), "has the right value, but what is counted is a whole number"),
         (lambda items: torch.tensor(len(items)), "the value is right, but it is a tensor"),
+        (
+            lambda items: decimal.Decimal(len(items)),
+            "a Decimal, and a whole number of Python is asked for: int(...) makes one of it.",
+        ),
     ],
 )
 def test_the_right_number_of_another_kind_is_told_by_its_kind_alone(judged, answer, said):
     message, named = judged(count, some, answer)
-    assert said in message and message.startswith("case 1 of") and not named
+    assert said in message and message.startswith("case 1 of") and named == message.endswith("the number in it.")
 
 
 def test_a_result_in_a_coarser_dtype_is_not_1_times_the_right_one(judged):
@@ -66,6 +72,13 @@ def test_where_nothing_comes_back_no_argument_is_called_unused(judged):
     assert "is a return missing?" in message and "used" not in message
 
 
+def test_a_share_that_an_order_of_entries_cannot_change_still_uses_its_tensor(judged):
+    first = lambda x, r: (x[:r].sum() / x.sum()).item()  # noqa: E731
+    largest = lambda x, r: (x.sort(descending=True).values[:r].sum() / x.sum()).item()  # noqa: E731
+    message, _ = judged(first, lambda draw: (torch.rand(9), draw.randint(1, 5)), largest)
+    assert "doesn't change" not in message
+
+
 def test_a_loop_that_never_ends_for_arguments_of_two_cases_is_given_up(judged):
     """`_unused` mixes the arguments of two cases, and the upper end may then lie below the lower."""
 
@@ -87,4 +100,4 @@ def test_only_a_call_with_a_limit_is_given_up():
         return "done"
 
     assert outcome(spin, registry.Case(lambda: (1000,))).value == "done"
-    assert outcome(spin, registry.Case(lambda: (-1,)), seconds=0.02).raised is not None
+    assert isinstance(outcome(spin, registry.Case(lambda: (-1,)), seconds=0.02).raised, TooLong)

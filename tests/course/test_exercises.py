@@ -14,10 +14,12 @@ import pytest
 import torch
 
 from utils.course import checks, progress
-from utils.course.checks import core
-from utils.course.checks.core import ExerciseFailed, Mistake, Result, Wrong, check, exercise
+from utils.course.checks import core, judge
+from utils.course.checks.core import ExerciseFailed, check
+from utils.course.checks.judge import Result
+from utils.course.checks.registry import Mistake, Wrong, exercise, find, registered
 
-EXERCISES = core.registered()
+EXERCISES = registered()
 
 each = pytest.mark.parametrize("name", EXERCISES)
 
@@ -25,7 +27,7 @@ each = pytest.mark.parametrize("name", EXERCISES)
 @pytest.fixture(autouse=True)
 def one_thread_no_strictness_and_nothing_handed_out(monkeypatch):
     torch.set_num_threads(1)
-    monkeypatch.setattr(core._kernel, "handed", {})
+    monkeypatch.setattr(core, "_kernel", core._Kernel())
     monkeypatch.delenv("COURSE_STRICT", raising=False)
 
 
@@ -36,7 +38,7 @@ def unsolved(*arguments, **named):
 
 def test_there_are_exercises():
     """Without this, every test below would pass on an empty course."""
-    assert checks.__all__ == ["check", "hint", "progress"]
+    assert checks.__all__ == ["check", "hint", "progress", "solution"]
     assert len(EXERCISES) >= 4
     assert all(found.chapter.startswith("ch") for found in EXERCISES.values())
 
@@ -101,10 +103,14 @@ def drawn() -> list[object]:
 
 
 def lenient_and_strict(name: str, answer: object) -> tuple[list[Result], object, str, str]:
-    """`check` twice, the second time strictly: what was found each time, what was handed back, both reports."""
-    found, printed, judge = [], io.StringIO(), core.evaluate
+    """`check` twice, the second time strictly: what was found each time, what was handed back, both reports.
+
+    The first report without the sentence that the notebook goes on with the reference: under COURSE_STRICT it doesn't.
+    """
+    found, printed, evaluate = [], io.StringIO(), core.evaluate
+    core._kernel.tries.clear()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
-        patch.setattr(core, "evaluate", lambda *arguments: found.append(judge(*arguments)) or found[-1])
+        patch.setattr(core, "evaluate", lambda *arguments: found.append(evaluate(*arguments)) or found[-1])
         back = check(name, answer)
         patch.setenv(progress.STRICT_VARIABLE, "1")
         try:
@@ -112,7 +118,8 @@ def lenient_and_strict(name: str, answer: object) -> tuple[list[Result], object,
             raised = "nothing is raised"
         except ExerciseFailed as failure:
             raised = f"{failure}\n"
-    return found, back, printed.getvalue(), raised
+    report = printed.getvalue().replace(f"    {core.USED_BELOW}\n", "").replace(f"{core.USED_BELOW} ", "")
+    return found, back, report, raised
 
 
 def faults(name: str) -> list[str]:
@@ -122,7 +129,7 @@ def faults(name: str) -> list[str]:
     report starts with the verdict, has no address (the output would differ from run to run) and is the same
     when it is raised under COURSE_STRICT; the reference comes back. The notebook's random state is left alone.
     """
-    exercise_ = core.find(name)
+    exercise_ = find(name)
     said = []
     for index, mistake in enumerate(exercise_.mistakes):
         torch.manual_seed(1), random.seed(1), np.random.seed(1)
@@ -130,7 +137,7 @@ def faults(name: str) -> list[str]:
         results, back, printed, raised = lenient_and_strict(name, mistake.answer)
         others = [other for other in exercise_.mistakes if other is not mistake]
         for fault, there in {
-            f"reported as {results[0].state}": any(result.state != core.NOT_RIGHT for result in results),
+            f"reported as {results[0].state}": any(result.state != progress.NOT_RIGHT for result in results),
             f"the learner reads: {printed}": mistake.expected_text not in results[0].message,
             "recognised as another mistake, add a case that tells them apart": any(
                 result.mistake in others for result in results
@@ -144,12 +151,6 @@ def faults(name: str) -> list[str]:
         }.items():
             said += [f"{name}, mistake {index}: {fault}"] * there
     return said
-
-
-@pytest.fixture
-def own_registry(monkeypatch):
-    monkeypatch.setattr(core, "_registered", {})
-    monkeypatch.setattr(core, "_kernel", core._Kernel())
 
 
 def double(x):
@@ -216,7 +217,7 @@ def test_a_report_that_changes_is_a_fault(own_registry):
 
 
 def test_checking_that_disturbs_a_random_state_is_a_fault(own_registry, monkeypatch):
-    monkeypatch.setattr(core, "_random_state_kept", contextlib.nullcontext)
+    monkeypatch.setattr(judge, "random_state_kept", contextlib.nullcontext)
     assert faults_of([SQUARE]) == "double, mistake 0: the random state is changed"
 
 

@@ -13,7 +13,7 @@ from unittest import mock
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from utils.course.checks.calls import fresh, seed
@@ -161,21 +161,18 @@ def _made(answer: Any, make: Make) -> list[tuple[int, ...]]:
     return watch.shapes
 
 
-class _Shapes(TorchFunctionMode):
-    """Notes what every function of torch that is called computes. (A dispatch mode would see inside of them too, but
-    takes a second to start.)"""
+class _Shapes(TorchDispatchMode):
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing is compiled here; to keep the compiler out, torch would import it, which takes a second."""
+        return False
 
     def __init__(self) -> None:
         super().__init__()
         self.shapes: list[tuple[int, ...]] = []
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Sequence[type], args: tuple = (), kwargs: dict | None = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        there = {_memory(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
-        made = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor) and _memory(leaf) not in there]
-        self.shapes += [tuple(leaf.shape) for leaf in made]
+        if not func.is_view:
+            self.shapes += [tuple(leaf.shape) for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
         return result
-
-
-def _memory(tensor: Tensor) -> int:
-    return id(tensor) if tensor.is_meta else tensor.untyped_storage().data_ptr()

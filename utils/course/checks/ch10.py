@@ -391,8 +391,8 @@ exercise(
         "length = max(len(row) for row in rows); a row lacks length - len(row) tokens.",
         "[pad_id] * missing + row, and [0] * missing + [1] * len(row).",
     ],
-    why="The model goes on behind the last token, so that has to be the prompt's. Only a row's length tells padding from a "
-    "token of the same id.",
+    why="The model goes on behind the last token, so that has to be the prompt's. Only a row's length tells padding "
+    "from a token of the same id.",
 )
 
 # -------------------------------------------------------------------------------------------------------- the answer

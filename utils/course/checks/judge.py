@@ -8,6 +8,7 @@ the first case that differs. Nothing here reads a learner's source, and nothing 
 
 from __future__ import annotations
 
+import inspect
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,14 +22,19 @@ from utils.course.checks.calls import (
     arguments_of,
     changed_argument,
     outcome,
+    quiet,
     random_state_kept,
     seed,
 )
 from utils.course.checks.compare import difference, expected_got
 from utils.course.checks.describe import brief, is_learners, number, raised_text
-from utils.course.checks.recognise import parameters, recognised
+from utils.course.checks.recognise import recognised
 from utils.course.checks.registry import Exercise, Mistake, Wrong
+from utils.course.checks.tried import parameters
 from utils.course.progress import NOT_RIGHT, NOT_SOLVED, PASSED
+
+# How :mod:`utils.course.checks.compare` begins where a value is right and its kind, shape or dtype isn't.
+RIGHT_BUT = ("the value is right", "the values are right")
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,9 +48,6 @@ class Result:
     named: bool = False
 
 
-# How :mod:`utils.course.checks.compare` begins where a value is right and its kind, shape or dtype isn't.
-RIGHT_BUT = ("the value is right", "the values are right")
-
 # What references and mistakes were seen to do: they are called once a case.
 _seen: dict[tuple[Any, ...], Outcome] = {}
 
@@ -53,11 +56,13 @@ def evaluate(found: Exercise, answer: Any) -> Result:
     """Judge `answer` for an exercise: nothing printed or remembered, nothing raised."""
     if answer is None or answer is ...:
         return Result(NOT_SOLVED)
-    with random_state_kept():
+    with random_state_kept(), quiet():
         try:
             return _judge_callable(found, answer) if callable(found.reference) else _judge_value(found, answer)
-        except Exception as problem:  # what an answer returns can raise whenever it is looked at
-            return Result(NOT_RIGHT, f"what your code gives can't be compared: {raised_text(problem)}.")
+        except KeyboardInterrupt:
+            raise
+        except BaseException as problem:  # what an answer returns can raise whenever it is looked at
+            return Result(NOT_RIGHT, f"what your code gives can't be looked at: {raised_text(problem)}.")
 
 
 def _judge_value(found: Exercise, answer: Any) -> Result:
@@ -73,6 +78,8 @@ def _judge_value(found: Exercise, answer: Any) -> Result:
 def _judge_callable(found: Exercise, answer: Any) -> Result:
     if not callable(answer):
         return Result(NOT_RIGHT, f"expected a function (or a class), got {brief(answer)}{_called_already(answer)}.")
+    if said := _call_fails(found, answer):
+        return Result(NOT_RIGHT, said, named=True)
     expected = [_remembered(found, None, case) for case in range(len(found.cases))]
     got = [outcome(answer, case) for case in found.cases]
     if early := _unfinished(expected, got):
@@ -85,14 +92,41 @@ def _judge_callable(found: Exercise, answer: Any) -> Result:
         if mistake.message and _behaves_alike(found, mistake, got):
             return Result(NOT_RIGHT, mistake.message, mistake, True)
     same = partial(_same_value, found)
-    if said := recognised(found, answer, expected, got, same):
-        return Result(NOT_RIGHT, f"{said} For example: {_told(found, wrong, reasons)}", named=True)
-    kind = (reasons[wrong] or "").startswith(RIGHT_BUT)
-    return Result(NOT_RIGHT, _told(found, wrong, reasons), named=kind)
+    told = f"case {wrong + 1} of {len(reasons)}, {_call_text(found, wrong)}: {reasons[wrong]}{_print_of(got[wrong])}"
+    if said := recognised(found, answer, expected, got, [reason is None for reason in reasons], same):
+        return Result(NOT_RIGHT, f"{said} For example: {told}", named=True)
+    return Result(NOT_RIGHT, told, named=(reasons[wrong] or "").startswith(RIGHT_BUT))
 
 
-def _told(found: Exercise, wrong: int, reasons: Sequence[str | None]) -> str:
-    return f"case {wrong + 1} of {len(reasons)}, {_call_text(found, wrong)}: {reasons[wrong]}"
+def _print_of(done: Outcome) -> str:
+    """What the answer printed in a case: the learner's own way to see what happens there."""
+    lines = done.printed.strip().splitlines()
+    return (
+        f" There it printed: {lines[0][:60]}{' ...' if len(lines) > 1 or len(lines[0]) > 60 else ''}" if lines else ""
+    )
+
+
+def _call_fails(found: Exercise, answer: Any) -> str:
+    """Why a call of the answer as the task makes it can't give a result, or nothing."""
+    if inspect.iscoroutinefunction(answer):
+        return "your function begins with async def, so a call of it gives no result yet: begin it with def."
+    if inspect.isgeneratorfunction(answer) and not inspect.isgeneratorfunction(found.reference):
+        return "your function has a yield in it, so a call of it gives a generator: return the result instead."
+    if not found.cases:
+        return ""
+    given = len(arguments_of(found.cases[0]))
+    try:
+        signature = inspect.signature(answer)
+    except (TypeError, ValueError):  # Python doesn't know the parameters of some built-in functions
+        return ""
+    try:
+        signature.bind(*[None] * given)
+    except TypeError:
+        bare = [p.replace(annotation=p.empty, default=p.empty) for p in signature.parameters.values()]
+        takes = inspect.Signature(bare)
+        wanted = parameters(found.reference)[:given]
+        return f"your function takes {takes}, and the task calls it with ({', '.join(wanted)})."
+    return ""
 
 
 def _called_already(answer: Any) -> str:
@@ -186,9 +220,11 @@ def _run_tests(found: Exercise, answer: Any) -> BaseException | None:
     for test in found.tests:
         seed()
         try:
-            with torch.enable_grad():
+            with quiet(), torch.enable_grad():
                 test(answer)
-        except (Exception, SystemExit) as problem:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as problem:
             return problem
     return None
 
@@ -215,7 +251,14 @@ def _behaves_alike(found: Exercise, mistake: Mistake, outcomes: Sequence[Outcome
 def _same_outcome(found: Exercise, one: Outcome, other: Outcome) -> bool:
     if one.raised is None and other.raised is None:
         return _same_value(found, one.value, other.value)
-    return repr(one.raised) == repr(other.raised)
+    return _same_exception(one.raised, other.raised)
+
+
+def _same_exception(one: BaseException | None, other: BaseException | None) -> bool:
+    try:
+        return repr(one) == repr(other)
+    except Exception:  # a learner's own class
+        return one is other
 
 
 def _same_value(found: Exercise, one: Any, other: Any) -> bool:
