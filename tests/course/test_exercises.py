@@ -69,12 +69,21 @@ def test_the_reference_passes(name, capsys):
 
 
 @each
-def test_three_mistakes_with_messages_of_their_own_and_a_hint(name):
+def test_six_mistakes_with_messages_of_their_own_hints_and_a_reason(name):
     found = EXERCISES[name]
     texts = [mistake.expected_text for mistake in found.mistakes]
-    assert len(texts) >= 3, f"{name} has {len(texts)} mistakes, three are the least: add what learners get wrong"
+    assert len(texts) >= 6, f"{name} has {len(texts)} mistakes, six are the least: add what learners get wrong"
     assert len(set(texts)) == len(texts)
     assert found.hints and all(hint.strip() for hint in found.hints)
+    assert found.why, f"{name} has no why=: the line under its worked solution"
+
+
+@each
+def test_a_function_is_tried_with_calls_that_nobody_listed(name):
+    """A class, and a value, have tests of their own instead."""
+    found = EXERCISES[name]
+    drawn = sum(case.seed > 0 for case in found.cases)
+    assert drawn >= 12 or found.tests or not callable(found.reference)
 
 
 @each

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+import torch
 from torch import nn
 
 from utils.course.checks.references import ch00 as lesson
@@ -16,8 +17,10 @@ def _linear(d_in: int, d_out: int, bias: bool):
 
 def _drawn_linear(draw: random.Random) -> tuple[nn.Linear]:
     d_in, d_out = draw.sample(range(1, 30), 2)
-    frozen = draw.random() < 0.5
-    return (nn.Linear(d_in, d_out, bias=draw.random() < 0.5).requires_grad_(not frozen),)
+    layer = nn.Linear(d_in, d_out, bias=draw.random() < 0.5, dtype=draw.choice([torch.float32, torch.bfloat16]))
+    if layer.bias is not None and draw.random() < 0.5:
+        nn.init.zeros_(layer.bias)
+    return (layer.requires_grad_(draw.random() < 0.5),)
 
 
 exercise(

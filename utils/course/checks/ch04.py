@@ -189,7 +189,7 @@ def _over_the_keys(batch: Batch, template: Template) -> dict[str, list[list[int]
     return {"input_ids": template(asked), "prompt_ids": template(asked, add_generation_prompt=True)}
 
 
-def _one_call_each(batch: Batch, template: Template) -> dict[str, list[list[int]]]:
+def _one_call_each(batch: Batch, template: Template) -> dict[str, Any]:
     rows = [lesson.tokenize_batch({k: [v[n]] for k, v in batch.items()}, template) for n in range(len(_rows(batch)))]
     return {key: [row[key] for row in rows] for key in ("input_ids", "prompt_ids")}  # a list too many
 
@@ -430,7 +430,7 @@ def _drawn_documents(rng: random.Random) -> tuple[Documents]:
 exercise(
     "packed_row",
     reference=lesson.packed_row,
-    cases=[([[5, 6, 7], [8, 9]],), ([[4, 1], [5], [6, 7, 8, 1]],)],
+    cases=[([[5, 6, 7], [8, 9]],), ([[4, 1], [5], [6, 7, 8, 1]],), ([[5, 6], [7], [5, 6], [7]],)],
     drawn=_drawn_documents,
     mistakes=[
         Mistake(

@@ -470,6 +470,8 @@ def _drawn_shapes(rng: random.Random) -> tuple[dict[str, tuple[int, ...]], float
         "model.layers.1.self_attn.q_proj.bias": (rng.randint(2, 9),),
         "lm_head.weight": (words, wide),
         "lm_head.bias": (words,),
+        "model.layers.2.input_layernorm.bias": (wide,),
+        "model.layers.2.self_attn.q_norm_scale": (wide,),
     }
     shapes |= {name: others[name] for name in rng.sample(sorted(others), rng.randint(0, len(others)))}
     return dict(rng.sample(sorted(shapes.items()), len(shapes))), rng.choice([4.5, 4.127, 5.0, 8.25, 3.3])
@@ -595,7 +597,7 @@ def _drawn_environ(rng: random.Random) -> tuple[dict[str, str]]:
     environ = {"HOME": "somewhere", "CUDA_VISIBLE_DEVICES": "0,1,2,3", "WORLD_SIZE": "16", "OMP_NUM_THREADS": "5"}
     environ = {key: environ[key] for key in rng.sample(sorted(environ), rng.randint(0, 4))}
     if rng.random() < 0.8:
-        rank = rng.randrange(8)
+        rank = rng.choice([*range(8), 10, 12])
         environ |= {"RANK": str(8 + rank), "LOCAL_RANK": str(rank), "GROUP_RANK": "1"}
     return (environ,)
 

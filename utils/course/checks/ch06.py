@@ -471,8 +471,8 @@ _PARAMETERS = (
 
 def _drawn_biases(rng: random.Random) -> tuple[list[str], list[str], str]:
     names = [f"l.{rng.randrange(12)}.{part}" for part in rng.choices(_PARAMETERS, k=rng.randint(0, 14))]
-    names += rng.sample(["q_proj.bias", "fc1.bias", "lm_head.weight"], rng.randint(0, 2))
-    targets = rng.sample(["q_proj", "fc1", "k_proj", "o_proj", "proj"], rng.randint(0, 4))
+    names += rng.sample(["q_proj.bias", "fc1.bias", "lm_head.weight", "l.0.wi.bias"], rng.randint(0, 3))
+    targets = rng.sample(["q_proj", "fc1", "k_proj", "o_proj", "proj", "wi", "w"], rng.randint(0, 5))
     names = list(dict.fromkeys(names))
     return rng.sample(names, len(names)), targets, rng.choice(["none", "all", "lora_only", "lora_only"])
 

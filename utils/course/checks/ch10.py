@@ -24,6 +24,7 @@ exercise(
         (_rows([2.0, 0.5, -1.0, 0.0]), 0.5),
         (_rows([1.0, 3.0, 0.2], [0.0, -2.0, 0.7]), 2.0),
         (_rows([0.3, 0.1, 4.0]), 1.3),
+        (_rows([100.0, 99.0, 0.0]), 0.5),
     ],
     drawn=lambda rng: (3 * torch.randn(rng.randint(1, 5), rng.randint(6, 9)), rng.choice([0.1, 0.7, 1.0, 1.5, 5.0])),
     new_result=True,
@@ -31,6 +32,12 @@ exercise(
         Mistake(
             lambda logits, temperature: torch.log_softmax(logits / temperature, dim=-1),
             "those are logarithms of probabilities, all below 0: softmax, not log_softmax.",
+        ),
+        Mistake(
+            lambda logits, temperature: (
+                (logits / temperature).exp() / (logits / temperature).exp().sum(-1, keepdim=True)
+            ),
+            "e to the power of a large logit is inf, and inf / inf is nan: torch.softmax takes the largest away first.",
         ),
         Mistake(
             lambda logits, temperature: (logits / temperature).exp(),
@@ -180,7 +187,7 @@ def _changed(logits: Tensor, seen: list[int], change) -> Tensor:
 def _drawn_seen(rng: random.Random) -> tuple[Tensor, list[int], float]:
     size = rng.randint(2, 9)
     logits = 3 * torch.randn(size) * (torch.rand(size) < 0.8)
-    return logits, rng.choices(range(size), k=rng.randint(0, 6)), rng.choice([1.0, 1.1, 1.5, 3.0])
+    return logits, rng.choices(range(size), k=rng.randint(0, 6)), rng.choice([0.8, 1.0, 1.1, 1.5, 3.0])
 
 
 exercise(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from utils.course.checks.references import ch11 as lesson
 from utils.course.checks.registry import Mistake, exercise
-from utils.evaluate.diagnose import Signs
+from utils.evaluate.diagnose import Signs, Trend
 
 # ======================================================================================= the study and memory
 
@@ -342,8 +342,12 @@ def _diagnose_labels_first(signs: Signs) -> list[str]:
     return labels[::-1] + [illness for illness in found if illness not in labels]
 
 
+_OTHER_WAY: dict[Trend, Trend] = {"jumped": "flat", "flat": "jumped", "fell": "fell"}
+
+
 def _drawn_signs(rng: random.Random) -> tuple[Signs]:
-    trend = rng.choice(["fell", "flat", "jumped"])
+    trends: list[Trend] = ["fell", "flat", "jumped"]
+    trend = rng.choice(trends)
     padding = rng.choice([0, 0, 1, 7, 193])
     return (Signs(rng.choice([0, 1, 108_544]), trend, rng.choice([0.05, 0.5, 1.0]), padding, rng.random() < 0.6),)
 
@@ -374,9 +378,7 @@ exercise(
             "a single label on padding is one too many: padding learnt where signs.padding isn't 0.",
         ),
         Mistake(
-            lambda signs: lesson.diagnose(
-                signs._replace(trend={"jumped": "flat", "flat": "jumped"}.get(signs.trend, signs.trend))
-            ),
+            lambda signs: lesson.diagnose(signs._replace(trend=_OTHER_WAY[signs.trend])),
             "too high and too low are exchanged: a jump comes from too large steps, a flat curve from too small ones.",
         ),
         Mistake(
@@ -437,6 +439,11 @@ def _merged(d_out: int, d_in: int, r: int, times: float, noise: float) -> tuple[
     return before, before + times * (b @ a) + noise * draw(d_out, d_in), a, b
 
 
+def _drawn_merge(rng: random.Random) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    d_out, d_in = rng.sample(range(3, 9), 2)
+    return _merged(d_out, d_in, rng.randint(1, 3), rng.choice([0.5, 1, 2, 3, -1]), rng.choice([0.0, 0.3]))
+
+
 def _unsquared(before: Tensor, after: Tensor, A: Tensor, B: Tensor) -> float:
     return float(((after - before) * (B @ A)).sum() / (B @ A).norm())
 
@@ -445,9 +452,7 @@ exercise(
     "how_often",
     reference=lesson.how_often,
     cases=[_merged_case(2.0), _merged_case(1.0), _merged_case(4.0), _merged_case(0.0), _merged_case(2.0, noise=0.8)],
-    drawn=lambda rng: _merged(
-        *rng.sample(range(3, 9), 2), rng.randint(1, 3), rng.choice([0.5, 1, 2, 3, -1]), rng.choice([0, 0.3])
-    ),
+    drawn=_drawn_merge,
     mistakes=[
         Mistake(
             lambda before, after, A, B: float(round(lesson.how_often(before, after, A, B))),

@@ -256,11 +256,16 @@ def _pissa_case(d_out: int, d_in: int, r: int):
     return lambda: (torch.randn(r, d_in), torch.randn(d_out, r), torch.randn(r, d_in), torch.randn(d_out, r))
 
 
+def _drawn_pissa(rng: random.Random) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    d_out, d_in = rng.sample(range(2, 9), 2)
+    return _pissa_case(d_out, d_in, rng.randint(1, 3))()
+
+
 exercise(
     "pissa_difference",
     reference=lesson.pissa_difference,
     cases=[_pissa_case(5, 7, 2), _pissa_case(4, 3, 1)],
-    drawn=lambda rng: _pissa_case(*rng.sample(range(2, 9), 2), rng.randint(1, 3))(),
+    drawn=_drawn_pissa,
     compare=same_factors,
     mistakes=[
         Mistake(
@@ -602,15 +607,25 @@ def _preferences(n: int, beta: float):
     return lambda: (*(torch.randn(n, dtype=torch.float64) * size - 20 for size in (2, 2, 1, 1)), beta)
 
 
+def _hopeless() -> tuple[Tensor, Tensor, Tensor, Tensor, float]:
+    """A pair whose sigmoid is 0 in any dtype, and its logarithm not."""
+    chosen, *others = (torch.tensor([value], dtype=torch.float64) for value in (-2500.0, -20.0, -30.0, -25.0))
+    return chosen, *others, 0.5
+
+
 exercise(
     "dpo_loss",
     reference=lesson.dpo_loss,
-    cases=[_preferences(1, 0.5), _preferences(4, 0.1), _preferences(3, 1.0)],
+    cases=[_preferences(1, 0.5), _preferences(4, 0.1), _preferences(3, 1.0), _hopeless],
     drawn=lambda rng: _preferences(rng.randint(1, 6), rng.choice([0.05, 0.1, 0.3, 0.5]))(),
     test=same_gradients(
         lesson.dpo_loss, _preferences(4, 0.3), ("chosen", "rejected", "ref_chosen", "ref_rejected", "beta")
     ),
     mistakes=[
+        _of_lead(
+            lambda lead, beta: -torch.log(torch.sigmoid(beta * lead)).mean(),
+            "the sigmoid of a very negative lead is 0, and its logarithm -inf: F.logsigmoid does both at once.",
+        ),
         _of_lead(
             lambda lead, beta: 1 - torch.sigmoid(beta * lead).mean(),
             "that is 1 minus the probability: the loss is its negative logarithm, so that an unlikely one costs a lot.",

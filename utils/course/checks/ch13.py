@@ -33,7 +33,7 @@ def _drawn_prompts(rng: random.Random) -> tuple[list[str], int]:
         gap = rng.choice([" ", "  ", "\t", "\n"])
         return rng.choice(["", " "]) + gap.join(rng.choice([text, text.upper()]).split()) + rng.choice(["", "\n"])
 
-    texts = ["hi", "who are you", "whoareyou", "straße", "why not", "when", "where to", "what", "how so"]
+    texts = ["hi", "who are you", "whoareyou", "why not", "when", "where to", "what", "how so"]
     return [said(rng.choice(texts)) for _ in range(rng.randint(0, 14))], rng.randint(2, 5)
 
 
