@@ -1,13 +1,20 @@
-"""Chapter 8's exercises: a tensor's bytes, an adapter's size, merging with one rounding, what arrives, and 4 bits."""
+"""Chapter 8's exercises: a tensor's bytes, an adapter's size, merging with one rounding, what arrives, how far apart
+two models predict, and 4 bits.
+"""
 
 from __future__ import annotations
 
+import math
 import random
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from utils.course.checks.behaviour import numbers_within
+from utils.course.checks.compare import difference
+from utils.course.checks.describe import apart, dtype_name
 from utils.course.checks.references import ch08 as lesson
 from utils.course.checks.registry import Mistake, exercise
 from utils.quant.nf4 import dequantize, quantize
@@ -105,8 +112,28 @@ exercise(
             "that is lora_A alone; lora_B has r numbers for each output.",
         ),
         Mistake(
+            lambda shapes, r, each: each * sum(r * d_out for d_out, _ in shapes),
+            "only lora_B is counted; lora_A has r numbers for each input.",
+        ),
+        Mistake(
+            lambda shapes, r, each: each * sum(r * d_out + d_in for d_out, d_in in shapes),
+            "r multiplies d_out alone: lora_A has r rows as well, r * (d_out + d_in).",
+        ),
+        Mistake(
+            lambda shapes, r, each: each * sum(r * (d_out + d_in) + r * r for d_out, d_in in shapes),
+            "r * r too many for each layer: between lora_A and lora_B there is no third matrix.",
+        ),
+        Mistake(
+            lambda shapes, r, each: each * sum(r * (d_out + d_in) for d_out, d_in in shapes) / 1e6,
+            "that is in MB; return the bytes, a whole number.",
+        ),
+        Mistake(
             lambda shapes, r, each: each * sum(2 * r * d_in for _, d_in in shapes),
             "2 * r * in is right for square weights only: lora_B is (out, r).",
+        ),
+        Mistake(
+            lambda shapes, r, each: each * sum(2 * r * d_out for d_out, _ in shapes),
+            "2 * r * out is right for square weights only: lora_A is (r, in).",
         ),
         Mistake(
             lambda shapes, r, each: sum(r * (d_out + d_in) for d_out, d_in in shapes),
@@ -148,10 +175,15 @@ def _drawn_merge(rng: random.Random) -> tuple[Tensor, Tensor, Tensor, float]:
     return _merge_case(dtype, rows, columns, rng.choice([0.25, 0.5, 2.0, 4.0]))()
 
 
-def _same_bits(expected: Tensor, got: Tensor) -> bool:
-    if expected.dtype == torch.float32:  # where the order of sums may show
-        return got.dtype == torch.float32 and torch.allclose(expected, got, atol=1e-5)
-    return expected.dtype == got.dtype and torch.equal(expected, got)
+def _same_bits(expected: Tensor, got: Any) -> bool | str:
+    said = difference(expected, got)
+    if said or expected.dtype == torch.float32:  # where the order of sums may show
+        return said or True
+    wrong = int((expected != got).sum())
+    return not wrong or (
+        f"the weights are near the right ones, but {wrong} of {expected.numel()} are not the same to the bit: "
+        f"something is rounded before the end, or in another dtype than {dtype_name(expected)}."
+    )
 
 
 exercise(
@@ -179,6 +211,12 @@ exercise(
         Mistake(
             lambda weight, lora_A, lora_B, scaling: (weight.float() + scaling * (lora_B @ lora_A)).bfloat16(),
             "the result is bf16 whatever came in: a merged layer keeps the weight's own dtype.",
+        ),
+        Mistake(
+            lambda weight, lora_A, lora_B, scaling: (
+                (weight.float() + scaling * (lora_B @ lora_A)).bfloat16().to(weight.dtype)
+            ),
+            "the sum went through bf16 on its way: round to the weight's own dtype, and to no other.",
         ),
         Mistake(
             lambda weight, lora_A, lora_B, scaling: weight.copy_(weight.float() + scaling * (lora_B @ lora_A)),
@@ -233,8 +271,17 @@ def _drawn_arrival(rng: random.Random) -> tuple[Tensor, Tensor, torch.dtype]:
     return torch.randn(rows, columns), scale * torch.randn(rows, columns), dtype
 
 
+def _added(weight: Tensor, delta: Tensor, dtype: torch.dtype) -> Tensor:
+    before = weight.to(dtype).float()
+    return (before + delta).to(dtype).float() - before
+
+
 def _lost(before: Tensor, after: Tensor, delta: Tensor) -> float:
-    return float((after.float() - before.float() - delta).norm() / delta.norm())
+    return _lost_of(after.float() - before.float(), delta)
+
+
+def _lost_of(added: Tensor, delta: Tensor) -> float:
+    return float((added - delta).norm() / delta.norm())
 
 
 exercise(
@@ -266,6 +313,18 @@ exercise(
             "that is in percent: a share lies between 0 and about 1.",
         ),
         Mistake(
+            lambda weight, delta, dtype: _lost_of(
+                ((weight.to(dtype).float() + delta).to(dtype) - weight.to(dtype)).float(), delta
+            ),
+            "after - before was rounded to dtype once more: subtract in float32, after.float() - before.float().",
+        ),
+        Mistake(
+            lambda weight, delta, dtype: float(
+                (_added(weight, delta, dtype) - delta).norm() / _added(weight, delta, dtype).norm()
+            ),
+            "you divided by the size of what arrived: divide by that of delta, which should have arrived.",
+        ),
+        Mistake(
             lambda weight, delta, dtype: lesson.lost_in_rounding(weight, delta, torch.bfloat16),
             "bf16 is written into your function: round to the dtype that is given.",
         ),
@@ -292,6 +351,26 @@ exercise(
             "divide by delta.norm(): an error means little until you know the size of what it spoils.",
         ),
         Mistake(
+            lambda weight, delta, dtype: (
+                lesson.lost_in_rounding(weight, delta, dtype) * float(delta.norm() / weight.to(dtype).float().norm())
+            ),
+            "you divided by the weight's size: the error may be small beside the weight and eat all of the update.",
+        ),
+        Mistake(
+            lambda weight, delta, dtype: float(1 - _added(weight, delta, dtype).norm() / delta.norm()),
+            "you compared two sizes. What arrived may be as large as delta and point elsewhere: subtract first, then "
+            "take the norm.",
+        ),
+        Mistake(
+            lambda weight, delta, dtype: float((_added(weight, delta, dtype) / delta - 1).abs().mean()),
+            "that is the mean of each entry's own relative error, in which the smallest entries count most. Take the "
+            "norms of the whole matrices.",
+        ),
+        Mistake(
+            lambda weight, delta, dtype: float((_added(weight, delta, dtype) == 0).float().mean()),
+            "that is the share of weights that did not move; the others have lost something as well.",
+        ),
+        Mistake(
             lambda weight, delta, dtype: 0.0,
             "you got zero: was the sum rounded at all? Both steps need .to(dtype); the difference is taken in float32.",
         ),
@@ -302,6 +381,149 @@ exercise(
         "What arrived is after - before, in float32. Its difference from delta is what was lost.",
     ],
     why="What counts is what the stored weight moved by, against what it should have moved by.",
+    points=2,
+)
+
+# ------------------------------------------------------------------------------ how far apart two models predict
+
+
+def _two_models(places: int, vocabulary: int, apart: float, size: float = 3.0):
+    """Logits of a model, and of one that has noise on them and another shift at each place."""
+
+    def make() -> tuple[Tensor, Tensor]:
+        logits = size * torch.randn(places, vocabulary)
+        return logits, logits + apart * torch.randn(places, vocabulary) + torch.randn(places, 1)
+
+    return make
+
+
+def _sure(places: int, vocabulary: int) -> tuple[Tensor, Tensor]:
+    """One token has all of the probability in each row: others are at 0 to the last digit, and never exactly."""
+    best = torch.randint(vocabulary, (places,))
+    return 300.0 * F.one_hot(best, vocabulary), torch.randn(places, vocabulary)
+
+
+def _drawn_models(rng: random.Random) -> tuple[Tensor, Tensor]:
+    places, vocabulary = rng.sample(range(1, 12), 2)
+    if rng.random() < 0.2:
+        return _sure(places, vocabulary + 1)
+    return _two_models(places, vocabulary + 1, rng.choice([3.0, 1.0, 0.3, 1e-3, 1e-4]), rng.choice([0.5, 2.0, 6.0]))()
+
+
+def _kl(reference: Tensor, logits: Tensor) -> Tensor:
+    """The terms of the sum, (places, vocabulary)."""
+    p, q = (one.double().log_softmax(dim=-1) for one in (reference, logits))
+    return p.exp() * (p - q)
+
+
+def _same_divergence(expected: float, got: Any) -> bool | str:
+    if not isinstance(got, float) or math.isclose(expected, got, rel_tol=1e-6, abs_tol=1e-14):
+        return difference(expected, got) or True
+    if abs(expected - got) < 1e-5 * (1 + expected):
+        return (
+            "expected {}, got {}: near, and not near enough. Between models this close the last digits count, so "
+            "compute in float64 from the first step on, and round or smooth nothing.".format(*apart(expected, got))
+        )
+    return difference(expected, got) or True
+
+
+exercise(
+    "divergence",
+    reference=lesson.divergence,
+    cases=[_two_models(4, 6, 1.0), _two_models(1, 9, 0.5), _two_models(7, 5, 1e-3)],
+    drawn=_drawn_models,
+    compare=_same_divergence,
+    mistakes=[
+        Mistake(
+            lambda reference, logits: _kl(logits, reference).sum(-1).mean().item(),
+            "that is the divergence from the other model: the weights p belong to the reference.",
+        ),
+        Mistake(
+            lambda reference, logits: _kl(reference, logits).sum().item(),
+            "that is the sum over all places, which grows with the text: take the mean over the places.",
+        ),
+        Mistake(
+            lambda reference, logits: _kl(reference, logits).mean().item(),
+            "the mean goes over places and vocabulary. At each place it is a sum over the vocabulary: sum, then mean.",
+        ),
+        Mistake(
+            lambda reference, logits: (_kl(reference, logits).sum(-1).mean() / math.log(2)).item(),
+            "that is in bits, with the logarithm to base 2. A nat is the natural logarithm's.",
+        ),
+        Mistake(
+            lambda reference, logits: -_kl(reference, logits).sum(-1).mean().item(),
+            "the sign is wrong: a divergence is never negative. It is log p - log q.",
+        ),
+        Mistake(
+            lambda reference, logits: (
+                (reference.double().softmax(-1) * (reference.double() - logits.double())).sum(-1).mean().item()
+            ),
+            "the logits themselves are no logarithms of probabilities: they lack the softmax's denominator, so that a "
+            "shift of all logits counts as a change.",
+        ),
+        Mistake(
+            lambda reference, logits: (
+                -(reference.double().softmax(-1) * logits.double().log_softmax(-1)).sum(-1).mean().item()
+            ),
+            "that is the cross-entropy. It isn't 0 for equal models: take the reference's own entropy off, "
+            "p * (log p - log q).",
+        ),
+        Mistake(
+            lambda reference, logits: _kl(reference.T, logits.T).sum(-1).mean().item(),
+            "your softmax goes over the places: each place, a row, has a distribution of its own.",
+        ),
+        Mistake(
+            lambda reference, logits: (
+                (reference.double().log_softmax(-1) - logits.double().log_softmax(-1)).sum(-1).mean().item()
+            ),
+            "every token counts alike, the ones among them that nobody would draw: weight them with p.",
+        ),
+        Mistake(
+            lambda reference, logits: (
+                (reference.double().softmax(-1) - logits.double().softmax(-1)).abs().sum(-1).mean().item() / 2
+            ),
+            "that is the total variation distance, half the sum of |p - q|: another measure, without logarithms.",
+        ),
+        Mistake(
+            lambda reference, logits: (_kl(reference, logits) + _kl(logits, reference)).sum(-1).mean().item() / 2,
+            "that is the mean of both directions; the one from the reference is asked for.",
+        ),
+        Mistake(
+            lambda reference, logits: _kl(reference, logits).sum(-1).max().item(),
+            "that is the place where the two are farthest apart; take the mean over the places.",
+        ),
+        Mistake(
+            lambda reference, logits: _kl(reference.flatten(), logits.flatten()).sum().item(),
+            "your softmax goes over all places at once: each place, a row, has a distribution of its own.",
+        ),
+        Mistake(
+            lambda reference, logits: (
+                (reference.double().softmax(-1) * (reference.double().log_softmax(-1) - logits.double().softmax(-1)))
+                .sum(-1)
+                .mean()
+                .item()
+            ),
+            "a logarithm is missing: q itself stands where log q belongs. (F.kl_div's first argument is log q.)",
+        ),
+        Mistake(
+            lambda reference, logits: (
+                (reference.double().softmax(-1) * (reference.double().log_softmax(-1) - logits.double()))
+                .sum(-1)
+                .mean()
+                .item()
+            ),
+            "log q is missing its denominator: the raw logits stand there. (F.kl_div makes no softmax itself.)",
+        ),
+        Mistake(
+            lambda reference, logits: _kl(reference.float(), logits.float()).sum(-1).tolist(),
+            "that is one number for each place: take the mean of them.",
+        ),
+    ],
+    hints=[
+        "log_softmax(dim=-1) of .double() gives log p, and .exp() of it p.",
+        "p * (log p - log q): sum over the vocabulary, dim=-1, then the mean over the places.",
+    ],
+    why="A shift of all logits leaves log_softmax as it is, so it isn't counted; p weights a token as it is drawn.",
     points=2,
 )
 
@@ -353,12 +575,24 @@ exercise(
             "the scales are float32 again: the base has them in 8 bits, double=True.",
         ),
         Mistake(
+            lambda restored, delta: _in_four_bits(restored) + delta,
+            "the base was quantized and the sum was not: what a 4-bit layer stores is the quantized sum.",
+        ),
+        Mistake(
             lambda restored, delta: restored + _in_four_bits(delta),
             "you quantized the correction alone. There is one weight, and the sum is what it has to store.",
         ),
         Mistake(
-            lambda restored, delta: _in_four_bits(_in_four_bits(restored) - delta),
+            lambda restored, delta: _in_four_bits(restored - delta),
             "the correction was taken away, not added.",
+        ),
+        Mistake(
+            lambda restored, delta: _in_four_bits(restored + _in_four_bits(delta)),
+            "the update was quantized before the sum: it is added as it is, and the sum alone is quantized.",
+        ),
+        Mistake(
+            lambda restored, delta: _in_four_bits((restored + delta).T.contiguous()).T,
+            "you quantized the transpose, so the blocks hold other weights: a layer's blocks run along its rows.",
         ),
     ],
     hints=[

@@ -30,6 +30,13 @@ def lost_in_rounding(weight, delta, dtype):
     return ((added - delta).norm() / delta.norm()).item()
 
 
+# -------- divergence
+def divergence(reference, logits):
+    p = reference.double().log_softmax(dim=-1)
+    q = logits.double().log_softmax(dim=-1)
+    return (p.exp() * (p - q)).sum(dim=-1).mean().item()
+
+
 # -------- merge_four_bit
 from utils.quant import dequantize, quantize
 
