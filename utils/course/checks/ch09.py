@@ -20,10 +20,10 @@ exercise(
     "bytes_to_serve",
     reference=lesson.bytes_to_serve,
     cases=[(1000, [10, 20]), (500, [7]), (4000, [100, 100, 300])],
-    drawn=lambda rng: (rng.randint(100, 10**10), [rng.randint(1, 10**8) for _ in range(rng.randint(0, 6))]),
+    drawn=lambda rng: (rng.randint(100, 10**10), rng.choices([17, 999, 2 * 10**6, 10**8], k=rng.randint(1, 6))),
     mistakes=[
         Mistake(
-            lambda base, adapters: (base + len(adapters) * (adapters[0] if adapters else 0), len(adapters) * base),
+            lambda base, adapters: (base + len(adapters) * adapters[0], len(adapters) * base),
             "the first adapter's size was taken for all: they may differ, so add them up.",
         ),
         Mistake(
@@ -33,6 +33,10 @@ exercise(
         Mistake(
             lambda base, adapters: (base + sum(adapters), len(set(adapters)) * base),
             "adapters of the same size are different adapters: each has a copy of its own.",
+        ),
+        Mistake(
+            lambda base, adapters: (base + sum(set(adapters)), len(adapters) * base),
+            "adapters of one size were counted once: each has its own bytes.",
         ),
         Mistake(
             lambda base, adapters: (sum(adapters), len(adapters) * base),
@@ -78,8 +82,10 @@ def _drawn_gather(rng: random.Random) -> tuple[Tensor, Tensor, Tensor, Tensor, T
     adapters, length, d_in, r, d_out = rng.sample(range(1, 9), 5)
     index = torch.tensor(rng.choices(range(adapters), k=rng.randint(1, 6)))
     scaling = torch.tensor([rng.choice([0.5, 1.5, 2.0, 3.0]) for _ in range(adapters)])
-    x, A, B = torch.randn(len(index), length, d_in), torch.randn(adapters, r, d_in), torch.randn(adapters, d_out, r)
-    return x, A, B, scaling, index
+    shapes = (len(index), length, d_in), (adapters, r, d_in), (adapters, d_out, r)
+    dtype = rng.choice([torch.float32, torch.float32, torch.float64])
+    x, A, B = (torch.randn(shape, dtype=dtype) for shape in shapes)
+    return x, A, B, scaling.to(dtype), index
 
 
 exercise(
@@ -124,6 +130,28 @@ exercise(
                 lesson.gathered(x, A, B, scaling, torch.full_like(index, i)) for i in range(len(A))
             ),
             "every row got the sum of all adapters; it wants one of them.",
+        ),
+        Mistake(
+            lambda x, A, B, scaling, index: lesson.gathered(x, A, B, scaling, index.sort().values),
+            "the adapters were sorted, and the rows were not: row i wants adapter index[i], in the order of the rows.",
+        ),
+        Mistake(
+            lambda x, A, B, scaling, index: lesson.gathered(x, A, B, scaling.mean().expand(len(scaling)), index),
+            "all rows got the mean of the scalings: scaling[index] has each row's own.",
+        ),
+        Mistake(
+            lambda x, A, B, scaling, index: lesson.gathered(
+                x, A.reshape(len(A), -1, A.shape[1]).mT, B.reshape(len(B), -1, B.shape[1]).mT, scaling, index
+            ),
+            "reshape and view keep the order of the numbers; a transpose, .mT or .transpose(1, 2), exchanges rows and "
+            "columns.",
+        ),
+        Mistake(
+            lambda x, A, B, scaling, index: (
+                scaling.repeat(len(index))[: len(index), None, None]
+                * lesson.gathered(x, A, B, torch.ones_like(scaling), index)
+            ),
+            "the scalings were taken in their own order: scaling[index] puts them in the order of the rows.",
         ),
         Mistake(
             lambda x, A, B, scaling, index: lesson.gathered(x, A, B, scaling, index.flip(0)),
@@ -183,6 +211,14 @@ exercise(
         Mistake(
             lambda A, B, r: (F.pad(A, (0, 0, 0, r - len(A))) * r / len(A), F.pad(B, (0, r - len(A)))),
             "the factors are scaled. Zeros change nothing, so there is nothing to make up for.",
+        ),
+        Mistake(
+            lambda A, B, r: (F.pad(A, (0, 0, 0, r - len(A))), F.pad(B, (0, r - len(A))) * len(A) / r),
+            "B was made smaller, by the old rank over the new. Zeros change nothing, so nothing is to be made up for.",
+        ),
+        Mistake(
+            lambda A, B, r: (A[torch.arange(r) % len(A)], B[:, torch.arange(r) % len(A)]),
+            "rows and columns were repeated, so that they count twice in the product: what is added has to be zero.",
         ),
         Mistake(
             lambda A, B, r: (F.pad(A, (0, 0, 0, r)), F.pad(B, (0, r))),
@@ -252,6 +288,20 @@ exercise(
             "weight and scaling are in A and in B, so that they count twice: put them on one side only.",
         ),
         Mistake(
+            lambda first, second, w1, w2: lesson.cat_adapters(first, second, w1 * w1, w2 * w2),
+            "the weights count twice, in A and in B: put them on one side only.",
+        ),
+        Mistake(
+            lambda first, second, w1, w2: lesson.cat_adapters(
+                (*first[:2], first[2] ** 2), (*second[:2], second[2] ** 2), w1, w2
+            ),
+            "the scalings count twice, in A and in B: put them on one side only.",
+        ),
+        Mistake(
+            lambda first, second, w1, w2: w1 * first[2] * first[1] @ first[0] + w2 * second[2] * second[1] @ second[0],
+            "that is the update itself, the product: return its two factors, A and B.",
+        ),
+        Mistake(
             lambda first, second, w1, w2: lesson.cat_adapters(first, second, w2, w1),
             "the weights are exchanged.",
         ),
@@ -306,6 +356,22 @@ exercise(
         Mistake(
             lambda first, second, w1, w2: math.sqrt(w1 * w2) * first[1] @ second[0],
             "one of the two is missing: there is B1 @ A2, and there is B2 @ A1.",
+        ),
+        Mistake(
+            lambda first, second, w1, w2: 2 * math.sqrt(w1 * w2) * first[1] @ second[0],
+            "B1 @ A2 was taken twice: B2 @ A1 is another matrix.",
+        ),
+        Mistake(
+            lambda first, second, w1, w2: math.sqrt(w1) * first[1] @ second[0] + math.sqrt(w2) * second[1] @ first[0],
+            "each cross term lacks a root: its B brings one and its A brings the other.",
+        ),
+        Mistake(
+            lambda first, second, w1, w2: (
+                lesson.cross_terms(first, second, w1, w2)
+                + (w1 - 1) * first[1] @ first[0]
+                + (w2 - 1) * second[1] @ second[0]
+            ),
+            "you took off B1 @ A1 + B2 @ A2 without the weights: the sum that linear should give has them.",
         ),
         Mistake(
             lambda first, second, w1, w2: lesson.cross_terms(first, second, 1, 1),
@@ -369,6 +435,14 @@ exercise(
         Mistake(
             lambda s, rank: float((s[:rank].square().sum() / s.square().sum()).sqrt()),
             "that is the part which is kept; asked for is what is lost.",
+        ),
+        Mistake(
+            lambda s, rank: float(1 - s[:rank].norm() / s.norm()),
+            "1 minus the share of the norm that is kept isn't the share that is lost: squares add up, norms don't.",
+        ),
+        Mistake(
+            lambda s, rank: float(s[len(s) - rank :].norm() / s.norm()),
+            "those are the last `rank` values: what is lost begins behind the first `rank`, s[rank:].",
         ),
         Mistake(
             lambda s, rank: float(s[rank:].square().sum() / s.square().sum()),
@@ -440,6 +514,19 @@ exercise(
             "you divided by how many are not zero: divide by how many agree.",
         ),
         Mistake(
+            lambda stacked: torch.div(
+                (stacked * ((stacked >= 0) == (stacked.sum(0) >= 0))).sum(0),
+                ((stacked >= 0) == (stacked.sum(0) >= 0)).sum(0).clamp(min=1),
+            ),
+            "a zero counts as plus and thins out the mean: an entry that trimming set to zero agrees with nobody.",
+        ),
+        Mistake(
+            lambda stacked: torch.div(
+                _agreeing(stacked, stacked)[0], (stacked.sign() == torch.where(stacked.sum(0) >= 0, 1, -1)).sum(0)
+            ),
+            "where no entry has the elected sign you divide 0 by 0, which is nan: clamp the count to 1.",
+        ),
+        Mistake(
             lambda stacked: stacked.mean(0),
             "that is the mean of all. First elect a sign, and leave out whoever has the other one.",
         ),
@@ -460,7 +547,8 @@ exercise(
                 (stacked * (stacked.sign() == stacked.sum(0).sign())).sum(0)
                 / (stacked.sign() == stacked.sum(0).sign()).sum(0)
             ),
-            "where nobody agrees you divide zero by zero, and a tie (1 and -1) elects plus: clamp the count to 1.",
+            "two things go wrong: at a tie the sum's sign is 0, and plus should be elected; where nobody agrees you "
+            "divide 0 by 0.",
         ),
     ],
     hints=[

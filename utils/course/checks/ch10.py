@@ -17,6 +17,15 @@ def _rows(*rows: list[float]):
     return torch.tensor(rows)
 
 
+def _drawn_batch(rng: random.Random) -> tuple[Tensor, float]:
+    """Some logits are so large that e to their power isn't a number any more, some are -inf, as a cut leaves them."""
+    size, dtype = rng.choice([3.0, 3.0, 300.0]), rng.choice([torch.float32, torch.float32, torch.float64])
+    logits = size * torch.randn(rng.randint(1, 5), rng.randint(6, 9), dtype=dtype)
+    if rng.random() < 0.3:
+        logits[:, 1:3] = -float("inf")
+    return logits, rng.choice([0.1, 0.7, 1.0, 1.5, 5.0])
+
+
 exercise(
     "soften",
     reference=lesson.soften,
@@ -26,18 +35,12 @@ exercise(
         (_rows([0.3, 0.1, 4.0]), 1.3),
         (_rows([100.0, 99.0, 0.0]), 0.5),
     ],
-    drawn=lambda rng: (3 * torch.randn(rng.randint(1, 5), rng.randint(6, 9)), rng.choice([0.1, 0.7, 1.0, 1.5, 5.0])),
+    drawn=_drawn_batch,
     new_result=True,
     mistakes=[
         Mistake(
             lambda logits, temperature: torch.log_softmax(logits / temperature, dim=-1),
             "those are logarithms of probabilities, all below 0: softmax, not log_softmax.",
-        ),
-        Mistake(
-            lambda logits, temperature: (
-                (logits / temperature).exp() / (logits / temperature).exp().sum(-1, keepdim=True)
-            ),
-            "e to the power of a large logit is inf, and inf / inf is nan: torch.softmax takes the largest away first.",
         ),
         Mistake(
             lambda logits, temperature: (logits / temperature).exp(),
@@ -46,6 +49,17 @@ exercise(
         Mistake(
             lambda logits, temperature: torch.softmax((logits / temperature).flatten(), dim=0).view_as(logits),
             "one distribution over all rows: each row is one of its own, and adds up to 1.",
+        ),
+        Mistake(
+            lambda logits, temperature: (
+                (logits / temperature).exp() / (logits / temperature).exp().sum(-1, keepdim=True)
+            ),
+            "for a large logit exp is infinite, and infinity by infinity nan: take the row's largest logit off first, "
+            "or let torch.softmax do it.",
+        ),
+        Mistake(
+            lambda logits, temperature: torch.softmax(logits, dim=-1) ** (1 / temperature),
+            "the power is right, but the rows don't add up to 1 any more: divide by their sums.",
         ),
         Mistake(
             lambda logits, temperature: torch.softmax(logits.div_(temperature), dim=-1),
@@ -105,6 +119,10 @@ def _cut(logits: Tensor, p: float, gone_after) -> Tensor:
     return logits.masked_fill(torch.zeros_like(gone).scatter(0, order, gone), _NEVER)
 
 
+def _falling(logits: Tensor) -> Tensor:
+    return logits.sort(descending=True).values.softmax(dim=-1)
+
+
 def _unsorted(logits: Tensor, p: float) -> Tensor:
     probabilities = logits.softmax(dim=-1)
     return logits.masked_fill(probabilities.cumsum(dim=-1) - probabilities >= p, _NEVER)
@@ -152,6 +170,21 @@ exercise(
             lambda logits, p: _short(logits, p, keep_top=False),
             "where the first token alone passes p you keep none at all, and nothing is left to draw.",
         ),
+        Mistake(
+            lambda logits, p: _cut(logits, p, lambda before: before + _falling(logits) > p),
+            "the token with which the sum passes p was cut, and the set stays below p: a token goes if the sum of "
+            "those *before* it is p or more.",
+        ),
+        Mistake(
+            lambda logits, p: logits.masked_fill(
+                (_falling(logits).cumsum(-1) - _falling(logits) >= p)[logits.sort(descending=True).indices], _NEVER
+            ),
+            "gone[order] goes the wrong way: the mask is in sorted order, and scatter brings it to the tokens' places.",
+        ),
+        Mistake(
+            lambda logits, p: lesson.nucleus(logits, p).clamp(min=-1e9),
+            "a large negative number is no -inf: a token outside of the nucleus can't be drawn at all.",
+        ),
         Mistake(_unsorted, "you added the probabilities up in the order of the vocabulary: sort them first, falling."),
         Mistake(
             lambda logits, p: logits.masked_fill(logits.softmax(dim=-1) < 1 - p, _NEVER),
@@ -187,7 +220,7 @@ def _changed(logits: Tensor, seen: list[int], change) -> Tensor:
 def _drawn_seen(rng: random.Random) -> tuple[Tensor, list[int], float]:
     size = rng.randint(2, 9)
     logits = 3 * torch.randn(size) * (torch.rand(size) < 0.8)
-    return logits, rng.choices(range(size), k=rng.randint(0, 6)), rng.choice([0.8, 1.0, 1.1, 1.5, 3.0])
+    return logits, rng.choices(range(size), k=rng.randint(0, 6)), rng.choice([0.5, 1.0, 1.1, 1.5, 3.0])
 
 
 exercise(
@@ -231,6 +264,10 @@ exercise(
         Mistake(
             lambda logits, seen, penalty: _changed(logits, seen, lambda x: x - penalty),
             "subtracting is another penalty (OpenAI's presence penalty). This one divides or multiplies.",
+        ),
+        Mistake(
+            lambda logits, seen, penalty: _changed(logits, seen, lambda x: torch.minimum(x * penalty, x / penalty)),
+            "the smaller of both is right for a penalty above 1 only: one below 1 makes a seen token more probable.",
         ),
         Mistake(
             lambda logits, seen, penalty: torch.where(logits < 0, logits * penalty, logits / penalty),
@@ -298,6 +335,25 @@ exercise(
             "the output is right, but you return the old past: the next step would miss this token.",
         ),
         Mistake(
+            lambda q, k, v, past_k, past_v: lesson.cached_step(
+                q * (q.shape[-1] / (len(past_k) + 1)) ** 0.5, k, v, past_k, past_v
+            ),
+            "you divided by the root of the number of tokens: it is that of a key's size, q.shape[-1].",
+        ),
+        Mistake(
+            lambda q, k, v, past_k, past_v: lesson.cached_step(q / q.shape[-1] ** 0.5, k, v, past_k, past_v),
+            "the scores were divided by the size of a key: by its square root.",
+        ),
+        Mistake(
+            lambda q, k, v, past_k, past_v: (
+                torch.cat([past_v, v])[:1].clone(),
+                torch.cat([past_k, k]),
+                torch.cat([past_v, v]),
+            ),
+            "a causal mask let the new token see the first one alone, as if it stood there itself. It is the last: "
+            "leave the mask out.",
+        ),
+        Mistake(
             lambda q, k, v, past_k, past_v: lesson.cached_step(q, past_k, past_v, k, v),
             "you put the new token before the old ones: the cache keeps the order of the text.",
         ),
@@ -339,6 +395,12 @@ def _filled_in_place(rows: list[list[int]], pad_id: int) -> tuple[list[list[int]
     return rows, mask
 
 
+def _to_length(rows: list[list[int]], pad_id: int, length: int) -> tuple[list[list[int]], list[list[int]]]:
+    gaps = [max(length - len(row), 0) for row in rows]
+    ids = [[pad_id] * gap + row for gap, row in zip(gaps, rows, strict=True)]
+    return ids, [[0] * gap + [1] * len(row) for gap, row in zip(gaps, rows, strict=True)]
+
+
 exercise(
     "pad_left",
     reference=lesson.pad_left,
@@ -366,6 +428,10 @@ exercise(
         Mistake(
             _filled_in_place,
             "your function changes its input: the rows themselves were filled up. Make new lists.",
+        ),
+        Mistake(
+            lambda rows, pad_id: _to_length(rows, pad_id, len(max(rows))),
+            "max(rows) is the row with the largest ids, and not the longest: max(len(row) for row in rows).",
         ),
         Mistake(_pad_right, "that is padding on the right: the answer would follow the padding, not the prompt."),
         Mistake(
@@ -406,7 +472,7 @@ exercise(
 
 
 def _drawn_output(rng: random.Random) -> tuple[list[int], int, int]:
-    eos_id = rng.choice([1, 1, 2])
+    eos_id = rng.choice([0, 1, 1, 2])
     output = rng.choices([0, 1, 2, 5, 6, 7, 8], k=rng.randint(1, 9))
     padding = [rng.choice([0, eos_id])] * rng.randint(0, 3)
     return output + padding, rng.randint(0, len(output)), eos_id
@@ -448,25 +514,25 @@ exercise(
             lambda output, prompt_length, eos_id: (
                 output[: output.index(eos_id)][prompt_length:] if eos_id in output else output[prompt_length:]
             ),
-            "a prompt may hold an end mark too (the end of an earlier turn): take the prompt off first, then look.",
+            "a prompt may hold an EOS token too (the end of an earlier turn): take the prompt off first, then look.",
         ),
         Mistake(
             lambda output, prompt_length, eos_id: output[prompt_length:],
-            "the end mark and the padding behind it are still there.",
+            "the EOS token and the padding behind it are still there.",
         ),
         Mistake(
             lambda output, prompt_length, eos_id: (
                 lesson.answer_ids(output, prompt_length, eos_id) + [eos_id] * (eos_id in output[prompt_length:])
             ),
-            "the end mark itself is no part of the answer.",
+            "the EOS token itself is no part of the answer.",
         ),
         Mistake(
             lambda output, prompt_length, eos_id: output[prompt_length : output.index(eos_id, prompt_length)],
-            "an answer that was cut off by max_new_tokens has no end mark, and index() then raises an error.",
+            "an answer that was cut off by max_new_tokens has no EOS token, and index() then raises an error.",
         ),
         Mistake(
             lambda output, prompt_length, eos_id: [i for i in output[prompt_length:] if i != eos_id],
-            "you took the end mark out, and left what stands behind it: that is padding.",
+            "you took the EOS token out, and left what stands behind it: that is padding.",
         ),
         Mistake(
             lambda output, prompt_length, eos_id: lesson.answer_ids(output, 0, eos_id),
