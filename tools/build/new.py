@@ -82,8 +82,8 @@ CHECKS = '''\
 
 from __future__ import annotations
 
-from {package}.registry import Mistake, exercise
 from {package}.references import ch{number:02d} as lesson
+from {package}.registry import Mistake, exercise
 
 exercise(
     "{name}",

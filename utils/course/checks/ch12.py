@@ -610,7 +610,7 @@ def _preferences(n: int, beta: float):
 def _hopeless() -> tuple[Tensor, Tensor, Tensor, Tensor, float]:
     """A pair whose sigmoid is 0 in any dtype, and its logarithm not."""
     chosen, *others = (torch.tensor([value], dtype=torch.float64) for value in (-2500.0, -20.0, -30.0, -25.0))
-    return chosen, *others, 0.5
+    return chosen, *others, 0.5  # pyright: ignore[reportReturnType]
 
 
 exercise(
