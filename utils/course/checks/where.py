@@ -94,6 +94,7 @@ _NUMBER = (
     ("{} is positive", lambda x: x > 0),
     ("{} is less than 1", lambda x: 0 <= x < 1),
     ("{} is not a whole number", lambda x: x != int(x)),
+    ("{} is a whole number", lambda x: x == int(x)),
     ("{} is odd", lambda x: x % 2 == 1),
     ("{} is even", lambda x: x % 2 == 0),
 )
