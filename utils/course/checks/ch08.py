@@ -416,6 +416,11 @@ def _kl(reference: Tensor, logits: Tensor) -> Tensor:
     return p.exp() * (p - q)
 
 
+def _sure_models() -> tuple[Tensor, Tensor]:
+    """Two models that are so sure that the other tokens' probabilities are 0 in any dtype, and their logarithms not."""
+    return torch.tensor([[900.0, 0.0, 1.0]]), torch.tensor([[800.0, 1.0, 0.0]])
+
+
 def _same_divergence(expected: float, got: Any) -> bool | str:
     if not isinstance(got, float) or math.isclose(expected, got, rel_tol=1e-6, abs_tol=1e-14):
         return difference(expected, got) or True
@@ -430,7 +435,7 @@ def _same_divergence(expected: float, got: Any) -> bool | str:
 exercise(
     "divergence",
     reference=lesson.divergence,
-    cases=[_two_models(4, 6, 1.0), _two_models(1, 9, 0.5), _two_models(7, 5, 1e-3)],
+    cases=[_two_models(4, 6, 1.0), _two_models(1, 9, 0.5), _two_models(7, 5, 1e-3), _sure_models],
     drawn=_drawn_models,
     compare=_same_divergence,
     mistakes=[

@@ -176,7 +176,7 @@ def _factors(r: int, d_in: int = 6, d_out: int = 5) -> tuple[Tensor, Tensor]:
 
 def _drawn_padding(rng: random.Random) -> tuple[Tensor, Tensor, int]:
     r, d_in, d_out = rng.sample(range(1, 8), 3)
-    dtype = rng.choice([torch.float32, torch.float32, torch.float64])
+    dtype = rng.choice([torch.float32, torch.float64, torch.bfloat16])
     A, B = _factors(r, d_in, d_out)
     return A.to(dtype), B.to(dtype), r + rng.randint(0, 5)
 
@@ -184,7 +184,12 @@ def _drawn_padding(rng: random.Random) -> tuple[Tensor, Tensor, int]:
 exercise(
     "pad_rank",
     reference=lesson.pad_rank,
-    cases=[lambda: (*_factors(2), 4), lambda: (*_factors(1, 3, 4), 8), lambda: (*_factors(3), 3)],
+    cases=[
+        lambda: (*_factors(2), 4),
+        lambda: (*_factors(1, 3, 4), 8),
+        lambda: (*_factors(3), 3),
+        lambda: (*_factors(3, 5, 3), 5),
+    ],
     drawn=_drawn_padding,
     compare=same_factors,
     mistakes=[
