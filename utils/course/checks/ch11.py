@@ -426,11 +426,7 @@ exercise(
 
 def _merged_case(times: float, noise: float = 0.0):
     """`noise`: what else befell the weight, such as rounding to few bits."""
-
-    def make():
-        return _merged(6, 8, 2, times, noise)
-
-    return make
+    return lambda: _merged(6, 8, 2, times, noise)
 
 
 def _merged(d_out: int, d_in: int, r: int, times: float, noise: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:

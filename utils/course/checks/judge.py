@@ -30,7 +30,7 @@ from utils.course.checks.compare import difference, expected_got
 from utils.course.checks.describe import brief, is_learners, number, raised_text
 from utils.course.checks.recognise import recognised
 from utils.course.checks.registry import Exercise, Mistake, Wrong
-from utils.course.checks.tried import parameters
+from utils.course.checks.tried import named, parameters
 from utils.course.progress import NOT_RIGHT, NOT_SOLVED, PASSED
 
 # How :mod:`utils.course.checks.compare` begins where a value is right and its kind, shape or dtype isn't.
@@ -156,7 +156,7 @@ def _judge_side_effects(found: Exercise, expected: Sequence[Outcome], got: Seque
         said = ""
         place = changed_argument(want.after, have.after)
         if place is not None:
-            name = f"`{names[place]}`" if place < len(names) else f"argument {place + 1}"
+            name = named(names, place)
             ours = changed_argument(arguments_of(found.cases[index]), want.after) is None
             said = (
                 f"the result is right, but your function changes its input: {name} is another after the call, and "
@@ -167,14 +167,16 @@ def _judge_side_effects(found: Exercise, expected: Sequence[Outcome], got: Seque
         elif found.new_result and any(h > w for w, h in zip(want.shares, have.shares, strict=False)):
             said = "the values are right, but your result is the argument itself, or shares its memory: make a new one."
         if said:
-            alike = [m for m in found.mistakes if m.message and _behaves_alike(found, m, got, effects=True)]
-            return Result(NOT_RIGHT, alike[0].message or said, alike[0], True) if alike else _effect(found, said, got)
+            return _side_effect(found, said, got)
     return None
 
 
-def _effect(found: Exercise, said: str, got: Sequence[Outcome]) -> Result:
-    """A side effect in the engine's own words; a mistake may be listed that expects them."""
-    expected = [m for m in found.mistakes if m.expect and m.expect in said and _behaves_alike(found, m, got, True)]
+def _side_effect(found: Exercise, said: str, got: Sequence[Outcome]) -> Result:
+    """A side effect, in a listed mistake's words, or in the engine's own, which a mistake may be listed to expect."""
+    alike = [mistake for mistake in found.mistakes if _behaves_alike(found, mistake, got, effects=True)]
+    if spoken := [mistake for mistake in alike if mistake.message]:
+        return Result(NOT_RIGHT, spoken[0].message or said, spoken[0], True)
+    expected = [mistake for mistake in alike if mistake.expect and mistake.expect in said]
     return Result(NOT_RIGHT, said, expected[0] if len(expected) == 1 else None, True)
 
 
