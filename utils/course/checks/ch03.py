@@ -329,7 +329,8 @@ def _plain_tensors(self: _Answer) -> None:
 def _linear_layers(self: _Answer) -> None:
     (r, d_in), d_out = self.lora_A.shape, len(self.lora_B)
     del self.lora_A, self.lora_B
-    self.lora_A, self.lora_B = nn.Linear(d_in, r, bias=False), nn.Linear(r, d_out, bias=False)
+    self.add_module("lora_A", nn.Linear(d_in, r, bias=False))
+    self.add_module("lora_B", nn.Linear(r, d_out, bias=False))
 
 
 def _renamed(self: _Answer) -> None:
