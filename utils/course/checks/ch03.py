@@ -579,6 +579,10 @@ exercise(
             "you shifted the labels; transformers' models shift them themselves, so label i belongs to token i.",
         ),
         Mistake(
+            lambda prompt, answer: [IGNORED] * (len(prompt) - 1) + answer + [IGNORED],
+            "the answer's labels begin one place too early; transformers' models shift them themselves.",
+        ),
+        Mistake(
             lambda prompt, answer: [IGNORED, *([IGNORED] * len(prompt) + answer)[:-1]],
             "you shifted the labels to the right; transformers' models shift them themselves: label i is token i's.",
         ),

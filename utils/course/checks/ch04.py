@@ -530,6 +530,10 @@ exercise(
         ),
         Mistake(_everything, "every token is learnt, the user's as well: those get the label -100."),
         Mistake(
+            _only(lambda n, role, turns: role == "assistant" and n == len(turns) - 1),
+            "only the conversation's very last turn is learnt: every turn of the assistant counts.",
+        ),
+        Mistake(
             _only(lambda n, role, turns: role == "assistant" and "assistant" not in [r for r, _ in turns[n + 1 :]]),
             "only the last answer is learnt: in a conversation every turn of the assistant counts.",
         ),
@@ -811,6 +815,10 @@ exercise(
         Mistake(
             _by(lambda record: _text(record).lower().strip()),
             ".strip() takes the spaces at the two ends; those between the words count as well: ' '.join(text.split()).",
+        ),
+        Mistake(
+            _by(lambda record: _text(record).lower().replace(" ", "")),
+            "spaces were taken out, and tabs were left: 'the fox' and 'thefox' became one prompt: leave one each.",
         ),
         Mistake(
             _by(lambda record: "".join(_text(record).lower().split())),
