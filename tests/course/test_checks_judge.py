@@ -311,6 +311,24 @@ def test_a_reference_that_raises_wants_the_same_exception():
     assert "should raise ValueError here, but your code raised KeyError" in other
 
 
+def test_in_which_words_an_answer_raises_what_the_task_wants_is_its_own_matter():
+    def root(x, words="negative"):
+        if x < 0:
+            raise ValueError(words)
+        return x**0.5
+
+    halved = Mistake(lambda x: root(x, "no root") / 2, "that is half of it")
+    odd = Mistake(lambda x: {}[x], "a dictionary has no such key")
+    never = Mistake(lambda x: root(-1.0), "that is always refused")
+    exercise("root", reference=root, cases=[(4.0,), (-1.0,)], mistakes=[halved, odd, never])
+    assert evaluate("root", lambda x: root(-1.0, "I refuse")).mistake is never
+    assert evaluate("root", lambda x: root(x, "below zero") / 2).mistake is halved
+    assert evaluate("root", lambda x: {}[x]).mistake is odd
+    assert (
+        evaluate("root", lambda x: {}[str(x)]).mistake is None
+    )  # no exception that the task asks for: the words count
+
+
 def test_a_functions_rightful_none_passes():
     exercise("nothing", reference=lambda x: None, cases=[(1,)], mistakes=[Mistake(lambda x: x, "return nothing")])
     assert evaluate("nothing", lambda x: None).state == judge.PASSED

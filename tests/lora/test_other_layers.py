@@ -7,7 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from utils.evaluate.forgetting import scaled
+from utils.evaluate.spectrum import tuned_weights
 from utils.lora import (
+    DoRA,
     disabled,
     inject,
     load_adapter,
@@ -17,6 +20,7 @@ from utils.lora import (
     remove,
     save_adapter,
     unmerge,
+    use_fused,
 )
 from utils.lora.layer import LoRALinear
 
@@ -96,6 +100,36 @@ def test_saved_it_is_read_by_the_library_and_computes_the_same(pair, tmp_path):
     assert torch.equal(plain(X), model(X)) and isinstance(plain.block.q_proj, LoRALinear)
 
 
+def test_turned_down_to_nothing_it_is_the_base_and_back_again(pair):
+    plain, model = pair
+    before = model(X)
+    with scaled(model, 0.0):
+        assert torch.equal(model(X), plain(X))
+    assert torch.equal(model(X), before)
+
+
+def test_its_tuned_weights_are_the_merged_ones(pair):
+    plain, model = pair
+    tuned = tuned_weights(model)
+    assert tuned_weights(model, ["block.q_proj"]).keys() == {"block.q_proj"}
+    for name, weight in tuned.items():
+        plain.get_submodule(name).weight.data.copy_(weight)
+    # Float32 sums in another order.
+    assert torch.allclose(plain(X), model(X), rtol=1e-5, atol=1e-5)
+
+
+def test_it_cannot_be_fused_since_it_computes_in_its_own_way(pair):
+    with pytest.raises(TypeError, match=r"block.q_proj is a Mine, which computes in its own way"):
+        use_fused(pair[1])
+
+
+def test_a_variant_is_for_the_librarys_layer():
+    model = Model()
+    with pytest.raises(TypeError, match=r"DoRA\(\) is a variant of LoRALinear"):
+        inject(model, ["q_proj"], r=2, lora_alpha=3.0, variant=DoRA(), layer=Mine)
+    assert type(model.block.q_proj) is nn.Linear
+
+
 @pytest.mark.parametrize("change", [merge, unmerge])
 def test_merging_in_place_is_refused_since_the_layer_would_add_the_update_again(pair, change):
     _, model = pair
@@ -118,6 +152,8 @@ def without(name):
                 self.scaling = None
             elif name == "base_layer":
                 self.base_layer = nn.Identity()
+            elif name == "more":
+                self.lora_magnitude_vector = nn.Parameter(torch.ones(4))
             elif name == "turned":
                 self.lora_A = nn.Parameter(self.lora_A.T.clone())
             else:
@@ -133,6 +169,7 @@ def without(name):
         ("scaling", "scaling has to be a number"),
         ("base_layer", "its base_layer is no nn.Linear"),
         ("lora_A", "have to be nn.Parameters"),
+        ("more", "a lora_magnitude_vector as well, and so computes more than scaling"),
         ("turned", r"lora_A \(6, 2\) and lora_B \(4, 2\) don't fit"),
     ],
 )

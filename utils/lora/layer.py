@@ -280,7 +280,11 @@ def _missing_part(module: nn.Module) -> str:
         return "lora_A and lora_B have to be nn.Parameters"
     if A.ndim != 2 or B.shape != (base.out_features, len(A)) or A.shape[1] != base.in_features:
         return f"lora_A {tuple(A.shape)} and lora_B {tuple(B.shape)} don't fit its base_layer"
-    return "" if isinstance(getattr(module, "scaling", None), int | float) else "scaling has to be a number"
+    if not isinstance(getattr(module, "scaling", None), int | float):
+        return "scaling has to be a number"
+    names = (name for name, _ in module.named_parameters() if not name.startswith("base_layer."))
+    other = next((name for name in names if name not in ("lora_A", "lora_B")), None)
+    return f"it has a {other} as well, and so computes more than scaling * B A x" if other else ""
 
 
 def lora_layers(model: nn.Module) -> dict[str, LoRALinear]:
@@ -304,17 +308,22 @@ def injected_layers(model: nn.Module) -> dict[str, LoRALinear]:
     return layers
 
 
-def _own_layers(model: nn.Module, what: str) -> dict[str, LoRALinear]:
-    """:func:`injected_layers` where all are LoRALinear. Raises TypeError when a layer is of another class, which
-    doesn't know that it is merged, or switched off."""
+def own_layers(model: nn.Module, what: str) -> dict[str, LoRALinear]:
+    """:func:`injected_layers` where all are LoRALinear, for what needs its state.
+
+    Raises TypeError, which says `what` can't be done and what can, when a layer is of another class.
+    """
     for name in (layers := injected_layers(model)):
         module = model.get_submodule(name)
         if not isinstance(module, LoRALinear):
-            raise TypeError(
-                f"{name} is a {type(module).__name__}, which {what}: merge_and_unload(model) adds the update to the "
-                "weight and puts the plain layer in its place"
-            )
+            raise TypeError(f"{name or 'this layer'} is a {type(module).__name__}, which {what}")
     return layers
+
+
+_ONLY_FOR_GOOD = (
+    "can't be merged and unmerged: merge_and_unload(model) adds the update to the weight and puts the plain layer in "
+    "its place"
+)
 
 
 def refuse_second(model: nn.Module) -> None:
@@ -343,14 +352,16 @@ def wrap(
     """Freeze the whole model and put a :class:`LoRALinear` in the place of each linear layer of `names`.
 
     layer: another class of LoRA layer, which is called with ``(base_layer, r, lora_alpha, lora_dropout)``; no variant
-    then. Raises RuntimeError when the model has LoRA layers already, TypeError when it is itself the linear layer or
-    `layer` makes none that :func:`lora_layers` would know, and what :class:`LoRALinear` and
+    then. Raises RuntimeError when the model has LoRA layers already, TypeError when it is itself the linear layer,
+    `layer` makes none that :func:`lora_layers` would know, or comes with a variant, and what :class:`LoRALinear` and
     :func:`utils.lora.target_modules.refuse_unfit` raise. Nothing is changed when anything is wrong.
     """
     refuse_second(model)
     if "" in names:
         raise TypeError("the model is itself one nn.Linear: use LoRALinear(layer, r, lora_alpha) in its place")
     refusals.check_variant(variant)
+    if layer is not LoRALinear and variant is not PLAIN:
+        raise TypeError(f"{variant} is a variant of LoRALinear, and another class computes as it does: leave one out")
     bases = {name: cast(nn.Linear, model.get_submodule(name)) for name in names}  # `check` refuses others
     for base in bases.values():
         variant.check(base, r, lora_alpha, lora_dropout)
@@ -419,7 +430,7 @@ def merge(model: nn.Module) -> None:
     when there is no LoRA or a layer is merged already or quantized, and ValueError when a merged weight isn't finite in
     its dtype, or is another module's too; then none is changed.
     """
-    _merge_layers(model, _own_layers(model, "can't be merged and unmerged"))
+    _merge_layers(model, own_layers(model, _ONLY_FOR_GOOD))
 
 
 @torch.no_grad()
@@ -435,7 +446,7 @@ def unmerge(model: nn.Module) -> None:
     """Unmerge every LoRA layer. Raises RuntimeError when there is none, or when one can't be unmerged, and ValueError
     when a weight wouldn't be finite; then none is changed.
     """
-    layers = _own_layers(model, "can't be merged and unmerged")
+    layers = own_layers(model, _ONLY_FOR_GOOD)
     refusals.refuse_unmerge(layers)
     for layer in layers.values():
         layer._unmerge()

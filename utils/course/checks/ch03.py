@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -23,7 +24,12 @@ Layer = Callable[..., Any]
 def _parts(Layer: Layer) -> None:
     """Names, shapes, and what trains."""
     base = nn.Linear(6, 4)
-    layer = Layer(base, 2, 6.0)
+    try:
+        layer = Layer(base, 2, 6.0)
+    except AttributeError as problem:
+        if "Module.__init__" not in str(problem):
+            raise
+        raise Wrong("super().__init__() has to come first in __init__: without it no module can hold a part.") from None
     if not isinstance(layer, nn.Module):
         raise Wrong("a layer is an nn.Module: class LoRALayer(nn.Module), and super().__init__() comes first.")
     for name in ("base_layer", "lora_A", "lora_B", "scaling", "lora_dropout"):
@@ -33,6 +39,11 @@ def _parts(Layer: Layer) -> None:
         raise Wrong("base_layer is not the layer that was given: keep that one, a copy costs its memory again.")
     for name, shape in (("lora_A", (2, 6)), ("lora_B", (4, 2))):
         matrix = getattr(layer, name)
+        if isinstance(matrix, nn.Module):
+            raise Wrong(
+                f"{name} is a module, {type(matrix).__name__}; here it is the matrix itself, an nn.Parameter of shape "
+                f"{shape}, which forward multiplies by."
+            )
         if not isinstance(matrix, nn.Parameter):
             raise Wrong(f"{name} is no nn.Parameter: a plain tensor would never be trained.")
         if tuple(matrix.shape) != shape:
@@ -48,30 +59,52 @@ def _parts(Layer: Layer) -> None:
 def _start(Layer: Layer) -> None:
     """B is zero, A is drawn as PEFT draws it."""
     d_in, r = 64, 16
-    layer = Layer(nn.Linear(d_in, 8), r, 16.0)
+    with _nan_in_what_is_empty():
+        layer = Layer(nn.Linear(d_in, 8), r, 16.0)
     A, B = layer.lora_A.detach(), layer.lora_B.detach()
     if A.shape != (r, d_in) or B.shape != (8, r):
         raise Wrong(
-            f"with 64 inputs, 8 outputs and r=16 lora_A is (16, 64), lora_B (8, 16), and yours {tuple(A.shape)}."
+            f"with 64 inputs, 8 outputs and r=16 lora_A is (16, 64) and lora_B (8, 16), and yours are {tuple(A.shape)} "
+            f"and {tuple(B.shape)}."
         )
+    for name, matrix in (("lora_A", A), ("lora_B", B)):
+        if not matrix.isfinite().all():
+            raise Wrong(
+                f"{name} holds what was in the memory before: torch.empty only reserves it, and has to be filled."
+            )
     if B.abs().max() > 0:
         raise Wrong("lora_B is not zero at the start, so the new layer already differs from its base.")
-    if not A.isfinite().all() or A.abs().max() > 1e4:
-        raise Wrong("lora_A holds what was in the memory before: torch.empty only reserves it, the draw has to follow.")
     if A.abs().max() == 0:
         raise Wrong("lora_A is zero as well as lora_B: then both gradients are zero and nothing is ever learnt.")
     if torch.linalg.matrix_rank(A) < r:
         raise Wrong("rows of lora_A are alike: they get the same gradient and stay alike, so the rank is not r.")
     bound = d_in**-0.5  # kaiming_uniform_ with a = sqrt(5) draws evenly between -1/sqrt(d_in) and 1/sqrt(d_in)
     spread = A.std().item() / (bound / 3**0.5)
-    # The spread of 1,024 even draws is within 5% of its mean in all but one of 10^5 cases.
-    if A.abs().max() > bound * (1 + 1e-6) or not 0.9 < spread < 1.1:
+    # Of 1,024 even draws the spread is within 5% of its mean, and the mean within 0.1 bounds of 0, but once in 10^5.
+    if not 0.9 < spread < 1.1:
         raise Wrong(
             f"lora_A is drawn {number(spread)} times as wide as nn.init.kaiming_uniform_(lora_A, a=5**0.5) draws it: "
             "with 64 inputs its numbers lie between -0.125 and 0.125."
         )
+    if A.abs().max() > bound * (1 + 1e-6) or abs(A.mean()) > 0.2 * bound:
+        raise Wrong(
+            f"lora_A is as wide as it should be, but otherwise drawn: from {number(A.min().item())} to "
+            f"{number(A.max().item())}. nn.init.kaiming_uniform_(lora_A, a=5**0.5) draws evenly between -0.125 and "
+            "0.125 with 64 inputs, as often below zero as above."
+        )
     if torch.equal(A, Layer(nn.Linear(d_in, 8), r, 16.0).lora_A.detach()):
         raise Wrong("every layer gets the same lora_A: draw it anew in each, without setting a seed.")
+
+
+@contextmanager
+def _nan_in_what_is_empty() -> Iterator[None]:
+    """Inside the block torch.empty is filled with NaN, where the memory might hold an older layer's good draw."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch._C._set_deterministic_algorithms(True, warn_only=True)  # the public function imports torch's compiler
+    try:
+        yield
+    finally:
+        torch._C._set_deterministic_algorithms(before[0], warn_only=before[1])
 
 
 def number(value: float) -> str:
@@ -117,7 +150,7 @@ _WRONG_OUTPUTS: dict[str, Callable[[Tensor, Tensor, float, int], Tensor]] = {
 
 
 def _output(Layer: Layer) -> None:
-    """base(x) + lora_alpha / r * B (A x), for inputs of every form."""
+    """base(x) + lora_alpha / r * B (A x), for inputs of every form, in both modes."""
     tried = []
     for d_in, d_out, r, alpha, bias, batch in _SETTINGS:
         base = nn.Linear(d_in, d_out, bias=bias)
@@ -125,36 +158,59 @@ def _output(Layer: Layer) -> None:
         plain, start = base(x), _called(layer, x)
         if start is None:
             raise Wrong("forward returns nothing: is a return missing?")
+        if not isinstance(start, Tensor):
+            raise Wrong(f"forward returns a {type(start).__name__}: a layer's output is one tensor.")
         if start.shape != plain.shape:
             shapes = f"{tuple(x.shape)} gives {tuple(start.shape)}; base_layer gives {tuple(plain.shape)}"
             raise Wrong(f"an input of shape {shapes}.")
         if not torch.equal(start, plain):
             raise Wrong("with lora_B at zero the layer has to give what base_layer gives; is its output missing?")
         _random_B(layer)
-        tried.append((layer, x, plain, F.linear(F.linear(x, layer.lora_A), layer.lora_B), layer(x), alpha, r))
+        outputs = layer(x), layer.eval()(x)
+        tried.append((layer, x, plain, F.linear(F.linear(x, layer.lora_A), layer.lora_B), outputs, alpha, r))
+    in_train, in_eval = (
+        all(_near(outputs[mode], plain + alpha / r * update) for _, _, plain, update, outputs, alpha, r in tried)
+        for mode in (0, 1)
+    )
+    if in_eval and not in_train:
+        raise Wrong(
+            "with lora_dropout=0 forward is right in eval mode and wrong in train mode: without dropout they agree."
+        )
+    if in_train and not in_eval:
+        raise Wrong("forward is right in train mode and wrong in eval mode: the update belongs to both.")
     for said, wrong in _WRONG_OUTPUTS.items():
-        if all(_near(got, wrong(plain, update, alpha, r)) for _, _, plain, update, got, alpha, r in tried):
+        if all(_near(got, wrong(plain, update, alpha, r)) for _, _, plain, update, (got, _), alpha, r in tried):
             raise Wrong(said)
-    for layer, x, plain, update, got, alpha, r in tried:
+    for layer, x, plain, update, (got, _), alpha, r in tried:
         if said := None if _near(got, plain + alpha / r * update) else difference(plain + alpha / r * update, got):
-            raise Wrong(
-                f"forward doesn't give base(x) + lora_alpha / r * B(Ax) for r={r}, lora_alpha={alpha} and an input of "
-                f"shape {tuple(x.shape)}: {said}"
-            )
+            told = f"r={r}, lora_alpha={alpha} and an input of shape {tuple(x.shape)}"
+            if factor := _multiple(got - plain, update):
+                raise Wrong(
+                    f"for {told} the update B(Ax) counts {factor:.4g} times, not lora_alpha / r = {alpha / r:.4g}."
+                )
+            raise Wrong(f"forward doesn't give base(x) + lora_alpha / r * B(Ax) for {told}: {said}")
         if isinstance(layer.scaling, Tensor) or layer.scaling != alpha / r:
             raise Wrong(f"scaling is the number lora_alpha / r, {alpha / r:.3g} here, and yours is {layer.scaling!r}.")
 
 
+def _multiple(one: Tensor, other: Tensor) -> float | None:
+    """The number that `one` is of times `other`, or None."""
+    factor = float((one * other).sum() / other.square().sum())
+    return factor if factor and _near(one, factor * other) else None
+
+
 def _called(layer: Any, x: Tensor) -> Any:
+    given = x.clone()
     try:
-        return layer(x)
+        done = layer(x)
     except RuntimeError as problem:
-        if x.ndim == 2:
-            raise
         raise Wrong(
-            f"an input of shape {tuple(x.shape)}, as a model passes it, is refused ({problem}): torch.mm and .T know "
-            "matrices only, F.linear and @ take any number of dimensions in front."
+            f"an input of shape {tuple(x.shape)}, as a model may pass it, is refused ({problem}). F.linear(x, M), "
+            "which is x @ M.T, takes any number of dimensions in front of the last; torch.mm takes matrices only."
         ) from None
+    if not torch.equal(x, given):
+        raise Wrong("forward changes its input x, and other layers read the same one: work on a new tensor.")
+    return done
 
 
 def _near(one: Tensor, other: Tensor) -> bool:
@@ -190,33 +246,37 @@ def _backward(Layer: Layer) -> None:
 
 
 def _dropout(Layer: Layer) -> None:
-    """On the input of lora_A, in training only."""
-    base = nn.Linear(6, 4)
-    layer = Layer(base, r=3, lora_alpha=6.0, lora_dropout=0.5)
-    x = torch.randn(200, 6)
-    if not torch.equal(layer(x), base(x)):
+    """On the input of lora_A, each number by itself, in training only."""
+    base = nn.Linear(6, 6)
+    layer = Layer(base, r=6, lora_alpha=12.0, lora_dropout=0.5)
+    x = torch.ones(200, 6)
+    start = layer(x)
+    if not torch.equal(x, torch.ones_like(x)):
+        raise Wrong("forward drops parts of x itself, and other layers read the same x: leave inplace=True out.")
+    if not torch.equal(start, base(x)):
         raise Wrong("the dropout hits the base's path: drop parts of x on the way into lora_A only.")
-    _random_B(layer)
+    with torch.no_grad():  # matrices that can be undone: what came into lora_A is then read off the output
+        layer.lora_A.copy_(torch.eye(6) + 0.1 * torch.randn(6, 6))
+        layer.lora_B.copy_(torch.eye(6) + 0.1 * torch.randn(6, 6))
+    undo = torch.linalg.inv((layer.lora_B @ layer.lora_A).detach()).T
     layer.eval()
-    full = base(x) + 2.0 * F.linear(F.linear(x, layer.lora_A), layer.lora_B)
-    if not _near(layer(x), full):
-        raise Wrong("the dropout works in eval mode as well: nn.Dropout, made in __init__, knows the mode.")
+    if not _near((layer(x) - base(x)) @ undo / 2, x):
+        raise Wrong("in eval mode nothing may drop, and here it does: nn.Dropout, made in __init__, knows the mode.")
     layer.train()
-    if torch.equal(layer(x), layer(x)):
+    came = ((layer(x) - base(x)) @ undo / 2).detach()
+    if (came - 1).abs().max() < 0.01:
         raise Wrong("lora_dropout has no effect: apply nn.Dropout(lora_dropout) to x before lora_A.")
-    # One column of x alone: it is dropped or it is not, and so the whole update of a row is zero or doubled.
-    x = torch.zeros(200, 6)
-    x[:, 2] = 1.0
-    whole = 2.0 * F.linear(F.linear(x, layer.lora_A), layer.lora_B)
-    factors = (layer(x) - base(x)) / whole
-    if not (_near(factors.amax(1), factors.amin(1)) and bool(((factors < 1e-3) | ((factors - 2).abs() < 1e-3)).all())):
+    dropped = came.abs() < 0.01
+    if not (dropped | ((came - 2).abs() < 0.01)).all():
         raise Wrong(
             "the dropout falls in the wrong place, or isn't nn.Dropout's: it drops parts of x before lora_A, not of "
             "A x or of the update, and what is left counts 1 / (1 - p) times."
         )
-    rate = (factors < 1e-3).float().mean().item()
-    if not 0.3 < rate < 0.7:  # half of 200 rows, give or take 5.6 standard deviations
+    # Half of 1,200 numbers, give or take 7 standard deviations; alike in a row or a column only if dropped together.
+    if not 0.4 < (rate := dropped.float().mean().item()) < 0.6:
         raise Wrong(f"with lora_dropout=0.5 about half of x is dropped, and here {rate:.0%} was.")
+    if (dropped == dropped[:, :1]).all() or (dropped == dropped[:1]).all():
+        raise Wrong("whole rows or columns of x are dropped together: nn.Dropout decides for each number by itself.")
 
 
 class _Answer(nn.Module):
@@ -266,6 +326,13 @@ def _plain_tensors(self: _Answer) -> None:
     self.lora_A, self.lora_B = A, B  # pyright: ignore[reportAttributeAccessIssue]
 
 
+def _linear_layers(self: _Answer) -> None:
+    (r, d_in), d_out = self.lora_A.shape, len(self.lora_B)
+    del self.lora_A, self.lora_B
+    self.add_module("lora_A", nn.Linear(d_in, r, bias=False))
+    self.add_module("lora_B", nn.Linear(r, d_out, bias=False))
+
+
 def _renamed(self: _Answer) -> None:
     self.alpha = self.scaling
     del self.scaling
@@ -280,6 +347,20 @@ def _no_grad(self: _Answer, x: Tensor) -> Tensor:
 def _functional(self: _Answer, x: Tensor) -> Tensor:
     dropped = F.dropout(x, self.lora_dropout.p)
     return self.scaling * F.linear(F.linear(dropped, self.lora_A), self.lora_B)
+
+
+def _whole_rows(self: _Answer, x: Tensor) -> Tensor:
+    rows = self.lora_dropout(torch.ones(*x.shape[:-1], 1))
+    return self.scaling * F.linear(F.linear(rows * x, self.lora_A), self.lora_B)
+
+
+def _in_place(self: _Answer, x: Tensor) -> Tensor:
+    self.lora_dropout.inplace = True
+    return self.base_layer(x) + self.update(x)
+
+
+def _in_training(self: _Answer, x: Tensor) -> Tensor:
+    return self.base_layer(x) + self.update(x) if self.training else self.base_layer(x)
 
 
 def _on_low(self: _Answer, x: Tensor) -> Tensor:
@@ -298,12 +379,17 @@ exercise(
         Mistake(_with(finish=_trained_base), expect="the base layer is still trainable"),
         Mistake(_with(finish=lambda self: self.requires_grad_(False)), expect="lora_A doesn't require a gradient"),
         Mistake(_with(finish=_plain_tensors), expect="lora_A is no nn.Parameter"),
+        Mistake(_with(finish=_linear_layers), expect="lora_A is a module, Linear"),
         Mistake(_with(finish=_renamed), expect="the layer has no scaling"),
         Mistake(_with(finish=_swap), expect="lora_A has the shape (4, 2)"),
         Mistake(_with(finish=lambda self: nn.init.normal_(self.lora_B)), expect="lora_B is not zero at the start"),
         Mistake(_with(draw=torch.zero_), expect="both gradients are zero"),
         Mistake(_with(draw=lambda self, A: torch.ones_like(A) / 10), expect="rows of lora_A are alike"),
         Mistake(_with(draw=lambda self, A: A.normal_()), expect="times as wide as"),
+        Mistake(
+            _with(draw=lambda self, A: A.normal_(std=(3 * A.shape[1]) ** -0.5)),
+            expect="lora_A is as wide as it should be, but otherwise drawn",
+        ),
         Mistake(_with(draw=lambda self, A: A.fill_(float("nan"))), expect="torch.empty only reserves it"),
         Mistake(_with(forward=lambda self, x: self.base_layer(x)), expect="the output is the base's alone"),
         Mistake(_with(scale=lambda self, alpha, r: 1.0), expect="isn't scaled"),
@@ -313,7 +399,7 @@ exercise(
         Mistake(_with(scale=lambda self, alpha, r: r / alpha), expect="upside down"),
         Mistake(_with(forward=lambda self, x: self.update(x)), expect="is its output missing?"),
         Mistake(_with(forward=lambda self, x: self.base_layer(x) - self.update(x)), expect="the update is taken away"),
-        Mistake(_with(forward=_flat), expect="an input of shape (2, 3, 5), as a model passes it"),
+        Mistake(_with(forward=_flat), expect="torch.mm takes matrices only"),
         Mistake(_with(forward=_no_grad), expect="lora_A gets no gradient"),
         Mistake(
             _with(forward=lambda self, x: self.base_layer(x).detach() + self.update(x.detach())),
@@ -323,7 +409,14 @@ exercise(
             _with(forward=lambda self, x: self.base_layer(self.lora_dropout(x)) + self.update(x)),
             expect="the dropout hits the base's path",
         ),
-        Mistake(_with(update=_functional), expect="the dropout works in eval mode as well"),
+        Mistake(_with(forward=_in_place), expect="leave inplace=True out"),
+        Mistake(
+            _with(finish=lambda self: setattr(self.lora_dropout, "p", 0.5)),
+            expect="right in eval mode and wrong in train mode",
+        ),
+        Mistake(_with(forward=_in_training), expect="right in train mode and wrong in eval mode"),
+        Mistake(_with(update=_functional), expect="in eval mode nothing may drop"),
+        Mistake(_with(update=_whole_rows), expect="whole rows or columns of x are dropped together"),
         Mistake(_with(finish=lambda self: setattr(self.lora_dropout, "p", 0.0)), expect="lora_dropout has no effect"),
         Mistake(_with(update=_on_low), expect="the dropout falls in the wrong place"),
     ],
@@ -339,7 +432,7 @@ exercise(
 
 # -------------------------------------------------------------------------------------------- where the layers go
 
-_NAMES = ("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj", "gate_proj", "lm_head", "q_proj_norm")
+_NAMES = ("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj", "gate_proj", "lm_head", "q_proj_norm", "proj")
 
 
 class _Toy(nn.Module):
@@ -359,9 +452,7 @@ def _drawn_model(rng: random.Random) -> tuple[nn.Module, list[str]]:
     def part(name: str, depth: int) -> nn.Module:
         if depth and rng.random() < 0.3:
             return nn.ModuleDict({inner: part(inner, depth - 1) for inner in rng.sample(_NAMES, 3)})
-        if name == "q_proj_norm":
-            return nn.LayerNorm(2)
-        return nn.Embedding(2, 2) if rng.random() < 0.2 else nn.Linear(2, 2)
+        return nn.LayerNorm(2) if name == "q_proj_norm" or rng.random() < 0.2 else nn.Linear(2, 2)
 
     blocks = nn.ModuleList(
         nn.ModuleDict({name: part(name, 1) for name in rng.sample(_NAMES, rng.randint(1, 5))})
@@ -397,6 +488,33 @@ exercise(
         Mistake(
             lambda model, targets: [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and n in targets],
             "only layers at the top were found: one in a block is called 'blocks.0.q_proj', so compare its last part.",
+        ),
+        Mistake(
+            lambda model, targets: [
+                n
+                for n, m in model.named_modules()
+                if isinstance(m, nn.Linear) and n.rpartition(".")[2] in " ".join(targets)
+            ],
+            "'proj' was found as well, since it is a part of the text 'q_proj': targets is a list, so ask whether the "
+            "name is one of its items.",
+        ),
+        Mistake(
+            lambda model, targets: [n for n, m in model.named_modules() if isinstance(m, nn.Linear)],
+            "every nn.Linear was found: only those whose last part is in targets.",
+        ),
+        Mistake(
+            lambda model, targets: [
+                n for n, m in model.named_modules() if isinstance(m, nn.Linear) and n.rpartition(".")[2] not in targets
+            ],
+            "the other way round: you found the linear layers that are not in targets.",
+        ),
+        Mistake(
+            lambda model, targets: [f"{n}.weight" for n in lesson.layers_to_wrap(model, targets)],
+            "those are the names of weights: a layer's name ends without .weight.",
+        ),
+        Mistake(
+            lambda model, targets: len(lesson.layers_to_wrap(model, targets)),
+            "that is how many there are: return their names.",
         ),
         Mistake(
             lambda model, targets: [n.rpartition(".")[2] for n in lesson.layers_to_wrap(model, targets)],
@@ -461,6 +579,10 @@ exercise(
             "you shifted the labels; transformers' models shift them themselves, so label i belongs to token i.",
         ),
         Mistake(
+            lambda prompt, answer: [IGNORED] * (len(prompt) - 1) + answer + [IGNORED],
+            "the answer's labels begin one place too early; transformers' models shift them themselves.",
+        ),
+        Mistake(
             lambda prompt, answer: [IGNORED, *([IGNORED] * len(prompt) + answer)[:-1]],
             "you shifted the labels to the right; transformers' models shift them themselves: label i is token i's.",
         ),
@@ -486,6 +608,34 @@ exercise(
         Mistake(
             lambda prompt, answer: [IGNORED] * (len(prompt) - 1) + prompt[-1:] + answer,
             "the prompt's last token has a label: what follows it is learnt from the answer's first label.",
+        ),
+        Mistake(
+            lambda prompt, answer: [IGNORED] * (len(prompt) + 1) + answer[1:],
+            "the answer's first token has no label: the model has to say it, so it is learnt as well.",
+        ),
+        Mistake(
+            lambda prompt, answer: [IGNORED, *answer],
+            "one -100 stands for the whole prompt: each of its tokens needs its own.",
+        ),
+        Mistake(
+            lambda prompt, answer: [IGNORED] * len(answer) + answer,
+            "there are as many -100s as the answer has tokens: it is the prompt's tokens that they stand for.",
+        ),
+        Mistake(
+            lambda prompt, answer: [[IGNORED] * len(prompt), answer],
+            "those are two lists in one: put them behind each other with +.",
+        ),
+        Mistake(
+            lambda prompt, answer: (prompt + answer, [IGNORED] * len(prompt) + answer),
+            "you return the ids beside the labels: the labels alone are asked for.",
+        ),
+        Mistake(
+            lambda prompt, answer: [i if i in answer else IGNORED for i in prompt + answer],
+            "a token of the prompt that also stands in the answer has a label: it is the place that counts.",
+        ),
+        Mistake(
+            lambda prompt, answer: [None] * len(prompt) + answer,
+            "None is no label, and can't be put into a tensor: the one that cross-entropy skips is -100.",
         ),
         Mistake(
             lambda prompt, answer: prompt.__setitem__(slice(None), [IGNORED] * len(prompt)) or prompt + answer,
@@ -545,6 +695,30 @@ exercise(
             lambda W, A, B, s: W.add_(s * (B @ A)),
             "your function changes the weight it was given: the base would be lost. Return a new matrix.",
         ),
+        Mistake(lambda W, A, B, s: W + s * s * (B @ A), "the scaling counts twice: once is what forward does."),
+        Mistake(
+            lambda W, A, B, s: W + int(s) * (B @ A), "the scaling was cut to a whole number: 0.5 is one, and 1.5, too."
+        ),
+        Mistake(
+            lambda W, A, B, s: W * (1 + s * (B @ A)),
+            "you multiply the weight by the update, entry by entry: merging adds it.",
+        ),
+        Mistake(
+            lambda W, A, B, s: W @ (s * (B @ A)),
+            "you multiply the weight by the update: merging adds it to the weight.",
+        ),
+        Mistake(
+            lambda W, A, B, s: (W + s * (B @ A)).to(torch.bfloat16).to(W.dtype),
+            "the result was rounded to bfloat16 on the way: it has 8 significant bits, float32 has 24.",
+        ),
+        Mistake(
+            lambda W, A, B, s: W + s * (B * A.T),
+            "* multiplies entry by entry: the update is the matrix product, lora_B @ lora_A.",
+        ),
+        Mistake(
+            lambda W, A, B, s: W + s * B,
+            "lora_A is missing: the update is the product of both matrices.",
+        ),
         Mistake(
             lambda W, A, B, s: (W + s * (B @ A)).T, "that is the transpose: the weight is (out, in), and so is B @ A."
         ),
@@ -594,6 +768,34 @@ exercise(
         Mistake(
             lambda layer, matrix: f"base_model.model.{layer}.lora_A.weight",
             "lora_A stands there whatever the matrix: use the argument.",
+        ),
+        Mistake(
+            lambda layer, matrix: f"base_model.model.{layer.removeprefix('model.')}.{matrix}.weight",
+            "the layer's own name begins with model., and it stays: base_model.model. comes in front of it.",
+        ),
+        Mistake(
+            lambda layer, matrix: f"base_model.model.{layer}.base_layer.{matrix}.weight",
+            "base_layer is the frozen layer beside the matrices, and they aren't in it: leave it out.",
+        ),
+        Mistake(
+            lambda layer, matrix: f"base_model.model.{layer}.{matrix}.bias",
+            "lora_A and lora_B have no bias: what is saved is their weight.",
+        ),
+        Mistake(
+            lambda layer, matrix: f"base_model.model.{layer}.{matrix}weight",
+            "a dot is missing in front of weight.",
+        ),
+        Mistake(
+            lambda layer, matrix: f"base_model/model/{layer}/{matrix}/weight",
+            "the parts of a name are joined by dots, as in the names of modules.",
+        ),
+        Mistake(
+            lambda layer, matrix: ["base_model", "model", layer, matrix, "weight"],
+            "those are the parts: '.'.join(...) makes one name of them.",
+        ),
+        Mistake(
+            lambda layer, matrix: f"base_model.model.{layer}.{matrix}.safetensors",
+            ".safetensors ends the file's name; in the file each matrix is a layer's .weight.",
         ),
         Mistake(
             lambda layer, matrix: f"base_model.model.{matrix}.{layer}.weight",

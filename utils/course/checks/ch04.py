@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -40,7 +41,7 @@ def _none_for_bad(record: Fields) -> Fields | None:
     return _silent(record) if record.get("response", "").strip() else None
 
 
-def _but(change: Callable[[Fields, Fields], Fields]) -> Callable[[Fields], Fields]:
+def _but(change: Callable[[Fields, Fields], Any]) -> Callable[[Fields], Any]:
     """The right answer, changed once more."""
     return lambda record: change(lesson.dolly_record(record), record)
 
@@ -102,6 +103,60 @@ exercise(
         Mistake(
             _refused_unless(lambda record: bool(record.get("response", "").strip() and record["context"])),
             "a record without a context is refused: the context may be empty, the response may not.",
+        ),
+        Mistake(
+            _refused_unless(lambda record: record.get("response", "") not in ("", " ")),
+            "a response of two spaces passes, or of a line end: .strip() takes all white space off the two ends.",
+        ),
+        Mistake(
+            _refused_unless(lambda record: bool(record.get("response", "").strip(" "))),
+            ".strip(' ') takes off spaces alone, and leaves tabs and line ends: call .strip() without an argument.",
+        ),
+        Mistake(
+            _refused_unless(lambda record: bool(record.get("response", "").strip()) and "category" in record),
+            "a record without a category is refused: only the response has to be there.",
+        ),
+        Mistake(
+            _refused_unless(lambda record: len(record.get("response", "").strip()) > 4),
+            "a short response is refused, and 'Zoe.' is a good answer: refuse only what holds nothing.",
+        ),
+        Mistake(
+            lambda record: lesson.dolly_record({**record, "response": record.get("response", "").strip() or "(none)"}),
+            "a text of yours stands in for a missing response, and the model would learn to say that: raise.",
+        ),
+        Mistake(
+            _but(lambda done, record: {**record, "input": done["input"], "output": done["output"]}),
+            "Dolly's own fields are still there beside the new ones: only instruction, input and output are asked for.",
+        ),
+        Mistake(
+            _but(lambda done, record: {key: done[key] for key in done if key != "input" or done[key]}),
+            "where the context is empty input is missing: every record needs the same fields, so it is an empty text.",
+        ),
+        Mistake(
+            _but(lambda done, record: {**done, "input": done["input"] or None}),
+            "an empty context became None: input is a text, and may be an empty one.",
+        ),
+        Mistake(
+            _but(lambda done, record: {**done, "output": done["output"].strip()}),
+            "the response was stripped: strip to look whether anything is there, and hand on what was written.",
+        ),
+        Mistake(
+            _but(
+                lambda done, record: {
+                    **done,
+                    "instruction": f"{done['instruction']} {done['input']}".strip(),
+                    "input": "",
+                }
+            ),
+            "the context was put behind the instruction: it belongs into input.",
+        ),
+        Mistake(
+            _but(lambda done, record: tuple(done.values())),
+            "you return the texts without their names: return a dictionary with instruction, input and output.",
+        ),
+        Mistake(
+            _refused_unless(lambda record: bool(record["response"].strip())),
+            "where the response is missing a KeyError is raised, and the task wants a ValueError: ask with .get first.",
         ),
         Mistake(
             _none_for_bad,
@@ -189,6 +244,16 @@ def _over_the_keys(batch: Batch, template: Template) -> dict[str, list[list[int]
     return {"input_ids": template(asked), "prompt_ids": template(asked, add_generation_prompt=True)}
 
 
+def _two_user_turns(batch: Batch, template: Template) -> dict[str, list[list[int]]]:
+    asked = [[{"role": "user", "content": text} for text in (i, e) if text] for i, e, _ in _rows(batch)]
+    talks = [[*q, {"role": "assistant", "content": o}] for q, (_, _, o) in zip(asked, _rows(batch), strict=True)]
+    return {"input_ids": template(talks), "prompt_ids": template(asked, add_generation_prompt=True)}
+
+
+def _both_opened(batch: Batch, template: Template) -> dict[str, list[list[int]]]:
+    return lesson.tokenize_batch(batch, lambda talks, **options: template(talks, add_generation_prompt=True))
+
+
 def _one_call_each(batch: Batch, template: Template) -> dict[str, Any]:
     rows = [lesson.tokenize_batch({k: [v[n]] for k, v in batch.items()}, template) for n in range(len(_rows(batch)))]
     return {key: [row[key] for row in rows] for key in ("input_ids", "prompt_ids")}  # a list too many
@@ -250,6 +315,74 @@ exercise(
             _built(generation=False),
             "prompt_ids end before the mark that opens the assistant's turn: pass add_generation_prompt=True, or the "
             "model would have to learn that mark.",
+        ),
+        Mistake(
+            _built(user=lambda instruction, extra: f"{instruction}  {extra}" if extra else instruction),
+            "two spaces stand between instruction and input: one is asked for.",
+        ),
+        Mistake(
+            _built(user=lambda instruction, extra: f"{instruction}: {extra}" if extra else instruction),
+            "a colon was put between instruction and input: one space is asked for, and nothing else.",
+        ),
+        Mistake(
+            _built(user=lambda instruction, extra: f"{instruction} {extra or None}"),
+            "the text 'None' stands where there is no input: leave the input, and the space before it, out.",
+        ),
+        Mistake(
+            lambda batch, template: {
+                "input_ids": (done := lesson.tokenize_batch(batch, template))["prompt_ids"],
+                "prompt_ids": done["input_ids"],
+            },
+            "the two columns are exchanged: input_ids holds the whole conversations, prompt_ids their beginnings.",
+        ),
+        Mistake(
+            _changed(lambda done: {**done, "input_ids": done["prompt_ids"]}),
+            "the answers are missing: input_ids holds the whole conversations, the assistant's turn included.",
+        ),
+        Mistake(
+            _changed(lambda done: {**done, "prompt_ids": done["input_ids"]}),
+            "prompt_ids hold the answers, too: the prompt is the user's turn alone.",
+        ),
+        Mistake(
+            _changed(
+                lambda done: {
+                    **done,
+                    "input_ids": [i[len(p) :] for i, p in zip(done["input_ids"], done["prompt_ids"], strict=True)],
+                }
+            ),
+            "input_ids hold the answers alone: the model has to read the prompt before them.",
+        ),
+        Mistake(
+            _changed(lambda done: {**done, "prompt_ids": [len(ids) for ids in done["prompt_ids"]]}),
+            "prompt_ids hold numbers of tokens: the ids themselves are asked for.",
+        ),
+        Mistake(
+            _changed(lambda done: {"input_ids": done["input_ids"], "labels": done["prompt_ids"]}),
+            "the second column is called labels: it is prompt_ids, from which the labels come later.",
+        ),
+        Mistake(
+            lambda batch, template: {**batch, **lesson.tokenize_batch(batch, template)},
+            "the old columns are returned as well: two are asked for, input_ids and prompt_ids.",
+        ),
+        Mistake(
+            lambda batch, template: lesson.tokenize_batch(
+                {**batch, "input": batch["input"][:1] * len(batch["input"])}, template
+            ),
+            "every record has the first one's input: take the input that stands in its own row.",
+        ),
+        Mistake(
+            _two_user_turns,
+            "instruction and input are two turns of the user: they are one turn, with a space between them.",
+        ),
+        Mistake(
+            _both_opened,
+            "input_ids end with the mark that opens a turn: add_generation_prompt=True is for the prompts alone.",
+        ),
+        Mistake(
+            lambda batch, template: lesson.tokenize_batch(
+                dict(zip(("instruction", "input", "output"), batch.values(), strict=False)), template
+            ),
+            "you take the columns by their place, and a data set may have others, or another order: take them by name.",
         ),
         Mistake(_built(prompt_too=False), "prompt_ids are missing: without them nobody knows where the answer begins."),
         Mistake(
@@ -347,7 +480,59 @@ exercise(
             _with_opening,
             "the token that opens the assistant's turn is learnt too; it is put there for the model and gets -100.",
         ),
+        Mistake(
+            _only(lambda n, role, turns: role in ("assistant", "system")),
+            "the system prompt is learnt: it is given, and the assistant's words alone are the model's.",
+        ),
+        Mistake(
+            _only(lambda n, role, turns: role in ("assistant", "tool")),
+            "what a tool gave back is learnt: it is given, and the assistant's words alone are the model's.",
+        ),
+        Mistake(
+            _only(lambda n, role, turns: role == "assistant" and "assistant" not in [r for r, _ in turns[:n]]),
+            "only the first answer is learnt: in a conversation every turn of the assistant counts.",
+        ),
+        Mistake(
+            _only(lambda n, role, turns: role == "assistant" and n > 0 and turns[n - 1][0] == "user"),
+            "an answer is learnt only behind a user's turn: it may begin the conversation, or follow a tool's.",
+        ),
+        Mistake(
+            _only(lambda n, role, turns: True),
+            "the user's turns are learnt, but for the marks that open them: all of them get -100.",
+        ),
+        Mistake(
+            lambda turns: [
+                label
+                for role, ids in turns
+                for label in ([IGNORED, IGNORED, *ids[2:]] if role == "assistant" else [IGNORED] * len(ids))
+            ],
+            "the first word of each answer has no label: only the mark that opens the turn is given.",
+        ),
+        Mistake(
+            lambda turns: [
+                label
+                for role, ids in turns
+                for label in ([IGNORED, *ids[1:]] if role == "assistant" else [IGNORED] * (len(ids) - 1) + ids[-1:])
+            ],
+            "the last token of the other turns is learnt: the EOS token counts where the assistant ends its own.",
+        ),
+        Mistake(
+            lambda turns: [label != IGNORED for label in lesson.conversation_labels(turns)],
+            "those say whether a token is learnt: a label is the token's id, or -100.",
+        ),
+        Mistake(
+            lambda turns: ([i for _, ids in turns for i in ids], lesson.conversation_labels(turns)),
+            "you return the ids beside the labels: the labels alone are asked for.",
+        ),
+        Mistake(
+            lambda turns: [[IGNORED, *ids[1:]] if role == "assistant" else [IGNORED] * len(ids) for role, ids in turns],
+            "that is a list for each turn: put their labels behind each other, in one list.",
+        ),
         Mistake(_everything, "every token is learnt, the user's as well: those get the label -100."),
+        Mistake(
+            _only(lambda n, role, turns: role == "assistant" and n == len(turns) - 1),
+            "only the conversation's very last turn is learnt: every turn of the assistant counts.",
+        ),
         Mistake(
             _only(lambda n, role, turns: role == "assistant" and "assistant" not in [r for r, _ in turns[n + 1 :]]),
             "only the last answer is learnt: in a conversation every turn of the assistant counts.",
@@ -479,6 +664,46 @@ exercise(
             "these are still lists of documents: a packed row is one flat list of tokens.",
         ),
         Mistake(
+            _otherwise("labels", lambda d: [i for x in d for i in [0, *x[1:]]]),
+            "0 is a token's id, and the model would learn to say it: the label to skip is -100.",
+        ),
+        Mistake(
+            _otherwise("labels", lambda d: [IGNORED for x in d for _ in x]),
+            "no token has a label, so nothing would be learnt: only the first of each document gets -100.",
+        ),
+        Mistake(
+            _otherwise("labels", lambda d: [i for x in d for i in x[1:]]),
+            "the labels are fewer than the tokens: the first of each document gets -100, and isn't left out.",
+        ),
+        Mistake(
+            _otherwise("labels", lambda d: [IGNORED if i in {x[0] for x in d} else i for x in d for i in x]),
+            "every token that is like a document's first one lost its label: it is the place that counts.",
+        ),
+        Mistake(
+            _otherwise("input_ids", lambda d: [i for x in d for i in [IGNORED, *x[1:]]]),
+            "-100 stands among the ids, and no token has that number: only the label is set.",
+        ),
+        Mistake(
+            _otherwise("position_ids", lambda d: [x.index(i) for x in d for i in x]),
+            ".index(token) gives the first place of that token, also for the second one like it: use range.",
+        ),
+        Mistake(
+            lambda documents: lesson.packed_row(sorted(documents, key=len, reverse=True)),
+            "the documents stand in another order: leave the one in which they came.",
+        ),
+        Mistake(
+            lambda documents: lesson.packed_row([document for document in documents if len(document) > 1]),
+            "documents of one token are left out: they have a place in the row, and -100 for a label.",
+        ),
+        Mistake(
+            lambda documents: {**(row := lesson.packed_row(documents)), "attention_mask": [1] * len(row["input_ids"])},
+            "an attention mask was added: three lists are asked for, and a mask of ones opens the leak (see below).",
+        ),
+        Mistake(
+            lambda documents: tuple(lesson.packed_row(documents).values()),
+            "you return the lists without their names: return a dictionary.",
+        ),
+        Mistake(
             _marked_in_place, "your function changes its input: the documents are overwritten, and are needed again."
         ),
         Mistake(
@@ -543,10 +768,12 @@ def _say(text: str, output: str, instruction: str = "Say it in French:") -> dict
 
 def _drawn_records(rng: random.Random) -> tuple[Records, Records]:
     def record() -> dict[str, str]:
-        words = rng.choice([["the", "fox."], ["a", "cat."], ["a", "ca", "t."], ["no."], []])
+        words = rng.choice(
+            [["the", "fox."], ["the", "fox!"], ["fox.", "the"], ["a", "cat."], ["a", "ca", "t."], ["no."], []]
+        )
         text = rng.choice([" ", "  ", "   ", "\t", "\n"]).join(words)
         text = rng.choice(["", " "]) + rng.choice([text, text.upper(), text.title()]) + rng.choice(["", " "])
-        asked = rng.choice(["Say it:", "say  it:", "Write it:"])
+        asked = rng.choice(["Say it:", "say  it:", " Say it:", "Write it:"])
         return _say(text, rng.choice(["Un.", "Deux.", ""]), asked)
 
     train, test = ([record() for _ in range(rng.randint(0, 5))] for _ in range(2))
@@ -568,6 +795,7 @@ exercise(
         (_TRAIN, [_say("the  Fox.", "Le renard."), _say("The FOX.", "Le renard."), _say("No.", "Nenni.")]),
         (_TRAIN, [_say("The fox.", "Arr!", "Say it like a pirate:"), _say("A cow.", "Une vache."), _say("A bee.", "")]),
         (_TRAIN, [_say("A bee.", "."), _say("The   \t fox.\n", "."), _say("A bee.", "."), _say("Thefox.", ".")]),
+        (_TRAIN, [_say("fox. The", "."), _say("The fox?", "."), _say("The fox", "."), _say("the fox.", ".")]),
     ],
     drawn=_drawn_records,
     mistakes=[
@@ -587,6 +815,10 @@ exercise(
         Mistake(
             _by(lambda record: _text(record).lower().strip()),
             ".strip() takes the spaces at the two ends; those between the words count as well: ' '.join(text.split()).",
+        ),
+        Mistake(
+            _by(lambda record: _text(record).lower().replace(" ", "")),
+            "spaces were taken out, and tabs were left: 'the fox' and 'thefox' became one prompt: leave one each.",
         ),
         Mistake(
             _by(lambda record: "".join(_text(record).lower().split())),
@@ -616,6 +848,38 @@ exercise(
         ),
         Mistake(
             lambda train, test: len(lesson.leaked_prompts(train, test)), "that is how many leaked: return their places."
+        ),
+        Mistake(
+            _by(lambda record: " ".join(record["instruction"].lower().split())),
+            "you compare the instructions alone: one that is the same for every record makes all of them leak.",
+        ),
+        Mistake(
+            _by(lambda record: " ".join(f"{record['instruction']}{record['input']}".lower().split())),
+            "instruction and input are joined without a space, so a space at the seam makes another prompt.",
+        ),
+        Mistake(
+            _by(lambda record: frozenset(_prompt(record).split())),
+            "you compare the words without their order: the same words in another order are another prompt.",
+        ),
+        Mistake(
+            _by(lambda record: re.sub(r"[^\w\s]", "", _prompt(record))),
+            "punctuation was taken out, and so 'No.' and 'No?' became one prompt: only case and gaps don't count.",
+        ),
+        Mistake(
+            lambda train, test: [n in lesson.leaked_prompts(train, test) for n in range(len(test))],
+            "that is True or False for every record: return the places of those that leaked.",
+        ),
+        Mistake(
+            lambda train, test: [n for n in range(len(test)) if n not in lesson.leaked_prompts(train, test)],
+            "the other way round: those are the records that are not in train.",
+        ),
+        Mistake(
+            lambda train, test: [n + 1 for n in lesson.leaked_prompts(train, test)],
+            "every place is one too large: the first record is at 0, as enumerate counts.",
+        ),
+        Mistake(
+            lambda train, test: [_prompt(test[n]) for n in lesson.leaked_prompts(train, test)],
+            "those are the prompts: return their places in test.",
         ),
         Mistake(
             _lowered_in_place,

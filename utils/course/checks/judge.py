@@ -253,7 +253,15 @@ def _behaves_alike(found: Exercise, mistake: Mistake, outcomes: Sequence[Outcome
 def _same_outcome(found: Exercise, one: Outcome, other: Outcome) -> bool:
     if one.raised is None and other.raised is None:
         return _same_value(found, one.value, other.value)
+    if any(isinstance(one.raised, kind) and isinstance(other.raised, kind) for kind in _asked_for(found)):
+        return True
     return _same_exception(one.raised, other.raised)
+
+
+def _asked_for(found: Exercise) -> set[type[BaseException]]:
+    """The exceptions that the task lets an answer raise: in which words is left to each."""
+    outcomes = (_remembered(found, None, case) for case in range(len(found.cases)))
+    return {type(done.raised) for done in outcomes if done.raised is not None}
 
 
 def _same_exception(one: BaseException | None, other: BaseException | None) -> bool:
