@@ -74,6 +74,23 @@ def _halving_by_log(trials: int, shortest: int, longest: int, eta: int) -> int:
     return lesson.halving_steps(trials, shortest, shortest * eta ** (rounds - 1), eta) if rounds else 0
 
 
+def _halving_in_parts(trials: float, shortest: int, longest: int, eta: int) -> int:
+    total: float = 0
+    done, until = 0, shortest
+    while trials >= 1 and until <= longest:
+        total += trials * (until - done)
+        trials, done, until = trials / eta, until, until * eta
+    return int(total)
+
+
+def _halving_never_alone(trials: int, shortest: int, longest: int, eta: int) -> int:
+    total, done, until = 0, 0, shortest
+    while until <= longest:
+        total += trials * (until - done)
+        trials, done, until = max(1, trials // eta), until, until * eta
+    return total
+
+
 def _halving_first_round(trials: int, shortest: int, longest: int, eta: int) -> int:
     return trials * shortest + lesson.halving_steps(trials, shortest, longest, eta)
 
@@ -96,6 +113,14 @@ exercise(
         Mistake(
             _halving_by_log,
             "int(math.log(...)) loses a round where the logarithm is whole: log(243, 3) gives 4.999... Multiply.",
+        ),
+        Mistake(
+            _halving_in_parts,
+            "parts of trials go on: round down after each round, trials // eta, and not once at the end.",
+        ),
+        Mistake(
+            _halving_never_alone,
+            "where rounding down leaves no trial the study is over, and yours lets one go on.",
         ),
         Mistake(_halving_first_round, "the first round is counted twice."),
         Mistake(
@@ -145,6 +170,12 @@ def _honest_by_again(first: list[float], again: list[list[float]]) -> tuple[int,
     means = [sum(later) / len(later) for later in again]
     winner = means.index(min(means))
     return winner, first[winner], means[winner]
+
+
+def _honest_by_all(first: list[float], again: list[list[float]]) -> tuple[int, float, float]:
+    means = [(one + sum(later)) / (1 + len(later)) for one, later in zip(first, again, strict=True)]
+    winner = means.index(min(means))
+    return winner, first[winner], sum(again[winner]) / len(again[winner])
 
 
 def _honest_all(first: list[float], again: list[list[float]]) -> tuple[int, float, float]:
@@ -217,6 +248,14 @@ exercise(
             "the winner was chosen by the new seeds: then these are no longer new. The study alone chooses.",
         ),
         Mistake(
+            _honest_by_all,
+            "the winner was chosen by old and new runs together: the study's own losses alone name it.",
+        ),
+        Mistake(
+            lambda first, again: (lesson.honest_winner(first, again)[0], lesson.honest_winner(first, again)[2]),
+            "what the study promised is missing: it stands between the index and the mean.",
+        ),
+        Mistake(
             _honest_all,
             "the study's own run is in the mean: it was picked for being low, so leave it out.",
         ),
@@ -263,6 +302,10 @@ exercise(
         Mistake(
             lambda sizes: sum(8 * n if n < 4096 else 2 * n + 2 * math.ceil(n / 256) for n in sizes),
             "a scale is a float32: 4 bytes for each block of each moment.",
+        ),
+        Mistake(
+            lambda sizes: sum(8 * n if n < 4096 else 2 * n + 4 * math.ceil(n / 256) for n in sizes),
+            "the two moments share a scale: each has one of its own for every block.",
         ),
         Mistake(
             lambda sizes: sum(8 * n if n < 4096 else 2 * n + 4 * math.ceil(2 * n / 256) for n in sizes),

@@ -197,6 +197,12 @@ exercise(
     drawn=_drawn_budget,
     mistakes=[
         Mistake(
+            lambda step, first, last, begin, end: int(
+                last + (first - last) * (1 - (step - begin) / (end - begin)) ** 3
+            ),
+            "the formula holds between `begin` and `end`: before it the budget is first, from `end` on it is last.",
+        ),
+        Mistake(
             _falls(lambda fall, last, done: int(fall * (1 - done) + last)),
             "the budget falls along a line. Raise what is left of the way to the third power.",
         ),

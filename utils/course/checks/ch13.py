@@ -42,6 +42,24 @@ def _sorted_first(prompts: list[str], every: int) -> list[int]:
     return [row for row, prompt in enumerate(prompts) if order.index(_key(prompt)) % every == every - 1]
 
 
+def _numbered(prompts: list[str], every: int, numbers: dict[str, int]) -> list[int]:
+    """The rows to hold out when the prompts are numbered so."""
+    return [row for row, prompt in enumerate(prompts) if numbers[_key(prompt)] % every == every - 1]
+
+
+def _by_first_row(prompts: list[str], every: int) -> list[int]:
+    return _numbered(prompts, every, {_key(prompts[row]): row for row in reversed(range(len(prompts)))})
+
+
+def _by_last_row(prompts: list[str], every: int) -> list[int]:
+    return _numbered(prompts, every, {_key(prompt): row for row, prompt in enumerate(prompts)})
+
+
+def _only_stripped(prompts: list[str], every: int) -> list[int]:
+    numbers = _groups(prompts, lambda prompt: prompt.casefold().strip())
+    return [row for row, number in enumerate(numbers) if number % every == every - 1]
+
+
 def _last_group(prompts: list[str], every: int) -> list[int]:
     return [row for row, number in enumerate(_groups(prompts, _key)) if number == every - 1]
 
@@ -55,6 +73,18 @@ exercise(
         Mistake(
             _sorted_first,
             "the prompts are numbered in the order of the alphabet: the first that comes gets 0, the next new one 1.",
+        ),
+        Mistake(
+            _by_first_row,
+            "a prompt's number is the row in which it first came: count the different prompts, 0, 1, 2, without gaps.",
+        ),
+        Mistake(
+            _by_last_row,
+            "a prompt that comes again gets a new number: the number of its first time stays.",
+        ),
+        Mistake(
+            _only_stripped,
+            "strip() mends the ends only, and two spaces between words still make another prompt.",
         ),
         Mistake(
             _last_group,
@@ -229,6 +259,18 @@ exercise(
             "the EOS token is not 1 with every tokenizer: use eos_id.",
         ),
         Mistake(
+            lambda rows, eos_id: sum(eos_id in row or 0 in row for row in rows) / len(rows),
+            "0 counts as an end too: only eos_id says that an answer has ended, whatever the padding is.",
+        ),
+        Mistake(
+            lambda rows, eos_id: sum(eos_id in row[1:] for row in rows) / len(rows),
+            "an answer that is the EOS token alone has ended as well: look at the first place, too.",
+        ),
+        Mistake(
+            lambda rows, eos_id: (rows == eos_id).any(dim=1).float().mean().item(),
+            "that is how a tensor is asked. rows is a list of lists, so rows == eos_id is one False: go through them.",
+        ),
+        Mistake(
             lambda rows, eos_id: sum(eos_id in row[:-1] for row in rows) / len(rows),
             "an answer whose last token is the EOS token has ended as well: look at the whole row.",
         ),
@@ -336,6 +378,10 @@ exercise(
         Mistake(
             lambda needs, card_gb: next(iter(needs)) if needs[next(iter(needs))] <= card_gb else "none",
             'only the first way was tried: the return of "none" belongs behind the loop.',
+        ),
+        Mistake(
+            lambda needs, card_gb: lesson.what_fits(needs, card_gb - 1),
+            "you kept 1 GB of the card back: that margin is in `needs`, and twice is too much.",
         ),
         Mistake(
             lambda needs, card_gb: lesson.what_fits(needs, 0.9 * card_gb),
