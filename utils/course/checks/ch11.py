@@ -543,7 +543,7 @@ exercise(
 
 def _drawn_bytes(rng: random.Random) -> tuple[float, float, float]:
     per_sequence = rng.choice([1, 3, 5, 2e9, 3.5e9])
-    held = rng.randint(0, 9) * per_sequence
+    held = (rng.randint(0, 9) + rng.choice([0.0, 0.25, 0.75])) * per_sequence
     return held + rng.choice([-1.0, 0.0, 0.5, 1.0, 2.75, 3.0, 7.5]) * per_sequence, held, per_sequence
 
 
