@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import torch
 from torch import nn
 
+from utils.lora import inject, remove
+from utils.lora.fused import SHARE, use_fused
 from utils.models.device import compute_dtype
 from utils.profiling.activations import checkpoint_blocks
 from utils.profiling.gpu_step import adapted, allocated, base_model, base_of, free, optimizer_of, peak
@@ -24,12 +26,15 @@ SEED, WARM_UP, STEPS = 0, 3, 10
 
 
 class Technique(NamedTuple):
-    """A way to train: the settings, whether 16-bit autocast is on, in how many pieces a step is computed."""
+    """A way to train: the settings, whether 16-bit autocast is on, in how many pieces a step is computed, and whether
+    the adapters are our fused layers in the place of PEFT's.
+    """
 
     name: str
     setup: Setup
     autocast: bool = False
     pieces: int = 1
+    fused: bool = False
 
 
 def step_of(model: nn.Module, technique: Technique, vocabulary: int, device: str) -> Any:
@@ -52,14 +57,16 @@ def step_of(model: nn.Module, technique: Technique, vocabulary: int, device: str
 
 
 def measure_technique(model: PreTrainedModel, technique: Technique, device: str, trial: bool = False) -> dict[str, Any]:
-    """One technique's row; the base model is afterwards as it was. Out of memory is a row as well."""
+    """One technique's row; the base model is afterwards as it was, but for the steps of a full one. Out of memory is a
+    row as well.
+    """
     setup = technique.setup
     if trial:
         setup = dataclasses.replace(setup, batch=4, length=16, optimizer="adamw")
         technique = technique._replace(setup=setup)
     torch.manual_seed(SEED)
     weights = free()
-    wrapped = adapted(model, setup)
+    wrapped = _fused(model, setup) if technique.fused else adapted(model, setup)
     checkpoint_blocks(wrapped, setup.checkpointing)
     torch.backends.cuda.matmul.allow_tf32 = "TF32" in technique.name
     try:
@@ -75,9 +82,18 @@ def measure_technique(model: PreTrainedModel, technique: Technique, device: str,
         torch.backends.cuda.matmul.allow_tf32 = False
     checkpoint_blocks(wrapped, False)
     model.disable_input_require_grads()  # PEFT's checkpointing switched it on, and nothing else switches it off
-    cast(Any, wrapped).unload()
+    if technique.fused:
+        remove(model)
+    elif setup.method != "full":
+        cast(Any, wrapped).unload()
     model.requires_grad_(False)
     return {"weights": weights, **row}
+
+
+def _fused(model: PreTrainedModel, setup: Setup) -> PreTrainedModel:
+    inject(model, setup.target_modules, setup.r, 2 * setup.r)
+    use_fused(model, share=SHARE)
+    return model
 
 
 def each(

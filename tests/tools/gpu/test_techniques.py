@@ -20,7 +20,7 @@ BY_NAME = {technique.name: technique for technique in tool.TECHNIQUES}
 def test_every_technique_changes_something_and_only_the_last_repeats_the_first():
     changes = [technique[1:] for technique in tool.TECHNIQUES]
     assert len(BY_NAME) == len(changes)
-    assert changes[0] == changes[-1] == (tool.USUAL, False, 1)
+    assert changes[0] == changes[-1] == (tool.USUAL, False, 1, False)
     same = {name for name, t in BY_NAME.items() if t[1:] == changes[0]}
     assert same == {"unchanged", "unchanged, again"}
     groups = [base_of(t.setup) for t in tool.TECHNIQUES[:-1]]
@@ -144,7 +144,7 @@ def test_the_record_has_every_technique_where_it_was_measured_and_its_spread():
     assert RECORD["hardware"].startswith("NVIDIA H100") and {"torch", "cuda", "bitsandbytes"} <= set(RECORD["versions"])
     for name, row in ROWS.items():
         technique, took = BY_NAME[name], row["milliseconds"]
-        assert (row["autocast"], row["pieces"]) == technique[2:]
+        assert (row["autocast"], row["pieces"]) == technique[2:4]
         assert row["setup"] == json.loads(json.dumps(dataclasses.asdict(technique.setup)))
         assert 0 < took["lower"] <= took["median"] <= took["upper"] and took["runs"] == techniques.STEPS
 
