@@ -454,9 +454,9 @@ def _drawn_model(rng: random.Random) -> tuple[nn.Module, list[str]]:
             return nn.ModuleDict({inner: part(inner, depth - 1) for inner in rng.sample(_NAMES, 3)})
         return nn.LayerNorm(2) if name == "q_proj_norm" or rng.random() < 0.2 else nn.Linear(2, 2)
 
+    count, most = rng.choice([(1, 5), (2, 4), (3, 3), (11, 1)])  # eleven, since "10" sorts before "2"
     blocks = nn.ModuleList(
-        nn.ModuleDict({name: part(name, 1) for name in rng.sample(_NAMES, rng.randint(1, 5))})
-        for _ in range(rng.randint(1, 11))
+        nn.ModuleDict({name: part(name, 1) for name in rng.sample(_NAMES, rng.randint(1, most))}) for _ in range(count)
     )
     model = nn.ModuleDict({"layers": blocks, "lm_head": nn.Linear(2, 3), "my_q_proj": nn.Linear(2, 2)})
     return model, rng.sample([*_NAMES, "layers", "embed"], rng.randint(1, 4))
