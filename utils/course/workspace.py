@@ -102,6 +102,32 @@ def reset(home: Path, chapter: str) -> tuple[str, Path | None]:
     return found[0].name, old
 
 
+def adopt(home: Path, name: str, original: str | None = None) -> None:
+    """Keep what was worked in ``notebooks/NAME`` itself, before a new version replaces it.
+
+    original: the notebook as the course had it; default: what the learner's copy was made from. It becomes the copy in
+    ``work/`` where that holds nothing of the learner's yet, else it is kept in ``work/old/``. Nothing is done when it is
+    as the course had it.
+    """
+    path, given = home / "notebooks" / name, read_given(home)
+    try:
+        worked, before = _read(path), hashes(json.loads(original)) if original is not None else given.get(name)
+    except (Unreadable, ValueError):
+        worked, before = None, None
+    if worked is not None and before is not None:
+        worked["cells"] = _with_ids(worked["cells"], before)
+        if not any(_is_theirs(cell, before) for cell in worked["cells"]):
+            return
+        mine = _read_or_none(home / FOLDER / name)
+        if mine is None or not any(_is_theirs(cell, given.get(name, {})) for cell in _with_ids(mine["cells"], before)):
+            _write(home / FOLDER / name, worked)
+            given[name] = before
+            return _write_given(home, given)
+    folder = home / FOLDER / OLD
+    folder.mkdir(parents=True, exist_ok=True)
+    _free_name(folder, name).write_bytes(path.read_bytes())
+
+
 def bring_over(home: Path) -> list[Carried]:
     """Bring every notebook in ``work/`` to what ``notebooks/`` holds now; what was done, notebook by notebook.
 
@@ -113,10 +139,8 @@ def bring_over(home: Path) -> list[Carried]:
     places = {exercise: name for name, notebook in new.items() for exercise in _answers(notebook)}
     mine: dict[str, Notebook] = {}
     for path in sorted((home / FOLDER).glob("[0-9][0-9]_*.ipynb")):
-        try:
-            mine[path.name] = _read(path)
-        except Unreadable:
-            continue
+        if (notebook := _read_or_none(path)) is not None:
+            mine[path.name] = notebook
     moved: dict[str, list[Cell]] = {}
     for name, notebook in mine.items():
         notebook["cells"] = _with_ids(notebook["cells"], given.get(name, {}))
@@ -286,6 +310,13 @@ def _read(path: Path) -> Notebook:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
         raise Unreadable(f"{path} can't be read as a notebook: {problem}") from None
     return notebook
+
+
+def _read_or_none(path: Path) -> Notebook | None:
+    try:
+        return _read(path)
+    except Unreadable:
+        return None
 
 
 def _give(home: Path, path: Path, given: dict[str, dict[str, str]]) -> None:
