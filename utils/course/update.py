@@ -1,9 +1,9 @@
 """A new version of the course into this folder: ``python3 start.py update``.
 
 From where the folder was cloned, or from another folder or a zip file of the course, without a network. The learner's
-notebooks are in ``work/`` and are none of the course's files; :mod:`utils.course.workspace` brings them over afterwards.
-Files of the course that were changed here are never overwritten: notebooks become the learner's copies, for all others
-the update stops before it has touched anything, and says which they are.
+notebooks are in ``work/`` and are none of the course's files; :mod:`utils.course.workspace` brings them over
+afterwards. Files of the course that were changed here are never overwritten: notebooks become the learner's copies, for
+all others the update stops before it has touched anything, and says which they are.
 
 ``start.py`` runs this with a bare Python, so it needs the standard library only.
 

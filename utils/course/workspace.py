@@ -106,8 +106,8 @@ def adopt(home: Path, name: str, original: str | None = None) -> None:
     """Keep what was worked in ``notebooks/NAME`` itself, before a new version replaces it.
 
     original: the notebook as the course had it; default: what the learner's copy was made from. It becomes the copy in
-    ``work/`` where that holds nothing of the learner's yet, else it is kept in ``work/old/``. Nothing is done when it is
-    as the course had it.
+    ``work/`` where that holds nothing of the learner's yet, else it is kept in ``work/old/``. Nothing is done when it
+    is as the course had it.
     """
     path, given = home / "notebooks" / name, read_given(home)
     try:
