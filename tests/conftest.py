@@ -1,4 +1,4 @@
-"""The tokenizer and the tiny base model that tests share, the guard that nobody changes the model, and no record."""
+"""What tests share: the tokenizer, the tiny base model and its guard, a registry of exercises; and no record."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import os
 from collections.abc import Callable, Iterator
 
 import pytest
+import torch
 from torch import nn
 
+from utils.course.checks import core, registry
 from utils.course.progress import VARIABLE
 from utils.models import load_base, load_tokenizer
 
@@ -55,3 +57,12 @@ def base(loaded_base, request) -> Iterator[nn.Module]:
 def fresh_base(loaded_base) -> Callable[[], nn.Module]:
     """Makes copies of the tiny model, each for its test to change."""
     return lambda: copy.deepcopy(loaded_base)
+
+
+@pytest.fixture
+def own_registry(monkeypatch):
+    """Each test registers its own exercises, in a kernel in which nothing has been tried."""
+    monkeypatch.setattr(registry, "_registered", {})
+    monkeypatch.setattr(core, "_kernel", core._Kernel())
+    monkeypatch.delenv("COURSE_STRICT", raising=False)
+    torch.set_num_threads(1)

@@ -16,7 +16,6 @@ Attributes:
 from __future__ import annotations
 
 import argparse
-import ast
 import re
 import sys
 import time
@@ -24,6 +23,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+from tools.build.references import imported
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "tests/course/answers"
@@ -91,10 +92,9 @@ def judge(answer: Answer) -> Verdict:
 def _value(answer: Answer) -> Any:
     namespace: dict[str, Any] = {"__name__": "__main__"}
     exec(BASICS, namespace)
-    for statement in _imports(answer.chapter):
-        names = [alias.asname or alias.name.partition(".")[0] for alias in statement.names]
-        if any(re.search(rf"\b{re.escape(name)}\b", answer.source) for name in names):
-            exec(compile(ast.Module([statement], []), "<imports>", "exec"), namespace)
+    for name, statement in _imports(answer.chapter).items():
+        if re.search(rf"\b{re.escape(name)}\b", answer.source):
+            exec(statement, namespace)
     exec(compile(answer.source, f"<{answer.exercise}: {answer.label}>", "exec"), namespace)
     variable = _variables(answer.chapter)[answer.exercise]
     if variable not in namespace:
@@ -108,10 +108,10 @@ def _lesson(chapter: str) -> str:
 
 
 @cache
-def _imports(chapter: str) -> list[ast.Import | ast.ImportFrom]:
+def _imports(chapter: str) -> dict[str, str]:
     cells = re.findall(r"^```python[^\n]*\n(.*?)^```$", _lesson(chapter), re.M | re.S)
-    trees = [ast.parse(re.sub(r"^[%!].*$", "", cell, flags=re.M)) for cell in cells if "import" in cell]
-    return [node for tree in trees for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+    plain = (re.sub(r"^[%!].*$", "", cell, flags=re.M) for cell in cells if "import" in cell)
+    return {name: statement for cell in plain for name, statement in imported(cell).items()}
 
 
 @cache
@@ -124,9 +124,7 @@ def table(verdicts: list[Verdict]) -> str:
     """A line for each exercise that is registered, and one for all."""
     from utils.course.checks.registry import registered
 
-    head = (
-        f"{'exercise':<22}{'drawn':>6}{'named':>6}{'wrong':>7}{'caught':>7}{'said':>6}{'right':>7}{'taken':>6}{'s':>7}"
-    )
+    head = _line("exercise", ("drawn", "named", "wrong", "caught", "said", "right", "taken"), "s")
     lines, sums = [head], [0] * 7
     for name, found in registered().items():
         mine = [verdict for verdict in verdicts if verdict.answer.exercise == name]

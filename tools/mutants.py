@@ -46,6 +46,7 @@ HEAVY = (
 
 # Tests of a module that don't stand at tests/PACKAGE/test_MODULE*.py, or not all of them.
 ELSEWHERE = {
+    "course/checks/tried": ["tests/course/test_checks_relations.py", "tests/course/test_checks_where.py"],
     "data/rows": ["tests/data/test_formats.py", "tests/data/test_kinds.py"],
     "models/ends": ["tests/inference/test_decoding.py", "tests/evaluate/test_metrics.py"],
     "data/labels": ["tests/data/test_instructions.py", "tests/data/test_packing.py"],

@@ -5,17 +5,23 @@ import time
 import pytest
 import torch
 
-from tools.answers import judge, read
+from tools.answers import Answer, Verdict, judge, read
 from utils.course import checks  # noqa: F401 - registers the exercises
+from utils.course.checks.judge import evaluate
 from utils.course.checks.registry import registered
 
 EXERCISES = registered()
 ANSWERS = read()
 each = pytest.mark.parametrize("name", EXERCISES)
 
-# What a learner waits for a verdict on one core: measured below 0.3 s on a quiet one; three times that here, since
-# the tests' own machine is busy. Processor time, so that a waiting process doesn't count.
-SECONDS = 0.9
+# A learner waits less than 0.3 s for a verdict on a quiet core, which tools.answers prints. Here other tests run beside
+# this one, so the bound is for what hangs: processor time, and a second try before it counts.
+SECONDS = 1.5
+
+
+def timed(answer: Answer) -> tuple[Verdict, float]:
+    begin = time.process_time()
+    return judge(answer), time.process_time() - begin
 
 
 @each
@@ -23,11 +29,11 @@ def test_right_answers_are_taken_and_wrong_ones_are_not(name):
     torch.set_num_threads(1)
     mine = [answer for answer in ANSWERS if answer.exercise == name]
     assert sum(answer.right for answer in mine) >= 2 and sum(not answer.right for answer in mine) >= 4
+    evaluate(EXERCISES[name], EXERCISES[name].reference)  # what torch imports at a first call is none of the verdict's
     misjudged, slow = [], []
     for answer in mine:
-        begin = time.process_time()
-        verdict = judge(answer)
-        slow += [answer.label] * (time.process_time() - begin > SECONDS)
+        verdict, seconds = timed(answer)
+        slow += [answer.label] * (seconds > SECONDS and timed(answer)[1] > SECONDS)
         if verdict.passed != answer.right:
             misjudged.append(f"{answer.label}: {verdict.message or 'passed'}")
         elif not verdict.passed:

@@ -6,11 +6,13 @@ from importlib import import_module
 import pytest
 
 from utils.course import checks  # noqa: F401  (registers every exercise)
-from utils.course.checks import core
+from utils.course.checks import registry
+from utils.course.checks.core import evaluate
 from utils.course.checks.references import ch08
 from utils.course.checks.worked import source
+from utils.course.progress import PASSED
 
-EXERCISES = core.registered()
+EXERCISES = registry.registered()
 
 
 @pytest.mark.parametrize("name", EXERCISES)
@@ -20,11 +22,11 @@ def test_what_is_printed_passes_when_it_is_run_below_the_lessons_imports(name):
     answer = next(key for key, value in module.items() if value is found.reference)
     names = {key: value for key, value in module.items() if key != answer}
     exec(source(name), names)
-    assert core.evaluate(name, names[answer]).state == core.PASSED
+    assert evaluate(name, names[answer]).state == PASSED
 
 
 def test_the_cell_is_printed_as_the_lesson_shows_it():
-    assert source("header_length") == 'def header_length(first):\n    return int.from_bytes(first, "little")'
+    assert source("scaling").startswith("def scaling(r, lora_alpha, use_rslora):\n    return lora_alpha / (")
     assert source("upper_mlp") == r'upper_mlp = r".*\.layers\.[23]\.mlp\.(gate|up|down)_proj"'
     assert source("choose").startswith("situations = {\n") and source("choose").endswith("zip(situations, names))")
     last = source("merge_four_bit")
@@ -33,9 +35,9 @@ def test_the_cell_is_printed_as_the_lesson_shows_it():
 
 
 def test_a_name_without_a_cell_is_refused(monkeypatch):
-    with pytest.raises(KeyError, match="there is no exercise 'header_lenght'; did you mean 'header_length'"):
-        source("header_lenght")
-    other = replace(EXERCISES["header_length"], name="other")
-    monkeypatch.setitem(core._registered, "other", other)
+    with pytest.raises(KeyError, match="there is no exercise 'tensor_rnage'; did you mean 'tensor_range'"):
+        source("tensor_rnage")
+    other = replace(EXERCISES["tensor_range"], name="other")
+    monkeypatch.setitem(registry._registered, "other", other)
     with pytest.raises(LookupError, match=f"{ch08.__name__} has no cell of 'other': `make notebooks` writes it"):
         source("other")

@@ -14,10 +14,12 @@ import pytest
 import torch
 
 from utils.course import checks, progress
-from utils.course.checks import core
-from utils.course.checks.core import ExerciseFailed, Mistake, Result, Wrong, check, exercise
+from utils.course.checks import core, judge
+from utils.course.checks.core import ExerciseFailed, check
+from utils.course.checks.judge import Result
+from utils.course.checks.registry import Mistake, Wrong, exercise, find, registered
 
-EXERCISES = core.registered()
+EXERCISES = registered()
 
 each = pytest.mark.parametrize("name", EXERCISES)
 
@@ -25,7 +27,7 @@ each = pytest.mark.parametrize("name", EXERCISES)
 @pytest.fixture(autouse=True)
 def one_thread_no_strictness_and_nothing_handed_out(monkeypatch):
     torch.set_num_threads(1)
-    monkeypatch.setattr(core._kernel, "handed", {})
+    monkeypatch.setattr(core, "_kernel", core._Kernel())
     monkeypatch.delenv("COURSE_STRICT", raising=False)
 
 
@@ -36,7 +38,7 @@ def unsolved(*arguments, **named):
 
 def test_there_are_exercises():
     """Without this, every test below would pass on an empty course."""
-    assert checks.__all__ == ["check", "hint", "progress"]
+    assert checks.__all__ == ["check", "hint", "progress", "solution"]
     assert len(EXERCISES) >= 4
     assert all(found.chapter.startswith("ch") for found in EXERCISES.values())
 
@@ -67,12 +69,21 @@ def test_the_reference_passes(name, capsys):
 
 
 @each
-def test_three_mistakes_with_messages_of_their_own_and_a_hint(name):
+def test_six_mistakes_with_messages_of_their_own_hints_and_a_reason(name):
     found = EXERCISES[name]
     texts = [mistake.expected_text for mistake in found.mistakes]
-    assert len(texts) >= 3, f"{name} has {len(texts)} mistakes, three are the least: add what learners get wrong"
+    assert len(texts) >= 6, f"{name} has {len(texts)} mistakes, six are the least: add what learners get wrong"
     assert len(set(texts)) == len(texts)
     assert found.hints and all(hint.strip() for hint in found.hints)
+    assert found.why, f"{name} has no why=: the line under its worked solution"
+
+
+@each
+def test_a_function_is_tried_with_calls_that_nobody_listed(name):
+    """A class, and a value, have tests of their own instead."""
+    found = EXERCISES[name]
+    drawn = sum(case.seed > 0 for case in found.cases)
+    assert drawn >= 12 or found.tests or not callable(found.reference)
 
 
 @each
@@ -101,10 +112,14 @@ def drawn() -> list[object]:
 
 
 def lenient_and_strict(name: str, answer: object) -> tuple[list[Result], object, str, str]:
-    """`check` twice, the second time strictly: what was found each time, what was handed back, both reports."""
-    found, printed, judge = [], io.StringIO(), core.evaluate
+    """`check` twice, the second time strictly: what was found each time, what was handed back, both reports.
+
+    The first report without the sentence that the notebook goes on with the reference: under COURSE_STRICT it doesn't.
+    """
+    found, printed, evaluate = [], io.StringIO(), core.evaluate
+    core._kernel.tries.clear()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
-        patch.setattr(core, "evaluate", lambda *arguments: found.append(judge(*arguments)) or found[-1])
+        patch.setattr(core, "evaluate", lambda *arguments: found.append(evaluate(*arguments)) or found[-1])
         back = check(name, answer)
         patch.setenv(progress.STRICT_VARIABLE, "1")
         try:
@@ -112,7 +127,8 @@ def lenient_and_strict(name: str, answer: object) -> tuple[list[Result], object,
             raised = "nothing is raised"
         except ExerciseFailed as failure:
             raised = f"{failure}\n"
-    return found, back, printed.getvalue(), raised
+    report = printed.getvalue().replace(f"    {core.USED_BELOW}\n", "").replace(f"{core.USED_BELOW} ", "")
+    return found, back, report, raised
 
 
 def faults(name: str) -> list[str]:
@@ -122,7 +138,7 @@ def faults(name: str) -> list[str]:
     report starts with the verdict, has no address (the output would differ from run to run) and is the same
     when it is raised under COURSE_STRICT; the reference comes back. The notebook's random state is left alone.
     """
-    exercise_ = core.find(name)
+    exercise_ = find(name)
     said = []
     for index, mistake in enumerate(exercise_.mistakes):
         torch.manual_seed(1), random.seed(1), np.random.seed(1)
@@ -130,7 +146,7 @@ def faults(name: str) -> list[str]:
         results, back, printed, raised = lenient_and_strict(name, mistake.answer)
         others = [other for other in exercise_.mistakes if other is not mistake]
         for fault, there in {
-            f"reported as {results[0].state}": any(result.state != core.NOT_RIGHT for result in results),
+            f"reported as {results[0].state}": any(result.state != progress.NOT_RIGHT for result in results),
             f"the learner reads: {printed}": mistake.expected_text not in results[0].message,
             "recognised as another mistake, add a case that tells them apart": any(
                 result.mistake in others for result in results
@@ -144,12 +160,6 @@ def faults(name: str) -> list[str]:
         }.items():
             said += [f"{name}, mistake {index}: {fault}"] * there
     return said
-
-
-@pytest.fixture
-def own_registry(monkeypatch):
-    monkeypatch.setattr(core, "_registered", {})
-    monkeypatch.setattr(core, "_kernel", core._Kernel())
 
 
 def double(x):
@@ -216,7 +226,7 @@ def test_a_report_that_changes_is_a_fault(own_registry):
 
 
 def test_checking_that_disturbs_a_random_state_is_a_fault(own_registry, monkeypatch):
-    monkeypatch.setattr(core, "_random_state_kept", contextlib.nullcontext)
+    monkeypatch.setattr(judge, "random_state_kept", contextlib.nullcontext)
     assert faults_of([SQUARE]) == "double, mistake 0: the random state is changed"
 
 

@@ -280,6 +280,25 @@ def test_training_prefers_what_was_preferred_and_leaves_the_base(pairs):
     assert not model.training
 
 
+def test_training_with_a_loss_of_ones_own(pairs):
+    def weights(**own):
+        torch.manual_seed(0)
+        model, tokenizer = adapted()
+        steps = dpo.train_dpo(model, tokenizer, pairs[:2], beta=0.1, steps=2, lr=1e-3, progress=False, **own)
+        return [one["loss"] for one in steps], torch.cat([p.flatten() for p in model.parameters() if p.requires_grad])
+
+    def loss(chosen, rejected, ref_chosen, ref_rejected, beta, sign=1):
+        return -torch.nn.functional.logsigmoid(sign * beta * (chosen - ref_chosen - rejected + ref_rejected)).mean()
+
+    def turned(*arguments):
+        return loss(*arguments, sign=-1)
+
+    (losses, course), (own_losses, own), (_, against) = weights(), weights(loss=loss), weights(loss=turned)
+    assert own_losses == pytest.approx(losses, rel=1e-4)
+    torch.testing.assert_close(own, course, rtol=1e-3, atol=1e-5)
+    assert not torch.allclose(against, course, rtol=1e-3, atol=1e-5)
+
+
 def test_training_refuses_what_it_cant_do(pairs):
     model, tokenizer = adapted()
     settings = {"beta": 0.1, "steps": 2, "lr": 1e-3, "progress": False}

@@ -42,6 +42,7 @@ from tools.build.lesson import (
     make,
 )
 from tools.build.one_run import Step, steps
+from tools.build.stored import replace_text
 from utils.course.progress import VARIABLE
 
 MACHINE_PATH = re.compile(r"/(root|home|tmp|usr|work|Users)/|\b[A-Z]:\\\\?Users\\")
@@ -217,12 +218,7 @@ def write(path: Path, notebook: NotebookNode) -> str:
     text = nbformat.writes(notebook, version=4).rstrip("\n") + "\n"
     if path.exists() and _compared(path.read_text(encoding="utf-8")) == _compared(text):
         return "unchanged"
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8", newline="\n")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    replace_text(path, text)
     return "written"
 
 

@@ -82,19 +82,24 @@ CHECKS = '''\
 
 from __future__ import annotations
 
-from {package}.registry import Mistake, exercise
 from {package}.references import ch{number:02d} as lesson
+from {package}.registry import Mistake, exercise
 
 exercise(
     "{name}",
     reference=lesson.{name},
     cases=[(64, 32, 4), (8, 8, 1), (5, 7, 3)],
+    drawn=lambda rng: (rng.randint(1, 99), rng.randint(1, 99), rng.randint(1, 16)),
     mistakes=[
         Mistake(lambda d_in, d_out, r: r * d_in, "that is A alone: B has numbers too."),
         Mistake(lambda d_in, d_out, r: r * d_out, "that is B alone: A has numbers too."),
         Mistake(lambda d_in, d_out, r: d_in * d_out, "that is the full update, whatever its rank."),
+        Mistake(lambda d_in, d_out, r: d_in + d_out, "the rank is missing."),
+        Mistake(lambda d_in, d_out, r: r * d_in * d_out, "the two are added, not multiplied."),
+        Mistake(lambda d_in, d_out, r: 2 * r * d_in, "A and B are equally large in a square layer only."),
     ],
     hints=["Count A's numbers and B's.", "A is (r, d_in), B is (d_out, r)."],
+    why="A has r * d_in numbers and B d_out * r.",
 )
 '''
 

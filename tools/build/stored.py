@@ -10,6 +10,12 @@ def write_text(path: Path, text: str) -> str:
     """Write a file, atomically: "written", or "unchanged" when it holds that text already."""
     if path.exists() and path.read_text(encoding="utf-8") == text:
         return "unchanged"
+    replace_text(path, text)
+    return "written"
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a file in one step, with line ends that are the same everywhere."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     try:
@@ -17,7 +23,6 @@ def write_text(path: Path, text: str) -> str:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
-    return "written"
 
 
 def stale_text(root: Path, name: str, text: str) -> list[str]:

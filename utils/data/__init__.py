@@ -5,7 +5,7 @@ from utils.front_door import front_door
 __getattr__, __dir__, __all__ = front_door(
     __name__,
     {
-        "chat": "IGNORED Example collate encode render",
+        "chat": "IGNORED Example collate encode padded render",
         "duplicates": "near_duplicates",
         "formats": "Reading read_own read_records",
         "instructions": "INSTRUCTIONS",

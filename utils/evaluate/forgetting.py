@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from utils import tinyworld
 from utils.data.chat import Example
 from utils.evaluate.gates import copy_accuracy
 from utils.evaluate.metrics import exact_match, perplexity
-from utils.lora.layer import lora_layers
+from utils.lora.layer import LoRALinear, lora_layers
 
 
 class Kept(NamedTuple):
@@ -50,7 +50,8 @@ def scaled(model: nn.Module, factor: float) -> Iterator[None]:
     PEFT's is ``peft.helpers.rescale_adapter_scale``. Raises RuntimeError when the model has no LoRA layers or one is
     merged, and TypeError for a variant whose update isn't in proportion to its scaling.
     """
-    layers = lora_layers(model).values()
+    named = lora_layers(model)
+    layers = named.values()
     if not layers:
         raise RuntimeError("this model has no LoRA layers whose correction could be scaled")
     if any(layer.merged for layer in layers):
@@ -61,13 +62,13 @@ def scaled(model: nn.Module, factor: float) -> Iterator[None]:
                 f"the scaling of {type(layer.variant).__name__} doesn't say how much its update counts: with 0 it "
                 "wouldn't be the base, with 2 not twice the update. Take LoRA or rsLoRA"
             )
-    before = [layer.scaling for layer in layers]
-    for layer in layers:
-        layer.scaling *= factor
+    before = [(cast(LoRALinear, model.get_submodule(name)), layer.scaling) for name, layer in named.items()]
+    for layer, scaling in before:
+        layer.scaling = scaling * factor
     try:
         yield
     finally:
-        for layer, scaling in zip(layers, before, strict=True):
+        for layer, scaling in before:
             layer.scaling = scaling
 
 

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from utils.lora.layer import LoRALinear
+from utils.lora.layer import LoRALinear, lora_layers
 
 LEADING = 10
 
@@ -139,11 +139,9 @@ def tuned_weights(model: nn.Module, names: list[str] | None = None) -> dict[str,
     With LoRA layers: theirs, the correction added. Without: those of the linear layers called `names`. Raises
     ValueError when there is neither.
     """
-    layers = {
-        name: module
-        for name, module in model.named_modules()
-        if (name in names if names is not None else isinstance(module, LoRALinear))
-    }
+    found = lora_layers(model)
+    wanted = list(found) if names is None else names
+    layers = {name: found.get(name, module) for name, module in model.named_modules() if name in wanted}
     if not layers:
         raise ValueError("this model has no LoRA layers: say with names=[...] which linear layers to take")
     weights = {}

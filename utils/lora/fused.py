@@ -33,7 +33,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from utils.lora.layer import LoRALinear, injected_layers, plain
+from utils.lora.layer import LoRALinear, own_layers, plain
 from utils.lora.nf4_linear import dense_weight
 
 SUMS_IN_FLOAT32 = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 8)
@@ -321,9 +321,10 @@ def use_fused(model: nn.Module, *, share: Sequence[Sequence[str]] = ()) -> list[
     Nothing else about the layers changes: an optimizer that holds their parameters goes on, and the model is merged and
     saved as ever. `share`, such as :data:`SHARE`, names layers of one parent that the model calls in this order with
     one `x`; where all of them have LoRA, they are computed together. Raises RuntimeError when there is no LoRA, and
-    TypeError when a layer's variant computes something else than plain LoRA's product; nothing is changed then.
+    TypeError when a layer is of another class, or its variant computes something else than plain LoRA's product;
+    nothing is changed then.
     """
-    layers = injected_layers(model)
+    layers = own_layers(model, "computes in its own way: inject the library's layer, without layer=..., to fuse it")
     for name, layer in layers.items():
         if not layer.variant.is_product:
             raise TypeError(

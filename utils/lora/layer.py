@@ -178,6 +178,27 @@ class LoRALinear(nn.Module):
         variant.attach(self)
         self.train(base_layer.training)
 
+    @classmethod
+    def over(cls, layer: nn.Module) -> LoRALinear:
+        """The LoRA layer that computes what `layer` does, a layer of another class with the same parts: it holds the
+        very base layer and matrices, so what is read, merged or saved is that layer's. Raises TypeError, naming what is
+        missing, when `layer` hasn't the parts.
+        """
+        if missing := _missing_part(layer):
+            raise TypeError(f"a {type(layer).__name__} is no LoRA layer: {missing}")
+        same = cls.__new__(cls)
+        nn.Module.__init__(same)
+        parts = cast(LoRALinear, layer)
+        same.base_layer, same.variant = parts.base_layer, PLAIN
+        same.lora_A, same.lora_B = parts.lora_A, parts.lora_B
+        same.r, same.scaling = len(parts.lora_A), float(parts.scaling)
+        same.lora_alpha = same.scaling * same.r
+        dropout = getattr(layer, "lora_dropout", None)
+        same.lora_dropout = dropout if isinstance(dropout, nn.Dropout) else nn.Dropout(0.0)
+        same.merged, same.enabled, same.compute = False, True, plain
+        same.training = layer.training
+        return same
+
     @property
     def weight(self) -> Tensor:
         """The base layer's, for models that ask a layer for it, as T5 asks for a dtype. As in PEFT the correction is in
@@ -250,9 +271,33 @@ def _plain_number(value: Any) -> float | None:
 # ------------------------------------------------------------------------------------------------------- in a model
 
 
+def _missing_part(module: nn.Module) -> str:
+    """Which part of a LoRA layer a module lacks, in words; an empty text when it has all of them."""
+    base, A, B = (getattr(module, name, None) for name in ("base_layer", "lora_A", "lora_B"))
+    if not isinstance(base, nn.Linear):
+        return "its base_layer is no nn.Linear"
+    if not isinstance(A, nn.Parameter) or not isinstance(B, nn.Parameter):
+        return "lora_A and lora_B have to be nn.Parameters"
+    if A.ndim != 2 or B.shape != (base.out_features, len(A)) or A.shape[1] != base.in_features:
+        return f"lora_A {tuple(A.shape)} and lora_B {tuple(B.shape)} don't fit its base_layer"
+    if not isinstance(getattr(module, "scaling", None), int | float):
+        return "scaling has to be a number"
+    names = (name for name, _ in module.named_parameters() if not name.startswith("base_layer."))
+    other = next((name for name in names if name not in ("lora_A", "lora_B")), None)
+    return f"it has a {other} as well, and so computes more than scaling * B A x" if other else ""
+
+
 def lora_layers(model: nn.Module) -> dict[str, LoRALinear]:
-    """The model's LoRA layers by name, empty when it has none."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, LoRALinear)}
+    """The model's LoRA layers by name, empty when it has none.
+
+    A LoRA layer of another class is known by its parts, `base_layer`, `lora_A`, `lora_B` and `scaling`, and comes as
+    the :class:`LoRALinear` over the same tensors (:meth:`LoRALinear.over`).
+    """
+    return {
+        name: module if isinstance(module, LoRALinear) else LoRALinear.over(module)
+        for name, module in model.named_modules()
+        if isinstance(module, LoRALinear) or not _missing_part(module)
+    }
 
 
 def injected_layers(model: nn.Module) -> dict[str, LoRALinear]:
@@ -261,6 +306,24 @@ def injected_layers(model: nn.Module) -> dict[str, LoRALinear]:
     if not layers:
         raise RuntimeError("this model has no LoRA layers: call inject or load_adapter first")
     return layers
+
+
+def own_layers(model: nn.Module, what: str) -> dict[str, LoRALinear]:
+    """:func:`injected_layers` where all are LoRALinear, for what needs its state.
+
+    Raises TypeError, which says `what` can't be done and what can, when a layer is of another class.
+    """
+    for name in (layers := injected_layers(model)):
+        module = model.get_submodule(name)
+        if not isinstance(module, LoRALinear):
+            raise TypeError(f"{name or 'this layer'} is a {type(module).__name__}, which {what}")
+    return layers
+
+
+_ONLY_FOR_GOOD = (
+    "can't be merged and unmerged: merge_and_unload(model) adds the update to the weight and puts the plain layer in "
+    "its place"
+)
 
 
 def refuse_second(model: nn.Module) -> None:
@@ -284,30 +347,39 @@ def wrap(
     lora_alpha: float | None = None,
     lora_dropout: float = 0.0,
     variant: LoRA = PLAIN,
+    layer: Callable[..., nn.Module] = LoRALinear,
 ) -> None:
     """Freeze the whole model and put a :class:`LoRALinear` in the place of each linear layer of `names`.
 
-    Raises RuntimeError when the model has LoRA layers already, TypeError when it is itself the linear layer, and what
-    :class:`LoRALinear` and :func:`utils.lora.target_modules.refuse_unfit` raise. Nothing is changed when anything is
-    wrong.
+    layer: another class of LoRA layer, which is called with ``(base_layer, r, lora_alpha, lora_dropout)``; no variant
+    then. Raises RuntimeError when the model has LoRA layers already, TypeError when it is itself the linear layer,
+    `layer` makes none that :func:`lora_layers` would know, or comes with a variant, and what :class:`LoRALinear` and
+    :func:`utils.lora.target_modules.refuse_unfit` raise. Nothing is changed when anything is wrong.
     """
     refuse_second(model)
     if "" in names:
         raise TypeError("the model is itself one nn.Linear: use LoRALinear(layer, r, lora_alpha) in its place")
     refusals.check_variant(variant)
+    if layer is not LoRALinear and variant is not PLAIN:
+        raise TypeError(f"{variant} is a variant of LoRALinear, and another class computes as it does: leave one out")
     bases = {name: cast(nn.Linear, model.get_submodule(name)) for name in names}  # `check` refuses others
     for base in bases.values():
         variant.check(base, r, lora_alpha, lora_dropout)
     refuse_unfit(model, names)
     variant = variant.for_model(list(bases.values()), r)
     trainable = [p for p in model.parameters() if p.requires_grad]
-    wrapped: dict[str, LoRALinear] = {}
+    wrapped: dict[str, nn.Module] = {}
     try:
         for name, base in bases.items():
-            wrapped[name] = LoRALinear(base, r, lora_alpha, lora_dropout, variant)
+            if layer is LoRALinear:
+                wrapped[name] = LoRALinear(base, r, lora_alpha, lora_dropout, variant)
+            else:
+                wrapped[name] = layer(base, r, lora_alpha, lora_dropout)
+                LoRALinear.over(wrapped[name])
     except BaseException:  # an interrupt too: some variants have changed the weights that were wrapped
         for made in wrapped.values():
-            made.release()
+            if isinstance(made, LoRALinear):
+                made.release()
         for parameter in trainable:  # the layers wrapped before the one that failed were frozen
             parameter.requires_grad_(True)
         raise
@@ -323,17 +395,19 @@ def inject(
     lora_alpha: float | None = None,
     lora_dropout: float = 0.0,
     variant: LoRA = PLAIN,
+    layer: Callable[..., nn.Module] = LoRALinear,
 ) -> list[str]:
     """Freeze the model, wrap the targets in LoRA layers, in place, and return their names.
 
     Afterwards `lora_A` and `lora_B` are all that is trainable, or what else the `variant` makes, such as
-    :class:`utils.lora.variants.DoRA`. `lora_alpha` may be left out for a variant that has none. Raises what
+    :class:`utils.lora.variants.DoRA`. `lora_alpha` may be left out for a variant that has none. `layer` is another
+    class of LoRA layer, see :func:`wrap`. Raises what
     :func:`utils.lora.target_modules.find_targets`, :func:`wrap` and :class:`LoRALinear` raise; the model is then as
     it was.
     """
     refuse_second(model)
     names = find_targets(model, target_modules)
-    wrap(model, names, r, lora_alpha, lora_dropout, variant)
+    wrap(model, names, r, lora_alpha, lora_dropout, variant, layer)
     return names
 
 
@@ -356,7 +430,7 @@ def merge(model: nn.Module) -> None:
     when there is no LoRA or a layer is merged already or quantized, and ValueError when a merged weight isn't finite in
     its dtype, or is another module's too; then none is changed.
     """
-    _merge_layers(model, injected_layers(model))
+    _merge_layers(model, own_layers(model, _ONLY_FOR_GOOD))
 
 
 @torch.no_grad()
@@ -372,7 +446,7 @@ def unmerge(model: nn.Module) -> None:
     """Unmerge every LoRA layer. Raises RuntimeError when there is none, or when one can't be unmerged, and ValueError
     when a weight wouldn't be finite; then none is changed.
     """
-    layers = injected_layers(model)
+    layers = own_layers(model, _ONLY_FOR_GOOD)
     refusals.refuse_unmerge(layers)
     for layer in layers.values():
         layer._unmerge()
@@ -401,18 +475,26 @@ def _refuse_itself(layers: dict[str, LoRALinear]) -> None:
 @contextmanager
 def disabled(model: nn.Module) -> Iterator[None]:
     """Inside the block the model computes as its base did before it was wrapped, up to rounding where the variant
-    changed the base weight (PiSSA). Raises RuntimeError when it has no LoRA or is merged.
+    changed the base weight (PiSSA). A LoRA layer of another class gives its place to its base layer. Raises
+    RuntimeError when it has no LoRA or is merged.
     """
     layers = injected_layers(model)
     refusals.refuse_while_merged(layers, "can't be switched off")
     before = [layer.enabled for layer in layers.values()]
+    others = {name: module for name in layers if not isinstance(module := model.get_submodule(name), LoRALinear)}
+    if "" in others:
+        raise TypeError("the model is itself the LoRA layer: its base_layer is what it computes without the update")
     for layer in layers.values():
         layer.enabled = False
+    for name in others:
+        model.set_submodule(name, layers[name].base_layer)
     try:
         yield
     finally:
         for layer, enabled in zip(layers.values(), before, strict=True):
             layer.enabled = enabled
+        for name, module in others.items():
+            model.set_submodule(name, module)
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:

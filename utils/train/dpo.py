@@ -178,14 +178,16 @@ def train_dpo(
     batch_size: int = 4,
     seed: int = 0,
     reference: Callable[[Any], AbstractContextManager] = adapter_off,
+    loss: Callable[[Tensor, Tensor, Tensor, Tensor, float], Tensor] | None = None,
     progress: bool = True,
 ) -> list[dict[str, float]]:
     """Train whatever of the model requires a gradient on preferences. Returns each step's numbers, under TRL's names:
     ``loss``, ``rewards/chosen``, ``rewards/rejected``, ``rewards/margins``, ``rewards/accuracies``.
 
-    Optimizer and schedule are those of :func:`utils.train.loop.train`. The model is in evaluation mode meanwhile, so
-    that dropout, which TRL switches off too, can't part it from its reference. Raises what
-    :func:`utils.train.loop.train` raises, in the same order.
+    `loss`, called as ``loss(chosen, rejected, ref_chosen, ref_rejected, beta)``, takes the place of :func:`dpo_loss`'s;
+    the rewards are the same. Optimizer and schedule are those of :func:`utils.train.loop.train`. The model is in
+    evaluation mode meanwhile, so that dropout, which TRL switches off too, can't part it from its reference. Raises
+    what :func:`utils.train.loop.train` raises, in the same order.
     """
     check_positive(steps=steps, batch_size=batch_size, lr=lr)
     check_trainable(model)
@@ -200,7 +202,11 @@ def train_dpo(
         for part in tqdm(drawn, total=steps, desc="DPO", disable=not progress):
             batch = {name: tensor.to(device) for name, tensor in part.items()}
             off = reference_log_probs(model, batch, reference)
-            found = dpo_loss(answer_log_probs(model, batch), off, beta)
+            on = answer_log_probs(model, batch)
+            found = dpo_loss(on, off, beta)
+            if loss is not None:
+                (chosen, rejected), (ref_chosen, ref_rejected) = on.chunk(2), off.chunk(2)
+                found = found._replace(loss=loss(chosen, rejected, ref_chosen, ref_rejected, beta))
             stepper.step(found.loss)
             stepper.clear()
             history.append(numbers(found))

@@ -6,6 +6,7 @@ sentence for the learner. Operations are watched while the answer runs; its sour
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 from unittest import mock
@@ -25,11 +26,44 @@ Test = Callable[[Any], None]
 _CUT = ".detach(), .item(), torch.no_grad() or a new tensor made of numbers cuts it off"
 
 
+def numbers_within(relative: float) -> Callable[[Any, Any], bool | str]:
+    """A ``compare`` for results that hang on the order of sums in few digits: numbers this near to each other are the
+    same. For all else, kinds among it, the usual comparison decides."""
+
+    def compare(expected: Any, got: Any) -> bool | str:
+        if isinstance(expected, float) and isinstance(got, int | float) and not isinstance(got, bool):
+            if math.isclose(expected, got, rel_tol=relative, abs_tol=1e-9):
+                return True
+        return difference(expected, got) or True
+
+    return compare
+
+
+def same_factors(expected: Any, got: Any) -> bool | str:
+    """A ``compare`` for a pair of factors ``(A, B)``: any two of the expected shapes and dtype will do whose product
+    ``B @ A`` is the expected one's."""
+    if not _is_pair(expected) or not _is_pair(got):
+        return difference(expected, got) or True
+    A, B = expected
+    shapes = tuple(got[0].shape), tuple(got[1].shape)
+    if shapes != (tuple(A.shape), tuple(B.shape)):
+        return f"A {tuple(A.shape)} and B {tuple(B.shape)} are asked for, and yours are {shapes[0]} and {shapes[1]}."
+    said = difference(B @ A, got[1] @ got[0])
+    return True if said is None else f"your B @ A is not the one that is asked for: {said}"
+
+
+def _is_pair(answer: Any) -> bool:
+    factors = answer if isinstance(answer, tuple | list) and len(answer) == 2 else ()
+    matrices = all(isinstance(factor, Tensor) and factor.ndim == 2 for factor in factors)
+    return bool(factors) and matrices and answer[1].shape[1] == answer[0].shape[0]
+
+
 def same_gradients(reference: Callable[..., Any], make: Make, names: Sequence[str]) -> Test:
     """The result can be trained through: a backward pass gives the arguments the reference's gradients.
 
     make: the arguments of one call. names: of all arguments, in their order; those that are floating-point tensors
-    are differentiated. A module among the arguments has the gradients of its parameters compared, those that train.
+    are differentiated, and those in a list. A module among the arguments has the gradients of its parameters compared,
+    those that train.
     """
 
     def test(answer: Any) -> None:
@@ -69,7 +103,7 @@ def _trained(argument: Any) -> list[Tensor]:
         return [parameter for parameter in argument.parameters() if parameter.requires_grad]
     if isinstance(argument, Tensor) and argument.is_floating_point():
         return [argument.requires_grad_()]
-    return []
+    return [leaf for item in argument for leaf in _trained(item)] if isinstance(argument, list | tuple) else []
 
 
 def without_matrix(make: Make, shape: tuple[int, int], words: str) -> Test:
@@ -128,6 +162,11 @@ def _made(answer: Any, make: Make) -> list[tuple[int, ...]]:
 
 
 class _Shapes(TorchDispatchMode):
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing is compiled here; to keep the compiler out, torch would import it, which takes a second."""
+        return False
+
     def __init__(self) -> None:
         super().__init__()
         self.shapes: list[tuple[int, ...]] = []

@@ -1,16 +1,25 @@
 """Call an answer, and hold what it did: result or exception, what it printed, and its arguments as it left them.
 
-Every call gets fresh arguments and the same random seed, so an answer that changes its arguments or draws random
-numbers is judged like any other; nothing of the course's own can be reached through an argument.
+Every call gets fresh arguments, the same random seed and the same settings of the process, so an answer that changes
+its arguments, draws random numbers or sets torch's default dtype is judged like any other; nothing of the course's own
+can be reached through an argument. What an answer prints, warns of and displays doesn't reach the notebook.
+
+Attributes:
+    DEPTH: How deep lists and dictionaries within each other are looked into: an answer's may hold itself.
+    LARGE: From so many numbers on a result is not copied.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import inspect
 import io
+import os
 import random
 import sys
+import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,13 +29,17 @@ import torch
 
 from utils.course.checks.registry import Case
 
+DEPTH = 20
+LARGE = 1_000_000
+
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
     """One call's result, or the exception that it raised.
 
-    printed: what it wrote to the standard output. after: the arguments as the call left them. given: for each of them
-    whether the result shares its memory.
+    value: the result as it was when the call ended: lists and tensors are copied, so that a later call can't change
+    what an earlier one gave. printed: what it wrote to the standard output. after: the arguments as the call left them.
+    shares: for each of them whether the result shares its memory.
     """
 
     value: Any = None
@@ -36,25 +49,105 @@ class Outcome:
     shares: tuple[bool, ...] = ()
 
 
-def outcome(function: Callable[..., Any], case: Case) -> Outcome:
-    """What `function` does in a case, with fresh arguments and the same seed each time. Nothing is raised but what
-    interrupts the kernel."""
+class TooLong(BaseException):
+    """A call took longer than it was given. No Exception, or a bare except in the call's loop would go on with it."""
+
+
+def outcome(function: Callable[..., Any], case: Case, seconds: float | None = None) -> Outcome:
+    """What `function` does in a case, with fresh arguments and the same seed each time.
+
+    Nothing is raised but what interrupts the kernel. seconds: after so long a call of Python code is broken off and
+    counts as one that raised `TooLong`; for calls that nobody asked for, with arguments that no case has.
+    """
     arguments = arguments_of(case)
     seed(case.seed)
     printed = io.StringIO()
     try:
-        with contextlib.redirect_stdout(printed), torch.enable_grad():
+        with quiet(printed), _settings_kept(), _limit(seconds), torch.enable_grad():
             value = function(*arguments)
-    except (Exception, SystemExit) as problem:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as problem:  # SystemExit and what a learner derives from BaseException
         return Outcome(raised=problem, printed=printed.getvalue(), after=arguments)
+    if inspect.iscoroutine(value):
+        value.close()  # or Python warns of each one that nobody waited for
     shares = tuple(_share_memory(value, argument) for argument in arguments)
-    return Outcome(value, None, printed.getvalue(), arguments, shares)
+    return Outcome(_snapshot(value), None, printed.getvalue(), arguments, shares)
+
+
+@contextmanager
+def quiet(printed: io.StringIO | None = None) -> Iterator[None]:
+    """Keep what is printed, warned of and displayed out of the notebook: an answer is called dozens of times."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython else None
+    with contextlib.ExitStack() as stack:
+        if shell is not None:
+            from IPython.utils.capture import capture_output
+
+            stack.enter_context(capture_output(stdout=False, stderr=False))
+        stack.enter_context(contextlib.redirect_stdout(printed or io.StringIO()))
+        stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextmanager
+def _settings_kept() -> Iterator[None]:
+    """Put back, at the end, what a call may have set for the whole process."""
+    dtype, device = torch.get_default_dtype(), torch.get_default_device()
+    folder, variables, limit = os.getcwd(), dict(os.environ), sys.getrecursionlimit()
+    try:
+        yield
+    finally:
+        if torch.get_default_dtype() != dtype:
+            torch.set_default_dtype(dtype)
+        if torch.get_default_device() != device:
+            torch.set_default_device(None if device.type == "cpu" else device)
+        if os.environ != variables:
+            os.environ.clear()
+            os.environ.update(variables)
+        if os.getcwd() != folder:
+            os.chdir(folder)
+        sys.setrecursionlimit(limit)
+
+
+@contextmanager
+def _limit(seconds: float | None) -> Iterator[None]:
+    """Break off Python code that runs longer, where a limit is given: a loop without an end would hang the notebook."""
+    if seconds is None:
+        yield
+        return
+    end = time.perf_counter() + seconds
+
+    def watch(frame: Any, event: str, argument: Any) -> Any:
+        if time.perf_counter() > end:
+            raise TooLong
+        return watch
+
+    before = sys.gettrace()
+    sys.settrace(watch)
+    try:
+        yield
+    finally:
+        sys.settrace(before)
 
 
 def arguments_of(case: Case) -> tuple[Any, ...]:
     """The case's arguments, anew: each time the same numbers in memory of their own."""
     seed(case.seed)
     return tuple(fresh(argument) for argument in case.make())
+
+
+def _snapshot(value: Any, depth: int = DEPTH) -> Any:
+    """The value as it is now. What takes part in a backward pass stays itself, and so does what isn't plain data."""
+    if type(value) is torch.Tensor and not value.requires_grad and value.layout == torch.strided:
+        return value if value.is_meta or value.numel() > LARGE else value.clone()
+    if depth and type(value) in (list, tuple):
+        return type(value)(_snapshot(item, depth - 1) for item in value)
+    if depth and type(value) is dict:
+        return {key: _snapshot(item, depth - 1) for key, item in value.items()}
+    return set(value) if type(value) is set else value
 
 
 def fresh(value: Any) -> Any:
@@ -88,11 +181,12 @@ def seed(number: int = 0) -> None:
 
 @contextmanager
 def random_state_kept() -> Iterator[None]:
-    """Put back, at the end, the states of all generators of random numbers and whether gradients are recorded."""
+    """Put back, at the end, the states of all generators of random numbers, whether gradients are recorded, and the
+    settings of the process."""
     numpy = sys.modules.get("numpy")
     kept = random.getstate(), numpy.random.get_state() if numpy else None
     gradients = torch.is_grad_enabled()
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), _settings_kept():
         try:
             yield
         finally:
@@ -142,9 +236,10 @@ def _share_memory(value: Any, argument: Any) -> bool:
     return any(tensor.untyped_storage().data_ptr() in ours for tensor in _tensors(value))
 
 
-def _tensors(value: Any) -> list[torch.Tensor]:
+def _tensors(value: Any, depth: int = DEPTH) -> list[torch.Tensor]:
     if isinstance(value, torch.Tensor):
         return [] if value.is_meta or value.layout != torch.strided else [value]
-    if isinstance(value, list | tuple):
-        return [tensor for item in value for tensor in _tensors(item)]
-    return [tensor for item in value.values() for tensor in _tensors(item)] if type(value) is dict else []
+    if not depth or type(value) not in (list, tuple, dict):
+        return []
+    items = value.values() if type(value) is dict else value
+    return [tensor for item in items for tensor in _tensors(item, depth - 1)]

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+import numbers
+import random
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from utils.course.checks.behaviour import same_gradients, without_autograd, without_loop, without_matrix
 from utils.course.checks.references import ch02 as lesson
 from utils.course.checks.registry import Mistake, exercise
 
@@ -16,6 +20,16 @@ from utils.course.checks.registry import Mistake, exercise
 
 def _matrix(d_out: int, d_in: int, r: int):
     return lambda: (torch.randn(d_out, d_in, dtype=torch.float64), r)
+
+
+def _drawn_matrix(draw: random.Random) -> tuple[Tensor, int]:
+    """Wide, high or square, in either precision, with singular values that are well apart, of which some are zero."""
+    d_out, d_in = draw.choice((draw.sample(range(1, 12), 2), [draw.randint(1, 8)] * 2))
+    side = min(d_out, d_in)
+    U, Vh = (torch.linalg.qr(torch.randn(size, side, dtype=torch.float64))[0] for size in (d_out, d_in))
+    S = torch.arange(side, 0, -1, dtype=torch.float64) * draw.choice((0.1, 1.0, 30.0))
+    S[side - draw.choice((0, 0, side // 3)) :] = 0
+    return (U * S @ Vh.mT).to(draw.choice((torch.float32, torch.float64))), draw.randint(1, side)
 
 
 def _svd(W: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -52,10 +66,27 @@ def _only_term_r(W: Tensor, r: int) -> Tensor:
     return S[r - 1] * torch.outer(U[:, r - 1], Vh[r - 1])
 
 
+def _root_of_values(W: Tensor, r: int) -> Tensor:
+    U, S, Vh = _svd(W)
+    return U[:, :r] * S[:r].sqrt() @ Vh[:r]
+
+
+def _in_place(W: Tensor, r: int) -> Tensor:
+    return W.copy_(lesson.best_rank_r(W, r))
+
+
+def _cut_out(W: Tensor, r: int) -> Tensor:
+    kept = torch.zeros_like(W)
+    kept[:r, :r] = W[:r, :r]
+    return kept
+
+
 exercise(
     "best_rank_r",
     reference=lesson.best_rank_r,
     cases=[_matrix(5, 7, 2), _matrix(7, 5, 3), _matrix(6, 6, 2)],
+    drawn=_drawn_matrix,
+    new_result=True,
     mistakes=[
         Mistake(
             _no_singular_values,
@@ -75,12 +106,45 @@ exercise(
         ),
         Mistake(_smallest, "you kept the r SMALLEST singular values; torch gives the largest first."),
         Mistake(_only_term_r, "that is the r-th outer product alone: the approximation is the sum of the first r."),
+        Mistake(
+            lambda W, r: lesson.best_rank_r(W, r + 1),
+            "one term too many: the first r have the numbers 0 to r - 1, which is what [:r] takes.",
+        ),
+        Mistake(
+            lambda W, r: lesson.best_rank_r(W, r - 1),
+            "one term too few: a slice [:r] ends before r by itself.",
+        ),
+        Mistake(
+            lambda W, r: (_svd(W)[0][:, :r] * _svd(W)[1][:r], _svd(W)[2][:r]),
+            "those are the two factors: return their product, a matrix of W's shape.",
+        ),
+        Mistake(
+            lambda W, r: _svd(W)[0][:, :r] * _svd(W)[1][:r] ** 2 @ _svd(W)[2][:r],
+            "S isn't squared here: the squares belong to the energy, and W is U S Vh.",
+        ),
+        Mistake(
+            lambda W, r: lesson.best_rank_r(W, r) * (W.norm() / lesson.best_rank_r(W, r).norm()),
+            "scaled up to W's norm it is farther from W: what is dropped is missing, and the rest stays as it is.",
+        ),
+        Mistake(lambda W, r: W - lesson.best_rank_r(W, r), "that is the rest, W without its best approximation."),
+        Mistake(
+            _root_of_values,
+            "the square roots of S belong into each of two factors, as in B and A; in one product S stands whole.",
+        ),
+        Mistake(
+            _cut_out,
+            "you kept the first rows and columns of W itself; the terms to keep are those of its decomposition.",
+        ),
+        Mistake(lambda W, r: lesson.best_rank_r(W, r).float().double(), "keep W's dtype, float32 or float64."),
+        Mistake(_in_place, "your function changes its input: W is needed again for the next rank. Make a new matrix."),
     ],
     hints=[
         "U, S, Vh = torch.linalg.svd(W, full_matrices=False), and W is U @ torch.diag(S) @ Vh.",
         "Keep r columns of U, r numbers of S, and r rows of Vh. What are the three slices?",
         "U[:, :r] * S[:r] multiplies each column by its singular value. One matrix product is left.",
     ],
+    why="The singular values come sorted and their directions are perpendicular, so what is dropped is as small as it "
+    "can be: Eckart and Young's theorem.",
     points=2,
 )
 
@@ -91,32 +155,58 @@ def _values(W: Tensor) -> Tensor:
     return torch.linalg.svdvals(W)
 
 
-def _same_number(expected: Any, got: Any) -> bool:
-    """A number, or a tensor that holds one: either will do."""
-    return math.isclose(float(expected), float(got), rel_tol=1e-4, abs_tol=1e-7)
+def _same_share(expected: Any, got: Any) -> bool:
+    """As near as float32's singular values allow."""
+    is_number = isinstance(got, numbers.Real) and not isinstance(got, bool)
+    return is_number and math.isclose(expected, got, rel_tol=1e-4, abs_tol=1e-6)
 
 
 exercise(
     "energy_captured",
     reference=lesson.energy_captured,
     cases=[_matrix(5, 7, 2), _matrix(7, 5, 4), _matrix(6, 6, 1)],
-    compare=_same_number,
+    drawn=_drawn_matrix,
+    compare=_same_share,
     mistakes=[
         Mistake(
-            lambda W, r: _values(W)[:r].sum() / _values(W).sum(),
+            lambda W, r: (_values(W)[:r].sum() / _values(W).sum()).item(),
             "you added the singular values themselves; energy adds their squares.",
         ),
         Mistake(
-            lambda W, r: (_values(W)[:r] ** 2).sum(),
+            lambda W, r: (_values(W)[:r].sum() ** 2 / _values(W).sum() ** 2).item(),
+            "you squared the sums; energy is the sum of the squares.",
+        ),
+        Mistake(
+            lambda W, r: (_values(W)[:r] ** 2).sum().item(),
             "that is the energy of the first r in absolute terms; divide by the energy of all of them.",
         ),
         Mistake(
-            lambda W, r: (_values(W)[r:] ** 2).sum() / (_values(W) ** 2).sum(),
+            lambda W, r: ((_values(W)[r:] ** 2).sum() / (_values(W) ** 2).sum()).item(),
             "that is the share that is LOST, the tail; the question is about the first r.",
         ),
         Mistake(
-            lambda W, r: _values(W)[:r].norm() / _values(W).norm(),
+            lambda W, r: (_values(W)[:r].norm() / _values(W).norm()).item(),
             "that is a ratio of norms, which is the square root of the share of energy.",
+        ),
+        Mistake(
+            lambda W, r: (_values(W)[r - 1] ** 2 / (_values(W) ** 2).sum()).item(),
+            "that is the r-th value alone: add up the first r.",
+        ),
+        Mistake(
+            lambda W, r: ((_values(W)[: r + 1] ** 2).sum() / (_values(W) ** 2).sum()).item(),
+            "you took r + 1 values: [:r] takes the first r.",
+        ),
+        Mistake(
+            lambda W, r: 100 * lesson.energy_captured(W, r),
+            "that is in percent; the task wants a share between 0 and 1.",
+        ),
+        Mistake(
+            lambda W, r: ((_values(W)[:r] ** 2).sum() / _values(W)[0] ** 2).item(),
+            "divide by the energy of all singular values, not by that of the largest.",
+        ),
+        Mistake(
+            lambda W, r: ((W[:, :r] ** 2).sum() / (W**2).sum()).item(),
+            "those are the first r columns of W itself; the share is that of its singular values.",
         ),
         Mistake(
             lambda W, r: r / min(W.shape),
@@ -127,14 +217,26 @@ exercise(
         "torch.linalg.svdvals(W) gives the singular values, the largest first.",
         "Square them. Then: the sum of the first r over the sum of all.",
     ],
+    why="The energy of W is the sum of its squared entries, and rotating by U and Vh changes no lengths: so it is the "
+    "sum of the squared singular values, too.",
 )
 
 # ------------------------------------------------------------------------------------------- break-even rank
+
+
+def _drawn_sides(draw: random.Random) -> tuple[int, int]:
+    """Any two sides, or two for which the counts are equal at a whole rank."""
+    if draw.random() < 0.5:
+        return draw.choice((1, draw.randint(2, 40))), draw.randint(1, 2000)
+    p, q, m = draw.randint(1, 5), draw.randint(1, 5), draw.randint(1, 9)
+    return m * p * (p + q), m * q * (p + q)
+
 
 exercise(
     "break_even_rank",
     reference=lesson.break_even_rank,
     cases=[(4096, 4096), (4096, 1024), (4096, 11008), (192, 512), (10, 15)],
+    drawn=_drawn_sides,
     mistakes=[
         Mistake(
             lambda d_in, d_out: d_in * d_out // (d_in + d_out),
@@ -146,7 +248,19 @@ exercise(
         ),
         Mistake(
             lambda d_in, d_out: math.ceil(d_in * d_out / (d_in + d_out)),
-            "you rounded up, to a rank at which LoRA is no longer the smaller one.",
+            "that is the first rank that saves nothing, the division rounded up; the last that saves is one lower.",
+        ),
+        Mistake(
+            lambda d_in, d_out: d_in * d_out // (d_in + d_out) - 1,
+            "one too few where the division leaves a remainder: there the whole part is small enough already.",
+        ),
+        Mistake(
+            lambda d_in, d_out: round(d_in * d_out / (d_in + d_out)),
+            "rounded to the nearest, it may be a rank at which A and B are the larger ones.",
+        ),
+        Mistake(
+            lambda d_in, d_out: max(1, (d_in * d_out - 1) // (d_in + d_out)),
+            "where even rank 1 takes as many numbers as the weight, the answer is 0.",
         ),
         Mistake(
             lambda d_in, d_out: min(d_in, d_out),
@@ -162,6 +276,7 @@ exercise(
         "You want the largest r with r * (d_in + d_out) < d_in * d_out. Mind the case of equality.",
         "For whole numbers, r * b < a means r <= (a - 1) // b.",
     ],
+    why="Fewer means strictly fewer, so one is taken away before the division: it matters where there is no remainder.",
 )
 
 # -------------------------------------------------------------------------------------- forward and backward
@@ -177,11 +292,43 @@ def _layer(n: int, d_in: int, d_out: int, r: int, s: float):
 
 # The last is square all over, so that a product in the wrong order gives wrong numbers and no error.
 _SHAPES = ((3, 5, 4, 2, 2.0), (2, 4, 6, 3, 0.5), (3, 3, 3, 3, 4.0))
+_SCALES = (0.25, 0.5, 1.0, 1.5, 2.0, 16.0)
+
+
+def _drawn_layer(draw: random.Random) -> tuple[Any, ...]:
+    """Four different sizes, in either precision; x has up to two dimensions in front of its rows."""
+    n, d_in, d_out, r = draw.sample(range(2, 10), 4)
+    rows = draw.choice(((n,), (n,), (1,), (2, n), (n, 3), (2, 1, n)))
+    dtype = draw.choice((torch.float32, torch.float64))
+    shapes = (*rows, d_in), (d_out, d_in), (r, d_in), (d_out, r)
+    return *(torch.randn(shape, dtype=dtype) for shape in shapes), draw.choice(_SCALES)
+
+
+def _trained_through(answer: Callable[..., Tensor]) -> None:
+    """Gradients reach x, A and B. W0 is frozen, so whoever cuts it off may."""
+    W0 = torch.randn(5, 6, dtype=torch.float64)
+    run = [
+        lambda x, A, B, forward=forward: forward(x, W0.clone(), A, B, 1.5) for forward in (lesson.lora_forward, answer)
+    ]
+    same_gradients(run[0], _without_w0, ("x", "A", "B"))(run[1])
+
+
+def _without_w0() -> tuple[Tensor, Tensor, Tensor]:
+    x, _, A, B, _ = _layer(7, 6, 5, 3, 1.5)()
+    return x.reshape(1, 7, 6), A, B
+
+
+@torch.no_grad()
+def _no_gradients(x: Tensor, W0: Tensor, A: Tensor, B: Tensor, s: float) -> Tensor:
+    return lesson.lora_forward(x, W0, A, B, s)
+
 
 exercise(
     "lora_forward",
     reference=lesson.lora_forward,
     cases=[_layer(*sizes) for sizes in _SHAPES],
+    drawn=_drawn_layer,
+    test=(_trained_through, without_matrix(_layer(7, 6, 5, 3, 1.5), (5, 6), "B @ A, or another matrix of W0's size")),
     mistakes=[
         Mistake(
             lambda x, W0, A, B, s: x @ W0.T + x @ A.T @ B.T,
@@ -207,11 +354,38 @@ exercise(
             lambda x, W0, A, B, s: x @ W0 + s * (x @ A.T @ B.T),
             "W0 needs its transpose, as in nn.Linear: x @ W0.T.",
         ),
+        Mistake(
+            lambda x, W0, A, B, s: x @ W0.T + s * s * (x @ A.T @ B.T),
+            "the scale is there twice: it multiplies the update once.",
+        ),
+        Mistake(
+            lambda x, W0, A, B, s: x @ W0.T + x @ A.T @ B.T / s,
+            "the scale multiplies the update; you divided by it.",
+        ),
+        Mistake(
+            lambda x, W0, A, B, s: x @ W0.T - s * (x @ A.T @ B.T),
+            "the update is added, and you subtracted it.",
+        ),
+        Mistake(
+            lambda x, W0, A, B, s: s * x @ W0.T + x @ A.T @ B.T,
+            "you scaled the frozen weight's part, and s belongs to the other one.",
+        ),
+        Mistake(
+            lambda x, W0, A, B, s: torch.mm(x, W0.T) + s * torch.mm(torch.mm(x, A.T), B.T),
+            "torch.mm takes matrices alone; @ and F.linear take a batch of them, (batch, n, d_in), too.",
+        ),
+        Mistake(
+            lambda x, W0, A, B, s: torch.einsum("ni,oi->no", x, W0) + s * torch.einsum("ni,ri,or->no", x, A, B),
+            "einsum's letters stand for two dimensions of x; an ellipsis, as in ...i, takes those in front as well.",
+        ),
+        Mistake(lambda x, W0, A, B, s: x @ (W0 + s * B @ A).T, expect="you make B @ A"),
+        Mistake(_no_gradients, expect="no gradient passes through your result"),
     ],
     hints=[
         "A linear layer with weight W of shape (out, in) computes x @ W.T.",
         "The side path is two linear layers, one after the other: A takes d_in to r, B takes r to d_out.",
     ],
+    why="The brackets decide what is made: (x @ A.T) has r numbers for each row, and no matrix of W0's size appears.",
 )
 
 
@@ -221,6 +395,13 @@ def _backward(n: int, d_in: int, d_out: int, r: int, s: float):
         return x, torch.randn(n, d_out, dtype=torch.float64), A, B, s
 
     return make
+
+
+def _drawn_backward(draw: random.Random) -> tuple[Any, ...]:
+    n, d_in, d_out, r = draw.sample(range(1, 10), 4)
+    dtype = draw.choice((torch.float32, torch.float64))
+    shapes = (n, d_in), (n, d_out), (r, d_in), (d_out, r)
+    return *(torch.randn(shape, dtype=dtype) for shape in shapes), draw.choice(_SCALES)
 
 
 def _without_scale(x: Tensor, g: Tensor, A: Tensor, B: Tensor, s: float) -> tuple[Tensor, Tensor]:
@@ -261,10 +442,32 @@ def _scale_on_other(x: Tensor, g: Tensor, A: Tensor, B: Tensor, s: float) -> tup
     return lesson.lora_gradients(x, g, A, B, s)[0], lesson.lora_gradients(x, g, A, B, 1.0)[1]
 
 
+def _mean_gradient(x: Tensor, g: Tensor, A: Tensor, B: Tensor, s: float) -> tuple[Tensor, Tensor]:
+    return lesson.lora_gradients(x.mean(0, keepdim=True), g.sum(0, keepdim=True), A, B, s)
+
+
+def _by_autograd(x: Tensor, g: Tensor, A: Tensor, B: Tensor, s: float) -> tuple[Tensor, ...]:
+    A, B = A.clone().requires_grad_(), B.clone().requires_grad_()
+    return torch.autograd.grad(s * (x @ A.T) @ B.T, (A, B), g)
+
+
+def _token_by_token(x: Tensor, g: Tensor, A: Tensor, B: Tensor, s: float) -> tuple[Tensor, Tensor]:
+    dA, dB = torch.zeros_like(A), torch.zeros_like(B)
+    for token, error in zip(x, g, strict=True):
+        dA += s * torch.outer(B.T @ error, token)
+        dB += s * torch.outer(error, A @ token)
+    return dA, dB
+
+
 exercise(
     "lora_gradients",
     reference=lesson.lora_gradients,
     cases=[_backward(*sizes) for sizes in _SHAPES],
+    drawn=_drawn_backward,
+    test=(
+        without_autograd(_backward(4, 6, 5, 3, 1.5)),
+        without_loop(_backward(4, 6, 5, 3, 1.5), _backward(16, 7, 8, 5, 1.5), "tokens or ranks"),
+    ),
     mistakes=[
         Mistake(
             _without_scale,
@@ -276,6 +479,14 @@ exercise(
             _scale_squared,
             "s appears twice: once is enough, since g is the gradient at the layer's output already.",
         ),
+        Mistake(
+            lambda *given: (lesson.lora_gradients(*given)[0], lesson.lora_gradients(*given)[1] * given[-1]),
+            "dA is right; dB carries the scale twice.",
+        ),
+        Mistake(
+            lambda *given: (lesson.lora_gradients(*given)[0] * given[-1], lesson.lora_gradients(*given)[1]),
+            "dB is right; dA carries the scale twice.",
+        ),
         Mistake(_order_swapped, "both are right, in the wrong order: return dA first, then dB."),
         Mistake(_transposed, "both are transposed: dA has A's shape (r, d_in), dB has B's shape (d_out, r)."),
         Mistake(
@@ -284,16 +495,37 @@ exercise(
         ),
         Mistake(_a_without_b, "dA lacks B: the error g reaches A only through B."),
         Mistake(_b_without_a, "dB lacks A: what B is multiplied with is A x, and not x."),
+        Mistake(
+            lambda x, g, A, B, s: tuple(-d for d in lesson.lora_gradients(x, g, A, B, s)),
+            "both have the wrong sign: a gradient points uphill, and the minus is the optimizer's.",
+        ),
+        Mistake(
+            _mean_gradient,
+            "you took the average of the rows first: each token's error belongs to that token's own input.",
+        ),
+        Mistake(
+            lambda x, g, A, B, s: tuple(d.float() for d in lesson.lora_gradients(x, g, A, B, s)),
+            "the gradients are rounded to float32: keep the dtype of the inputs, which may be float64.",
+        ),
+        Mistake(_by_autograd, expect="you let autograd do it"),
+        Mistake(_token_by_token, expect="one by one"),
     ],
     hints=[
         "Let the shapes lead: dB has B's shape (d_out, r). g is (n, d_out), x @ A.T is (n, r).",
         "For one token dB = s g (A x)^T. Over a batch it is a product that sums over n.",
         "For dA, send g back through B first: g @ B is (n, r). Then do with x what you did for dB.",
     ],
+    why="Each gradient is an outer product of what arrives on the two sides of its matrix, and the inner side n of the "
+    "product sums over the tokens.",
     points=3,
 )
 
 # --------------------------------------------------------------------------------------- what the scale does
+
+
+def _drawn_rate(draw: random.Random) -> tuple[float, float, float, str]:
+    s_old, s_new = draw.sample((0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 8.0, 11.3), 2)
+    return draw.choice((1e-4, 2e-4, 5e-3, 0.02, 0.3)), s_old, s_new, draw.choice(("adam", "sgd"))
 
 
 exercise(
@@ -305,14 +537,17 @@ exercise(
         (0.1, 4.0, 1.0, "adam"),
         (0.1, 4.0, 1.0, "sgd"),
     ],
+    drawn=_drawn_rate,
     mistakes=[
         Mistake(
             lambda lr, s_old, s_new, optimizer: lr * s_new / s_old,
-            "right for Adam. Under SGD the gradient of B carries the scale a second time.",
+            'right for Adam, and yours does the same for "sgd": there the gradient of B carries the scale a second '
+            "time.",
         ),
         Mistake(
             lambda lr, s_old, s_new, optimizer: lr * (s_new / s_old) ** 2,
-            "right for SGD. Adam divides the gradient's size away, so one of the two factors goes.",
+            'right for SGD, and yours does the same for "adam": is the name in small letters? Adam divides the '
+            "gradient's size away, so one of the two factors goes.",
         ),
         Mistake(
             lambda lr, s_old, s_new, optimizer: lesson.equivalent_b_rate(lr, s_new, s_old, optimizer),
@@ -327,6 +562,26 @@ exercise(
             "the two optimizers are swapped: think of which of them sees the gradient's size.",
         ),
         Mistake(
+            lambda lr, s_old, s_new, optimizer: (s_new / s_old) ** (1 if optimizer == "adam" else 2),
+            "that is the factor; multiply the old learning rate by it.",
+        ),
+        Mistake(
+            lambda lr, s_old, s_new, optimizer: lr * (s_new / s_old) ** (1 if optimizer == "adam" else 0.5),
+            "Adam is right; under SGD the factor enters twice, as a square, not as a root.",
+        ),
+        Mistake(
+            lambda lr, s_old, s_new, optimizer: lr * (1 if optimizer == "adam" else s_new / s_old),
+            "one factor too few for both: s B moves with s, and SGD's step in B with s once more.",
+        ),
+        Mistake(
+            lambda lr, s_old, s_new, optimizer: lr * (2 if optimizer == "sgd" else 1) * s_new / s_old,
+            "under SGD the ratio enters twice, which is its square, not its double.",
+        ),
+        Mistake(
+            lambda lr, s_old, s_new, optimizer: lr + (s_new - s_old),
+            "scale and learning rate multiply each other, so what counts is the ratio of the scales.",
+        ),
+        Mistake(
             lambda lr, s_old, s_new, optimizer: lr,
             "then nothing would have changed, but a larger scale does take larger steps.",
         ),
@@ -335,4 +590,6 @@ exercise(
         "Call the ratio c = s_new / s_old.",
         "B's gradient carries a factor c; so does a step of B, seen in s B A. Which does Adam keep?",
     ],
+    why="The model sees s B A alone. The scale enters when B's gradient is made and when B is used; Adam divides the "
+    "first away.",
 )

@@ -1,62 +1,54 @@
-"""Chapter 8's exercises: a header's length, a tensor's bytes, an adapter's size, merging with one rounding, what
-arrives, merging in 4 bits.
+"""Chapter 8's exercises: a tensor's bytes, an adapter's size, merging with one rounding, what arrives, how far apart
+two models predict, and 4 bits.
 """
 
 from __future__ import annotations
 
+import math
+import random
+from typing import Any
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from utils.course.checks.behaviour import numbers_within
+from utils.course.checks.compare import difference
+from utils.course.checks.describe import apart, dtype_name
 from utils.course.checks.references import ch08 as lesson
 from utils.course.checks.registry import Mistake, exercise
 from utils.quant.nf4 import dequantize, quantize
 
-# ------------------------------------------------------------------------------------------- the length of a header
-
-exercise(
-    "header_length",
-    reference=lesson.header_length,
-    cases=[
-        (bytes([2, 0, 0, 0, 0, 0, 0, 0]),),
-        (bytes([0x10, 0x27, 0, 0, 0, 0, 0, 0]),),
-        (bytes([1, 2, 3, 0, 1, 0, 0, 0]),),
-    ],
-    mistakes=[
-        Mistake(
-            lambda first: int.from_bytes(first, "big"),
-            "you read the bytes from the large end: 2 became two followed by seven zero bytes. The format is little.",
-        ),
-        Mistake(
-            lambda first: int.from_bytes(first[:4], "little"),
-            "you took four bytes; the length has eight. It shows only when the number is large.",
-        ),
-        Mistake(
-            lambda first: first[0],
-            "that is the first byte alone: the second counts 256 times as much, and so on.",
-        ),
-        Mistake(
-            lambda first: sum(first),
-            "you added the bytes up as if each counted the same. Each counts 256 times the one before it.",
-        ),
-        Mistake(
-            lambda first: 8 + int.from_bytes(first, "little"),
-            "you added the eight bytes of the number itself: that is where the data begin. Asked is the length.",
-        ),
-    ],
-    hints=[
-        "Little-endian: the first byte counts 1, the second 256, the third 256 * 256.",
-        'int.from_bytes(..., "little") does it.',
-    ],
-)
-
 # ------------------------------------------------------------------------------------------ where a tensor's bytes are
+
+
+def _drawn_offsets(rng: random.Random) -> tuple[int, list[int]]:
+    begin = rng.choice([0, rng.randint(1, 5000)])
+    return rng.randint(2, 4000), [begin, begin + rng.randint(0, 9000)]
 
 
 exercise(
     "tensor_range",
     reference=lesson.tensor_range,
-    cases=[(100, (0, 16)), (2048, (512, 1536)), (77, (40, 48))],
+    cases=[(100, [0, 16]), (2048, [512, 1536]), (77, [40, 48])],
+    drawn=_drawn_offsets,
     mistakes=[
+        Mistake(
+            lambda length, offsets: (length + offsets[0] + 7, length + offsets[1] + 7),
+            "one byte too early: places count from 0, so behind 8 + length bytes stands the byte number 8 + length.",
+        ),
+        Mistake(
+            lambda length, offsets: (8 + length + offsets[0], 8 + length + offsets[1] - 1),
+            "that is the last byte itself. A slice data[begin:end] leaves the byte at end out, as data_offsets do.",
+        ),
+        Mistake(
+            lambda length, offsets: [offset.__add__(8 + length) for offset in offsets[::-1]],
+            "begin and end are exchanged.",
+        ),
+        Mistake(
+            lambda length, offsets: offsets.__setitem__(slice(None), [8 + length + o for o in offsets]) or offsets,
+            "your function changes its input: the header's own numbers are overwritten, and are read again later.",
+        ),
         Mistake(
             lambda length, offsets: tuple(offsets),
             "these count from the start of the data, and before the data come the eight bytes and the header.",
@@ -82,16 +74,35 @@ exercise(
         "The file: 8 bytes, then `length` bytes of header, then the data.",
         "Both offsets count from the first byte of the data. So the same number is added to both.",
     ],
+    why="In front of the data stand eight bytes and the header; both ends of a tensor move by the same number.",
 )
 
 # -------------------------------------------------------------------------------------------------- an adapter's bytes
+
+
+def _drawn_shapes(rng: random.Random) -> tuple[list[tuple[int, int]], int, int]:
+    shapes = [(rng.randint(1, 300), rng.randint(1, 300)) for _ in range(rng.randint(0, 5))]
+    return shapes, rng.choice([1, 2, 8, 16, 64]), rng.choice([1, 2, 4, 8])
 
 
 exercise(
     "adapter_bytes",
     reference=lesson.adapter_bytes,
     cases=[([(64, 64), (16, 64)], 8, 4), ([(512, 192)] * 3, 16, 2), ([(10, 20), (20, 10), (7, 5)], 1, 4)],
+    drawn=_drawn_shapes,
     mistakes=[
+        Mistake(
+            lambda shapes, r, each: 4 * sum(r * (d_out + d_in) for d_out, d_in in shapes),
+            "four bytes a number is float32; in bf16 it is two: use `each`.",
+        ),
+        Mistake(
+            lambda shapes, r, each: each * sum(r * d_out * r * d_in for d_out, d_in in shapes),
+            "the two matrices' numbers are added, not multiplied: r * in and out * r.",
+        ),
+        Mistake(
+            lambda shapes, r, each: each * sum({shape: r * sum(shape) for shape in shapes}.values()),
+            "layers of the same shape were counted once: each has matrices of its own.",
+        ),
         Mistake(
             lambda shapes, r, each: each * sum(d_out * d_in for d_out, d_in in shapes),
             "that is the weights themselves. An adapter holds lora_A, (r, in), and lora_B, (out, r), of each.",
@@ -101,8 +112,28 @@ exercise(
             "that is lora_A alone; lora_B has r numbers for each output.",
         ),
         Mistake(
+            lambda shapes, r, each: each * sum(r * d_out for d_out, _ in shapes),
+            "only lora_B is counted; lora_A has r numbers for each input.",
+        ),
+        Mistake(
+            lambda shapes, r, each: each * sum(r * d_out + d_in for d_out, d_in in shapes),
+            "r multiplies d_out alone: lora_A has r rows as well, r * (d_out + d_in).",
+        ),
+        Mistake(
+            lambda shapes, r, each: each * sum(r * (d_out + d_in) + r * r for d_out, d_in in shapes),
+            "r * r too many for each layer: between lora_A and lora_B there is no third matrix.",
+        ),
+        Mistake(
+            lambda shapes, r, each: each * sum(r * (d_out + d_in) for d_out, d_in in shapes) / 1e6,
+            "that is in MB; return the bytes, a whole number.",
+        ),
+        Mistake(
             lambda shapes, r, each: each * sum(2 * r * d_in for _, d_in in shapes),
             "2 * r * in is right for square weights only: lora_B is (out, r).",
+        ),
+        Mistake(
+            lambda shapes, r, each: each * sum(2 * r * d_out for d_out, _ in shapes),
+            "2 * r * out is right for square weights only: lora_A is (r, in).",
         ),
         Mistake(
             lambda shapes, r, each: sum(r * (d_out + d_in) for d_out, d_in in shapes),
@@ -121,6 +152,7 @@ exercise(
         "lora_A is (r, in) and lora_B is (out, r): how many numbers together?",
         "Sum over the layers, times `each`.",
     ],
+    why="lora_A has r * in numbers and lora_B out * r; nothing of the base is in the file.",
 )
 
 # --------------------------------------------------------------------------------------- merge, and round only once
@@ -137,10 +169,21 @@ def _merge_case(dtype: torch.dtype, rows: int, columns: int, scaling: float):
     return make
 
 
-def _same_bits(expected: Tensor, got: Tensor) -> bool:
-    if expected.dtype == torch.float32:  # where the order of sums may show
-        return got.dtype == torch.float32 and torch.allclose(expected, got, atol=1e-5)
-    return expected.dtype == got.dtype and torch.equal(expected, got)
+def _drawn_merge(rng: random.Random) -> tuple[Tensor, Tensor, Tensor, float]:
+    dtype = rng.choice([torch.bfloat16, torch.float16, torch.float32])
+    rows, columns = rng.sample(range(8, 30), 2)
+    return _merge_case(dtype, rows, columns, rng.choice([0.25, 0.5, 2.0, 4.0]))()
+
+
+def _same_bits(expected: Tensor, got: Any) -> bool | str:
+    said = difference(expected, got)
+    if said or expected.dtype == torch.float32:  # where the order of sums may show
+        return said or True
+    wrong = int((expected != got).sum())
+    return not wrong or (
+        f"the weights are near the right ones, but {wrong} of {expected.numel()} are not the same to the bit: "
+        f"something is rounded before the end, or in another dtype than {dtype_name(expected)}."
+    )
 
 
 exercise(
@@ -151,8 +194,34 @@ exercise(
         _merge_case(torch.float16, 40, 24, 4.0),
         _merge_case(torch.float32, 8, 6, 0.5),
     ],
+    drawn=_drawn_merge,
     compare=_same_bits,
+    new_result=True,
     mistakes=[
+        Mistake(
+            lambda weight, lora_A, lora_B, scaling: (weight.float() - scaling * (lora_B @ lora_A)).to(weight.dtype),
+            "the sign is wrong: merging adds the update.",
+        ),
+        Mistake(
+            lambda weight, lora_A, lora_B, scaling: (weight.float() + scaling / len(lora_A) * (lora_B @ lora_A)).to(
+                weight.dtype
+            ),
+            "the rank counts twice: scaling is lora_alpha / r already.",
+        ),
+        Mistake(
+            lambda weight, lora_A, lora_B, scaling: (weight.float() + scaling * (lora_B @ lora_A)).bfloat16(),
+            "the result is bf16 whatever came in: a merged layer keeps the weight's own dtype.",
+        ),
+        Mistake(
+            lambda weight, lora_A, lora_B, scaling: (
+                (weight.float() + scaling * (lora_B @ lora_A)).bfloat16().to(weight.dtype)
+            ),
+            "the sum went through bf16 on its way: round to the weight's own dtype, and to no other.",
+        ),
+        Mistake(
+            lambda weight, lora_A, lora_B, scaling: weight.copy_(weight.float() + scaling * (lora_B @ lora_A)),
+            "your function changes its input: return a new weight, and leave it to the caller what becomes of the old.",
+        ),
         Mistake(
             lambda weight, lora_A, lora_B, scaling: weight + (scaling * (lora_B @ lora_A)).to(weight.dtype),
             "you rounded twice: the correction first, then the sum. Add in float32 and round the sum.",
@@ -185,6 +254,7 @@ exercise(
         "scaling * (lora_B @ lora_A) has the weight's shape and is float32.",
         "Round at the very end, once: .to(weight.dtype).",
     ],
+    why="Each rounding loses up to half a step of the dtype; rounding the sum alone loses it once.",
     points=2,
 )
 
@@ -195,8 +265,23 @@ def _arrival_case(scale: float, dtype: torch.dtype):
     return lambda: (torch.randn(24, 16), scale * torch.randn(24, 16), dtype)
 
 
-def _close(expected: float, got: float) -> bool:
-    return abs(float(got) - expected) <= 1e-3 * abs(expected) + 1e-6
+def _drawn_arrival(rng: random.Random) -> tuple[Tensor, Tensor, torch.dtype]:
+    rows, columns = rng.sample(range(8, 20), 2)
+    scale, dtype = rng.choice([0.3, 0.03, 0.003]), rng.choice([torch.bfloat16, torch.float16])
+    return torch.randn(rows, columns), scale * torch.randn(rows, columns), dtype
+
+
+def _added(weight: Tensor, delta: Tensor, dtype: torch.dtype) -> Tensor:
+    before = weight.to(dtype).float()
+    return (before + delta).to(dtype).float() - before
+
+
+def _lost(before: Tensor, after: Tensor, delta: Tensor) -> float:
+    return _lost_of(after.float() - before.float(), delta)
+
+
+def _lost_of(added: Tensor, delta: Tensor) -> float:
+    return float((added - delta).norm() / delta.norm())
 
 
 exercise(
@@ -207,8 +292,42 @@ exercise(
         _arrival_case(0.001, torch.bfloat16),
         _arrival_case(0.01, torch.float16),
     ],
-    compare=_close,
+    drawn=_drawn_arrival,
+    compare=numbers_within(1e-4),  # two norms in float32, over differences of numbers that nearly cancel
     mistakes=[
+        Mistake(
+            lambda weight, delta, dtype: _lost(weight, (weight + delta).to(dtype), delta),
+            "the base isn't rounded: it is stored in dtype before the merge as well, and its own rounding is no loss "
+            "of the merge.",
+        ),
+        Mistake(
+            lambda weight, delta, dtype: _lost(weight.to(dtype), (weight + delta).to(dtype), delta),
+            "the sum begins with the weight in float32, and the merge has only what is stored: weight.to(dtype).",
+        ),
+        Mistake(
+            lambda weight, delta, dtype: _lost(weight.to(dtype), weight.to(dtype) + delta.to(dtype), delta),
+            "the update is rounded before the sum, and the sum again: add in float32, then round once.",
+        ),
+        Mistake(
+            lambda weight, delta, dtype: 100 * lesson.lost_in_rounding(weight, delta, dtype),
+            "that is in percent: a share lies between 0 and about 1.",
+        ),
+        Mistake(
+            lambda weight, delta, dtype: _lost_of(
+                ((weight.to(dtype).float() + delta).to(dtype) - weight.to(dtype)).float(), delta
+            ),
+            "after - before was rounded to dtype once more: subtract in float32, after.float() - before.float().",
+        ),
+        Mistake(
+            lambda weight, delta, dtype: float(
+                (_added(weight, delta, dtype) - delta).norm() / _added(weight, delta, dtype).norm()
+            ),
+            "you divided by the size of what arrived: divide by that of delta, which should have arrived.",
+        ),
+        Mistake(
+            lambda weight, delta, dtype: lesson.lost_in_rounding(weight, delta, torch.bfloat16),
+            "bf16 is written into your function: round to the dtype that is given.",
+        ),
         Mistake(
             lambda weight, delta, dtype: float((delta.to(dtype).float() - delta).norm() / delta.norm()),
             "you rounded the correction alone, which hardly hurts. Round the sum: its steps are coarser.",
@@ -232,6 +351,26 @@ exercise(
             "divide by delta.norm(): an error means little until you know the size of what it spoils.",
         ),
         Mistake(
+            lambda weight, delta, dtype: (
+                lesson.lost_in_rounding(weight, delta, dtype) * float(delta.norm() / weight.to(dtype).float().norm())
+            ),
+            "you divided by the weight's size: the error may be small beside the weight and eat all of the update.",
+        ),
+        Mistake(
+            lambda weight, delta, dtype: float(1 - _added(weight, delta, dtype).norm() / delta.norm()),
+            "you compared two sizes. What arrived may be as large as delta and point elsewhere: subtract first, then "
+            "take the norm.",
+        ),
+        Mistake(
+            lambda weight, delta, dtype: float((_added(weight, delta, dtype) / delta - 1).abs().mean()),
+            "that is the mean of each entry's own relative error, in which the smallest entries count most. Take the "
+            "norms of the whole matrices.",
+        ),
+        Mistake(
+            lambda weight, delta, dtype: float((_added(weight, delta, dtype) == 0).float().mean()),
+            "that is the share of weights that did not move; the others have lost something as well.",
+        ),
+        Mistake(
             lambda weight, delta, dtype: 0.0,
             "you got zero: was the sum rounded at all? Both steps need .to(dtype); the difference is taken in float32.",
         ),
@@ -241,6 +380,155 @@ exercise(
         "after = (before.float() + delta).to(dtype): one rounding.",
         "What arrived is after - before, in float32. Its difference from delta is what was lost.",
     ],
+    why="What counts is what the stored weight moved by, against what it should have moved by.",
+    points=2,
+)
+
+# ------------------------------------------------------------------------------ how far apart two models predict
+
+
+def _two_models(places: int, vocabulary: int, apart: float, size: float = 3.0):
+    """Logits of a model, and of one that has noise on them and another shift at each place."""
+
+    def make() -> tuple[Tensor, Tensor]:
+        logits = size * torch.randn(places, vocabulary)
+        return logits, logits + apart * torch.randn(places, vocabulary) + torch.randn(places, 1)
+
+    return make
+
+
+def _sure(places: int, vocabulary: int) -> tuple[Tensor, Tensor]:
+    """One token has all of the probability in each row: others are at 0 to the last digit, and never exactly."""
+    best = torch.randint(vocabulary, (places,))
+    return 300.0 * F.one_hot(best, vocabulary), torch.randn(places, vocabulary)
+
+
+def _drawn_models(rng: random.Random) -> tuple[Tensor, Tensor]:
+    places, vocabulary = rng.sample(range(1, 12), 2)
+    if rng.random() < 0.2:
+        return _sure(places, vocabulary + 1)
+    return _two_models(places, vocabulary + 1, rng.choice([3.0, 1.0, 0.3, 1e-3, 1e-4]), rng.choice([0.5, 2.0, 6.0]))()
+
+
+def _kl(reference: Tensor, logits: Tensor) -> Tensor:
+    """The terms of the sum, (places, vocabulary)."""
+    p, q = (one.double().log_softmax(dim=-1) for one in (reference, logits))
+    return p.exp() * (p - q)
+
+
+def _sure_models() -> tuple[Tensor, Tensor]:
+    """Two models that are so sure that the other tokens' probabilities are 0 in any dtype, and their logarithms not."""
+    return torch.tensor([[900.0, 0.0, 1.0]]), torch.tensor([[800.0, 1.0, 0.0]])
+
+
+def _same_divergence(expected: float, got: Any) -> bool | str:
+    if not isinstance(got, float) or math.isclose(expected, got, rel_tol=1e-6, abs_tol=1e-14):
+        return difference(expected, got) or True
+    if abs(expected - got) < 1e-5 * (1 + expected):
+        return (
+            "expected {}, got {}: near, and not near enough. Between models this close the last digits count, so "
+            "compute in float64 from the first step on, and round or smooth nothing.".format(*apart(expected, got))
+        )
+    return difference(expected, got) or True
+
+
+exercise(
+    "divergence",
+    reference=lesson.divergence,
+    cases=[_two_models(4, 6, 1.0), _two_models(1, 9, 0.5), _two_models(7, 5, 1e-3), _sure_models],
+    drawn=_drawn_models,
+    compare=_same_divergence,
+    mistakes=[
+        Mistake(
+            lambda reference, logits: _kl(logits, reference).sum(-1).mean().item(),
+            "that is the divergence from the other model: the weights p belong to the reference.",
+        ),
+        Mistake(
+            lambda reference, logits: _kl(reference, logits).sum().item(),
+            "that is the sum over all places, which grows with the text: take the mean over the places.",
+        ),
+        Mistake(
+            lambda reference, logits: _kl(reference, logits).mean().item(),
+            "the mean goes over places and vocabulary. At each place it is a sum over the vocabulary: sum, then mean.",
+        ),
+        Mistake(
+            lambda reference, logits: (_kl(reference, logits).sum(-1).mean() / math.log(2)).item(),
+            "that is in bits, with the logarithm to base 2. A nat is the natural logarithm's.",
+        ),
+        Mistake(
+            lambda reference, logits: -_kl(reference, logits).sum(-1).mean().item(),
+            "the sign is wrong: a divergence is never negative. It is log p - log q.",
+        ),
+        Mistake(
+            lambda reference, logits: (
+                (reference.double().softmax(-1) * (reference.double() - logits.double())).sum(-1).mean().item()
+            ),
+            "the logits themselves are no logarithms of probabilities: they lack the softmax's denominator, so that a "
+            "shift of all logits counts as a change.",
+        ),
+        Mistake(
+            lambda reference, logits: (
+                -(reference.double().softmax(-1) * logits.double().log_softmax(-1)).sum(-1).mean().item()
+            ),
+            "that is the cross-entropy. It isn't 0 for equal models: take the reference's own entropy off, "
+            "p * (log p - log q).",
+        ),
+        Mistake(
+            lambda reference, logits: _kl(reference.T, logits.T).sum(-1).mean().item(),
+            "your softmax goes over the places: each place, a row, has a distribution of its own.",
+        ),
+        Mistake(
+            lambda reference, logits: (
+                (reference.double().log_softmax(-1) - logits.double().log_softmax(-1)).sum(-1).mean().item()
+            ),
+            "every token counts alike, the ones among them that nobody would draw: weight them with p.",
+        ),
+        Mistake(
+            lambda reference, logits: (
+                (reference.double().softmax(-1) - logits.double().softmax(-1)).abs().sum(-1).mean().item() / 2
+            ),
+            "that is the total variation distance, half the sum of |p - q|: another measure, without logarithms.",
+        ),
+        Mistake(
+            lambda reference, logits: (_kl(reference, logits) + _kl(logits, reference)).sum(-1).mean().item() / 2,
+            "that is the mean of both directions; the one from the reference is asked for.",
+        ),
+        Mistake(
+            lambda reference, logits: _kl(reference, logits).sum(-1).max().item(),
+            "that is the place where the two are farthest apart; take the mean over the places.",
+        ),
+        Mistake(
+            lambda reference, logits: _kl(reference.flatten(), logits.flatten()).sum().item(),
+            "your softmax goes over all places at once: each place, a row, has a distribution of its own.",
+        ),
+        Mistake(
+            lambda reference, logits: (
+                (reference.double().softmax(-1) * (reference.double().log_softmax(-1) - logits.double().softmax(-1)))
+                .sum(-1)
+                .mean()
+                .item()
+            ),
+            "a logarithm is missing: q itself stands where log q belongs. (F.kl_div's first argument is log q.)",
+        ),
+        Mistake(
+            lambda reference, logits: (
+                (reference.double().softmax(-1) * (reference.double().log_softmax(-1) - logits.double()))
+                .sum(-1)
+                .mean()
+                .item()
+            ),
+            "log q is missing its denominator: the raw logits stand there. (F.kl_div makes no softmax itself.)",
+        ),
+        Mistake(
+            lambda reference, logits: _kl(reference.float(), logits.float()).sum(-1).tolist(),
+            "that is one number for each place: take the mean of them.",
+        ),
+    ],
+    hints=[
+        "log_softmax(dim=-1) of .double() gives log p, and .exp() of it p.",
+        "p * (log p - log q): sum over the vocabulary, dim=-1, then the mean over the places.",
+    ],
+    why="A shift of all logits leaves log_softmax as it is, so it isn't counted; p weights a token as it is drawn.",
     points=2,
 )
 
@@ -259,7 +547,22 @@ exercise(
     "merge_four_bit",
     reference=lesson.merge_four_bit,
     cases=[_four_bit_case(8, 0.3), _four_bit_case(40, 0.05), _four_bit_case(3, 1.0)],
+    drawn=lambda rng: _four_bit_case(rng.randint(1, 20), rng.choice([0.02, 0.2, 0.7]))(),
+    draws=12,
+    new_result=True,
     mistakes=[
+        Mistake(
+            lambda restored, delta: _in_four_bits((restored + delta).bfloat16().float()),
+            "the sum was rounded to bf16 first: it is quantized from float32, or one more rounding is in it.",
+        ),
+        Mistake(
+            lambda restored, delta: _in_four_bits(restored) + _in_four_bits(delta),
+            "two quantized parts were added, and their sum is no weight in 4 bits: add first, then quantize once.",
+        ),
+        Mistake(
+            lambda restored, delta: _in_four_bits(restored.add_(delta)),
+            "your function changes its input: restored + delta makes a new sum.",
+        ),
         Mistake(
             lambda restored, delta: restored + delta,
             "that is the sum in float32, and a layer in 4 bits can't hold it: quantize it, and restore what is stored.",
@@ -277,16 +580,29 @@ exercise(
             "the scales are float32 again: the base has them in 8 bits, double=True.",
         ),
         Mistake(
+            lambda restored, delta: _in_four_bits(restored) + delta,
+            "the base was quantized and the sum was not: what a 4-bit layer stores is the quantized sum.",
+        ),
+        Mistake(
             lambda restored, delta: restored + _in_four_bits(delta),
             "you quantized the correction alone. There is one weight, and the sum is what it has to store.",
         ),
         Mistake(
-            lambda restored, delta: _in_four_bits(_in_four_bits(restored) - delta),
+            lambda restored, delta: _in_four_bits(restored - delta),
             "the correction was taken away, not added.",
+        ),
+        Mistake(
+            lambda restored, delta: _in_four_bits(restored + _in_four_bits(delta)),
+            "the update was quantized before the sum: it is added as it is, and the sum alone is quantized.",
+        ),
+        Mistake(
+            lambda restored, delta: _in_four_bits((restored + delta).T.contiguous()).T,
+            "you quantized the transpose, so the blocks hold other weights: a layer's blocks run along its rows.",
         ),
     ],
     hints=[
         "The sum first: restored + delta.",
         "quantize(..., double=True) gives what is stored, and dequantize of that what the layer computes with.",
     ],
+    why="A 4-bit layer stores codes and scales, so the sum is quantized anew; it computes with what they stand for.",
 )

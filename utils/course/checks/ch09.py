@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import random
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from utils.course.checks.behaviour import numbers_within, same_factors, without_loop
 from utils.course.checks.references import ch09 as lesson
 from utils.course.checks.registry import Mistake, exercise
 
@@ -18,7 +20,24 @@ exercise(
     "bytes_to_serve",
     reference=lesson.bytes_to_serve,
     cases=[(1000, [10, 20]), (500, [7]), (4000, [100, 100, 300])],
+    drawn=lambda rng: (rng.randint(100, 10**10), rng.choices([17, 999, 2 * 10**6, 10**8], k=rng.randint(1, 6))),
     mistakes=[
+        Mistake(
+            lambda base, adapters: (base + len(adapters) * adapters[0], len(adapters) * base),
+            "the first adapter's size was taken for all: they may differ, so add them up.",
+        ),
+        Mistake(
+            lambda base, adapters: (base + sum(adapters), (len(adapters) + 1) * base),
+            "one copy too many: a merged copy for each adapter, and no base beside them.",
+        ),
+        Mistake(
+            lambda base, adapters: (base + sum(adapters), len(set(adapters)) * base),
+            "adapters of the same size are different adapters: each has a copy of its own.",
+        ),
+        Mistake(
+            lambda base, adapters: (base + sum(set(adapters)), len(adapters) * base),
+            "adapters of one size were counted once: each has its own bytes.",
+        ),
         Mistake(
             lambda base, adapters: (sum(adapters), len(adapters) * base),
             "the adapters compute nothing alone: the base has to be there once.",
@@ -44,6 +63,7 @@ exercise(
         "The base is there once, each adapter once.",
         "A merged copy is as large as the base: len(adapters) copies.",
     ],
+    why="An adapter costs its own bytes beside a shared base, and a whole base once it is merged.",
 )
 
 # ------------------------------------------------------------------------------------------- the gathered correction
@@ -58,11 +78,41 @@ def _gather_case(index: list[int], adapters: int = 3, length: int = 4):
     return make
 
 
+def _drawn_gather(rng: random.Random) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    adapters, length, d_in, r, d_out = rng.sample(range(1, 9), 5)
+    index = torch.tensor(rng.choices(range(adapters), k=rng.randint(1, 6)))
+    scaling = torch.tensor([rng.choice([0.5, 1.5, 2.0, 3.0]) for _ in range(adapters)])
+    shapes = (len(index), length, d_in), (adapters, r, d_in), (adapters, d_out, r)
+    dtype = rng.choice([torch.float32, torch.float32, torch.float64])
+    x, A, B = (torch.randn(shape, dtype=dtype) for shape in shapes)
+    return x, A, B, scaling.to(dtype), index
+
+
 exercise(
     "gathered",
     reference=lesson.gathered,
     cases=[_gather_case([2, 0, 0, 1]), _gather_case([1, 2]), _gather_case([0, 2, 1], length=1)],
+    drawn=_drawn_gather,
+    test=without_loop(_gather_case([0, 1]), _gather_case([0, 1, 2, 0, 2, 1, 1, 0]), "the rows"),
     mistakes=[
+        Mistake(
+            lambda x, A, B, scaling, index: torch.stack(
+                [scaling[i] * row @ A[i].T @ B[i].T for row, i in zip(x, index.tolist(), strict=True)]
+            ),
+            expect="your code goes through the rows one by one",
+        ),
+        Mistake(
+            lambda x, A, B, scaling, index: scaling[index][:, None, None] * lesson.gathered(x, A, B, scaling, index),
+            "the scaling counts twice.",
+        ),
+        Mistake(
+            lambda x, A, B, scaling, index: lesson.gathered(x, A, B, 1 / scaling, index),
+            "you divided by the scaling: it multiplies the update.",
+        ),
+        Mistake(
+            lambda x, A, B, scaling, index: lesson.gathered(x, A, B, scaling, index).mean(1, keepdim=True),
+            "the tokens of a row were averaged: each has an update of its own, (batch, length, out).",
+        ),
         Mistake(
             lambda x, A, B, scaling, index: lesson.gathered(x, A, B, scaling, index * 0),
             "every row got adapter 0: pick the row's own factors, A[index] and B[index].",
@@ -82,6 +132,28 @@ exercise(
             "every row got the sum of all adapters; it wants one of them.",
         ),
         Mistake(
+            lambda x, A, B, scaling, index: lesson.gathered(x, A, B, scaling, index.sort().values),
+            "the adapters were sorted, and the rows were not: row i wants adapter index[i], in the order of the rows.",
+        ),
+        Mistake(
+            lambda x, A, B, scaling, index: lesson.gathered(x, A, B, scaling.mean().expand(len(scaling)), index),
+            "all rows got the mean of the scalings: scaling[index] has each row's own.",
+        ),
+        Mistake(
+            lambda x, A, B, scaling, index: lesson.gathered(
+                x, A.reshape(len(A), -1, A.shape[1]).mT, B.reshape(len(B), -1, B.shape[1]).mT, scaling, index
+            ),
+            "reshape and view keep the order of the numbers; a transpose, .mT or .transpose(1, 2), exchanges rows and "
+            "columns.",
+        ),
+        Mistake(
+            lambda x, A, B, scaling, index: (
+                scaling.repeat(len(index))[: len(index), None, None]
+                * lesson.gathered(x, A, B, torch.ones_like(scaling), index)
+            ),
+            "the scalings were taken in their own order: scaling[index] puts them in the order of the rows.",
+        ),
+        Mistake(
             lambda x, A, B, scaling, index: lesson.gathered(x, A, B, scaling, index.flip(0)),
             "the rows got each other's adapters: row i wants adapter index[i].",
         ),
@@ -91,6 +163,7 @@ exercise(
         'low = torch.einsum("bti,bri->btr", x, A[index]) takes each row down to r numbers.',
         "scaling[index][:, None, None] gives each row's scaling room for the two other dimensions.",
     ],
+    why="Indexing with `index` lays the row's own factors beside it, and one batched product serves all rows at once.",
     points=2,
 )
 
@@ -101,18 +174,40 @@ def _factors(r: int, d_in: int = 6, d_out: int = 5) -> tuple[Tensor, Tensor]:
     return torch.randn(r, d_in), torch.randn(d_out, r)
 
 
+def _drawn_padding(rng: random.Random) -> tuple[Tensor, Tensor, int]:
+    r, d_in, d_out = rng.sample(range(1, 8), 3)
+    dtype = rng.choice([torch.float32, torch.float64, torch.bfloat16])
+    A, B = _factors(r, d_in, d_out)
+    return A.to(dtype), B.to(dtype), r + rng.randint(0, 5)
+
+
 exercise(
     "pad_rank",
     reference=lesson.pad_rank,
-    cases=[lambda: (*_factors(2), 4), lambda: (*_factors(1, 3, 4), 8), lambda: (*_factors(3), 3)],
+    cases=[
+        lambda: (*_factors(2), 4),
+        lambda: (*_factors(1, 3, 4), 8),
+        lambda: (*_factors(3), 3),
+        lambda: (*_factors(3, 5, 3), 5),
+    ],
+    drawn=_drawn_padding,
+    compare=same_factors,
     mistakes=[
+        Mistake(
+            lambda A, B, r: (F.pad(A, (0, 0, 0, r - len(A))).float(), F.pad(B, (0, r - len(A))).float()),
+            "the factors became float32: keep their dtype, as A.new_zeros(...) does.",
+        ),
+        Mistake(
+            lambda A, B, r: (F.pad(A, (0, 0, 0, r - len(A)), value=1.0), F.pad(B, (0, r - len(A)), value=1.0)),
+            "ones were put there: then the product has something more in it. Zeros change nothing.",
+        ),
+        Mistake(
+            lambda A, B, r: (F.pad(A, (0, r - len(A))), F.pad(B, (0, 0, 0, r - len(A)))),
+            "the zeros are at the wrong sides: A grows by rows and B by columns, since r is what grows.",
+        ),
         Mistake(
             lambda A, B, r: (F.pad(A, (0, 0, r - len(A), 0)), F.pad(B, (0, r - len(A)))),
             "A's zeros are above and B's are behind: the numbers meet zeros, and the product changes.",
-        ),
-        Mistake(
-            lambda A, B, r: (A.repeat(-(-r // len(A)), 1)[:r], F.pad(B, (0, r - len(A)))),
-            "the new rows of A are copies. The product is right only by luck of B's zeros: pad both with zeros.",
         ),
         Mistake(
             lambda A, B, r: (F.pad(A, (0, 0, 0, r - len(A))), B),
@@ -123,14 +218,23 @@ exercise(
             "the factors are scaled. Zeros change nothing, so there is nothing to make up for.",
         ),
         Mistake(
+            lambda A, B, r: (F.pad(A, (0, 0, 0, r - len(A))), F.pad(B, (0, r - len(A))) * len(A) / r),
+            "B was made smaller, by the old rank over the new. Zeros change nothing, so nothing is to be made up for.",
+        ),
+        Mistake(
+            lambda A, B, r: (A[torch.arange(r) % len(A)], B[:, torch.arange(r) % len(A)]),
+            "rows and columns were repeated, so that they count twice in the product: what is added has to be zero.",
+        ),
+        Mistake(
             lambda A, B, r: (F.pad(A, (0, 0, 0, r)), F.pad(B, (0, r))),
             "you added r rows and columns: r is what there should be in the end.",
         ),
     ],
     hints=[
         "A needs r - len(A) rows of zeros below, B as many columns of zeros on the right.",
-        "torch.zeros and torch.cat.",
+        "torch.cat, with A.new_zeros(...), which has A's dtype and device.",
     ],
+    why="A zero row in A computes a zero, and the zero column of B that meets it adds nothing to the product.",
 )
 
 # ----------------------------------------------------------------------------------------------------------- cat
@@ -140,21 +244,39 @@ def _pair(r1: int, r2: int, s1: float, s2: float, w1: float, w2: float):
     return lambda: ((*_factors(r1), s1), (*_factors(r2), s2), w1, w2)
 
 
-def _same_product(expected, got) -> bool:
-    """Whether `got` is a pair of factors of the expected rank with the expected product."""
-    try:
-        a, b = got
-        return len(a) == len(expected[0]) and torch.allclose(b @ a, expected[1] @ expected[0], rtol=1e-4, atol=1e-5)
-    except (TypeError, ValueError, RuntimeError, AttributeError, IndexError):
-        return False
+def _drawn_pair(rng: random.Random) -> tuple[tuple[Tensor, Tensor, float], tuple[Tensor, Tensor, float], float, float]:
+    r1, r2, d_in, d_out = rng.sample(range(1, 9), 4)
+    s1, s2 = rng.sample([0.5, 1.0, 1.5, 2.0, 4.0], 2)
+    first, second = ((*_factors(r, d_in, d_out), s) for r, s in ((r1, s1), (r2, s2)))
+    return first, second, rng.choice([0.3, 0.7, 1.0, -1.0, 0.0]), rng.choice([0.25, 0.6, 2.0])
 
 
 exercise(
     "cat_adapters",
     reference=lesson.cat_adapters,
     cases=[_pair(2, 3, 2.0, 0.5, 0.7, 0.3), _pair(1, 1, 1.0, 4.0, 1.0, -1.0), _pair(3, 2, 0.5, 3.0, 0.0, 2.0)],
-    compare=_same_product,
+    drawn=_drawn_pair,
+    compare=same_factors,
     mistakes=[
+        Mistake(
+            lambda first, second, w1, w2: (
+                torch.cat([w1 * first[2] * first[0], w2 * second[2] * second[0]]),
+                torch.cat([second[1], first[1]], dim=1),
+            ),
+            "A has the first adapter on top and B the second in front: each meets the other's partner. Keep one order.",
+        ),
+        Mistake(
+            lambda first, second, w1, w2: lesson.cat_adapters((*first[:2], second[2]), (*second[:2], first[2]), w1, w2),
+            "the scalings are exchanged: each belongs to its own adapter.",
+        ),
+        Mistake(
+            lambda first, second, w1, w2: lesson.cat_adapters(first, second, w1 / (w1 + w2), w2 / (w1 + w2)),
+            "the weights were divided by their sum: they are taken as they are.",
+        ),
+        Mistake(
+            lambda first, second, w1, w2: lesson.cat_adapters(first, second, w1, w2)[::-1],
+            "the two factors are right, in the wrong order: A first, then B.",
+        ),
         Mistake(
             lambda first, second, w1, w2: lesson.cat_adapters((*first[:2], 1), (*second[:2], 1), w1, w2),
             "the weights are there, the scalings are not: the correction is scaling * B @ A.",
@@ -171,6 +293,20 @@ exercise(
             "weight and scaling are in A and in B, so that they count twice: put them on one side only.",
         ),
         Mistake(
+            lambda first, second, w1, w2: lesson.cat_adapters(first, second, w1 * w1, w2 * w2),
+            "the weights count twice, in A and in B: put them on one side only.",
+        ),
+        Mistake(
+            lambda first, second, w1, w2: lesson.cat_adapters(
+                (*first[:2], first[2] ** 2), (*second[:2], second[2] ** 2), w1, w2
+            ),
+            "the scalings count twice, in A and in B: put them on one side only.",
+        ),
+        Mistake(
+            lambda first, second, w1, w2: w1 * first[2] * first[1] @ first[0] + w2 * second[2] * second[1] @ second[0],
+            "that is the update itself, the product: return its two factors, A and B.",
+        ),
+        Mistake(
             lambda first, second, w1, w2: lesson.cat_adapters(first, second, w2, w1),
             "the weights are exchanged.",
         ),
@@ -184,6 +320,7 @@ exercise(
         "Multiply A1 by w1 * scaling1 and leave B1 as it is.",
         "torch.cat([...]) for A along dim=0, for B along dim=1.",
     ],
+    why="Side by side each B meets its own A only, so there are no cross terms; the price is the sum of the ranks.",
 )
 
 # ---------------------------------------------------------------------------------------------------- cross terms
@@ -193,11 +330,30 @@ def _cross_case(w1: float, w2: float):
     return lambda: (_factors(2), _factors(2), w1, w2)
 
 
+def _drawn_cross(rng: random.Random) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], float, float]:
+    r, d_in, d_out = rng.sample(range(1, 8), 3)
+    w1, w2 = rng.sample([0.1, 0.25, 0.5, 0.8, 1.5, 3.0], 2)
+    return _factors(r, d_in, d_out), _factors(r, d_in, d_out), w1, w2
+
+
 exercise(
     "cross_terms",
     reference=lesson.cross_terms,
     cases=[_cross_case(0.7, 0.3), _cross_case(2.0, 1.0), _cross_case(0.5, 0.25)],
+    drawn=_drawn_cross,
     mistakes=[
+        Mistake(
+            lambda first, second, w1, w2: (w1 + w2) / 2 * (first[1] @ second[0] + second[1] @ first[0]),
+            "the weight is the geometric mean, sqrt(w1 * w2), and not half of the sum.",
+        ),
+        Mistake(
+            lambda first, second, w1, w2: math.sqrt(w1 * w2) * (first[1] @ second[0] - second[1] @ first[0]),
+            "both cross terms are added: neither has a minus.",
+        ),
+        Mistake(
+            lambda first, second, w1, w2: w1 * first[1] @ second[0] + w2 * second[1] @ first[0],
+            "each cross term carries the roots of both weights, sqrt(w1 * w2).",
+        ),
         Mistake(
             lambda first, second, w1, w2: math.sqrt(w1 * w2) * lesson.cross_terms(first, second, w1, w2),
             "each factor carries a root: the product of the two roots is the root of w1 * w2, not w1 * w2.",
@@ -205,6 +361,22 @@ exercise(
         Mistake(
             lambda first, second, w1, w2: math.sqrt(w1 * w2) * first[1] @ second[0],
             "one of the two is missing: there is B1 @ A2, and there is B2 @ A1.",
+        ),
+        Mistake(
+            lambda first, second, w1, w2: 2 * math.sqrt(w1 * w2) * first[1] @ second[0],
+            "B1 @ A2 was taken twice: B2 @ A1 is another matrix.",
+        ),
+        Mistake(
+            lambda first, second, w1, w2: math.sqrt(w1) * first[1] @ second[0] + math.sqrt(w2) * second[1] @ first[0],
+            "each cross term lacks a root: its B brings one and its A brings the other.",
+        ),
+        Mistake(
+            lambda first, second, w1, w2: (
+                lesson.cross_terms(first, second, w1, w2)
+                + (w1 - 1) * first[1] @ first[0]
+                + (w2 - 1) * second[1] @ second[0]
+            ),
+            "you took off B1 @ A1 + B2 @ A2 without the weights: the sum that linear should give has them.",
         ),
         Mistake(
             lambda first, second, w1, w2: lesson.cross_terms(first, second, 1, 1),
@@ -225,10 +397,16 @@ exercise(
         "Multiply out (sqrt(w1) B1 + sqrt(w2) B2) @ (sqrt(w1) A1 + sqrt(w2) A2): four products.",
         "Two of the four are w1 B1 A1 and w2 B2 A2. The other two are the cross terms.",
     ],
+    why="A sum of factors multiplied out has four products, and only two of them are the adapters'.",
     points=2,
 )
 
 # ----------------------------------------------------------------------------------------------- what the SVD loses
+
+
+def _drawn_values(rng: random.Random) -> tuple[Tensor, int]:
+    values = sorted((rng.uniform(0.3, 5) for _ in range(rng.randint(1, 7))), reverse=True)
+    return torch.tensor(values), rng.randint(1, len(values))
 
 
 exercise(
@@ -239,10 +417,37 @@ exercise(
         (torch.tensor([3.0, 3.0, 1.0]), 1),
         (torch.tensor([5.0, 1.0, 0.2, 0.1]), 3),
     ],
+    drawn=_drawn_values,
+    # sqrt(1 - what is kept) is right as well: for a loss of 2% float32 leaves it about four digits.
+    compare=numbers_within(1e-3),
     mistakes=[
+        Mistake(
+            lambda s, rank: 100 * lesson.svd_error(s, rank),
+            "that is in percent: a relative error lies between 0 and 1.",
+        ),
+        Mistake(
+            lambda s, rank: float((s[rank:].square().sum() / s[:rank].square().sum()).sqrt()),
+            "you divided by the norm of what is kept: the whole is asked for.",
+        ),
+        Mistake(
+            lambda s, rank: float(s[rank] / s[0]) if rank < len(s) else 0.0,
+            "that is the error in the spectral norm, the largest value lost over the largest: here all of them count.",
+        ),
+        Mistake(
+            lambda s, rank: float((s[rank + 1 :].square().sum() / s.square().sum()).sqrt()),
+            "one too many is kept: the first `rank` values are s[0] to s[rank - 1].",
+        ),
         Mistake(
             lambda s, rank: float((s[:rank].square().sum() / s.square().sum()).sqrt()),
             "that is the part which is kept; asked for is what is lost.",
+        ),
+        Mistake(
+            lambda s, rank: float(1 - s[:rank].norm() / s.norm()),
+            "1 minus the share of the norm that is kept isn't the share that is lost: squares add up, norms don't.",
+        ),
+        Mistake(
+            lambda s, rank: float(s[len(s) - rank :].norm() / s.norm()),
+            "those are the last `rank` values: what is lost begins behind the first `rank`, s[rank:].",
         ),
         Mistake(
             lambda s, rank: float(s[rank:].square().sum() / s.square().sum()),
@@ -262,6 +467,7 @@ exercise(
         ),
     ],
     hints=["What is lost are s[rank:].", "The norm of a matrix is the root of the sum of its squared singular values."],
+    why="What the cut leaves out is a matrix with the other singular values, and a norm adds their squares.",
 )
 
 # ------------------------------------------------------------------------------------------------------------ TIES
@@ -277,6 +483,12 @@ def _tensors(*rows: list[float]):
     return lambda: (torch.tensor(rows),)
 
 
+def _drawn_stack(rng: random.Random) -> tuple[Tensor]:
+    """Whole numbers, so that a tie is one whatever the order of the sum; zeros, as trimming leaves them."""
+    sizes = [rng.randint(2, 5), *(rng.randint(1, 4) for _ in range(rng.randint(1, 3)))]
+    return (torch.randint(-3, 4, sizes).float() * (torch.rand(sizes) < 0.8),)
+
+
 exercise(
     "elect_and_merge",
     reference=lesson.elect_and_merge,
@@ -285,7 +497,40 @@ exercise(
         _tensors([1.0, -2.0, 0.0], [2.0, -4.0, 0.0]),
         lambda: (torch.randn(4, 3, 2),),
     ],
+    drawn=_drawn_stack,
     mistakes=[
+        Mistake(
+            lambda stacked: torch.div(
+                (stacked * (stacked.sign() == stacked.sum(0).sign())).sum(0),
+                (stacked.sign() == stacked.sum(0).sign()).sum(0).clamp(min=1),
+            ),
+            "a tie elects nobody with sign() of the sum, which is 0 there: a tie counts as plus.",
+        ),
+        Mistake(
+            lambda stacked: torch.div((stacked * (stacked >= 0)).sum(0), (stacked > 0).sum(0).clamp(min=1)),
+            "plus is elected everywhere: the sign is that of the sum, which may be minus.",
+        ),
+        Mistake(
+            lambda stacked: -torch.div(*_agreeing(-stacked, -stacked)),
+            "a tie counts as plus: where the sum is 0 the positive entries are taken.",
+        ),
+        Mistake(
+            lambda stacked: torch.div(_agreeing(stacked, stacked)[0], (stacked != 0).sum(0).clamp(min=1)),
+            "you divided by how many are not zero: divide by how many agree.",
+        ),
+        Mistake(
+            lambda stacked: torch.div(
+                (stacked * ((stacked >= 0) == (stacked.sum(0) >= 0))).sum(0),
+                ((stacked >= 0) == (stacked.sum(0) >= 0)).sum(0).clamp(min=1),
+            ),
+            "a zero counts as plus and thins out the mean: an entry that trimming set to zero agrees with nobody.",
+        ),
+        Mistake(
+            lambda stacked: torch.div(
+                _agreeing(stacked, stacked)[0], (stacked.sign() == torch.where(stacked.sum(0) >= 0, 1, -1)).sum(0)
+            ),
+            "where no entry has the elected sign you divide 0 by 0, which is nan: clamp the count to 1.",
+        ),
         Mistake(
             lambda stacked: stacked.mean(0),
             "that is the mean of all. First elect a sign, and leave out whoever has the other one.",
@@ -307,7 +552,8 @@ exercise(
                 (stacked * (stacked.sign() == stacked.sum(0).sign())).sum(0)
                 / (stacked.sign() == stacked.sum(0).sign()).sum(0)
             ),
-            "where nobody agrees you divide zero by zero, and a tie (1 and -1) elects plus: clamp the count to 1.",
+            "two things go wrong: at a tie the sum's sign is 0, and plus should be elected; where nobody agrees you "
+            "divide 0 by 0.",
         ),
     ],
     hints=[
@@ -315,5 +561,6 @@ exercise(
         "agree = stacked.sign() == elected; a zero has the sign 0 and never agrees.",
         "(stacked * agree).sum(dim=0) / agree.sum(dim=0).clamp(min=1)",
     ],
+    why="Entries that pull the other way are left out instead of cancelled, and the mean is over those that stay.",
     points=2,
 )

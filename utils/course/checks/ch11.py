@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+import random
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from utils.course.checks.references import ch11 as lesson
 from utils.course.checks.registry import Mistake, exercise
-from utils.evaluate.diagnose import Signs
+from utils.evaluate.diagnose import Signs, Trend
 
 # ======================================================================================= the study and memory
 
@@ -67,11 +69,60 @@ def _halving_not_alone(trials: int, shortest: int, longest: int, eta: int) -> in
     return total
 
 
+def _halving_by_log(trials: int, shortest: int, longest: int, eta: int) -> int:
+    rounds = int(math.log(longest / shortest, eta)) + 1 if longest >= shortest else 0
+    return lesson.halving_steps(trials, shortest, shortest * eta ** (rounds - 1), eta) if rounds else 0
+
+
+def _halving_in_parts(trials: float, shortest: int, longest: int, eta: int) -> int:
+    total: float = 0
+    done, until = 0, shortest
+    while trials >= 1 and until <= longest:
+        total += trials * (until - done)
+        trials, done, until = trials / eta, until, until * eta
+    return int(total)
+
+
+def _halving_never_alone(trials: int, shortest: int, longest: int, eta: int) -> int:
+    total, done, until = 0, 0, shortest
+    while until <= longest:
+        total += trials * (until - done)
+        trials, done, until = max(1, trials // eta), until, until * eta
+    return total
+
+
+def _halving_first_round(trials: int, shortest: int, longest: int, eta: int) -> int:
+    return trials * shortest + lesson.halving_steps(trials, shortest, longest, eta)
+
+
+def _drawn_halving(rng: random.Random) -> tuple[int, int, int, int]:
+    shortest, eta = rng.randint(1, 20), rng.randint(2, 4)
+    longest = rng.choice([shortest * eta ** rng.randint(0, 3), rng.randint(1, 200)])
+    return rng.randint(1, 40), shortest, longest, eta
+
+
 exercise(
     "halving_steps",
     reference=lesson.halving_steps,
-    cases=[(16, 15, 60, 2), (27, 1, 27, 3), (9, 4, 4, 3), (10, 5, 40, 2), (2, 10, 90, 3), (16, 15, 50, 2)],
+    cases=[
+        *((16, 15, 60, 2), (27, 1, 27, 3), (9, 4, 4, 3), (10, 5, 40, 2), (2, 10, 90, 3), (16, 15, 50, 2)),
+        *((243, 1, 243, 3), (1000, 1, 1000, 10), (4, 30, 20, 2)),
+    ],
+    drawn=_drawn_halving,
     mistakes=[
+        Mistake(
+            _halving_by_log,
+            "int(math.log(...)) loses a round where the logarithm is whole: log(243, 3) gives 4.999... Multiply.",
+        ),
+        Mistake(
+            _halving_in_parts,
+            "parts of trials go on: round down after each round, trials // eta, and not once at the end.",
+        ),
+        Mistake(
+            _halving_never_alone,
+            "where rounding down leaves no trial the study is over, and yours lets one go on.",
+        ),
+        Mistake(_halving_first_round, "the first round is counted twice."),
         Mistake(
             _halving_anew,
             "a trial that goes on doesn't begin again: from 15 to 30 steps it trains 15 more, not 30.",
@@ -110,6 +161,7 @@ exercise(
         "The first round trains `shortest` steps each, the next until `shortest * eta`, the next until eta times that.",
         "total += trials * (until - done), then trials //= eta, done = until, until *= eta, while until <= longest.",
     ],
+    why="Each round trains the survivors from where they stand, so a round costs trials * (until - done) steps.",
     points=2,
 )
 
@@ -118,6 +170,12 @@ def _honest_by_again(first: list[float], again: list[list[float]]) -> tuple[int,
     means = [sum(later) / len(later) for later in again]
     winner = means.index(min(means))
     return winner, first[winner], means[winner]
+
+
+def _honest_by_all(first: list[float], again: list[list[float]]) -> tuple[int, float, float]:
+    means = [(one + sum(later)) / (1 + len(later)) for one, later in zip(first, again, strict=True)]
+    winner = means.index(min(means))
+    return winner, first[winner], sum(again[winner]) / len(again[winner])
 
 
 def _honest_all(first: list[float], again: list[list[float]]) -> tuple[int, float, float]:
@@ -146,6 +204,19 @@ def _honest_everybody(first: list[float], again: list[list[float]]) -> tuple[int
     return winner, first[winner], sum(runs) / len(runs)
 
 
+def _worth(
+    first: list[float], again: list[list[float]], worth: Callable[[list[float]], float]
+) -> tuple[int, float, float]:
+    """The right winner, whose new losses are put together otherwise."""
+    winner = first.index(min(first))
+    return winner, first[winner], worth(again[winner])
+
+
+def _drawn_losses(rng: random.Random) -> tuple[list[float], list[list[float]]]:
+    n, seeds = rng.randint(1, 6), rng.randint(1, 5)
+    return [rng.random() for _ in range(n)], [[rng.random() for _ in range(seeds)] for _ in range(n)]
+
+
 exercise(
     "honest_winner",
     reference=lesson.honest_winner,
@@ -154,10 +225,35 @@ exercise(
         ([0.2, 0.5], [[0.3, 0.2, 0.7], [0.1, 0.1, 0.1]]),
         ([1.5, 0.9, 0.7, 0.8], [[1.0], [0.6], [1.1], [0.5]]),
     ],
+    drawn=_drawn_losses,
     mistakes=[
+        Mistake(
+            lambda first, again: _worth(first, again, lambda runs: sorted(runs)[len(runs) // 2]),
+            "that is the median of the new seeds: their mean is asked for.",
+        ),
+        Mistake(
+            lambda first, again: (first.index(min(first)) + 1, *lesson.honest_winner(first, again)[1:]),
+            "the index begins at 0: the first setting is number 0.",
+        ),
+        Mistake(
+            lambda first, again: _worth(first, again, sum),
+            "that is the sum of the winner's new losses: divide by how many there are.",
+        ),
+        Mistake(
+            lambda first, again: _worth(first, again, lambda runs: sum(runs) / len(first)),
+            "you divided by the number of settings: divide by the number of the winner's new runs.",
+        ),
         Mistake(
             _honest_by_again,
             "the winner was chosen by the new seeds: then these are no longer new. The study alone chooses.",
+        ),
+        Mistake(
+            _honest_by_all,
+            "the winner was chosen by old and new runs together: the study's own losses alone name it.",
+        ),
+        Mistake(
+            lambda first, again: (lesson.honest_winner(first, again)[0], lesson.honest_winner(first, again)[2]),
+            "what the study promised is missing: it stands between the index and the mean.",
         ),
         Mistake(
             _honest_all,
@@ -184,14 +280,41 @@ exercise(
         "first.index(min(first)) is the winner by the study.",
         "Return three things: that index, its loss in the study, and the mean of again[index].",
     ],
+    why="The lowest of many losses is low partly by luck; new seeds that chose nothing say what it is worth.",
 )
+
+
+def _drawn_sizes(rng: random.Random) -> tuple[list[int]]:
+    border = [1, 255, 256, 257, 4095, 4096, 4097, 4351, 4352, 8192, rng.randint(1, 4000), rng.randint(4098, 50_000)]
+    return (rng.choices(border, k=rng.randint(0, 5)),)
 
 
 exercise(
     "adam8bit_bytes",
     reference=lesson.adam8bit_bytes,
     cases=[([4096],), ([1536, 8192, 4095],), ([4096 + 1, 10_000],), ([100, 200],)],
+    drawn=_drawn_sizes,
     mistakes=[
+        Mistake(
+            lambda sizes: sum(4 * n if n < 4096 else 2 * n + 8 * math.ceil(n / 256) for n in sizes),
+            "a small tensor keeps two moments of 4 bytes each: 8 bytes a number, not 4.",
+        ),
+        Mistake(
+            lambda sizes: sum(8 * n if n < 4096 else 2 * n + 2 * math.ceil(n / 256) for n in sizes),
+            "a scale is a float32: 4 bytes for each block of each moment.",
+        ),
+        Mistake(
+            lambda sizes: sum(8 * n if n < 4096 else 2 * n + 4 * math.ceil(n / 256) for n in sizes),
+            "the two moments share a scale: each has one of its own for every block.",
+        ),
+        Mistake(
+            lambda sizes: sum(8 * n if n < 4096 else 2 * n + 4 * math.ceil(2 * n / 256) for n in sizes),
+            "each moment has blocks of its own: round up for one, then take it twice.",
+        ),
+        Mistake(
+            lambda sizes: sum(8 * n if n < 4096 else 2 * n + 8 * (n // 256 + 1) for n in sizes),
+            "a tensor that fills its blocks has no further one: n // 256 + 1 is one too many there.",
+        ),
         Mistake(
             lambda sizes: sum(2 * n + 8 * math.ceil(n / 256) for n in sizes),
             "a tensor of fewer than 4,096 numbers stays in 32 bits: 8 bytes for each of its numbers.",
@@ -226,6 +349,8 @@ exercise(
         "In 8 bits each moment takes 1 byte a number, and 4 bytes for each block of 256, full or not.",
         "8 * n if n < 4096 else 2 * n + 8 * math.ceil(n / 256)",
     ],
+    why="Two moments: 8 bytes a number in 32 bits, or 2 bytes and two float32 scales a block in 8. LoRA's tensors are "
+    "often too small for the latter.",
     points=2,
 )
 
@@ -260,6 +385,16 @@ def _diagnose_labels_first(signs: Signs) -> list[str]:
     return labels[::-1] + [illness for illness in found if illness not in labels]
 
 
+_OTHER_WAY: dict[Trend, Trend] = {"jumped": "flat", "flat": "jumped", "fell": "fell"}
+
+
+def _drawn_signs(rng: random.Random) -> tuple[Signs]:
+    trends: list[Trend] = ["fell", "flat", "jumped"]
+    trend = rng.choice(trends)
+    padding = rng.choice([0, 0, 1, 7, 193])
+    return (Signs(rng.choice([0, 1, 108_544]), trend, rng.choice([0.05, 0.5, 1.0]), padding, rng.random() < 0.6),)
+
+
 exercise(
     "diagnose",
     reference=lesson.diagnose,
@@ -273,8 +408,22 @@ exercise(
         (Signs(108_544, "fell", 0.6, 96, False),),
         (Signs(108_544, "flat", 0.08, 0, False),),
         (Signs(108_544, "fell", 1.0, 0, True),),
+        (Signs(0, "flat", 1.0, 12, False),),
     ],
+    drawn=_drawn_signs,
     mistakes=[
+        Mistake(
+            lambda signs: ["nothing trainable"] if signs.trainable == 0 else lesson.diagnose(signs),
+            "where nothing is trainable you stop: the labels may be wrong as well, and that stays after the cure.",
+        ),
+        Mistake(
+            lambda signs: lesson.diagnose(signs._replace(padding=int(signs.padding > 1))),
+            "a single label on padding is one too many: padding learnt where signs.padding isn't 0.",
+        ),
+        Mistake(
+            lambda signs: lesson.diagnose(signs._replace(trend=_OTHER_WAY[signs.trend])),
+            "too high and too low are exchanged: a jump comes from too large steps, a flat curve from too small ones.",
+        ),
         Mistake(
             _diagnose_curve,
             "you look at the curve alone. Labels on padding and missing end marks leave it falling like a healthy one.",
@@ -313,19 +462,25 @@ exercise(
         'The first two exclude each other: if signs.trainable == 0 ... elif signs.trend == "jumped" ... elif "flat".',
         "The labels' illnesses come on top: two more ifs that append, not elif.",
     ],
+    why="Nothing trainable explains the curve, whatever it does; nothing explains the labels away.",
     points=2,
 )
 
 
 def _merged_case(times: float, noise: float = 0.0):
     """`noise`: what else befell the weight, such as rounding to few bits."""
+    return lambda: _merged(6, 8, 2, times, noise)
 
-    def make():
-        before, a, b = torch.randn(6, 8), torch.randn(2, 8), torch.randn(6, 2)
-        after = before + times * (b @ a)
-        return before, after + noise * torch.randn(6, 8), a, b
 
-    return make
+def _merged(d_out: int, d_in: int, r: int, times: float, noise: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    draw = lambda *size: torch.randn(*size, dtype=torch.float64)  # noqa: E731
+    before, a, b = draw(d_out, d_in), draw(r, d_in), draw(d_out, r)
+    return before, before + times * (b @ a) + noise * draw(d_out, d_in), a, b
+
+
+def _drawn_merge(rng: random.Random) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    d_out, d_in = rng.sample(range(3, 9), 2)
+    return _merged(d_out, d_in, rng.randint(1, 3), rng.choice([0.5, 1, 2, 3, -1]), rng.choice([0.0, 0.3]))
 
 
 def _unsquared(before: Tensor, after: Tensor, A: Tensor, B: Tensor) -> float:
@@ -336,8 +491,20 @@ exercise(
     "how_often",
     reference=lesson.how_often,
     cases=[_merged_case(2.0), _merged_case(1.0), _merged_case(4.0), _merged_case(0.0), _merged_case(2.0, noise=0.8)],
-    compare=lambda expected, got: abs(expected - float(got)) < 1e-3,
+    drawn=_drawn_merge,
     mistakes=[
+        Mistake(
+            lambda before, after, A, B: float(round(lesson.how_often(before, after, A, B))),
+            "the number needn't be whole: 1.5 says that a wrong scaling was merged. Don't round.",
+        ),
+        Mistake(
+            lambda before, after, A, B: lesson.how_often(before, after, A, 2 * B),
+            "that is half of it: delta is B @ A, once.",
+        ),
+        Mistake(
+            lambda before, after, A, B: float((after - before).square().sum() / ((after - before) * (B @ A)).sum()),
+            "the roles are exchanged: before + s * delta comes nearest with <added, delta> / <delta, delta>.",
+        ),
         Mistake(
             lambda before, after, A, B: float((after - before).norm() / (B @ A).norm()),
             "a ratio of sizes takes every other change for the adapter, rounding too: project on B @ A.",
@@ -369,15 +536,35 @@ exercise(
         "Least squares: s = <added, delta> / <delta, delta>.",
         "float(((after - before) * delta).sum() / delta.square().sum())",
     ],
+    why="A projection sees only what lies along B @ A, so rounding and other changes hardly touch it.",
     points=2,
 )
+
+
+def _drawn_bytes(rng: random.Random) -> tuple[float, float, float]:
+    per_sequence = rng.choice([1, 3, 5, 2e9, 3.5e9])
+    held = rng.randint(0, 9) * per_sequence
+    return held + rng.choice([-1.0, 0.0, 0.5, 1.0, 2.75, 3.0, 7.5]) * per_sequence, held, per_sequence
 
 
 exercise(
     "largest_batch",
     reference=lesson.largest_batch,
     cases=[(24e9, 13.6e9, 3.3e9), (16e9, 13.6e9, 3.3e9), (8e9, 13.6e9, 3.3e9), (20, 10, 5)],
+    drawn=_drawn_bytes,
     mistakes=[
+        Mistake(
+            lambda budget, held, per_sequence: lesson.largest_batch(0.9 * budget, held, per_sequence),
+            "you left a tenth of the budget free: the margin is in `held` already.",
+        ),
+        Mistake(
+            lambda budget, held, per_sequence: float(lesson.largest_batch(budget, held, per_sequence)),
+            "a batch has a whole number of sequences, and a float's // stays a float: int(...) makes it one.",
+        ),
+        Mistake(
+            lambda budget, held, per_sequence: max(0, math.ceil((budget - held) / per_sequence) - 1),
+            "where the last sequence fills the budget exactly it still fits.",
+        ),
         Mistake(
             lambda budget, held, per_sequence: max(0, int(budget // per_sequence)),
             "weights, gradients and the optimizer are there whatever the batch: take them off the budget first.",
@@ -407,4 +594,5 @@ exercise(
         "What is left for the batch is budget - held.",
         "Whole sequences only, and never less than 0: max(0, int(left // per_sequence)).",
     ],
+    why="Only the activations grow with the batch; what is there anyway comes off the budget once.",
 )

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+import random
+from collections.abc import Callable
+from fractions import Fraction
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from utils.course.checks.compare import difference
+from utils.course.checks.behaviour import same_factors, same_gradients
 from utils.course.checks.references import ch12 as lesson
 from utils.course.checks.registry import Mistake, Wrong, exercise
 from utils.evaluate import spectrum
@@ -19,7 +23,20 @@ exercise(
     "same_as_rslora",
     reference=lesson.same_as_rslora,
     cases=[(16, 4), (16, 8), (8, 64), (32, 1)],
+    drawn=lambda rng: (rng.choice([1, 8, 16, 32, 0.5, 12.5]), rng.choice([2, 3, 4, 8, 12, 16, 32, 64, 256])),
     mistakes=[
+        Mistake(
+            lambda lora_alpha, r: lora_alpha * math.isqrt(r),
+            "the root was rounded down: lora_alpha need not be a whole number.",
+        ),
+        Mistake(
+            lambda lora_alpha, r: math.sqrt(lora_alpha * r),
+            "the root is taken of both: lora_alpha stands outside of it.",
+        ),
+        Mistake(
+            lambda lora_alpha, r: round(lora_alpha * math.sqrt(r)),
+            "it was rounded to a whole number: PEFT takes any number for lora_alpha, and rounding changes the scaling.",
+        ),
         Mistake(
             lambda lora_alpha, r: lora_alpha / math.sqrt(r),
             "that is rsLoRA's scaling itself. Plain LoRA divides your number by r, so it has to be r times as much.",
@@ -45,7 +62,16 @@ exercise(
         "Call it x. Plain LoRA scales by x / r, rsLoRA by lora_alpha / sqrt(r): set them equal.",
         "r / sqrt(r) = sqrt(r).",
     ],
+    why="x / r = lora_alpha / sqrt(r) gives x = lora_alpha * sqrt(r): at one rank the two differ in a number, and only "
+    "as r changes do they part.",
 )
+
+
+def _drawn_dora(rng: random.Random) -> tuple[Tensor, Tensor, Tensor, Tensor, float]:
+    d_out, d_in, r = rng.sample(range(1, 9), 3)
+    *tensors, s = _dora_case(d_out, d_in, r, rng.choice([0.25, 1.5, 2.0, 4.0]))()
+    dtype = rng.choice([torch.float32, torch.float64])
+    return *(tensor.to(dtype) for tensor in tensors), s  # pyright: ignore[reportReturnType]
 
 
 def _dora_case(d_out: int, d_in: int, r: int, s: float):
@@ -58,7 +84,22 @@ exercise(
     "dora_weight",
     reference=lesson.dora_weight,
     cases=[_dora_case(5, 7, 2, 2.0), _dora_case(6, 4, 1, 0.5), _dora_case(4, 4, 2, 2.0)],
+    drawn=_drawn_dora,
+    new_result=True,
+    test=same_gradients(lesson.dora_weight, _dora_case(5, 7, 2, 2.0), ("W", "A", "B", "m", "s")),
     mistakes=[
+        Mistake(
+            lambda W, A, B, m, s: lesson.dora_weight(W, A, B, m, s).detach(),
+            expect="no gradient passes through your result",
+        ),
+        Mistake(
+            lambda W, A, B, m, s: lesson.dora_weight(W.add_(s * B @ A), 0 * A, B, m, s),
+            "your function changes its input: W is frozen, and adding the update in place spoils it.",
+        ),
+        Mistake(
+            lambda W, A, B, m, s: m[:, None] * (W + s * B @ A) / (W + s * B @ A).abs().sum(1, keepdim=True),
+            "the length of a row is the root of its summed squares; you added absolute values.",
+        ),
         Mistake(
             lambda W, A, B, m, s: m[:, None] * (W + s * B @ A),
             "the rows keep their lengths and are scaled on top: divide each by its length first.",
@@ -110,6 +151,7 @@ exercise(
         "Three steps: the changed weight W + s * B @ A, the length of each of its rows, and m over that length.",
         "torch.linalg.norm(V, dim=1, keepdim=True) is (out, 1), and m[:, None] too.",
     ],
+    why="Dividing by a row's length leaves its direction, and m gives it a length of its own.",
     points=2,
 )
 
@@ -129,6 +171,17 @@ def _falls(between, *, before: bool = True):
     return budget
 
 
+def _drawn_budget(rng: random.Random) -> tuple[int, int, int, int, int]:
+    while True:
+        last, begin = rng.randint(1, 60), rng.randint(0, 40)
+        first, end = last + rng.randint(0, 90), begin + rng.randint(2, 60)
+        step = rng.randint(0, end + 20)
+        exact = (first - last) * (1 - Fraction(step - begin, end - begin)) ** 3
+        # Where the exact budget is whole, rounding down hangs on the last bit of a float.
+        if not begin < step < end or Fraction(1, 50) < exact % 1 < Fraction(49, 50):
+            return step, first, last, begin, end
+
+
 exercise(
     "cubic_budget",
     reference=lesson.cubic_budget,
@@ -141,7 +194,14 @@ exercise(
         (50, 100, 20, 10, 50),
         (80, 100, 20, 10, 50),
     ],  # fmt: skip
+    drawn=_drawn_budget,
     mistakes=[
+        Mistake(
+            lambda step, first, last, begin, end: int(
+                last + (first - last) * (1 - (step - begin) / (end - begin)) ** 3
+            ),
+            "the formula holds between `begin` and `end`: before it the budget is first, from `end` on it is last.",
+        ),
         Mistake(
             _falls(lambda fall, last, done: int(fall * (1 - done) + last)),
             "the budget falls along a line. Raise what is left of the way to the third power.",
@@ -193,32 +253,35 @@ exercise(
         "Between: left = 1 - (step - begin) / (end - begin) goes from 1 to 0.",
         "int((first - last) * left**3 + last)",
     ],
+    why="The third power of what is left prunes fast while there is much to prune, and slowly towards the end.",
     points=2,
 )
-
-
-def _product(answer) -> Tensor:
-    A, B = answer
-    return B @ A
-
-
-def _same_product(expected, got) -> bool:
-    try:
-        return torch.allclose(_product(expected), _product(got), atol=1e-5) and got[0].shape[0] == expected[0].shape[0]
-    except (TypeError, ValueError, RuntimeError, AttributeError, IndexError):
-        return difference(expected, got) is None  # two answers of which one at least is no pair of factors
 
 
 def _pissa_case(d_out: int, d_in: int, r: int):
     return lambda: (torch.randn(r, d_in), torch.randn(d_out, r), torch.randn(r, d_in), torch.randn(d_out, r))
 
 
+def _drawn_pissa(rng: random.Random) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    d_out, d_in = rng.sample(range(2, 9), 2)
+    return _pissa_case(d_out, d_in, rng.randint(1, 3))()
+
+
 exercise(
     "pissa_difference",
     reference=lesson.pissa_difference,
     cases=[_pissa_case(5, 7, 2), _pissa_case(4, 3, 1)],
-    compare=_same_product,
+    drawn=_drawn_pissa,
+    compare=same_factors,
     mistakes=[
+        Mistake(
+            lambda A, B, A0, B0: (torch.cat([-A, A0]), torch.cat([B, B0], dim=1)),
+            "the sign is the wrong way round: that is B0 A0 - B A.",
+        ),
+        Mistake(
+            lambda A, B, A0, B0: (torch.cat([A, A]), torch.cat([B, -B0], dim=1)),
+            "A stands there twice: the second half of A belongs to the old factors, A0.",
+        ),
         Mistake(
             lambda A, B, A0, B0: (torch.cat([A, A0]), torch.cat([B, B0], dim=1)),
             "this is the sum B A + B0 A0. Give one of the old factors a minus sign, and one alone: two make a plus.",
@@ -249,6 +312,7 @@ exercise(
         "Chapter 9's cat: rows of A below each other, columns of B beside each other, and the product is the sum.",
         "B A - B0 A0 = B A + B0 (-A0).",
     ],
+    why="Side by side each old factor meets its own partner only, and the minus makes their product a subtraction.",
     points=2,
 )
 
@@ -302,6 +366,7 @@ exercise(
         "Ask of each: is it the base that is too large, the adapter, the scaling, or where the rank is?",
         "Every name is used once: LoRA, QLoRA, rsLoRA, VeRA, AdaLoRA.",
     ],
+    why="Each variant mends one weakness; without that weakness plain LoRA is what every tool supports.",
 )
 
 
@@ -323,47 +388,54 @@ def _rank_case(values: list[float], rows: int = 6, columns: int = 5):
     return make
 
 
-def _close(expected, got) -> bool:
-    """Whether a number, or a tensor of one, is the expected one; other things as everywhere."""
-    try:
-        return math.isclose(float(expected), float(got), rel_tol=1e-4, abs_tol=1e-6)
-    except (TypeError, ValueError, RuntimeError):
-        return difference(expected, got) is None
+def _number(value: Tensor) -> Any:
+    """A tensor of one number as that number; others as they are."""
+    return value.item() if value.numel() == 1 else value
 
 
 exercise(
     "stable_rank",
     reference=lesson.stable_rank,
-    compare=_close,
     cases=[_rank_case([2.0, 2.0, 2.0]), _rank_case([4.0, 2.0, 1.0, 0.5]), _rank_case([3.0], 4, 7)],
+    drawn=lambda rng: _rank_case(
+        [rng.uniform(0.1, 5) for _ in range(rng.randint(1, 4))], *rng.sample(range(4, 9), 2)
+    )(),
     mistakes=[
         Mistake(
-            lambda update: torch.linalg.svdvals(update).sum() / torch.linalg.svdvals(update)[0],
+            lambda update: _number(torch.linalg.svdvals(update).sum() / torch.linalg.svdvals(update)[0]),
             "you summed the singular values; the stable rank sums their squares and divides by the largest square.",
         ),
         Mistake(
-            lambda update: torch.linalg.svdvals(update).square().sum() / torch.linalg.svdvals(update)[0],
+            lambda update: _number(torch.linalg.svdvals(update).square().sum() / torch.linalg.svdvals(update)[0]),
             "the sum is right; divide it by the largest singular value's square. Twice the matrix has the same rank.",
         ),
         Mistake(
-            lambda update: torch.linalg.matrix_rank(update),
+            lambda update: _number(torch.linalg.matrix_rank(update)),
             "that is the rank itself, which counts a tiny singular value as much as a large one.",
         ),
         Mistake(
-            lambda update: torch.linalg.svdvals(update)[0] ** 2 / torch.linalg.svdvals(update).square().sum(),
+            lambda update: _number(torch.linalg.svdvals(update)[0] ** 2 / torch.linalg.svdvals(update).square().sum()),
             "upside down: that is the share of the largest one.",
         ),
         Mistake(
-            lambda update: (torch.linalg.svdvals(update).square().sum()).sqrt() / torch.linalg.svdvals(update)[0],
+            lambda update: _number(torch.linalg.svdvals(update).norm() / torch.linalg.svdvals(update)[0]),
             "that is the ratio of two norms. The stable rank is its square.",
         ),
         Mistake(
-            lambda update: torch.linalg.svdvals(update).square().mean() / torch.linalg.svdvals(update)[0] ** 2,
+            lambda update: _number(torch.linalg.svdvals(update).square().mean() / torch.linalg.svdvals(update)[0] ** 2),
             "you took the mean of the squares. Eight equal ones should give 8: take their sum.",
         ),
         Mistake(
-            lambda update: torch.linalg.svdvals(update).square() / torch.linalg.svdvals(update)[0] ** 2,
+            lambda update: _number(torch.linalg.svdvals(update).square() / torch.linalg.svdvals(update)[0] ** 2),
             "these are the squares, each over the largest. The stable rank is one number, their sum.",
+        ),
+        Mistake(
+            lambda update: lesson.stable_rank(update.abs()),
+            "abs() makes another matrix: the singular values are of the update as it is.",
+        ),
+        Mistake(
+            lambda update: _number(update.square().sum() / update.abs().max() ** 2),
+            "you divided by the largest entry's square: the largest singular value is asked for.",
         ),
         Mistake(
             lambda update: spectrum.effective_rank(update),
@@ -374,6 +446,7 @@ exercise(
         "torch.linalg.svdvals(update) gives the singular values, the largest first.",
         "(s**2).sum() divided by the square of s[0].",
     ],
+    why="All energy over the strongest direction's: how many directions as strong as that one there would be.",
 )
 
 
@@ -399,14 +472,14 @@ def _planted(rows: int, columns: int, size: float, threshold: float, leading: in
 
 def _planted_twice():
     """Two new directions, and only the first is asked for."""
-    base, once, *_ = _planted(48, 64, 40.0, 0.7, 1)()
-    new = torch.outer(torch.randn(48, dtype=torch.float64), torch.randn(64, dtype=torch.float64))
+    base, once, *_ = _planted(32, 24, 40.0, 0.7, 1)()
+    new = torch.outer(torch.randn(32, dtype=torch.float64), torch.randn(24, dtype=torch.float64))
     return base, once + 10 * new / new.norm(), 0.7, 1
 
 
 def _turned(leading: int):
     def make():
-        base = _spread(24, 24)
+        base = _spread(12, 12)
         return base, -base.flip(1), 0.5, leading
 
     return make
@@ -414,30 +487,58 @@ def _turned(leading: int):
 
 def _swapped():
     """Two directions change places, and one of them was not among the base's leading: all were there before."""
-    u, s, vh = torch.linalg.svd(_spread(24, 24), full_matrices=False)
-    order = torch.tensor([10, *range(1, 10), 0, *range(11, 24)])
+    u, s, vh = torch.linalg.svd(_spread(12, 12), full_matrices=False)
+    order = torch.tensor([8, *range(1, 8), 0, *range(9, 12)])
     return u * s @ vh, u[:, order] * s @ vh, 0.5, 6
 
 
 def _right_only():
     """Only the inputs' side is new: no left singular vector changes."""
-    u, s, vh = torch.linalg.svd(_spread(24, 24), full_matrices=False)
-    other = torch.linalg.qr(torch.randn(24, 24, dtype=torch.float64)).Q
+    u, s, vh = torch.linalg.svd(_spread(12, 12), full_matrices=False)
+    other = torch.linalg.qr(torch.randn(12, 12, dtype=torch.float64)).Q
     return u * s @ vh, u * s @ other, 0.5, 6
+
+
+def _drawn_turned(rng: random.Random) -> tuple[Tensor, Tensor, float, int]:
+    """Some of the leading vectors are turned out of the base's space, each by an angle of its own, and all are shuffled
+    a little; no cosine is near the threshold, where rounding would decide."""
+    rows, columns = rng.randint(14, 18), rng.randint(5, 7)
+    square = torch.linalg.qr(torch.randn(rows, rows, dtype=torch.float64)).Q
+    u, free = square[:, :columns], square[:, columns:]
+    v = torch.linalg.qr(torch.randn(columns, columns, dtype=torch.float64)).Q
+    values = 0.6 ** torch.arange(columns, dtype=torch.float64)
+    threshold = rng.choice([0.3, 0.5, 0.7, 0.9])
+    turned = u.clone()
+    for place in rng.sample(range(columns), rng.randint(0, columns - 1)):
+        cosine = rng.choice([c for c in (0.1, 0.4, 0.6, 0.8, 0.95) if abs(c - threshold) > 0.02])
+        turned[:, place] = rng.choice([-1, 1]) * (cosine * u[:, place] + (1 - cosine**2) ** 0.5 * free[:, place])
+    order = torch.tensor(rng.sample(range(columns), columns))
+    return u * values @ v, turned[:, order] * values @ v, threshold, rng.randint(1, columns)
 
 
 exercise(
     "count_intruders",
     reference=lesson.count_intruders,
     cases=[
-        _planted(64, 48, 20.0, 0.7, 4),
+        _planted(32, 24, 20.0, 0.7, 4),
         _planted_twice,
         _turned(8),
         _swapped,
         _right_only,
-        _planted(64, 64, 0.0, 0.9, 5),
+        _planted(16, 16, 0.0, 0.9, 5),
     ],
+    drawn=_drawn_turned,
     mistakes=[
+        Mistake(
+            lambda base, tuned, threshold, leading: int(
+                (_cosines(base, tuned, leading).square().amax(0) < threshold).sum()
+            ),
+            "that is the cosine's square, which is smaller, so too many are counted: the threshold is one of |cosine|.",
+        ),
+        Mistake(
+            lambda base, tuned, threshold, leading: lesson.count_intruders(tuned, base, threshold, leading),
+            "base and tuned are exchanged: the leading vectors of tuned are compared with all of base.",
+        ),
         Mistake(
             lambda base, tuned, threshold, leading: int((_cosines(base, tuned, leading).amax(0) < threshold).sum()),
             "the sign of a singular vector means nothing: take the cosine's absolute value before the largest.",
@@ -492,30 +593,53 @@ exercise(
         "old.T @ new has the cosine of every old with every new vector: they are unit vectors already.",
         "(...).abs().max(dim=0).values is each new vector's closest. Count those below the threshold.",
     ],
+    why="A direction is new when no direction of the base lies near it, whatever its number and its sign.",
     points=2,
 )
 
 
-def _of_lead(loss, message: str) -> Mistake:
+def _of_lead(loss: Callable[[Any, Any], Any], message: str | None = None, expect: str | None = None) -> Mistake:
     """The mistake of whoever has the right lead, before beta, and returns `loss(lead, beta)`."""
     return Mistake(
         lambda chosen, rejected, ref_chosen, ref_rejected, beta: loss(
             chosen - rejected - (ref_chosen - ref_rejected), beta
         ),
         message,
+        expect,
     )
 
 
 def _preferences(n: int, beta: float):
-    return lambda: (*(torch.randn(n) * size - 20 for size in (3, 3, 2, 2)), beta)
+    return lambda: (*(torch.randn(n, dtype=torch.float64) * size - 20 for size in (2, 2, 1, 1)), beta)
+
+
+def _hopeless() -> tuple[Tensor, Tensor, Tensor, Tensor, float]:
+    """A pair whose sigmoid is 0 in any dtype, and its logarithm not."""
+    chosen, *others = (torch.tensor([value], dtype=torch.float64) for value in (-2500.0, -20.0, -30.0, -25.0))
+    return chosen, *others, 0.5  # pyright: ignore[reportReturnType]
 
 
 exercise(
     "dpo_loss",
     reference=lesson.dpo_loss,
-    compare=_close,
-    cases=[_preferences(1, 0.5), _preferences(4, 0.1), _preferences(3, 1.0)],
+    cases=[_preferences(1, 0.5), _preferences(4, 0.1), _preferences(3, 1.0), _hopeless],
+    drawn=lambda rng: _preferences(rng.randint(1, 6), rng.choice([0.05, 0.1, 0.3, 0.5]))(),
+    test=same_gradients(
+        lesson.dpo_loss, _preferences(4, 0.3), ("chosen", "rejected", "ref_chosen", "ref_rejected", "beta")
+    ),
     mistakes=[
+        _of_lead(
+            lambda lead, beta: -torch.log(torch.sigmoid(beta * lead)).mean(),
+            "the sigmoid of a very negative lead is 0, and its logarithm -inf: F.logsigmoid does both at once.",
+        ),
+        _of_lead(
+            lambda lead, beta: 1 - torch.sigmoid(beta * lead).mean(),
+            "that is 1 minus the probability: the loss is its negative logarithm, so that an unlikely one costs a lot.",
+        ),
+        _of_lead(
+            lambda lead, beta: (-F.logsigmoid(beta * lead).mean()).detach(),
+            expect="no gradient passes through your result",
+        ),
         Mistake(
             lambda chosen, rejected, ref_chosen, ref_rejected, beta: lesson.dpo_loss(chosen, rejected, 0, 0, beta),
             "the reference has no effect: a reward is beta times the log-probability *above the reference's*.",
@@ -564,5 +688,6 @@ exercise(
         "The lead is the preferred one's reward minus the other's.",
         "-F.logsigmoid(lead).mean(), with torch.nn.functional as F.",
     ],
+    why="The loss asks that the preferred answer's log-probability grow more, from the reference's, than the other's.",
     points=2,
 )

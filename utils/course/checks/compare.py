@@ -6,11 +6,13 @@ import math
 import numbers
 import sys
 from collections.abc import Iterable, Mapping, Sequence, Set
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 import torch
 
-from utils.course.checks.describe import apart, brief, dtype_name, is_tensor_or_array, kind, number
+from utils.course.checks.describe import a, apart, brief, dtype_name, is_tensor_or_array, kind, number
 
 
 def difference(expected: Any, got: Any, where: str = "", reveal: bool = True, any_dtype: bool = False) -> str | None:
@@ -23,7 +25,11 @@ def difference(expected: Any, got: Any, where: str = "", reveal: bool = True, an
     a boolean is not a number. Lists and tuples may stand for each other. `where` is put before the sentence; `reveal`
     False keeps the expected values out of it.
     """
-    reason = _reason(_plain(expected), _plain(got), Rules(reveal, any_dtype))
+    try:
+        reason = _reason(_plain(expected), _plain(got), Rules(reveal, any_dtype))
+    except Exception as problem:  # whatever a learner's object does when it is looked at
+        shown = f"expected {_shown(expected)}" if reveal else f"expected {kind(expected)}"
+        reason = f"{shown}, got {a(type(got).__name__)} that can't be compared with it ({type(problem).__name__})."
     return None if reason is None else where + reason
 
 
@@ -91,8 +97,8 @@ _KIND_IS_WRONG = "the value is right, but {is_}, and {asked} is asked for: {how}
 
 def _tensor_for_another_kind(expected: Any, got: Any, rules: Rules) -> str:
     name = "tensor" if isinstance(got, torch.Tensor) else "array"
-    tensor = torch.as_tensor(got)
-    if tensor.is_meta:
+    tensor = _as_tensor(got)
+    if tensor is None or tensor.is_meta or _unusual(tensor):
         return f"expected {kind(expected)}, got {brief(got)}."
     value = tensor.detach().tolist()
     if isinstance(expected, numbers.Number) and tensor.numel() == 1:
@@ -102,12 +108,12 @@ def _tensor_for_another_kind(expected: Any, got: Any, rules: Rules) -> str:
         if close or _whole(expected, value):
             shape = "" if not tensor.ndim else f" of shape {tuple(tensor.shape)}"
             how = ".item() gives the number in it"
-            return _KIND_IS_WRONG.format(is_=f"it is a {name}{shape}", asked=kind(expected), how=how)
+            return _KIND_IS_WRONG.format(is_=f"it is {a(name)}{shape}", asked=kind(expected), how=how)
         return _reason(expected, value, rules) or f"expected {kind(expected)}, got {brief(got)}."
     if isinstance(expected, Sequence) and not isinstance(expected, str | bytes) and tensor.ndim:
         if difference(expected, value) is None:
             how = ".tolist() makes one of it"
-            return _KIND_IS_WRONG.format(is_=f"it is a {name}", asked="a list", how=how)
+            return _KIND_IS_WRONG.format(is_=f"it is {a(name)}", asked="a list", how=how)
     return f"expected {kind(expected)}, got {brief(got)}."
 
 
@@ -116,6 +122,27 @@ def _rounded_as(tensor: torch.Tensor, expected: Any) -> Any:
     if isinstance(expected, bool) or not tensor.is_floating_point():
         return expected
     return torch.tensor(float(expected)).to(tensor.dtype).item()
+
+
+def _as_tensor(value: Any) -> torch.Tensor | None:
+    """A tensor of a tensor, an array, a number or a list; None of what can't be made one."""
+    if isinstance(value, torch.Tensor):
+        return value
+    if isinstance(value, list | tuple) and any(is_tensor_or_array(item) for item in value):
+        parts = [_as_tensor(item) for item in value]
+        alike = all(part is not None and part.shape == parts[0].shape for part in parts if parts[0] is not None)
+        return torch.stack([part for part in parts if part is not None]) if alike and None not in parts else None
+    try:
+        return torch.as_tensor(value)
+    except Exception:
+        return None
+
+
+def _unusual(tensor: torch.Tensor) -> str:
+    """How a tensor's numbers are kept, where that isn't one after the other: in words, or nothing."""
+    if tensor.is_quantized:
+        return "a quantized tensor: .dequantize() makes a usual one of it"
+    return "" if tensor.layout == torch.strided else "a sparse tensor: .to_dense() makes a usual one of it"
 
 
 def _whole(expected: Any, value: Any) -> bool:
@@ -127,13 +154,20 @@ def _tensors(expected: Any, got: Any, rules: Rules) -> str | None:
         return _no_tensor(expected, got, rules)
     if not is_tensor_or_array(got):
         return f"expected {brief(expected)}, got {brief(got)}."
-    want, have = (torch.as_tensor(tensor).detach() for tensor in (expected, got))
+    want, have = (_as_tensor(tensor) for tensor in (expected, got))
+    if want is None or have is None:
+        return f"expected {brief(expected)}, got {brief(got)}."
+    if _unusual(have) and not _unusual(want):
+        return f"expected {brief(expected)}, got {_unusual(have)}."
+    want, have = want.detach(), have.detach()
     if want.shape != have.shape:
         return _shapes(want, have)
     if have.is_meta != want.is_meta:
         return f"expected a tensor on the {want.device} device, got one on {have.device}."
     if _family(want) != _family(have):
-        right = not want.is_meta and _entries(want.cpu(), have.cpu().to(want.dtype), True) is None
+        right = (
+            not (want.is_meta or have.is_complex()) and _entries(want.cpu(), have.cpu().to(want.dtype), True) is None
+        )
         told = "the values are right, but not their dtype: " if right else ""
         return f"{told}expected {_family(want)} values such as {dtype_name(want)}, got {dtype_name(have)}."
     values = None if want.is_meta else _entries(want.cpu(), have.cpu(), rules.reveal)
@@ -147,11 +181,10 @@ def _no_tensor(expected: torch.Tensor, got: Any, rules: Rules) -> str:
     plain = f"expected {brief(expected)}, got {brief(got)}."
     if expected.is_meta or not (isinstance(got, numbers.Number | list | tuple) or is_tensor_or_array(got)):
         return plain
-    try:
-        tensor = torch.as_tensor(got)
-    except (TypeError, ValueError, RuntimeError):
+    tensor = _as_tensor(got)
+    if tensor is None or tensor.shape != expected.shape or tensor.is_meta or tensor.is_complex():
         return plain
-    if tensor.shape != expected.shape or _entries(expected.detach().cpu(), tensor.to(expected.dtype), True):
+    if _entries(expected.detach().cpu(), tensor.detach().to(expected.dtype), True):
         return plain
     array = is_tensor_or_array(got)
     is_ = "it is a numpy array" if array else f"it is {kind(got)}"
@@ -186,9 +219,12 @@ def _entries(want: torch.Tensor, have: torch.Tensor, reveal: bool) -> str | None
     place = f" at position {at if len(at) != 1 else at[0]}" if at else ""
     expected, got = want[at].item(), have[at].item()
     if got != got:
-        return f"the shape is right, but there is nan{place}: was zero divided by zero, or infinity taken from itself?"
+        said = "the shape is right, but there is nan" if want.ndim else "your result is nan"
+        return f"{said}{place}: was zero divided by zero, or infinity taken from itself?"
     told = apart(expected, got)
     about = f"expected about {told[0]}, " if reveal else ""
+    if not want.ndim:
+        return f"{about}got {told[1]}."
     return f"the shape is right, but the values are not: {about}got {told[1]}{place}{_spread(want, have, same)}."
 
 
@@ -202,7 +238,7 @@ def _spread(want: torch.Tensor, have: torch.Tensor, same: torch.Tensor) -> str:
 
 
 def _largest(want: torch.Tensor, have: torch.Tensor, same: torch.Tensor) -> float:
-    return float((want - have).abs()[~same].nan_to_num(float("inf")).max())
+    return float((want - have).abs()[~same].nan_to_num(nan=math.inf, posinf=math.inf).max())
 
 
 # ------------------------------------------------------------------------------------------------------- numbers
@@ -213,8 +249,12 @@ def _numbers(expected: Any, got: Any, rules: Rules) -> str | None:
         return f"{got!r} is a string, and {kind(expected)} is asked for: leave the quotes and str(...) out."
     if not isinstance(got, numbers.Number):
         return f"expected {kind(expected)}, got {brief(got)}."
+    if isinstance(got, Decimal | Fraction) and isinstance(expected, numbers.Real):
+        how = "int" if isinstance(expected, numbers.Integral) else "float"
+        named = a(type(got).__name__)
+        return f"{got} is {named}, and {kind(expected)} of Python is asked for: {how}(...) makes one of it."
     if isinstance(expected, numbers.Real) and not isinstance(got, numbers.Real):
-        return f"expected {kind(expected)}, got {brief(got)}: float(...) makes a Python number of a Decimal."
+        return f"expected {kind(expected)}, got {brief(got)}."
     if isinstance(expected, numbers.Integral):
         if got == expected and not isinstance(got, numbers.Integral):
             return f"{got} has the right value, but what is counted is a whole number: use // or int(...)."
@@ -226,10 +266,12 @@ def _numbers(expected: Any, got: Any, rules: Rules) -> str | None:
     if same:
         return None
     want, have = apart(expected, got)
+    if want == have:
+        return f"{number(got)} is not it: the two differ far behind the first digits."
     if rules.reveal:
         about = "" if isinstance(expected, numbers.Integral) else "about "
         return f"expected {about}{want}, got {have}."
-    if isinstance(got, numbers.Real) and isinstance(expected, numbers.Real) and not math.isnan(got):
+    if isinstance(got, numbers.Real) and isinstance(expected, numbers.Real) and got == got:
         return f"{number(got)} is too {'small' if got < expected else 'large'}."
     return f"{number(got)} is not it."
 
@@ -241,7 +283,7 @@ def _text_of(expected: Any, got: str) -> bool:
         return False
 
 
-def _close(expected: float, got: numbers.Real) -> bool:
+def _close(expected: float, got: Any) -> bool:
     try:
         value = float(got)
     except OverflowError:  # a whole number beyond any float
@@ -251,7 +293,7 @@ def _close(expected: float, got: numbers.Real) -> bool:
 
 
 def _near(expected: Any, got: Any) -> bool:
-    return abs(got - expected) <= 1e-6 * abs(expected)
+    return abs(got - expected) <= abs(expected) / 10**6  # a Decimal doesn't multiply with a float
 
 
 # ---------------------------------------------------------------------------------------------------- containers
@@ -263,10 +305,10 @@ def _mappings(expected: Mapping, got: Any, rules: Rules) -> str | None:
     missing = [key for key in expected if key not in got]
     extra = [key for key in got if key not in expected]
     if missing or extra:
-        said = [f"{key!r} is missing" for key in missing[:3]]
-        said += [f"{key!r} is not wanted" for key in extra[:3]]
+        said = [f"{brief(key)} is missing" for key in missing[:3]]
+        said += [f"{brief(key)} is not wanted" for key in extra[:3]]
         return f"the dictionary's keys are not right: {', '.join(said)}."
-    reasons = (difference(value, got[key], f"under key {key!r}: ", *rules) for key, value in expected.items())
+    reasons = (difference(value, got[key], f"under key {brief(key)}: ", *rules) for key, value in expected.items())
     return next(filter(None, reasons), None)
 
 

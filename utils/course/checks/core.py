@@ -19,6 +19,8 @@ from utils.course.progress import NOT_RIGHT, NOT_SOLVED, PASSED, course_line, de
 
 HANDED_OUT = "the name holds the reference that the last check handed you. Run the cell with your own answer first."
 
+USED_BELOW = "The reference solution is used below, so that you can read on."
+
 # So many wrong tries, and the report offers the worked solution.
 TRIES_BEFORE_SOLUTION = 3
 
@@ -123,7 +125,7 @@ def _report(found: Exercise, result: Result) -> str:
     if result.state == PASSED:
         return f"[{PASSED}] {found.name}"
     lines = [f"[{result.state}] {found.name}" + (f": {result.message}" if result.message else "")]
-    aids = ["The reference solution is used below, so that you can read on."] * (not strict())
+    aids = [USED_BELOW] * (not strict())
     aids += [f'Stuck? hint("{found.name}")'] * bool(found.hints)
     if _kernel.tries.get(found.name, 0) >= TRIES_BEFORE_SOLUTION:
         aids.append(f'Tried enough? solution("{found.name}") shows and explains it.')

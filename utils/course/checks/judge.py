@@ -8,6 +8,7 @@ the first case that differs. Nothing here reads a learner's source, and nothing 
 
 from __future__ import annotations
 
+import inspect
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,14 +22,19 @@ from utils.course.checks.calls import (
     arguments_of,
     changed_argument,
     outcome,
+    quiet,
     random_state_kept,
     seed,
 )
 from utils.course.checks.compare import difference, expected_got
 from utils.course.checks.describe import brief, is_learners, number, raised_text
-from utils.course.checks.recognise import parameters, recognised
+from utils.course.checks.recognise import recognised
 from utils.course.checks.registry import Exercise, Mistake, Wrong
+from utils.course.checks.tried import named, parameters
 from utils.course.progress import NOT_RIGHT, NOT_SOLVED, PASSED
+
+# How :mod:`utils.course.checks.compare` begins where a value is right and its kind, shape or dtype isn't.
+RIGHT_BUT = ("the value is right", "the values are right")
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,11 +56,13 @@ def evaluate(found: Exercise, answer: Any) -> Result:
     """Judge `answer` for an exercise: nothing printed or remembered, nothing raised."""
     if answer is None or answer is ...:
         return Result(NOT_SOLVED)
-    with random_state_kept():
+    with random_state_kept(), quiet():
         try:
             return _judge_callable(found, answer) if callable(found.reference) else _judge_value(found, answer)
-        except Exception as problem:  # what an answer returns can raise whenever it is looked at
-            return Result(NOT_RIGHT, f"what your code gives can't be compared: {raised_text(problem)}.")
+        except KeyboardInterrupt:
+            raise
+        except BaseException as problem:  # what an answer returns can raise whenever it is looked at
+            return Result(NOT_RIGHT, f"what your code gives can't be looked at: {raised_text(problem)}.")
 
 
 def _judge_value(found: Exercise, answer: Any) -> Result:
@@ -70,6 +78,8 @@ def _judge_value(found: Exercise, answer: Any) -> Result:
 def _judge_callable(found: Exercise, answer: Any) -> Result:
     if not callable(answer):
         return Result(NOT_RIGHT, f"expected a function (or a class), got {brief(answer)}{_called_already(answer)}.")
+    if said := _call_fails(found, answer):
+        return Result(NOT_RIGHT, said, named=True)
     expected = [_remembered(found, None, case) for case in range(len(found.cases))]
     got = [outcome(answer, case) for case in found.cases]
     if early := _unfinished(expected, got):
@@ -82,13 +92,41 @@ def _judge_callable(found: Exercise, answer: Any) -> Result:
         if mistake.message and _behaves_alike(found, mistake, got):
             return Result(NOT_RIGHT, mistake.message, mistake, True)
     same = partial(_same_value, found)
-    if said := recognised(found, answer, expected, got, same):
-        return Result(NOT_RIGHT, f"{said} For example: {_told(found, wrong, reasons)}", named=True)
-    return Result(NOT_RIGHT, _told(found, wrong, reasons))
+    told = f"case {wrong + 1} of {len(reasons)}, {_call_text(found, wrong)}: {reasons[wrong]}{_print_of(got[wrong])}"
+    if said := recognised(found, answer, expected, got, [reason is None for reason in reasons], same):
+        return Result(NOT_RIGHT, f"{said} For example: {told}", named=True)
+    return Result(NOT_RIGHT, told, named=(reasons[wrong] or "").startswith(RIGHT_BUT))
 
 
-def _told(found: Exercise, wrong: int, reasons: Sequence[str | None]) -> str:
-    return f"case {wrong + 1} of {len(reasons)}, {_call_text(found, wrong)}: {reasons[wrong]}"
+def _print_of(done: Outcome) -> str:
+    """What the answer printed in a case: the learner's own way to see what happens there."""
+    lines = done.printed.strip().splitlines()
+    return (
+        f" There it printed: {lines[0][:60]}{' ...' if len(lines) > 1 or len(lines[0]) > 60 else ''}" if lines else ""
+    )
+
+
+def _call_fails(found: Exercise, answer: Any) -> str:
+    """Why a call of the answer as the task makes it can't give a result, or nothing."""
+    if inspect.iscoroutinefunction(answer):
+        return "your function begins with async def, so a call of it gives no result yet: begin it with def."
+    if inspect.isgeneratorfunction(answer) and not inspect.isgeneratorfunction(found.reference):
+        return "your function has a yield in it, so a call of it gives a generator: return the result instead."
+    if not found.cases:
+        return ""
+    given = len(arguments_of(found.cases[0]))
+    try:
+        signature = inspect.signature(answer)
+    except (TypeError, ValueError):  # Python doesn't know the parameters of some built-in functions
+        return ""
+    try:
+        signature.bind(*[None] * given)
+    except TypeError:
+        bare = [p.replace(annotation=p.empty, default=p.empty) for p in signature.parameters.values()]
+        takes = inspect.Signature(bare)
+        wanted = parameters(found.reference)[:given]
+        return f"your function takes {takes}, and the task calls it with ({', '.join(wanted)})."
+    return ""
 
 
 def _called_already(answer: Any) -> str:
@@ -118,7 +156,7 @@ def _judge_side_effects(found: Exercise, expected: Sequence[Outcome], got: Seque
         said = ""
         place = changed_argument(want.after, have.after)
         if place is not None:
-            name = f"`{names[place]}`" if place < len(names) else f"argument {place + 1}"
+            name = named(names, place)
             ours = changed_argument(arguments_of(found.cases[index]), want.after) is None
             said = (
                 f"the result is right, but your function changes its input: {name} is another after the call, and "
@@ -129,14 +167,16 @@ def _judge_side_effects(found: Exercise, expected: Sequence[Outcome], got: Seque
         elif found.new_result and any(h > w for w, h in zip(want.shares, have.shares, strict=False)):
             said = "the values are right, but your result is the argument itself, or shares its memory: make a new one."
         if said:
-            alike = [m for m in found.mistakes if m.message and _behaves_alike(found, m, got, effects=True)]
-            return Result(NOT_RIGHT, alike[0].message or said, alike[0], True) if alike else _effect(found, said, got)
+            return _side_effect(found, said, got)
     return None
 
 
-def _effect(found: Exercise, said: str, got: Sequence[Outcome]) -> Result:
-    """A side effect in the engine's own words; a mistake may be listed that expects them."""
-    expected = [m for m in found.mistakes if m.expect and m.expect in said and _behaves_alike(found, m, got, True)]
+def _side_effect(found: Exercise, said: str, got: Sequence[Outcome]) -> Result:
+    """A side effect, in a listed mistake's words, or in the engine's own, which a mistake may be listed to expect."""
+    alike = [mistake for mistake in found.mistakes if _behaves_alike(found, mistake, got, effects=True)]
+    if spoken := [mistake for mistake in alike if mistake.message]:
+        return Result(NOT_RIGHT, spoken[0].message or said, spoken[0], True)
+    expected = [mistake for mistake in alike if mistake.expect and mistake.expect in said]
     return Result(NOT_RIGHT, said, expected[0] if len(expected) == 1 else None, True)
 
 
@@ -182,9 +222,11 @@ def _run_tests(found: Exercise, answer: Any) -> BaseException | None:
     for test in found.tests:
         seed()
         try:
-            with torch.enable_grad():
+            with quiet(), torch.enable_grad():
                 test(answer)
-        except (Exception, SystemExit) as problem:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as problem:
             return problem
     return None
 
@@ -211,7 +253,22 @@ def _behaves_alike(found: Exercise, mistake: Mistake, outcomes: Sequence[Outcome
 def _same_outcome(found: Exercise, one: Outcome, other: Outcome) -> bool:
     if one.raised is None and other.raised is None:
         return _same_value(found, one.value, other.value)
-    return repr(one.raised) == repr(other.raised)
+    if any(isinstance(one.raised, kind) and isinstance(other.raised, kind) for kind in _asked_for(found)):
+        return True
+    return _same_exception(one.raised, other.raised)
+
+
+def _asked_for(found: Exercise) -> set[type[BaseException]]:
+    """The exceptions that the task lets an answer raise: in which words is left to each."""
+    outcomes = (_remembered(found, None, case) for case in range(len(found.cases)))
+    return {type(done.raised) for done in outcomes if done.raised is not None}
+
+
+def _same_exception(one: BaseException | None, other: BaseException | None) -> bool:
+    try:
+        return repr(one) == repr(other)
+    except Exception:  # a learner's own class
+        return one is other
 
 
 def _same_value(found: Exercise, one: Any, other: Any) -> bool:

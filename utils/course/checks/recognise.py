@@ -1,163 +1,280 @@
 """Say what is wrong with an answer that no listed mistake matches, from how its results relate to the right ones.
 
-A property has to hold in every case in which the two differ, and to explain it: "every result is the right one with
-the other sign" is worth more to a learner than one wrong number. :func:`recognised` asks the properties one after
-another; the first that holds speaks.
+A property must hold in every case that it speaks of, the passing ones too where it says "every": "every result is the
+right one with the other sign" is worth more to a learner than one wrong number, and a property that isn't so is worth
+less. :func:`recognised` asks the properties one after another; the first that holds speaks. Numbers are in
+:mod:`utils.course.checks.relations`, which cases are wrong in :mod:`utils.course.checks.where`.
+
+Attributes:
+    SECONDS: What a call with arguments that no case has may take: 7 billion for 32 layers can be a long loop.
 """
 
 from __future__ import annotations
 
-import inspect
 import itertools
-import math
 import numbers
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from utils.course.checks.calls import Outcome, arguments_of, outcome
 from utils.course.checks.compare import difference
-from utils.course.checks.describe import brief, number
+from utils.course.checks.describe import brief
 from utils.course.checks.registry import Case, Exercise
+from utils.course.checks.relations import numeric
+from utils.course.checks.tried import Property, Tried, count, equal, named, parameters, same_kind
+from utils.course.checks.where import where_wrong
 
-
-class Tried(NamedTuple):
-    """One case: its arguments, what the reference did, what the answer did."""
-
-    case: Case
-    arguments: tuple[Any, ...]
-    want: Any
-    have: Any
-
+SECONDS = 0.05
 
 Same = Callable[[Any, Any], bool]
 
 
 def recognised(
-    found: Exercise, answer: Callable[..., Any], expected: Sequence[Outcome], got: Sequence[Outcome], same: Same
+    found: Exercise,
+    answer: Callable[..., Any],
+    expected: Sequence[Outcome],
+    got: Sequence[Outcome],
+    right: Sequence[bool],
+    same: Same,
 ) -> str | None:
-    """A sentence on a property of all the wrong results, or None.
+    """A sentence on a property of the wrong results, or None.
 
-    expected, got: the outcomes of the reference and the answer, case by case. same: whether two results count as
-    equal. Nothing is said when the answer raised where the reference didn't: its exception says more.
+    expected, got, right: the outcomes of the reference and of the answer, and whether they agree, case by case. same:
+    whether two results count as equal.
     """
-    tried = []
-    for case, want, have in zip(found.cases, expected, got, strict=True):
-        if want.raised is not None:
-            continue
-        if have.raised is not None:
-            return None
-        tried.append(Tried(case, arguments_of(case), want.value, have.value))
-    wrong = [one for one in tried if not same(one.want, one.have)]
-    if not wrong:
-        return None
     names = parameters(found.reference)
-    for said in _candidates(found, answer, tried, wrong, names, same):
-        if said:
-            return said
-    return None
+    tried = [
+        Tried(
+            case, arguments_of(case), want.raised or want.value, have.raised or have.value, good,
+            want.raised is not None or have.raised is not None,
+        )
+        for case, want, have, good in zip(found.cases, expected, got, right, strict=True)
+    ]  # fmt: skip
+    return next(filter(None, map(_attempt, _candidates(found, answer, tried, names, same))), None)
+
+
+def _attempt(property_: Callable[[], str | None]) -> str | None:
+    """What a property says; nothing where the learner's objects can't be looked at."""
+    try:
+        return property_()
+    except Exception:
+        return None
 
 
 def _candidates(
-    found: Exercise,
-    answer: Callable[..., Any],
-    tried: Sequence[Tried],
-    wrong: Sequence[Tried],
-    names: Sequence[str],
-    same: Same,
-) -> Iterator[str | None]:
-    yield _returns_argument(wrong, names)
-    yield _parts(wrong, same)
-    yield _sequences(wrong, same)
-    yield _texts(wrong)
-    yield _numbers(wrong, names)
-    yield _swapped(found, wrong, names, same)
-    yield _unused(found, answer, tried, names, same)
-    yield _constant(tried)
+    found: Exercise, answer: Callable[..., Any], tried: Sequence[Tried], names: Sequence[str], same: Same
+) -> Iterator[Callable[[], str | None]]:
+    compared = [one for one in tried if not one.raised]
+    wrong = [one for one in compared if not one.right]
+    silent = len(wrong) < sum(not one.right for one in tried)  # somewhere an exception says more than a property
+    if wrong:
+        yield lambda: _keeps(answer, wrong[0], names)
+    if wrong and not silent:
+        kindred = all(same_kind(one.want, one.have) for one in compared)
+        if kindred:
+            yield lambda: _constant(compared)
+        for property_ in _PROPERTIES:
+            yield lambda property_=property_: property_(compared, names)
+        yield lambda: _order_of_parameters(answer, compared, names, same)
+        yield lambda: _swapped(found, compared, names, same)
+        if kindred:
+            yield lambda: _unused(found, answer, compared, names, same)
+    yield lambda: _somewhere(tried, [] if silent else wrong, names)
+    if wrong and not silent:
+        yield lambda: _right_parts(compared)
+        yield lambda: _right_places(wrong)
 
 
-def parameters(function: Any) -> list[str]:
-    try:
-        return list(inspect.signature(function).parameters)
-    except (TypeError, ValueError):
-        return []
+def _somewhere(tried: Sequence[Tried], wrong: Sequence[Tried], names: Sequence[str]) -> str | None:
+    """In which cases the answer is wrong, and what holds of all the wrong results."""
+    said = _attempt(lambda: where_wrong(tried, names))
+    also = None
+    if 2 <= len(wrong) < len(tried):
+        also = next(filter(None, (_attempt(lambda p=p: p(wrong, names)) for p in _PROPERTIES)), None)
+    if said:
+        return said + (f" There {also}" if also else "")
+    right = sum(one.right for one in tried)
+    return f"your function is right in {right} of {len(tried)} cases. In the others {also}" if also else None
 
 
-def _name(names: Sequence[str], place: int) -> str:
-    return f"`{names[place]}`" if place < len(names) else f"argument {place + 1}"
+# ------------------------------------------------------------------------------------------------ whole results
 
 
-def _equal(one: Any, other: Any) -> bool:
-    return difference(one, other, any_dtype=True) is None
-
-
-# ------------------------------------------------------------------------------------------- kinds of results
-
-
-def _returns_argument(wrong: Sequence[Tried], names: Sequence[str]) -> str | None:
-    for place in range(min(len(one.arguments) for one in wrong)):
-        if all(_is_container(one.arguments[place]) and _equal(one.arguments[place], one.have) for one in wrong):
-            return f"your function returns {_name(names, place)} as it came in."
+def _returns_argument(tried: Sequence[Tried], names: Sequence[str]) -> str | None:
+    for place in range(count(tried)):
+        given = [one.arguments[place] for one in tried]
+        if all(equal(value, one.have) for value, one in zip(given, tried, strict=True)) and _varies(given):
+            return f"your function returns {named(names, place)} as it came in."
     return None
 
 
-def _is_container(value: Any) -> bool:
-    return isinstance(value, torch.Tensor | list | dict)
+def _varies(values: Sequence[Any]) -> bool:
+    return any(not equal(values[0], value) for value in values[1:])
 
 
-def _parts(wrong: Sequence[Tried], same: Same) -> str | None:
+def _empty(tried: Sequence[Tried], names: Sequence[str]) -> str | None:
+    if all(isinstance(one.have, str | list | tuple | dict) and not one.have for one in tried) and len(tried) > 1:
+        return f"your result is always empty: {brief(tried[0].have)}."
+    return None
+
+
+def _nothing(tried: Sequence[Tried], names: Sequence[str]) -> str | None:
+    if all(one.have is None and one.want is not None for one in tried):
+        return "your function returns nothing: does every way through it end in a return?"
+    return None
+
+
+def _parts(tried: Sequence[Tried], names: Sequence[str]) -> str | None:
     """Several results in another order, or one of several returned alone."""
-    sizes = {len(one.want) if isinstance(one.want, tuple) else 0 for one in wrong}
+    sizes = {len(one.want) if isinstance(one.want, tuple) else 0 for one in tried}
     if len(sizes) != 1 or not 2 <= (size := sizes.pop()) <= 4:
         return None
-    if all(isinstance(one.have, tuple | list) and len(one.have) == size for one in wrong):
+    if all(isinstance(one.have, tuple | list) and len(one.have) == size for one in tried):
         for order in itertools.permutations(range(size)):
-            if all(_equal(tuple(one.have[at] for at in order), one.want) for one in wrong):
+            if all(equal(one.want, tuple(one.have[at] for at in order)) for one in tried):
                 return f"the {size} results are right, but in another order than the task asks for."
     for place in range(size):
-        if all(_equal(one.want[place], one.have) for one in wrong):
+        if all(equal(one.want[place], one.have) for one in tried):
             return f"that is result {place + 1} of {size} alone: return all of them."
     return None
 
 
-def _sequences(wrong: Sequence[Tried], same: Same) -> str | None:
-    pairs = [(one.want, one.have) for one in wrong]
-    if not all(isinstance(want, list) and isinstance(have, list | tuple) for want, have in pairs):
+def _right_parts(tried: Sequence[Tried]) -> str | None:
+    """Which of several results are right in every case."""
+    if len(tried) < 3:
         return None
-    pairs = [(want, list(have)) for want, have in pairs]
+    if all(isinstance(one.want, dict) and isinstance(one.have, dict) for one in tried):
+        keys = list(tried[0].want)
+        if not all(list(one.want) == keys and set(one.have) == set(keys) for one in tried):
+            return None
+        words = {key: f"the value under {brief(key)}" for key in keys}
+    else:
+        keys = list(range(len(tried[0].want))) if isinstance(tried[0].want, tuple) else []
+        if not all(
+            isinstance(one.want, tuple) and isinstance(one.have, tuple | list)
+            and len(one.want) == len(one.have) == len(keys) for one in tried
+        ):  # fmt: skip
+            return None
+        words = {key: f"result {key + 1} of {len(keys)}" for key in keys}
+    wrong = [key for key in keys if any(difference(one.want[key], one.have[key]) for one in tried)]
+    if not 0 < len(wrong) < len(keys):
+        return None
+    return f"only {' and '.join(words[key] for key in wrong)} is wrong; the rest is right in every case."
+
+
+def _right_places(wrong: Sequence[Tried]) -> str | None:
+    """The only place of lists and tensors that is wrong: the first, the last, the diagonal."""
+    masks = [_mask(one.want, one.have) for one in wrong]
+    if len(masks) < 2 or any(mask is None or min(mask.shape, default=0) < 2 or mask.all() for mask in masks):
+        return None
+    for place, said in _PLACES:
+        if all(mask is not None and _is_there(mask, place) for mask in masks):
+            return f"where your result is wrong, {said}; the rest is right."
+    return None
+
+
+def _mask(want: Any, have: Any) -> torch.Tensor | None:
+    """Which entries are wrong."""
+    if isinstance(want, torch.Tensor) and isinstance(have, torch.Tensor):
+        if want.shape != have.shape or not 1 <= want.ndim <= 2 or want.is_meta:
+            return None
+        return ~torch.isclose(have.detach().double(), want.detach().double(), rtol=1e-4, atol=1e-6, equal_nan=True)
+    if isinstance(want, list) and isinstance(have, list | tuple) and len(want) == len(have):
+        return torch.tensor([not equal(one, other) for one, other in zip(want, have, strict=True)])
+    return None
+
+
+def _is_there(mask: torch.Tensor, place: Callable[[torch.Tensor], torch.Tensor]) -> bool:
+    there = torch.zeros_like(mask)
+    place(there).fill_(True)
+    return bool((mask == there).all())
+
+
+_PLACES: tuple[tuple[Callable[[torch.Tensor], torch.Tensor], str], ...] = (
+    (lambda mask: mask[:1] if mask.ndim == 1 else mask[:0], "it is only the first item"),
+    (lambda mask: mask[-1:] if mask.ndim == 1 else mask[:0], "it is only the last item"),
+    (lambda mask: mask[:1] if mask.ndim == 2 else mask[:0], "it is only the first row"),
+    (lambda mask: mask[-1:] if mask.ndim == 2 else mask[:0], "it is only the last row"),
+    (lambda mask: mask[:, :1] if mask.ndim == 2 else mask[:0], "it is only the first column"),
+    (lambda mask: mask[:, -1:] if mask.ndim == 2 else mask[:0], "it is only the last column"),
+    (lambda mask: mask.diagonal() if mask.ndim == 2 else mask[:0], "it is only the diagonal"),
+)
+
+
+# ----------------------------------------------------------------------------------------------- lists and strings
+
+
+def _sequences(tried: Sequence[Tried], names: Sequence[str]) -> str | None:
+    pairs = [(_items(one.want), _items(one.have)) for one in tried]
+    known = [(want, have) for want, have in pairs if want is not None and have is not None]
+    if len(known) < len(tried) or not all(isinstance(one.want, list | torch.Tensor) for one in tried):
+        return None
     for holds, said in _LISTS:
-        if all(holds(want, have) for want, have in pairs):
+        if all(holds(want, have) for want, have in known):
             return said
-    return _one_for_another(pairs) or _some_left(pairs)
+    return _one_for_another(known) or _some_left(known)
 
 
-def _sorted(items: list[Any]) -> list[str]:
-    return sorted(map(repr, items))
+def _items(value: Any) -> list[Any] | None:
+    """A list's items, or a vector's numbers."""
+    if isinstance(value, list | tuple):
+        return list(value)
+    vector = isinstance(value, torch.Tensor) and value.ndim == 1 and value.layout == torch.strided
+    return value.detach().tolist() if vector and not value.is_meta and value.numel() <= 1000 else None
+
+
+def _in_another_order(want: list[Any], have: list[Any]) -> bool:
+    if len(want) != len(have) or len(want) > 200:
+        return False
+    left = list(want)
+    for item in have:
+        at = next((at for at, other in enumerate(left) if equal(other, item)), None)
+        if at is None:
+            return False
+        del left[at]
+    return True
+
+
+def _counts(items: list[Any]) -> Counter | None:
+    """How often each item is there, for items that are told apart by what they are written as."""
+    return Counter(map(repr, items)) if all(isinstance(item, str | numbers.Real | None) for item in items) else None
+
+
+def _repeated(want: list[Any], have: list[Any], too_often: bool) -> bool:
+    """Whether the same items are there, and each as often as it should or more (less) often."""
+    counts = _counts(want), _counts(have)
+    if counts[0] is None or counts[1] is None or set(counts[0]) != set(counts[1]):
+        return False
+    if counts[0] == counts[1]:
+        return equal(want, have)
+    return counts[0] <= counts[1] if too_often else counts[1] <= counts[0]
 
 
 _LISTS: tuple[tuple[Callable[[list, list], bool], str], ...] = (
-    (lambda want, have: have == want[::-1], "the items are right, but in the reverse order."),
-    (lambda want, have: _sorted(have) == _sorted(want), "the items are right, but in another order."),
-    (lambda want, have: have == want[:-1], "the last item is missing."),
-    (lambda want, have: have == want[1:], "the first item is missing."),
-    (lambda want, have: have[:-1] == want, "there is one item too many, at the end."),
-    (lambda want, have: have[1:] == want, "there is one item too many, at the beginning."),
+    (lambda want, have: equal(want[::-1], have), "the items are right, but in the reverse order."),
+    (_in_another_order, "the items are right, but in another order."),
+    (lambda want, have: equal(want[:-1], have), "the last item is missing."),
+    (lambda want, have: equal(want[1:], have), "the first item is missing."),
+    (lambda want, have: bool(have) and equal(want, have[:-1]), "there is one item too many, at the end."),
+    (lambda want, have: bool(have) and equal(want, have[1:]), "there is one item too many, at the beginning."),
     (
-        lambda want, have: len(want) > 2 and len(have) == len(want) and have[1:] == want[:-1],
+        lambda want, have: len(want) > 2 and equal(want[:-1], have[1:]) and len(have) == len(want),
         "the items are shifted by one place, towards the end.",
     ),
     (
-        lambda want, have: len(want) > 2 and len(have) == len(want) and have[:-1] == want[1:],
+        lambda want, have: len(want) > 2 and equal(want[1:], have[:-1]) and len(have) == len(want),
         "the items are shifted by one place, towards the beginning.",
     ),
     (
-        lambda want, have: set(map(repr, have)) == set(map(repr, want)) and len(have) > len(want),
-        "some items are there more than once.",
+        lambda want, have: _repeated(want, have, True),
+        "the items are right, but some are there too often.",
     ),
     (
-        lambda want, have: set(map(repr, have)) == set(map(repr, want)) and len(have) < len(want),
-        "an item that belongs there several times is there only once.",
+        lambda want, have: _repeated(want, have, False),
+        "the items are right, but some are there too seldom.",
     ),
 )
 
@@ -166,261 +283,163 @@ def _one_for_another(pairs: Sequence[tuple[list, list]]) -> str | None:
     """Everywhere the same wrong value in the place of the same right one: -1 for -100."""
     if any(len(want) != len(have) for want, have in pairs):
         return None
-    differ = [(w, h) for want, have in pairs for w, h in zip(want, have, strict=True) if not _equal(w, h)]
-    plain = all(isinstance(value, int | str) for pair in differ for value in pair)
-    if plain and len(differ) > 1 and len(set(differ)) == 1:
-        return f"wherever {differ[0][0]!r} belongs, you have {differ[0][1]!r}; the rest is right."
-    return None
+    both = [(w, h) for want, have in pairs for w, h in zip(want, have, strict=True)]
+    if not all(isinstance(value, int | float | str) for pair in both for value in pair):
+        return None
+    differ = [(w, h) for w, h in both if not equal(w, h)]
+    if len(differ) < 2 or len(set(differ)) > 1:
+        return None
+    right, wrong = differ[0]
+    if sum(equal(right, w) for w, _ in both) > len(differ):  # elsewhere it is in its place
+        return (
+            f"what is wrong is always {brief(wrong)} in the place of {brief(right)}, which elsewhere is in its place."
+        )
+    return f"wherever {brief(right)} belongs, you have {brief(wrong)}; the rest is right."
 
 
 def _some_left(pairs: Sequence[tuple[list, list]]) -> str | None:
     """Only items too many, or only items too few."""
-    known = [(set(map(repr, want)), set(map(repr, have))) for want, have in pairs]
-    if all(have > want for want, have in known):
+    known = [(_counts(want), _counts(have)) for want, have in pairs if not equal(want, have)]
+    if all(want is not None and have is not None and want < have for want, have in known):
         return f"nothing is missing, but there are items that don't belong there, such as {_first(pairs, 1, 0)}."
-    if all(have < want for want, have in known):
+    if all(want is not None and have is not None and have < want for want, have in known):
         return f"what is there belongs there, but items are missing, such as {_first(pairs, 0, 1)}."
     return None
 
 
 def _first(pairs: Sequence[tuple[list, list]], there: int, absent: int) -> str:
-    pair = pairs[0]
-    others = set(map(repr, pair[absent]))
-    return next(brief(item) for item in pair[there] if repr(item) not in others)
+    pair = next(pair for pair in pairs if not equal(*pair))
+    left = Counter(map(repr, pair[there])) - Counter(map(repr, pair[absent]))
+    return next(brief(item) for item in pair[there] if repr(item) in left)
 
 
-def _texts(wrong: Sequence[Tried]) -> str | None:
-    pairs = [(one.want, one.have) for one in wrong]
+def _texts(tried: Sequence[Tried], names: Sequence[str]) -> str | None:
+    pairs = [(one.want, one.have) for one in tried]
     if not all(isinstance(want, str) and isinstance(have, str) for want, have in pairs):
         return None
     if all(want.lower() == have.lower() for want, have in pairs):
         return "the words are right, but not their capital and small letters."
     if all("".join(want.split()) == "".join(have.split()) for want, have in pairs):
         return "the words are right, but not the spaces and line ends between them."
+    want, have = next((want, have) for want, have in pairs if want != have)
     if all(want.startswith(have) for want, have in pairs):
-        return f"the end is missing: {pairs[0][0][len(pairs[0][1]) :][:40]!r}."
+        return f"the end is missing: {brief(want[len(have) :])}."
     if all(want.endswith(have) for want, have in pairs):
-        return f"the beginning is missing: {pairs[0][0][: len(pairs[0][0]) - len(pairs[0][1])][:40]!r}."
+        return f"the beginning is missing: {brief(want[: len(want) - len(have)])}."
     if all(have.startswith(want) for want, have in pairs):
-        return f"there is something too much at the end: {pairs[0][1][len(pairs[0][0]) :][:40]!r}."
+        return f"there is something too much at the end: {brief(have[len(want) :])}."
+    if all(have.endswith(want) for want, have in pairs):
+        return f"there is something too much at the beginning: {brief(have[: len(have) - len(want)])}."
     return None
 
 
-# ----------------------------------------------------------------------------------------------------- numbers
-
-
-def _numbers(wrong: Sequence[Tried], names: Sequence[str]) -> str | None:
-    pairs = [_flat(one.want, one.have) for one in wrong]
-    if any(pair is None for pair in pairs):
-        return None
-    if all(isinstance(one.want, bool) and isinstance(one.have, bool) for one in wrong):
-        return "it is exactly the other way round: True and False are exchanged." if len(wrong) > 1 else None
-    known = [pair for pair in pairs if pair is not None]
-    for holds, said in _RELATIONS:
-        if all(holds(want, have) for want, have in known):
-            return said
-    return _transposed(wrong) or _offset(known) or _factor(known) or _argument_factor(wrong, known, names)
-
-
-def _flat(want: Any, have: Any) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """Both results as one row of float64, where they are numbers in the same places."""
-    rows = _leaves(want), _leaves(have)
-    if rows[0] is None or rows[1] is None or [len(part) for part in rows[0]] != [len(part) for part in rows[1]]:
-        return None
-    return (torch.cat(rows[0]), torch.cat(rows[1])) if rows[0] else None
-
-
-def _leaves(value: Any) -> list[torch.Tensor] | None:
-    if isinstance(value, torch.Tensor):
-        if value.is_meta or value.is_complex():
-            return None
-        return [value.detach().cpu().to(torch.float64).flatten()]
-    if isinstance(value, numbers.Real):
-        try:
-            return [torch.tensor([float(value)], dtype=torch.float64)]
-        except OverflowError:
-            return None
-    if isinstance(value, dict):
-        value = [value[key] for key in sorted(value, key=repr)]
-    if not isinstance(value, list | tuple):
-        return None
-    parts = [_leaves(item) for item in value]
-    return None if any(part is None for part in parts) else [leaf for part in parts for leaf in part or []]
-
-
-def _near(one: torch.Tensor, other: torch.Tensor) -> bool:
-    return torch.allclose(one, other, rtol=1e-5, atol=1e-9)
-
-
-def _not_trivial(relation: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor, torch.Tensor], bool]:
-    def holds(want: torch.Tensor, have: torch.Tensor) -> bool:
-        return bool(want.isfinite().all()) and _near(relation(want), have)
-
-    return holds
-
-
-_RELATIONS: tuple[tuple[Callable[[torch.Tensor, torch.Tensor], bool], str], ...] = (
-    (_not_trivial(torch.neg), "every result has the wrong sign: it is the right one, negated."),
-    (_not_trivial(torch.reciprocal), "your results are upside down: 1 divided by the right ones."),
-    (_not_trivial(torch.square), "your results are the squares of the right ones."),
-    (_not_trivial(lambda want: want.clamp(min=0).sqrt()), "your results are the square roots of the right ones."),
-    (_not_trivial(lambda want: 1 - want), "your results are 1 minus the right ones: the other part of the whole."),
-    (_not_trivial(torch.log), "your results are the logarithms of the right ones."),
-    (_not_trivial(torch.exp), "your results are e to the power of the right ones: a logarithm is missing."),
-    (_not_trivial(torch.abs), "the sizes are right, but the signs are lost."),
-    (_not_trivial(torch.floor), "the results are rounded down, and the task wants the fraction kept."),
-    (_not_trivial(torch.ceil), "the results are rounded up, and the task wants the fraction kept."),
-    (_not_trivial(torch.round), "the results are rounded to whole numbers, and the task wants the fraction kept."),
-    *(
-        (_not_trivial(lambda want, n=n: torch.round(want, decimals=n)), f"the results are rounded to {n} digits.")
-        for n in (1, 2, 3, 4)
-    ),
-)  # fmt: skip
-
-_FACTORS = {
-    100.0: "100 times the right one: percent for a fraction?",
-    0.01: "a hundredth of the right one: a fraction for percent?",
-    8.0: "8 times the right one: bits for bytes?",
-    0.125: "an eighth of the right one: bytes for bits?",
-    2.0: "twice the right one.",
-    0.5: "half of the right one.",
-    1e9: "10^9 times the right one: bytes for gigabytes?",
-    1e-9: "10^9 times too small: gigabytes for bytes?",
-    1e9 / 2**30: "the right one counted in GiB (2^30 bytes), and a GB has 10^9.",
-    2**30 / 1e9: "the right one counted in GB (10^9 bytes), and a GiB has 2^30.",
-    1e6 / 2**20: "the right one counted in MiB (2^20 bytes), and a MB has 10^6.",
-    2**20 / 1e6: "the right one counted in MB (10^6 bytes), and a MiB has 2^20.",
-}
-
-
-def _transposed(wrong: Sequence[Tried]) -> str | None:
-    both = [(one.want, one.have) for one in wrong]
-    if all(isinstance(value, torch.Tensor) and value.ndim >= 2 for pair in both for value in pair):
-        if all(_equal(want.mT, have) for want, have in both):
-            return "your result is the transpose of the right one."
-    return None
-
-
-def _offset(pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> str | None:
-    off = [have - want for want, have in pairs]
-    first = off[0][0].item()
-    if len(pairs) > 1 and first and all(_near(one, torch.full_like(one, first)) for one in off):
-        more = "off by one?" if abs(first) == 1 else "the same every time."
-        return f"every result is too {'large' if first > 0 else 'small'} by {number(abs(first))}: {more}"
-    return None
-
-
-def _ratios(pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> list[float] | None:
-    """For each pair the one factor between all of its numbers, or None when a pair has no such."""
-    found = []
-    for want, have in pairs:
-        at = int(want.abs().argmax())
-        if not want[at] or not want.isfinite().all() or not have.isfinite().all() or not have[at]:
-            return None
-        ratio = (have[at] / want[at]).item()
-        if not torch.allclose(want * ratio, have, rtol=1e-4, atol=1e-9 * abs(ratio)):
-            return None
-        found.append(ratio)
-    return found
-
-
-def _factor(pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> str | None:
-    ratios = _ratios(pairs)
-    if ratios is None or not all(math.isclose(ratio, ratios[0], rel_tol=1e-4) for ratio in ratios):
-        return None
-    if len(pairs) == 1 and pairs[0][0].numel() == 1:  # one number is always a multiple of another
-        return next((f"it is {said}" for k, said in _FACTORS.items() if math.isclose(k, ratios[0], rel_tol=1e-9)), None)
-    said = next((said for k, said in _FACTORS.items() if math.isclose(k, ratios[0], rel_tol=1e-5)), None)
-    return f"every result is {said or f'{number(ratios[0])} times the right one.'}"
-
-
-def _argument_factor(
-    wrong: Sequence[Tried], pairs: Sequence[tuple[torch.Tensor, torch.Tensor]], names: Sequence[str]
-) -> str | None:
-    """A factor that is one of the arguments, or one of their sizes, too often or too seldom."""
-    ratios = _ratios(pairs)
-    if ratios is None or len(wrong) < 3:
-        return None
-    for words, values in _sizes(wrong, names):
-        if len(set(values)) < 2 or any(value in (0, 1) for value in values):
-            continue
-        for power, said in _POWERS.items():
-            if all(math.isclose(r, v**power, rel_tol=1e-4) for r, v in zip(ratios, values, strict=True)):
-                return f"every result {said} {words}."
-    return None
-
-
-# The power of an argument that is in the wrong result and not in the right one.
-_POWERS = {-1: "lacks the factor", 1: "has once too often the factor", -2: "lacks twice the factor"}
-
-
-def _sizes(wrong: Sequence[Tried], names: Sequence[str]) -> Iterator[tuple[str, list[float]]]:
-    for place in range(min(len(one.arguments) for one in wrong)):
-        values = [one.arguments[place] for one in wrong]
-        name = _name(names, place)
-        if all(isinstance(value, numbers.Real) and not isinstance(value, bool) for value in values):
-            yield name, [float(value) for value in values]
-        elif all(isinstance(value, torch.Tensor) for value in values):
-            for dim in range(min(value.ndim for value in values)):
-                yield f"{name}.shape[{dim}]", [float(value.shape[dim]) for value in values]
-        elif all(isinstance(value, list | tuple) for value in values):
-            yield f"len({name.strip('`')})", [float(len(value)) for value in values]
+_PROPERTIES: tuple[Property, ...] = (_nothing, _empty, _returns_argument, _parts, _sequences, _texts, numeric)
 
 
 # --------------------------------------------------------------------------------------- arguments and their use
 
 
-def _swapped(found: Exercise, wrong: Sequence[Tried], names: Sequence[str], same: Same) -> str | None:
-    """Two arguments taken for each other: the reference does the same when they are exchanged."""
-    count = min(len(one.arguments) for one in wrong)
-    if count < 2 or len(wrong) < 2:
+def _keeps(answer: Callable[..., Any], one: Tried, names: Sequence[str]) -> str | None:
+    """Something else each time for the same arguments and the same seed."""
+    first, second = (outcome(answer, one.case, SECONDS) for _ in range(2))
+    if first.raised or second.raised or equal(first.value, second.value):
         return None
-    for one, other in itertools.combinations(range(count), 2):
-        if all(_exchanged_gives(found, tried, one, other, same) for tried in wrong):
-            return f"{_name(names, one)} and {_name(names, other)} are taken for each other."
+    if not (_is_data(first.value) and equal(first.value, first.value)):
+        return None
+    return (
+        "called twice with the same, your function gives two different results: does it keep something from one call "
+        "to the next, such as a list in def f(x, items=[]) or a variable outside of it?"
+    )
+
+
+def _is_data(value: Any, depth: int = 3) -> bool:
+    """Whether a value is numbers, strings, tensors and what holds them."""
+    if isinstance(value, list | tuple | dict):
+        items = value.values() if isinstance(value, dict) else value
+        return depth > 0 and all(_is_data(item, depth - 1) for item in items)
+    return isinstance(value, int | float | str | torch.Tensor | None)
+
+
+def _order_of_parameters(
+    answer: Callable[..., Any], tried: Sequence[Tried], names: Sequence[str], same: Same
+) -> str | None:
+    """The right computation, with the parameters written down in another order."""
+    mine = parameters(answer)
+    if mine == list(names) or sorted(mine) != sorted(names):
+        return None
+
+    def by_name(*arguments: Any) -> Any:
+        return answer(**dict(zip(names, arguments, strict=True)))
+
+    for one in tried:
+        done = outcome(by_name, one.case, SECONDS)
+        if done.raised is not None or not same(one.want, done.value):
+            return None
+    return f"your parameters are in the order ({', '.join(mine)}), and the task wants ({', '.join(names)})."
+
+
+def _swapped(found: Exercise, tried: Sequence[Tried], names: Sequence[str], same: Same) -> str | None:
+    """Two arguments taken for each other: the reference does the same when they are exchanged."""
+    if sum(not one.right for one in tried) < 2:
+        return None
+    order = sorted(tried, key=lambda one: one.right)  # a wrong case refutes an exchange the soonest
+    for one, other in itertools.combinations(range(count(tried)), 2):
+        if all(_exchanged_gives(found, case, one, other, same) for case in order):
+            return f"{named(names, one)} and {named(names, other)} are taken for each other."
     return None
 
 
 def _exchanged_gives(found: Exercise, tried: Tried, one: int, other: int, same: Same) -> bool:
+    values = tried.arguments[one], tried.arguments[other]
+    plain = all(isinstance(value, numbers.Real) for value in values)
+    if type(values[0]) is not type(values[1]) and not plain:
+        return False
+    if plain and max(abs(value) for value in values) > 1000 * max(1, min(abs(value) for value in values)):
+        return False  # so many rows for so few columns may fill the memory
+
     def make() -> tuple[Any, ...]:
         arguments = list(tried.case.make())
         arguments[one], arguments[other] = arguments[other], arguments[one]
         return tuple(arguments)
 
-    done = outcome(found.reference, Case(make, tried.case.seed))
+    done = outcome(found.reference, Case(make, tried.case.seed), SECONDS)
     return done.raised is None and same(done.value, tried.have)
 
 
 def _unused(
     found: Exercise, answer: Callable[..., Any], tried: Sequence[Tried], names: Sequence[str], same: Same
 ) -> str | None:
-    """An argument that changes the right result and never the answer's."""
-    for place in range(min(len(one.arguments) for one in tried)):
-        moved = 0
-        for one, other in itertools.islice(itertools.pairwise(tried), 8):
-            case = _with_argument(one, other, place)
-            if case is None:
-                continue
-            right = outcome(found.reference, case)
-            if right.raised is not None or same(one.want, right.value):
-                continue
-            mine = outcome(answer, case)
-            if mine.raised is not None or not same(one.have, mine.value):
-                moved = 0
-                break
-            moved += 1
-        if moved:
-            return f"your result doesn't change when {_name(names, place)} does: is it used?"
-    return None
+    """Arguments that change the right result and never the answer's."""
+    unused = [named(names, place) for place in range(count(tried)) if _has_no_effect(found, answer, tried, place, same)]
+    if not unused or len(unused) == count(tried) > 1:
+        return None
+    verb = "does: is it used?" if len(unused) == 1 else "do: are they used?"
+    return f"your result doesn't change when {' or '.join(unused)} {verb}"
+
+
+def _has_no_effect(found: Exercise, answer: Callable[..., Any], tried: Sequence[Tried], place: int, same: Same) -> bool:
+    moved = 0
+    for one, other in itertools.islice(zip(tried, [*tried[1:], tried[0]], strict=True), 8):
+        case = _with_argument(one, other, place)
+        if case is None:
+            continue
+        right = outcome(found.reference, case, SECONDS)
+        if right.raised is not None or same(one.want, right.value):
+            continue
+        mine = outcome(answer, case, SECONDS)
+        if mine.raised is not None or not equal(one.have, mine.value):
+            return False
+        moved += 1
+    return moved >= 2
 
 
 def _with_argument(one: Tried, other: Tried, place: int) -> Case | None:
     """The one case with one argument of the other, where that has the same form."""
     mine, theirs = one.arguments[place], other.arguments[place]
     if isinstance(mine, torch.Tensor):
-        if not mine.is_floating_point() or mine.is_meta:
+        if not mine.is_floating_point() or mine.is_meta or not mine.numel():
             return None
-        theirs = mine.detach().roll(1).mul(1.5)
+        theirs = mine.detach().roll(1) * torch.linspace(0.5, 2.0, mine.numel()).to(mine).view(mine.shape)
     elif type(mine) is not type(theirs) or not isinstance(mine, int | float | str) or mine == theirs:
         return None
 
@@ -433,8 +452,8 @@ def _with_argument(one: Tried, other: Tried, place: int) -> Case | None:
 
 
 def _constant(tried: Sequence[Tried]) -> str | None:
-    if len(tried) < 2 or any(not _equal(one.have, tried[0].have) for one in tried[1:]):
+    if len(tried) < 2 or any(not equal(one.have, tried[0].have) for one in tried[1:]):
         return None
-    if all(_equal(one.want, tried[0].want) for one in tried[1:]):
+    if not _varies([one.want for one in tried]):
         return None
     return f"your function returns the same every time, {brief(tried[0].have)}: does it use its arguments?"

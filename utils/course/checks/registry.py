@@ -149,7 +149,7 @@ def exercise(
         if not (isinstance(case, tuple) or callable(case)):
             raise ValueError(f"exercise {name!r}: a case is a tuple, or a function making one, not {case!r}")
     made = [Case(_maker(case)) for case in cases]
-    made += [Case(_drawer(drawn, seed), seed) for seed in range(1, draws + 1) if drawn]
+    made += [Case(_maker(_drawer(drawn, seed)), seed) for seed in range(1, draws + 1) if drawn]
     _registered[name] = Exercise(
         name, chapter, reference, tuple(made), tuple(mistakes), tuple(hints), why, tests, points, compare,
         any_dtype, new_result,
@@ -187,5 +187,5 @@ def _maker(case: Any) -> Callable[[], tuple[Any, ...]]:
     return lambda: made if isinstance(made := case(), tuple) else (made,)
 
 
-def _drawer(drawn: Callable[[random.Random], tuple[Any, ...]], seed: int) -> Callable[[], tuple[Any, ...]]:
+def _drawer(drawn: Callable[[random.Random], Any], seed: int) -> Callable[[], Any]:
     return lambda: drawn(random.Random(seed))

@@ -18,11 +18,6 @@ def training_gb(parameters, bytes_each):
     return (weights + gradients + moments) / 1e9
 
 
-# -------- largest_model
-def largest_model(gb, bytes_per_parameter):
-    return int(gb * 1e9 // bytes_per_parameter)
-
-
 # -------- score_bytes
 def score_bytes(batch, heads, length):
     return batch * heads * length * length * 4

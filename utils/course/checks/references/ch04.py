@@ -17,10 +17,16 @@ def dolly_record(record):
 
 
 # -------- tokenize_batch
-def tokenize_batch(batch, tokenize, end):
-    columns = zip(batch["instruction"], batch["input"], batch["output"])
-    texts = [" ".join(parts) for parts in columns]
-    return {"input_ids": [[*ids, end] for ids in tokenize(texts)]}
+def tokenize_batch(batch, template):
+    prompts, conversations = [], []
+    for instruction, extra, output in zip(batch["instruction"], batch["input"], batch["output"]):
+        user = {"role": "user", "content": f"{instruction} {extra}" if extra else instruction}
+        prompts.append([user])
+        conversations.append([user, {"role": "assistant", "content": output}])
+    return {
+        "input_ids": template(conversations),
+        "prompt_ids": template(prompts, add_generation_prompt=True),
+    }
 
 
 # -------- conversation_labels

@@ -20,9 +20,10 @@ def nearest_code(values, book):
     return (values[:, None] - book).abs().argmin(dim=1)
 
 
-# -------- pack_two
-def pack_two(first, second):
-    return first << 4 | second
+# -------- dequantized
+def dequantized(codes, scales, book, block, dtype):
+    each = scales.repeat_interleave(block)[: len(codes)]
+    return (book[codes.long()] * each).to(dtype)
 
 
 # -------- double_quant_bits

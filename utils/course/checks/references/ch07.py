@@ -9,15 +9,23 @@ import torch
 
 # fmt: off
 
-# -------- todays_arguments
-def todays_arguments(arguments, renamed, gone):
-    return {renamed.get(k, k): value for k, value in arguments.items() if k not in gone}
-
-
 # -------- optimizer_steps
 def optimizer_steps(examples, epochs, batch, accumulation):
     batches = math.ceil(examples / batch)
     return epochs * math.ceil(batches / accumulation)
+
+
+# -------- best_checkpoint
+def best_checkpoint(losses, patience):
+    best, waited = 0, 0
+    for now, loss in enumerate(losses):
+        if now == 0 or loss < losses[best]:
+            best, waited = now, 0
+        else:
+            waited += 1
+        if waited == patience:
+            break
+    return now, best
 
 
 # -------- accumulated_loss

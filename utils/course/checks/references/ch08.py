@@ -5,11 +5,6 @@ Generated from lessons/08_save_load_merge.md by `make notebooks`: edit the lesso
 
 # fmt: off
 
-# -------- header_length
-def header_length(first):
-    return int.from_bytes(first, "little")
-
-
 # -------- tensor_range
 def tensor_range(length, offsets):
     start_of_data = 8 + length
@@ -33,6 +28,13 @@ def lost_in_rounding(weight, delta, dtype):
     after = (before.float() + delta).to(dtype)
     added = after.float() - before.float()
     return ((added - delta).norm() / delta.norm()).item()
+
+
+# -------- divergence
+def divergence(reference, logits):
+    p = reference.double().log_softmax(dim=-1)
+    q = logits.double().log_softmax(dim=-1)
+    return (p.exp() * (p - q)).sum(dim=-1).mean().item()
 
 
 # -------- merge_four_bit

@@ -50,7 +50,7 @@ choose = dict(zip(situations, names))
 # -------- stable_rank
 def stable_rank(update):
     s = torch.linalg.svdvals(update)
-    return (s**2).sum() / s[0] ** 2
+    return ((s**2).sum() / s[0] ** 2).item()
 
 
 # -------- count_intruders

@@ -3,6 +3,8 @@
 Generated from lessons/14_what_a_lora_step_costs.md by `make notebooks`: edit the lesson, not this file.
 """
 
+import torch
+
 # fmt: off
 
 # -------- layer_flops
@@ -19,11 +21,11 @@ def product_time(n, k, m, flops, memory):
 
 
 # -------- lora_backward
-def lora_backward(g, x, W, A, B, scaling):
-    q = scaling * g @ B
-    dx = g @ W + q @ A
+def lora_backward(g, x, h, W, A, B, scaling):
+    q = scaling * (g @ B)
+    dx = torch.addmm(q @ A, g, W)  # q A + g W
     dA = q.T @ x
-    dB = g.T @ (scaling * x @ A.T)
+    dB = g.T @ h
     return dx, dA, dB
 
 
