@@ -70,7 +70,7 @@ def work_in(path, old, new):
 def test_a_clone_is_moved_on(clone, origin):
     assert fetch(clone) == "The course is the newest version already."
     publish(origin, "import torch", "r = 8", "print(r)")
-    assert "1 commits newer" in fetch(clone)
+    assert "1 commit newer" in fetch(clone)
     assert (clone / "start.py").read_text() == "# two\n"
 
 
@@ -118,10 +118,31 @@ def test_other_changed_files_stop_it_before_anything_is_touched(clone, origin):
     assert "r = 16" in (clone / "notebooks/00_start.ipynb").read_text()
 
 
+def test_what_was_taken_from_the_new_version_is_no_change(clone, origin):
+    """As one does who has a version from before there was an update: its start.py is taken first, then run."""
+    work_in(clone / "notebooks/00_start.ipynb", "r = 8", "r = 16")
+    (origin / "new.py").write_text("")
+    publish(origin, "import torch", "r = 8", "print(r)")
+    git(clone, "fetch", "-q")
+    git(clone, "checkout", "-q", "origin/main", "--", "start.py", "new.py")
+    said = fetch(clone)
+    assert "What you did in notebooks/00_start.ipynb is in work/00_start.ipynb now" in said and "1 commit newer" in said
+    assert "print(r)" in (clone / "notebooks/00_start.ipynb").read_text()
+
+
+def test_a_file_in_the_way_is_told_with_gits_own_words(clone, origin):
+    (clone / "new.py").write_text("# mine")
+    (origin / "new.py").write_text("")
+    publish(origin, "import torch")
+    with pytest.raises(CanNot, match="untracked working tree files would be overwritten"):
+        fetch(clone)
+    assert (clone / "new.py").read_text() == "# mine" and (clone / "start.py").read_text() == "# one\n"
+
+
 def test_commits_of_ones_own_are_left_to_git(clone, origin):
     (clone / "start.py").write_text("# mine\n")
     git(clone, "commit", "-qam", "mine")
-    with pytest.raises(CanNot, match="1 commits of its own.*git merge origin/main"):
+    with pytest.raises(CanNot, match="1 commit of its own.*git merge origin/main"):
         fetch(clone)
 
 
@@ -161,6 +182,20 @@ def test_a_folder_and_a_zip_file_bring_a_version_without_a_network(new, tmp_path
     assert (home / "start.py").read_text() == "# two\n" and (home / "utils/new.py").exists()
     assert not (home / "notebooks/01_gone.ipynb").exists() and (home / "notebooks/mine.ipynb").exists()
     assert "r = 16" in (home / "work/00_start.ipynb").read_text()
+
+
+def test_files_that_nobody_else_has_are_kept_when_a_folder_replaces_them(clone, new):
+    (clone / "utils").mkdir()
+    (clone / "utils/old.py").write_text("# gone in the new version")
+    git(clone, "add", "-A")
+    git(clone, "commit", "-qm", "mine")
+    (clone / "utils/new.py").write_text("# of the same name by chance")
+    said = fetch(clone, str(new))
+    assert "1 of the old ones are in work/old/course-1" in said
+    assert (clone / "work/old/course-1/utils/new.py").read_text() == "# of the same name by chance"
+    assert not (clone / "utils/old.py").exists() and (clone / "start.py").read_text() == "# two\n"
+    assert not (clone / "work/old/course-1/utils/old.py").exists(), "git has it"
+    assert "work/old" not in fetch(clone, str(new)), "nothing is replaced by its like"
 
 
 def test_without_git_a_notebook_that_was_worked_in_is_kept(new, tmp_path):

@@ -21,8 +21,9 @@ import copy
 import hashlib
 import json
 import os
+import platform
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -63,11 +64,15 @@ class Carried:
     def __str__(self) -> str:
         if self.fresh:
             return f"{self.name}: the new version; there was nothing of yours in it"
-        parts = [f"{len(self.answers)} answers ({', '.join(self.answers)})"] if self.answers else []
-        parts += [f"{self.cells} other cells of yours"] * bool(self.cells)
-        parts += [f"{self.kept} cells that have no place any more, marked"] * bool(self.kept)
+        parts = [f"{_number(len(self.answers), 'answer')} ({', '.join(self.answers)})"] if self.answers else []
+        parts += [_number(self.cells, "other cell") + " of yours"] * bool(self.cells)
+        parts += [_number(self.kept, "cell") + " without a place any more, marked"] * bool(self.kept)
         again = f"; asked otherwise now, check again: {', '.join(self.changed)}" if self.changed else ""
-        return f"{self.name}: carried over {' and '.join(parts) or 'nothing'}{again}"
+        return f"{self.name}: the new version, with {' and '.join(parts)}{again}"
+
+
+def _number(count: int, what: str) -> str:
+    return f"{count} {what}" + "s" * (count != 1)
 
 
 # --------------------------------------------------------------------------------------------- making and resetting
@@ -102,12 +107,12 @@ def reset(home: Path, chapter: str) -> tuple[str, Path | None]:
     return found[0].name, old
 
 
-def adopt(home: Path, name: str, original: str | None = None) -> None:
-    """Keep what was worked in ``notebooks/NAME`` itself, before a new version replaces it.
+def adopt(home: Path, name: str, original: str | None = None) -> Path | None:
+    """Keep what was worked in ``notebooks/NAME`` itself, before a new version replaces it; where it is now.
 
     original: the notebook as the course had it; default: what the learner's copy was made from. It becomes the copy in
-    ``work/`` where that holds nothing of the learner's yet, else it is kept in ``work/old/``. Nothing is done when it
-    is as the course had it.
+    ``work/`` where that holds nothing of the learner's yet, else it is kept in ``work/old/``. Nothing is done, and None
+    returned, when it is as the course had it.
     """
     path, given = home / "notebooks" / name, read_given(home)
     try:
@@ -116,26 +121,31 @@ def adopt(home: Path, name: str, original: str | None = None) -> None:
         worked, before = None, None
     if worked is not None and before is not None:
         worked["cells"] = _with_ids(worked["cells"], before)
-        if not any(_is_theirs(cell, before) for cell in worked["cells"]):
-            return
+        for known in (before, given.get(name, before)):  # an update from a folder gave what git doesn't know
+            if not any(_is_theirs(cell, known) for cell in worked["cells"]):
+                return None
         mine = _read_or_none(home / FOLDER / name)
         if mine is None or not any(_is_theirs(cell, given.get(name, {})) for cell in _with_ids(mine["cells"], before)):
             _write(home / FOLDER / name, worked)
             given[name] = before
-            return _write_given(home, given)
+            _write_given(home, given)
+            return home / FOLDER / name
     folder = home / FOLDER / OLD
     folder.mkdir(parents=True, exist_ok=True)
-    _free_name(folder, name).write_bytes(path.read_bytes())
+    kept = _free_name(folder, name)
+    kept.write_bytes(path.read_bytes())
+    return kept
 
 
-def bring_over(home: Path) -> list[Carried]:
+def bring_over(home: Path, leave: Collection[str] = ()) -> list[Carried]:
     """Bring every notebook in ``work/`` to what ``notebooks/`` holds now; what was done, notebook by notebook.
 
-    A copy that can't be read is left alone, as is one whose chapter there is no more: its answers go to where their
-    exercises stand now. Notebooks of the course that the learner has no copy of are made.
+    leave: notebooks of the course that are not to be looked at. A copy that can't be read is left alone, as is one
+    whose chapter there is no more: its answers go to where their exercises stand now. Notebooks of the course that the
+    learner has no copy of are made. Raises Unreadable for a notebook of the course that can't be read.
     """
     given = read_given(home)
-    new = {path.name: _read(path) for path in _notebooks(home)}
+    new = {path.name: _read(path) for path in _notebooks(home) if path.name not in leave}
     places = {exercise: name for name, notebook in new.items() for exercise in _answers(notebook)}
     mine: dict[str, Notebook] = {}
     for path in sorted((home / FOLDER).glob("[0-9][0-9]_*.ipynb")):
@@ -152,15 +162,16 @@ def bring_over(home: Path) -> list[Carried]:
         there = home / FOLDER / name
         if there.exists() and name not in mine:
             continue
+        if name in mine and given.get(name) == hashes(notebook) and name not in moved:
+            continue
         report = Carried(name)
         result = carried(notebook, mine.get(name), given.get(name, {}), moved.get(name, []), report)
-        if there.exists() and json.dumps(result, sort_keys=True) == json.dumps(mine[name], sort_keys=True):
-            given[name] = hashes(notebook)
+        given[name] = hashes(notebook)
+        if name in mine and json.dumps(result, sort_keys=True) == json.dumps(mine[name], sort_keys=True):
             continue
         if name in mine and not report.fresh:
             _set_aside(home, name)
-        _write(there, result)
-        given[name] = hashes(notebook)
+        _write(there, result if name in mine else _as_opened(home, result))
         reports.append(report)
     _write_given(home, given)
     return reports
@@ -183,6 +194,8 @@ def carried(
     """
     report = report or Carried("")
     result = copy.deepcopy(new)
+    if mine:
+        result["metadata"] = {**new["metadata"], **mine["metadata"]}
     cells: list[Cell] = result["cells"]
     theirs = _with_ids(mine["cells"], given) if mine else []
     report.fresh = not any(_is_theirs(cell, given) for cell in theirs) and not moved
@@ -305,8 +318,7 @@ def _notebooks(home: Path) -> list[Path]:
 def _read(path: Path) -> Notebook:
     try:
         notebook = json.loads(path.read_text(encoding="utf-8"))
-        for cell in notebook["cells"]:
-            _hash(cell)
+        _ = notebook["metadata"], [_hash(cell) for cell in notebook["cells"]]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
         raise Unreadable(f"{path} can't be read as a notebook: {problem}") from None
     return notebook
@@ -321,8 +333,20 @@ def _read_or_none(path: Path) -> Notebook | None:
 
 def _give(home: Path, path: Path, given: dict[str, dict[str, str]]) -> None:
     notebook = _read(path)
-    _write(home / FOLDER / path.name, notebook)
     given[path.name] = hashes(notebook)
+    _write(home / FOLDER / path.name, _as_opened(home, notebook))
+
+
+def _as_opened(home: Path, notebook: Notebook) -> Notebook:
+    """The notebook with the version of the Python that runs it. JupyterLab writes it there when it opens one, and then
+    takes a notebook that was only looked at for a changed one."""
+    settings = home / ".venv" / "pyvenv.cfg"
+    found = re.search(r"(?m)^version\w* *= *(\d+\.\d+\.\w+)", settings.read_text() if settings.exists() else "")
+    language = notebook["metadata"].get("language_info")
+    if not language:
+        return notebook
+    language = {**language, "version": found[1] if found else platform.python_version()}
+    return {**notebook, "metadata": {**notebook["metadata"], "language_info": language}}
 
 
 def _write(path: Path, notebook: Notebook) -> None:
