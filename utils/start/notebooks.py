@@ -72,9 +72,11 @@ def _tell(carried: list[Carried]) -> None:
 def main(home: Path = ROOT) -> int:
     """What an update runs with the new version's code; the exit code."""
     try:
+        if not (home / FOLDER / GIVEN).exists():
+            prepare(home)
         carried = bring_over(home)
-    except Unreadable as problem:
-        say(f"{problem}; get that file of the course again {AGAIN}")
+    except (Trouble, Unreadable) as problem:
+        say(f"{problem}")
         return 1
     there = len(list((home / FOLDER).glob("[0-9][0-9]_*.ipynb")))
     if carried:
