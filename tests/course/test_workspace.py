@@ -232,3 +232,40 @@ def test_cells_without_ids_and_sources_in_lines_are_read(home):
     bring_over(home)
     assert ["def best_rank(W):\n", "    return W"] in sources(home)
     assert len(sources(home)) == len(FIRST["cells"]) + 1
+
+
+# ---------------------------------------------------------------------------------------- what JupyterLab writes itself
+
+
+def test_what_opening_and_looking_write_is_no_change_and_stays(home):
+    """JupyterLab notes the kernel's version and what was folded; neither is a new version nor the learner's work."""
+    content = mine(home)
+    content["metadata"] = {"language_info": {"version": "3.14.2"}, "widgets": {"state": {}}}
+    content["cells"][1]["metadata"]["collapsed"] = True
+    put(home, "02_rank.ipynb", content, "work")
+    assert bring_over(home) == [] and mine(home) == content
+    new = copy.deepcopy(FIRST) | {"metadata": {"language_info": {"version": "3.11.0"}, "kernelspec": {"name": "k"}}}
+    new["cells"].append(text("t3", "The end."))
+    put(home, "02_rank.ipynb", new)
+    (report,) = bring_over(home)
+    assert report.fresh and mine(home)["metadata"] == content["metadata"] | {"kernelspec": {"name": "k"}}
+
+
+@pytest.mark.parametrize("line", ["version = 3.14.2", "version_info = 3.14.2", "version_info = 3.14.2.final.0"])
+def test_a_copy_names_the_python_that_will_run_it(home, line):
+    (home / ".venv").mkdir()
+    (home / ".venv/pyvenv.cfg").write_text(f"home = /usr/bin\n{line}\n")
+    whole = FIRST | {"metadata": {"language_info": {"name": "python", "version": "3.11.0"}}}
+    for name in ("02_rank.ipynb", "05_new.ipynb"):
+        put(home, name, whole)
+    reset(home, "02")
+    bring_over(home)
+    for name in ("02_rank.ipynb", "05_new.ipynb"):
+        assert mine(home, name)["metadata"]["language_info"] == {"name": "python", "version": "3.14.2"}
+
+
+def test_a_chapter_that_is_left_out_is_left_alone(home):
+    edit(home, {"e1": "def best_rank(W): return W"})
+    put(home, "02_rank.ipynb", notebook(text("t1", "# Rank")))
+    before = mine(home)
+    assert bring_over(home, leave={"02_rank.ipynb"}) == [] and mine(home) == before
