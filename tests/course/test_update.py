@@ -118,15 +118,21 @@ def test_other_changed_files_stop_it_before_anything_is_touched(clone, origin):
     assert "r = 16" in (clone / "notebooks/00_start.ipynb").read_text()
 
 
-def test_what_was_taken_from_the_new_version_is_no_change(clone, origin):
-    """As one does who has a version from before there was an update: its start.py is taken first, then run."""
+@pytest.mark.parametrize("how", ["git", "folder"])
+def test_what_was_taken_from_the_new_version_is_no_change(clone, origin, how):
+    """As one does who has a version from before there was an update: its start.py is taken first, then run. And as it
+    is after an update from a folder."""
     work_in(clone / "notebooks/00_start.ipynb", "r = 8", "r = 16")
     (origin / "new.py").write_text("")
     publish(origin, "import torch", "r = 8", "print(r)")
-    git(clone, "fetch", "-q")
-    git(clone, "checkout", "-q", "origin/main", "--", "start.py", "new.py")
+    if how == "git":
+        git(clone, "fetch", "-q")
+        git(clone, "checkout", "-q", "origin/main", "--", "start.py", "new.py")
+    else:
+        fetch(clone, str(origin))
     said = fetch(clone)
-    assert "What you did in notebooks/00_start.ipynb is in work/00_start.ipynb now" in said and "1 commit newer" in said
+    assert ("is in work/00_start.ipynb now" in said) == (how == "git") and "1 commit newer" in said
+    assert "r = 16" in (clone / "work/00_start.ipynb").read_text()
     assert "print(r)" in (clone / "notebooks/00_start.ipynb").read_text()
 
 
@@ -191,7 +197,7 @@ def test_files_that_nobody_else_has_are_kept_when_a_folder_replaces_them(clone, 
     git(clone, "commit", "-qm", "mine")
     (clone / "utils/new.py").write_text("# of the same name by chance")
     said = fetch(clone, str(new))
-    assert "1 of the old ones are in work/old/course-1" in said
+    assert "Old files kept: 1, in work/old/course-1" in said
     assert (clone / "work/old/course-1/utils/new.py").read_text() == "# of the same name by chance"
     assert not (clone / "utils/old.py").exists() and (clone / "start.py").read_text() == "# two\n"
     assert not (clone / "work/old/course-1/utils/old.py").exists(), "git has it"

@@ -85,7 +85,8 @@ def _from_git(home: Path) -> str:
     _git(home, "fetch", "--quiet", upstream.partition("/")[0])
     worked = worked_in_place(home)
     others = [name for name in _changed(home) if name.removeprefix("notebooks/") not in worked]
-    others = [name for name in others if not _is_upstreams(home, name)]
+    taken = _taken(home)
+    others = [name for name in others if name not in taken]
     if others:
         more = f" and {len(others) - 3} more" if len(others) > 3 else ""
         raise CanNot(
@@ -102,6 +103,8 @@ def _from_git(home: Path) -> str:
     lines = adopt_worked_in(home, worked)
     for name in worked:
         _git(home, "checkout", "--quiet", "HEAD", "--", f"notebooks/{name}")
+    if taken:
+        _git(home, "add", "--all", "--pathspec-from-file=-", "--pathspec-file-nul", given="\0".join(taken))
     _git(home, "merge", "--quiet", "--ff-only", "@{upstream}")
     after = _git(home, "rev-parse", "HEAD")
     count = int(_git(home, "rev-list", "--count", f"{before}..{after}"))
@@ -118,16 +121,24 @@ def _changed(home: Path) -> list[str]:
     return [name for name in _git(home, "diff", "--name-only", "-z", "HEAD", strip=False).split("\0") if name]
 
 
-def _is_upstreams(home: Path, name: str) -> bool:
-    """Whether a file is as the new version has it: somebody took it from there, and git will keep it."""
-    return _git(home, "diff", "--name-only", "@{upstream}", "--", name) == ""
+def _taken(home: Path) -> list[str]:
+    """The files that are as the new version has them already: from a folder or a zip file, or taken by hand."""
+    differing = [name for name in _git(home, "diff", "--name-only", "-z", "HEAD", "@{upstream}").split("\0") if name]
+    tree = [line.split("\t", 1) for line in _git(home, "ls-tree", "-r", "-z", "@{upstream}").split("\0") if line]
+    blobs = {name: about.split()[2] for about, name in tree}
+    here = [name for name in differing if name in blobs and (home / name).is_file()]
+    found = _git(home, "hash-object", "--stdin-paths", given="\n".join(here)).split()
+    same = [name for name, blob in zip(here, found, strict=True) if blobs[name] == blob]
+    return same + [name for name in differing if name not in blobs and not (home / name).exists()]
 
 
-def _git(home: Path, *arguments: str, fails: str | None = None, strip: bool = True) -> str:
-    """What git says. Raises CanNot with its last line when it fails, or gives `fails` where that is a text."""
+def _git(home: Path, *arguments: str, fails: str | None = None, strip: bool = True, given: str | None = None) -> str:
+    """What git says, `given` being its input. Raises CanNot with its words when it fails, or gives `fails` if that is a
+    text."""
     environment = {**os.environ, "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}
+    command = ["git", "-C", str(home), *arguments]
     done = subprocess.run(
-        ["git", "-C", str(home), *arguments], capture_output=True, encoding="utf-8", errors="replace", env=environment
+        command, input=given, capture_output=True, encoding="utf-8", errors="surrogateescape", env=environment
     )
     if done.returncode and fails is None:
         said = done.stderr.strip().splitlines() or ["it did not say why"]
@@ -166,7 +177,7 @@ def _from_files(home: Path, source: Path) -> str:
     lines.append(f"The course's {len(new)} files are those of {source} now.")
     if aside.count:
         kept = aside.folder.relative_to(home).as_posix()
-        lines.append(f"{aside.count} of the old ones are in {kept}; delete that folder if you have changed none.")
+        lines.append(f"Old files kept: {aside.count}, in {kept}; delete that folder if you had changed none of them.")
     return "\n".join(lines)
 
 
