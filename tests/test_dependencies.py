@@ -38,7 +38,6 @@ LOCK = [Requirement(line) for line in LOCK_LINES if not line.startswith("#")]
 NOT_IMPORTED = {
     "basedpyright": "a command: make types",
     "fastapi": "transformers serve is built on it",
-    "ipykernel": "runs the notebooks; start.py registers it",
     "jupyterlab": "opens the notebooks; start.py runs it as a command",
     "pytest-xdist": "a pytest plugin: runs tests in two processes",
     "ruff": "a command: make lint",
