@@ -240,7 +240,11 @@ def test_cells_without_ids_and_sources_in_lines_are_read(home):
 def test_what_opening_and_looking_write_is_no_change_and_stays(home):
     """JupyterLab notes the kernel's version and what was folded; neither is a new version nor the learner's work."""
     content = mine(home)
-    content["metadata"] = {"language_info": {"version": "3.14.2"}, "widgets": {"state": {}}}
+    content["metadata"] = {
+        "language_info": {"version": "3.14.2"},
+        "widgets": {"state": {}},
+        "kernelspec": {"name": "o"},
+    }
     content["cells"][1]["metadata"]["collapsed"] = True
     put(home, "02_rank.ipynb", content, "work")
     assert bring_over(home) == [] and mine(home) == content

@@ -194,8 +194,9 @@ def carried(
     """
     report = report or Carried("")
     result = copy.deepcopy(new)
-    if mine:
-        result["metadata"] = {**new["metadata"], **mine["metadata"]}
+    if mine:  # the kernel is the new version's: an old one may be gone
+        kernel = {key: value for key, value in new["metadata"].items() if key == "kernelspec"}
+        result["metadata"] = {**new["metadata"], **mine["metadata"], **kernel}
     cells: list[Cell] = result["cells"]
     theirs = _with_ids(mine["cells"], given) if mine else []
     report.fresh = not any(_is_theirs(cell, given) for cell in theirs) and not moved
