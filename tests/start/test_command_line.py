@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from utils.start import notebooks
 from utils.start.command_line import COMMANDS, Line, parse
 from utils.start.words import Trouble
 
@@ -115,3 +116,13 @@ def test_progress_is_shown_and_forgotten_without_a_set_up(start, home, capsys):
     assert start("progress", "--forget") == 0
     assert "Deleted work/progress.json" in capsys.readouterr().out and not record.exists()
     assert not (home / ".venv").exists()
+
+
+def test_a_place_that_one_may_not_write_to_is_called_that(start, home, capsys, monkeypatch):
+    def refuse(home, chapter):
+        raise PermissionError(13, "Permission denied", str(home / "work" / ".new"))
+
+    monkeypatch.setattr(notebooks, "reset", refuse)
+    assert start("reset", "03") == 1
+    said = capsys.readouterr().out
+    assert said.startswith(f"\nYou have no permission to write to {home / 'work'}; make it yours, or copy the course's")

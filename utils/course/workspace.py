@@ -342,7 +342,8 @@ def _as_opened(home: Path, notebook: Notebook) -> Notebook:
     """The notebook with the version of the Python that runs it. JupyterLab writes it there when it opens one, and then
     takes a notebook that was only looked at for a changed one."""
     settings = home / ".venv" / "pyvenv.cfg"
-    found = re.search(r"(?m)^version\w* *= *(\d+\.\d+\.\w+)", settings.read_text() if settings.exists() else "")
+    told = settings.read_text(encoding="utf-8", errors="replace") if settings.exists() else ""
+    found = re.search(r"(?m)^version\w* *= *(\d+\.\d+\.\w+)", told)
     language = notebook["metadata"].get("language_info")
     if not language:
         return notebook

@@ -25,7 +25,8 @@ def main(arguments: Sequence[str], home: Path, usage: str) -> int:
     except Trouble as trouble:
         say(f"\n{trouble}")
     except PermissionError as error:
-        why = not_allowed(Path(error.filename or home))
+        at = Path(error.filename or home)
+        why = not_allowed(at if at.exists() else at.parent)
         say(f"\n{why[0].upper()}{why[1:]}")
     except OSError as error:
         at = f" at {error.filename}" if error.filename else ""

@@ -17,6 +17,8 @@ from utils.start.words import AGAIN, Trouble, say
 
 ROOT = Path(__file__).resolve().parents[2]
 
+_RELOAD = "For a notebook that is open in JupyterLab, choose File, Reload Notebook from Disk there."
+
 
 def prepare(home: Path) -> None:
     """Make the notebooks in work/ that are missing, and bring the others along with the course's.
@@ -57,7 +59,7 @@ def reset(home: Path, chapter: str) -> int:
     except (ValueError, Unreadable) as problem:
         raise Trouble(f"Nothing is reset: {problem}.") from None
     kept = f"; the old one is {old.relative_to(home).as_posix()}" if old else ""
-    say(f"{FOLDER}/{name} is as the course has it{kept}.")
+    say(f"{FOLDER}/{name} is as the course has it{kept}.\n{_RELOAD}")
     return 0
 
 
@@ -66,7 +68,7 @@ def _tell(carried: list[Carried]) -> None:
         say(f"  {report}")
     if any(not report.fresh for report in carried):
         say(f"Your copies as they were are in {FOLDER}/old/.")
-    say("Have you one of them open in JupyterLab? There choose File, Reload Notebook from Disk.")
+    say(_RELOAD)
 
 
 def main(home: Path = ROOT) -> int:
