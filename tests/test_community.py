@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import inspect
 import itertools
 import json
@@ -17,6 +16,11 @@ import yaml
 from packaging.specifiers import SpecifierSet
 
 from utils.course.colab import origin
+from utils.start.command_line import Line, parse
+from utils.start.failures import LOG
+from utils.start.lab import FIRST_NOTEBOOK
+from utils.start.set_up import fingerprint
+from utils.start.torch_build import GIGABYTES
 
 ROOT = Path(__file__).resolve().parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -36,17 +40,6 @@ def parsed(path: Path) -> dict:
     """A YAML file as GitHub reads it: `on` is a word there, and YAML 1.1's true to this parser."""
     found = yaml.safe_load(path.read_text(encoding="utf-8"))
     return {"on" if key is True else key: value for key, value in found.items()}
-
-
-def start_module():
-    """start.py as a module."""
-    spec = importlib.util.spec_from_file_location("start", ROOT / "start.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-START = start_module()
 
 
 def rows_of(job: dict) -> list[dict[str, str]]:
@@ -83,10 +76,10 @@ def commands() -> list[tuple[str, str, str, str]]:
     return found
 
 
-def pythons_of_start() -> list[str]:
-    """The versions that start.py recommends to somebody with an older one, oldest first."""
-    names = re.search(r"for name in \((.*?)\):", (ROOT / "start.py").read_text(encoding="utf-8"))[1]
-    return sorted(re.findall(r"python(3\.\d+)", names), key=lambda version: int(version[2:]))
+def known_pythons() -> list[str]:
+    """The versions that pyproject.toml admits, oldest first."""
+    oldest, end = re.fullmatch(r">=3\.(\d+),<3\.(\d+)", PROJECT["requires-python"]).groups()
+    return [f"3.{minor}" for minor in range(int(oldest), int(end))]
 
 
 def tracked() -> list[Path]:
@@ -111,7 +104,7 @@ def test_each_command_of_a_workflow_is_one_that_a_person_has():
             assert len(rest) == 1 and rest[0] in targets, f"`{command}`: the Makefile has no such target"
         else:
             assert rest[:1] == ["start.py"] and word == "python", f"`{command}` is neither make nor start.py"
-            assert START.parse(rest[1:])[0] in ("test", "setup"), f"`{command}` would open JupyterLab"
+            assert parse(rest[1:]).command in ("test", "setup"), f"`{command}` would open JupyterLab"
 
 
 def test_the_readmes_test_command_runs_on_three_systems_and_make_on_none_that_may_lack_it():
@@ -135,11 +128,8 @@ def test_the_sets_are_run_when_they_should_be():
     assert ran["weekly"] == {"make drift-oldest", "make drift-newest"} and ran["nightly"] == {"make nightly"}
 
 
-def test_the_pythons_are_those_that_start_py_names():
-    known = pythons_of_start()
-    said = f"Python {', '.join(known[:-1])} or {known[-1]}"
-    assert said in START.explain("No matching distribution found for six==1", "torch", ROOT / ".venv")
-    assert PROJECT["requires-python"] == f">={known[0]}"
+def test_the_workflows_run_every_python_that_the_course_admits():
+    known = known_pythons()
     ran = commands()
     assert sorted({python for name, *_, python, _ in ran if name == "tests"}) == sorted(known)
     assert {python for *_, python, command in ran if command == "make drift-oldest"} == {known[0]}
@@ -166,8 +156,8 @@ def test_a_cached_environment_is_keyed_by_what_start_py_compares():
         r"^ +key: (.*)$", WORKFLOWS[[path.stem for path in WORKFLOWS].index("tests")].read_text(), re.MULTILINE
     )
     hashed = set(re.findall(r"'([^']+)'", re.search(r"hashFiles\((.*?)\)", key)[1]))
-    compared = set(re.findall(r'home / "(.*?)"', inspect.getsource(START.fingerprint)))
-    assert hashed == compared | {"start.py"} and len(compared) == 2  # start.py names torch's version
+    compared = set(re.findall(r'home / "(.*?)"', inspect.getsource(fingerprint)))
+    assert hashed == compared | {"utils/start/torch_build.py"} and len(compared) == 2  # that one names torch's version
     assert "runner.os" in key and "runner.arch" in key and "outputs.python-version" in key
 
 
@@ -283,7 +273,7 @@ def test_the_three_forms_ask_what_each_needs():
         "exercise": {"name", "kind", "answer", "verdict", "why"},
     }
     texts = {path.stem: path.read_text(encoding="utf-8") for path in FORMS}
-    assert f".venv/{START.LOG}" in texts["notebook"]
+    assert f".venv/{LOG}" in texts["notebook"]
     assert "rejects a right answer" in texts["exercise"] and "accepts a wrong answer" in texts["exercise"]
 
 
@@ -360,14 +350,15 @@ def test_every_link_of_a_page_leads_somewhere(path):
 def test_the_dev_container_sets_up_as_the_readme_does_and_uses_that_environment():
     container = json.loads((ROOT / ".devcontainer" / "devcontainer.json").read_text(encoding="utf-8"))
     python = container["image"].rsplit(":", 1)[1]
-    assert container["image"].startswith("mcr.microsoft.com/devcontainers/python:") and python in pythons_of_start()
+    assert container["image"].startswith("mcr.microsoft.com/devcontainers/python:") and python in known_pythons()
     assert f"- python={python}\n" in (ROOT / "environment.yml").read_text(encoding="utf-8")
     word, *rest = container["postCreateCommand"].split()
-    assert (word, rest[0]) == ("python3", "start.py") and START.parse(rest[1:]) == ("setup", None, [])
+    assert (word, rest[0]) == ("python3", "start.py") and parse(rest[1:]) == Line("setup")
     venv = "${containerWorkspaceFolder}/.venv"
     settings = container["customizations"]["vscode"]["settings"]
     assert settings["python.defaultInterpreterPath"] == f"{venv}/bin/python"
     assert container["remoteEnv"]["JUPYTER_PATH"] == f"{venv}/share/jupyter"  # where start.py registers the kernel
     assert "ms-toolsai.jupyter" in container["customizations"]["vscode"]["extensions"]
-    assert container["customizations"]["codespaces"]["openFiles"] == [START.FIRST_NOTEBOOK]
-    assert int(container["hostRequirements"]["storage"].removesuffix("gb")) >= START.GIGABYTES["cuda"]
+    assert container["customizations"]["codespaces"]["openFiles"] == [FIRST_NOTEBOOK]
+    assert container["waitFor"] == "postCreateCommand", "the set-up makes that notebook"
+    assert int(container["hostRequirements"]["storage"].removesuffix("gb")) >= GIGABYTES["cuda"]

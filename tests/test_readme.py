@@ -25,12 +25,12 @@ def test_the_badges_say_what_pyproject_says():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     badges = re.findall(r"^\[!\[(.*?)\]\((.*?)\)\]\((.*?)\)$", README, re.MULTILINE)
     assert [name for name, _, _ in badges] == [
-        "tests", "Python 3.11 or newer", "code: Apache 2.0", "prose: CC BY 4.0",
+        "tests", "Python 3.11 to 3.14", "code: Apache 2.0", "prose: CC BY 4.0",
     ]  # fmt: skip
     workflow = f"{project['urls']['Repository']}/actions/workflows/tests.yml"
     assert badges[0][1:] == (f"{workflow}/badge.svg", workflow)
     assert (ROOT / ".github" / "workflows" / "tests.yml").is_file()
-    assert project["requires-python"] == ">=3.11" and "3.11%20or%20newer" in badges[1][1]
+    assert project["requires-python"] == ">=3.11,<3.15" and "3.11%20to%203.14" in badges[1][1]
     assert project["license"] == "Apache-2.0 AND CC-BY-4.0"
 
 

@@ -33,8 +33,14 @@ from xml.etree import ElementTree
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-import start
 from tools.lock import pins_to_keep, requirements, resolve
+from utils.start.failures import explain
+from utils.start.pip import pip
+from utils.start.set_up import install_course
+from utils.start.testing import environment_of_tests, stages
+from utils.start.torch_build import torch_choice, torch_index
+from utils.start.venv import make_environment, python_of, read_stamp
+from utils.start.words import Trouble, say
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORD = ROOT / "assets" / "measurements" / "drift.json"
@@ -107,34 +113,34 @@ def table(record: Mapping[str, Mapping]) -> str:
 def make(folder: Path, pins: list[str], torch: str) -> Path:
     """Makes the environment `folder` with these pins, torch at the version `torch`, and the course itself.
 
-    Returns its Python. Raises :class:`start.Trouble`, in a sentence, when something can't be installed.
+    Returns its Python. Raises Trouble, in a sentence, when something can't be installed.
     """
-    choice = start.torch_choice(None, os.environ, start.read_stamp(ROOT / ".venv").get("torch"))
-    index = start.torch_index(choice, platform.system())
-    start.make_environment(folder)
+    choice = torch_choice(None, os.environ, read_stamp(ROOT / ".venv").get("torch"))
+    index = torch_index(choice, platform.system())
+    make_environment(folder)
     source = ["--index-url", index] if index else []
-    start.say(f"torch {torch}, from {index or 'the index that pip is set to'}")
-    code, said = start.pip(folder, "install", f"torch=={torch}", *source, own_bar=True)
+    say(f"torch {torch}, from {index or 'the index that pip is set to'}")
+    code, said = pip(folder, "install", f"torch=={torch}", *source)
     if code:
-        raise start.Trouble(start.explain(said, f"torch {torch}", folder))
+        raise Trouble(explain(said, f"torch {torch}", folder))
     with tempfile.TemporaryDirectory() as scratch:
         chosen = Path(scratch) / "pins.txt"
         chosen.write_text("\n".join(pins_to_keep(pins)) + "\n", encoding="utf-8")
-        start.say(f"{len(pins_to_keep(pins))} packages beside it")
-        code, said = start.pip(folder, "install", "--no-deps", "-r", str(chosen))
+        say(f"{len(pins_to_keep(pins))} packages beside it")
+        code, said = pip(folder, "install", "--no-deps", "-r", str(chosen))
     if code:
-        raise start.Trouble(start.explain(said, "the packages", folder))
-    start.install_course(ROOT, folder)
-    return start.python_of(folder)
+        raise Trouble(explain(said, "the packages", folder))
+    install_course(ROOT, folder)
+    return python_of(folder)
 
 
 def run_tests(python: Path, workers: int) -> tuple[int, Counts]:
     """Runs the tests with this Python; returns pytest's exit code and the counts, zeros where it refused to start."""
-    arguments = next(arguments for name, arguments in start.stages() if name == "tests")
+    arguments = next(arguments for name, arguments in stages() if name == "tests")
     with tempfile.TemporaryDirectory() as scratch:
         report = Path(scratch) / "report.xml"
         command = [str(python), "-m", "pytest", *arguments, "-n", str(workers), "-m", "not locked"]
-        environment = start.environment_of_tests(os.environ)
+        environment = environment_of_tests(os.environ)
         done = subprocess.run([*command, f"--junitxml={report}"], cwd=ROOT, env=environment)
         found = counts(report.read_text(encoding="utf-8")) if report.exists() else Counts(0, 0, 0)
         return done.returncode, found
@@ -165,7 +171,7 @@ def main() -> int:
     except subprocess.CalledProcessError:
         print("nothing was run: see above what uv said")
         return 1
-    except start.Trouble as trouble:
+    except Trouble as trouble:
         print(trouble)
         return 1
     began = time.time()

@@ -21,6 +21,8 @@ import tomllib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from utils.start.torch_build import TORCH
+
 ROOT = Path(__file__).resolve().parents[1]
 LOCK = ROOT / "requirements.lock"
 UV = "uv==0.13.9"
@@ -38,17 +40,6 @@ HEADER = """\
 # Written by tools/lock.py (`make lock`) from pyproject.toml: don't edit.
 # torch {torch} and its CUDA packages are left out: start.py installs the build that fits the machine.
 """
-
-
-def torch_version(start: str) -> str:
-    """Reads the version of torch that start.py pins out of its text, e.g. ``"2.13.0"``.
-
-    Raises :class:`ValueError` when there is no line ``TORCH = "torch==..."``.
-    """
-    found = re.search(r'^TORCH = "torch==([^"]+)"$', start, re.MULTILINE)
-    if not found:
-        raise ValueError('start.py has no line TORCH = "torch==..."; tools/lock.py reads the pin from it.')
-    return found[1]
 
 
 def requirements(pyproject: dict, torch: str | None = None) -> list[str]:
@@ -93,7 +84,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="change nothing; fail if the lock would change")
     options = parser.parse_args()
-    torch = torch_version((ROOT / "start.py").read_text(encoding="utf-8"))
+    torch = TORCH.partition("==")[2]
     pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     resolved = resolve(requirements(pyproject, torch), keep=LOCK if options.check else None)
     pins = pins_to_keep(resolved)

@@ -34,10 +34,10 @@ def test_c11_an_unquoted_bound_becomes_a_file(tmp_path, quote, files):
 
 
 def test_c12_the_courses_torch_is_built_for_cuda_12_6_or_newer():
-    built_for = re.findall(r'"cu(\d+)"', (ROOT / "start.py").read_text(encoding="utf-8"))
+    built_for = re.findall(r'"cu(\d+)"', (ROOT / "utils" / "start" / "torch_build.py").read_text(encoding="utf-8"))
     for record in (ASSETS / "measurements").glob("*.json"):
         built_for += re.findall(r'"torch": "[\d.]+\+cu(\d+)"', json.dumps(json.loads(record.read_text())))
-    assert len(built_for) >= 3, "start.py's index and the GPU records name their CUDA"
+    assert len(built_for) >= 3, "torch_build's index and the GPU records name their CUDA"
     assert min(map(int, built_for)) >= 126
 
 

@@ -1,5 +1,7 @@
 """tools.build.lesson: solved regions, and the lessons that are refused."""
 
+import sys
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -124,3 +126,10 @@ def test_no_lessons_and_unknown_chapters_are_errors(tmp_path, capsys):
     assert capsys.readouterr().err.count("there are no lessons") == 2
     assert main(["07"], course_at(tmp_path, **{"01_a": LESSON, "02_b": LESSON})) == 1
     assert "no lesson begins with '07'; there are 01_a, 02_b" in capsys.readouterr().err
+
+
+def test_a_notebook_says_of_its_language_what_its_kernel_will_say():
+    """Else JupyterLab writes it into each notebook that is opened, and git takes it for changed."""
+    from ipykernel.ipkernel import IPythonKernel
+
+    assert build.LANGUAGE_INFO | {"version": sys.version.split()[0]} == IPythonKernel.language_info

@@ -7,7 +7,6 @@ import tomllib
 
 import pytest
 
-import start
 from tools import drift, lock
 
 PYPROJECT = tomllib.loads((drift.ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -54,17 +53,17 @@ def calls(monkeypatch, tmp_path):
         done.append(("pip", folder.name, *(a for a in arguments if not a.endswith("pins.txt")), *pins))
         return 0, ""
 
-    monkeypatch.setattr(start, "pip", pip)
-    monkeypatch.setattr(start, "make_environment", lambda folder: done.append(("make", folder.name)))
-    monkeypatch.setattr(start, "install_course", lambda home, folder: done.append(("course", home, folder.name)))
-    monkeypatch.setattr(start.platform, "system", lambda: "Linux")
+    monkeypatch.setattr(drift, "pip", pip)
+    monkeypatch.setattr(drift, "make_environment", lambda folder: done.append(("make", folder.name)))
+    monkeypatch.setattr(drift, "install_course", lambda home, folder: done.append(("course", home, folder.name)))
+    monkeypatch.setattr(drift.platform, "system", lambda: "Linux")
     return done
 
 
 def test_an_environment_gets_torch_first_then_the_other_pins_then_the_course(calls, monkeypatch, tmp_path):
     monkeypatch.setenv("COURSE_TORCH_INDEX", "https://example.org/cpu")
     python = drift.make(tmp_path / ".venv-oldest", PINS, "2.7.0")
-    assert python == start.python_of(tmp_path / ".venv-oldest")
+    assert python == drift.python_of(tmp_path / ".venv-oldest")
     assert calls == [
         ("make", ".venv-oldest"),
         ("pip", ".venv-oldest", "install", "torch==2.7.0", "--index-url", "https://example.org/cpu"),
@@ -76,8 +75,8 @@ def test_an_environment_gets_torch_first_then_the_other_pins_then_the_course(cal
 def test_what_pip_cannot_install_is_told_in_a_sentence_and_ends_it(calls, monkeypatch, tmp_path):
     monkeypatch.setenv("COURSE_TORCH_INDEX", "pip")
     said = "ERROR: No matching distribution found for torch==2.7.0"
-    monkeypatch.setattr(start, "pip", lambda *arguments, **options: (1, said))
-    with pytest.raises(start.Trouble, match="has no torch==2.7.0 for Python"):
+    monkeypatch.setattr(drift, "pip", lambda *arguments, **options: (1, said))
+    with pytest.raises(drift.Trouble, match="has no torch==2.7.0 for Python"):
         drift.make(tmp_path / "env", PINS, "2.7.0")
 
 
@@ -111,15 +110,15 @@ def test_the_counts_are_pytests_and_tests_of_the_lock_are_left_out(monkeypatch, 
     (tmp_path / "tests" / "test_it.py").write_text(SUITE)
     (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = locked\naddopts = --strict-markers\n")
     monkeypatch.setattr(drift, "ROOT", tmp_path)
-    monkeypatch.setattr(start, "stages", lambda: [("tests", ["tests"]), ("notebooks", ["solutions"])])
+    monkeypatch.setattr(drift, "stages", lambda: [("tests", ["tests"]), ("notebooks", ["solutions"])])
     code, found = drift.run_tests(sys.executable, workers=1)
     assert code == 1
     assert found == drift.Counts(passed=1, failed=2, skipped=1)
 
 
 def test_what_it_runs_is_there_and_a_pytest_that_refuses_to_start_has_no_counts(monkeypatch):
-    assert [name for name, _ in start.stages()].count("tests") == 1
-    monkeypatch.setattr(start, "stages", lambda: [("tests", ["--no-such-option"])])
+    assert [name for name, _ in drift.stages()].count("tests") == 1
+    monkeypatch.setattr(drift, "stages", lambda: [("tests", ["--no-such-option"])])
     assert drift.run_tests(sys.executable, workers=1) == (4, drift.Counts(0, 0, 0))
 
 
@@ -162,9 +161,9 @@ def test_a_run_is_recorded_beside_the_other_and_pytests_code_is_the_tools(
     record = tmp_path / "drift.json"
     (other,) = set(drift.RESOLUTIONS) - {kind}
     record.write_text(json.dumps({other: run(), kind: run(passed=1)}))
+    (tmp_path / "pyproject.toml").write_bytes((drift.ROOT / "pyproject.toml").read_bytes())
     monkeypatch.setattr(drift, "ROOT", tmp_path)
     monkeypatch.setattr(drift, "RECORD", record)
-    (tmp_path / "pyproject.toml").write_bytes((start.HOME / "pyproject.toml").read_bytes())
     monkeypatch.setattr(drift, "resolve", resolve)
     monkeypatch.setattr(drift, "make", make)
     monkeypatch.setattr(drift, "run_tests", lambda python, workers: (1, drift.Counts(7, workers, 1)))

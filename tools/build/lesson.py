@@ -39,7 +39,18 @@ ROOT = Path(__file__).resolve().parents[2]
 LEARNER, SOLVED = "notebooks", "solutions"
 
 KERNELSPEC = {"display_name": "LoRA course (lora-zero-to-hero)", "language": "python", "name": "lora-course"}
-METADATA = {"kernelspec": KERNELSPEC, "language_info": {"name": "python"}}
+# What ipykernel says of its language, whole: when JupyterLab opens a notebook that says anything else, it writes this
+# into it, and the notebook counts as changed. The version is the reader's own: the copies in work/ are given it.
+LANGUAGE_INFO = {
+    "codemirror_mode": {"name": "ipython", "version": 3},
+    "file_extension": ".py",
+    "mimetype": "text/x-python",
+    "name": "python",
+    "nbconvert_exporter": "python",
+    "pygments_lexer": "ipython3",
+    "version": "3.11.0",
+}
+METADATA = {"kernelspec": KERNELSPEC, "language_info": LANGUAGE_INFO}
 # What a lesson's file begins with; jupytext reads it.
 HEADER = f"""\
 ---

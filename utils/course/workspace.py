@@ -1,0 +1,388 @@
+"""The learner's own notebooks, ``work/NN_topic.ipynb``: made from ``notebooks/``, and brought to a new version of the
+course with everything in them that is the learner's.
+
+``notebooks/`` stays as the course has it, so a new version can always replace it. In ``work/`` a cell is the learner's
+when its source is another than the one that was given, or when it wasn't given at all. :func:`carried` puts these cells
+into a new version's notebook: an answer to where its exercise stands now, a changed cell to the cell of the same id,
+and what has no place any more below the cell that it stood below, with a line that says so. Nothing is ever thrown
+away: a copy that held changes is kept in ``work/old/`` before it is replaced.
+
+``start.py`` runs this with a bare Python, so it needs the standard library only.
+
+Attributes:
+    FOLDER: Where the learner's notebooks are, from the course's folder; git ignores it.
+    GIVEN: The file in it that holds, for each notebook, what was given: cell ids and hashes of their sources.
+    OLD: The folder in it for copies that were replaced.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import os
+import platform
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+FOLDER = "work"
+GIVEN = ".given.json"
+OLD = "old"
+
+Notebook = dict[str, Any]
+Cell = dict[str, Any]
+
+_KEPT = (
+    "**Kept from your copy.** The cell below is yours; the new version of the course has no place for it any more, so "
+    "it stands below the cell that it followed."
+)
+_NEW_STUB = (
+    "**New in this version.** The exercise below has changed. This is how its cell begins now; your answer follows it."
+)
+
+
+class Unreadable(ValueError):
+    """A notebook that can't be read; the text says which and why."""
+
+
+@dataclass
+class Carried:
+    """What became of one notebook. answers: exercises whose answers were brought over. cells: other cells of the
+    learner's that were. kept: cells that have no place any more and stand below their old neighbour. changed: exercises
+    that the new version asks otherwise. fresh: nothing of the learner's was in it, or it is new."""
+
+    name: str
+    answers: list[str] = field(default_factory=list)
+    cells: int = 0
+    kept: int = 0
+    changed: list[str] = field(default_factory=list)
+    fresh: bool = False
+
+    def __str__(self) -> str:
+        if self.fresh:
+            return f"{self.name}: the new version; there was nothing of yours in it"
+        parts = [f"{_number(len(self.answers), 'answer')} ({', '.join(self.answers)})"] if self.answers else []
+        parts += [_number(self.cells, "other cell") + " of yours"] * bool(self.cells)
+        parts += [_number(self.kept, "cell") + " without a place any more, marked"] * bool(self.kept)
+        again = f"; asked otherwise now, check again: {', '.join(self.changed)}" if self.changed else ""
+        return f"{self.name}: the new version, with {' and '.join(parts)}{again}"
+
+
+def _number(count: int, what: str) -> str:
+    return f"{count} {what}" + "s" * (count != 1)
+
+
+# --------------------------------------------------------------------------------------------- making and resetting
+
+
+def make_copies(home: Path) -> list[str]:
+    """Make the learner's copy of each notebook that has none yet; the names of those made."""
+    given = read_given(home)
+    made = []
+    for path in _notebooks(home):
+        if not (home / FOLDER / path.name).exists():
+            _give(home, path, given)
+            made.append(path.name)
+    if made:
+        _write_given(home, given)
+    return made
+
+
+def reset(home: Path, chapter: str) -> tuple[str, Path | None]:
+    """A fresh copy of a chapter's notebook; its name, and where the old copy is kept, if there was one.
+
+    Raises ValueError for a chapter that there isn't.
+    """
+    found = [path for path in _notebooks(home) if path.name.startswith(f"{chapter}_")]
+    if not found:
+        numbers = [path.name[:2] for path in _notebooks(home)]
+        raise ValueError(f"there is no chapter {chapter!r}; the chapters are {numbers[0]} to {numbers[-1]}")
+    old = _set_aside(home, found[0].name)
+    given = read_given(home)
+    _give(home, found[0], given)
+    _write_given(home, given)
+    return found[0].name, old
+
+
+def adopt(home: Path, name: str, original: str | None = None) -> Path | None:
+    """Keep what was worked in ``notebooks/NAME`` itself, before a new version replaces it; where it is now.
+
+    original: the notebook as the course had it; default: what the learner's copy was made from. It becomes the copy in
+    ``work/`` where that holds nothing of the learner's yet, else it is kept in ``work/old/``. Nothing is done, and None
+    returned, when it is as the course had it.
+    """
+    path, given = home / "notebooks" / name, read_given(home)
+    try:
+        worked, before = _read(path), hashes(json.loads(original)) if original is not None else given.get(name)
+    except (Unreadable, ValueError):
+        worked, before = None, None
+    if worked is not None and before is not None:
+        worked["cells"] = _with_ids(worked["cells"], before)
+        for known in (before, given.get(name, before)):  # an update from a folder gave what git doesn't know
+            if not any(_is_theirs(cell, known) for cell in worked["cells"]):
+                return None
+        mine = _read_or_none(home / FOLDER / name)
+        if mine is None or not any(_is_theirs(cell, given.get(name, {})) for cell in _with_ids(mine["cells"], before)):
+            _write(home / FOLDER / name, worked)
+            given[name] = before
+            _write_given(home, given)
+            return home / FOLDER / name
+    folder = home / FOLDER / OLD
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = _free_name(folder, name)
+    kept.write_bytes(path.read_bytes())
+    return kept
+
+
+def bring_over(home: Path, leave: Collection[str] = ()) -> list[Carried]:
+    """Bring every notebook in ``work/`` to what ``notebooks/`` holds now; what was done, notebook by notebook.
+
+    leave: notebooks of the course that are not to be looked at. A copy that can't be read is left alone, as is one
+    whose chapter there is no more: its answers go to where their exercises stand now. Notebooks of the course that the
+    learner has no copy of are made. Raises Unreadable for a notebook of the course that can't be read.
+    """
+    given = read_given(home)
+    new = {path.name: _read(path) for path in _notebooks(home) if path.name not in leave}
+    places = {exercise: name for name, notebook in new.items() for exercise in _answers(notebook)}
+    mine: dict[str, Notebook] = {}
+    for path in sorted((home / FOLDER).glob("[0-9][0-9]_*.ipynb")):
+        if (notebook := _read_or_none(path)) is not None:
+            mine[path.name] = notebook
+    moved: dict[str, list[Cell]] = {}
+    for name, notebook in mine.items():
+        notebook["cells"] = _with_ids(notebook["cells"], given.get(name, {}))
+        for exercise, cell in _answers(notebook).items():
+            if places.get(exercise, name) != name and _is_theirs(cell, given.get(name, {})):
+                moved.setdefault(places[exercise], []).append(cell)
+    reports = []
+    for name, notebook in new.items():
+        there = home / FOLDER / name
+        if there.exists() and name not in mine:
+            continue
+        if name in mine and given.get(name) == hashes(notebook) and name not in moved:
+            continue
+        report = Carried(name)
+        result = carried(notebook, mine.get(name), given.get(name, {}), moved.get(name, []), report)
+        given[name] = hashes(notebook)
+        if name in mine and json.dumps(result, sort_keys=True) == json.dumps(mine[name], sort_keys=True):
+            continue
+        if name in mine and not report.fresh:
+            _set_aside(home, name)
+        _write(there, result if name in mine else _as_opened(home, result))
+        reports.append(report)
+    _write_given(home, given)
+    return reports
+
+
+# ------------------------------------------------------------------------------------------------------- one notebook
+
+
+def carried(
+    new: Notebook,
+    mine: Notebook | None,
+    given: Mapping[str, str],
+    moved: Sequence[Cell] = (),
+    report: Carried | None = None,
+) -> Notebook:
+    """The new version's notebook with what is the learner's in `mine`.
+
+    given: the hashes of the cells as they were given, by id. moved: answers that come from other notebooks. report: is
+    filled in.
+    """
+    report = report or Carried("")
+    result = copy.deepcopy(new)
+    if mine:  # the kernel is the new version's: an old one may be gone
+        kernel = {key: value for key, value in new["metadata"].items() if key == "kernelspec"}
+        result["metadata"] = {**new["metadata"], **mine["metadata"], **kernel}
+    cells: list[Cell] = result["cells"]
+    theirs = _with_ids(mine["cells"], given) if mine else []
+    report.fresh = not any(_is_theirs(cell, given) for cell in theirs) and not moved
+    by_exercise = {name: cell for name, cell in _answers(result).items()}
+    for cell in moved:
+        _put_answer(cells, by_exercise, cell, given, report)
+    before: str | None = None  # the id of the last cell of the learner's copy that the new one has
+    for cell in theirs:
+        there = next((c for c in cells if c["id"] == cell["id"]), None)
+        if not _is_theirs(cell, given):
+            if there is not None:
+                _keep_outputs(there, cell)
+                before = there["id"]
+            continue
+        exercise = _exercise(cell)
+        if exercise in by_exercise:
+            before = _put_answer(cells, by_exercise, cell, given, report)
+        elif there is not None:
+            cells[cells.index(there)] = copy.deepcopy(cell)
+            report.cells += 1
+            before = there["id"]
+        else:
+            before = _put_below(cells, before, cell, known=cell["id"] in given, report=report)
+    return result
+
+
+def _put_answer(
+    cells: list[Cell], by_exercise: dict[str, Cell], answer: Cell, given: Mapping[str, str], report: Carried
+) -> str:
+    """Put the learner's answer in the place of the exercise's stub, and say so where the stub is another now."""
+    exercise = _exercise(answer)
+    there = by_exercise[exercise]
+    at = cells.index(there)
+    mine = copy.deepcopy(there)
+    mine["source"], mine["outputs"] = answer["source"], answer.get("outputs", [])
+    mine["execution_count"] = answer.get("execution_count")
+    by_exercise[exercise] = cells[at] = mine
+    report.answers.append(exercise)
+    if answer["id"] != there["id"] and answer["id"] in given:
+        report.changed.append(exercise)
+        stub = f"{_NEW_STUB}\n\n```python\n{_source(there)}\n```"
+        cells.insert(at, _marked(stub, there["id"]))
+    return mine["id"]
+
+
+def _put_below(cells: list[Cell], before: str | None, cell: Cell, known: bool, report: Carried) -> str:
+    """Put a cell of the learner's below the cell that it followed; marked where it was the course's once."""
+    at = next((n for n, c in enumerate(cells) if c["id"] == before), -1) + 1
+    added = copy.deepcopy(cell)
+    if known:
+        cells[at:at] = [_marked(_KEPT, cell["id"]), added]
+        report.kept += 1
+    else:
+        cells.insert(at, added)
+        report.cells += 1
+    return added["id"]
+
+
+def _marked(text: str, beside: str) -> Cell:
+    name = hashlib.sha1(f"{beside} {text}".encode()).hexdigest()[:12]
+    return {"cell_type": "markdown", "id": name, "metadata": {"course": "carried"}, "source": text}
+
+
+def _keep_outputs(there: Cell, cell: Cell) -> None:
+    """What the learner's run of an unchanged cell showed stays, as long as the new version has the same source."""
+    if there["cell_type"] == cell["cell_type"] == "code" and _source(there) == _source(cell):
+        there["outputs"], there["execution_count"] = cell.get("outputs", []), cell.get("execution_count")
+
+
+def _with_ids(cells: Sequence[Cell], given: Mapping[str, str]) -> list[Cell]:
+    """The cells, each with an id: some front ends save without. An unchanged cell gets the one that it was given."""
+    by_hash = {hash_: id_ for id_, hash_ in given.items()}
+    return [cell if "id" in cell else {**cell, "id": by_hash.get(_hash(cell), _hash(cell)[:12])} for cell in cells]
+
+
+def _is_theirs(cell: Cell, given: Mapping[str, str]) -> bool:
+    """Whether a cell's source is the learner's, or a mark of an earlier update. Empty cells are nobody's."""
+    return bool(_source(cell).strip()) and given.get(cell["id"]) != _hash(cell)
+
+
+def _answers(notebook: Notebook) -> dict[str, Cell]:
+    return {exercise: cell for cell in notebook["cells"] if (exercise := _exercise(cell))}
+
+
+def _exercise(cell: Cell) -> str:
+    """The exercise that a cell answers: nbgrader's mark on it says so. An empty string for all other cells."""
+    mark = cell.get("metadata", {}).get("nbgrader", {})
+    return mark.get("grade_id", "") if mark.get("solution") else ""
+
+
+# ------------------------------------------------------------------------------------------------------------- files
+
+
+def read_given(home: Path) -> dict[str, dict[str, str]]:
+    """What was given, by notebook: cell ids and hashes of their sources. Empty when there is no such file."""
+    try:
+        return json.loads((home / FOLDER / GIVEN).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def hashes(notebook: Notebook) -> dict[str, str]:
+    """The hashes of a notebook's cells as they are given, by id."""
+    return {cell["id"]: _hash(cell) for cell in notebook["cells"]}
+
+
+def _hash(cell: Cell) -> str:
+    return hashlib.sha1(_source(cell).encode()).hexdigest()[:16]
+
+
+def _source(cell: Cell) -> str:
+    source = cell["source"]
+    return source if isinstance(source, str) else "".join(source)
+
+
+def _notebooks(home: Path) -> list[Path]:
+    return sorted((home / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+
+
+def _read(path: Path) -> Notebook:
+    try:
+        notebook = json.loads(path.read_text(encoding="utf-8"))
+        _ = notebook["metadata"], [_hash(cell) for cell in notebook["cells"]]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
+        raise Unreadable(f"{path} can't be read as a notebook: {problem}") from None
+    return notebook
+
+
+def _read_or_none(path: Path) -> Notebook | None:
+    try:
+        return _read(path)
+    except Unreadable:
+        return None
+
+
+def _give(home: Path, path: Path, given: dict[str, dict[str, str]]) -> None:
+    notebook = _read(path)
+    given[path.name] = hashes(notebook)
+    _write(home / FOLDER / path.name, _as_opened(home, notebook))
+
+
+def _as_opened(home: Path, notebook: Notebook) -> Notebook:
+    """The notebook with the version of the Python that runs it. JupyterLab writes it there when it opens one, and then
+    takes a notebook that was only looked at for a changed one."""
+    settings = home / ".venv" / "pyvenv.cfg"
+    told = settings.read_text(encoding="utf-8", errors="replace") if settings.exists() else ""
+    found = re.search(r"(?m)^version\w* *= *(\d+\.\d+\.\w+)", told)
+    language = notebook["metadata"].get("language_info")
+    if not language:
+        return notebook
+    language = {**language, "version": found[1] if found else platform.python_version()}
+    return {**notebook, "metadata": {**notebook["metadata"], "language_info": language}}
+
+
+def _write(path: Path, notebook: Notebook) -> None:
+    _write_text(path, json.dumps(notebook, indent=1, ensure_ascii=False) + "\n")
+
+
+def _write_given(home: Path, given: Mapping[str, Mapping[str, str]]) -> None:
+    _write_text(home / FOLDER / GIVEN, json.dumps(given) + "\n")
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        scratch.write_text(text, encoding="utf-8")
+        os.replace(scratch, path)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def _set_aside(home: Path, name: str) -> Path | None:
+    """Keep the learner's copy under ``work/old/``, with the next free number; None when there is no copy."""
+    path = home / FOLDER / name
+    if not path.exists():
+        return None
+    folder = home / FOLDER / OLD
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = _free_name(folder, name)
+    kept.write_bytes(path.read_bytes())
+    return kept
+
+
+def _free_name(folder: Path, name: str) -> Path:
+    stem = name.removesuffix(".ipynb")
+    form = re.compile(rf"{re.escape(stem)}-(\d+)\.ipynb")
+    taken = [int(match[1]) for path in folder.iterdir() if (match := form.fullmatch(path.name))]
+    return folder / f"{stem}-{max(taken, default=0) + 1}.ipynb"
