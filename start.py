@@ -58,6 +58,8 @@ OLDEST_MACOS = 14  # for which torch has wheels
 KERNEL, KERNEL_TITLE = "lora-course", "LoRA course (lora-zero-to-hero)"
 FIRST_NOTEBOOK = "notebooks/00_start_here.ipynb"
 
+WHEELS = "wheels"  # a folder beside this file with every package: `python -m tools.classroom pack` makes it
+
 UTF8 = {"PYTHONUTF8": "1"}  # else a Python on Windows reads the course's files in the code page of the country
 
 # Files in .venv:
@@ -249,6 +251,11 @@ def run_quietly(command):
     return process.returncode, said
 
 
+def where_from(home):
+    """Gives pip's settings where the course comes with its wheels: it takes them and asks no package index."""
+    return {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": WHEELS} if (home / WHEELS).is_dir() else {}  # pip runs in `home`
+
+
 def pip(venv, *arguments, on_line=None, own_bar=False):
     """Runs pip in the environment, keeps a log, and returns (exit code, all that it said).
 
@@ -260,7 +267,7 @@ def pip(venv, *arguments, on_line=None, own_bar=False):
         command,
         stdout=None if own_bar else subprocess.PIPE,
         stderr=subprocess.PIPE if own_bar else subprocess.STDOUT,
-        env=dict(os.environ, PIP_USER="0", PIP_DISABLE_PIP_VERSION_CHECK="1", PYTHONIOENCODING="utf-8"),
+        env=dict(os.environ, **where_from(venv.parent), PIP_USER="0", PIP_DISABLE_PIP_VERSION_CHECK="1", PYTHONIOENCODING="utf-8"),
         cwd=str(venv.parent),
         encoding="utf-8",
         errors="replace",
