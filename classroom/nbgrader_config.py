@@ -1,4 +1,4 @@
-"""nbgrader's settings for a class on this course. `python -m tools.classroom release` copies it into the class's folder."""
+"""nbgrader's settings for a class on this course. `python -m tools.classroom release` copies it to the class."""
 
 import sys
 

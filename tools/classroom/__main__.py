@@ -1,10 +1,10 @@
 """What an instructor runs; classroom/README.md says when.
 
-    python -m tools.classroom release CLASS 00 01   assignments for nbgrader in the folder CLASS, and its settings
-    python -m tools.classroom grade CLASS           judge CLASS/submitted without nbgrader, and write grades.csv
-    python -m tools.classroom overview CLASS        who is stuck where, and which mistakes are frequent
-    python -m tools.classroom pack FOLDER           the course with all its wheels, for a room without a network
-    python -m tools.classroom sample CLASS          a class of made-up learners, cheats among them, to try grading with
+python -m tools.classroom release CLASS 00 01   assignments for nbgrader in the folder CLASS, and its settings
+python -m tools.classroom grade CLASS           judge CLASS/submitted without nbgrader, and write grades.csv
+python -m tools.classroom overview CLASS        who is stuck where, and which mistakes are frequent
+python -m tools.classroom pack FOLDER           the course with all its wheels, for a room without a network
+python -m tools.classroom sample CLASS          a class of made-up learners, cheats among them, to try grading with
 """
 
 from __future__ import annotations

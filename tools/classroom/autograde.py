@@ -27,4 +27,3 @@ class Judge(NbGraderPreprocessor):
         write_verdicts(nb, course, judge_notebook(nb, course, folder, Limits(self.seconds, self.megabytes)))
         nb.cells = [from_dict(cell) for cell in nb.cells]  # the verdicts are plain dictionaries
         return nb, resources
-

@@ -1,6 +1,6 @@
 """Grade what a class handed in, without nbgrader: the same judge, the same folders, one table.
 
-    submitted/STUDENT/ch00/00_start_here.ipynb  ->  autograded/STUDENT/ch00/00_start_here.ipynb, grades.csv
+submitted/STUDENT/ch00/00_start_here.ipynb  ->  autograded/STUDENT/ch00/00_start_here.ipynb, grades.csv
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """A class of made-up learners who hand in chapter 0, to see what grading makes of them.
 
 Attributes:
-    CLASS: Each learner: what is written into the two exercises' cells, and into a cell above them.
-    POINTS: What each is to get, of 2.
+    CLASS: Each learner by name: what is written into the two exercises' cells, and what it is worth. Those called
+        unstopped get points that they shouldn't: classroom/README.md says what judging can't tell.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ CLASS: dict[str, Learner] = {
     "crash": Learner(function("__import__('os')._exit(0)"), points=1),
     "flood": Learner(function("print('x' * 100_000_000)\n    return sum(p.numel() for p in layer.parameters())")),
     "flood-without-end": Learner("while True:\n    print('x' * 1_000_000)", points=1),
-    "memory": Learner(function("return len([bytearray(10**8) for _ in range(1000)])"), points=1),
+    "memory": Learner(function("return len([b'x' * 10**9 for _ in range(1000)])"), points=1),
     "deleted-the-check": Learner(without=FIRST),
     "cheat-variable": Learner(**BOTH_NONE, above='import os\nos.environ["COURSE_STRICT"] = "0"'),
     "cheat-new-check": Learner(**BOTH_NONE, above="check = lambda name, answer=None: answer"),
@@ -82,9 +82,12 @@ CLASS: dict[str, Learner] = {
         "get_ipython().showtraceback = lambda *a, **k: None\nget_ipython().run_cell = lambda *a, **k: None")),
     "cheat-exit": Learner(
         "import os\nprint('[passed] linear_parameters', flush=True)\nos._exit(0)", None, points=0),
-    "cheat-always-equal": Learner(
+    "unstopped-always-equal": Learner(
         "class Equal(int):\n    def __eq__(self, other): return True\n    def __sub__(self, other): return 0\n"
-        "    __hash__ = int.__hash__\ndef linear_parameters(layer):\n    return Equal(1)", None, points=0),
+        "    __hash__ = int.__hash__\ndef linear_parameters(layer):\n    return Equal(1)", None, points=1),
+    "unstopped-copied": Learner(
+        "import glob, utils\nfolder = utils.__path__[0] + '/course/checks/references/'\n"
+        "exec(compile(open(folder + 'ch00.py').read(), 'mine', 'exec'))", points=2),
 }  # fmt: skip
 
 

@@ -40,7 +40,9 @@ def code_cells(notebook: dict[str, Any]) -> list[Cell]:
             role = "check" if mark.get("grade") else "solution" if mark.get("solution") else ""
             exercise = str(mark.get("grade_id", "")).removeprefix("check-") if role else ""
             source = cell["source"]
-            cells.append(Cell(source if isinstance(source, str) else "".join(source), role, exercise, mark.get("points", 0)))
+            cells.append(
+                Cell(source if isinstance(source, str) else "".join(source), role, exercise, mark.get("points", 0))
+            )
     return cells
 
 
