@@ -2,10 +2,10 @@
 
     python -P -m tools.classroom.answer < request.json
 
-:mod:`tools.classroom.judge` starts it, once for each exercise, and limits its time and memory. The learner's code meets the
-engine here, but not by name: what the cells can import as ``utils.course.checks`` is a stand-in with the four functions
-that notebooks call. Nothing that the cells bind, set, print or delete is asked for the verdict. What code that looks for it
-can still do is in classroom/README.md.
+:mod:`tools.classroom.judge` starts it, once for each exercise, and limits its time and memory. The learner's code meets
+the engine here, but not by name: what the cells can import as ``utils.course.checks`` is a stand-in with the four
+functions that notebooks call. Nothing that the cells bind, set, print or delete is asked for the verdict. What code that
+looks for the engine can still do is in classroom/README.md.
 """
 
 from __future__ import annotations
@@ -23,8 +23,11 @@ ONLY_THESE = f"of {CHECKS} an answer may use check, hint, progress and solution,
 
 @dataclass(frozen=True)
 class Request:
-    """What to judge. exercise: its name. answer: the expression that the check judges. cells: to be run before, in
-    order; own: which of them is the exercise's, or -1. folder: where the notebook is. secret: begins the verdict's line."""
+    """What to judge.
+
+    exercise: its name. answer: the expression that the check judges. cells: to be run before, in order. own: which of
+    them is the exercise's. folder: where the notebook is. secret: what the verdict's line begins with.
+    """
 
     exercise: str
     answer: str

@@ -1,12 +1,13 @@
 """Judge a submitted notebook: each answer in a process of its own, with limits, and the verdicts into the check cells.
 
-The notebook isn't run from top to bottom. For each exercise a new process runs the cells that its answer needs and judges it
-(:mod:`tools.classroom.answer`); this one runs no learner's code, holds the limits, and decides. So a crash, a loop or a flood
-costs one exercise, and what one cell does to the engine doesn't reach the verdict on another.
+The notebook isn't run from top to bottom. For each exercise a new process runs the cells that its answer needs and judges
+it (:mod:`tools.classroom.answer`); this one runs no learner's code, holds the limits, and decides. So a crash, a loop or a
+flood costs one exercise, and what one cell does to the engine doesn't reach the verdict on another.
 
 Attributes:
     JOBS: So many answers are judged at once.
-    LONGEST: So many letters a process may answer; the rest isn't read.
+    LONGEST: So many bytes a process may answer; the rest isn't read.
+    PAUSE: Seconds between two looks at what a process takes.
 """
 
 from __future__ import annotations
@@ -170,8 +171,11 @@ def _environment() -> dict[str, str]:
 
 
 def write_verdicts(notebook: dict[str, Any], course: dict[str, Any], verdicts: Sequence[Verdict]) -> None:
-    """Put each verdict into the notebook as its check cell's output: an error where the answer didn't pass, which is what
-    nbgrader counts as no points. A check cell that is missing is put at the end; one without a verdict fails."""
+    """Put each verdict into the notebook as its check cell's output.
+
+    It is an error where the answer didn't pass, which nbgrader counts as no points. A check cell that is missing is put
+    at the end; one without a verdict fails.
+    """
     there = {cell.exercise for cell in code_cells(notebook) if cell.role == "check"}
     for cell in course["cells"]:
         mark = cell["metadata"].get("nbgrader", {})

@@ -1,11 +1,12 @@
 """What a class did, from its graded notebooks: who is stuck where, and which mistakes are frequent.
 
-Read are the outputs of check cells in autograded/STUDENT/ASSIGNMENT/*.ipynb, whether `python -m tools.classroom grade` or
-nbgrader wrote them.
+It reads the outputs of check cells in autograded/STUDENT/ASSIGNMENT/*.ipynb, whether `python -m tools.classroom grade`
+or nbgrader wrote them.
 
 Attributes:
     SAID: A report, as a check gives it: [state] exercise: message.
-    CASE: What a message begins with that only shows a case. Learners with one mistake have different ones.
+    CASE: What a message begins with that only shows a case. Learners with one mistake may have different ones.
+    FREQUENT: So many mistakes of an exercise are shown.
 """
 
 from __future__ import annotations

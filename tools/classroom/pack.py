@@ -1,8 +1,11 @@
 """The course in one folder with every wheel that it installs, for a room without a network.
 
 What is packed is for machines like this one: the same system, processor and Python 3.x. Packed again on another kind of
-machine into the same folder, the other wheels join the first ones. ``start.py`` finds the folder of wheels beside itself
-and asks no package index.
+machine into the same folder, the other wheels join the first ones. ``start.py`` finds the folder of wheels beside it and
+asks no package index.
+
+Attributes:
+    GIGABYTES: So much room has to be free: the wheels take less than one.
 """
 
 from __future__ import annotations
@@ -19,14 +22,14 @@ import start
 from tools.build.lesson import ROOT
 from tools.classroom.release import Refused
 
-GIGABYTES = 3
+GIGABYTES = 2
 
 
 def pack(folder: Path, say: Callable[[str], None] = print) -> None:
     """Copy the course into `folder` and download its wheels beside it.
 
-    Raises `Refused` when the folder holds something else, when there is no room, and when pip can't get a wheel: then the
-    same command goes on where it stopped.
+    Raises `Refused` when the folder holds something else, when there is no room, and when pip can't get a wheel: then
+    the same command goes on where it stopped.
     """
     if folder.exists() and any(folder.iterdir()) and not (folder / "start.py").exists():
         raise Refused(f"{folder} holds something else: name a new folder")

@@ -2,8 +2,9 @@
 
 Attributes:
     HIDDEN: The hidden test. nbgrader takes it out of what learners get and puts it back when it grades. It imports the
-        engine afresh, so that a new ``check`` or a variable does nothing; it is there for an nbgrader that runs notebooks
-        itself. With the settings that come along the answers are judged outside of the notebook.
+        engine afresh, so that a new ``check`` or a variable does nothing. It is there for an nbgrader with settings of
+        its own, which runs the notebooks; with those that come along answers are judged outside of the notebook.
+    SETTINGS: The file that nbgrader reads.
 """
 
 from __future__ import annotations

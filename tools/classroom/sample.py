@@ -25,8 +25,11 @@ RIGHT_2 = "def lora_parameters(d_in, d_out, r):\n    return r * (d_in + d_out)"
 
 @dataclass(frozen=True)
 class Learner:
-    """first, second: the two exercises' cells; None leaves the stub. above: a cell before the first exercise. points: what
-    they are worth. without: an exercise whose check cell is deleted."""
+    """What one learner handed in.
+
+    first, second: the two exercises' cells; None leaves the stub. above: a cell before the first exercise. points: what
+    the two are worth. without: an exercise whose check cell is deleted.
+    """
 
     first: str | None = RIGHT
     second: str | None = RIGHT_2
@@ -62,7 +65,7 @@ CLASS: dict[str, Learner] = {
         "from utils.course.checks.registry import find\nlinear_parameters = find('linear_parameters').reference",
         "from utils.course.checks.references.ch00 import lora_parameters", points=0),
     "cheat-reference-called": Learner(
-        function("from utils.course.checks.registry import find\n    return find('linear_parameters').reference(layer)"),
+        function("import utils.course.checks.registry as r\n    return r.find('linear_parameters').reference(layer)"),
         points=1),
     "cheat-handed-out": Learner(
         "linear_parameters = check('linear_parameters')",
@@ -72,8 +75,8 @@ CLASS: dict[str, Learner] = {
         "import utils.course.checks.judge as judge, utils.course.checks.core as core\n"
         "judge.evaluate = core.evaluate = lambda *a: judge.Result('passed')")),
     "cheat-in-the-call": Learner(
-        function("import sys\n    for m in list(sys.modules.values()):\n        if hasattr(m, 'PASSED'): m.NOT_RIGHT = m.PASSED"),
-        None, points=0),
+        function("import sys\n    for m in list(sys.modules.values()):\n        if hasattr(m, 'PASSED'):\n"
+                 "            m.NOT_RIGHT = m.NOT_SOLVED = m.PASSED"), None, points=0),
     "cheat-modules": Learner(**BOTH_NONE, above=(
         "import sys, types\nfake = types.ModuleType('utils.course.checks.core')\n"
         "fake.check = fake.require = lambda name, answer=None: answer\n"

@@ -15,6 +15,7 @@ from tools.build.lesson import BuildError
 from tools.build.one_run import bound
 from tools.build.references import unbound
 
+# A cell that may bind any name.
 STAR = re.compile(r"(?m)^\s*from .* import \*")
 
 
@@ -61,8 +62,8 @@ def needed(cells: Sequence[Cell], exercise: str, answer: str) -> list[int]:
     """The cells to run, in their order, before `answer` can be judged as that of the exercise.
 
     The exercise's own check isn't among them; those of earlier exercises are, so that an answer which builds on one of
-    them gets what it gets in the notebook. Of the cells that bind a name the last one above is taken. The exercise's own
-    cell always comes along: it may be no Python at all, which is then what there is to say.
+    them gets what it gets in the notebook. Of the cells that bind a name the last one above is taken. The exercise's
+    own cell always comes along: it may be no Python at all, which is then what there is to say.
     """
     end = next((i for i, c in enumerate(cells) if (c.role, c.exercise) == ("check", exercise)), len(cells))
     plain = [_python(cell.source) for cell in cells]
