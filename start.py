@@ -58,6 +58,7 @@ OLDEST_MACOS = 14  # for which torch has wheels
 KERNEL, KERNEL_TITLE = "lora-course", "LoRA course (lora-zero-to-hero)"
 FIRST_NOTEBOOK = "notebooks/00_start_here.ipynb"
 
+PIP_SETTINGS = {"PIP_USER": "0", "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PYTHONIOENCODING": "utf-8"}
 WHEELS = "wheels"  # a folder beside this file with every package: `python -m tools.classroom pack` makes it
 
 UTF8 = {"PYTHONUTF8": "1"}  # else a Python on Windows reads the course's files in the code page of the country
@@ -267,13 +268,7 @@ def pip(venv, *arguments, on_line=None, own_bar=False):
         command,
         stdout=None if own_bar else subprocess.PIPE,
         stderr=subprocess.PIPE if own_bar else subprocess.STDOUT,
-        env=dict(
-            os.environ,
-            **where_from(venv.parent),
-            PIP_USER="0",
-            PIP_DISABLE_PIP_VERSION_CHECK="1",
-            PYTHONIOENCODING="utf-8",
-        ),
+        env={**os.environ, **where_from(venv.parent), **PIP_SETTINGS},
         cwd=str(venv.parent),
         encoding="utf-8",
         errors="replace",

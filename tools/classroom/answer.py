@@ -4,8 +4,8 @@
 
 :mod:`tools.classroom.judge` starts it, once for each exercise, and limits its time and memory. The learner's code meets
 the engine here, but not by name: what the cells can import as ``utils.course.checks`` is a stand-in with the four
-functions that notebooks call. Nothing that the cells bind, set, print or delete is asked for the verdict. What code that
-looks for the engine can still do is in classroom/README.md.
+functions that notebooks call. Nothing that the cells bind, set, print or delete is asked for the verdict. What code
+that looks for the engine can still do is in classroom/README.md.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Judge a submitted notebook: each answer in a process of its own, with limits, and the verdicts into the check cells.
 
-The notebook isn't run from top to bottom. For each exercise a new process runs the cells that its answer needs and judges
-it (:mod:`tools.classroom.answer`); this one runs no learner's code, holds the limits, and decides. So a crash, a loop or a
-flood costs one exercise, and what one cell does to the engine doesn't reach the verdict on another.
+The notebook isn't run from top to bottom. For each exercise a new process runs the cells that its answer needs and
+judges it (:mod:`tools.classroom.answer`); this one runs no learner's code, holds the limits, and decides. So a crash, a
+loop or a flood costs one exercise, and what one cell does to the engine doesn't reach the verdict on another.
 
 Attributes:
     JOBS: So many answers are judged at once.

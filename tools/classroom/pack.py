@@ -1,8 +1,8 @@
 """The course in one folder with every wheel that it installs, for a room without a network.
 
 What is packed is for machines like this one: the same system, processor and Python 3.x. Packed again on another kind of
-machine into the same folder, the other wheels join the first ones. ``start.py`` finds the folder of wheels beside it and
-asks no package index.
+machine into the same folder, the other wheels join the first ones. ``start.py`` finds the folder of wheels beside it
+and asks no package index.
 
 Attributes:
     GIGABYTES: So much room has to be free: the wheels take less than one.
