@@ -20,7 +20,7 @@ from tools.classroom.answer import Request, Verdict
 from tools.classroom.judge import Limits, NotACourseNotebook, judge_answer, judge_notebook, official, read
 from tools.classroom.overview import rows
 from tools.classroom.release import Refused, release
-from tools.classroom.slices import Cell, answer_of, needed
+from tools.classroom.slices import Cell, answer_of, needed, own_cell
 from utils.course import progress
 from utils.course.checks import core
 
@@ -61,6 +61,13 @@ def test_an_earlier_exercise_comes_with_its_check():
     earlier = [Cell("def g(): ...", "solution", "g"), Cell('g = check("g", g)', "check", "g")]
     mine = [Cell("def f():\n    return g()", "solution", "f"), Cell('f = check("f", f)', "check", "f")]
     assert needed([Cell("from utils.course.checks import check"), *earlier, *mine], "f", "f") == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("check", ["# check", 'f = check("f", f)'])
+def test_an_answer_without_its_mark_is_found_by_its_name(check):
+    unmarked = cells("f = 1", "def f(): ...", check, "g = 2")
+    assert own_cell(unmarked, "f", "f") == 1 and 1 in needed(unmarked, "f", "f")
+    assert own_cell(cells(check, "g = 2"), "f", "f") is None
 
 
 def test_what_a_check_judges():
@@ -254,6 +261,8 @@ def test_pip_takes_the_wheels_that_lie_beside_start(tmp_path):
     assert start.where_from(tmp_path) == {}
     (tmp_path / "wheels").mkdir()
     assert start.where_from(tmp_path) == {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "wheels"}
+    said = start.explain("ERROR: No matching distribution found for numpy==2.4.6", "packages", tmp_path / ".venv")
+    assert said.startswith("The folder wheels has no numpy==2.4.6 for Python") and "pack it again" in said
 
 
 def test_a_pack_holds_the_course_and_asks_pip_for_the_lock_and_torch(tmp_path, monkeypatch, capsys):

@@ -32,7 +32,7 @@ import psutil
 
 from tools.build.lesson import LEARNER, ROOT
 from tools.classroom.answer import Request, Verdict
-from tools.classroom.slices import Cell, answer_of, code_cells, needed
+from tools.classroom.slices import Cell, answer_of, code_cells, needed, own_cell
 from utils.course.progress import NBGRADER_VARIABLE, NOT_RIGHT, NOT_SOLVED, PASSED, STRICT_VARIABLE, VARIABLE
 
 JOBS = 2
@@ -84,12 +84,12 @@ def judge_notebook(
 
 
 def _judge(cells: Sequence[Cell], exercise: str, answer: str, folder: Path, limits: Limits) -> Verdict:
-    own = [i for i, cell in enumerate(cells) if (cell.role, cell.exercise) == ("solution", exercise)]
-    if not own:
+    own = own_cell(cells, exercise, answer)
+    if own is None:
         return Verdict(exercise, NOT_SOLVED, "the exercise's cell is missing from the notebook.")
     run = needed(cells, exercise, answer)
     sources = [cells[i].source for i in run]
-    return judge_answer(Request(exercise, answer, sources, run.index(own[-1]), str(folder)), limits)
+    return judge_answer(Request(exercise, answer, sources, run.index(own), str(folder)), limits)
 
 
 def judge_answer(request: Request, limits: Limits) -> Verdict:

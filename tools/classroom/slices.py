@@ -11,7 +11,7 @@ from typing import Any
 
 from IPython.core.inputtransformer2 import TransformerManager
 
-from tools.build.lesson import BuildError
+from tools.build.lesson import CHECK_CALL, BuildError
 from tools.build.one_run import bound
 from tools.build.references import unbound
 
@@ -58,6 +58,17 @@ def answer_of(source: str) -> str:
     raise ValueError(f"this cell calls no check: {source!r}")
 
 
+def own_cell(cells: Sequence[Cell], exercise: str, answer: str) -> int | None:
+    """The cell that solves the exercise: the last that is marked so; where none is, as when it was written anew or an
+    editor dropped the marks, the last that binds what the check judges. None when there is none."""
+    marked = [i for i, cell in enumerate(cells) if (cell.role, cell.exercise) == ("solution", exercise)]
+    written = [
+        i for i, cell in enumerate(cells)
+        if _bound(_python(cell.source)) & _read(answer) and cell.role != "check" and not CHECK_CALL.search(cell.source)
+    ]  # fmt: skip
+    return (marked or written or [None])[-1]
+
+
 def needed(cells: Sequence[Cell], exercise: str, answer: str) -> list[int]:
     """The cells to run, in their order, before `answer` can be judged as that of the exercise.
 
@@ -68,9 +79,9 @@ def needed(cells: Sequence[Cell], exercise: str, answer: str) -> list[int]:
     end = next((i for i, c in enumerate(cells) if (c.role, c.exercise) == ("check", exercise)), len(cells))
     plain = [_python(cell.source) for cell in cells]
     binds = [_bound(source) for source in plain]
-    own = [i for i, cell in enumerate(cells) if (cell.role, cell.exercise) == ("solution", exercise)]
+    own = own_cell(cells, exercise, answer)
     taken: set[int] = set()
-    waiting = [*((name, end) for name in _read(answer)), *((None, i) for i in own)]
+    waiting = [*((name, end) for name in _read(answer)), *((None, i) for i in [own] if i is not None)]
     waiting += [(None, i) for i in range(end) if STAR.search(plain[i])]
     while waiting:
         name, place = waiting.pop()
