@@ -47,6 +47,7 @@ CASES = {
     "the last of the learner's own versions": (["# solution\nf = 1", "f = 2", "# check"], [0, 1]),
     "a cell that is no Python": (["import os", "# solution\ndef f(:", "# check"], [1]),
     "stars and magics": (["from math import *", "%timeit 1", "!ls", "# solution\nf = cos(1)", "# check"], [0, 3]),
+    "a timed cell": (["import math", "# solution\n", "%%time\nf = math.pi", "# check"], [0, 1, 2]),
     "builtins only where they are bound": (["sum = max", "# solution\nf = sum(len([1]), 2)", "# check"], [0, 1]),
 }  # fmt: skip
 
@@ -304,7 +305,7 @@ def points(folder) -> dict[str, int]:
     return {row.get("student") or row["student_id"]: int(float(row.get("points") or row["score"])) for row in rows}
 
 
-FEW = ("right-with-own-helper", "half", "cheat-reference", "cheat-engine")
+FEW = ("right-with-own-helper", "half", "built-on-a-blank", "cheat-reference", "cheat-engine")
 
 
 @pytest.mark.slow

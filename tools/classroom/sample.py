@@ -51,6 +51,9 @@ CLASS: dict[str, Learner] = {
         "import numpy as np\n\ndef total(layer):\n    return int(np.sum([p.numel() for p in layer.parameters()]))")),
     "half": Learner(function("return layer.weight.numel()"), points=1),
     "blank": Learner(None, None, points=0),
+    "built-on-a-blank": Learner(None, (
+        "def lora_parameters(d_in, d_out, r):\n    a, b = nn.Linear(d_in, r, bias=False), nn.Linear(r, d_out, False)\n"
+        "    return linear_parameters(a) + linear_parameters(b)"), points=1),
     "no-python": Learner("def linear_parameters(layer)\n    return 1", points=1),
     "loop": Learner(function("while True: pass"), points=1),
     "loop-in-the-cell": Learner("while True:\n    pass", points=1),

@@ -17,6 +17,7 @@ from tools.build.references import unbound
 
 # A cell that may bind any name.
 STAR = re.compile(r"(?m)^\s*from .* import \*")
+MAGIC = re.compile(r"^\s*%%.*\n")
 
 
 @dataclass(frozen=True)
@@ -97,9 +98,9 @@ def needed(cells: Sequence[Cell], exercise: str, answer: str) -> list[int]:
 
 
 def _python(source: str) -> str:
-    """A cell without IPython's ``%`` and ``!`` lines, which become calls."""
+    """A cell without IPython's ``%`` and ``!`` lines, which become calls, and without a ``%%`` line at its head."""
     try:
-        return TransformerManager().transform_cell(source)
+        return TransformerManager().transform_cell(MAGIC.sub("", source))
     except SyntaxError:
         return source
 
