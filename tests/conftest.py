@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import nn
 
+from utils.course import progress
 from utils.course.checks import core, registry
-from utils.course.progress import VARIABLE
 from utils.models import load_base, load_tokenizer
 
-os.environ[VARIABLE] = "off"  # what tests check, in processes that they start too, is nobody's progress
+os.environ[progress.VARIABLE] = "off"  # what tests check, in processes that they start too, is nobody's progress
 
 
 @pytest.fixture(scope="session")
@@ -64,5 +64,5 @@ def own_registry(monkeypatch):
     """Each test registers its own exercises, in a kernel in which nothing has been tried."""
     monkeypatch.setattr(registry, "_registered", {})
     monkeypatch.setattr(core, "_kernel", core._Kernel())
-    monkeypatch.delenv("COURSE_STRICT", raising=False)
+    monkeypatch.setattr(progress, "STRICT", False)
     torch.set_num_threads(1)

@@ -3,8 +3,10 @@
 import asyncio
 import os
 import random
+import signal
 import sys
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ import torch
 
 from tests.course.delta import NEVER, reference
 from utils.course.checks import calls, judge
-from utils.course.checks.calls import TooLong, changed_argument, outcome
+from utils.course.checks.calls import KEPT, TooLong, changed_argument, outcome
 from utils.course.checks.core import evaluate
 from utils.course.checks.registry import Case, exercise
 
@@ -240,3 +242,25 @@ def test_memory_that_a_result_shares_is_seen():
     assert outcome(lambda x, y: {"view": [x[1:]]}, Case(lambda: (x, y))).shares == (True, False)
     assert outcome(lambda x, y: x + 1, Case(lambda: (x, y))).shares == (False, False)
     assert outcome(lambda x, y: x.to_sparse(), Case(lambda: (x, y))).shares == (False, False)
+
+
+def test_a_limit_holds_in_any_thread_and_leaves_no_alarm():
+    def endless():
+        while True:
+            pass
+
+    with ThreadPoolExecutor(1) as other:
+        done = other.submit(outcome, endless, Case(tuple), 0.02).result()
+    assert isinstance(done.raised, TooLong)
+    if hasattr(signal, "setitimer"):  # not on Windows
+        signal.setitimer(signal.ITIMER_REAL, 100)
+        assert isinstance(outcome(endless, Case(tuple), 0.02).raised, TooLong)
+        assert 99 < signal.setitimer(signal.ITIMER_REAL, 0)[0] <= 100
+
+
+def test_of_a_flood_of_output_the_beginning_is_kept():
+    def loud():
+        for _ in range(3):
+            print("x" * KEPT)
+
+    assert outcome(loud, Case(tuple)).printed == "x" * KEPT

@@ -10,6 +10,8 @@ import torch
 
 from tests.course.delta import NEVER, factors, reference
 from tests.course.test_checks_registry import register_in
+from utils.course import progress as record
+from utils.course.checks import judge
 from utils.course.checks.core import ExerciseFailed, check, hint, progress
 from utils.course.checks.registry import Wrong, exercise
 
@@ -84,7 +86,7 @@ def right_again(value):
 
 def test_what_was_handed_out_fails_a_strict_check(delta, monkeypatch):
     handed = check("lora_delta", None)
-    monkeypatch.setenv("COURSE_STRICT", "1")
+    monkeypatch.setattr(record, "STRICT", True)
     with pytest.raises(ExerciseFailed, match="not solved yet"):
         check("lora_delta", handed)
 
@@ -110,7 +112,7 @@ def test_a_forgotten_return_is_named(delta, capsys):
 def test_strict_raises_the_report_without_what_a_notebook_reads_on_with(delta, capsys, monkeypatch):
     check("lora_delta", lambda A, B, alpha: B @ A)
     printed = capsys.readouterr().out
-    monkeypatch.setenv("COURSE_STRICT", "1")
+    monkeypatch.setattr(record, "STRICT", True)
     with pytest.raises(ExerciseFailed) as failure:
         check("lora_delta", lambda A, B, alpha: B @ A)
     used = "The reference solution is used below, so that you can read on. "
@@ -125,10 +127,34 @@ def test_strict_raises_the_report_without_what_a_notebook_reads_on_with(delta, c
     assert check("lora_delta", right) is right
 
 
-@pytest.mark.parametrize("off", ["", "0"])
-def test_strict_can_be_switched_off(delta, monkeypatch, off):
-    monkeypatch.setenv("COURSE_STRICT", off)
-    assert check("lora_delta", None) is reference
+@pytest.mark.parametrize(
+    ("variables", "strict"),
+    [
+        ({}, False),
+        ({"COURSE_STRICT": "1"}, True),
+        ({"COURSE_STRICT": "0"}, False),
+        ({"COURSE_STRICT": ""}, False),
+        ({"NBGRADER_EXECUTION": "autograde"}, True),
+        ({"NBGRADER_EXECUTION": "validate"}, True),
+        ({"NBGRADER_EXECUTION": ""}, False),
+        ({"COURSE_STRICT": "0", "NBGRADER_EXECUTION": "autograde"}, True),
+    ],
+)
+def test_what_makes_checks_strict(variables, strict):
+    assert record.asks_for_strict(variables) is strict
+
+
+@pytest.mark.parametrize("was", [True, False])
+def test_a_cell_that_sets_the_variables_changes_nothing(delta, monkeypatch, was):
+    """They are read when the course is imported."""
+    monkeypatch.setattr(record, "STRICT", was)
+    monkeypatch.setenv("COURSE_STRICT", "0" if was else "1")
+    monkeypatch.delenv("NBGRADER_EXECUTION", raising=False)
+    if was:
+        with pytest.raises(ExerciseFailed):
+            check("lora_delta", None)
+    else:
+        assert check("lora_delta", None) is reference
 
 
 def test_an_unknown_name_gets_the_nearest_ones(delta):
@@ -207,3 +233,31 @@ def test_importing_the_checks_is_light():
     code = f"import sys, utils.course.checks; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+# -------------------------------------------------------------------------------- loops without an end
+
+
+def test_a_call_that_loops_is_broken_off_once(delta, capsys, monkeypatch):
+    calls = []
+
+    def endless(A, B, alpha):
+        calls.append(alpha)
+        while True:
+            pass
+
+    monkeypatch.setattr(judge, "SECONDS", 0.02)
+    assert check("lora_delta", endless) is reference
+    assert "[not right yet] lora_delta: case 1 of 2, called with" in (said := capsys.readouterr().out)
+    assert judge.NEVER_ENDS in said and len(calls) == 1
+
+
+def test_a_test_that_loops_is_broken_off(capsys, monkeypatch):
+    def endless(answer):
+        while answer is Layer:
+            pass
+
+    exercise("name", reference=Layer, test=endless, mistakes=NEVER)
+    monkeypatch.setattr(judge, "SECONDS", 0.02)
+    check("name", Layer)
+    assert judge.NEVER_ENDS in capsys.readouterr().out

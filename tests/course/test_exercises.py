@@ -28,7 +28,7 @@ each = pytest.mark.parametrize("name", EXERCISES)
 def one_thread_no_strictness_and_nothing_handed_out(monkeypatch):
     torch.set_num_threads(1)
     monkeypatch.setattr(core, "_kernel", core._Kernel())
-    monkeypatch.delenv("COURSE_STRICT", raising=False)
+    monkeypatch.setattr(progress, "STRICT", False)
 
 
 def unsolved(*arguments, **named):
@@ -93,7 +93,7 @@ def test_every_mistake_is_told_from_the_others_and_leaves_no_trace(name):
 
 @each
 def test_unsolved_is_an_error_when_strict(name, monkeypatch):
-    monkeypatch.setenv("COURSE_STRICT", "1")
+    monkeypatch.setattr(progress, "STRICT", True)
     with pytest.raises(ExerciseFailed, match="not solved yet"):
         check(name, None)
 
@@ -121,7 +121,7 @@ def lenient_and_strict(name: str, answer: object) -> tuple[list[Result], object,
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
         patch.setattr(core, "evaluate", lambda *arguments: found.append(evaluate(*arguments)) or found[-1])
         back = check(name, answer)
-        patch.setenv(progress.STRICT_VARIABLE, "1")
+        patch.setattr(progress, "STRICT", True)
         try:
             check(name, answer)
             raised = "nothing is raised"

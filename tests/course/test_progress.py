@@ -22,7 +22,7 @@ def file(tmp_path, monkeypatch) -> Path:
     """The record of this test, in a kernel that has kept and said nothing."""
     path = tmp_path / "progress.json"
     monkeypatch.setenv("COURSE_PROGRESS", str(path))
-    monkeypatch.delenv("COURSE_STRICT", raising=False)
+    monkeypatch.setattr(progress, "STRICT", False)
     new_kernel(monkeypatch)
     return path
 
@@ -108,26 +108,29 @@ def test_the_same_state_again_writes_nothing(file):
 @pytest.mark.parametrize(
     ("variable", "strict", "where"),
     [
-        ("", "0", "work/progress.json"),
-        ("mine/a.json", "", "mine/a.json"),
-        ("/else/where.json", "0", "/else/where.json"),
-        ("off", "0", None),
-        ("OFF", "0", None),
-        ("", "1", None),
+        ("", False, "work/progress.json"),
+        ("mine/a.json", False, "mine/a.json"),
+        ("/else/where.json", False, "/else/where.json"),
+        ("off", False, None),
+        ("OFF", False, None),
+        ("", True, None),
     ],
 )
 def test_the_variables_say_where(variable, strict, where, monkeypatch):
     monkeypatch.setenv("COURSE_PROGRESS", variable)
-    monkeypatch.setenv("COURSE_STRICT", strict)
+    monkeypatch.setattr(progress, "STRICT", strict)
     root = Path("/course")
     assert progress.place(root) == (where and root / where)
 
 
-@pytest.mark.parametrize("setting", [("COURSE_PROGRESS", "off"), ("COURSE_STRICT", "1")])
-def test_off_reads_and_writes_nothing(file, monkeypatch, setting):
+@pytest.mark.parametrize("by", ["variable", "strictness"])
+def test_off_reads_and_writes_nothing(file, monkeypatch, by):
     record("lora_layer", PASSED)
     before = file.read_bytes()
-    monkeypatch.setenv(*setting)
+    if by == "variable":
+        monkeypatch.setenv("COURSE_PROGRESS", "off")
+    else:
+        monkeypatch.setattr(progress, "STRICT", True)
     record("peft_name", PASSED)
     assert recorded() == {} and file.read_bytes() == before
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import random
 import shutil
 
@@ -15,6 +14,7 @@ from tools.build import aside
 from tools.build.__main__ import main
 from tools.build.lesson import LEARNER, SOLVED, BuildError
 from tools.build.one_run import bound, disagreements, steps
+from utils.course import progress
 from utils.course.checks import core
 
 CHAPTER = (
@@ -204,7 +204,7 @@ def test_seconds_are_listed_and_recorded_when_all_passed(chapter, tmp_path):
 def test_the_kernel_is_as_it_was_after_the_learners_cells(monkeypatch):
     monkeypatch.setattr(core, "_kernel", core._Kernel({"size": "passed"}, hints={"size": 1}))
     monkeypatch.setattr(aside, "_learners_outcomes", {})
-    monkeypatch.setenv("COURSE_STRICT", "1")
+    monkeypatch.setattr(progress, "STRICT", True)
     names = {"step": 10, "kept": 1}
     random.seed(0)
     torch.manual_seed(0)
@@ -213,12 +213,12 @@ def test_the_kernel_is_as_it_was_after_the_learners_cells(monkeypatch):
     torch.manual_seed(0)
 
     aside.enter(names, ["helper", "size", "step"])
-    assert "COURSE_STRICT" not in os.environ and core._kernel.states == {}
+    assert not progress.strict() and core._kernel.states == {}
     names.update(step=11, size=3)
     core._kernel.states["size"], core._kernel.hints["size"] = "not right yet", 2
     random.random(), torch.rand(1)
     aside.leave(names)
-    assert names == {"step": 10, "kept": 1} and os.environ["COURSE_STRICT"] == "1"
+    assert names == {"step": 10, "kept": 1} and progress.strict()
     assert (core._kernel.states, core._kernel.hints) == ({"size": "passed"}, {"size": 1})
     assert (random.random(), torch.rand(1).item()) == drawn
 

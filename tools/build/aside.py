@@ -7,7 +7,6 @@ the learner's outcomes. ``leave`` puts back names, outcomes, hints, strictness a
 
 from __future__ import annotations
 
-import os
 import random
 import sys
 from collections.abc import Callable, Sequence
@@ -27,11 +26,11 @@ def call(function: str, *arguments: Any) -> str:
 
 def enter(namespace: dict[str, Any], names: Sequence[str]) -> None:
     """The learner's cells are next; they, or the solution after them, bind `names`."""
+    from utils.course import progress
     from utils.course.checks import core
-    from utils.course.progress import STRICT_VARIABLE
 
     values = {name: namespace[name] for name in names if name in namespace}
-    kernel, strict = core._kernel, os.environ.pop(STRICT_VARIABLE, None)
+    kernel, strict = core._kernel, progress.STRICT
     states, hints, handed = kernel.states, dict(kernel.hints), dict(kernel.handed)
     numpy, torch = sys.modules.get("numpy"), sys.modules["torch"]
     python_random, torch_random, numpy_random = (
@@ -39,7 +38,7 @@ def enter(namespace: dict[str, Any], names: Sequence[str]) -> None:
         torch.get_rng_state(),
         numpy and numpy.random.get_state(),
     )
-    kernel.states = _learners_outcomes
+    kernel.states, progress.STRICT = _learners_outcomes, False
 
     def put_back() -> None:
         kernel.states, kernel.hints, kernel.handed = states, hints, handed
@@ -47,8 +46,7 @@ def enter(namespace: dict[str, Any], names: Sequence[str]) -> None:
         torch.set_rng_state(torch_random)
         if numpy:
             numpy.random.set_state(numpy_random)
-        if strict is not None:
-            os.environ[STRICT_VARIABLE] = strict
+        progress.STRICT = strict
         withhold(namespace, names)
         namespace.update(values)
 

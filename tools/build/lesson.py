@@ -12,8 +12,7 @@ The learner's copy gets the stub with one "# " taken off each line (or, inside a
 NotImplementedError); the solved copy keeps the solution and its two outer markers. The code cell after a
 solved region calls ``check("name", ...)``; from that pair the build derives nbgrader's cell metadata. A
 cell's id is a hash of its source in the lesson, so inserting a cell changes no other id, and both copies
-agree. A classroom gives out notebooks/ (or what nbgrader makes of solutions/) and grades with
-``COURSE_STRICT=1 nbgrader autograde``: without the variable a wrong answer does not raise.
+agree. What a class hands in is graded by tools/classroom.
 
 Attributes:
     LEARNER, SOLVED: The two copies; also the folders' names.

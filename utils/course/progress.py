@@ -11,7 +11,11 @@ Attributes:
     PASSED, NOT_RIGHT, NOT_SOLVED, NOT_TRIED: An exercise's states, in the words that a learner reads.
     VARIABLE: The environment variable that names another file, from the course's folder where it isn't absolute; with
         "off" nothing is read or written. Builds and tests run so.
-    STRICT_VARIABLE: The environment variable of grading, see :func:`strict`; nothing is read or written then, either.
+    STRICT_VARIABLE: The environment variable that makes checks strict, see :func:`strict`; nothing is read or written
+        then, either.
+    NBGRADER_VARIABLE: The environment variable that nbgrader sets while it grades or validates, which is strict too.
+    STRICT: Whether checks are strict in this process: read once, when this module is imported, so that no cell of a
+        notebook can switch it off by changing a variable.
     DEFAULT: The file, from the course's folder.
     FORMAT: The version of the file's form. A file of another one is set aside.
     PATIENCE: Seconds after which a lock that doesn't change hands counts as left by a process that was killed. Writing
@@ -24,7 +28,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import count
@@ -38,6 +42,7 @@ NOT_TRIED = "not tried"
 
 VARIABLE = "COURSE_PROGRESS"
 STRICT_VARIABLE = "COURSE_STRICT"
+NBGRADER_VARIABLE = "NBGRADER_EXECUTION"
 
 DEFAULT = "work/progress.json"
 FORMAT = 1
@@ -84,9 +89,17 @@ _said: set[str] = set()
 # ------------------------------------------------------------------------------------------- for the checks
 
 
+def asks_for_strict(environment: Mapping[str, str]) -> bool:
+    """Whether these variables ask for strict checks: ``COURSE_STRICT``, set to something else than 0, or nbgrader's."""
+    return environment.get(STRICT_VARIABLE, "0") not in ("", "0") or bool(environment.get(NBGRADER_VARIABLE))
+
+
+STRICT = asks_for_strict(os.environ)
+
+
 def strict() -> bool:
-    """Whether this is grading: ``COURSE_STRICT`` is set, and to something else than 0."""
-    return os.environ.get(STRICT_VARIABLE, "0") not in ("", "0")
+    """Whether this is grading, and an answer that doesn't pass raises; see STRICT."""
+    return STRICT
 
 
 def record(name: str, state: str) -> None:

@@ -10,6 +10,7 @@ import platform
 import re
 from pathlib import Path
 
+from utils.start.wheels import WHEELS, where_from
 from utils.start.words import AGAIN, last_line
 
 LOG = "lora-course.log"
@@ -50,6 +51,12 @@ def explain(said: str, what: str, venv: Path) -> str:
             f"(a proxy goes into HTTPS_PROXY, a mirror of PyPI into PIP_INDEX_URL{there}) {AGAIN}"
         )
     missing = _NO_SUCH_VERSION.search(said)
+    if missing and where_from(venv.parent):
+        return (
+            f"The folder {WHEELS} has no {missing[1]} for Python {platform.python_version()} on {platform.system()} "
+            f"{platform.machine()}: it was packed on another kind of machine; pack it again on one like this, or move "
+            f"the folder {WHEELS} away where there is a network, {AGAIN}"
+        )
     if missing:
         return (
             f"pip's package index has no {missing[1]} for Python {platform.python_version()} on "

@@ -12,6 +12,9 @@ from pathlib import Path
 from utils.start.failures import LOG
 from utils.start.programs import finish
 from utils.start.venv import python_of
+from utils.start.wheels import where_from
+
+_SETTINGS = {"PIP_USER": "0", "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PYTHONIOENCODING": "utf-8"}
 
 
 def pip(venv: Path, *arguments: str, on_line: Callable[[str], None] | None = None) -> tuple[int, str]:
@@ -24,7 +27,7 @@ def pip(venv: Path, *arguments: str, on_line: Callable[[str], None] | None = Non
         command,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        env=dict(os.environ, PIP_USER="0", PIP_DISABLE_PIP_VERSION_CHECK="1", PYTHONIOENCODING="utf-8"),
+        env={**os.environ, **where_from(venv.parent), **_SETTINGS},
         cwd=str(venv.parent),
         encoding="utf-8",
         errors="replace",

@@ -7,6 +7,7 @@ can be reached through an argument. What an answer prints, warns of and displays
 Attributes:
     DEPTH: How deep lists and dictionaries within each other are looked into: an answer's may hold itself.
     LARGE: From so many numbers on a result is not copied.
+    KEPT: So many letters of what an answer prints are kept, and the rest is dropped.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ import inspect
 import io
 import os
 import random
+import signal
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,6 +34,7 @@ from utils.course.checks.registry import Case
 
 DEPTH = 20
 LARGE = 1_000_000
+KEPT = 10_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +53,14 @@ class Outcome:
     shares: tuple[bool, ...] = ()
 
 
+class Printed(io.StringIO):
+    """What an answer prints, of which the first KEPT letters are held: it may print without an end."""
+
+    def write(self, text: str) -> int:
+        super().write(text[: max(0, KEPT - self.tell())])
+        return len(text)
+
+
 class TooLong(BaseException):
     """A call took longer than it was given. No Exception, or a bare except in the call's loop would go on with it."""
 
@@ -56,14 +68,14 @@ class TooLong(BaseException):
 def outcome(function: Callable[..., Any], case: Case, seconds: float | None = None) -> Outcome:
     """What `function` does in a case, with fresh arguments and the same seed each time.
 
-    Nothing is raised but what interrupts the kernel. seconds: after so long a call of Python code is broken off and
-    counts as one that raised `TooLong`; for calls that nobody asked for, with arguments that no case has.
+    Nothing is raised but what interrupts the kernel. seconds: see :func:`limit`; a call that is broken off counts as
+    one that raised `TooLong`.
     """
     arguments = arguments_of(case)
     seed(case.seed)
-    printed = io.StringIO()
+    printed = Printed()
     try:
-        with quiet(printed), _settings_kept(), _limit(seconds), torch.enable_grad():
+        with quiet(printed), _settings_kept(), limit(seconds), torch.enable_grad():
             value = function(*arguments)
     except KeyboardInterrupt:
         raise
@@ -76,7 +88,7 @@ def outcome(function: Callable[..., Any], case: Case, seconds: float | None = No
 
 
 @contextmanager
-def quiet(printed: io.StringIO | None = None) -> Iterator[None]:
+def quiet(printed: Printed | None = None) -> Iterator[None]:
     """Keep what is printed, warned of and displayed out of the notebook: an answer is called dozens of times."""
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython else None
@@ -85,8 +97,8 @@ def quiet(printed: io.StringIO | None = None) -> Iterator[None]:
             from IPython.utils.capture import capture_output
 
             stack.enter_context(capture_output(stdout=False, stderr=False))
-        stack.enter_context(contextlib.redirect_stdout(printed or io.StringIO()))
-        stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
+        stack.enter_context(contextlib.redirect_stdout(printed or Printed()))
+        stack.enter_context(contextlib.redirect_stderr(Printed()))
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
         yield
@@ -113,11 +125,38 @@ def _settings_kept() -> Iterator[None]:
 
 
 @contextmanager
-def _limit(seconds: float | None) -> Iterator[None]:
-    """Break off Python code that runs longer, where a limit is given: a loop without an end would hang the notebook."""
+def limit(seconds: float | None) -> Iterator[None]:
+    """Break off Python code that runs longer, where a limit is given: a loop without an end would hang the notebook.
+
+    Raises `TooLong` in the block. The main thread has an alarm for it, which costs nothing; elsewhere, and on Windows,
+    each line that is run looks at the clock. Code of a library is broken off when it comes back to Python.
+    """
     if seconds is None:
         yield
-        return
+    elif hasattr(signal, "setitimer") and threading.current_thread() is threading.main_thread():
+        with _alarm(seconds):
+            yield
+    else:
+        with _watched(seconds):
+            yield
+
+
+@contextmanager
+def _alarm(seconds: float) -> Iterator[None]:
+    def ring(number: int, frame: Any) -> None:
+        raise TooLong
+
+    before = signal.signal(signal.SIGALRM, ring)
+    left, interval = signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, left, interval)
+        signal.signal(signal.SIGALRM, signal.SIG_DFL if before is None else before)  # None: not set from Python
+
+
+@contextmanager
+def _watched(seconds: float) -> Iterator[None]:
     end = time.perf_counter() + seconds
 
     def watch(frame: Any, event: str, argument: Any) -> Any:

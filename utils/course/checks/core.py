@@ -7,6 +7,7 @@ judged again, it is "not solved yet" again, since the engine knows what it hande
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +19,8 @@ from utils.course.checks.worked import source
 from utils.course.progress import NOT_RIGHT, NOT_SOLVED, PASSED, course_line, described, record, recorded, strict
 
 HANDED_OUT = "the name holds the reference that the last check handed you. Run the cell with your own answer first."
+
+NOT_YOURS = "this is the course's own reference: write the answer yourself."
 
 USED_BELOW = "The reference solution is used below, so that you can read on."
 
@@ -71,6 +74,25 @@ def check(name: str, answer: Any = None) -> Any:
     print(report)
     _kernel.handed[name] = found.reference if callable(found.reference) else twin(found.reference)
     return _kernel.handed[name]
+
+
+def require(name: str, answer: Any) -> None:
+    """What a grade cell's hidden test calls, on an engine that it has imported afresh: nothing printed or kept.
+
+    Raises `ExerciseFailed` with the report for an answer that doesn't pass and for the course's own reference, and
+    `UnknownExercise` for a name that isn't registered.
+    """
+    result = Result(NOT_RIGHT, NOT_YOURS) if is_reference(answer) else evaluate(name, answer)
+    if result.state != PASSED:
+        raise ExerciseFailed(f"[{result.state}] {name}" + (f": {result.message}" if result.message else ""))
+
+
+def is_reference(answer: Any) -> bool:
+    """Whether `answer` is a function or class of the references themselves, from whichever import of them."""
+    code = getattr(answer, "__code__", None)
+    home = getattr(answer, "__module__", None)
+    in_folder = code is not None and os.path.dirname(code.co_filename).endswith(os.path.join("checks", "references"))
+    return in_folder or str(home).startswith("utils.course.checks.references.")
 
 
 def hint(name: str) -> None:

@@ -4,6 +4,12 @@ A value is compared with the reference; a function or class is called in every c
 returns, raises and does to its arguments is compared with what the reference does. A wrong answer is held against the
 exercise's typical mistakes, then against the properties in :mod:`utils.course.checks.recognise`; the rest is told by
 the first case that differs. Nothing here reads a learner's source, and nothing that an answer does makes it raise.
+
+Attributes:
+    SECONDS: So long one call of an answer may take, and one of an exercise's tests. The slowest of the right answers
+        takes less than a second, so a call that is broken off is most likely a loop without an end.
+    NEVER_ENDS: What is said of one.
+    RIGHT_BUT: How :mod:`utils.course.checks.compare` begins where a value is right and its kind, shape or dtype isn't.
 """
 
 from __future__ import annotations
@@ -19,8 +25,10 @@ import torch
 
 from utils.course.checks.calls import (
     Outcome,
+    TooLong,
     arguments_of,
     changed_argument,
+    limit,
     outcome,
     quiet,
     random_state_kept,
@@ -33,7 +41,8 @@ from utils.course.checks.registry import Exercise, Mistake, Wrong
 from utils.course.checks.tried import named, parameters
 from utils.course.progress import NOT_RIGHT, NOT_SOLVED, PASSED
 
-# How :mod:`utils.course.checks.compare` begins where a value is right and its kind, shape or dtype isn't.
+SECONDS = 5.0
+NEVER_ENDS = f"your code had not come back after {SECONDS:.0f} s. Is there a loop in it that never ends?"
 RIGHT_BUT = ("the value is right", "the values are right")
 
 
@@ -81,7 +90,12 @@ def _judge_callable(found: Exercise, answer: Any) -> Result:
     if said := _call_fails(found, answer):
         return Result(NOT_RIGHT, said, named=True)
     expected = [_remembered(found, None, case) for case in range(len(found.cases))]
-    got = [outcome(answer, case) for case in found.cases]
+    got: list[Outcome] = []
+    for index, case in enumerate(found.cases):
+        got.append(outcome(answer, case, SECONDS))
+        if isinstance(got[-1].raised, TooLong):
+            told = f"case {index + 1} of {len(found.cases)}, {_call_text(found, index)}: {NEVER_ENDS}"
+            return Result(NOT_RIGHT, told, named=True)
     if early := _unfinished(expected, got):
         return early
     reasons = [_outcome_difference(found, want, have) for want, have in zip(expected, got, strict=True)]
@@ -187,6 +201,8 @@ def _judge_tests(found: Exercise, answer: Any, expected: Sequence[Outcome]) -> R
         return Result(PASSED)
     if _is_stub(verdict):
         return Result(NOT_SOLVED)
+    if isinstance(verdict, TooLong):
+        return Result(NOT_RIGHT, NEVER_ENDS, named=True)
     if not isinstance(verdict, Wrong | AssertionError):
         return Result(NOT_RIGHT, raised_text(verdict) + ".")
     said = str(verdict) or "it does not do what the exercise asks for."
@@ -222,7 +238,7 @@ def _run_tests(found: Exercise, answer: Any) -> BaseException | None:
     for test in found.tests:
         seed()
         try:
-            with quiet(), torch.enable_grad():
+            with quiet(), limit(SECONDS), torch.enable_grad():
                 test(answer)
         except KeyboardInterrupt:
             raise
