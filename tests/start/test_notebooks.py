@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -119,7 +120,7 @@ def test_the_new_versions_own_code_carries_over(whole, capfd):
     (whole / "notebooks").mkdir()
     (whole / "notebooks/00_start_here.ipynb").write_text(notebook("import torch", "r = 8"))
     new = whole.parent / "new"
-    subprocess.run(["cp", "-r", str(whole), str(new)], check=True)
+    shutil.copytree(whole, new)
     (new / "notebooks/00_start_here.ipynb").write_text(notebook("import torch", "r = 8", "print(r)"))
     edit(new / "utils/start/notebooks.py", "Go on with: python3 start.py", "The new code was here")
 
