@@ -6,6 +6,7 @@ VENV := .venv/bin/python
 PYTEST := OMP_NUM_THREADS=1 COURSE_PROGRESS=off $(VENV) -m pytest
 TESTS := $(PYTEST) -n 2 --dist worksteal
 NBVAL := $(PYTEST) -n 2 --dist loadfile
+BROWSER := $(PYTEST) tests/browser
 MINUTES := assets/measurements/minutes.json
 CH ?=
 TITLE ?=
@@ -49,7 +50,7 @@ nbval: setup  ## run each chapter once and compare both copies with their stored
 
 browser: setup  ## JupyterLab in a real Chromium (apt-get install chromium); SHOTS=folder for pictures, CH="02 03" or CH=all for other chapters
 	$(VENV) -m pip install --quiet --no-build-isolation -e ".[browser]"
-	$(PYTEST) tests/browser --chapters "$(CH)" $(if $(SHOTS),--shots "$(SHOTS)")
+	$(BROWSER) --chapters "$(CH)" $(if $(SHOTS),--shots "$(SHOTS)")
 
 nightly: test  ## all that CI runs, and every learner's notebook by itself, from top to bottom
 	$(NBVAL) --nbval --nbval-current-env --nbval-cell-timeout=300 notebooks

@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from utils.course.workspace import make_copies
-from utils.start.testing import LEFT_OUT
 
 from tests.browser.lab import copy_of_the_course, jupyterlab
 from tests.browser.reader import Reader
+from utils.course.workspace import make_copies
+from utils.start.testing import LEFT_OUT
 
 CHAPTERS = ("00", "10")
 SECONDS = 300

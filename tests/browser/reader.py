@@ -36,6 +36,13 @@ _INDEX = """(text) => window.jupyterapp.shell.currentWidget.content.widgets.find
 # What was out of view is laid out in the frame after it was scrolled to.
 _NEXT_FRAME = "() => new Promise((drawn) => requestAnimationFrame(() => requestAnimationFrame(drawn)))"
 
+# Scrolls to a screenful by its number, and says whether there is another one.
+_TURN_TO = """(page) => {
+  const outer = document.querySelector('.jp-NotebookPanel:not(.lm-mod-hidden) .jp-WindowedPanel-outer');
+  outer.scrollTop = page * outer.clientHeight;
+  return outer.scrollTop + outer.clientHeight < outer.scrollHeight - 1;
+}"""
+
 
 class Reader:
     """A page on a running JupyterLab.
@@ -161,6 +168,15 @@ class Reader:
         """Keep a picture of the window, where there is a folder for it."""
         if self.shots:
             self.page.screenshot(path=str(self.shots / f"{name}.png"))
+
+    def pages(self, name: str) -> None:
+        """Keep a picture of every screenful of the notebook, where there is a folder for them."""
+        page, more = 0, bool(self.shots)
+        while more:
+            more = self.page.evaluate(_TURN_TO, page)
+            self.page.evaluate(_NEXT_FRAME)
+            self.shot(f"{name}-{page:02d}")
+            page += 1
 
     def until(self, holds: Callable[[], bool]) -> None:
         """Wait until something holds that a page shows. Fails after half a minute."""

@@ -16,9 +16,8 @@ def test_it_runs_from_its_first_cell_to_its_last(chapters, chapter):
 def test_nothing_runs_out_of_its_cell(chapters, chapter, pixels):
     reader = chapters(chapter)
     reader.width(pixels)
-    found = too_wide(reader.page)
-    reader.shot(f"{chapter}-{pixels}")
-    assert found == []
+    reader.pages(f"{chapter}-{pixels}")
+    assert too_wide(reader.page) == []
 
 
 @pytest.mark.parametrize("theme", ["Dark", "Light"])
@@ -26,9 +25,8 @@ def test_all_text_can_be_told_from_its_ground(chapters, chapter, theme):
     reader = chapters(chapter)
     reader.width(1280)
     reader.theme(theme)
-    found = too_faint(reader.page)
-    reader.shot(f"{chapter}-{theme}")
-    assert found == []
+    reader.pages(f"{chapter}-{theme}")
+    assert too_faint(reader.page) == []
 
 
 def test_the_playground_answers_by_the_adapter_and_the_slider(chapters):
