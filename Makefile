@@ -6,14 +6,16 @@ VENV := .venv/bin/python
 PYTEST := OMP_NUM_THREADS=1 COURSE_PROGRESS=off $(VENV) -m pytest
 TESTS := $(PYTEST) -n 2 --dist worksteal
 NBVAL := $(PYTEST) -n 2 --dist loadfile
+BROWSER := $(PYTEST) tests/browser
 MINUTES := assets/measurements/minutes.json
 CH ?=
 TITLE ?=
 S ?=
 TORCH ?=
+SHOTS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lab test tests quick notebooks new check-notebooks nbval nightly minutes lint types format drift-oldest drift-newest lock base adapters claims architecture cuda measure-gpu mutants fuzz clean
+.PHONY: help setup lab test tests quick notebooks new check-notebooks nbval browser nightly minutes lint types format drift-oldest drift-newest lock base adapters claims architecture cuda measure-gpu mutants fuzz clean
 
 help:  ## list what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -45,6 +47,10 @@ check-notebooks: setup  ## fail when a committed notebook is not what its lesson
 
 nbval: setup  ## run each chapter once and compare both copies with their stored outputs; CH="02 03" for some
 	$(NBVAL) -p tools.pytest_notebooks --no-loadscope-reorder $(if $(CH),$(CH:%=solutions/%_*.ipynb),solutions)
+
+browser: setup  ## JupyterLab in a real Chromium (apt-get install chromium); SHOTS=folder for pictures, CH="02 03" or CH=all for other chapters
+	$(VENV) -m pip install --quiet --no-build-isolation -e ".[browser]"
+	$(BROWSER) --chapters "$(CH)" $(if $(SHOTS),--shots "$(SHOTS)")
 
 nightly: test  ## all that CI runs, and every learner's notebook by itself, from top to bottom
 	$(NBVAL) --nbval --nbval-current-env --nbval-cell-timeout=300 notebooks

@@ -34,21 +34,24 @@ def test_the_type_checker_finds_nothing():
     assert re.search(r"^0 errors", done.stdout, re.MULTILINE)
 
 
-def test_ci_calls_the_readmes_test_command_and_nothing_else():
+def test_ci_calls_the_readmes_test_command_and_may_get_a_browser_before():
     script = ROOT / ".ci" / "run"
     lines = [line for line in script.read_text().splitlines() if line and not line.startswith("#")]
     assert lines == [
         "set -euo pipefail",
         'cd "$(dirname "${BASH_SOURCE[0]}")/.."',
+        ".ci/browser || true  # without a browser its tests are left out, and say so",
         "COURSE_TORCH_INDEX=pip exec python3 start.py test",
     ]
-    assert os.name == "nt" or os.access(script, os.X_OK)
+    assert os.name == "nt" or all(os.access(script.with_name(name), os.X_OK) for name in ("run", "browser"))
 
 
 @pytest.mark.skipif(os.name == "nt", reason="a bash script")
 def test_ci_runs_from_any_folder_and_hands_back_the_exit_code(tmp_path):
     (tmp_path / "a b" / ".ci").mkdir(parents=True)
     shutil.copy(ROOT / ".ci" / "run", tmp_path / "a b" / ".ci" / "run")
+    (tmp_path / "a b" / ".ci" / "browser").write_text("exit 1\n")  # no browser to be had
+    (tmp_path / "a b" / ".ci" / "browser").chmod(0o755)
     report = "import os, sys; print(os.getcwd(), sys.argv[1:], os.environ['COURSE_TORCH_INDEX']); sys.exit(7)"
     (tmp_path / "a b" / "start.py").write_text(report)
     done = subprocess.run(["bash", tmp_path / "a b" / ".ci" / "run"], cwd="/", capture_output=True, text=True)
@@ -72,7 +75,7 @@ def test_make_runs_inside_the_environment():
     outside = [
         line
         for line in recipes
-        if not line.startswith(("$(VENV)", "$(TESTS)", "$(NBVAL)", "OMP_NUM_THREADS=2 $(VENV)"))
+        if not line.startswith(("$(VENV)", "$(TESTS)", "$(NBVAL)", "$(BROWSER)", "OMP_NUM_THREADS=2 $(VENV)"))
     ]
     assert [line for line in outside if not line.startswith(("@$(PYTHON) start.py", "@grep", "rm ", "find "))] == []
 
