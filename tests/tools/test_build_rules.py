@@ -58,6 +58,9 @@ EDITS = {
     "marker": (AFTER, f"```python\n# NBVAL_IGNORE_OUTPUT\nx = 1\n```\n\n{AFTER}", "# NBVAL", "not a comment"),
     "paper": ("- [a paper or a page, and why]", "- *LoRA*, arXiv 2106.09685.", "- *LoRA*", "write [*the title*](https"),
     "bare address": (AFTER, f"See https://arxiv.org/abs/1412.6980.\n\n{AFTER}", "See", "arXiv's 1412.6980 is no link"),
+    "escaped sign": (AFTER, f"$$a \\, b$$\n\n{AFTER}", "$$a", "'\\\\,' in $$a \\, b$$ is lost on GitHub"),
+    "index": (AFTER, f"Then $(a b)_i$.\n\n{AFTER}", "Then", "')_' in $(a b)_i$ is lost on GitHub"),
+    "hyphen": (AFTER, f"A rank-$r$ update.\n\n{AFTER}", "A rank", "$r$ stands right behind '-'"),
     "too many": (AFTER, NOT_COMPARED * 3 + AFTER, None, "3 of 9 code cells are not compared; 2 at the most"),
 }  # fmt: skip
 
@@ -82,9 +85,11 @@ def test_a_broken_rule_is_told_with_its_line(course, rule):
         assert found[0].startswith(f"lessons/{STEM}.md, line {line}: ")
 
 
-def test_a_linked_paper_and_a_decimal_number_are_fine(course):
+def test_what_only_looks_like_a_fault_is_fine(course):
     path = course.root / "lessons" / f"{STEM}.md"
-    fine = "- [*LoRA*](https://arxiv.org/abs/2106.09685), 1.10203 and 99.12345\n"
+    fine = (
+        "- [*LoRA*](https://arxiv.org/abs/2106.09685), 1.10203, 99.12345, $a_{i} \\thinspace b$, `$X*` and `$(Y)_Z`\n"
+    )
     path.write_text(
         path.read_text(encoding="utf-8").replace("- [a paper or a page, and why]\n", fine), encoding="utf-8"
     )

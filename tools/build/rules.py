@@ -30,6 +30,11 @@ PLACEHOLDER = re.compile(r"^(?:- |#+ (?:Exercise: )?)?(\[[^\]\n]+\])(?![(\[:])",
 # A number of arXiv, month and count, that doesn't end a link to its page.
 UNLINKED_PAPER = re.compile(r"(?<!\]\(https://arxiv\.org/abs/)\b((?:0[7-9]|[12]\d)(?:0[1-9]|1[0-2])\.\d{4,5})\b")
 
+FORMULA = re.compile(r"`[^`\n]*`|\$\$.+?\$\$|(?<![\\$])\$(?!\s)[^$\n]+?(?<!\s)\$", re.S)
+# GitHub reads a lesson's formulas as Markdown first: an escaped sign loses its backslash, and _ behind a bracket or a
+# prime, or *, may begin italics.
+EATEN = re.compile(r"\\[^A-Za-z\s]|[)}\]'|]_|\*")
+
 COMMENT_MARKERS = re.compile(r"^\s*#\s*(NBVAL_\w+|PYTEST_VALIDATE_IGNORE_OUTPUT)\s*$", re.M)
 
 Found = Iterator[tuple[int, str]]
@@ -218,6 +223,19 @@ def _papers(lesson: Lesson, course: Course) -> Found:
         yield line, f"arXiv's {found[1]} is no link: write [*the title*](https://arxiv.org/abs/{found[1]})"
 
 
+def _formulas(lesson: Lesson, course: Course) -> Found:
+    """A formula reads the same in JupyterLab, in Colab and, as part of a lesson, on GitHub."""
+    for line, found in _in_prose(lesson, FORMULA):
+        if found[0].startswith("`"):  # code, with a $ of its own
+            continue
+        if eaten := EATEN.search(found[0]):
+            instead = r"write \thinspace, \lbrace, \cr or \ast, and name what is in the brackets"
+            yield line, f"{eaten[0]!r} in {found[0]} is lost on GitHub, which reads it as Markdown: {instead}"
+        before = found.string[found.start() - 1 : found.start()]
+        if re.match(r"[\w-]", before):
+            yield line, f"{found[0]} stands right behind {before!r}, and GitHub shows no formula there"
+
+
 RULES: tuple[Callable[[Lesson, Course], Found], ...] = (
     _opening,
     _running_time,
@@ -228,4 +246,5 @@ RULES: tuple[Callable[[Lesson, Course], Found], ...] = (
     _not_compared,
     _closing,
     _papers,
+    _formulas,
 )
