@@ -111,7 +111,7 @@ def test_every_relative_link_leads_to_a_file(path):
     cells = cells_of(path) if path.suffix == ".ipynb" else [{"source": path.read_text(encoding="utf-8")}]
     prose = "\n".join(cell["source"] for cell in cells if cell.get("cell_type") != "code")
     prose = re.sub(r"(?ms)^ *```.*?^ *```|`[^`\n]*`", "", prose)
-    links = re.findall(r"\]\((?!\w+:|#)(.*?)(?:#.*?)?\)", prose)
+    links = re.findall(r"\]\((?!\w+:|#)(.*?)(?:[?#].*?)?\)", prose)
     assert [link for link in links if not (path.parent / link).exists()] == []
     if path.suffix == ".ipynb":
         others = {other.name for other in NOTEBOOKS} - {path.name}
