@@ -106,6 +106,18 @@ def test_the_badge_and_the_setup_cell_lead(path):
     assert cells[2]["outputs"] == [], "the setup cell prints nothing outside Colab"
 
 
+@pytest.mark.parametrize("path", [*NOTEBOOKS, *ROOT.glob("lessons/*.md")], ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_every_relative_link_leads_to_a_file(path):
+    cells = cells_of(path) if path.suffix == ".ipynb" else [{"source": path.read_text(encoding="utf-8")}]
+    prose = "\n".join(cell["source"] for cell in cells if cell.get("cell_type") != "code")
+    prose = re.sub(r"(?ms)^ *```.*?^ *```|`[^`\n]*`", "", prose)
+    links = re.findall(r"\]\((?!\w+:|#)(.*?)(?:[?#].*?)?\)", prose)
+    assert [link for link in links if not (path.parent / link).exists()] == []
+    if path.suffix == ".ipynb":
+        others = {other.name for other in NOTEBOOKS} - {path.name}
+        assert others <= set(links), "a notebook links to every other chapter"
+
+
 @each_notebook
 def test_every_check_says_what_this_copy_should(path):
     verdict = core.NOT_SOLVED if path.parent.name == "notebooks" else core.PASSED

@@ -48,8 +48,13 @@ STALE = {
     "tag": (lambda c: lesson_edited(c, ' tags=["nbval-ignore-output"]', ""), "the metadata of cell", BOTH),
     "longer": (
         lambda c: lesson_edited(c, "add_one(2))\n```\n", "add_one(2))\n```\n\nEnd.\n"),
-        "gives 16",
+        "the source of cell 15",
         BOTH,
+    ),
+    "shorter": (
+        lambda c: change_stored(c, "notebooks", lambda n: n["cells"].pop()),
+        "has 15 cells, the lesson gives 16",
+        LEARNER,
     ),
     "id": (lambda c: change_stored(c, "notebooks", renamed), "the id of cell 4", LEARNER),
     "source": (lambda c: change_stored(c, "notebooks", rewritten), "the source of cell 4", LEARNER),

@@ -15,7 +15,7 @@ from tools.build.new import main, new_chapter
 @pytest.mark.slow
 def test_a_new_chapter_passes_as_it_is(tmp_path):
     """In a copy of the course: `make new`, the build, --check, the run, and the tests of its exercise."""
-    for folder in ("lessons", "tools", "utils", "tests"):
+    for folder in ("lessons", "tools", "utils", "tests", "notebooks", "solutions"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "assets").symlink_to(ROOT / "assets")
     for name in ("README.md", "pyproject.toml", "start.py"):
@@ -32,8 +32,12 @@ def test_a_new_chapter_passes_as_it_is(tmp_path):
 
     said = run("tools.build.new", number, "Two words, and a half")
     assert f"lessons/{stem}.md" in said and f"ch{number}.py" in said and "README.md" in said
+    assert "note: " not in said
+    for kind in ("notebooks", "solutions"):
+        for other in (tmp_path / kind).glob("*.ipynb"):
+            assert f"({stem}.ipynb)" in other.read_text(encoding="utf-8")
     run("tools.build", number)
-    run("tools.build", "--check", number)
+    run("tools.build", "--check")
     assert failures(tmp_path, "-p", "tools.pytest_notebooks", f"solutions/{stem}.ipynb", path=tmp_path) == {}
     exercises = next((tmp_path / "tests").rglob("test_exercises.py"))
     assert " passed" in run("pytest", "-q", str(exercises), "-k", f"update_size_{number}")

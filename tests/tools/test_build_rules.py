@@ -56,6 +56,11 @@ EDITS = {
     "untagged": (AFTER, "```python\n# Not compared: it is a time\n```\n\n## Recap", "# Not compared", "has no tags="),
     "no reason": (AFTER, NOT_COMPARED.replace("a time is another one", "odd") + AFTER, "# Not compared", "says why"),
     "marker": (AFTER, f"```python\n# NBVAL_IGNORE_OUTPUT\nx = 1\n```\n\n{AFTER}", "# NBVAL", "not a comment"),
+    "paper": ("- [a paper or a page, and why]", "- *LoRA*, arXiv 2106.09685.", "- *LoRA*", "write [*the title*](https"),
+    "bare address": (AFTER, f"See https://arxiv.org/abs/1412.6980.\n\n{AFTER}", "See", "arXiv's 1412.6980 is no link"),
+    "escaped sign": (AFTER, f"$$a \\, b$$\n\n{AFTER}", "$$a", "'\\\\,' in $$a \\, b$$ is lost on GitHub"),
+    "index": (AFTER, f"Then $(a b)_i$.\n\n{AFTER}", "Then", "')_' in $(a b)_i$ is lost on GitHub"),
+    "hyphen": (AFTER, f"A rank-$r$ update.\n\n{AFTER}", "A rank", "$r$ stands right behind '-'"),
     "too many": (AFTER, NOT_COMPARED * 3 + AFTER, None, "3 of 9 code cells are not compared; 2 at the most"),
 }  # fmt: skip
 
@@ -78,6 +83,30 @@ def test_a_broken_rule_is_told_with_its_line(course, rule):
     if at:
         line = next(number for number, line in enumerate(after.splitlines(), 1) if line.startswith(at))
         assert found[0].startswith(f"lessons/{STEM}.md, line {line}: ")
+
+
+def test_what_only_looks_like_a_fault_is_fine(course):
+    path = course.root / "lessons" / f"{STEM}.md"
+    fine = (
+        "- [*LoRA*](https://arxiv.org/abs/2106.09685), 1.10203, 99.12345, $a_{i} \\thinspace b$, `$X*` and `$(Y)_Z`\n"
+    )
+    path.write_text(
+        path.read_text(encoding="utf-8").replace("- [a paper or a page, and why]\n", fine), encoding="utf-8"
+    )
+    assert told(course) == []
+
+
+def test_the_first_chapters_table_links_to_each_chapter(course):
+    first = course.root / "lessons" / f"{STEM}.md"
+    row = f"\n| | chapter | the question |\n|---|---|---|\n| 0 | [Out]({STEM}.md) | what? |\n"
+    first.write_text(first.read_text(encoding="utf-8") + row, encoding="utf-8")
+    new.new_chapter("01", "In it", course, course.root / "utils" / "course" / "checks")
+    assert first.read_text(encoding="utf-8").endswith("| 1 | [In it](01_in_it.md) | [the question that it answers] |\n")
+    second = read_lesson(course.root / "lessons" / "01_in_it.md")
+    assert broken(second, course) == []
+    first.write_text(first.read_text(encoding="utf-8").replace("(01_in_it.md)", "(01.md)"), encoding="utf-8")
+    (said,) = broken(second, course)
+    assert f"the table in lessons/{STEM}.md has no row '| 1 | [In it](01_in_it.md) | ... |'" in said
 
 
 def test_a_long_median_and_a_chapter_without_exercises_are_told(course):

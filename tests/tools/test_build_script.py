@@ -30,7 +30,7 @@ def test_tagged_cells_make_a_script_that_runs(tmp_path):
     assert done.stdout == "['a'] 3\n"
     assert subprocess.run([sys.executable, "-m", "ruff", "format", "--check", tmp_path / "capstone.py"]).returncode == 0
     stored = json.loads((tmp_path / "notebooks" / "01_b.ipynb").read_text())
-    assert [c["metadata"] for c in stored["cells"][3:]] == [{"tags": ["capstone"]}] * 2
+    assert [c["metadata"] for c in stored["cells"][3:-1]] == [{"tags": ["capstone"]}] * 2
     assert "__main__" not in json.dumps(stored)
 
 

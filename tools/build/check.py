@@ -9,7 +9,7 @@ from pathlib import Path
 import nbformat
 from nbformat import NotebookNode
 
-from tools.build.lesson import LEARNER, METADATA, SOLVED, Course, Lesson, make
+from tools.build.lesson import LEARNER, METADATA, SOLVED, Course, Lesson, cell_ids, make
 from tools.build.one_run import disagreements
 
 
@@ -55,18 +55,17 @@ def _staleness(path: Path, fresh: NotebookNode, lesson: Lesson) -> str | None:
             strict=True,
         ):
             if mine != its:
-                place = f"cell {index} ({have[1]}){_in_lesson(lesson, index)}"
+                place = f"cell {index} ({have[1]}){_in_lesson(lesson, want.id)}"
                 return f"is stale: the {what} of {place} is not what the lesson gives"
     if len(cells) != len(fresh.cells):
         return f"is stale: it has {len(cells)} cells, the lesson gives {len(fresh.cells)}"
     for index, cell in enumerate(cells):
         if cell[0] == "code" and cell[4] is None:
-            return f"has a cell that was never run: cell {index} ({cell[1]}){_in_lesson(lesson, index)}"
+            return f"has a cell that was never run: cell {index} ({cell[1]}){_in_lesson(lesson, cell[1])}"
     return None
 
 
-def _in_lesson(lesson: Lesson, index: int) -> str:
-    """Where a notebook's cell stands in its lesson; nothing for the badge and the setup cell, which no lesson holds."""
-    if index in (0, 2):
-        return ""
-    return f", {lesson.where(0 if index == 1 else index - 2)},"
+def _in_lesson(lesson: Lesson, identity: str) -> str:
+    """Where a notebook's cell stands in its lesson; nothing for a cell that no lesson holds, such as the badge."""
+    ids = cell_ids(lesson)
+    return f", {lesson.where(ids.index(identity))}," if identity in ids else ""

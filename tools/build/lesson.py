@@ -33,6 +33,9 @@ import jupytext
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
+from tools.build import navigation
+from tools.build.navigation import LESSON_FILE, WAYS, to_notebooks
+
 ROOT = Path(__file__).resolve().parents[2]
 
 LEARNER, SOLVED = "notebooks", "solutions"
@@ -291,7 +294,7 @@ def make(lesson: Lesson, kind: str, course: Course) -> NotebookNode:
     cells = []
     for index, (cell, identity) in enumerate(zip(lesson.cells, cell_ids(lesson), strict=True)):
         if cell.cell_type == "markdown":
-            source = NOEVAL.sub(r"\1", cell.source)
+            source = to_notebooks(NOEVAL.sub(r"\1", cell.source))
             cells.append(new_markdown_cell(source, id=identity, metadata=dict(cell.metadata)))
             continue
         learner, solved = split_solution(cell.source, lesson.where(index))
@@ -304,7 +307,8 @@ def make(lesson: Lesson, kind: str, course: Course) -> NotebookNode:
                 raise BuildError(f"{lesson.where(index)}: {problem}") from None
         cells.append(new_code_cell(learner if kind == LEARNER else solved, id=identity, metadata=metadata))
     head = _head(lesson, kind, course)
-    return new_notebook(cells=[head[0], cells[0], head[1], *cells[1:]], metadata=copy.deepcopy(METADATA))
+    ways = _ways(cells[0], lesson, kind, course)
+    return new_notebook(cells=[head[0], cells[0], head[1], *cells[1:], ways], metadata=copy.deepcopy(METADATA))
 
 
 def _head(lesson: Lesson, kind: str, course: Course) -> tuple[NotebookNode, NotebookNode]:
@@ -320,9 +324,22 @@ def _head(lesson: Lesson, kind: str, course: Course) -> tuple[NotebookNode, Note
     return badge, new_code_cell(course.setup.strip("\n"), id="course-setup", metadata=folded)
 
 
+def _ways(opening: NotebookNode, lesson: Lesson, kind: str, course: Course) -> NotebookNode:
+    """Puts the links to the neighbours under the opening; gives the cell with all the links, for the end."""
+    from utils.course.colab import Origin, notebook_page
+
+    stem, chapters = lesson.path.stem, navigation.chapters(course.root)
+    if links := navigation.line(stem, chapters):
+        opening.source += f"\n\n{links}"
+    other = ("this chapter, solved", SOLVED) if kind == LEARNER else ("this chapter with its exercises open", LEARNER)
+    origin = Origin(course.repository, course.ref)
+    source = navigation.end(stem, chapters, other, lambda name: notebook_page(origin, f"{kind}/{name}"))
+    return new_markdown_cell(source, id=WAYS)
+
+
 def find_lessons(course: Course, chapters: Sequence[str] = ()) -> list[Path]:
     """The lessons' files, or those of the given chapters. Raises BuildError when there is none."""
-    paths = sorted((course.root / "lessons").glob("[0-9][0-9]_*.md"))
+    paths = sorted((course.root / "lessons").glob(LESSON_FILE))
     if not paths:
         raise BuildError("there are no lessons: nothing like lessons/00_topic.md")
     for chapter in chapters:

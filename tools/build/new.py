@@ -1,18 +1,22 @@
-"""Write a new chapter's skeleton: a lesson with one exercise, its checks and reference, and the README's row.
+"""Write a new chapter's skeleton: a lesson with one exercise, its checks and reference, and its rows in the tables.
 
     python -m tools.build.new 15 "Out of the notebook"        (`make new CH=15 TITLE="Out of the notebook"`)
 
-The skeleton passes the build and the tests as it is; what is in square brackets is yours to write.
+The skeleton passes the build and the tests as it is; what is in square brackets is yours to write. The tables are the
+README's and chapter 0's, and every other notebook gets its link to the new chapter.
 """
 
 from __future__ import annotations
 
+import asyncio
 import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tools.build.lesson import BEGIN, END, HEADER, ROOT, BuildError, Course, read_lesson
+from tools.build.execute import REUSE, build
+from tools.build.lesson import BEGIN, END, HEADER, ROOT, BuildError, Course, find_lessons, read_lesson
+from tools.build.navigation import LESSON_FILE
 from tools.build.references import reference_modules, write_references
 from tools.build.rules import colab_link
 
@@ -104,6 +108,7 @@ exercise(
 '''
 
 ROW = "| {number:02d} | [{title}](notebooks/{stem}.ipynb) | [what one builds] | 60 | [Colab][{number:02d}] |"
+WAY = "| {number} | [{title}]({stem}.md) | [the question that it answers] |"
 
 
 def new_chapter(number: str, title: str, course: Course, checks: Path | None = None) -> list[Path]:
@@ -113,7 +118,7 @@ def new_chapter(number: str, title: str, course: Course, checks: Path | None = N
     next one, the title has no letters, or a file is there already.
     """
     root, checks = course.root, checks or _checks_folder()
-    lessons = sorted((root / "lessons").glob("[0-9][0-9]_*.md"))
+    lessons = sorted((root / "lessons").glob(LESSON_FILE))
     following = int(lessons[-1].name[:2]) + 1 if lessons else 0
     if number != f"{following:02d}":
         raise BuildError(
@@ -136,19 +141,28 @@ def new_chapter(number: str, title: str, course: Course, checks: Path | None = N
         "begin": BEGIN,
         "end": END,
     }
-    lines = readme.read_text(encoding="utf-8").splitlines()
-    for begins, line in ((r"\| \d\d \| \[", ROW.format(**given)), (r"\[\d\d\]: ", colab_link(stem, course))):
+    tables = {readme: [(r"\| \d\d \| \[", ROW.format(**given)), (r"\[\d\d\]: ", colab_link(stem, course))]}
+    if lessons:
+        tables[lessons[0]] = [(r"\| \d+ \| ", WAY.format(**given))]
+    texts = {path: _with_rows(path, rows) for path, rows in tables.items()}
+    texts |= {lesson: HEADER + LESSON.format(**given), module: CHECKS.format(**given)}
+    for path, text in texts.items():
+        path.write_text(text, encoding="utf-8", newline="\n")
+    references = write_references(reference_modules([read_lesson(lesson)]), course)  # which the checks import
+    return [lesson, module, *(root / name for name in references), *tables]
+
+
+def _with_rows(path: Path, rows: Sequence[tuple[str, str]]) -> str:
+    """A file's text with each line put below the last one that begins as the pattern says."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    for begins, line in rows:
         last = max((i for i, text in enumerate(lines) if re.match(begins, text)), default=None)
         if last is None:
             raise BuildError(
-                f"README.md has no table of chapters, or no links to Colab below it; {line!r} belongs there"
+                f"{path.name} has no table of chapters, or no links to Colab below it; {line!r} belongs there"
             )
         lines.insert(last + 1, line)
-    lesson.write_text(HEADER + LESSON.format(**given), encoding="utf-8", newline="\n")
-    module.write_text(CHECKS.format(**given), encoding="utf-8", newline="\n")
-    readme.write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
-    references = write_references(reference_modules([read_lesson(lesson)]), course)  # which the checks import
-    return [lesson, module, *(root / name for name in references), readme]
+    return "\n".join(lines) + "\n"
 
 
 def _checks_folder() -> Path:
@@ -164,11 +178,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print('usage: make new CH=15 TITLE="Out of the notebook"', file=sys.stderr)
         return 2
     try:
-        paths = new_chapter(*arguments, Course.here())
+        course = Course.here()
+        others = find_lessons(course)
+        paths = new_chapter(*arguments, course)
+        print("\n".join(str(path.relative_to(ROOT)) for path in paths))
+        errors = asyncio.run(build([read_lesson(path) for path in others], course, REUSE))  # their links
     except BuildError as problem:
         print(f"error: {problem}", file=sys.stderr)
         return 1
-    print("\n".join(str(path.relative_to(ROOT)) for path in paths))
+    for error in errors:
+        print(f"note: no link to the new chapter yet: {error}")
     print(f"Next: write, then `make notebooks CH={arguments[0]}` and `make architecture`.")
     return 0
 

@@ -27,6 +27,7 @@ from nbformat import NotebookNode
 
 from tools.build.aside import call
 from tools.build.lesson import LEARNER, NOT_COMPARED, SOLVED, BuildError
+from tools.build.navigation import WAYS
 
 PROGRESS = re.compile(r"\bprogress\(\)")
 
@@ -109,14 +110,15 @@ def bound(*sources: str) -> set[str]:
 def disagreements(learner: NotebookNode, solved: NotebookNode) -> Iterator[tuple[int, str]]:
     """Where the stored copies of one chapter differ and must not: (cell's index, what differs).
 
-    What may differ is what :func:`steps` runs for both copies, the badge's address, and outputs that aren't compared.
+    What may differ is what :func:`steps` runs for both copies, the badge's address, the links at the end, and outputs
+    that aren't compared.
     """
     for index, (mine, theirs) in enumerate(zip(learner.cells, solved.cells, strict=False)):
         if (mine.cell_type, mine.id) != (theirs.cell_type, theirs.id):
             yield index, "the two copies have different cells here"
             return
         kind = role(theirs) if theirs.cell_type == "code" else None
-        if mine.source != theirs.source and kind != "solution" and theirs.id != "colab-badge":
+        if mine.source != theirs.source and kind != "solution" and theirs.id not in ("colab-badge", WAYS):
             yield index, "the source differs between the two copies"
         if theirs.cell_type == "code" and kind is None and is_compared(theirs) and mine.outputs != theirs.outputs:
             said = " | ".join(_texts(cell.outputs) for cell in (mine, theirs))

@@ -15,7 +15,7 @@ import re
 import statistics
 from collections.abc import Callable, Iterator
 
-from tools.build.lesson import LEARNER, SOLVED, Course, Lesson, exercise_cells, split_solution
+from tools.build.lesson import LEARNER, SOLVED, Course, Lesson, exercise_cells, find_lessons, split_solution
 from tools.build.one_run import is_compared
 
 LONGEST, MEDIAN = 25, 6
@@ -26,6 +26,14 @@ TOLERANCE, AT_LEAST = 0.25, 5
 
 SECTION = re.compile(r"^## (.*)$((?:\n(?!## ).*)*)", re.M)
 PLACEHOLDER = re.compile(r"^(?:- |#+ (?:Exercise: )?)?(\[[^\]\n]+\])(?![(\[:])", re.M)
+
+# A number of arXiv, month and count, that doesn't end a link to its page.
+UNLINKED_PAPER = re.compile(r"(?<!\]\(https://arxiv\.org/abs/)\b((?:0[7-9]|[12]\d)(?:0[1-9]|1[0-2])\.\d{4,5})\b")
+
+FORMULA = re.compile(r"`[^`\n]*`|\$\$.+?\$\$|(?<![\\$])\$(?!\s)[^$\n]+?(?<!\s)\$", re.S)
+# GitHub reads a lesson's formulas as Markdown first: an escaped sign loses its backslash, and _ behind a bracket or a
+# prime, or *, may begin italics.
+EATEN = re.compile(r"\\[^A-Za-z\s]|[)}\]'|]_|\*")
 
 COMMENT_MARKERS = re.compile(r"^\s*#\s*(NBVAL_\w+|PYTEST_VALIDATE_IGNORE_OUTPUT)\s*$", re.M)
 
@@ -116,6 +124,17 @@ def _readme(lesson: Lesson, course: Course) -> Found:
         yield lesson.lines[0], f"README.md has no line '{link}'"
 
 
+def _way(lesson: Lesson, course: Course) -> Found:
+    """Chapter 0's table has the chapter, with this title, and links to it."""
+    first = find_lessons(course)[0]
+    if lesson.path == first:
+        return
+    number, _, title = lesson.cells[0].source.split("\n", 1)[0].removeprefix("# Chapter ").partition(": ")
+    begins = f"| {number} | [{title}]({lesson.path.name}) | "
+    if not any(line.startswith(begins) for line in first.read_text(encoding="utf-8").splitlines()):
+        yield lesson.lines[0], f"the table in lessons/{first.name} has no row '{begins}... |', ... being its question"
+
+
 def colab_link(stem: str, course: Course) -> str:
     """The README's line that says where a chapter opens in Colab."""
     from utils.course.colab import Origin, notebook_page
@@ -198,12 +217,34 @@ def _not_compared(lesson: Lesson, course: Course) -> Found:
             yield line, "a cell that is not compared says why in its first line: '# Not compared: a time, ...'"
 
 
+def _papers(lesson: Lesson, course: Course) -> Found:
+    """A paper's number at arXiv is the address of a link."""
+    for line, found in _in_prose(lesson, UNLINKED_PAPER):
+        yield line, f"arXiv's {found[1]} is no link: write [*the title*](https://arxiv.org/abs/{found[1]})"
+
+
+def _formulas(lesson: Lesson, course: Course) -> Found:
+    """A formula reads the same in JupyterLab, in Colab and, as part of a lesson, on GitHub."""
+    for line, found in _in_prose(lesson, FORMULA):
+        if found[0].startswith("`"):  # code, with a $ of its own
+            continue
+        if eaten := EATEN.search(found[0]):
+            instead = r"write \thinspace, \lbrace, \cr or \ast, and name what is in the brackets"
+            yield line, f"{eaten[0]!r} in {found[0]} is lost on GitHub, which reads it as Markdown: {instead}"
+        before = found.string[found.start() - 1 : found.start()]
+        if re.match(r"[\w-]", before):
+            yield line, f"{found[0]} stands right behind {before!r}, and GitHub shows no formula there"
+
+
 RULES: tuple[Callable[[Lesson, Course], Found], ...] = (
     _opening,
     _running_time,
     _readme,
+    _way,
     _exercises,
     _lengths,
     _not_compared,
     _closing,
+    _papers,
+    _formulas,
 )

@@ -3,9 +3,9 @@
 An adapter is a dictionary from a layer's name to its :class:`Factors`. :func:`combine` knows the eleven ways of PEFT
 0.21. They differ in *what* is summed. ``cat`` puts the factors behind each other, and its product is the weighted sum
 of the corrections. ``linear`` sums the factors, so that its product has cross terms. ``svd`` sums the corrections and
-keeps what fits into a rank. The others thin or vote before they sum: TIES (Yadav et al., 2023, arXiv 2306.01708),
-DARE (Yu et al., 2023, arXiv 2311.03099), and magnitude pruning; each on the factors or, with ``_svd``, on the
-corrections.
+keeps what fits into a rank. The others thin or vote before they sum: TIES (Yadav et al., 2023,
+https://arxiv.org/abs/2306.01708), DARE (Yu et al., 2023, https://arxiv.org/abs/2311.03099), and magnitude pruning; each
+on the factors or, with ``_svd``, on the corrections.
 
 Attributes:
     Adapter: The factors of every layer that the adapter corrects, by the layer's name in the base model.

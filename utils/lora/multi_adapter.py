@@ -5,8 +5,9 @@ Every row of the batch takes its own LoRA correction, in one pass over the base.
 The factors of all adapters are stacked: `lora_A` is (adapters, r, in), `lora_B` is (adapters, out, r). A batch comes
 with a number for each row, which adapter it wants; the layer gathers those factors and multiplies batch by batch.
 Number 0 is :data:`BASE`, whose factors are zero. Ranks may differ: the smaller ones are padded with zeros. This is the
-plain form of what Punica (Chen et al., 2023, arXiv 2310.18547) and S-LoRA (Sheng et al., 2023, arXiv 2311.03285) do
-with kernels of their own, which read the factors in place rather than copy them for every row.
+plain form of what Punica (Chen et al., 2023, https://arxiv.org/abs/2310.18547) and S-LoRA (Sheng et al., 2023,
+https://arxiv.org/abs/2311.03285) do with kernels of their own, which read the factors in place rather than copy them
+for every row.
 
 Attributes:
     BASE: The name that asks for the base model without an adapter, as in PEFT's ``adapter_names``.
