@@ -55,7 +55,6 @@ TORCH = "torch==2.13.0"
 PYTORCH_INDEX = "https://download.pytorch.org/whl/"
 GIGABYTES = {"cpu": 4, "cuda": 12}  # what the environment, the downloads and pip's cache take together
 OLDEST_MACOS = 14  # for which torch has wheels
-KERNEL, KERNEL_TITLE = "lora-course", "LoRA course (lora-zero-to-hero)"
 FIRST_NOTEBOOK = "notebooks/00_start_here.ipynb"
 
 UTF8 = {"PYTHONUTF8": "1"}  # else a Python on Windows reads the course's files in the code page of the country
@@ -428,14 +427,10 @@ def install_torch(venv, index, replace):
 
 
 def install_course(home, venv):
-    """Installs the repository itself, editable, and registers its kernel inside the environment."""
+    """Installs the repository itself, editable. Its kernel is the environment's own, python3."""
     code, said = pip(venv, "install", "--no-deps", "--no-build-isolation", "-e", str(home))
     if code:
         raise Trouble(explain(said, "the course itself", venv))
-    kernel = ["ipykernel", "install", "--sys-prefix", "--name", KERNEL, "--display-name", KERNEL_TITLE]
-    code, said = run_quietly([str(python_of(venv)), "-m", *kernel])
-    if code:
-        raise Trouble(f"The course's kernel can't be registered ({last_line(said)}); delete the folder .venv {AGAIN}")
     settings = venv / "share" / "jupyter" / "lab" / "settings" / "overrides.json"
     if not settings.exists():  # a fresh JupyterLab would ask about news before anything else
         quiet = {"@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": False}}
@@ -508,7 +503,7 @@ def open_lab(home, python, options):
         command.append("--allow-root")  # as in containers; it listens on this machine only and asks for a token
     say("Opening JupyterLab. Leave this window open while you work; Ctrl-C in it ends JupyterLab.")
     os.chdir(str(home))
-    os.environ.update(UTF8)
+    os.environ.update(UTF8, JUPYTER_PREFER_ENV_PATH="1")  # .venv's kernel python3 before one of the user's
     if os.name == "posix":
         os.execv(command[0], command)
     process = subprocess.Popen(command)

@@ -226,7 +226,8 @@ def test_what_is_declared_is_imported_or_has_a_reason():
 
 
 def test_start_py_and_the_colab_module_import_the_standard_library_only():
-    assert imported("start.py", "utils/__init__.py", "utils/course/colab.py") == {}
+    hosted = [f"utils/course/{name}.py" for name in ("colab", "packages", "progress")]
+    assert imported("start.py", "utils/__init__.py", "utils/course/__init__.py", *hosted) == {}
 
 
 def test_the_search_for_imports_finds_each_kind():

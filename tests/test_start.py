@@ -546,17 +546,6 @@ def test_pip_counts_what_it_prints(start, home, monkeypatch, capsys):
 # -------------------------------------------------------------------------------- what others write of it
 
 
-def test_the_kernel_is_the_one_that_every_lesson_and_notebook_asks_for(start):
-    wanted = {"display_name": start.KERNEL_TITLE, "language": "python", "name": start.KERNEL}
-    notebooks = [*ROOT.glob("notebooks/*.ipynb"), *ROOT.glob("solutions/*.ipynb")]
-    assert notebooks
-    for path in notebooks:
-        assert json.loads(path.read_text(encoding="utf-8"))["metadata"]["kernelspec"] == wanted, path.name
-    header = "  kernelspec:\n" + "".join(f"    {key}: {value}\n" for key, value in wanted.items()) + "---\n"
-    for path in ROOT.glob("lessons/[0-9]*.md"):
-        assert header in path.read_text(encoding="utf-8"), path.name
-
-
 def test_the_readme_says_how_much_disk_is_looked_for(start):
     said = f"{start.GIGABYTES['cpu']} GB of free disk, or {start.GIGABYTES['cuda']} GB with CUDA"
     assert said in " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())

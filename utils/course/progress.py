@@ -24,7 +24,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import count
@@ -128,6 +128,16 @@ def recorded() -> dict[str, Entry]:
         return _with_kept(load(path))
     except (OSError, Unreadable):
         return dict(_kept)
+
+
+def join(entries: Mapping[str, Entry]) -> None:
+    """Add the `entries` of another record to this one. Raises OSError when it can't be written."""
+    path = place(ROOT)
+    if path is None or not entries:
+        return
+    with _locked(path):
+        known = _load_or_set_aside(path)
+        _save(path, known | {name: known.get(name, Entry()).joined(entry) for name, entry in entries.items()})
 
 
 def described(now: str | None, entry: Entry | None) -> tuple[str, bool]:
