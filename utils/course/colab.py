@@ -30,7 +30,7 @@ DRIVE = Path("/content/drive/MyDrive/lora-zero-to-hero")
 WORKING = Path("/kaggle/working/lora-zero-to-hero")
 
 SETUP_CELL = """\
-# Setup. On Colab and Kaggle: fetch the course as this notebook knows it, and install what is missing.
+# Setup. On Colab and Kaggle: fetch the course as this notebook knows it, and what is missing.
 # Everywhere: silence four upstream warnings.
 import os
 import shutil
@@ -54,7 +54,8 @@ if "google.colab" in sys.modules or "KAGGLE_KERNEL_RUN_TYPE" in os.environ:
         if "not found in upstream" in done.stderr:
             raise SystemExit(f"{{ref}} is gone from {{address}}: open the chapter afresh from there.")
         if done.returncode:
-            raise SystemExit(f"No way to {{address}}. On Kaggle: Settings > Turn on internet.\\n{{done.stderr}}")
+            advice = "On Kaggle: Settings > Turn on internet."
+            raise SystemExit(f"No way to {{address}}. {{advice}}\\n{{done.stderr}}")
         os.rename(part, home)
     if git("rev-parse", f"HEAD:{{lesson}}").stdout.strip() != version:
         search = ["log", "-1", "--first-parent", "-m", "--no-renames", "--format=%H^"]

@@ -22,6 +22,7 @@ import tomllib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from importlib.metadata import Distribution, PackageNotFoundError, distributions, version
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 KEPT = ("torch", "numpy")
@@ -168,11 +169,8 @@ def in_use(replaced: Collection[str]) -> list[str]:
 
 
 def _file(module: object) -> str | None:
-    """Where a module came from. A few stand-ins in sys.modules answer any question, or with an error."""
-    try:
-        file = vars(module).get("__file__")
-    except TypeError:
-        return None
+    """Where a module came from. sys.modules holds other things too, and modules that load on any question."""
+    file = vars(module).get("__file__") if isinstance(module, ModuleType) else None
     return file if isinstance(file, str) else None
 
 
