@@ -173,6 +173,14 @@ def test_so_is_one_that_is_built_on_compiled_code_that_was_replaced(site, file, 
     assert packages.in_use({"made-core"}) == found
 
 
+def test_what_python_itself_loads_of_setuptools_is_no_reason_to_restart(site):
+    site.make("made-tools", "_distutils_hack/__init__.py", "made_tools/__init__.py")
+    site.load("_distutils_hack/__init__.py")
+    assert packages.in_use({"made-tools"}) == []
+    site.load("made_tools/__init__.py")
+    assert packages.in_use({"made-tools"}) == ["made-tools"]
+
+
 def test_a_stand_in_that_answers_any_question_does_no_harm(site, monkeypatch):
     class Anything:
         __slots__ = ()

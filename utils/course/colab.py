@@ -8,7 +8,7 @@ Attributes:
     WORKING: What Kaggle keeps of a session, with a saved version.
     SETUP_CELL: The setup cell. A branch moves on and a copy of a notebook doesn't, so the cell names its lesson and the
         lesson's git hash: where the branch has another lesson by now, it takes the last commit that had this one. A
-        release's tag has it at once.
+        release's tag has it at once. Readers' copies call ``begin(home)`` for years, so that keeps its name.
 """
 
 from __future__ import annotations

@@ -27,6 +27,9 @@ from typing import Any, NamedTuple
 
 KEPT = ("torch", "numpy")
 
+# Python itself loads this piece of setuptools; a restart would find it as it is.
+_AT_EVERY_START = "_distutils_hack"
+
 # What was replaced under a module that this session has loaded: true until it is restarted.
 _stale: dict[str, str] = {}
 
@@ -171,7 +174,7 @@ def in_use(replaced: Collection[str]) -> list[str]:
 def _file(module: object) -> str | None:
     """Where a module came from. sys.modules holds other things too, and modules that load on any question."""
     file = vars(module).get("__file__") if isinstance(module, ModuleType) else None
-    return file if isinstance(file, str) else None
+    return file if isinstance(file, str) and _AT_EVERY_START not in file else None
 
 
 def _is_compiled(one: Distribution) -> bool:
