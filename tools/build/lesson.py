@@ -18,6 +18,7 @@ agree. A classroom gives out notebooks/ (or what nbgrader makes of solutions/) a
 Attributes:
     LEARNER, SOLVED: The two copies; also the folders' names.
     BADGE: The picture that opens a notebook; tools/draw_badge.py draws it.
+    BADGE_ID, SETUP_ID: The ids of the two cells that no lesson has.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LEARNER, SOLVED = "notebooks", "solutions"
 
 BADGE = ROOT / "assets" / "open-in-colab.png"
+BADGE_ID, SETUP_ID = "colab-badge", "course-setup"
 
 # The one that Colab and Kaggle know, and that every environment with ipykernel has as its own.
 KERNELSPEC = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
@@ -317,9 +319,9 @@ def _head(lesson: Lesson, kind: str, course: Course) -> tuple[NotebookNode, Note
         raise BuildError(f"lessons/{lesson.path.name}: a lesson opens with a title, '# Chapter N: ...'")
     page = notebook_page(Origin(course.repository, course.ref), f"{kind}/{lesson.path.stem}.ipynb")
     picture = base64.b64encode(BADGE.read_bytes()).decode()
-    badge = new_markdown_cell(f"[![Open in Colab](data:image/png;base64,{picture})]({page})", id="colab-badge")
+    badge = new_markdown_cell(f"[![Open in Colab](data:image/png;base64,{picture})]({page})", id=BADGE_ID)
     folded = {"jupyter": {"source_hidden": True}}  # JupyterLab shows a bar to click on
-    return badge, new_code_cell(course.setup(lesson.path).strip("\n"), id="course-setup", metadata=folded)
+    return badge, new_code_cell(course.setup(lesson.path).strip("\n"), id=SETUP_ID, metadata=folded)
 
 
 def find_lessons(course: Course, chapters: Sequence[str] = ()) -> list[Path]:
