@@ -229,7 +229,7 @@ def test_what_is_declared_is_imported_or_has_a_reason():
 
 def test_start_py_and_the_colab_module_import_the_standard_library_only():
     """They run before anything is installed. tests/start/test_entry.py starts one for real."""
-    before = ("colab", "progress", "progress_page", "update", "workspace")
+    before = ("__init__", "colab", "packages", "progress", "progress_page", "update", "workspace")
     assert (
         imported("start.py", "utils/__init__.py", "utils/start/*.py", *(f"utils/course/{m}.py" for m in before)) == {}
     )

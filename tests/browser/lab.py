@@ -19,8 +19,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tools.build.lesson import KERNELSPEC
 from utils.start.lab import SETTINGS
-from utils.start.set_up import KERNEL, KERNEL_TITLE
 
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS_TO_START = 60
@@ -39,7 +39,7 @@ def write_notebook(path: Path, *sources: str) -> None:
         {"cell_type": "code", "id": f"c{n}", "metadata": {}, "execution_count": None, "outputs": [], "source": source}
         for n, source in enumerate(sources)
     ]
-    spec = {"name": KERNEL, "display_name": KERNEL_TITLE, "language": "python"}
+    spec = KERNELSPEC
     notebook = {"cells": cells, "metadata": {"kernelspec": spec}, "nbformat": 4, "nbformat_minor": 5}
     path.write_text(json.dumps(notebook), encoding="utf-8")
 
@@ -85,10 +85,10 @@ def _answers(address: str) -> bool:
 def _environment(root: Path, scratch: Path) -> dict[str, str]:
     """JupyterLab's environment: this Python as the course's kernel, nothing of the user's own settings, no course
     setting, so that progress is kept in the copy's ``work/`` as a reader's is."""
-    kernel = scratch / "share" / "kernels" / KERNEL
+    kernel = scratch / "share" / "kernels" / KERNELSPEC["name"]
     kernel.mkdir(parents=True)
     argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-    spec = {"argv": argv, "display_name": KERNEL_TITLE, "language": "python"}
+    spec = {"argv": argv, "display_name": KERNELSPEC["display_name"], "language": "python"}
     (kernel / "kernel.json").write_text(json.dumps(spec))
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("COURSE_", "JUPYTER"))}
     return kept | {

@@ -112,7 +112,7 @@ def test_every_anchor_on_the_page_is_a_heading_or_the_line_of_a_proof():
 def test_it_is_no_lesson_to_the_build():
     from tools.build.lesson import Course, find_lessons
 
-    assert all(path.stem[:2].isdigit() for path in find_lessons(Course(ROOT, "", "", lambda name: 1)))
+    assert all(path.stem[:2].isdigit() for path in find_lessons(Course(ROOT, "", str, lambda name: 1)))
 
 
 def test_verdicts_are_counted_by_kind():

@@ -6,7 +6,6 @@ Each stands in for the package of that name, and pip sees names, versions and re
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 import re
@@ -14,13 +13,15 @@ import shutil
 import subprocess
 import sys
 import tomllib
+import types
 import zipfile
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 
-from utils.course import colab
+from utils.course import colab, packages, progress
+from utils.course.colab import Origin
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -76,19 +77,30 @@ def bare(tmp_path_factory):
     return folder
 
 
+OLD, NOW, SAME = "# Chapter 0: before\n", "# Chapter 0: now\n", "lessons/00_trial.md"
+
+
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory):
-    """The course as a git repository: what the setup cell imports, and pyproject.toml, on the branch "trial"."""
+    """The course as a git repository: what the setup cell imports, and pyproject.toml, on the branch "trial".
+
+    Its lesson was another one in two earlier commits; the file `age` counts the commits.
+    """
     folder = tmp_path_factory.mktemp("origin") / "course"
     (folder / "utils" / "course").mkdir(parents=True)
     (folder / "notebooks").mkdir()
     (folder / "notebooks" / "here").touch()
-    modules = [f"utils/{name}.py" for name in ("__init__", "course/__init__", "course/colab", "quiet")]
-    for file in (*modules, "pyproject.toml"):
+    (folder / "lessons").mkdir()
+    modules = [f"utils/{name}.py" for name in ("__init__", "quiet", "course/__init__")]
+    modules += [f"utils/course/{name}.py" for name in ("colab", "packages", "progress")]
+    for file in (*modules, "pyproject.toml", "requirements.lock"):
         shutil.copy(ROOT / file, folder / file)
     git("init", "-q", "-b", "trial", cwd=folder)
-    git("add", ".", cwd=folder)
-    git("commit", "-q", "-m", "course", cwd=folder)
+    for age, lesson in enumerate([OLD, OLD, NOW, NOW]):
+        (folder / "age").write_text(str(age))
+        (folder / SAME).write_text(lesson)
+        git("add", ".", cwd=folder)
+        git("commit", "-q", "-m", "course", cwd=folder)
     return folder
 
 
@@ -103,6 +115,7 @@ class Machine:
         self.packages = next(self.env.glob("lib/*/site-packages"))
         (self.packages / "google" / "colab").mkdir(parents=True)
         (self.packages / "google" / "colab" / "__init__.py").touch()
+        (folder / "lessons").mkdir()
 
     def install(self, name: str, version: str) -> None:
         """Puts a package into the environment, as the runtime's makers did."""
@@ -113,9 +126,10 @@ class Machine:
         """Puts a package into the index."""
         write_wheel(self.wheels, name, version, needs)
 
-    def run(self, *, on_colab: bool = True, stand_in: str = "import google.colab", **variables: str):
-        """Runs the setup cell; returns (what it printed, what the probe saw)."""
-        cell = colab.setup_cell("nobody/nowhere", "nothing")
+    def run(self, *, on_colab: bool = True, stand_in: str = "import google.colab", lesson: str = NOW, **variables: str):
+        """Runs the setup cell of a notebook of `lesson`; returns (what it printed, what the probe saw)."""
+        (self.folder / SAME).write_text(lesson)
+        cell = colab.setup_cell(Origin("nobody/nowhere", "nothing"), self.folder / SAME)
         code = PROBE.format(stand_in=stand_in if on_colab else "", cell=cell)
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("PIP_", "COURSE_", "PYTHON"))}
         kept |= {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(self.wheels), "PIP_CONFIG_FILE": os.devnull}
@@ -123,6 +137,7 @@ class Machine:
             "COURSE_HOME": str(self.home),
             "COURSE_REF": "trial",
             "COURSE_REPO": f"file://{self.repository}",
+            "COURSE_PROGRESS": "off",
         }
         if not on_colab:  # there the course is installed
             kept["PYTHONPATH"] = str(self.repository)
@@ -159,16 +174,30 @@ def machine(tmp_path, bare, repository):
     return runtime
 
 
+@pytest.fixture
+def ready(machine):
+    """The runtime with nothing left to install: no pip is started."""
+    for name in ("trl", "bitsandbytes", "jaxtyping"):
+        shutil.rmtree(machine.packages / f"{name}-0.9.6.dist-info", ignore_errors=True)
+        machine.install(name, LOCK[name])
+    return machine
+
+
 # -------------------------------------------------------------------------------- the setup cell
 
 
-def test_the_cell_is_short_and_names_the_repository():
-    cell = colab.setup_cell("owner/name", "v1.2")
-    assert len(cell.splitlines()) <= 18 and max(map(len, cell.splitlines())) <= 110
+def test_the_cell_is_short_and_names_the_repository_and_its_lesson(tmp_path):
+    lesson = tmp_path / "lessons" / "03_layer.md"
+    lesson.parent.mkdir()
+    lesson.write_bytes(b"a\r\nb\n")  # as Git for Windows may write it
+    cell = colab.setup_cell(Origin("owner/name", "v1.2"), lesson)
+    assert len(cell.splitlines()) <= 40 and max(map(len, cell.splitlines())) < 100
     assert '"https://github.com/owner/name"' in cell
     assert '"COURSE_REF", "v1.2"' in cell
-    assert '"file:///somewhere"' in colab.setup_cell("file:///somewhere", "v1.2")
-    assert re.findall(r"COURSE_\w+", cell) == ["COURSE_HOME", "COURSE_REPO", "COURSE_REF"]
+    unix = colab.git_hash(b"a\nb\n")
+    assert f'lesson, version = "lessons/03_layer.md", "{unix}"' in cell
+    assert '"file:///somewhere"' in colab.setup_cell(Origin("file:///somewhere", "v1.2"), lesson)
+    assert re.findall(r"COURSE_\w+", cell) == ["COURSE_REPO", "COURSE_REF", "COURSE_HOME"]
     compile(cell, "cell", "exec")
 
 
@@ -189,23 +218,26 @@ def test_elsewhere_the_cell_prints_nothing_and_changes_no_package(machine):
     before = sorted(path.name for path in machine.folder.iterdir())
     done, saw = machine.run(on_colab=False)
     assert done.stdout == "" and len(done.stderr.splitlines()) == 1  # the probe's own line
-    assert saw["same_path"] and saw["same_cwd"] and saw["new"] == ["quiet_upstream", "subprocess"]  # os, sys: there
+    assert saw["same_path"] and saw["same_cwd"]
+    assert saw["new"] == ["quiet_upstream", "shutil", "subprocess"]  # os, sys: there
     assert sorted(path.name for path in machine.folder.iterdir()) == before
     assert saw["versions"]["trl"] == "0.9.6" and "bitsandbytes" not in saw["versions"]
 
 
 def test_on_colab_it_fetches_the_course_and_installs_what_is_missing_or_too_old(machine):
+    machine.offer("bitsandbytes", "0.99.0")
     done, saw = machine.run()
     assert done.returncode == 0, done.stderr
     assert saw["cwd"] == str(machine.home / "notebooks") and saw["path"][0] == str(machine.home)
-    assert (machine.home / "notebooks" / "here").exists()
+    assert (machine.home / "notebooks" / "here").exists() and (machine.home / "age").read_text() == "3"
     for name in ("bitsandbytes", "jaxtyping", "trl"):
         assert saw["versions"][name] == LOCK[name]
     assert {name: saw["versions"][name] for name in PREINSTALLED} == PREINSTALLED
-    (line,) = done.stdout.splitlines()
-    installed = [f"{name} {LOCK[name]}" for name in ("bitsandbytes", "jaxtyping", "trl")]
-    kept = "left torch 2.11.0+cu128 and numpy 2.1.3 as they were."
-    assert line == f"The course is ready; installed {', '.join(installed)}; {kept}"
+    assert done.stdout.splitlines() == [
+        f"The course is ready. Installed: bitsandbytes {LOCK['bitsandbytes']}, jaxtyping {LOCK['jaxtyping']}.",
+        f"Replaced: trl 0.9.6 -> {LOCK['trl']}.",
+        "Left as they were: torch 2.11.0+cu128, numpy 2.1.3.",
+    ]
 
 
 def test_a_second_run_clones_nothing_and_installs_nothing(machine):
@@ -216,13 +248,26 @@ def test_a_second_run_clones_nothing_and_installs_nothing(machine):
     assert saw["cwd"] == str(machine.home / "notebooks")
 
 
-def test_a_release_that_would_replace_numpy_is_not_taken(machine):
-    """The newest bitsandbytes asks for a newer numpy than the runtime's; an older one has to do."""
-    machine.offer("bitsandbytes", "0.99.0", "numpy>=2.5", "torch")
+def test_what_has_to_change_along_is_listed_and_is_the_locks(machine):
+    """Here the locked trl asks for a newer pandas than the runtime's, which nobody else asks for."""
+    shutil.rmtree(next(machine.packages.glob("pandas-*.dist-info")))
+    machine.install("pandas", "2.2.3")
+    machine.offer("trl", LOCK["trl"], "torch", "numpy", "pandas>=2.2.4")
+    machine.offer("pandas", "3.99.0")
     done, saw = machine.run()
     assert done.returncode == 0, done.stderr
-    assert saw["versions"]["bitsandbytes"] == LOCK["bitsandbytes"]
+    assert f"Replaced: pandas 2.2.3 -> {LOCK['pandas']}, trl 0.9.6 -> {LOCK['trl']}." in done.stdout.splitlines()
+
+
+def test_where_the_lock_cannot_be_met_the_newest_that_fits_is_taken_and_that_is_said(machine):
+    """The locked bitsandbytes asks for a newer numpy than the runtime's; an older one has to do."""
+    machine.offer("bitsandbytes", LOCK["bitsandbytes"], "numpy>=2.5", "torch")
+    machine.offer("bitsandbytes", "0.50.0", "numpy", "torch")
+    done, saw = machine.run()
+    assert done.returncode == 0, done.stderr
+    assert saw["versions"]["bitsandbytes"] == "0.50.0" != LOCK["bitsandbytes"]
     assert {name: saw["versions"][name] for name in PREINSTALLED} == PREINSTALLED
+    assert "The locked versions don't go with this Python" in done.stdout
 
 
 def test_the_control_without_holding_numpy_it_would_be_replaced(machine):
@@ -245,9 +290,43 @@ def test_a_torch_that_is_too_old_is_named_and_left(machine):
     assert "Change runtime type" in done.stdout
 
 
-def test_an_old_package_that_is_in_use_asks_for_a_restart(machine):
+def test_a_replaced_package_that_is_in_use_stops_the_cell_with_what_to_click(machine):
     done, _ = machine.run(stand_in="import google.colab, trl")
-    assert "An older trl is in use already: choose Runtime > Restart session" in done.stdout
+    assert done.returncode != 0 and f"Replaced: trl 0.9.6 -> {LOCK['trl']}." in done.stdout
+    last = done.stderr.strip().splitlines()[-1]
+    assert "SetupProblem: Restart the session before you go on: Runtime > Restart session. Then run" in last
+    assert "had loaded trl before" in last
+    done, _ = machine.run(stand_in="import google.colab, trl")  # restarted
+    assert done.returncode == 0 and done.stdout == "The course is ready; nothing had to be installed.\n"
+
+
+def test_an_old_notebook_meets_the_course_that_it_was_made_with(ready):
+    done, saw = ready.run(lesson=OLD)
+    assert done.returncode == 0, done.stderr
+    assert (ready.home / "age").read_text() == "1" and (ready.home / SAME).read_text() == OLD
+    done, saw = ready.run(lesson=OLD)  # after a restart
+    assert done.returncode == 0 and (ready.home / "age").read_text() == "1"
+
+
+def test_a_notebook_of_a_version_that_is_gone_says_so_and_goes_on(ready):
+    done, saw = ready.run(lesson="# Chapter 0: rewritten\n")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"file://{ready.repository} has this version of the chapter no more: today's course")
+    assert (ready.home / "age").read_text() == "3"
+
+
+def test_on_kaggle_without_internet_it_says_where_to_switch_it_on(ready):
+    kaggle = {"KAGGLE_KERNEL_RUN_TYPE": "Interactive", "COURSE_REPO": "file:///nowhere"}
+    done, _ = ready.run(stand_in="", **kaggle)
+    assert done.returncode == 1 and not ready.home.exists()
+    assert done.stderr.startswith("No way to file:///nowhere. On Kaggle: Settings > Turn on internet.\nfatal: ")
+
+
+def test_a_fetch_that_was_killed_half_way_is_begun_anew(ready):
+    (ready.home.parent / f"{ready.home.name}.part" / ".git").mkdir(parents=True)
+    done, _ = ready.run()
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in ready.home.parent.iterdir()] == [ready.home.name]
 
 
 def test_a_pip_that_fails_says_what_to_do(machine):
@@ -256,88 +335,112 @@ def test_a_pip_that_fails_says_what_to_do(machine):
     done, _ = machine.run()
     assert done.returncode != 0
     last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith("RuntimeError: pip could not install bitsandbytes") and "run this cell again" in last
+    assert "SetupProblem: pip could not install bitsandbytes" in last and "run this cell again" in last
     assert "No matching distribution found for bitsandbytes" in last
 
 
-def test_a_branch_that_is_not_there_stops_the_cell_and_leaves_no_folder(machine):
-    done, _ = machine.run(COURSE_REF="no-such-branch")
-    assert done.returncode != 0 and "no-such-branch" in done.stderr
-    assert not machine.home.exists()
+def test_a_branch_that_is_not_there_stops_the_cell_and_leaves_no_folder(ready):
+    done, _ = ready.run(COURSE_REF="no-such-branch")
+    assert done.returncode == 1 and not ready.home.exists()
+    where = f"file://{ready.repository}"
+    assert done.stderr == f"no-such-branch is gone from {where}: open the chapter afresh from there.\n"
 
 
-# -------------------------------------------------------------------------------- finding what is unmet
+# -------------------------------------------------------------------------------- where work is kept
 
 
 @pytest.fixture
-def installed(monkeypatch):
-    """Sets what counts as installed: a dictionary of versions."""
-    versions: dict[str, str] = {}
-
-    def version(name):
-        if name not in versions:
-            raise importlib.metadata.PackageNotFoundError(name)
-        return versions[name]
-
-    monkeypatch.setattr(colab, "version", version)
-    return versions
+def on_colab(monkeypatch, tmp_path):
+    """A stand-in for google.colab in this process; gives its drive module. Nothing stays in the environment."""
+    drive = types.ModuleType("google.colab.drive")
+    drive.mount = lambda path: Path(path, "MyDrive").mkdir(parents=True)
+    monkeypatch.setitem(sys.modules, "google.colab", types.ModuleType("google.colab"))
+    monkeypatch.setitem(sys.modules, "google.colab.drive", drive)
+    monkeypatch.setattr(colab, "DRIVE", tmp_path / "drive" / "MyDrive" / "lora-zero-to-hero")
+    return drive
 
 
-def test_unmet_names_the_missing_the_old_and_the_too_new_in_order(installed):
-    installed |= {"old": "1.9", "new": "3.0", "good": "2.1.dev3", "local": "2.5.0+cu126"}
-    lines = ["missing>=1", "old>=2,<3", "new>=2,<3", "good>=2,<3", "local>=2.5,<3"]
-    assert colab.unmet(lines) == [
-        colab.Need("missing", "missing>=1", None),
-        colab.Need("old", "old>=2,<3", "1.9"),
-        colab.Need("new", "new>=2,<3", "3.0"),
-    ]
+@pytest.fixture
+def own_record(monkeypatch, tmp_path):
+    """This process keeps its record in a file of the test, and gets its environment back."""
+    monkeypatch.delenv(progress.STRICT_VARIABLE, raising=False)
+    monkeypatch.setenv(progress.VARIABLE, str(tmp_path / "progress.json"))
+    monkeypatch.setenv("COURSE_CACHE", "")
+    progress.record("before", progress.PASSED)
 
 
-def test_unmet_reads_markers(installed):
-    assert colab.unmet(["a; python_version < '3'"]) == []
-    assert [need.name for need in colab.unmet(["a; python_version >= '3'"])] == ["a"]
+def test_the_drive_gets_progress_and_adapters_and_what_was_passed_comes_along(on_colab, own_record, capsys):
+    from utils.models.smollm2 import cache_dir
+
+    colab.keep_in_drive()
+    assert str(colab.DRIVE) in capsys.readouterr().out
+    assert cache_dir() == colab.DRIVE / "cache"
+    progress.record("after", progress.NOT_RIGHT)
+    kept = progress.load(colab.DRIVE / "progress.json")
+    assert kept == {"before": progress.Entry("passed", 1, True), "after": progress.Entry("not right yet", 1)}
 
 
-def test_without_packaging_pips_copy_compares_and_without_both_only_presence_counts(installed, monkeypatch):
-    installed |= {"old": "1.9"}
-    really, hidden = colab.importlib.import_module, {"packaging.requirements"}
-
-    def import_module(name):
-        if name in hidden:
-            raise ImportError(name)
-        return really(name)
-
-    monkeypatch.setattr(colab.importlib, "import_module", import_module)
-    assert [need.name for need in colab.unmet(["old>=2", "missing>=1"])] == ["old", "missing"]
-    hidden.add("pip._vendor.packaging.requirements")
-    assert [need.name for need in colab.unmet(["old>=2", "missing>=1"])] == ["missing"]
+def test_what_the_drive_has_already_is_joined_and_not_overwritten(on_colab, own_record):
+    colab.DRIVE.mkdir(parents=True)
+    there = {"before": {"state": "not right yet", "tries": 3, "passed": False}}
+    there["other"] = {"state": "passed", "tries": 1, "passed": True}
+    (colab.DRIVE / "progress.json").write_text(json.dumps({"version": 1, "exercises": there}))
+    on_colab.mount = lambda path: None
+    colab.keep_in_drive()
+    assert progress.recorded() == {
+        "before": progress.Entry("passed", 3, True),
+        "other": progress.Entry("passed", 1, True),
+    }
 
 
-def test_the_courses_own_environment_meets_everything():
-    assert colab.unmet(PROJECT["dependencies"]) == []
+def test_a_drive_that_is_refused_changes_nothing(on_colab, own_record):
+    def refuse(path):
+        raise ValueError("mount failed")
+
+    on_colab.mount, before = refuse, dict(os.environ)
+    with pytest.raises(packages.SetupProblem, match=r"not opened \(mount failed\), and nothing was.*allow Colab"):
+        colab.keep_in_drive()
+    assert dict(os.environ) == before
 
 
-def test_importing_utils_colab_needs_the_standard_library_only(tmp_path):
-    code = "import sys; import utils.course.colab; print(sorted({m.split('.')[0] for m in sys.modules}))"
-    done = subprocess.run(
-        [sys.executable, "-I", "-S", "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r}); {code}"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    loaded = set(re.findall(r"'(\w+)'", done.stdout))
-    assert "utils" in loaded and loaded - sys.stdlib_module_names - {"utils", "__main__"} == set()
+def test_elsewhere_there_is_no_drive_to_ask_for(capsys):
+    before = dict(os.environ)
+    colab.keep_in_drive()
+    assert "This isn't Colab" in capsys.readouterr().out and dict(os.environ) == before
+    with pytest.raises(RuntimeError, match="neither Colab nor Kaggle"):
+        colab.begin(ROOT)
 
 
-@pytest.mark.parametrize(
-    ("stderr", "said"),
-    [
-        ("note: a\nERROR: no such wheel\nERROR: ResolutionImpossible\nnote: b\n", "ERROR: ResolutionImpossible"),
-        ("Traceback\nKilled\n", "Killed"),
-        ("", "it did not say why"),
-    ],
-)
-def test_why_pip_failed_is_said(monkeypatch, stderr, said):
-    monkeypatch.setattr(colab.subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 1, "", stderr))
-    with pytest.raises(RuntimeError, match=re.escape(f"could not install trl on this runtime ({said}).")):
-        colab._pip_install(["trl"])
+@pytest.fixture
+def begun(monkeypatch, tmp_path):
+    """A folder to begin in; what is installed is left alone, and so is this process's folder."""
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv(progress.VARIABLE, raising=False)
+    monkeypatch.setenv("COURSE_CACHE", "")
+    monkeypatch.setattr(progress, "ROOT", tmp_path)
+    monkeypatch.setattr(colab, "WORKING", tmp_path / "working")
+    asked = []
+    monkeypatch.setattr(colab, "ensure_packages", lambda *given: asked.append(given))
+    yield asked
+    os.environ.pop(progress.VARIABLE, None)
+
+
+def test_on_colab_it_says_first_that_a_copy_is_to_be_saved(begun, on_colab, tmp_path, capsys, monkeypatch):
+    colab.begin(tmp_path)
+    said = capsys.readouterr().out
+    assert said.startswith("Before you write anything: File > Save a copy in Drive.")
+    assert "from utils.course.colab import keep_in_drive; keep_in_drive()" in said
+    assert Path.cwd() == tmp_path / "notebooks" and progress.VARIABLE not in os.environ
+    assert begun == [(tmp_path, colab.host().menus)] and begun[0][1].restart == "Runtime > Restart session"
+    monkeypatch.setenv(progress.VARIABLE, "drive.json")  # the Drive has been opened
+    colab.begin(tmp_path)
+    assert capsys.readouterr().out == ""
+
+
+def test_on_kaggle_work_is_written_to_what_it_keeps(begun, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Interactive")
+    colab.begin(tmp_path)
+    progress.record("sum", progress.PASSED)
+    assert (tmp_path / "working" / "progress.json").exists()
+    assert "Save Version" in capsys.readouterr().out and begun[0][1].restart.startswith("Run > Restart")

@@ -215,7 +215,7 @@ def test_an_interrupted_write_leaves_no_folder(small, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(LlamaForCausalLM, "save_pretrained", full)
-        with pytest.raises(ModelUnavailable, match="can't be written to .*no space left.*XDG_CACHE_HOME"):
+        with pytest.raises(ModelUnavailable, match="can't be written to .*no space left.*COURSE_CACHE"):
             models.load_base()
     assert list(smollm2.cache_dir().iterdir()) == []
     models.load_base()
@@ -259,6 +259,8 @@ def test_the_cache_is_where_caches_are(monkeypatch, tmp_path):
     assert smollm2.cache_dir() == tmp_path / "lora-zero-to-hero"
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert smollm2.cache_dir().parts[-2:] == (".cache", "lora-zero-to-hero")
+    monkeypatch.setenv("COURSE_CACHE", str(tmp_path / "mine"))
+    assert smollm2.cache_dir() == tmp_path / "mine"
 
 
 # ------------------------------------------------------------------------------------------------- the chat template

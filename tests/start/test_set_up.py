@@ -376,17 +376,6 @@ def test_each_build_of_torch_comes_from_where_it_is():
         index("cu130", "Linux")
 
 
-def test_the_kernel_is_the_one_that_every_lesson_and_notebook_asks_for():
-    wanted = {"display_name": set_up.KERNEL_TITLE, "language": "python", "name": set_up.KERNEL}
-    notebooks = [*ROOT.glob("notebooks/*.ipynb"), *ROOT.glob("solutions/*.ipynb")]
-    assert notebooks
-    for path in notebooks:
-        assert json.loads(path.read_text(encoding="utf-8"))["metadata"]["kernelspec"] == wanted, path.name
-    header = "  kernelspec:\n" + "".join(f"    {key}: {value}\n" for key, value in wanted.items()) + "---\n"
-    for path in ROOT.glob("lessons/[0-9]*.md"):
-        assert header in path.read_text(encoding="utf-8"), path.name
-
-
 def test_the_count_is_short_in_a_log_and_one_line_on_a_terminal():
     log = io.StringIO()
     count = Count(156, log)

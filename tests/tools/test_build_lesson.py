@@ -1,6 +1,10 @@
 """tools.build.lesson: solved regions, and the lessons that are refused."""
 
+import base64
+import re
+import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -11,6 +15,7 @@ from tools.build import lesson as build
 from tools.build.__main__ import main
 from tools.build.lesson import BuildError, Course, make, split_solution
 from utils.course.checks.registry import UnknownExercise
+from utils.course.colab import Origin, setup_cell
 
 # ------------------------------------------------------------------------------------------- markers
 
@@ -79,7 +84,7 @@ SOLVED = f"def f():\n    {build.BEGIN}\n    return 1\n    {build.END}"
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (LESSON.replace("name: lora-course", "name: python3"), "kernelspec is 'python3', not 'lora-course'"),
+        (LESSON.replace("name: python3", "name: ir"), "kernelspec is 'ir', not 'python3'"),
         (code_lesson("x = 1").replace("```python", "```bash"), "line 16: a %%bash cell"),
         (LESSON.replace("nbval-ignore-output", "nbval_ignore_output"), "unknown cell metadata"),
         (code_lesson("x = 1").replace("```python", '```python name="five"'), "unknown cell metadata"),
@@ -109,7 +114,7 @@ def test_an_unregistered_exercise_is_refused(tmp_path):
 
     lesson = lesson_of(tmp_path, code_lesson(SOLVED, 'f = check("f", f)'))
     with pytest.raises(BuildError, match="line 16: there is no exercise 'f'"):
-        make(lesson, "notebooks", Course(tmp_path, "O/R", "pass", points))
+        make(lesson, "notebooks", Course(tmp_path, "O/R", lambda lesson: "pass", points))
 
 
 def test_errors_name_the_line_of_the_lesson(tmp_path):
@@ -133,3 +138,31 @@ def test_a_notebook_says_of_its_language_what_its_kernel_will_say():
     from ipykernel.ipkernel import IPythonKernel
 
     assert build.LANGUAGE_INFO | {"version": sys.version.split()[0]} == IPythonKernel.language_info
+
+
+def test_the_kernel_is_the_one_that_every_environment_has():
+    """Colab complains of any other, and JupyterLab changes a notebook that it opens where the names differ."""
+    from ipykernel.kernelspec import KERNEL_NAME, get_kernel_dict
+
+    own = get_kernel_dict()
+    wanted = {"display_name": own["display_name"], "language": own["language"], "name": KERNEL_NAME}
+    assert build.KERNELSPEC == wanted
+
+
+def test_the_badge_needs_no_network_and_is_the_picture_in_assets(tmp_path):
+    badge = make(lesson_of(tmp_path, LESSON), "notebooks", course_at(tmp_path)).cells[0].source
+    kind, picture, page = re.fullmatch(r"\[!\[Open in Colab\]\(data:([^;]+);base64,(\S+)\)\]\((\S+)\)", badge).groups()
+    assert kind == "image/png" and base64.b64decode(picture) == build.BADGE.read_bytes()
+    assert page.startswith("https://colab.research.google.com/github/OWNER/REPO/blob/v1/notebooks/")
+    assert len(badge) < 3000
+
+
+def test_a_notebooks_setup_cell_names_its_lesson_as_it_was(tmp_path):
+    def setup(lesson):
+        return setup_cell(Origin("owner/name", "v1"), lesson)
+
+    lesson = lesson_of(tmp_path, LESSON)
+    source = make(lesson, "notebooks", replace(course_at(tmp_path), setup=setup)).cells[2].source
+    said = subprocess.run(["git", "hash-object", lesson.path], capture_output=True, text=True, check=True).stdout
+    assert f'lesson, version = "lessons/_.md", "{said.strip()}"' in source
+    assert source == make(lesson, "solutions", replace(course_at(tmp_path), setup=setup)).cells[2].source

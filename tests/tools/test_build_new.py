@@ -52,7 +52,7 @@ def test_what_is_no_new_chapter_is_refused_and_nothing_is_written(tmp_path, caps
     folder = tmp_path / "checks"
     folder.mkdir()
     (tmp_path / "README.md").write_text("# A course\n")
-    course = Course(tmp_path, "OWNER/REPO", "pass", points=lambda name: 1)
+    course = Course(tmp_path, "OWNER/REPO", lambda lesson: "pass", points=lambda name: 1)
     with pytest.raises(BuildError, match="next chapter's number is 00, not '03'"):
         new_chapter("03", "Title", course, folder)
     with pytest.raises(BuildError, match="a title has letters, not '...'"):

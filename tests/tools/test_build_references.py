@@ -244,7 +244,7 @@ def test_check_tells_a_missing_module_although_the_checks_cannot_be_imported_the
     def points(name: str) -> int:
         raise BuildError("utils/course/checks can't be imported: no ch00")
 
-    course = Course(copied.root, "OWNER/REPO", "pass", points=points, house_rules=False)
+    course = Course(copied.root, "OWNER/REPO", lambda lesson: "pass", points=points, house_rules=False)
     (copied.root / TRIAL).unlink()
     assert main(["--check"], course) == 1
     said = capsys.readouterr().err

@@ -21,7 +21,7 @@ def course(tmp_path):
     (tmp_path / "utils" / "course" / "checks").mkdir(parents=True)
     rows = "| | chapter |\n|---|---|\n| 99 | [Gone](notebooks/gone.ipynb) | x | 60 | [Colab][99] |\n\n[99]: gone\n"
     (tmp_path / "README.md").write_text(rows)
-    course = Course(tmp_path, "OWNER/REPO", "pass", points=lambda name: 1, ref="v1")
+    course = Course(tmp_path, "OWNER/REPO", lambda lesson: "pass", points=lambda name: 1, ref="v1")
     new.new_chapter("00", "Out of the notebook", course, tmp_path / "utils" / "course" / "checks")
     return course
 

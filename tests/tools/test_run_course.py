@@ -44,7 +44,7 @@ def trial(tmp_path, copy="solutions"):
 
 
 def run(path, profile="tiny", cell_seconds=60):
-    row = asyncio.run(tool.run_one(path, profile, tool.Course(ROOT, "o/r", "", len), cell_seconds))
+    row = asyncio.run(tool.run_one(path, profile, tool.Course(ROOT, "o/r", str, len), cell_seconds))
     assert not psutil.Process().children(recursive=True), "the kernel is gone when its notebook is through"
     return row
 
@@ -79,7 +79,7 @@ def test_an_interrupt_ends_the_run_and_is_not_recorded(tmp_path, monkeypatch):
     path, record = tmp_path / "notebooks" / "00_trial.ipynb", Record(tmp_path / "course.json", "a trial", seed=0)
     path.parent.mkdir()
     nbformat.write(new_notebook(cells=[new_code_cell("raise KeyboardInterrupt", execution_count=1)]), path)
-    monkeypatch.setattr(tool.Course, "here", lambda: tool.Course(ROOT, "o/r", "", len))
+    monkeypatch.setattr(tool.Course, "here", lambda: tool.Course(ROOT, "o/r", str, len))
     with pytest.raises(KeyboardInterrupt):
         asyncio.run(tool.run_all([path], "tiny", record, at_once=1, cell_seconds=60, seconds=60))
     assert not record.rows
@@ -88,7 +88,7 @@ def test_an_interrupt_ends_the_run_and_is_not_recorded(tmp_path, monkeypatch):
 def test_the_report_names_every_error_and_a_second_run_goes_on(tmp_path, monkeypatch):
     path, record = trial(tmp_path), Record(tmp_path / "course.json", "a trial", seed=0)
     settings = {"at_once": 1, "cell_seconds": 60}
-    monkeypatch.setattr(tool.Course, "here", lambda: tool.Course(ROOT, "o/r", "", len))
+    monkeypatch.setattr(tool.Course, "here", lambda: tool.Course(ROOT, "o/r", str, len))
     asyncio.run(tool.run_all([path], "tiny", record, seconds=-1, **settings))
     assert not record.rows, "nothing is started when the time is over"
     for _ in range(2):

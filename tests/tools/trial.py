@@ -92,7 +92,7 @@ def course_at(root: Path, **lessons: str) -> Course:
         (root / kind).mkdir(exist_ok=True, parents=True)
     for name, text in lessons.items():
         (root / "lessons" / f"{name}.md").write_text(text, encoding="utf-8")
-    return Course(root, "OWNER/REPO", SETUP + "\n", points=lambda name: 3, ref="v1", house_rules=False)
+    return Course(root, "OWNER/REPO", lambda lesson: SETUP + "\n", points=lambda name: 3, ref="v1", house_rules=False)
 
 
 def lesson_of(root: Path, text: str) -> Lesson:

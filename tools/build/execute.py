@@ -34,6 +34,7 @@ from tools.build.lesson import (
     METADATA,
     NOT_COMPARED,
     ROOT,
+    SETUP_ID,
     SOLVED,
     BuildError,
     Course,
@@ -205,11 +206,16 @@ def reuse(path: Path, notebook: NotebookNode) -> None:
     """Take the outputs from the stored notebook. Raises BuildError when its code is not this notebook's, as run."""
     stored = nbformat.read(path, as_version=4).cells if path.exists() else []
     old, new = ([cell for cell in cells if cell.cell_type == "code"] for cells in (stored, notebook.cells))
-    if [cell.source for cell in old] != [cell.source for cell in new] or None in (c.execution_count for c in old):
+    if _sources(old) != _sources(new) or None in (cell.execution_count for cell in old):
         name = f"{path.parent.name}/{path.name}"
         raise BuildError(f"{name}: not only prose changed, so it has to be run: leave out --prose")
     for before, cell in zip(old, new, strict=True):
         cell.outputs, cell.execution_count = before.outputs, before.execution_count
+
+
+def _sources(cells: Sequence[NotebookNode]) -> list[str]:
+    """What the cells say, less the setup cell's text: that differs with every word of the lesson, and shows nothing."""
+    return ["" if cell.id == SETUP_ID else cell.source for cell in cells]
 
 
 def write(path: Path, notebook: NotebookNode) -> str:

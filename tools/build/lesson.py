@@ -16,15 +16,19 @@ agree. What a class hands in is graded by tools/classroom.
 
 Attributes:
     LEARNER, SOLVED: The two copies; also the folders' names.
+    BADGE: The picture that opens a notebook; tools/draw_badge.py draws it.
+    BADGE_ID, SETUP_ID: The ids of the two cells that no lesson has.
 """
 
 from __future__ import annotations
 
+import base64
 import copy
 import hashlib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -40,7 +44,11 @@ ROOT = Path(__file__).resolve().parents[2]
 
 LEARNER, SOLVED = "notebooks", "solutions"
 
-KERNELSPEC = {"display_name": "LoRA course (lora-zero-to-hero)", "language": "python", "name": "lora-course"}
+BADGE = ROOT / "assets" / "open-in-colab.png"
+BADGE_ID, SETUP_ID = "colab-badge", "course-setup"
+
+# The one that Colab and Kaggle know, and that every environment with ipykernel has as its own.
+KERNELSPEC = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 # What ipykernel says of its language, whole: when JupyterLab opens a notebook that says anything else, it writes this
 # into it, and the notebook counts as changed. The version is the reader's own: the copies in work/ are given it.
 LANGUAGE_INFO = {
@@ -86,14 +94,15 @@ class BuildError(Exception):
 class Course:
     """What the build needs to know besides the lessons.
 
-    root: the repository. repository: "OWNER/REPO" on GitHub. setup: the setup cell's source. points: what an
-    exercise counts, by name; raises KeyError for a name that isn't registered. ref: the branch or tag of badges.
+    root: the repository. repository: "OWNER/REPO" on GitHub. setup: gives the setup cell's source for a lesson's file.
+    points: what an exercise counts, by name; raises KeyError for a name that isn't registered. ref: the branch or tag
+    of badges.
     house_rules: whether the lessons have to keep those of rules.py; the build's own tests write lessons of a few lines.
     """
 
     root: Path
     repository: str
-    setup: str
+    setup: Callable[[Path], str]
     points: Callable[[str], int]
     ref: str = "HEAD"
     house_rules: bool = True
@@ -103,8 +112,8 @@ class Course:
         """The course in `root`: address and ref from pyproject.toml, setup cell and exercises from utils/."""
         from utils.course.colab import origin, setup_cell
 
-        repository, ref = origin(root)
-        return cls(root, repository, setup_cell(repository, ref), registered_points, ref)
+        here = origin(root)
+        return cls(root, here.repository, partial(setup_cell, here), registered_points, here.ref)
 
 
 def registered_points(name: str) -> int:
@@ -312,16 +321,21 @@ def make(lesson: Lesson, kind: str, course: Course) -> NotebookNode:
 
 
 def _head(lesson: Lesson, kind: str, course: Course) -> tuple[NotebookNode, NotebookNode]:
-    """The Colab badge, for above the title, and the setup cell, folded, for below the opening."""
-    from utils.course.colab import COLAB, Origin, notebook_page
+    """The Colab badge, for above the title, and the setup cell, folded, for below the opening.
+
+    The badge's picture stands in the cell as a data URI, the one form that shows everywhere: JupyterLab may be offline,
+    Colab finds no relative path, no attachment and no SVG.
+    """
+    from utils.course.colab import Origin, notebook_page
 
     first = next(iter(lesson.cells), None)
     if not (first and first.cell_type == "markdown" and first.source.startswith("# ")):
         raise BuildError(f"lessons/{lesson.path.name}: a lesson opens with a title, '# Chapter N: ...'")
     page = notebook_page(Origin(course.repository, course.ref), f"{kind}/{lesson.path.stem}.ipynb")
-    badge = new_markdown_cell(f"[![Open in Colab]({COLAB}/assets/colab-badge.svg)]({page})", id="colab-badge")
+    picture = base64.b64encode(BADGE.read_bytes()).decode()
+    badge = new_markdown_cell(f"[![Open in Colab](data:image/png;base64,{picture})]({page})", id=BADGE_ID)
     folded = {"jupyter": {"source_hidden": True}}  # JupyterLab shows a bar to click on
-    return badge, new_code_cell(course.setup.strip("\n"), id="course-setup", metadata=folded)
+    return badge, new_code_cell(course.setup(lesson.path).strip("\n"), id=SETUP_ID, metadata=folded)
 
 
 def _ways(opening: NotebookNode, lesson: Lesson, kind: str, course: Course) -> NotebookNode:

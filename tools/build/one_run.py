@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from nbformat import NotebookNode
 
 from tools.build.aside import call
-from tools.build.lesson import LEARNER, NOT_COMPARED, SOLVED, BuildError
+from tools.build.lesson import BADGE_ID, LEARNER, NOT_COMPARED, SOLVED, BuildError
 from tools.build.navigation import WAYS
 
 PROGRESS = re.compile(r"\bprogress\(\)")
@@ -118,7 +118,7 @@ def disagreements(learner: NotebookNode, solved: NotebookNode) -> Iterator[tuple
             yield index, "the two copies have different cells here"
             return
         kind = role(theirs) if theirs.cell_type == "code" else None
-        if mine.source != theirs.source and kind != "solution" and theirs.id not in ("colab-badge", WAYS):
+        if mine.source != theirs.source and kind != "solution" and theirs.id not in (BADGE_ID, WAYS):
             yield index, "the source differs between the two copies"
         if theirs.cell_type == "code" and kind is None and is_compared(theirs) and mine.outputs != theirs.outputs:
             said = " | ".join(_texts(cell.outputs) for cell in (mine, theirs))

@@ -4,13 +4,13 @@ The report holds no name of a user or a machine and no path, so that it can be p
 
 Attributes:
     NEEDED_MEMORY: Bytes of main memory below which a notebook may not fit.
+    LADDER: The models that are tried, smallest first, to say what a GPU can train.
 """
 
 from __future__ import annotations
 
 import os
 import platform
-import sys
 import tomllib
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -20,9 +20,11 @@ import torch
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
+from utils.course.colab import host
 from utils.models.device import ROOT, compute_dtype
 
 NEEDED_MEMORY = 4e9
+LADDER = ("SmolLM2-135M", "Llama-3.2-1B", "Llama-3.2-3B", "Llama-2-7B", "Llama-2-13B", "CodeLlama-34B")
 
 
 @dataclass(frozen=True)
@@ -69,31 +71,54 @@ def python_row(wanted: str) -> Row:
 
 
 def machine_rows() -> list[Row]:
-    """The system, its processors and its memory, and whether this is Colab."""
+    """The system, its processors and its memory, and whether this is Colab or Kaggle."""
     memory = psutil.virtual_memory().total
     short = (
         f"{NEEDED_MEMORY / 1e9:.0f} GB are needed: close other programs, or use Colab" if memory < NEEDED_MEMORY else ""
     )
     return [
         Row("system", f"{platform.system()} on {platform.machine()}"),
-        Row("Colab", "yes" if "google.colab" in sys.modules else "no"),
+        Row("host", here.name if (here := host()) else "none, a machine of your own"),
         Row("processors", f"{os.cpu_count()}, torch uses {torch.get_num_threads()}"),
         Row("memory", f"{memory / 1e9:.1f} GB", short),
     ]
 
 
 def device_rows() -> list[Row]:
-    """The device that computes, and whether it has bf16 in hardware (a T4, Colab's free GPU, has not)."""
+    """The device that computes, whether it has bf16 in hardware (a T4, Colab's free GPU, has not), and what fits on a
+    GPU."""
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
         native = compute_dtype("cuda") == torch.bfloat16
         return [
             Row("device", f"CUDA: {properties.name}, {properties.total_memory / 1e9:.1f} GB"),
             Row("bf16", "yes" if native else "no: on this GPU use float16 or float32"),
+            Row("fits", what_trains(properties.total_memory, bf16=native, hopper=properties.major == 9)),
         ]
     if torch.backends.mps.is_available():
         return [Row("device", "Apple GPU (mps); the tiny model runs on the CPU"), Row("bf16", "depends on macOS")]
     return [Row("device", "CPU, which is enough for the tiny model"), Row("bf16", "works; float32 is faster here")]
+
+
+def what_trains(room: int, *, bf16: bool, hopper: bool = False) -> str:
+    """The largest model of :data:`LADDER` that LoRA and QLoRA can train on a GPU of `room` bytes, by the estimator.
+
+    A step of one sequence of 512 tokens, with checkpointing. Without bf16 the course keeps a whole model in float32
+    (:func:`utils.models.device.weights_dtype`), and a 4-bit one computes in float16.
+    """
+    from utils.profiling.fit import needed
+    from utils.profiling.memory import GB, Setup, predict
+
+    found, rung = [], 0
+    for method, narrow in (("lora", "float32"), ("qlora", "float16")):
+        largest = "nothing"
+        for model in LADDER[rung:]:  # what LoRA can train, QLoRA can
+            step = Setup(model, method, dtype="bfloat16" if bf16 else narrow, checkpointing=True, hopper=hopper)
+            if (needs := needed(predict(step).peak)) > room:
+                break
+            largest, rung = f"{model} ({needs / GB:.1f} GB)", LADDER.index(model)
+        found.append(f"{'LoRA' if method == 'lora' else 'QLoRA'} up to {largest}")
+    return ", ".join(found)
 
 
 def package_row(requirement: Requirement) -> Row:

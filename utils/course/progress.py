@@ -143,6 +143,16 @@ def recorded() -> dict[str, Entry]:
         return dict(_kept)
 
 
+def join(entries: Mapping[str, Entry]) -> None:
+    """Add the `entries` of another record to this one. Raises OSError when it can't be written."""
+    path = place(ROOT)
+    if path is None or not entries:
+        return
+    with _locked(path):
+        known = _load_or_set_aside(path)
+        _save(path, known | {name: known.get(name, Entry()).joined(entry) for name, entry in entries.items()})
+
+
 def described(now: str | None, entry: Entry | None) -> tuple[str, bool]:
     """What to show of an exercise, and whether it counts as passed: once passed, it does for good.
 

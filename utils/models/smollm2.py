@@ -55,7 +55,10 @@ def gguf_file() -> Path | None:
 
 
 def cache_dir() -> Path:
-    """Where the course keeps what it made and can make again: $XDG_CACHE_HOME or ~/.cache, lora-zero-to-hero."""
+    """Where the course keeps what it made and can make again: $COURSE_CACHE, or else lora-zero-to-hero in
+    $XDG_CACHE_HOME or ~/.cache."""
+    if chosen := os.environ.get("COURSE_CACHE"):
+        return Path(chosen).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lora-zero-to-hero"
 
 
@@ -80,7 +83,7 @@ def converted(gguf: Path) -> Path:
             tokenizer.save_pretrained(scratch)
     except OSError as error:
         raise ModelUnavailable(
-            f"the unpacked model can't be written to {folder.parent}: {error}. Set XDG_CACHE_HOME to a folder of yours "
+            f"the unpacked model can't be written to {folder.parent}: {error}. Set COURSE_CACHE to a folder of yours "
             "with 0.6 GB of room"
         ) from error
     return folder

@@ -57,7 +57,7 @@ def open_lab(home: Path, python: Path, options: Sequence[str]) -> int:
         process = subprocess.Popen(
             command,
             cwd=str(home),
-            env={**os.environ, **UTF8},
+            env={**os.environ, **UTF8, "JUPYTER_PREFER_ENV_PATH": "1"},  # .venv's kernel before one of the user's
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,

@@ -22,8 +22,6 @@ from utils.start.torch_build import GIGABYTES, TORCH, torch_choice, torch_index
 from utils.start.venv import STAMP, UNFINISHED, ask_about, make_environment, python_of, read_stamp, state_of
 from utils.start.words import AGAIN, Count, Doing, Trouble, last_line, say, time_taken
 
-KERNEL, KERNEL_TITLE = "lora-course", "LoRA course (lora-zero-to-hero)"
-
 
 def fingerprint(home: Path) -> str:
     """A hash of all that decides what gets installed, torch's build aside."""
@@ -116,14 +114,10 @@ def install_torch(venv: Path, index: str | None, replace: bool) -> None:
 
 
 def install_course(home: Path, venv: Path) -> None:
-    """Install the repository itself, editable, and register its kernel inside the environment."""
+    """Install the repository itself, editable. Its kernel is the environment's own, python3."""
     code, said = pip(venv, "install", "--no-deps", "--no-build-isolation", "-e", str(home))
     if code:
         raise Trouble(explain(said, "the course itself", venv))
-    kernel = ["ipykernel", "install", "--sys-prefix", "--name", KERNEL, "--display-name", KERNEL_TITLE]
-    code, said = run_quietly([str(python_of(venv)), "-m", *kernel])
-    if code:
-        raise Trouble(f"The course's kernel can't be registered ({last_line(said)}); delete the folder .venv {AGAIN}")
     settings = venv / "share" / "jupyter" / "lab" / "settings" / "overrides.json"
     if not settings.exists():  # a fresh JupyterLab would ask about news before anything else
         quiet = {"@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": False}}
@@ -173,7 +167,7 @@ def set_up(home: Path, option: str | None, environment: Mapping[str, str]) -> Pa
     install_pins(home, venv)
     say(f"[3/4] {TORCH}, from {index or 'the index that pip is set to'}")
     install_torch(venv, index, replace=state == "ready" and stamp.get("torch") != choice)
-    say("[4/4] the course itself and its kernel")
+    say("[4/4] the course itself")
     install_course(home, venv)
     found = try_torch(venv)
     temporary = venv / (STAMP + ".new")
