@@ -164,5 +164,5 @@ def test_a_notebooks_setup_cell_names_its_lesson_as_it_was(tmp_path):
     lesson = lesson_of(tmp_path, LESSON)
     source = make(lesson, "notebooks", replace(course_at(tmp_path), setup=setup)).cells[2].source
     said = subprocess.run(["git", "hash-object", lesson.path], capture_output=True, text=True, check=True).stdout
-    assert f'lesson, version = "lessons/_.md", "{said.strip()}"' in source
+    assert f'lesson, version = "lessons/00_topic.md", "{said.strip()}"' in source
     assert source == make(lesson, "solutions", replace(course_at(tmp_path), setup=setup)).cells[2].source

@@ -96,8 +96,8 @@ def course_at(root: Path, **lessons: str) -> Course:
 
 
 def lesson_of(root: Path, text: str) -> Lesson:
-    course_at(root, **{"_": text})
-    return read_lesson(root / "lessons" / "_.md")
+    course_at(root, **{"00_topic": text})
+    return read_lesson(root / "lessons" / "00_topic.md")
 
 
 def code_lesson(*cells: str) -> str:
