@@ -19,7 +19,7 @@ from tools.classroom.answer import Request, Verdict
 from tools.classroom.judge import Limits, NotACourseNotebook, judge_answer, judge_notebook, official, read
 from tools.classroom.overview import rows
 from tools.classroom.release import Refused, release
-from tools.classroom.slices import Cell, answer_of, needed, own_cell
+from tools.classroom.slices import Cell, answer_of, code_cells, needed, own_cell
 from utils.course import progress
 from utils.course.checks import core
 from utils.start.failures import explain
@@ -223,6 +223,8 @@ def test_a_released_chapter_has_a_hidden_test_in_each_check_cell(tmp_path, capsy
         name = cell["metadata"]["nbgrader"]["grade_id"].removeprefix("check-")
         assert cell["source"].startswith(f'{name} = check("{name}", {name})\n### BEGIN HIDDEN TESTS\n')
         assert cell["source"].endswith("\n### END HIDDEN TESTS")
+    judged = [cell.source for cell in code_cells(notebook) if cell.role == "check"]
+    assert judged == [f'{name} = check("{name}", {name})\n' for name in (sample.FIRST, sample.SECOND)]
     settings = (tmp_path / "nbgrader_config.py").read_text()
     assert f"sys.path.insert(0, {str(ROOT)!r})" in settings
     (tmp_path / "nbgrader_config.py").write_text("# the instructor's own")

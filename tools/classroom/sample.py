@@ -60,7 +60,7 @@ CLASS: dict[str, Learner] = {
     "crash": Learner(function("__import__('os')._exit(0)"), points=1),
     "flood": Learner(function("print('x' * 100_000_000)\n    return sum(p.numel() for p in layer.parameters())")),
     "flood-without-end": Learner("while True:\n    print('x' * 1_000_000)", points=1),
-    "memory": Learner(function("return len(b'x' * 8_000_000_000)"), points=1),
+    "memory": Learner(function("return len(b'x' * 5_000_000_000)"), points=1),
     "deleted-the-check": Learner(without=FIRST),
     "cheat-variable": Learner(**BOTH_NONE, above='import os\nos.environ["COURSE_STRICT"] = "0"'),
     "cheat-new-check": Learner(**BOTH_NONE, above="check = lambda name, answer=None: answer"),

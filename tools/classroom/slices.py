@@ -15,6 +15,7 @@ from tools.build.lesson import CHECK_CALL, BuildError
 from tools.build.one_run import bound
 from tools.build.references import unbound
 
+HIDDEN_TESTS = re.compile(r"(?ms)^### BEGIN HIDDEN TESTS$.*?^### END HIDDEN TESTS$")
 # A cell that may bind any name.
 STAR = re.compile(r"(?m)^\s*from .* import \*")
 MAGIC = re.compile(r"^\s*%%.*\n")
@@ -34,17 +35,15 @@ class Cell:
 
 
 def code_cells(notebook: dict[str, Any]) -> list[Cell]:
-    """A notebook's code cells in their order, from what a file of format 4 holds."""
+    """A notebook's code cells in their order, from what a file of format 4 holds; hidden tests are left out."""
     cells = []
     for cell in notebook["cells"]:
         if cell["cell_type"] == "code":
             mark = cell.get("metadata", {}).get("nbgrader", {})
             role = "check" if mark.get("grade") else "solution" if mark.get("solution") else ""
             exercise = str(mark.get("grade_id", "")).removeprefix("check-") if role else ""
-            source = cell["source"]
-            cells.append(
-                Cell(source if isinstance(source, str) else "".join(source), role, exercise, mark.get("points", 0))
-            )
+            source = HIDDEN_TESTS.sub("", "".join(cell["source"]))  # a string, or its lines
+            cells.append(Cell(source, role, exercise, mark.get("points", 0)))
     return cells
 
 
