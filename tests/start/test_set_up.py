@@ -144,13 +144,6 @@ def test_what_is_no_environment_is_not_deleted(start, pip, home, capsys):
     assert treasure.exists() and "is no Python environment; move it elsewhere" in capsys.readouterr().out
 
 
-@pytest.mark.skipif(not POSIX, reason="the path of the settings is POSIX's here")
-def test_jupyterlab_does_not_ask_about_news(start, pip, home):
-    start("setup")
-    settings = json.loads((home / ".venv/share/jupyter/lab/settings/overrides.json").read_text())
-    assert settings["@jupyterlab/apputils-extension:notification"]["fetchNews"] == "false"
-
-
 @pytest.mark.parametrize(("option", "need"), [("--cpu", 4), ("--cuda", 12)])
 def test_a_disk_that_is_too_full_is_told_before_anything_is_made(start, pip, home, capsys, monkeypatch, option, need):
     free = (need - 0.1) * 10**9

@@ -124,11 +124,6 @@ def install_course(home: Path, venv: Path) -> None:
     code, said = run_quietly([str(python_of(venv)), "-m", *kernel])
     if code:
         raise Trouble(f"The course's kernel can't be registered ({last_line(said)}); delete the folder .venv {AGAIN}")
-    settings = venv / "share" / "jupyter" / "lab" / "settings" / "overrides.json"
-    if not settings.exists():  # a fresh JupyterLab would ask about news before anything else
-        quiet = {"@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": False}}
-        settings.parent.mkdir(parents=True, exist_ok=True)
-        settings.write_text(json.dumps(quiet, indent=2) + "\n", encoding="utf-8")
 
 
 def try_torch(venv: Path) -> str:
