@@ -28,7 +28,8 @@ _EACH_CELL = """async (look) => {
 _TOO_WIDE = """(cell) => {
   const prose = (part) => part.matches('.jp-RenderedMarkdown') && getComputedStyle(part).overflowX === 'auto';
   const right = cell.getBoundingClientRect().right;
-  return [...cell.querySelectorAll('.cm-scroller, .jp-InputPlaceholder, .jp-RenderedHTMLCommon, .jp-OutputArea-output')]
+  return [...cell.querySelectorAll('.cm-scroller, .jp-InputPlaceholder, .jp-RenderedHTMLCommon, .jp-OutputArea-output,'
+    + '.jupyter-widgets, .widget-label')]
     .filter((part) => part.clientWidth && !prose(part))
     .map((part) => [Math.max(part.scrollWidth - part.clientWidth, part.getBoundingClientRect().right - right), part])
     .filter(([more]) => more > 1)

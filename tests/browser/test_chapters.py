@@ -51,10 +51,12 @@ def test_the_playground_answers_by_the_adapter_and_the_slider(chapters):
 
 
 def test_the_memory_predictor_says_what_another_method_needs(reader):
-    """Chapter 5's, which needs no other cell."""
+    """Chapter 5's, which needs no other cell, in a narrow window."""
     one = reader("work/05_loading_models.ipynb")
+    one.width(800)
     one.run("explore()")
     cell = one.cell("explore()")
+    assert too_wide(one.page) == []
     cell.get_by_role("button", name="Predict").click()
     report = cell.locator("textarea:disabled")
     one.until(lambda: "GB" in report.input_value())

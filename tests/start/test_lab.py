@@ -85,6 +85,15 @@ def test_the_address_opens_the_first_notebook_and_the_log_is_in_a_file(home, pre
     assert utf8 == "1" and Path(where) == home
 
 
+def test_jupyterlab_has_the_courses_settings_it_asks_for_no_news_and_wraps_code(home, pretender):
+    lab.open_lab(home, Path("python"), [])
+    assert f"--LabApp.app_settings_dir={home / lab.SETTINGS}" in log_of(home)[0]
+    file = Path(__file__).resolve().parents[2] / lab.SETTINGS / "overrides.json"
+    settings = json.loads(file.read_text(encoding="utf-8"))
+    assert settings["@jupyterlab/apputils-extension:notification"]["fetchNews"] == "false"
+    assert settings["@jupyterlab/notebook-extension:tracker"]["codeCellConfig"]["lineWrap"] is True
+
+
 @pytest.mark.parametrize(("user", "given", "count"), [(0, [], 1), (0, ["--allow-root"], 1), (1000, [], 0)])
 def test_root_is_allowed_to(home, pretender, monkeypatch, user, given, count):
     monkeypatch.setattr(lab.os, "geteuid", lambda: user, raising=False)

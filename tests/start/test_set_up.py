@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import io
-import json
 import os
 import platform
 import shutil
@@ -142,13 +141,6 @@ def test_what_is_no_environment_is_not_deleted(start, pip, home, capsys):
     treasure.touch()
     assert start("setup") == 1
     assert treasure.exists() and "is no Python environment; move it elsewhere" in capsys.readouterr().out
-
-
-@pytest.mark.skipif(not POSIX, reason="the path of the settings is POSIX's here")
-def test_jupyterlab_does_not_ask_about_news(start, pip, home):
-    start("setup")
-    settings = json.loads((home / ".venv/share/jupyter/lab/settings/overrides.json").read_text())
-    assert settings["@jupyterlab/apputils-extension:notification"]["fetchNews"] == "false"
 
 
 @pytest.mark.parametrize(("option", "need"), [("--cpu", 4), ("--cuda", 12)])

@@ -78,10 +78,11 @@ class Playground:
         import ipywidgets as w
 
         wide = w.Layout(width="96%")
+        whole = {"description_width": "initial"}  # else "temperature" is cut off
         text = w.Textarea(value=prompt, placeholder="a prompt", layout=wide)
         adapter = w.Dropdown(options=self.adapters, value=self.adapters[-1], description="adapter")
-        temperature = w.FloatSlider(value=0.0, min=0.0, max=2.0, step=0.1, description="temperature")
-        top_p = w.FloatSlider(value=1.0, min=0.05, max=1.0, step=0.05, description="top-p")
+        temperature = w.FloatSlider(value=0.0, min=0.0, max=2.0, step=0.1, description="temperature", style=whole)
+        top_p = w.FloatSlider(value=1.0, min=0.05, max=1.0, step=0.05, description="top-p", style=whole)
         button = w.Button(description="Answer", button_style="primary")
         answer = w.Textarea(value="", disabled=True, layout=wide)
 
@@ -93,7 +94,8 @@ class Playground:
                 button.disabled = False
 
         button.on_click(clicked)
-        return w.VBox([text, w.HBox([adapter, temperature, top_p]), button, answer])
+        settings = w.Box([adapter, temperature, top_p], layout=w.Layout(flex_flow="row wrap"))
+        return w.VBox([text, settings, button, answer])
 
 
 def playground(

@@ -50,8 +50,8 @@ def widgets() -> Any:
             button.disabled = False
 
     button.on_click(clicked)
-    rows = list(controls.values())
-    return w.VBox([w.HBox(rows[:3]), w.HBox(rows[3:]), button, text])
+    settings = w.Box(list(controls.values()), layout=w.Layout(flex_flow="row wrap"))
+    return w.VBox([settings, button, text])
 
 
 def explore(live: bool | None = None) -> None:

@@ -3,6 +3,8 @@
 Attributes:
     FIRST_NOTEBOOK: What is opened, from the course's folder.
     LOG: JupyterLab's log, from the course's folder.
+    SETTINGS: The folder with JupyterLab's settings for this course, from its folder: no question about news, and code
+        that wraps. What a reader sets in JupyterLab wins over them.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from utils.start.words import say
 
 FIRST_NOTEBOOK = "work/00_start_here.ipynb"
 LOG = ".venv/jupyterlab.log"
+SETTINGS = "assets/lab"
 
 _PORT = 8888  # JupyterLab's own choice
 _PATIENCE = 120  # seconds
@@ -45,7 +48,8 @@ def open_lab(home: Path, python: Path, options: Sequence[str]) -> int:
             webbrowser.open(address)
         return 0
     where = place(os.environ)
-    command = [str(python), "-m", "jupyterlab", f"--ServerApp.root_dir={home}", *options]
+    command = [str(python), "-m", "jupyterlab", f"--ServerApp.root_dir={home}"]
+    command += [f"--LabApp.app_settings_dir={home / SETTINGS}", *options]
     if (home / FIRST_NOTEBOOK).exists():
         command.append(FIRST_NOTEBOOK)
     if where in ("ssh", "container") and "--no-browser" not in options:

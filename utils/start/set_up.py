@@ -118,11 +118,6 @@ def install_course(home: Path, venv: Path) -> None:
     code, said = pip(venv, "install", "--no-deps", "--no-build-isolation", "-e", str(home))
     if code:
         raise Trouble(explain(said, "the course itself", venv))
-    settings = venv / "share" / "jupyter" / "lab" / "settings" / "overrides.json"
-    if not settings.exists():  # a fresh JupyterLab would ask about news before anything else
-        quiet = {"@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": False}}
-        settings.parent.mkdir(parents=True, exist_ok=True)
-        settings.write_text(json.dumps(quiet, indent=2) + "\n", encoding="utf-8")
 
 
 def try_torch(venv: Path) -> str:

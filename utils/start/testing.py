@@ -1,4 +1,9 @@
-"""`start.py test`: every test and every notebook, on the CPU and without a network."""
+"""`start.py test`: every test and every notebook, on the CPU and without a network; in a browser too, if there is one.
+
+Attributes:
+    LEFT_OUT: The exit code of a stage that needs what isn't on this machine, and has said so.
+    VERDICTS: What pytest's exit codes mean; all others are a failure.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +19,9 @@ from utils.start.words import say
 # Else a Python on Windows reads the course's files in the code page of the country.
 UTF8 = {"PYTHONUTF8": "1"}
 
+LEFT_OUT = 77
+VERDICTS = {0: "passed", 5: "FAILED: found nothing to run", LEFT_OUT: "left out, for the reason above"}
+
 
 def stages() -> list[tuple[str, list[str]]]:
     """What `test` runs: a name, pytest's arguments. A notebook stays on one worker; tests go to who is free."""
@@ -21,6 +29,7 @@ def stages() -> list[tuple[str, list[str]]]:
     return [
         ("tests", [*workers, "worksteal", "tests"]),
         ("notebooks", ["-p", "tools.pytest_notebooks", *workers, "loadfile", "--no-loadscope-reorder", "solutions"]),
+        ("browser", ["tests/browser"]),
     ]
 
 
@@ -45,9 +54,9 @@ def run_tests(home: Path, python: Path, set_up_seconds: float) -> int:
         except BaseException:
             finish(process)
             raise
-        verdict = {0: "passed", 5: "FAILED: found nothing to run"}.get(code, f"FAILED (pytest's exit code {code})")
+        verdict = VERDICTS.get(code, f"FAILED (pytest's exit code {code})")
         rows.append((name, time.time() - started, verdict))
-        failed = failed or code != 0
+        failed = failed or code not in (0, LEFT_OUT)
     say()
     for name, seconds, verdict in rows:
         say(f"{name:<10} {seconds:7.1f} s   {verdict}")
