@@ -10,6 +10,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from utils.course import workspace
+
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "00_start_here.ipynb"
 ANSWER = "def linear_parameters(layer):\n    return sum(p.numel() for p in layer.parameters())  # mine"
@@ -64,7 +66,6 @@ def test_it_is_a_valid_notebook_and_asks_for_a_kernel_that_is_here(saved, given)
 
 
 def test_its_answers_come_along_to_a_new_version_and_nothing_is_doubled(saved, given, tmp_path):
-    workspace = pytest.importorskip("utils.course.workspace")
     (tmp_path / "notebooks").mkdir()
     (tmp_path / "notebooks" / NAME).write_text(json.dumps(given), encoding="utf-8")
     workspace.make_copies(tmp_path)

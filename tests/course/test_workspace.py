@@ -273,3 +273,27 @@ def test_a_chapter_that_is_left_out_is_left_alone(home):
     put(home, "02_rank.ipynb", notebook(text("t1", "# Rank")))
     before = mine(home)
     assert bring_over(home, leave={"02_rank.ipynb"}) == [] and mine(home) == before
+
+
+def test_an_old_setup_cell_is_not_carried_over_and_stays_in_the_old_copy(home):
+    """An edited one would fetch the old course again."""
+    put(home, "02_rank.ipynb", notebook(code("course-setup", "# version 1"), *FIRST["cells"]))
+    bring_over(home)
+    edit(home, {"course-setup": "# version 1, edited", "e1": "def best_rank(W): return 1"})
+    put(home, "02_rank.ipynb", notebook(code("course-setup", "# version 2"), *FIRST["cells"]))
+    (report,) = bring_over(home)
+    assert report.answers == ["best_rank"] and sources(home)[0] == "# version 2"
+    assert "# version 1, edited" in (home / "work" / "old" / "02_rank-1.ipynb").read_text()
+
+
+def test_a_cell_of_the_courses_that_was_changed_in_colab_stands_there_once(home):
+    """Colab keeps a cell's id in its metadata."""
+    content = mine(home)
+    for cell in content["cells"]:
+        cell["metadata"]["id"] = cell.pop("id")
+    content["cells"][1]["source"] = "import torch  # changed"
+    put(home, "02_rank.ipynb", content, "work")
+    put(home, "02_rank.ipynb", notebook(*FIRST["cells"], text("t3", "More.")))
+    (report,) = bring_over(home)
+    assert report.cells == 1 and sources(home)[1] == "import torch  # changed"
+    assert sources(home) == [*(cell["source"] for cell in content["cells"]), "More."]

@@ -34,7 +34,6 @@ from tools.build.lesson import (
     METADATA,
     NOT_COMPARED,
     ROOT,
-    SETUP_ID,
     SOLVED,
     BuildError,
     Course,
@@ -44,6 +43,7 @@ from tools.build.lesson import (
 )
 from tools.build.one_run import Step, steps
 from tools.build.stored import replace_text
+from utils.course.colab import SETUP_ID
 from utils.course.progress import VARIABLE
 
 MACHINE_PATH = re.compile(r"/(root|home|tmp|usr|work|Users)/|\b[A-Z]:\\\\?Users\\")

@@ -17,7 +17,7 @@ agree. What a class hands in is graded by tools/classroom.
 Attributes:
     LEARNER, SOLVED: The two copies; also the folders' names.
     BADGE: The picture that opens a notebook; tools/draw_badge.py draws it.
-    BADGE_ID, SETUP_ID: The ids of the two cells that no lesson has.
+    BADGE_ID: The id of the badge, which is in no lesson; nor is the setup cell.
 """
 
 from __future__ import annotations
@@ -39,13 +39,14 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from tools.build import navigation
 from tools.build.navigation import LESSON_FILE, WAYS, to_notebooks
+from utils.course.colab import SETUP_ID
 
 ROOT = Path(__file__).resolve().parents[2]
 
 LEARNER, SOLVED = "notebooks", "solutions"
 
 BADGE = ROOT / "assets" / "open-in-colab.png"
-BADGE_ID, SETUP_ID = "colab-badge", "course-setup"
+BADGE_ID = "colab-badge"
 
 # The one that Colab and Kaggle know, and that every environment with ipykernel has as its own.
 KERNELSPEC = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}

@@ -6,6 +6,7 @@ Attributes:
     COLAB: Where Colab is.
     DRIVE: What :func:`keep_in_drive` uses of Google Drive, once that is mounted.
     WORKING: What Kaggle keeps of a session, with a saved version.
+    SETUP_ID: The id of the setup cell, which is in no lesson.
     SETUP_CELL: The setup cell. A branch moves on and a copy of a notebook doesn't, so the cell names its lesson and the
         lesson's git hash: where the branch has another lesson by now, it takes the last commit that had this one. A
         release's tag has it at once. Readers' copies call ``begin(home)`` for years, so that keeps its name.
@@ -29,8 +30,11 @@ COLAB = "https://colab.research.google.com"
 DRIVE = Path("/content/drive/MyDrive/lora-zero-to-hero")
 WORKING = Path("/kaggle/working/lora-zero-to-hero")
 
+SETUP_ID = "course-setup"
+
 SETUP_CELL = """\
-# Setup. On Colab and Kaggle: fetch the course as this notebook knows it, and what is missing.
+# Setup.
+# On Colab and Kaggle: fetch the course as this notebook knows it, and what is missing.
 # Everywhere: silence four upstream warnings.
 import os
 import shutil

@@ -28,6 +28,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from utils.course.colab import SETUP_ID
+
 FOLDER = "work"
 GIVEN = ".given.json"
 OLD = "old"
@@ -206,7 +208,7 @@ def carried(
     before: str | None = None  # the id of the last cell of the learner's copy that the new one has
     for cell in theirs:
         there = next((c for c in cells if c["id"] == cell["id"]), None)
-        if not _is_theirs(cell, given):
+        if not _is_theirs(cell, given) or cell["id"] == SETUP_ID:  # an old one would fetch the old course again
             if there is not None:
                 _keep_outputs(there, cell)
                 before = there["id"]
@@ -267,9 +269,15 @@ def _keep_outputs(there: Cell, cell: Cell) -> None:
 
 
 def _with_ids(cells: Sequence[Cell], given: Mapping[str, str]) -> list[Cell]:
-    """The cells, each with an id: some front ends save without. An unchanged cell gets the one that it was given."""
+    """The cells, each with an id: Colab saves it in the metadata, others not at all. An unchanged cell of theirs gets
+    the one that it was given.
+    """
     by_hash = {hash_: id_ for id_, hash_ in given.items()}
-    return [cell if "id" in cell else {**cell, "id": by_hash.get(_hash(cell), _hash(cell)[:12])} for cell in cells]
+
+    def id_of(cell: Cell) -> str:
+        return cell["metadata"].get("id") or by_hash.get(_hash(cell), _hash(cell)[:12])
+
+    return [cell if "id" in cell else {**cell, "id": id_of(cell)} for cell in cells]
 
 
 def _is_theirs(cell: Cell, given: Mapping[str, str]) -> bool:
