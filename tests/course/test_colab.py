@@ -234,9 +234,10 @@ def test_on_colab_it_fetches_the_course_and_installs_what_is_missing_or_too_old(
         assert saw["versions"][name] == LOCK[name]
     assert {name: saw["versions"][name] for name in PREINSTALLED} == PREINSTALLED
     assert done.stdout.splitlines() == [
-        f"The course is ready. Installed: bitsandbytes {LOCK['bitsandbytes']}, jaxtyping {LOCK['jaxtyping']}.",
+        f"Installed: bitsandbytes {LOCK['bitsandbytes']}, jaxtyping {LOCK['jaxtyping']}.",
         f"Replaced: trl 0.9.6 -> {LOCK['trl']}.",
         "Left as they were: torch 2.11.0+cu128, numpy 2.1.3.",
+        "The course is ready.",
     ]
 
 

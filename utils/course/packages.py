@@ -92,19 +92,19 @@ def ensure_packages(root: str | os.PathLike[str], menus: Menus) -> list[str]:
         changed = {name: found for name, found in after.items() if before.get(name) != found}
         new = [f"{name} {found}" for name, found in changed.items() if name not in before]
         replaced = [f"{name} {before[name]} -> {found}" for name, found in changed.items() if name in before]
-        _say(f"The course is ready. Installed: {_listed(new)}.")
+        _say(f"Installed: {_listed(new)}.")
         _say(f"Replaced: {_listed(replaced)}.")
         _say(f"Left as they were: {_listed(f'{name} {before[name]}' for name in KEPT if name in before)}.")
         _stale.update({name: changed.get(name, after[name]) for name in in_use(set(changed) & set(before))})
     else:
         changed = {}
-        print("The course is ready; nothing had to be installed.")
     if _stale:
         raise SetupProblem(
             f"Restart the session before you go on: {menus.restart}. Then run the notebook from its first cell. "
             f"This session had loaded {_listed(_stale)} before the change, and what is in memory no longer fits what "
             "is installed."
         )
+    print("The course is ready." if changed else "The course is ready; nothing had to be installed.")
     return sorted(changed)
 
 
