@@ -90,7 +90,7 @@ def test_the_trainers_settings_follow_the_machine(machine, tmp_path, kind, bf16,
 
 def test_the_report_says_whether_the_card_has_bf16(machine, monkeypatch):
     class Card:
-        name, total_memory = "Tesla T4", 15_600_000_000
+        name, total_memory, major = "Tesla T4", 15_600_000_000, 7
 
     machine("T4")
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: Card)

@@ -18,7 +18,7 @@ def test_a_new_chapter_passes_as_it_is(tmp_path):
     for folder in ("lessons", "tools", "utils", "tests", "notebooks", "solutions"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "assets").symlink_to(ROOT / "assets")
-    for name in ("README.md", "pyproject.toml", "start.py"):
+    for name in ("README.md", "pyproject.toml", "start.py", "capstone.py"):
         shutil.copy(ROOT / name, tmp_path)
     number = f"{len(list((ROOT / 'lessons').glob('[0-9][0-9]_*.md'))):02d}"
     stem = f"{number}_two_words_and_a_half"
