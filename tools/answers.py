@@ -89,12 +89,20 @@ def judge(answer: Answer) -> Verdict:
     return Verdict(answer, result.state == PASSED, result.named, result.message, seconds)
 
 
+def with_basics(source: str) -> str:
+    """The answer's source below those imports of BASICS that it uses."""
+    return _used(imported(BASICS), source) + source
+
+
+def _used(imports: dict[str, str], source: str) -> str:
+    used = [statement for name, statement in imports.items() if re.search(rf"\b{re.escape(name)}\b", source)]
+    return "".join(f"{statement}\n" for statement in used)
+
+
 def _value(answer: Answer) -> Any:
     namespace: dict[str, Any] = {"__name__": "__main__"}
     exec(BASICS, namespace)
-    for name, statement in _imports(answer.chapter).items():
-        if re.search(rf"\b{re.escape(name)}\b", answer.source):
-            exec(statement, namespace)
+    exec(_used(_imports(answer.chapter), answer.source), namespace)
     exec(compile(answer.source, f"<{answer.exercise}: {answer.label}>", "exec"), namespace)
     variable = _variables(answer.chapter)[answer.exercise]
     if variable not in namespace:

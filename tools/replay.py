@@ -19,7 +19,7 @@ from pathlib import Path
 
 import nbformat
 
-from tools.answers import BASICS, Answer, read
+from tools.answers import Answer, read, with_basics
 
 ROOT = Path(__file__).parents[1]
 
@@ -33,7 +33,7 @@ def replaced(notebook: nbformat.NotebookNode, answers: Sequence[Answer]) -> nbfo
     for answer in answers:
         if answer.exercise not in cells:
             raise ValueError(f"{answer.exercise} | {answer.label}: chapter {answer.chapter} has no such exercise")
-        cells[answer.exercise].source = BASICS + answer.source
+        cells[answer.exercise].source = with_basics(answer.source)
     return notebook
 
 

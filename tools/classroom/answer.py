@@ -13,10 +13,11 @@ from __future__ import annotations
 import json
 import os
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
+CELL_SECONDS = 30
 CHECKS = "utils.course.checks"
 ONLY_THESE = f"of {CHECKS} an answer may use check, hint, progress and solution, and nothing else."
 
@@ -62,37 +63,46 @@ def judged(request: Request) -> Verdict:
     _hide_engine(core, request.exercise)
     from IPython.core.interactiveshell import InteractiveShell
 
-    shell = InteractiveShell.instance()
+    class Shell(InteractiveShell):
+        def enable_matplotlib(self, gui: str | None = None) -> tuple[str, str]:
+            """For ``%matplotlib``: nothing is shown here."""
+            return gui or "agg", "agg"
+
+    shell, made, evaluate = Shell.instance(), Verdict, judge.evaluate
     sys.path.append(request.folder)
     for index, source in enumerate(request.cells):
         own = index == request.own
         try:
-            with limit(judge.SECONDS if own else None):
+            with limit(CELL_SECONDS if own else None):
                 done = shell.run_cell(source)
             problem = done.error_before_exec or done.error_in_exec
         except TooLong as late:
             problem = late
         if isinstance(problem, NotImplementedError) and own:
-            return Verdict(found.name, NOT_SOLVED)
+            return made(found.name, NOT_SOLVED)
         if problem is not None:
             if isinstance(problem, TooLong):
-                said = judge.NEVER_ENDS
+                said = f"the cell had not ended after {CELL_SECONDS} s. Is there a loop in it that never ends?"
             elif isinstance(problem, ImportError) and CHECKS in str(problem):
                 said = ONLY_THESE
+            elif isinstance(problem, ModuleNotFoundError) and str(problem.name).startswith("utils."):
+                said = f"the course has no {problem.name} today: is this an old version of the notebook?"
             elif isinstance(problem, SyntaxError):
                 said = f"line {problem.lineno} of the cell is no Python: {problem.msg}."
             else:
                 said = f"{raised_text(problem)}."
             where = "" if own else "in an earlier cell that the answer needs, "
-            return Verdict(found.name, NOT_RIGHT, where + said)
+            return made(found.name, NOT_RIGHT, where + said)
     try:
         answer = eval(request.answer, shell.user_ns)
-    except Exception:  # a name that no cell binds
-        return Verdict(found.name, NOT_SOLVED)
+    except NameError as problem:
+        return made(found.name, NOT_SOLVED, f"no cell defines {problem.name or request.answer}.")
+    except Exception as problem:
+        return made(found.name, NOT_RIGHT, f"{raised_text(problem)}.")
     if core.is_reference(answer):
-        return Verdict(found.name, NOT_RIGHT, core.NOT_YOURS)
-    result = judge.evaluate(found, answer)
-    return Verdict(found.name, result.state, result.message)
+        return made(found.name, NOT_RIGHT, core.NOT_YOURS)
+    result = evaluate(found, answer)
+    return made(found.name, result.state, result.message)
 
 
 def _hide_engine(core: Any, exercise: str) -> None:
@@ -117,10 +127,12 @@ def main() -> None:
     nothing = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
         os.dup2(nothing, stream)
+    end = os._exit
     verdict = judged(request)
-    report.write(f"{request.secret}{json.dumps(asdict(verdict))}\n")
+    # No function is called by name that a cell may have exchanged, such as json's.
+    report.write(f"{request.secret}{verdict.state}\0{verdict.message}\0")
     report.flush()
-    os._exit(0)  # threads and exit handlers that the cells may have left have no say
+    end(0)  # threads and exit handlers that the cells may have left have no say
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ import psutil
 
 from tools.build.lesson import LEARNER, ROOT
 from tools.classroom.answer import Request, Verdict
-from tools.classroom.slices import Cell, answer_of, code_cells, needed, own_cell
+from tools.classroom.slices import Cell, answer_of, code_cells, elsewhere, mark_of, needed, own_cell
 from utils.course.progress import NBGRADER_VARIABLE, NOT_RIGHT, NOT_SOLVED, PASSED, STRICT_VARIABLE, VARIABLE
 
 JOBS = 2
@@ -55,9 +55,9 @@ class Limits:
 def read(path: Path) -> dict[str, Any]:
     """What a notebook's file holds. Raises `NotACourseNotebook` for one that isn't of format 4."""
     try:
-        notebook = json.loads(path.read_text(encoding="utf-8"))
+        notebook = json.loads(path.read_text(encoding="utf-8-sig"))
         nbformat.validate(notebook, version=4)
-    except (OSError, ValueError, TypeError, RecursionError, nbformat.ValidationError):
+    except (OSError, ValueError, TypeError, AttributeError, LookupError, RecursionError, nbformat.ValidationError):
         raise NotACourseNotebook(f"{path} is no notebook of format 4: ask for it again") from None
     return notebook
 
@@ -86,10 +86,14 @@ def judge_notebook(
 def _judge(cells: Sequence[Cell], exercise: str, answer: str, folder: Path, limits: Limits) -> Verdict:
     own = own_cell(cells, exercise, answer)
     if own is None:
-        return Verdict(exercise, NOT_SOLVED, "the exercise's cell is missing from the notebook.")
+        return Verdict(exercise, NOT_SOLVED, f"no cell of the notebook defines {answer}.")
     run = needed(cells, exercise, answer)
     sources = [cells[i].source for i in run]
-    return judge_answer(Request(exercise, answer, sources, run.index(own), str(folder)), limits)
+    verdict = judge_answer(Request(exercise, answer, sources, run.index(own), str(folder)), limits)
+    if verdict.state == NOT_SOLVED and not verdict.message and elsewhere(cells, own, answer):
+        said = f"its own cell is as it came, and another one defines {answer}: the answer belongs into the first."
+        return replace(verdict, message=said)
+    return verdict
 
 
 def judge_answer(request: Request, limits: Limits) -> Verdict:
@@ -120,9 +124,9 @@ def judge_answer(request: Request, limits: Limits) -> Verdict:
     reader.join(timeout=5)
     if stopped:
         return Verdict(request.exercise, NOT_RIGHT, stopped)
-    for line in b"".join(said).decode("utf-8", "replace").splitlines():
-        if line.startswith(request.secret):
-            return Verdict(**json.loads(line.removeprefix(request.secret)))
+    found = b"".join(said).decode("utf-8", "replace").partition(request.secret)[2].split("\0")
+    if len(found) == 3 and found[0] in (PASSED, NOT_RIGHT, NOT_SOLVED):
+        return Verdict(request.exercise, found[0], found[1])
     said_code = f"Python ended before the answer was judged (exit code {process.returncode})"
     return Verdict(request.exercise, NOT_RIGHT, f"{said_code}: does your code call exit, or crash?")
 
@@ -133,7 +137,7 @@ def _watch(process: subprocess.Popen[bytes], limits: Limits) -> str:
     while process.poll() is None:
         time.sleep(PAUSE)
         if time.monotonic() - started > limits.seconds:
-            return f"your code had not come back after {limits.seconds:.0f} s. Is there a loop in it that never ends?"
+            return f"your code, with the cells that it needs, had not come back after {limits.seconds:.0f} s."
         try:
             used = sum(one.memory_info().rss for one in (looked, *looked.children(recursive=True))) / 1e6
         except psutil.Error:  # one of them has just ended
@@ -178,12 +182,15 @@ def write_verdicts(notebook: dict[str, Any], course: dict[str, Any], verdicts: S
     """
     there = {cell.exercise for cell in code_cells(notebook) if cell.role == "check"}
     for cell in course["cells"]:
-        mark = cell["metadata"].get("nbgrader", {})
+        mark = mark_of(cell)
         if mark.get("grade") and mark["grade_id"].removeprefix("check-") not in there:
-            notebook["cells"].append(copy.deepcopy(cell) | {"id": mark["grade_id"][:64]})
+            added = copy.deepcopy(cell) | {"id": mark["grade_id"][:64]}
+            if notebook.get("nbformat_minor", 0) < 5:
+                del added["id"]  # these formats know none
+            notebook["cells"].append(added)
     known = {verdict.exercise: verdict for verdict in verdicts}
     for cell in notebook["cells"]:
-        mark = cell.get("metadata", {}).get("nbgrader", {})
+        mark = mark_of(cell)
         if cell["cell_type"] == "code" and mark.get("grade"):
             name = str(mark.get("grade_id", "")).removeprefix("check-")
             verdict = known.get(name, Verdict(name, NOT_SOLVED, "there is no such exercise."))

@@ -18,6 +18,8 @@ from tools.build.references import unbound
 HIDDEN_TESTS = re.compile(r"(?ms)^### BEGIN HIDDEN TESTS$.*?^### END HIDDEN TESTS$")
 # A cell that may bind any name.
 STAR = re.compile(r"(?m)^\s*from .* import \*")
+# What a cell's text can make Python's parser raise: some are too deep for it.
+NO_PYTHON = (SyntaxError, ValueError, RecursionError, MemoryError)
 MAGIC = re.compile(r"^\s*%%.*\n")
 
 
@@ -39,12 +41,39 @@ def code_cells(notebook: dict[str, Any]) -> list[Cell]:
     cells = []
     for cell in notebook["cells"]:
         if cell["cell_type"] == "code":
-            mark = cell.get("metadata", {}).get("nbgrader", {})
+            mark = mark_of(cell)
             role = "check" if mark.get("grade") else "solution" if mark.get("solution") else ""
             exercise = str(mark.get("grade_id", "")).removeprefix("check-") if role else ""
             source = HIDDEN_TESTS.sub("", "".join(cell["source"]))  # a string, or its lines
             cells.append(Cell(source, role, exercise, mark.get("points", 0)))
     return cells
+
+
+def mark_of(cell: dict[str, Any]) -> dict[str, Any]:
+    """nbgrader's mark on a cell; empty where there is none, or none that could be read."""
+    mark = (cell.get("metadata") or {}).get("nbgrader")
+    return mark if isinstance(mark, dict) else {}
+
+
+def elsewhere(cells: Sequence[Cell], own: int, answer: str) -> bool:
+    """Whether another cell than the exercise's own binds what the check judges."""
+    return any(defines(cell.source, answer) for i, cell in enumerate(cells) if i != own)
+
+
+def defines(source: str, answer: str) -> bool:
+    """Whether a cell binds a name of `answer` otherwise than to what a check returned."""
+    try:
+        tree = ast.parse(_python(source))
+    except NO_PYTHON:
+        return False
+    names = _read(answer)
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name in names:
+            return True
+        if isinstance(node, ast.Assign) and not CHECK_CALL.match(ast.unparse(node.value)):
+            if names & {name.id for target in node.targets for name in ast.walk(target) if isinstance(name, ast.Name)}:
+                return True
+    return False
 
 
 def answer_of(source: str) -> str:
@@ -60,13 +89,15 @@ def answer_of(source: str) -> str:
 
 def own_cell(cells: Sequence[Cell], exercise: str, answer: str) -> int | None:
     """The cell that solves the exercise: the last that is marked so; where none is, as when it was written anew or an
-    editor dropped the marks, the last that binds what the check judges. None when there is none."""
+    editor dropped the marks, the last that binds what the check judges, one without a call of check if there is any.
+    None when there is none."""
     marked = [i for i, cell in enumerate(cells) if (cell.role, cell.exercise) == ("solution", exercise)]
     written = [
-        i for i, cell in enumerate(cells)
-        if _bound(_python(cell.source)) & _read(answer) and cell.role != "check" and not CHECK_CALL.search(cell.source)
-    ]  # fmt: skip
-    return (marked or written or [None])[-1]
+        i for i, cell in enumerate(cells) if _bound(_python(cell.source)) & _read(answer) and cell.role != "check"
+    ]
+    plain = [i for i in written if not CHECK_CALL.search(cells[i].source)]
+    with_more = [i for i in written if defines(cells[i].source, answer)]
+    return (marked or plain or with_more or [None])[-1]
 
 
 def needed(cells: Sequence[Cell], exercise: str, answer: str) -> list[int]:
@@ -100,21 +131,21 @@ def _python(source: str) -> str:
     """A cell without IPython's ``%`` and ``!`` lines, which become calls, and without a ``%%`` line at its head."""
     try:
         return TransformerManager().transform_cell(MAGIC.sub("", source))
-    except SyntaxError:
+    except NO_PYTHON:
         return source
 
 
 def _bound(source: str) -> set[str]:
     try:
         return bound(source)
-    except (SyntaxError, ValueError):
+    except NO_PYTHON:
         return set()
 
 
 def _read(source: str) -> set[str]:
     try:
         return unbound(source, "") | (_bound(source) & _reads_first(source))
-    except (BuildError, ValueError):
+    except (BuildError, *NO_PYTHON):
         return set()
 
 
