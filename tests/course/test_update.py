@@ -34,7 +34,10 @@ def notebook(*sources):
 
 def version(root, text, *sources):
     """A version of the course in a folder."""
-    (root / "notebooks").mkdir(parents=True, exist_ok=True)
+    for folder in ("notebooks", "utils/course", "utils/start"):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    (root / "utils/course/update.py").write_text("# code\n")
+    (root / "utils/start/notebooks.py").write_text("# code\n")
     (root / "start.py").write_text(f"# {text}\n")
     (root / ".gitignore").write_text("/work/\n")
     (root / "notebooks/00_start.ipynb").write_text(notebook(*sources))
@@ -167,7 +170,6 @@ def test_what_git_says_is_passed_on(clone, origin):
 @pytest.fixture(params=["folder", "zip"])
 def new(request, tmp_path):
     root = version(tmp_path / "new/lora-zero-to-hero-main", "two", "import torch", "r = 8", "print(r)")
-    (root / "utils").mkdir()
     (root / "utils/new.py").write_text("")
     if request.param == "folder":
         return root
@@ -191,7 +193,6 @@ def test_a_folder_and_a_zip_file_bring_a_version_without_a_network(new, tmp_path
 
 
 def test_files_that_nobody_else_has_are_kept_when_a_folder_replaces_them(clone, new):
-    (clone / "utils").mkdir()
     (clone / "utils/old.py").write_text("# gone in the new version")
     git(clone, "add", "-A")
     git(clone, "commit", "-qm", "mine")
@@ -216,7 +217,7 @@ def test_without_git_a_notebook_that_was_worked_in_is_kept(new, tmp_path):
     ("make", "said"),
     [
         (lambda path: None, "there is no"),
-        (lambda path: path.mkdir(), "holds no version of the course"),
+        (lambda path: path.mkdir(), "holds no whole version of the course"),
         (lambda path: path.write_text("no zip"), "can't be read as a zip file"),
     ],
 )
@@ -229,3 +230,50 @@ def test_what_is_no_version_is_refused(tmp_path, make, said):
         fetch(home, str(home))
     with pytest.raises(CanNot, match="no clone"):
         fetch(home)
+
+
+def test_what_is_no_whole_version_deletes_nothing(tmp_path):
+    home = version(tmp_path / "home", "one", "r = 8")
+    other = version(tmp_path / "other", "two", "r = 9")
+    (other / "utils/course/update.py").unlink()
+    (other / "utils/course").rmdir()
+    with pytest.raises(CanNot, match="no whole version of the course: start.py, notebooks, utils/course, utils/start"):
+        fetch(home, str(other))
+    assert (home / "utils/course/update.py").exists() and (home / "start.py").read_text() == "# one\n"
+
+
+def test_a_zip_file_that_is_damaged_inside_is_told_in_a_sentence(tmp_path):
+    home, packed = version(tmp_path / "home", "one", "r = 8"), tmp_path / "new.zip"
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("start.py", "a quick brown fox " * 500)
+    damaged = bytearray(packed.read_bytes())
+    damaged[40:60] = b"\xff" * 20
+    packed.write_bytes(damaged)
+    with pytest.raises(CanNot, match="can't be read as a zip file"):
+        fetch(home, str(packed))
+
+
+def test_a_chapter_that_was_renamed_is_no_change_of_the_learners(clone, origin):
+    """As after an update from a folder, or one that was killed in the middle: the files are the new version's."""
+    publish(origin, "import torch", "r = 8")
+    git(origin, "mv", "notebooks/00_start.ipynb", "notebooks/00_begin.ipynb")
+    git(origin, "commit", "-qm", "renamed")
+    for name in ("start.py", "notebooks/00_begin.ipynb"):
+        (clone / name).write_bytes((origin / name).read_bytes())
+    (clone / "notebooks/00_start.ipynb").unlink()
+    assert "The course is brought to" in fetch(clone)
+
+
+def test_a_lock_that_git_left_is_named(clone, origin):
+    publish(origin, "import torch", "r = 9")
+    (clone / ".git/index.lock").touch()
+    with pytest.raises(CanNot, match="index.lock: delete that file and run the same command again"):
+        fetch(clone)
+
+
+def test_a_file_in_the_way_is_named(clone, origin):
+    (origin / "new.txt").write_text("theirs")
+    publish(origin, "import torch", "r = 9")
+    (clone / "new.txt").write_text("mine")
+    with pytest.raises(CanNot, match="would be overwritten by merge: new.txt"):
+        fetch(clone)

@@ -198,13 +198,15 @@ def test_outputs_stay_where_the_cell_is_the_same_and_go_with_an_answer(home):
 
 
 @pytest.mark.parametrize("damage", ["{", "[]", '{"cells": [{"id": "a"}]}'])
-def test_a_copy_that_cannot_be_read_is_left_alone(home, damage):
+def test_a_copy_that_cannot_be_read_is_kept_and_made_afresh(home, damage):
     (home / "work/02_rank.ipynb").write_text(damage)
     new = copy.deepcopy(FIRST)
     new["cells"].append(text("t3", "The end."))
     put(home, "02_rank.ipynb", new)
-    assert [report.name for report in bring_over(home)] == []
-    assert (home / "work/02_rank.ipynb").read_text() == damage
+    (report,) = bring_over(home)
+    assert "can't be read" in str(report) and "it is kept in work/old" in str(report)
+    assert (home / "work/old/02_rank-1.ipynb").read_text() == damage and sources(home)[-1] == "The end."
+    assert bring_over(home) == [] and workspace.adopt(home, "02_rank.ipynb") is None
 
 
 def test_a_copy_from_before_anything_was_noted_loses_nothing(home):
@@ -297,3 +299,114 @@ def test_a_cell_of_the_courses_that_was_changed_in_colab_stands_there_once(home)
     (report,) = bring_over(home)
     assert report.cells == 1 and sources(home)[1] == "import torch  # changed"
     assert sources(home) == [*(cell["source"] for cell in content["cells"]), "More."]
+
+
+def test_an_exercises_cell_in_two_parts_stays_in_two_parts(home):
+    """JupyterLab copies nbgrader's mark to both when it splits a cell."""
+    content = mine(home)
+    parts = [
+        exercise("best_rank", "e1", "import math"),
+        exercise("best_rank", "u1", "def best_rank(W): return math.pi"),
+    ]
+    content["cells"][2:3] = parts
+    put(home, "02_rank.ipynb", content, "work")
+    put(home, "02_rank.ipynb", notebook(*FIRST["cells"], text("t3", "More.")))
+    (report,) = bring_over(home)
+    assert sources(home)[2:4] == ["import math", "def best_rank(W): return math.pi"] and report.answers == ["best_rank"]
+
+
+def test_a_stub_that_was_duplicated_does_not_take_the_answers_place(home):
+    content = mine(home)
+    content["cells"][2]["source"] = "def best_rank(W): return 3"
+    content["cells"].insert(3, exercise("best_rank", "u1", "def best_rank(W): ..."))
+    put(home, "02_rank.ipynb", content, "work")
+    put(home, "02_rank.ipynb", notebook(*FIRST["cells"], text("t3", "More.")))
+    bring_over(home)
+    assert sources(home)[2:4] == ["def best_rank(W): return 3", 'best_rank = check("best_rank", best_rank)']
+
+
+@pytest.mark.parametrize("ids", [True, False])
+def test_two_cells_with_one_id_are_two_cells(home, ids):
+    content = mine(home)
+    for at in (2, 5):
+        content["cells"].insert(at, code("same", "1 + 1"))
+    if not ids:
+        for cell in content["cells"]:
+            del cell["id"]
+    put(home, "02_rank.ipynb", content, "work")
+    put(home, "02_rank.ipynb", notebook(*FIRST["cells"], text("t3", "More.")))
+    (report,) = bring_over(home)
+    assert sources(home).count("1 + 1") == 2 and report.cells == 2
+
+
+def test_a_copy_of_a_copy_is_no_source_of_answers(home):
+    put(home, "02_rank (1).ipynb", mine(home), "work")
+    put(home, "02_rank.ipynb", notebook(*FIRST["cells"], text("t3", "More.")))
+    assert [str(report) for report in bring_over(home)] == [
+        "02_rank.ipynb: the new version; there was nothing of yours in it"
+    ]
+
+
+def test_without_ids_a_changed_exercise_is_told_as_well(home):
+    content = mine(home)
+    content["cells"][2]["source"] = "def best_rank(W): return 3"
+    for cell in content["cells"]:
+        del cell["id"]
+    put(home, "02_rank.ipynb", content, "work")
+    changed = copy.deepcopy(FIRST)
+    changed["cells"][2] = exercise("best_rank", "e9", "def best_rank(W, share): ...")
+    put(home, "02_rank.ipynb", changed)
+    (report,) = bring_over(home)
+    assert report.changed == ["best_rank"] and any("def best_rank(W, share)" in source for source in sources(home))
+
+
+def test_an_answer_whose_exercise_moved_is_in_its_new_place_alone(home):
+    edit(home, {"e1": "def best_rank(W): return 3"})
+    put(home, "02_rank.ipynb", notebook(FIRST["cells"][0], text("t3", "More.")))
+    put(home, "03_layer.ipynb", notebook(*mine(home, "03_layer.ipynb")["cells"], FIRST["cells"][2]))
+    bring_over(home)
+    assert "def best_rank(W): return 3" in sources(home, "03_layer.ipynb")
+    assert sources(home) == ["# Rank", "More."]
+
+
+def test_a_mark_of_nobodys_and_a_bom_are_read(home):
+    content = mine(home)
+    content["cells"][1]["metadata"]["nbgrader"] = None
+    content["cells"][2]["source"] = "def best_rank(W): return 3"
+    (home / "work/02_rank.ipynb").write_text("\ufeff" + json.dumps(content), encoding="utf-8")
+    put(home, "02_rank.ipynb", notebook(*FIRST["cells"], text("t3", "More.")))
+    (report,) = bring_over(home)
+    assert report.answers == ["best_rank"]
+
+
+def test_where_a_link_leads_is_brought_over(home, tmp_path):
+    there = tmp_path / "synchronized.ipynb"
+    (home / "work/02_rank.ipynb").rename(there)
+    (home / "work/02_rank.ipynb").symlink_to(there)
+    put(home, "02_rank.ipynb", notebook(*FIRST["cells"], text("t3", "More.")))
+    bring_over(home)
+    assert (home / "work/02_rank.ipynb").is_symlink() and "More." in there.read_text()
+
+
+def test_what_was_worked_in_before_the_first_start_is_the_learners_without_git_too(tmp_path):
+    """The solved copies say how the course's cells were."""
+    solved = copy.deepcopy(FIRST)
+    solved["cells"][2]["source"] = "def best_rank(W): return 'solved'"
+    stubs = copy.deepcopy(FIRST)
+    for at in (2, 5):
+        stubs["cells"][at]["source"] += "  # YOUR CODE HERE"
+    worked = copy.deepcopy(stubs)
+    worked["cells"][2]["source"] = "def best_rank(W): return 3"
+    worked["cells"].insert(3, code("u1", "1 + 1"))
+    worked["cells"][-1]["source"] = "print(energy(W), 2)"
+    put(tmp_path, "02_rank.ipynb", solved, "solutions")
+    put(tmp_path, "02_rank.ipynb", worked)
+    make_copies(tmp_path)
+    put(tmp_path, "02_rank.ipynb", notebook(*stubs["cells"], text("t3", "More.")))
+    (report,) = bring_over(tmp_path)
+    assert (report.answers, report.cells) == (["best_rank"], 2)
+    assert [sources(tmp_path)[at] for at in (2, 3, -2)] == [
+        "def best_rank(W): return 3",
+        "1 + 1",
+        "print(energy(W), 2)",
+    ]

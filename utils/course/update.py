@@ -19,12 +19,15 @@ import shutil
 import subprocess
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from utils.course.workspace import FOLDER, OLD, adopt
 
 OURS = {".git", ".venv", ".venv-oldest", ".venv-newest", "work", "scratch", "__pycache__", ".ipynb_checkpoints"}
+
+_WHOLE = ("start.py", "notebooks", "utils/course", "utils/start")
 
 
 class CanNot(Exception):
@@ -118,12 +121,14 @@ def _commits(count: int) -> str:
 
 def _changed(home: Path) -> list[str]:
     """The tracked files that are not as the last commit has them."""
-    return [name for name in _git(home, "diff", "--name-only", "-z", "HEAD", strip=False).split("\0") if name]
+    listed = _git(home, "diff", "--name-only", "--no-renames", "-z", "HEAD", strip=False)
+    return [name for name in listed.split("\0") if name]
 
 
 def _taken(home: Path) -> list[str]:
     """The files that are as the new version has them already: from a folder or a zip file, or taken by hand."""
-    differing = [name for name in _git(home, "diff", "--name-only", "-z", "HEAD", "@{upstream}").split("\0") if name]
+    listed = _git(home, "diff", "--name-only", "--no-renames", "-z", "HEAD", "@{upstream}")
+    differing = [name for name in listed.split("\0") if name]
     tree = [line.split("\t", 1) for line in _git(home, "ls-tree", "-r", "-z", "@{upstream}").split("\0") if line]
     blobs = {name: about.split()[2] for about, name in tree}
     here = [name for name in differing if name in blobs and (home / name).is_file()]
@@ -142,7 +147,15 @@ def _git(home: Path, *arguments: str, fails: str | None = None, strip: bool = Tr
     )
     if done.returncode and fails is None:
         said = done.stderr.strip().splitlines() or ["it did not say why"]
-        why = next((line for line in said if line.startswith(("error:", "fatal:"))), said[-1])
+        at = next((n for n, line in enumerate(said) if line.startswith(("error:", "fatal:"))), len(said) - 1)
+        why = said[at]
+        if why.endswith(":"):  # the files follow, a line each
+            why += " " + ", ".join(line.strip() for line in said[at + 1 :] if line.startswith(("\t", " ")))
+        if "index.lock" in why:
+            lock = home / ".git" / "index.lock"
+            raise CanNot(
+                f"git was stopped in its work and left {lock}: delete that file and run the same command again."
+            )
         raise CanNot(f"git could not do `git {arguments[0]}` ({why}); mend that and run the same command again.")
     return fails or "" if done.returncode else done.stdout.strip() if strip else done.stdout
 
@@ -183,17 +196,18 @@ def _from_files(home: Path, source: Path) -> str:
 
 def _root_of(source: Path, scratch: Path) -> Path:
     """The course's folder in a folder or a zip file. Raises CanNot when there is none."""
+    given = source
     if source.is_file():
         try:
             with zipfile.ZipFile(source) as archive:
                 archive.extractall(scratch)
-        except (zipfile.BadZipFile, OSError) as problem:
+        except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError) as problem:  # Runtime: encrypted
             raise CanNot(f"{source} can't be read as a zip file ({problem}): download it again.") from None
         source = scratch
     for root in (source, *sorted(path for path in source.iterdir() if path.is_dir())):
-        if (root / "start.py").is_file() and (root / "notebooks").is_dir():
+        if all((root / name).exists() for name in _WHOLE):
             return root
-    raise CanNot(f"{source} holds no version of the course (no start.py with notebooks/ beside it).")
+    raise CanNot(f"{given} holds no whole version of the course: {', '.join(_WHOLE)} beside each other.")
 
 
 def _files(root: Path) -> Iterator[Path]:

@@ -37,6 +37,7 @@ OLD = "old"
 Notebook = dict[str, Any]
 Cell = dict[str, Any]
 
+_STUB = re.compile(r"YOUR CODE HERE|raise NotImplementedError|= (None|\.\.\.)\s*$")
 _KEPT = (
     "**Kept from your copy.** The cell below is yours; the new version of the course has no place for it any more, so "
     "it stands below the cell that it followed."
@@ -54,7 +55,8 @@ class Unreadable(ValueError):
 class Carried:
     """What became of one notebook. answers: exercises whose answers were brought over. cells: other cells of the
     learner's that were. kept: cells that have no place any more and stand below their old neighbour. changed: exercises
-    that the new version asks otherwise. fresh: nothing of the learner's was in it, or it is new."""
+    that the new version asks otherwise. fresh: nothing of the learner's was in it, or it is new. unreadable: why the
+    learner's copy can't be read, if it can't."""
 
     name: str
     answers: list[str] = field(default_factory=list)
@@ -62,8 +64,11 @@ class Carried:
     kept: int = 0
     changed: list[str] = field(default_factory=list)
     fresh: bool = False
+    unreadable: str = ""
 
     def __str__(self) -> str:
+        if self.unreadable:
+            return f"{self.name}: {self.unreadable}; it is kept in {FOLDER}/{OLD}, and a fresh copy is in its place"
         if self.fresh:
             return f"{self.name}: the new version; there was nothing of yours in it"
         parts = [f"{_number(len(self.answers), 'answer')} ({', '.join(self.answers)})"] if self.answers else []
@@ -128,6 +133,8 @@ def adopt(home: Path, name: str, original: str | None = None) -> Path | None:
                 return None
         mine = _read_or_none(home / FOLDER / name)
         if mine is None or not any(_is_theirs(cell, given.get(name, {})) for cell in _with_ids(mine["cells"], before)):
+            if mine is None:
+                _set_aside(home, name)
             _write(home / FOLDER / name, worked)
             given[name] = before
             _write_given(home, given)
@@ -142,17 +149,23 @@ def adopt(home: Path, name: str, original: str | None = None) -> Path | None:
 def bring_over(home: Path, leave: Collection[str] = ()) -> list[Carried]:
     """Bring every notebook in ``work/`` to what ``notebooks/`` holds now; what was done, notebook by notebook.
 
-    leave: notebooks of the course that are not to be looked at. A copy that can't be read is left alone, as is one
-    whose chapter there is no more: its answers go to where their exercises stand now. Notebooks of the course that the
-    learner has no copy of are made. Raises Unreadable for a notebook of the course that can't be read.
+    leave: notebooks of the course that are not to be looked at. A copy that can't be read is kept in ``work/old/`` and
+    made afresh. One whose chapter there is no more is left alone: its answers go to where their exercises stand now.
+    Notebooks of the course that the learner has no copy of are made. Raises Unreadable for a notebook of the course
+    that can't be read.
     """
     given = read_given(home)
     new = {path.name: _read(path) for path in _notebooks(home) if path.name not in leave}
     places = {exercise: name for name, notebook in new.items() for exercise in _answers(notebook)}
     mine: dict[str, Notebook] = {}
+    broken: dict[str, str] = {}
     for path in sorted((home / FOLDER).glob("[0-9][0-9]_*.ipynb")):
-        if (notebook := _read_or_none(path)) is not None:
-            mine[path.name] = notebook
+        if path.name not in new and path.name not in given:
+            continue  # a copy that the learner made of a copy
+        try:
+            mine[path.name] = _read(path)
+        except Unreadable as problem:
+            broken[path.name] = str(problem)
     moved: dict[str, list[Cell]] = {}
     for name, notebook in mine.items():
         notebook["cells"] = _with_ids(notebook["cells"], given.get(name, {}))
@@ -162,16 +175,15 @@ def bring_over(home: Path, leave: Collection[str] = ()) -> list[Carried]:
     reports = []
     for name, notebook in new.items():
         there = home / FOLDER / name
-        if there.exists() and name not in mine:
-            continue
         if name in mine and given.get(name) == hashes(notebook) and name not in moved:
             continue
-        report = Carried(name)
-        result = carried(notebook, mine.get(name), given.get(name, {}), moved.get(name, []), report)
+        report = Carried(name, unreadable=broken.get(name, ""))
+        elsewhere = {exercise for exercise, place in places.items() if place != name}
+        result = carried(notebook, mine.get(name), given.get(name, {}), moved.get(name, []), report, elsewhere)
         given[name] = hashes(notebook)
         if name in mine and json.dumps(result, sort_keys=True) == json.dumps(mine[name], sort_keys=True):
             continue
-        if name in mine and not report.fresh:
+        if name in mine and not report.fresh or report.unreadable:
             _set_aside(home, name)
         _write(there, result if name in mine else _as_opened(home, result))
         reports.append(report)
@@ -188,11 +200,12 @@ def carried(
     given: Mapping[str, str],
     moved: Sequence[Cell] = (),
     report: Carried | None = None,
+    elsewhere: Collection[str] = (),
 ) -> Notebook:
     """The new version's notebook with what is the learner's in `mine`.
 
     given: the hashes of the cells as they were given, by id. moved: answers that come from other notebooks. report: is
-    filled in.
+    filled in. elsewhere: exercises that stand in other notebooks, where their answers go.
     """
     report = report or Carried("")
     result = copy.deepcopy(new)
@@ -214,8 +227,12 @@ def carried(
                 before = there["id"]
             continue
         exercise = _exercise(cell)
-        if exercise in by_exercise:
+        if exercise in elsewhere:
+            continue
+        if exercise in by_exercise and exercise not in report.answers:
             before = _put_answer(cells, by_exercise, cell, given, report)
+        elif exercise in by_exercise:  # a cell that was split in two, or a second try: both stay
+            before = _put_below(cells, before, _unmarked(cell), known=False, report=report)
         elif there is not None:
             cells[cells.index(there)] = copy.deepcopy(cell)
             report.cells += 1
@@ -237,7 +254,7 @@ def _put_answer(
     mine["execution_count"] = answer.get("execution_count")
     by_exercise[exercise] = cells[at] = mine
     report.answers.append(exercise)
-    if answer["id"] != there["id"] and answer["id"] in given:
+    if given and there["id"] not in given:
         report.changed.append(exercise)
         stub = f"{_NEW_STUB}\n\n```python\n{_source(there)}\n```"
         cells.insert(at, _marked(stub, there["id"]))
@@ -255,6 +272,12 @@ def _put_below(cells: list[Cell], before: str | None, cell: Cell, known: bool, r
         cells.insert(at, added)
         report.cells += 1
     return added["id"]
+
+
+def _unmarked(cell: Cell) -> Cell:
+    """The cell without nbgrader's mark, which a notebook may hold once."""
+    metadata = {key: value for key, value in cell["metadata"].items() if key != "nbgrader"}
+    return {**cell, "metadata": metadata}
 
 
 def _marked(text: str, beside: str) -> Cell:
@@ -277,11 +300,21 @@ def _with_ids(cells: Sequence[Cell], given: Mapping[str, str]) -> list[Cell]:
     def id_of(cell: Cell) -> str:
         return cell["metadata"].get("id") or by_hash.get(_hash(cell), _hash(cell)[:12])
 
-    return [cell if "id" in cell else {**cell, "id": id_of(cell)} for cell in cells]
+    found: list[Cell] = []
+    seen: dict[str, int] = {}
+    for cell in cells:
+        name = cell.get("id") or id_of(cell)
+        seen[name] = seen.get(name, 0) + 1
+        if seen[name] > 1:  # two cells with one id are two cells
+            name = hashlib.sha1(f"{name} {seen[name]}".encode()).hexdigest()[:12]
+        found.append({**cell, "id": name})
+    return found
 
 
 def _is_theirs(cell: Cell, given: Mapping[str, str]) -> bool:
     """Whether a cell's source is the learner's, or a mark of an earlier update. Empty cells are nobody's."""
+    if cell["id"] not in given and _exercise(cell) and _hash(cell) in given.values():
+        return False  # a stub that was duplicated
     return bool(_source(cell).strip()) and given.get(cell["id"]) != _hash(cell)
 
 
@@ -291,8 +324,8 @@ def _answers(notebook: Notebook) -> dict[str, Cell]:
 
 def _exercise(cell: Cell) -> str:
     """The exercise that a cell answers: nbgrader's mark on it says so. An empty string for all other cells."""
-    mark = cell.get("metadata", {}).get("nbgrader", {})
-    return mark.get("grade_id", "") if mark.get("solution") else ""
+    mark = cell["metadata"].get("nbgrader")
+    return str(mark.get("grade_id", "")) if isinstance(mark, dict) and mark.get("solution") else ""
 
 
 # ------------------------------------------------------------------------------------------------------------- files
@@ -326,8 +359,10 @@ def _notebooks(home: Path) -> list[Path]:
 
 def _read(path: Path) -> Notebook:
     try:
-        notebook = json.loads(path.read_text(encoding="utf-8"))
-        _ = notebook["metadata"], [_hash(cell) for cell in notebook["cells"]]
+        notebook = json.loads(path.read_text(encoding="utf-8-sig"))
+        for cell in (notebook, *notebook["cells"]):
+            cell["metadata"].get("id")
+        _ = [(_hash(cell), cell["cell_type"]) for cell in notebook["cells"]]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
         raise Unreadable(f"{path} can't be read as a notebook: {problem}") from None
     return notebook
@@ -342,8 +377,25 @@ def _read_or_none(path: Path) -> Notebook | None:
 
 def _give(home: Path, path: Path, given: dict[str, dict[str, str]]) -> None:
     notebook = _read(path)
-    given[path.name] = hashes(notebook)
+    given[path.name] = _as_it_came(home, path.name, notebook)
     _write(home / FOLDER / path.name, _as_opened(home, notebook))
+
+
+def _as_it_came(home: Path, name: str, notebook: Notebook) -> dict[str, str]:
+    """The hashes of a notebook of the course's that may have been worked in: those of its cells that are as the solved
+    copy has them, and of exercises that still hold a stub. The others of the course's cells have no hash."""
+    solved = _read_or_none(home / "solutions" / name)
+    if solved is None:
+        return hashes(notebook)
+    course = hashes(solved)
+    untouched = []
+    for cell in notebook["cells"]:
+        same = course.get(cell.get("id")) == _hash(cell)
+        stub = _exercise(cell) and _STUB.search(_source(cell))
+        links = cell["cell_type"] == "markdown" and cell.get("id") in course  # they lead to the other copies
+        if same or stub or links:
+            untouched.append(cell)
+    return dict.fromkeys(course, "") | hashes({**notebook, "cells": untouched})
 
 
 def _as_opened(home: Path, notebook: Notebook) -> Notebook:
@@ -369,6 +421,7 @@ def _write_given(home: Path, given: Mapping[str, Mapping[str, str]]) -> None:
 
 def _write_text(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
+    path = path.resolve()  # where a link leads, such as to a folder that is synchronized
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         scratch.write_text(text, encoding="utf-8")

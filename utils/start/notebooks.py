@@ -45,6 +45,8 @@ def prepare(home: Path) -> None:
 
 def update(home: Path, source: str | None) -> int:
     """Bring the course to a new version, then the learner's notebooks, and say what came; the exit code."""
+    if not (home / FOLDER / GIVEN).exists():
+        prepare(home)  # or nobody could say afterwards what of the notebooks was the course's
     try:
         say(fetch(home, source))
     except CanNot as problem:
