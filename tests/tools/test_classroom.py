@@ -337,6 +337,12 @@ def test_an_exercise_whose_cell_is_missing_is_not_solved(tmp_path):
     ]
 
 
+def test_the_sample_class_takes_nobodys_place(graded, capsys):
+    assert main(["sample", str(graded)]) == 1
+    assert "holds submissions already" in capsys.readouterr().err
+    assert len(list((graded / "submitted").iterdir())) == 4
+
+
 @pytest.mark.parametrize("command", ["grade", "overview"])
 def test_an_empty_folder_is_said(command, tmp_path, capsys):
     assert main([command, str(tmp_path)]) == 1
@@ -368,7 +374,7 @@ def test_a_released_chapter_has_a_hidden_test_in_each_check_cell(tmp_path, capsy
     settings = (tmp_path / "nbgrader_config.py").read_text()
     assert f"sys.path.insert(0, {str(ROOT)!r})" in settings
     (tmp_path / "nbgrader_config.py").write_text("# the instructor's own")
-    main(["release", str(tmp_path), "1"])
+    main(["release", str(tmp_path), "ch01"])
     assert (tmp_path / "nbgrader_config.py").read_text() == "# the instructor's own"
     assert (tmp_path / "source" / "ch01").is_dir()
 
