@@ -490,6 +490,16 @@ def test_the_guides_titles_are_the_lessons():
         assert f"\n# Chapter {int(number)}: {title}\n" in lesson.read_text(encoding="utf-8")
 
 
+def test_the_guide_names_sections_that_there_are():
+    (said,) = re.findall(r"^Chapter 7 builds on .*?\n\n", GUIDE, re.M | re.S)
+    parts = re.findall(r'in (\d\d)\s((?:(?:, | and )?"[^"]+")+)', said)
+    assert [number for number, _ in parts] == ["04", "05", "06"]
+    for number, names in parts:
+        (lesson,) = (ROOT / "lessons").glob(f"{number}_*.md")
+        for name in re.findall('"([^"]+)"', names):
+            assert f"\n## {name}\n" in lesson.read_text(encoding="utf-8")
+
+
 def test_the_guides_mistakes_are_what_the_checks_say():
     rows = re.findall(r"^\| (\d\d) \| `(\w+)` \| (.*) \|$", GUIDE, re.M)
     assert {number for number, _, _ in rows} == set(MINUTES)
