@@ -275,6 +275,7 @@ PLACES = {
     "no folder": (["00_start_here.ipynb"], "", "0", "graded in STUDENT/ch00/ only; this one is in eve/."),
     "a deeper folder": (["ch00/hw/00_start_here.ipynb"], "ch00", "0", "this one is in eve/ch00/hw/."),
     "no notebook": (["ch00/answers.pdf"], "", "0", "no notebook is in this folder."),
+    "a folder that is called so": (["ch00/00_start_here.ipynb/a.txt"], "", "0", "no notebook is in this folder."),
     "what an editor keeps": (["ch00/.ipynb_checkpoints/00_start_here.ipynb"], "", "0", "no notebook"),
 }
 

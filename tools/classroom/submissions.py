@@ -33,7 +33,11 @@ def submissions(folder: Path, chapters: list[Path]) -> list[Submission]:
     places: dict[tuple[str, ...], list[Path]] = {}
     for path in sorted(folder.rglob("*")):
         parts = path.relative_to(folder).parts
-        if path.suffix.lower() == ".ipynb" and not any(part.startswith((".", "__MACOSX")) for part in parts):
+        if (
+            path.is_file()
+            and path.suffix.lower() == ".ipynb"
+            and not any(part.startswith((".", "__MACOSX")) for part in parts)
+        ):
             places.setdefault(parts[:-1], []).append(path)
     found = [_place(parts, paths, chapters) for parts, paths in places.items()]
     return sorted([*found, *_empty(folder, places)], key=lambda one: (one.student, one.assignment))
