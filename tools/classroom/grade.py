@@ -85,7 +85,7 @@ def _grade(one: Submission, out_of: int | None, graded: Path, limits: Limits | N
         notebook, course = read(one.path), official(one.chapter)
         verdicts = judge_notebook(notebook, course, one.path.parent.resolve(), limits)
         write_verdicts(notebook, course, verdicts)
-        text = json.dumps(without_new_ids(notebook), indent=1) + "\n"
+        text = json.dumps(notebook, indent=1) + "\n"
         points = _points(course)
         got = sum(points[verdict.exercise] for verdict in verdicts if verdict.state == PASSED)
         replace_text(graded / one.student / one.assignment / one.chapter, text)
@@ -99,14 +99,6 @@ def _grade(one: Submission, out_of: int | None, graded: Path, limits: Limits | N
 
 def _points(course: dict[str, Any]) -> dict[str, int]:
     return {cell.exercise: cell.points for cell in code_cells(course) if cell.role == "check"}
-
-
-def without_new_ids(notebook: dict[str, Any]) -> dict[str, Any]:
-    """The notebook as its format has it: before 4.5 a cell has no id, and one with an id makes the file invalid."""
-    if notebook.get("nbformat_minor", 0) < 5:
-        for cell in notebook["cells"]:
-            cell.pop("id", None)
-    return notebook
 
 
 def write_grades(path: Path, grades: Sequence[Grade]) -> None:

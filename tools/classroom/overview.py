@@ -22,6 +22,7 @@ from pathlib import Path
 from tools.classroom.grade import GRADED
 from tools.classroom.judge import NotACourseNotebook, read
 from tools.classroom.release import Refused
+from tools.classroom.slices import mark_of
 from tools.classroom.tables import shown, write_table
 from utils.course.progress import NOT_RIGHT, NOT_SOLVED, PASSED
 
@@ -61,8 +62,7 @@ def rows(path: Path) -> list[Row]:
     """The verdicts in one graded notebook. Raises `NotACourseNotebook` when it can't be read or has none."""
     found = []
     for cell in read(path)["cells"]:
-        mark = cell["metadata"].get("nbgrader")
-        if cell["cell_type"] == "code" and isinstance(mark, dict) and mark.get("grade"):
+        if cell["cell_type"] == "code" and mark_of(cell).get("grade"):
             if said := SAID.search("\n".join(map(_text, cell["outputs"]))):
                 found.append(Row(*map(shown, path.parts[-3:-1]), said[2], said[1], said[3] or ""))
     if not found:
