@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -13,11 +14,11 @@ import pytest
 
 import utils.course.checks  # noqa: F401  registers every chapter's exercises
 from tools.build.lesson import LEARNER, ROOT
-from tools.classroom import judge, pack, sample
+from tools.classroom import grade as grading
+from tools.classroom import intact, judge, pack, sample
 from tools.classroom.__main__ import main
 from tools.classroom.answer import Request, Verdict
 from tools.classroom.judge import Limits, NotACourseNotebook, judge_answer, judge_notebook, official, read
-from tools.classroom.overview import rows
 from tools.classroom.release import Refused, release
 from tools.classroom.slices import Cell, answer_of, code_cells, needed, own_cell
 from utils.course import progress
@@ -120,6 +121,11 @@ def test_grading_runs_without_strictness_in_the_answers_process(monkeypatch):
 # ----------------------------------------------------------------------------------- what the class's folder holds
 
 
+def table(folder) -> list[list[str]]:
+    """The lines of points.csv without their head."""
+    return list(csv.reader((folder / "points.csv").read_text(encoding="utf-8-sig").splitlines()))[1:]
+
+
 @pytest.fixture
 def graded(tmp_path, monkeypatch):
     """A class of four, judged by their names."""
@@ -134,7 +140,7 @@ def graded(tmp_path, monkeypatch):
     def judged(notebook, course, folder, limits):
         return [Verdict(name, *said) for name, said in zip(names, verdicts[folder.parent.name], strict=True)]
 
-    monkeypatch.setattr("tools.classroom.grade.judge_notebook", judged)
+    monkeypatch.setattr(grading, "judge_notebook", judged)
     for name in verdicts:
         path = tmp_path / "submitted" / name / "ch00" / sample.NOTEBOOK
         path.parent.mkdir(parents=True)
@@ -144,18 +150,22 @@ def graded(tmp_path, monkeypatch):
 
 def test_a_class_is_graded_into_a_table(graded, capsys):
     (graded / "submitted" / "eve" / "ch00").mkdir(parents=True)
-    (graded / "submitted" / "eve" / "ch00" / "mine.ipynb").write_text("{")
+    (graded / "submitted" / "eve" / "ch00" / sample.NOTEBOOK).write_text("{")
     assert main(["grade", str(graded)]) == 0
-    table = list(csv.reader(open(graded / "grades.csv", encoding="utf-8")))
-    assert [row[:4] for row in table[1:]] == [
+    assert [row[:4] for row in table(graded)] == [
         ["ada", "ch00", "2", "2"],
+        ["ada", "total", "2", "2"],
         ["bob", "ch00", "0", "2"],
+        ["bob", "total", "0", "2"],
         ["cy", "ch00", "1", "2"],
+        ["cy", "total", "1", "2"],
         ["di", "ch00", "0", "2"],
-        ["eve", "ch00", "0", "0"],
+        ["di", "total", "0", "2"],
+        ["eve", "ch00", "0", "2"],
+        ["eve", "total", "0", "2"],
     ]
-    assert "is no notebook of format 4" in table[5][4] and "ada" in capsys.readouterr().out
-    cells = read(graded / "autograded/bob/ch00" / sample.NOTEBOOK)["cells"]
+    assert "is no notebook of format 4" in table(graded)[8][4] and "ada" in capsys.readouterr().out
+    cells = read(graded / "graded/bob/ch00" / sample.NOTEBOOK)["cells"]
     checks = [cell["outputs"] for cell in cells if cell["metadata"].get("nbgrader", {}).get("grade")]
     assert [[output["output_type"] for output in outputs] for outputs in checks] == [["error"], ["error"]]
 
@@ -178,7 +188,138 @@ def test_the_overview_counts_a_mistake_once_however_its_case_is_told(graded, cap
         "cy        1 of  2  ch00 linear_parameters (not right yet)",
         "ada       2 of  2",
     ]
-    assert len(rows(graded)) == 8 == len((graded / "overview.csv").read_text().splitlines()) - 1
+    assert len((graded / "overview.csv").read_text().splitlines()) == 9
+
+
+def test_whatever_a_notebook_raises_ends_nobody_elses_grading(graded, monkeypatch, capsys):
+    judged = grading.judge_notebook
+
+    def raises(notebook, course, folder, limits):
+        if folder.parent.name == "bob":
+            raise AttributeError("'str' object has no\nattribute 'get'")
+        if folder.parent.name == "di":  # what has been judged is in the table already
+            assert [row[0] for row in table(graded)] == ["ada", "ada", "bob", "bob", "cy", "cy"]
+        return judged(notebook, course, folder, limits)
+
+    monkeypatch.setattr(grading, "judge_notebook", raises)
+    assert main(["grade", str(graded)]) == 0
+    said = "can't be graded: AttributeError: 'str' object has no attribute 'get'; look at it by hand"
+    assert table(graded)[2] == ["bob", "ch00", "0", "2", said] and said in capsys.readouterr().out
+    assert [row[2] for row in table(graded)[4::2]] == ["1", "0"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names are UTF-8 there")
+def test_any_name_can_be_printed_and_is_no_formula(graded, monkeypatch, capsys):
+    monkeypatch.setattr(grading, "judge_notebook", lambda *arguments: [Verdict(sample.FIRST, "passed")])
+    for old, new in {"ada": "ada\n\x1b[2J", "bob": os.fsdecode(b"b\xf6b"), "cy": "=1+1"}.items():
+        os.rename(graded / "submitted" / old, graded / "submitted" / new)
+    assert main(["grade", str(graded)]) == 0 and main(["overview", str(graded)]) == 0
+    assert [row[2] for row in table(graded)[::2]] == ["1"] * 4
+    assert [row[0] for row in table(graded)[::2]] == ["'=1+1", r"ada\n\x1b[2J", r"b\udcf6b", "di"]
+    assert r"b\udcf6b" in capsys.readouterr().out
+    assert (graded / "points.csv").read_bytes().startswith(b"\xef\xbb\xbfstudent,")
+
+
+def test_a_run_leaves_nothing_of_the_run_before_it(graded, capsys):
+    main(["grade", str(graded)])
+    shutil.rmtree(graded / "submitted" / "ada")
+    (graded / "submitted" / "bob" / "ch00" / sample.NOTEBOOK).write_text("{")
+    theirs = [graded / "grades.csv", graded / "graded" / "cy" / "notes.txt"]
+    for path in theirs:
+        path.write_text("mine")
+    main(["grade", str(graded)])
+    main(["overview", str(graded)])
+    said = capsys.readouterr().out.splitlines()
+    assert "ch00: 2 learners" in said and all(path.read_text() == "mine" for path in theirs)
+
+
+def test_an_older_notebook_without_marks_is_in_the_overview(graded, capsys, recwarn):
+    path = graded / "submitted" / "ada" / "ch00" / sample.NOTEBOOK
+    old = {**read(path), "nbformat_minor": 0}
+    old["cells"] = [{**cell, "metadata": {}} for cell in old["cells"]]
+    for cell in old["cells"]:
+        del cell["id"]
+    path.write_text(json.dumps(old))
+    new = json.loads(json.dumps({**old, "nbformat_minor": 5}))
+    (graded / "submitted" / "bob" / "ch00" / sample.NOTEBOOK).write_text(json.dumps(new))
+    main(["grade", str(graded)])
+    (graded / "graded" / "cy" / "ch00" / sample.NOTEBOOK).write_text("{")
+    blank = graded / "graded" / "di" / "ch00" / sample.NOTEBOOK
+    blank.write_text(json.dumps({**CHAPTER, "cells": CHAPTER["cells"][:3]}))
+    assert main(["overview", str(graded)]) == 0
+    said = capsys.readouterr().out
+    assert "ch00: 2 learners" in said
+    assert not list(recwarn)
+    assert re.findall(r"left out: (.*): (?:.* is no notebook|it has no verdicts)", said) == [
+        f"graded/{name}/ch00/{sample.NOTEBOOK}" for name in ("cy", "di")
+    ]
+
+
+def test_the_overview_doesnt_mix_with_what_nbgrader_graded(graded, capsys):
+    main(["grade", str(graded)])
+    shutil.copytree(graded / "graded", graded / "autograded")
+    assert main(["overview", str(graded)]) == 1 and "move one of them away" in capsys.readouterr().err
+    shutil.rmtree(graded / "graded")
+    assert main(["overview", str(graded)]) == 0
+
+
+PLACES = {
+    "a copy's name": (["ch00/Kopie von 00_start_here.ipynb"], "ch00", "2", ""),
+    "a browser's name": (["ch00/00_start_here (1).IPYNB"], "ch00", "2", ""),
+    "something beside it": (["ch00/00_start_here.ipynb", "ch00/try.ipynb"], "ch00", "2", "not graded: try.ipynb"),
+    "two": (["ch00/00_start_here.ipynb", "ch00/Copy of 00_start_here.ipynb"], "ch00", "0", "leave the one notebook"),
+    "two, not equal": (["ch00/00_start_here.ipynb", "ch00/04_data.ipynb"], "ch00", "0", "leave the one notebook"),
+    "another name": (["ch00/mine.ipynb"], "ch00", "0", "mine.ipynb is no chapter of the course"),
+    "another chapter": (["ch05/00_start_here.ipynb"], "ch05", "0", "is of ch00: put it into a folder of that name"),
+    "no chapter's folder": (["abgabe/00_start_here.ipynb"], "abgabe", "0", "is of ch00"),
+    "no folder": (["00_start_here.ipynb"], "", "0", "graded in STUDENT/ch00/ only; this one is in eve/."),
+    "a deeper folder": (["ch00/hw/00_start_here.ipynb"], "ch00", "0", "this one is in eve/ch00/hw/."),
+    "no notebook": (["ch00/answers.pdf"], "", "0", "no notebook is in this folder."),
+    "a folder that is called so": (["ch00/00_start_here.ipynb/a.txt"], "", "0", "no notebook is in this folder."),
+    "what an editor keeps": (["ch00/.ipynb_checkpoints/00_start_here.ipynb"], "", "0", "no notebook"),
+}
+
+
+@pytest.mark.parametrize("case", PLACES)
+def test_wherever_a_notebook_lies_it_is_in_the_table(case, tmp_path, monkeypatch):
+    verdicts = [Verdict(sample.FIRST, "passed"), Verdict(sample.SECOND, "passed")]
+    monkeypatch.setattr(grading, "judge_notebook", lambda *arguments: verdicts)
+    files, assignment, points, said = PLACES[case]
+    for name in files:
+        path = tmp_path / "submitted" / "eve" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / LEARNER / sample.NOTEBOOK, path)
+    assert main(["grade", str(tmp_path)]) == 0
+    row, total = table(tmp_path)
+    assert row[:3] == ["eve", assignment, points] and said in row[4] and total[1:3] == ["total", points]
+    if assignment in ("ch00", "abgabe"):
+        assert row[3] == "2"
+    if points == "2":
+        assert (tmp_path / "graded" / "eve" / "ch00" / sample.NOTEBOOK).is_file()
+
+
+def test_who_changes_the_course_while_being_graded_ends_the_points(graded, monkeypatch, capsys, tmp_path_factory):
+    course = tmp_path_factory.mktemp("course")
+    (course / "utils" / "__pycache__").mkdir(parents=True)
+    (course / "utils" / "judge.py").write_text("wrong = 0")
+    before = intact.fingerprints(course)
+    (course / "utils" / "__pycache__" / "judge.pyc").write_text("compiled")
+    assert before == intact.fingerprints(course) and len(before) == 1
+    monkeypatch.setattr(grading, "fingerprints", lambda: intact.fingerprints(course))
+    judged = grading.judge_notebook
+
+    def writes(notebook, course_notebook, folder, limits):
+        if folder.parent.name == "cy":
+            (course / "utils" / "judge.py").write_text("wrong = 1")
+        return judged(notebook, course_notebook, folder, limits)
+
+    monkeypatch.setattr(grading, "judge_notebook", writes)
+    assert main(["grade", str(graded)]) == 1
+    said = "files of the course were changed while"
+    assert f"error: {said} grading: utils/judge.py; restore them" in capsys.readouterr().err
+    assert [row[2] for row in table(graded)[::2]] == ["2", "0", "0", "0"]
+    assert table(graded)[4][4].startswith(said) and table(graded)[6][4].startswith("not graded")
+    assert [path.parts[-3] for path in sorted((graded / "graded").glob("*/*/*"))] == ["ada", "bob"]
 
 
 def test_a_check_cell_that_was_deleted_comes_back_with_its_verdict():
@@ -195,6 +336,12 @@ def test_an_exercise_whose_cell_is_missing_is_not_solved(tmp_path):
     assert [verdict.report for verdict in verdicts] == [
         f"[not solved yet] {name}: no cell of the notebook defines {name}." for name in (sample.FIRST, sample.SECOND)
     ]
+
+
+def test_the_sample_class_takes_nobodys_place(graded, capsys):
+    assert main(["sample", str(graded)]) == 1
+    assert "holds submissions already" in capsys.readouterr().err
+    assert len(list((graded / "submitted").iterdir())) == 4
 
 
 @pytest.mark.parametrize("command", ["grade", "overview"])
@@ -228,7 +375,7 @@ def test_a_released_chapter_has_a_hidden_test_in_each_check_cell(tmp_path, capsy
     settings = (tmp_path / "nbgrader_config.py").read_text()
     assert f"sys.path.insert(0, {str(ROOT)!r})" in settings
     (tmp_path / "nbgrader_config.py").write_text("# the instructor's own")
-    main(["release", str(tmp_path), "1"])
+    main(["release", str(tmp_path), "ch01"])
     assert (tmp_path / "nbgrader_config.py").read_text() == "# the instructor's own"
     assert (tmp_path / "source" / "ch01").is_dir()
 
@@ -303,12 +450,6 @@ def test_git_knows_the_files_of_a_pack():
 # ------------------------------------------------------------------------------------------------ the real thing
 
 
-def points(folder) -> dict[str, int]:
-    """What each of the class got, from grades.csv."""
-    rows = csv.DictReader(open(folder / "grades.csv", encoding="utf-8"))
-    return {row.get("student") or row["student_id"]: int(float(row.get("points") or row["score"])) for row in rows}
-
-
 FEW = ("right-with-own-helper", "half", "built-on-a-blank", "cheat-reference", "cheat-engine")
 
 
@@ -318,8 +459,8 @@ def test_a_few_of_the_sample_class(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sample, "CLASS", {name: sample.CLASS[name] for name in FEW})
     main(["sample", str(tmp_path)])
     main(["grade", str(tmp_path)])
-    assert points(tmp_path) == {name: sample.CLASS[name].points for name in FEW}
-    assert "the bias is missing" in json.dumps(read(tmp_path / "autograded/half/ch00" / sample.NOTEBOOK))
+    assert {row[0]: int(row[2]) for row in table(tmp_path)} == {name: sample.CLASS[name].points for name in FEW}
+    assert "the bias is missing" in json.dumps(read(tmp_path / "graded/half/ch00" / sample.NOTEBOOK))
 
 
 # ------------------------------------------------------------------------------------------------ the guide
@@ -348,6 +489,16 @@ def test_the_guides_titles_are_the_lessons():
     for number, title in re.findall(r"^\| (\d\d) (.*?)(?: \(.*?\))? \| \d+ \|", GUIDE, re.M):
         (lesson,) = (ROOT / "lessons").glob(f"{number}_*.md")
         assert f"\n# Chapter {int(number)}: {title}\n" in lesson.read_text(encoding="utf-8")
+
+
+def test_the_guide_names_sections_that_there_are():
+    (said,) = re.findall(r"^Chapter 7 builds on .*?\n\n", GUIDE, re.M | re.S)
+    parts = re.findall(r'in (\d\d)\s((?:(?:, | and )?"[^"]+")+)', said)
+    assert [number for number, _ in parts] == ["04", "05", "06"]
+    for number, names in parts:
+        (lesson,) = (ROOT / "lessons").glob(f"{number}_*.md")
+        for name in re.findall('"([^"]+)"', names):
+            assert f"\n## {name}\n" in lesson.read_text(encoding="utf-8")
 
 
 def test_the_guides_mistakes_are_what_the_checks_say():

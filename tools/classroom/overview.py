@@ -1,18 +1,17 @@
 """What a class did, from its graded notebooks: who is stuck where, and which mistakes are frequent.
 
-It reads the outputs of check cells in autograded/STUDENT/ASSIGNMENT/*.ipynb, whether `python -m tools.classroom grade`
-or nbgrader wrote them.
+It reads the outputs of check cells in graded/STUDENT/ASSIGNMENT/*.ipynb, which `python -m tools.classroom grade` wrote,
+or in nbgrader's autograded/.
 
 Attributes:
     SAID: A report, as a check gives it: [state] exercise: message.
     CASE: What a message begins with that only shows a case. Learners with one mistake may have different ones.
+    AUTOGRADED: Where nbgrader writes.
     FREQUENT: So many mistakes of an exercise are shown.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 import textwrap
 from collections import Counter
@@ -20,14 +19,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
-from tools.build.stored import replace_text
 from tools.classroom.grade import GRADED
 from tools.classroom.judge import NotACourseNotebook, read
 from tools.classroom.release import Refused
+from tools.classroom.slices import mark_of
+from tools.classroom.tables import shown, write_table
 from utils.course.progress import NOT_RIGHT, NOT_SOLVED, PASSED
 
 SAID = re.compile(rf"\[({PASSED}|{NOT_RIGHT}|{NOT_SOLVED})\] ([a-z]\w*)(?:: (.*))?")
 CASE = re.compile(r"^case \d+ of \d+, called with .*?: (?=your|expected|the |it |\S+ is )")
+AUTOGRADED = "autograded"
 FREQUENT = 3
 
 
@@ -47,21 +48,25 @@ class Row:
         return CASE.sub("", self.said.partition(" For example: ")[0])
 
 
-def rows(folder: Path) -> list[Row]:
-    """All verdicts below `folder`. Raises `Refused` when nothing has been graded."""
-    paths = sorted((folder / GRADED).glob("*/*/*.ipynb"))
-    if not paths:
-        raise Refused(f"nothing has been graded in {folder / GRADED}: run `nbgrader autograde` or `grade` first")
+def graded(folder: Path) -> list[Path]:
+    """The graded notebooks. Raises `Refused` when there are none, and when there are `grade`'s and nbgrader's."""
+    ours, theirs = (sorted((folder / name).glob("*/*/*.ipynb")) for name in (GRADED, AUTOGRADED))
+    if ours and theirs:
+        raise Refused(f"{folder} has {GRADED}/ by `grade` and {AUTOGRADED}/ by nbgrader: move one of them away")
+    if not ours and not theirs:
+        raise Refused(f"nothing has been graded in {folder}: run `nbgrader autograde` or `grade` first")
+    return ours or theirs
+
+
+def rows(path: Path) -> list[Row]:
+    """The verdicts in one graded notebook. Raises `NotACourseNotebook` when it can't be read or has none."""
     found = []
-    for path in paths:
-        try:
-            cells = read(path)["cells"]
-        except NotACourseNotebook:
-            continue
-        for cell in cells:
-            if cell["cell_type"] == "code" and cell["metadata"].get("nbgrader", {}).get("grade"):
-                if said := SAID.search("\n".join(map(_text, cell["outputs"]))):
-                    found.append(Row(*path.parts[-3:-1], said[2], said[1], said[3] or ""))
+    for cell in read(path)["cells"]:
+        if cell["cell_type"] == "code" and mark_of(cell).get("grade"):
+            if said := SAID.search("\n".join(map(_text, cell["outputs"]))):
+                found.append(Row(*map(shown, path.parts[-3:-1]), said[2], said[1], said[3] or ""))
+    if not found:
+        raise NotACourseNotebook("it has no verdicts: grade it again")
     return found
 
 
@@ -72,15 +77,17 @@ def _text(output: dict) -> str:
 
 def overview(folder: Path) -> str:
     """The page of a class; the verdicts go to overview.csv beside it. Raises `Refused` when nothing has been graded."""
-    every = rows(folder)
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(["student", "assignment", "exercise", "state", "said"])
-    table.writerows(map(astuple, every))
-    replace_text(folder / "overview.csv", text.getvalue())
+    every: list[Row] = []
+    left_out = []
+    for path in graded(folder):
+        try:
+            every += rows(path)
+        except NotACourseNotebook as problem:
+            left_out.append(f"left out: {shown(str(path.relative_to(folder)))}: {shown(str(problem))}")
+    write_table(folder / "overview.csv", ["student", "assignment", "exercise", "state", "said"], map(astuple, every))
     names = dict.fromkeys(row.assignment for row in sorted(every, key=lambda row: row.assignment))
     pages = [assignment_page(name, [row for row in every if row.assignment == name]) for name in names]
-    return "\n\n".join([*pages, students_page(every)])
+    return "\n\n".join([*pages, students_page(every), *(["\n".join(left_out)] if left_out else [])])
 
 
 def assignment_page(name: str, every: Sequence[Row]) -> str:

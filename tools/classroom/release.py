@@ -40,7 +40,7 @@ class Refused(ValueError):
 def chapters(wanted: Sequence[str]) -> list[Path]:
     """The learner's notebooks of these chapters, or of all. Raises `Refused` for a number that no chapter has."""
     there = {path.name[:2]: path for path in sorted((ROOT / LEARNER).glob("[0-9][0-9]_*.ipynb"))}
-    numbers = [word.zfill(2) for word in wanted] or list(there)
+    numbers = [word.lower().removeprefix("ch").zfill(2) for word in wanted] or list(there)
     if unknown := [number for number in numbers if number not in there]:
         raise Refused(f"there is no chapter {unknown[0]}; there are {', '.join(there)}")
     return [there[number] for number in numbers]

@@ -14,7 +14,9 @@ from typing import Any
 
 from tools.build.lesson import LEARNER, ROOT
 from tools.build.stored import replace_text
+from tools.classroom.grade import SUBMITTED
 from tools.classroom.judge import read
+from tools.classroom.release import Refused
 
 NOTEBOOK = "00_start_here.ipynb"
 FIRST, SECOND = "linear_parameters", "lora_parameters"
@@ -112,8 +114,13 @@ def submission(learner: Learner) -> dict[str, Any]:
 
 
 def hand_in(folder: Path) -> list[str]:
-    """Write the class's notebooks to submitted/ below `folder`; returns the learners' names."""
+    """Write the class's notebooks to submitted/ below `folder`; returns the learners' names.
+
+    Raises `Refused` where somebody handed in already.
+    """
+    if (folder / SUBMITTED).exists() and any((folder / SUBMITTED).iterdir()):
+        raise Refused(f"{folder / SUBMITTED} holds submissions already: name a new folder for the sample class")
     for name, learner in CLASS.items():
         text = json.dumps(submission(learner), indent=1) + "\n"
-        replace_text(folder / "submitted" / name / "ch00" / NOTEBOOK, text)
+        replace_text(folder / SUBMITTED / name / "ch00" / NOTEBOOK, text)
     return list(CLASS)
