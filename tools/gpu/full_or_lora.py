@@ -14,15 +14,13 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import time
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from tools.gpu.record import Record
+from tools.gpu.techniques import fill
 from utils.profiling.memory import Setup
-from utils.profiling.techniques import SEED, Technique, each
+from utils.profiling.techniques import SEED, Technique
 
 REPEATS = 3
 SEVEN, ONE = "Llama-2-7B", "Llama-3.2-1B"
@@ -55,21 +53,11 @@ def techniques(repeat: int) -> list[Technique]:
 
 def run(out: Path, trial: bool, seconds: float) -> None:
     """Write ``full_or_lora.json`` into `out`, until `seconds` are over."""
-    began = time.monotonic()
-    device = "cuda" if torch.cuda.is_available() and not trial else "cpu"
     record = Record(
         out / "full_or_lora.json",
         "a whole training step on 512-token sequences, full fine-tuning or LoRA r=16 on all linear layers, fused "
         "AdamW; bytes that PyTorch's allocator gave out at most, and milliseconds",
         seed=SEED,
     )
-    missing = [technique for repeat in range(REPEATS) for technique in techniques(repeat)]
-    missing = [technique for technique in missing if technique.name not in record]
-    in_time = itertools.takewhile(lambda _: time.monotonic() - began <= seconds, missing)
-    for technique, row in each(in_time, device, trial):
-        setup = dataclasses.asdict(technique.setup)
-        record.add(technique.name, setup=setup, autocast=technique.autocast, fused=technique.fused, **row)
-        took = row["milliseconds"]["median"] if "milliseconds" in row else float("nan")
-        print(f"  {technique.name:72s} {row.get('peak', 0) / 2**30:6.2f} GiB  {took:8.1f} ms", flush=True)
-    if any(technique.name not in record for technique in missing):
-        print(f"  stopped after {seconds:.0f} s: run it again to go on", flush=True)
+    wanted = (technique for repeat in range(REPEATS) for technique in techniques(repeat))
+    fill(record, wanted, ("autocast", "fused"), trial, seconds)

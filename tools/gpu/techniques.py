@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,20 +59,28 @@ TECHNIQUES = (
 
 def run(out: Path, trial: bool, seconds: float) -> None:
     """Write ``techniques.json`` into `out`, until `seconds` are over."""
-    began = time.monotonic()
-    device = "cuda" if torch.cuda.is_available() and not trial else "cpu"
     record = Record(
         out / "techniques.json",
         "a training step of Llama-2-7B's shape (4 x 512 tokens, LoRA r=8 on q,k,v,o) with one thing changed; bytes "
         "that PyTorch's allocator gave out at most, and milliseconds of the whole step over all four sequences",
         seed=SEED,
     )
-    missing = [technique for technique in TECHNIQUES if technique.name not in record]
+    fill(record, TECHNIQUES, ("autocast", "pieces"), trial, seconds)
+
+
+def fill(record: Record, wanted: Iterable[Technique], fields: Sequence[str], trial: bool, seconds: float) -> None:
+    """Measure those of `wanted` that the record lacks, a row each, until `seconds` are over.
+
+    fields: what of a technique its row says beside the setup.
+    """
+    began = time.monotonic()
+    device = "cuda" if torch.cuda.is_available() and not trial else "cpu"
+    missing = [technique for technique in wanted if technique.name not in record]
     in_time = itertools.takewhile(lambda _: time.monotonic() - began <= seconds, missing)
     for technique, row in each(in_time, device, trial):
-        changed = {"autocast": technique.autocast, "pieces": technique.pieces}
+        changed = {name: getattr(technique, name) for name in fields}
         record.add(technique.name, setup=dataclasses.asdict(technique.setup), **changed, **row)
         took = row["milliseconds"]["median"] if "milliseconds" in row else float("nan")
-        print(f"  {technique.name:56s} {row.get('peak', 0) / 2**30:6.2f} GiB  {took:8.1f} ms", flush=True)
+        print(f"  {technique.name:72s} {row.get('peak', 0) / 2**30:6.2f} GiB  {took:8.1f} ms", flush=True)
     if any(technique.name not in record for technique in missing):
         print(f"  stopped after {seconds:.0f} s: run it again to go on", flush=True)
