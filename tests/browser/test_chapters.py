@@ -52,7 +52,7 @@ def test_the_playground_answers_by_the_adapter_and_the_slider(chapters):
 
 def test_the_memory_predictor_says_what_another_method_needs(reader):
     """Chapter 5's, which needs no other cell, in a narrow window."""
-    one = reader("work/05_loading_models.ipynb")
+    one = reader("work/06_loading_models.ipynb")
     one.width(800)
     one.run("explore()")
     cell = one.cell("explore()")

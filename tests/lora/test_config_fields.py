@@ -16,10 +16,10 @@ def test_the_table_has_every_field_of_the_installed_peft_and_no_other():
 
 
 def test_what_the_table_says_is_shown_in_chapter_6_is():
-    lesson = (ASSETS.parent / "lessons" / "06_loraconfig.md").read_text(encoding="utf-8")
+    lesson = (ASSETS.parent / "lessons" / "07_loraconfig.md").read_text(encoding="utf-8")
     code = "".join(re.findall(r"```python\n(.*?)```", lesson, flags=re.S))
     for name, field in FIELDS.items():
         if field.where == "here":
             assert re.search(rf"\b{name}\b", code), (
-                f"{name} is said to be shown in chapter 6 and is in none of its cells"
+                f"{name} is said to be shown in chapter 7 and is in none of its cells"
             )

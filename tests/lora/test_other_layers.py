@@ -26,7 +26,7 @@ from utils.lora.layer import LoRALinear
 
 
 class Mine(nn.Module):
-    """As chapter 3 asks for it."""
+    """As chapter 4 asks for it."""
 
     def __init__(self, base_layer, r, lora_alpha, lora_dropout=0.0):
         super().__init__()

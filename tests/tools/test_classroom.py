@@ -268,7 +268,7 @@ PLACES = {
     "a browser's name": (["ch00/00_start_here (1).IPYNB"], "ch00", "2", ""),
     "something beside it": (["ch00/00_start_here.ipynb", "ch00/try.ipynb"], "ch00", "2", "not graded: try.ipynb"),
     "two": (["ch00/00_start_here.ipynb", "ch00/Copy of 00_start_here.ipynb"], "ch00", "0", "leave the one notebook"),
-    "two, not equal": (["ch00/00_start_here.ipynb", "ch00/04_data.ipynb"], "ch00", "0", "leave the one notebook"),
+    "two, not equal": (["ch00/00_start_here.ipynb", "ch00/05_data.ipynb"], "ch00", "0", "leave the one notebook"),
     "another name": (["ch00/mine.ipynb"], "ch00", "0", "mine.ipynb is no chapter of the course"),
     "another chapter": (["ch05/00_start_here.ipynb"], "ch05", "0", "is of ch00: put it into a folder of that name"),
     "no chapter's folder": (["abgabe/00_start_here.ipynb"], "abgabe", "0", "is of ch00"),

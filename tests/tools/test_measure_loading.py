@@ -1,4 +1,4 @@
-"""The record of what a GPU allocated, held against the arithmetic that chapter 5 teaches."""
+"""The record of what a GPU allocated, held against the arithmetic that chapter 6 teaches."""
 
 import json
 import subprocess

@@ -4,7 +4,7 @@ Notebooks name their neighbours by file name alone, so the links hold in noteboo
 else the chapters lie side by side; JupyterLab and GitHub follow them. Colab follows them as long as the notebook
 comes from GitHub and not when it is a copy in Drive, so the list of chapters at the end has addresses of Colab's too.
 
-A lesson links to another lesson, ``[chapter 3](03_a_lora_layer_from_scratch.md)``, which reads well in lessons/; its
+A lesson links to another lesson, ``[chapter 4](04_a_lora_layer_from_scratch.md)``, which reads well in lessons/; its
 notebook links to that lesson's notebook.
 
 Attributes:

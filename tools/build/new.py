@@ -29,7 +29,7 @@ LESSON = """\
 
 - [say what the reader can do afterwards]
 
-About 60 minutes. You need chapter 3's LoRA layer.
+About 60 minutes. You need chapter 4's LoRA layer.
 Running all cells takes about 10 s on two CPU cores, without a network.
 
 ```python

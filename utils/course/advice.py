@@ -148,7 +148,7 @@ CHOICES: dict[str, dict[str, Choice]] = {
                     ("holds 87% less than full fine-tuning in float32",),
                 ),
                 Cell(
-                    "03_a_lora_layer_from_scratch",
+                    "04_a_lora_layer_from_scratch",
                     'print("both needed about 46 steps:", all(abs(steps - 46) <= 4 for steps in needed))',
                     ("both needed about 46 steps: True",),
                 ),
@@ -188,7 +188,7 @@ CHOICES: dict[str, dict[str, Choice]] = {
             (
                 _peak("NF4, double quantization", True, 5e9, 5.8e9),
                 Cell(
-                    "05_loading_models",
+                    "06_loading_models",
                     'print("no task loses more than two points:", worst <= 2)',
                     ("no task loses more than two points: True",),
                 ),
@@ -270,7 +270,7 @@ CHOICES: dict[str, dict[str, Choice]] = {
             "Two of our tasks reached 100% with it. alpha / r stays at 2, because changing it changes B's rate.",
             (
                 Cell(
-                    "07_sft_training",
+                    "08_sft_training",
                     'means = [100 * sum(row[way]) / len(row[way]) for way in ("lora", "qlora")]',
                     ("sentiment           0%  100.0%", "summarization       0%  100.0%"),
                 ),
@@ -293,7 +293,7 @@ CHOICES: dict[str, dict[str, Choice]] = {
             "Both keep the scale at 2. With alpha left at 16 it falls to 1/4; both at once make 16, which breaks it.",
             (
                 Cell(
-                    "06_loraconfig",
+                    "07_loraconfig",
                     'print(f"from r=1 to r=64: 1/r falls by a factor of about {round(fall)}, the root by {flat:.1f}")',
                     ("1/r falls by a factor of about 9, the root by 1.1",),
                 ),
@@ -308,7 +308,7 @@ CHOICES: dict[str, dict[str, Choice]] = {
             "LoRA's best rate was 16 times full fine-tuning's here, and about 10 times at scale; it falls with width.",
             (
                 Cell(
-                    "06_loraconfig",
+                    "07_loraconfig",
                     """print(f"r={r:<3} best rate {best}: {best / full_best:.0f} times full fine-tuning's")""",
                     ("r=8   best rate 0.008: 16 times full fine-tuning's",),
                 ),
@@ -354,7 +354,7 @@ CHOICES: dict[str, dict[str, Choice]] = {
                 _slower("adapter", "batch 8, eager", ("prefill",), 1.25, 1.37),
                 _slower("merge_and_unload", "batch 1, graph", (), 0.995, 1.005),
                 Cell(
-                    "08_save_load_merge",
+                    "09_save_load_merge",
                     'print("dequantizing first is at least 20 times closer on every adapter:", factor > 20)',
                     ("dequantizing first is at least 20 times closer on every adapter: True",),
                 ),
@@ -366,7 +366,7 @@ CHOICES: dict[str, dict[str, Choice]] = {
             "Switched off, the base is back to the bit; merging and unmerging in 16 bits leaves a trace.",
             (
                 Cell(
-                    "08_save_load_merge",
+                    "09_save_load_merge",
                     'print("in bf16 the error grows with each trip:", worse == sorted(worse))',
                     ("in bf16 the error grows with each trip: True",),
                 ),
@@ -378,7 +378,7 @@ CHOICES: dict[str, dict[str, Choice]] = {
             "20 adapters on one 7B base take 15 GB, 20 merged copies 270.",
             (
                 Cell(
-                    "09_many_adapters",
+                    "10_many_adapters",
                     'f"an adapter {one_adapter / 1e6:.0f} MB; 20 adapters on one base {shared / 1e9:.1f} GB, "',
                     ("20 adapters on one base 15.1 GB, 20 copies 270 GB",),
                 ),
@@ -392,7 +392,7 @@ CHOICES: dict[str, dict[str, Choice]] = {
             "With it on, stories got harder; at 0.8 of it less so, and the task was right; off, they were as before.",
             (
                 Cell(
-                    "03_a_lora_layer_from_scratch",
+                    "04_a_lora_layer_from_scratch",
                     '"with the adapter off, the base is back exactly:", forgotten["LoRA off"] == forgotten["base"]',
                     (
                         "with the adapter off, the base is back exactly: True",
@@ -400,7 +400,7 @@ CHOICES: dict[str, dict[str, Choice]] = {
                     ),
                 ),
                 Cell(
-                    "12_variants",
+                    "13_variants",
                     'print("at 0.8 at least 95% are right:", down[0.8].task >= 0.95)',
                     ("at 0.8 at least 95% are right: True", "and less than half of the forgetting is left: True"),
                 ),

@@ -1,811 +1,329 @@
-"""Chapter 3's exercises: the layer, the search for its places, the labels, the merge, and the names in PEFT's file."""
+"""Chapter 3's exercises: forward, gradients, and the scale and the step."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from utils.course.checks.compare import difference
+from utils.course.checks.behaviour import same_gradients, without_autograd, without_loop, without_matrix
 from utils.course.checks.references import ch03 as lesson
-from utils.course.checks.registry import Mistake, Wrong, exercise
-from utils.data.chat import IGNORED
+from utils.course.checks.registry import Mistake, exercise
 
-# ------------------------------------------------------------------------------------------------------- the layer
+# -------------------------------------------------------------------------------------- forward and backward
 
-Layer = Callable[..., Any]
 
-
-def _parts(Layer: Layer) -> None:
-    """Names, shapes, and what trains."""
-    base = nn.Linear(6, 4)
-    try:
-        layer = Layer(base, 2, 6.0)
-    except AttributeError as problem:
-        if "Module.__init__" not in str(problem):
-            raise
-        raise Wrong("super().__init__() has to come first in __init__: without it no module can hold a part.") from None
-    if not isinstance(layer, nn.Module):
-        raise Wrong("a layer is an nn.Module: class LoRALayer(nn.Module), and super().__init__() comes first.")
-    for name in ("base_layer", "lora_A", "lora_B", "scaling", "lora_dropout"):
-        if not hasattr(layer, name):
-            raise Wrong(f"the layer has no {name}: the names are PEFT's, and what reads the layer later asks for them.")
-    if layer.base_layer is not base:
-        raise Wrong("base_layer is not the layer that was given: keep that one, a copy costs its memory again.")
-    for name, shape in (("lora_A", (2, 6)), ("lora_B", (4, 2))):
-        matrix = getattr(layer, name)
-        if isinstance(matrix, nn.Module):
-            raise Wrong(
-                f"{name} is a module, {type(matrix).__name__}; here it is the matrix itself, an nn.Parameter of shape "
-                f"{shape}, which forward multiplies by."
-            )
-        if not isinstance(matrix, nn.Parameter):
-            raise Wrong(f"{name} is no nn.Parameter: a plain tensor would never be trained.")
-        if tuple(matrix.shape) != shape:
-            raise Wrong(f"{name} has the shape {tuple(matrix.shape)}; with 6 inputs, 4 outputs, r=2 it is {shape}.")
-        if not matrix.requires_grad:
-            raise Wrong(f"{name} doesn't require a gradient, so it would never be trained: only the base is frozen.")
-    if any(p.requires_grad for p in base.parameters()):
-        raise Wrong("the base layer is still trainable: call requires_grad_(False) on it.")
-    if extra := [n for n, p in layer.named_parameters() if p.requires_grad and n not in ("lora_A", "lora_B")]:
-        raise Wrong(f"{extra[0]} would be trained as well: only lora_A and lora_B are.")
-
-
-def _start(Layer: Layer) -> None:
-    """B is zero, A is drawn as PEFT draws it."""
-    d_in, r = 64, 16
-    with _nan_in_what_is_empty():
-        layer = Layer(nn.Linear(d_in, 8), r, 16.0)
-    A, B = layer.lora_A.detach(), layer.lora_B.detach()
-    if A.shape != (r, d_in) or B.shape != (8, r):
-        raise Wrong(
-            f"with 64 inputs, 8 outputs and r=16 lora_A is (16, 64) and lora_B (8, 16), and yours are {tuple(A.shape)} "
-            f"and {tuple(B.shape)}."
-        )
-    for name, matrix in (("lora_A", A), ("lora_B", B)):
-        if not matrix.isfinite().all():
-            raise Wrong(
-                f"{name} holds what was in the memory before: torch.empty only reserves it, and has to be filled."
-            )
-    if B.abs().max() > 0:
-        raise Wrong("lora_B is not zero at the start, so the new layer already differs from its base.")
-    if A.abs().max() == 0:
-        raise Wrong("lora_A is zero as well as lora_B: then both gradients are zero and nothing is ever learnt.")
-    if torch.linalg.matrix_rank(A) < r:
-        raise Wrong("rows of lora_A are alike: they get the same gradient and stay alike, so the rank is not r.")
-    bound = d_in**-0.5  # kaiming_uniform_ with a = sqrt(5) draws evenly between -1/sqrt(d_in) and 1/sqrt(d_in)
-    spread = A.std().item() / (bound / 3**0.5)
-    # Of 1,024 even draws the spread is within 5% of its mean, and the mean within 0.1 bounds of 0, but once in 10^5.
-    if not 0.9 < spread < 1.1:
-        raise Wrong(
-            f"lora_A is drawn {number(spread)} times as wide as nn.init.kaiming_uniform_(lora_A, a=5**0.5) draws it: "
-            "with 64 inputs its numbers lie between -0.125 and 0.125."
-        )
-    if A.abs().max() > bound * (1 + 1e-6) or abs(A.mean()) > 0.2 * bound:
-        raise Wrong(
-            f"lora_A is as wide as it should be, but otherwise drawn: from {number(A.min().item())} to "
-            f"{number(A.max().item())}. nn.init.kaiming_uniform_(lora_A, a=5**0.5) draws evenly between -0.125 and "
-            "0.125 with 64 inputs, as often below zero as above."
-        )
-    if torch.equal(A, Layer(nn.Linear(d_in, 8), r, 16.0).lora_A.detach()):
-        raise Wrong("every layer gets the same lora_A: draw it anew in each, without setting a seed.")
-
-
-@contextmanager
-def _nan_in_what_is_empty() -> Iterator[None]:
-    """Inside the block torch.empty is filled with NaN, where the memory might hold an older layer's good draw."""
-    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    torch._C._set_deterministic_algorithms(True, warn_only=True)  # the public function imports torch's compiler
-    try:
-        yield
-    finally:
-        torch._C._set_deterministic_algorithms(before[0], warn_only=before[1])
-
-
-def number(value: float) -> str:
-    return f"{value:.2g}"
-
-
-def _random_B(layer: Any) -> Any:
-    with torch.no_grad():
-        layer.lora_B.normal_()
-    return layer
-
-
-# d_in, d_out, r, lora_alpha, bias, the input's shape in front of d_in: a scaling of 3, 1.5, 0.5, and 16/3.
-_SETTINGS = (
-    (6, 4, 2, 6.0, True, (5,)),
-    (5, 7, 4, 6, False, (2, 3)),
-    (9, 3, 32, 16, True, (4,)),
-    (7, 8, 3, 16, True, (2, 1, 3)),
-)
-
-
-# What a wrong output is, by what it has of base(x), of B (A x), of lora_alpha and of r.
-_WRONG_OUTPUTS: dict[str, Callable[[Tensor, Tensor, float, int], Tensor]] = {
-    "the output is the base's alone: add the update in forward.": lambda base, update, alpha, r: base,
-    "the update isn't scaled: multiply it by lora_alpha / r.": lambda base, update, alpha, r: base + update,
-    "the update is multiplied by lora_alpha; divide by r as well.": lambda base, update, alpha, r: (
-        base + alpha * update
-    ),
-    "lora_alpha // r rounds down, to 0 where r is larger: the scaling is lora_alpha / r.": (
-        lambda base, update, alpha, r: base + alpha // r * update
-    ),
-    "that is lora_alpha / sqrt(r), rsLoRA's scaling; plain LoRA divides by r.": (
-        lambda base, update, alpha, r: base + alpha / r**0.5 * update
-    ),
-    "the scaling is upside down: lora_alpha / r, and not r / lora_alpha.": (
-        lambda base, update, alpha, r: base + r / alpha * update
-    ),
-    "the base layer's output is scaled, too: the scaling belongs to the update.": (
-        lambda base, update, alpha, r: alpha / r * (base + update)
-    ),
-    "the update is taken away: LoRA adds it.": lambda base, update, alpha, r: base - alpha / r * update,
-}
-
-
-def _output(Layer: Layer) -> None:
-    """base(x) + lora_alpha / r * B (A x), for inputs of every form, in both modes."""
-    tried = []
-    for d_in, d_out, r, alpha, bias, batch in _SETTINGS:
-        base = nn.Linear(d_in, d_out, bias=bias)
-        layer, x = Layer(base, r, alpha), torch.randn(*batch, d_in)
-        plain, start = base(x), _called(layer, x)
-        if start is None:
-            raise Wrong("forward returns nothing: is a return missing?")
-        if not isinstance(start, Tensor):
-            raise Wrong(f"forward returns a {type(start).__name__}: a layer's output is one tensor.")
-        if start.shape != plain.shape:
-            shapes = f"{tuple(x.shape)} gives {tuple(start.shape)}; base_layer gives {tuple(plain.shape)}"
-            raise Wrong(f"an input of shape {shapes}.")
-        if not torch.equal(start, plain):
-            raise Wrong("with lora_B at zero the layer has to give what base_layer gives; is its output missing?")
-        _random_B(layer)
-        outputs = layer(x), layer.eval()(x)
-        tried.append((layer, x, plain, F.linear(F.linear(x, layer.lora_A), layer.lora_B), outputs, alpha, r))
-    in_train, in_eval = (
-        all(_near(outputs[mode], plain + alpha / r * update) for _, _, plain, update, outputs, alpha, r in tried)
-        for mode in (0, 1)
-    )
-    if in_eval and not in_train:
-        raise Wrong(
-            "with lora_dropout=0 forward is right in eval mode and wrong in train mode: without dropout they agree."
-        )
-    if in_train and not in_eval:
-        raise Wrong("forward is right in train mode and wrong in eval mode: the update belongs to both.")
-    for said, wrong in _WRONG_OUTPUTS.items():
-        if all(_near(got, wrong(plain, update, alpha, r)) for _, _, plain, update, (got, _), alpha, r in tried):
-            raise Wrong(said)
-    for layer, x, plain, update, (got, _), alpha, r in tried:
-        if said := None if _near(got, plain + alpha / r * update) else difference(plain + alpha / r * update, got):
-            told = f"r={r}, lora_alpha={alpha} and an input of shape {tuple(x.shape)}"
-            if factor := _multiple(got - plain, update):
-                raise Wrong(
-                    f"for {told} the update B(Ax) counts {factor:.4g} times, not lora_alpha / r = {alpha / r:.4g}."
-                )
-            raise Wrong(f"forward doesn't give base(x) + lora_alpha / r * B(Ax) for {told}: {said}")
-        if isinstance(layer.scaling, Tensor) or layer.scaling != alpha / r:
-            raise Wrong(f"scaling is the number lora_alpha / r, {alpha / r:.3g} here, and yours is {layer.scaling!r}.")
-
-
-def _multiple(one: Tensor, other: Tensor) -> float | None:
-    """The number that `one` is of times `other`, or None."""
-    factor = float((one * other).sum() / other.square().sum())
-    return factor if factor and _near(one, factor * other) else None
-
-
-def _called(layer: Any, x: Tensor) -> Any:
-    given = x.clone()
-    try:
-        done = layer(x)
-    except RuntimeError as problem:
-        raise Wrong(
-            f"an input of shape {tuple(x.shape)}, as a model may pass it, is refused ({problem}). F.linear(x, M), "
-            "which is x @ M.T, takes any number of dimensions in front of the last; torch.mm takes matrices only."
-        ) from None
-    if not torch.equal(x, given):
-        raise Wrong("forward changes its input x, and other layers read the same one: work on a new tensor.")
-    return done
-
-
-def _near(one: Tensor, other: Tensor) -> bool:
-    return one.shape == other.shape and torch.allclose(one, other, rtol=1e-4, atol=1e-5)
-
-
-def _backward(Layer: Layer) -> None:
-    """A, B and the input get their gradients, the base none."""
-    for d_in, d_out, r, alpha, bias, batch in _SETTINGS:
-        layer = _random_B(Layer(nn.Linear(d_in, d_out, bias=bias), r, alpha))
-        x = torch.randn(*batch, d_in, requires_grad=True)
-        g, W = torch.randn(*batch, d_out), layer.base_layer.weight.detach()
-        out = layer(x)
-        if not out.requires_grad:
-            raise Wrong("no gradient comes through forward: torch.no_grad() or .detach() keeps A and B from training.")
-        out.backward(g)
-        A, B, s = layer.lora_A.detach(), layer.lora_B.detach(), alpha / r
-        rows, errors = x.detach().reshape(-1, d_in), g.reshape(-1, d_out)
-        right = {"lora_A": s * (errors @ B).T @ rows, "lora_B": s * errors.T @ (rows @ A.T)}
-        for name, gradient in right.items():
-            got = getattr(layer, name).grad
-            if got is None:
-                raise Wrong(f"{name} gets no gradient: something in forward cuts it off (.detach(), .data, no_grad).")
-            if not _near(got, gradient):
-                raise Wrong(f"{name} gets another gradient than the formula's: {difference(gradient, got)}")
-        if x.grad is None or not _near(x.grad, g @ W + s * g @ B @ A):
-            raise Wrong(
-                "the gradient of x is not right: it goes through base_layer and through A and B, and the layers below "
-                "train by it. Is a path detached?"
-            )
-        if layer.base_layer.weight.grad is not None:
-            raise Wrong("the base weight got a gradient: it has to stay frozen.")
-
-
-def _dropout(Layer: Layer) -> None:
-    """On the input of lora_A, each number by itself, in training only."""
-    base = nn.Linear(6, 6)
-    layer = Layer(base, r=6, lora_alpha=12.0, lora_dropout=0.5)
-    x = torch.ones(200, 6)
-    start = layer(x)
-    if not torch.equal(x, torch.ones_like(x)):
-        raise Wrong("forward drops parts of x itself, and other layers read the same x: leave inplace=True out.")
-    if not torch.equal(start, base(x)):
-        raise Wrong("the dropout hits the base's path: drop parts of x on the way into lora_A only.")
-    with torch.no_grad():  # matrices that can be undone: what came into lora_A is then read off the output
-        layer.lora_A.copy_(torch.eye(6) + 0.1 * torch.randn(6, 6))
-        layer.lora_B.copy_(torch.eye(6) + 0.1 * torch.randn(6, 6))
-    undo = torch.linalg.inv((layer.lora_B @ layer.lora_A).detach()).T
-    layer.eval()
-    if not _near((layer(x) - base(x)) @ undo / 2, x):
-        raise Wrong("in eval mode nothing may drop, and here it does: nn.Dropout, made in __init__, knows the mode.")
-    layer.train()
-    came = ((layer(x) - base(x)) @ undo / 2).detach()
-    if (came - 1).abs().max() < 0.01:
-        raise Wrong("lora_dropout has no effect: apply nn.Dropout(lora_dropout) to x before lora_A.")
-    dropped = came.abs() < 0.01
-    if not (dropped | ((came - 2).abs() < 0.01)).all():
-        raise Wrong(
-            "the dropout falls in the wrong place, or isn't nn.Dropout's: it drops parts of x before lora_A, not of "
-            "A x or of the update, and what is left counts 1 / (1 - p) times."
-        )
-    # Half of 1,200 numbers, give or take 7 standard deviations; alike in a row or a column only if dropped together.
-    if not 0.4 < (rate := dropped.float().mean().item()) < 0.6:
-        raise Wrong(f"with lora_dropout=0.5 about half of x is dropped, and here {rate:.0%} was.")
-    if (dropped == dropped[:, :1]).all() or (dropped == dropped[:1]).all():
-        raise Wrong("whole rows or columns of x are dropped together: nn.Dropout decides for each number by itself.")
-
-
-class _Answer(nn.Module):
-    """The right layer in the form of the lesson; the mistakes change one thing each."""
-
-    def __init__(self, base_layer: nn.Linear, r: int, lora_alpha: float, lora_dropout: float = 0.0) -> None:
-        super().__init__()
-        self.base_layer = base_layer.requires_grad_(False)
-        d_out, d_in = base_layer.weight.shape
-        self.lora_A = nn.Parameter(self.draw(torch.empty(r, d_in)))
-        self.lora_B = nn.Parameter(torch.zeros(d_out, r))
-        self.scaling: Any = self.scale(lora_alpha, r)
-        self.lora_dropout = nn.Dropout(lora_dropout)
-        self.finish()
-
-    def draw(self, A: Tensor) -> Tensor:
-        return nn.init.kaiming_uniform_(A, a=5**0.5)
-
-    def scale(self, alpha: float, r: int) -> Any:
-        return alpha / r
-
-    def finish(self) -> None:
-        """What a mistake does at the end of __init__."""
-
-    def update(self, x: Tensor) -> Tensor:
-        return self.scaling * F.linear(F.linear(self.lora_dropout(x), self.lora_A), self.lora_B)
-
-    def forward(self, x: Tensor) -> Any:
-        return self.base_layer(x) + self.update(x)
-
-
-def _with(**methods: Callable[..., Any]) -> type[_Answer]:
-    return type("Answer", (_Answer,), methods)
-
-
-def _trained_base(self: _Answer) -> None:
-    self.base_layer.requires_grad_(True)
-
-
-def _swap(self: _Answer) -> None:
-    self.lora_A, self.lora_B = self.lora_B, self.lora_A
-
-
-def _plain_tensors(self: _Answer) -> None:
-    A, B = self.lora_A.detach(), self.lora_B.detach()
-    del self.lora_A, self.lora_B
-    self.lora_A, self.lora_B = A, B  # pyright: ignore[reportAttributeAccessIssue]
-
-
-def _linear_layers(self: _Answer) -> None:
-    (r, d_in), d_out = self.lora_A.shape, len(self.lora_B)
-    del self.lora_A, self.lora_B
-    self.add_module("lora_A", nn.Linear(d_in, r, bias=False))
-    self.add_module("lora_B", nn.Linear(r, d_out, bias=False))
-
-
-def _renamed(self: _Answer) -> None:
-    self.alpha = self.scaling
-    del self.scaling
-
-
-def _no_grad(self: _Answer, x: Tensor) -> Tensor:
-    with torch.no_grad():
-        update = self.update(x)
-    return self.base_layer(x) + update
-
-
-def _functional(self: _Answer, x: Tensor) -> Tensor:
-    dropped = F.dropout(x, self.lora_dropout.p)
-    return self.scaling * F.linear(F.linear(dropped, self.lora_A), self.lora_B)
-
-
-def _whole_rows(self: _Answer, x: Tensor) -> Tensor:
-    rows = self.lora_dropout(torch.ones(*x.shape[:-1], 1))
-    return self.scaling * F.linear(F.linear(rows * x, self.lora_A), self.lora_B)
-
-
-def _in_place(self: _Answer, x: Tensor) -> Tensor:
-    self.lora_dropout.inplace = True
-    return self.base_layer(x) + self.update(x)
-
-
-def _in_training(self: _Answer, x: Tensor) -> Tensor:
-    return self.base_layer(x) + self.update(x) if self.training else self.base_layer(x)
-
-
-def _on_low(self: _Answer, x: Tensor) -> Tensor:
-    return self.scaling * F.linear(self.lora_dropout(F.linear(x, self.lora_A)), self.lora_B)
-
-
-def _flat(self: _Answer, x: Tensor) -> Tensor:
-    return self.base_layer(x) + self.scaling * torch.mm(torch.mm(self.lora_dropout(x), self.lora_A.T), self.lora_B.T)
-
-
-exercise(
-    "lora_layer",
-    reference=lesson.LoRALayer,
-    test=(_parts, _start, _output, _backward, _dropout),
-    mistakes=[
-        Mistake(_with(finish=_trained_base), expect="the base layer is still trainable"),
-        Mistake(_with(finish=lambda self: self.requires_grad_(False)), expect="lora_A doesn't require a gradient"),
-        Mistake(_with(finish=_plain_tensors), expect="lora_A is no nn.Parameter"),
-        Mistake(_with(finish=_linear_layers), expect="lora_A is a module, Linear"),
-        Mistake(_with(finish=_renamed), expect="the layer has no scaling"),
-        Mistake(_with(finish=_swap), expect="lora_A has the shape (4, 2)"),
-        Mistake(_with(finish=lambda self: nn.init.normal_(self.lora_B)), expect="lora_B is not zero at the start"),
-        Mistake(_with(draw=torch.zero_), expect="both gradients are zero"),
-        Mistake(_with(draw=lambda self, A: torch.ones_like(A) / 10), expect="rows of lora_A are alike"),
-        Mistake(_with(draw=lambda self, A: A.normal_()), expect="times as wide as"),
-        Mistake(
-            _with(draw=lambda self, A: A.normal_(std=(3 * A.shape[1]) ** -0.5)),
-            expect="lora_A is as wide as it should be, but otherwise drawn",
-        ),
-        Mistake(_with(draw=lambda self, A: A.fill_(float("nan"))), expect="torch.empty only reserves it"),
-        Mistake(_with(forward=lambda self, x: self.base_layer(x)), expect="the output is the base's alone"),
-        Mistake(_with(scale=lambda self, alpha, r: 1.0), expect="isn't scaled"),
-        Mistake(_with(scale=lambda self, alpha, r: alpha), expect="divide by r as well"),
-        Mistake(_with(scale=lambda self, alpha, r: alpha // r), expect="rounds down, to 0"),
-        Mistake(_with(scale=lambda self, alpha, r: alpha / r**0.5), expect="rsLoRA's scaling"),
-        Mistake(_with(scale=lambda self, alpha, r: r / alpha), expect="upside down"),
-        Mistake(_with(forward=lambda self, x: self.update(x)), expect="is its output missing?"),
-        Mistake(_with(forward=lambda self, x: self.base_layer(x) - self.update(x)), expect="the update is taken away"),
-        Mistake(_with(forward=_flat), expect="torch.mm takes matrices only"),
-        Mistake(_with(forward=_no_grad), expect="lora_A gets no gradient"),
-        Mistake(
-            _with(forward=lambda self, x: self.base_layer(x).detach() + self.update(x.detach())),
-            expect="the gradient of x is not right",
-        ),
-        Mistake(
-            _with(forward=lambda self, x: self.base_layer(self.lora_dropout(x)) + self.update(x)),
-            expect="the dropout hits the base's path",
-        ),
-        Mistake(_with(forward=_in_place), expect="leave inplace=True out"),
-        Mistake(
-            _with(finish=lambda self: setattr(self.lora_dropout, "p", 0.5)),
-            expect="right in eval mode and wrong in train mode",
-        ),
-        Mistake(_with(forward=_in_training), expect="right in train mode and wrong in eval mode"),
-        Mistake(_with(update=_functional), expect="in eval mode nothing may drop"),
-        Mistake(_with(update=_whole_rows), expect="whole rows or columns of x are dropped together"),
-        Mistake(_with(finish=lambda self: setattr(self.lora_dropout, "p", 0.0)), expect="lora_dropout has no effect"),
-        Mistake(_with(update=_on_low), expect="the dropout falls in the wrong place"),
-    ],
-    hints=[
-        "lora_A takes d_in numbers to r, so its shape is (r, d_in); lora_B takes r numbers to d_out.",
-        "The base: self.base_layer = base_layer.requires_grad_(False).",
-        "F.linear(x, M) computes x @ M.T, so the update is scaling * F.linear(F.linear(dropped, lora_A), lora_B).",
-    ],
-    why="B at zero makes the start harmless and A's draw lets B's gradient be anything but zero; the base is kept, not "
-    "copied, and F.linear takes whatever stands in front of the last dimension.",
-    points=3,
-)
-
-# -------------------------------------------------------------------------------------------- where the layers go
-
-_NAMES = ("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj", "gate_proj", "lm_head", "q_proj_norm", "proj")
-
-
-class _Toy(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.q_proj = nn.Linear(2, 2)
-        self.q_proj_norm = nn.LayerNorm(2)
-        self.blocks = nn.ModuleList(
-            nn.ModuleDict({"q_proj": nn.Linear(2, 2), "v_proj": nn.Linear(2, 2)}) for _ in range(2)
-        )
-        self.extra = nn.ModuleDict({"my_q_proj": nn.Linear(2, 2), "norm": nn.LayerNorm(2)})
-
-
-def _drawn_model(rng: random.Random) -> tuple[nn.Module, list[str]]:
-    """A tree of blocks, whose parts have names that overlap, in another order each time."""
-
-    def part(name: str, depth: int) -> nn.Module:
-        if depth and rng.random() < 0.3:
-            return nn.ModuleDict({inner: part(inner, depth - 1) for inner in rng.sample(_NAMES, 3)})
-        return nn.LayerNorm(2) if name == "q_proj_norm" or rng.random() < 0.2 else nn.Linear(2, 2)
-
-    count, most = rng.choice([(1, 5), (2, 4), (3, 3), (11, 1)])  # eleven, since "10" sorts before "2"
-    blocks = nn.ModuleList(
-        nn.ModuleDict({name: part(name, 1) for name in rng.sample(_NAMES, rng.randint(1, most))}) for _ in range(count)
-    )
-    model = nn.ModuleDict({"layers": blocks, "lm_head": nn.Linear(2, 3), "my_q_proj": nn.Linear(2, 2)})
-    return model, rng.sample([*_NAMES, "layers", "embed"], rng.randint(1, 4))
-
-
-exercise(
-    "layers_to_wrap",
-    reference=lesson.layers_to_wrap,
-    cases=[lambda: (_Toy(), ["q_proj"]), lambda: (_Toy(), ["v_proj", "norm"]), lambda: (_Toy(), ["q_proj", "v_proj"])],
-    drawn=_drawn_model,
-    draws=12,
-    mistakes=[
-        Mistake(
-            lambda model, targets: [
-                n for n, m in model.named_modules() if isinstance(m, nn.Linear) and any(t in n for t in targets)
-            ],
-            "'my_q_proj' was found as well, since it contains 'q_proj': compare the whole last part of the name.",
-        ),
-        Mistake(
-            lambda model, targets: [
-                n for n, m in model.named_modules() if isinstance(m, nn.Linear) and n.endswith(tuple(targets))
-            ],
-            "'my_q_proj' ends with 'q_proj' and is another layer: compare the whole last part, after the last dot.",
-        ),
-        Mistake(
-            lambda model, targets: [n for n, _ in model.named_modules() if n.rpartition(".")[2] in targets],
-            "a module that is no nn.Linear was found: check isinstance(module, nn.Linear).",
-        ),
-        Mistake(
-            lambda model, targets: [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and n in targets],
-            "only layers at the top were found: one in a block is called 'blocks.0.q_proj', so compare its last part.",
-        ),
-        Mistake(
-            lambda model, targets: [
-                n
-                for n, m in model.named_modules()
-                if isinstance(m, nn.Linear) and n.rpartition(".")[2] in " ".join(targets)
-            ],
-            "'proj' was found as well, since it is a part of the text 'q_proj': targets is a list, so ask whether the "
-            "name is one of its items.",
-        ),
-        Mistake(
-            lambda model, targets: [n for n, m in model.named_modules() if isinstance(m, nn.Linear)],
-            "every nn.Linear was found: only those whose last part is in targets.",
-        ),
-        Mistake(
-            lambda model, targets: [
-                n for n, m in model.named_modules() if isinstance(m, nn.Linear) and n.rpartition(".")[2] not in targets
-            ],
-            "the other way round: you found the linear layers that are not in targets.",
-        ),
-        Mistake(
-            lambda model, targets: [f"{n}.weight" for n in lesson.layers_to_wrap(model, targets)],
-            "those are the names of weights: a layer's name ends without .weight.",
-        ),
-        Mistake(
-            lambda model, targets: len(lesson.layers_to_wrap(model, targets)),
-            "that is how many there are: return their names.",
-        ),
-        Mistake(
-            lambda model, targets: [n.rpartition(".")[2] for n in lesson.layers_to_wrap(model, targets)],
-            "return the full names, such as 'blocks.0.q_proj': the last part alone doesn't say which block.",
-        ),
-        Mistake(
-            lambda model, targets: [n for t in targets for n in lesson.layers_to_wrap(model, [t])],
-            "the names are sorted by target: the task wants them in the order of model.named_modules().",
-        ),
-        Mistake(
-            lambda model, targets: sorted(lesson.layers_to_wrap(model, targets)),
-            "sorted as text 'layers.10' comes before 'layers.2': leave the order of model.named_modules().",
-        ),
-        Mistake(
-            lambda model, targets: [
-                n for n, m in model.named_modules() if isinstance(m, nn.Linear) and n.rpartition(".")[2] == targets[0]
-            ],
-            "only the first target was looked for: a name may be any of them.",
-        ),
-        Mistake(
-            lambda model, targets: [
-                n for n, m in model.named_modules() if isinstance(m, nn.Linear) and set(n.split(".")) & set(targets)
-            ],
-            "a block called like a target counts for all that is in it: only the last part of a name is compared.",
-        ),
-    ],
-    hints=[
-        "model.named_modules() gives pairs of a name and a module.",
-        "'blocks.0.q_proj'.rpartition('.')[2] is 'q_proj'.",
-    ],
-    why="Comparing the whole last part takes q_proj in every block and leaves my_q_proj alone; PEFT does the same.",
-)
-
-# ----------------------------------------------------------------------------------------------------- the labels
-
-
-def _drawn_pair(rng: random.Random) -> tuple[list[int], list[int]]:
-    ids = [0, 1, 1, 2, 3, 50, 51, 52]
-    return rng.choices(ids, k=rng.randint(0, 6)), [*rng.choices(ids, k=rng.randint(0, 5)), rng.choice([1, 2, 7])]
-
-
-exercise(
-    "answer_labels",
-    reference=lesson.answer_labels,
-    cases=[([5, 6, 7], [8, 1]), ([5], [8, 9, 1]), ([4, 4], [4, 1])],
-    drawn=_drawn_pair,
-    mistakes=[
-        Mistake(
-            lambda prompt, answer: prompt + answer,
-            "the prompt is learnt too: the model would be trained to ask the question. Its labels are -100.",
-        ),
-        Mistake(
-            lambda prompt, answer: [0] * len(prompt) + answer,
-            "0 is a token's id (here the padding's), and the model would learn to say it. The label to skip is -100.",
-        ),
-        Mistake(
-            lambda prompt, answer: [-1] * len(prompt) + answer,
-            "-1 is no label that cross-entropy skips: the one that it ignores is -100.",
-        ),
-        Mistake(
-            lambda prompt, answer: ([IGNORED] * len(prompt) + answer)[1:] + [IGNORED],
-            "you shifted the labels; transformers' models shift them themselves, so label i belongs to token i.",
-        ),
-        Mistake(
-            lambda prompt, answer: [IGNORED] * (len(prompt) - 1) + answer + [IGNORED],
-            "the answer's labels begin one place too early; transformers' models shift them themselves.",
-        ),
-        Mistake(
-            lambda prompt, answer: [IGNORED, *([IGNORED] * len(prompt) + answer)[:-1]],
-            "you shifted the labels to the right; transformers' models shift them themselves: label i is token i's.",
-        ),
-        Mistake(
-            lambda prompt, answer: answer, "labels and input ids must have the same length: the prompt needs its -100s."
-        ),
-        Mistake(
-            lambda prompt, answer: [IGNORED] * len(prompt) + answer[:-1] + [IGNORED],
-            "the EOS token isn't learnt, so the model would never stop: the last answer token keeps its label.",
-        ),
-        Mistake(
-            lambda prompt, answer: [IGNORED] * len(prompt) + answer[:-1],
-            "one label is missing: the EOS token at the answer's end has one, too.",
-        ),
-        Mistake(
-            lambda prompt, answer: [IGNORED if i in prompt else i for i in prompt + answer],
-            "a token of the answer that also stands in the prompt lost its label: it is the place that counts.",
-        ),
-        Mistake(
-            lambda prompt, answer: prompt + [IGNORED] * len(answer),
-            "the other way round: the prompt's labels are -100, the answer's are its ids.",
-        ),
-        Mistake(
-            lambda prompt, answer: [IGNORED] * (len(prompt) - 1) + prompt[-1:] + answer,
-            "the prompt's last token has a label: what follows it is learnt from the answer's first label.",
-        ),
-        Mistake(
-            lambda prompt, answer: [IGNORED] * (len(prompt) + 1) + answer[1:],
-            "the answer's first token has no label: the model has to say it, so it is learnt as well.",
-        ),
-        Mistake(
-            lambda prompt, answer: [IGNORED, *answer],
-            "one -100 stands for the whole prompt: each of its tokens needs its own.",
-        ),
-        Mistake(
-            lambda prompt, answer: [IGNORED] * len(answer) + answer,
-            "there are as many -100s as the answer has tokens: it is the prompt's tokens that they stand for.",
-        ),
-        Mistake(
-            lambda prompt, answer: [[IGNORED] * len(prompt), answer],
-            "those are two lists in one: put them behind each other with +.",
-        ),
-        Mistake(
-            lambda prompt, answer: (prompt + answer, [IGNORED] * len(prompt) + answer),
-            "you return the ids beside the labels: the labels alone are asked for.",
-        ),
-        Mistake(
-            lambda prompt, answer: [i if i in answer else IGNORED for i in prompt + answer],
-            "a token of the prompt that also stands in the answer has a label: it is the place that counts.",
-        ),
-        Mistake(
-            lambda prompt, answer: [None] * len(prompt) + answer,
-            "None is no label, and can't be put into a tensor: the one that cross-entropy skips is -100.",
-        ),
-        Mistake(
-            lambda prompt, answer: prompt.__setitem__(slice(None), [IGNORED] * len(prompt)) or prompt + answer,
-            "your function changes its input: the prompt's ids are overwritten, and the model still has to read them.",
-        ),
-    ],
-    hints=[
-        "One label for each token of prompt + answer.",
-        "-100 for each token of the prompt, then the answer's own ids.",
-    ],
-    why="The loss skips -100, so only the answer is learnt, its EOS token included; the model shifts by itself.",
-)
-
-# ------------------------------------------------------------------------------------------------------ the merge
-
-
-def _merge_case(d_out: int, d_in: int, r: int, scaling: float, dtype: torch.dtype = torch.float32):
-    def make() -> tuple[Tensor, Tensor, Tensor, float]:
-        sizes = (d_out, d_in), (r, d_in), (d_out, r)
-        return *(torch.randn(*size, dtype=dtype) for size in sizes), scaling  # pyright: ignore[reportReturnType]
+def _layer(n: int, d_in: int, d_out: int, r: int, s: float):
+    def make() -> tuple[Tensor, Tensor, Tensor, Tensor, float]:
+        draw = lambda *shape: torch.randn(*shape, dtype=torch.float64)  # noqa: E731
+        return draw(n, d_in), draw(d_out, d_in), draw(r, d_in), draw(d_out, r), s
 
     return make
 
 
-def _drawn_merge(rng: random.Random) -> tuple[Tensor, Tensor, Tensor, float]:
-    d_out, d_in, r = rng.sample(range(1, 8), 3)
-    return _merge_case(
-        d_out, d_in, r, rng.choice([0.25, 0.5, 1.5, 2.0, 4.0]), rng.choice([torch.float32, torch.float64])
-    )()
+# The last is square all over, so that a product in the wrong order gives wrong numbers and no error.
+_SHAPES = ((3, 5, 4, 2, 2.0), (2, 4, 6, 3, 0.5), (3, 3, 3, 3, 4.0))
+_SCALES = (0.25, 0.5, 1.0, 1.5, 2.0, 16.0)
+
+
+def _drawn_layer(draw: random.Random) -> tuple[Any, ...]:
+    """Four different sizes, in either precision; x has up to two dimensions in front of its rows."""
+    n, d_in, d_out, r = draw.sample(range(2, 10), 4)
+    rows = draw.choice(((n,), (n,), (1,), (2, n), (n, 3), (2, 1, n)))
+    dtype = draw.choice((torch.float32, torch.float64))
+    shapes = (*rows, d_in), (d_out, d_in), (r, d_in), (d_out, r)
+    return *(torch.randn(shape, dtype=dtype) for shape in shapes), draw.choice(_SCALES)
+
+
+def _trained_through(answer: Callable[..., Tensor]) -> None:
+    """Gradients reach x, A and B. W0 is frozen, so whoever cuts it off may."""
+    W0 = torch.randn(5, 6, dtype=torch.float64)
+    run = [
+        lambda x, A, B, forward=forward: forward(x, W0.clone(), A, B, 1.5) for forward in (lesson.lora_forward, answer)
+    ]
+    same_gradients(run[0], _without_w0, ("x", "A", "B"))(run[1])
+
+
+def _without_w0() -> tuple[Tensor, Tensor, Tensor]:
+    x, _, A, B, _ = _layer(7, 6, 5, 3, 1.5)()
+    return x.reshape(1, 7, 6), A, B
+
+
+@torch.no_grad()
+def _no_gradients(x: Tensor, W0: Tensor, A: Tensor, B: Tensor, s: float) -> Tensor:
+    return lesson.lora_forward(x, W0, A, B, s)
 
 
 exercise(
-    "merged_weight",
-    reference=lesson.merged_weight,
-    cases=[_merge_case(4, 4, 2, 2.0), _merge_case(5, 6, 3, 0.5)],
-    drawn=_drawn_merge,
-    new_result=True,
+    "lora_forward",
+    reference=lesson.lora_forward,
+    cases=[_layer(*sizes) for sizes in _SHAPES],
+    drawn=_drawn_layer,
+    test=(_trained_through, without_matrix(_layer(7, 6, 5, 3, 1.5), (5, 6), "B @ A, or another matrix of W0's size")),
     mistakes=[
-        Mistake(lambda W, A, B, s: W + B @ A, "the scaling is missing: what forward adds is scaling * B(Ax)."),
         Mistake(
-            lambda W, A, B, s: W + s * (A.T @ B.T),
-            "A.T @ B.T is the transpose of the update, which fits a square weight only: the order is B @ A.",
+            lambda x, W0, A, B, s: x @ W0.T + x @ A.T @ B.T,
+            "the scale s is missing: the update is multiplied by alpha / r.",
         ),
         Mistake(
-            lambda W, A, B, s: W + s * (A @ B),
-            "A @ B is (r, r) at best: B (out, r) stands in front of A (r, in), and gives (out, in).",
-        ),
-        Mistake(lambda W, A, B, s: s * (B @ A), "the base weight is missing: merging adds the update to it."),
-        Mistake(lambda W, A, B, s: s * (W + B @ A), "you scaled the base weight too: scaling belongs to the update."),
-        Mistake(lambda W, A, B, s: W - s * (B @ A), "that takes the update away, as unmerging does: merging adds it."),
-        Mistake(lambda W, A, B, s: W + B @ A / s, "you divided by the scaling: forward multiplies by it."),
-        Mistake(
-            lambda W, A, B, s: W + s / len(A) * (B @ A),
-            "the rank counts twice: scaling is lora_alpha / r already, so r is in it.",
+            lambda x, W0, A, B, s: s * (x @ W0.T + x @ A.T @ B.T),
+            "you scaled the frozen weight's answer as well: s belongs to the update alone.",
         ),
         Mistake(
-            lambda W, A, B, s: W.add_(s * (B @ A)),
-            "your function changes the weight it was given: the base would be lost. Return a new matrix.",
-        ),
-        Mistake(lambda W, A, B, s: W + s * s * (B @ A), "the scaling counts twice: once is what forward does."),
-        Mistake(
-            lambda W, A, B, s: W + int(s) * (B @ A), "the scaling was cut to a whole number: 0.5 is one, and 1.5, too."
+            lambda x, W0, A, B, s: s * (x @ A.T @ B.T),
+            "that is the update's part alone: the frozen weight's answer, x @ W0.T, is missing.",
         ),
         Mistake(
-            lambda W, A, B, s: W * (1 + s * (B @ A)),
-            "you multiply the weight by the update, entry by entry: merging adds it.",
+            lambda x, W0, A, B, s: x @ W0.T + s * (x @ B.T @ A.T),
+            "A and B are swapped: x has d_in columns and meets A (r, d_in) first.",
         ),
         Mistake(
-            lambda W, A, B, s: W @ (s * (B @ A)),
-            "you multiply the weight by the update: merging adds it to the weight.",
+            lambda x, W0, A, B, s: x @ W0.T + s * (x @ A @ B),
+            "the transposes are missing: on rows, a weight W of shape (out, in) acts as x @ W.T.",
         ),
         Mistake(
-            lambda W, A, B, s: (W + s * (B @ A)).to(torch.bfloat16).to(W.dtype),
-            "the result was rounded to bfloat16 on the way: it has 8 significant bits, float32 has 24.",
+            lambda x, W0, A, B, s: x @ W0 + s * (x @ A.T @ B.T),
+            "W0 needs its transpose, as in nn.Linear: x @ W0.T.",
         ),
         Mistake(
-            lambda W, A, B, s: W + s * (B * A.T),
-            "* multiplies entry by entry: the update is the matrix product, lora_B @ lora_A.",
+            lambda x, W0, A, B, s: x @ W0.T + s * s * (x @ A.T @ B.T),
+            "the scale is there twice: it multiplies the update once.",
         ),
         Mistake(
-            lambda W, A, B, s: W + s * B,
-            "lora_A is missing: the update is the product of both matrices.",
+            lambda x, W0, A, B, s: x @ W0.T + x @ A.T @ B.T / s,
+            "the scale multiplies the update; you divided by it.",
         ),
         Mistake(
-            lambda W, A, B, s: (W + s * (B @ A)).T, "that is the transpose: the weight is (out, in), and so is B @ A."
+            lambda x, W0, A, B, s: x @ W0.T - s * (x @ A.T @ B.T),
+            "the update is added, and you subtracted it.",
+        ),
+        Mistake(
+            lambda x, W0, A, B, s: s * x @ W0.T + x @ A.T @ B.T,
+            "you scaled the frozen weight's part, and s belongs to the other one.",
+        ),
+        Mistake(
+            lambda x, W0, A, B, s: torch.mm(x, W0.T) + s * torch.mm(torch.mm(x, A.T), B.T),
+            "torch.mm takes matrices alone; @ and F.linear take a batch of them, (batch, n, d_in), too.",
+        ),
+        Mistake(
+            lambda x, W0, A, B, s: torch.einsum("ni,oi->no", x, W0) + s * torch.einsum("ni,ri,or->no", x, A, B),
+            "einsum's letters stand for two dimensions of x; an ellipsis, as in ...i, takes those in front as well.",
+        ),
+        Mistake(lambda x, W0, A, B, s: x @ (W0 + s * B @ A).T, expect="you make B @ A"),
+        Mistake(_no_gradients, expect="no gradient passes through your result"),
+    ],
+    hints=[
+        "A linear layer with weight W of shape (out, in) computes x @ W.T.",
+        "The side path is two linear layers, one after the other: A takes d_in to r, B takes r to d_out.",
+    ],
+    why="The brackets decide what is made: (x @ A.T) has r numbers for each row, and no matrix of W0's size appears.",
+)
+
+
+def _backward(n: int, d_in: int, d_out: int, r: int, s: float):
+    def make() -> tuple[Tensor, Tensor, Tensor, Tensor, float]:
+        x, _, A, B, _ = _layer(n, d_in, d_out, r, s)()
+        return x, torch.randn(n, d_out, dtype=torch.float64), A, B, s
+
+    return make
+
+
+def _drawn_backward(draw: random.Random) -> tuple[Any, ...]:
+    n, d_in, d_out, r = draw.sample(range(1, 10), 4)
+    dtype = draw.choice((torch.float32, torch.float64))
+    shapes = (n, d_in), (n, d_out), (r, d_in), (d_out, r)
+    return *(torch.randn(shape, dtype=dtype) for shape in shapes), draw.choice(_SCALES)
+
+
+def _without_scale(x: Tensor, g: Tensor, A: Tensor, B: Tensor, s: float) -> tuple[Tensor, Tensor]:
+    return lesson.lora_gradients(x, g, A, B, 1.0)
+
+
+def _scale_squared(x: Tensor, g: Tensor, A: Tensor, B: Tensor, s: float) -> tuple[Tensor, Tensor]:
+    return lesson.lora_gradients(x, g, A, B, s * s)
+
+
+def _order_swapped(x: Tensor, g: Tensor, A: Tensor, B: Tensor, s: float) -> tuple[Tensor, Tensor]:
+    dA, dB = lesson.lora_gradients(x, g, A, B, s)
+    return dB, dA
+
+
+def _transposed(x: Tensor, g: Tensor, A: Tensor, B: Tensor, s: float) -> tuple[Tensor, Tensor]:
+    dA, dB = lesson.lora_gradients(x, g, A, B, s)
+    return dA.T, dB.T
+
+
+def _averaged(x: Tensor, g: Tensor, A: Tensor, B: Tensor, s: float) -> tuple[Tensor, Tensor]:
+    return lesson.lora_gradients(x, g, A, B, s / len(x))
+
+
+def _a_without_b(x: Tensor, g: Tensor, A: Tensor, B: Tensor, s: float) -> tuple[Tensor, Tensor]:
+    return s * g.T @ x, s * g.T @ (x @ A.T)
+
+
+def _b_without_a(x: Tensor, g: Tensor, A: Tensor, B: Tensor, s: float) -> tuple[Tensor, Tensor]:
+    return s * (g @ B).T @ x, s * g.T @ x
+
+
+def _scale_on_one(x: Tensor, g: Tensor, A: Tensor, B: Tensor, s: float) -> tuple[Tensor, Tensor]:
+    return lesson.lora_gradients(x, g, A, B, 1.0)[0], lesson.lora_gradients(x, g, A, B, s)[1]
+
+
+def _scale_on_other(x: Tensor, g: Tensor, A: Tensor, B: Tensor, s: float) -> tuple[Tensor, Tensor]:
+    return lesson.lora_gradients(x, g, A, B, s)[0], lesson.lora_gradients(x, g, A, B, 1.0)[1]
+
+
+def _mean_gradient(x: Tensor, g: Tensor, A: Tensor, B: Tensor, s: float) -> tuple[Tensor, Tensor]:
+    return lesson.lora_gradients(x.mean(0, keepdim=True), g.sum(0, keepdim=True), A, B, s)
+
+
+def _by_autograd(x: Tensor, g: Tensor, A: Tensor, B: Tensor, s: float) -> tuple[Tensor, ...]:
+    A, B = A.clone().requires_grad_(), B.clone().requires_grad_()
+    return torch.autograd.grad(s * (x @ A.T) @ B.T, (A, B), g)
+
+
+def _token_by_token(x: Tensor, g: Tensor, A: Tensor, B: Tensor, s: float) -> tuple[Tensor, Tensor]:
+    dA, dB = torch.zeros_like(A), torch.zeros_like(B)
+    for token, error in zip(x, g, strict=True):
+        dA += s * torch.outer(B.T @ error, token)
+        dB += s * torch.outer(error, A @ token)
+    return dA, dB
+
+
+exercise(
+    "lora_gradients",
+    reference=lesson.lora_gradients,
+    cases=[_backward(*sizes) for sizes in _SHAPES],
+    drawn=_drawn_backward,
+    test=(
+        without_autograd(_backward(4, 6, 5, 3, 1.5)),
+        without_loop(_backward(4, 6, 5, 3, 1.5), _backward(16, 7, 8, 5, 1.5), "tokens or ranks"),
+    ),
+    mistakes=[
+        Mistake(
+            _without_scale,
+            "the scale s is missing: h depends on A and B through s * B @ A, so both gradients carry it.",
+        ),
+        Mistake(_scale_on_one, "dB is right; dA lacks the scale s."),
+        Mistake(_scale_on_other, "dA is right; dB lacks the scale s."),
+        Mistake(
+            _scale_squared,
+            "s appears twice: once is enough, since g is the gradient at the layer's output already.",
+        ),
+        Mistake(
+            lambda *given: (lesson.lora_gradients(*given)[0], lesson.lora_gradients(*given)[1] * given[-1]),
+            "dA is right; dB carries the scale twice.",
+        ),
+        Mistake(
+            lambda *given: (lesson.lora_gradients(*given)[0] * given[-1], lesson.lora_gradients(*given)[1]),
+            "dB is right; dA carries the scale twice.",
+        ),
+        Mistake(_order_swapped, "both are right, in the wrong order: return dA first, then dB."),
+        Mistake(_transposed, "both are transposed: dA has A's shape (r, d_in), dB has B's shape (d_out, r)."),
+        Mistake(
+            _averaged,
+            "you averaged over the rows. Sum them: if the loss is a mean, g holds that factor already.",
+        ),
+        Mistake(_a_without_b, "dA lacks B: the error g reaches A only through B."),
+        Mistake(_b_without_a, "dB lacks A: what B is multiplied with is A x, and not x."),
+        Mistake(
+            lambda x, g, A, B, s: tuple(-d for d in lesson.lora_gradients(x, g, A, B, s)),
+            "both have the wrong sign: a gradient points uphill, and the minus is the optimizer's.",
+        ),
+        Mistake(
+            _mean_gradient,
+            "you took the average of the rows first: each token's error belongs to that token's own input.",
+        ),
+        Mistake(
+            lambda x, g, A, B, s: tuple(d.float() for d in lesson.lora_gradients(x, g, A, B, s)),
+            "the gradients are rounded to float32: keep the dtype of the inputs, which may be float64.",
+        ),
+        Mistake(_by_autograd, expect="you let autograd do it"),
+        Mistake(_token_by_token, expect="one by one"),
+    ],
+    hints=[
+        "Let the shapes lead: dB has B's shape (d_out, r). g is (n, d_out), x @ A.T is (n, r).",
+        "For one token dB = s g (A x)^T. Over a batch it is a product that sums over n.",
+        "For dA, send g back through B first: g @ B is (n, r). Then do with x what you did for dB.",
+    ],
+    why="Each gradient is an outer product of what arrives on the two sides of its matrix, and the inner side n of the "
+    "product sums over the tokens.",
+    points=3,
+)
+
+# --------------------------------------------------------------------------------------- what the scale does
+
+
+def _drawn_rate(draw: random.Random) -> tuple[float, float, float, str]:
+    s_old, s_new = draw.sample((0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 8.0, 11.3), 2)
+    return draw.choice((1e-4, 2e-4, 5e-3, 0.02, 0.3)), s_old, s_new, draw.choice(("adam", "sgd"))
+
+
+exercise(
+    "equivalent_b_rate",
+    reference=lesson.equivalent_b_rate,
+    cases=[
+        (1e-3, 2.0, 8.0, "adam"),
+        (1e-3, 2.0, 8.0, "sgd"),
+        (0.1, 4.0, 1.0, "adam"),
+        (0.1, 4.0, 1.0, "sgd"),
+    ],
+    drawn=_drawn_rate,
+    mistakes=[
+        Mistake(
+            lambda lr, s_old, s_new, optimizer: lr * s_new / s_old,
+            'right for Adam, and yours does the same for "sgd": there the gradient of B carries the scale a second '
+            "time.",
+        ),
+        Mistake(
+            lambda lr, s_old, s_new, optimizer: lr * (s_new / s_old) ** 2,
+            'right for SGD, and yours does the same for "adam": is the name in small letters? Adam divides the '
+            "gradient's size away, so one of the two factors goes.",
+        ),
+        Mistake(
+            lambda lr, s_old, s_new, optimizer: lesson.equivalent_b_rate(lr, s_new, s_old, optimizer),
+            "upside down: a larger new scale takes larger steps, so B's rate has to grow with it.",
+        ),
+        Mistake(
+            lambda lr, s_old, s_new, optimizer: lr * (s_new if optimizer == "adam" else s_new**2),
+            "that would be right if the old scale were 1: what counts is the ratio of the two.",
+        ),
+        Mistake(
+            lambda lr, s_old, s_new, optimizer: lr * (s_new / s_old) ** (2 if optimizer == "adam" else 1),
+            "the two optimizers are swapped: think of which of them sees the gradient's size.",
+        ),
+        Mistake(
+            lambda lr, s_old, s_new, optimizer: (s_new / s_old) ** (1 if optimizer == "adam" else 2),
+            "that is the factor; multiply the old learning rate by it.",
+        ),
+        Mistake(
+            lambda lr, s_old, s_new, optimizer: lr * (s_new / s_old) ** (1 if optimizer == "adam" else 0.5),
+            "Adam is right; under SGD the factor enters twice, as a square, not as a root.",
+        ),
+        Mistake(
+            lambda lr, s_old, s_new, optimizer: lr * (1 if optimizer == "adam" else s_new / s_old),
+            "one factor too few for both: s B moves with s, and SGD's step in B with s once more.",
+        ),
+        Mistake(
+            lambda lr, s_old, s_new, optimizer: lr * (2 if optimizer == "sgd" else 1) * s_new / s_old,
+            "under SGD the ratio enters twice, which is its square, not its double.",
+        ),
+        Mistake(
+            lambda lr, s_old, s_new, optimizer: lr + (s_new - s_old),
+            "scale and learning rate multiply each other, so what counts is the ratio of the scales.",
+        ),
+        Mistake(
+            lambda lr, s_old, s_new, optimizer: lr,
+            "then nothing would have changed, but a larger scale does take larger steps.",
         ),
     ],
     hints=[
-        "lora_B is (out, r), lora_A is (r, in) and the weight (out, in).",
-        "scaling * (lora_B @ lora_A) is what forward adds.",
+        "Call the ratio c = s_new / s_old.",
+        "B's gradient carries a factor c; so does a step of B, seen in s B A. Which does Adam keep?",
     ],
-    why="x W^T + s x A^T B^T = x (W + s B A)^T: one matrix does what the layer did, at no further cost.",
-)
-
-# ------------------------------------------------------------------------------------------------ the file's names
-
-
-def _drawn_name(rng: random.Random) -> tuple[str, str]:
-    layer = rng.choice(["model.layers.{}.self_attn.k_proj", "layers.{}.mlp.gate_proj", "h.{}.attn.c_attn", "lm_head{}"])
-    return layer.format(rng.randint(0, 31)), rng.choice(["lora_A", "lora_B"])
-
-
-exercise(
-    "peft_name",
-    reference=lesson.peft_name,
-    cases=[("model.layers.0.self_attn.q_proj", "lora_A"), ("model.layers.3.mlp.up_proj", "lora_B")],
-    drawn=_drawn_name,
-    draws=12,
-    mistakes=[
-        Mistake(
-            lambda layer, matrix: f"{layer}.{matrix}.weight",
-            "PEFT wraps the model twice, and both wrappers are in the name: put base_model.model. in front.",
-        ),
-        Mistake(
-            lambda layer, matrix: f"base_model.model.{layer}.{matrix}",
-            "in PEFT each matrix is a small linear layer, so its name ends with .weight.",
-        ),
-        Mistake(
-            lambda layer, matrix: f"base_model.model.{layer}.{matrix}.default.weight",
-            "the adapter's name, default, is left out when PEFT saves: it is chosen anew when the file is loaded.",
-        ),
-        Mistake(
-            lambda layer, matrix: f"base_model.{layer}.{matrix}.weight",
-            "one wrapper is missing: after base_model. comes another model.",
-        ),
-        Mistake(
-            lambda layer, matrix: f"base_model.model.model.{layer}.{matrix}.weight",
-            "one model. too many: the layer's own name may begin with one, and that is in it already.",
-        ),
-        Mistake(
-            lambda layer, matrix: f"base_model.model.{layer}.lora_A.weight",
-            "lora_A stands there whatever the matrix: use the argument.",
-        ),
-        Mistake(
-            lambda layer, matrix: f"base_model.model.{layer.removeprefix('model.')}.{matrix}.weight",
-            "the layer's own name begins with model., and it stays: base_model.model. comes in front of it.",
-        ),
-        Mistake(
-            lambda layer, matrix: f"base_model.model.{layer}.base_layer.{matrix}.weight",
-            "base_layer is the frozen layer beside the matrices, and they aren't in it: leave it out.",
-        ),
-        Mistake(
-            lambda layer, matrix: f"base_model.model.{layer}.{matrix}.bias",
-            "lora_A and lora_B have no bias: what is saved is their weight.",
-        ),
-        Mistake(
-            lambda layer, matrix: f"base_model.model.{layer}.{matrix}weight",
-            "a dot is missing in front of weight.",
-        ),
-        Mistake(
-            lambda layer, matrix: f"base_model/model/{layer}/{matrix}/weight",
-            "the parts of a name are joined by dots, as in the names of modules.",
-        ),
-        Mistake(
-            lambda layer, matrix: ["base_model", "model", layer, matrix, "weight"],
-            "those are the parts: '.'.join(...) makes one name of them.",
-        ),
-        Mistake(
-            lambda layer, matrix: f"base_model.model.{layer}.{matrix}.safetensors",
-            ".safetensors ends the file's name; in the file each matrix is a layer's .weight.",
-        ),
-        Mistake(
-            lambda layer, matrix: f"base_model.model.{matrix}.{layer}.weight",
-            "the layer comes first, then the matrix in it.",
-        ),
-        Mistake(
-            lambda layer, matrix: f"base_model.model.{layer}.{matrix.lower()}.weight",
-            "the matrices are called lora_A and lora_B, with a capital letter at the end.",
-        ),
-    ],
-    hints=["Print a few keys of PEFT's file: list(load_file(path))[:2]."],
-    why="base_model is PEFT's model, model the tuner in it, and each matrix is the weight of a small nn.Linear.",
+    why="The model sees s B A alone. The scale enters when B's gradient is made and when B is used; Adam divides the "
+    "first away.",
 )

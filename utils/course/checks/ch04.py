@@ -1,895 +1,811 @@
-"""Chapter 4's exercises: Dolly's fields, a batched map, a conversation's labels, a packed row, leaked prompts."""
+"""Chapter 4's exercises: the layer, the search for its places, the labels, the merge, and the names in PEFT's file."""
 
 from __future__ import annotations
 
 import random
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from utils.course.checks.compare import difference
 from utils.course.checks.references import ch04 as lesson
-from utils.course.checks.registry import Mistake, exercise
+from utils.course.checks.registry import Mistake, Wrong, exercise
 from utils.data.chat import IGNORED
 
-# ------------------------------------------------------------------------------------------------- Dolly's fields
+# ------------------------------------------------------------------------------------------------------- the layer
 
-Fields = dict[str, str]
-
-
-def _as_the_guide(record: Fields) -> Fields:
-    return {name: record.get(name, "") for name in ("instruction", "input", "output")}
+Layer = Callable[..., Any]
 
 
-def _silent(record: Fields) -> Fields:
-    return {
-        "instruction": record["instruction"],
-        "input": record["context"],
-        "output": record.get("response", ""),
-    }
+def _parts(Layer: Layer) -> None:
+    """Names, shapes, and what trains."""
+    base = nn.Linear(6, 4)
+    try:
+        layer = Layer(base, 2, 6.0)
+    except AttributeError as problem:
+        if "Module.__init__" not in str(problem):
+            raise
+        raise Wrong("super().__init__() has to come first in __init__: without it no module can hold a part.") from None
+    if not isinstance(layer, nn.Module):
+        raise Wrong("a layer is an nn.Module: class LoRALayer(nn.Module), and super().__init__() comes first.")
+    for name in ("base_layer", "lora_A", "lora_B", "scaling", "lora_dropout"):
+        if not hasattr(layer, name):
+            raise Wrong(f"the layer has no {name}: the names are PEFT's, and what reads the layer later asks for them.")
+    if layer.base_layer is not base:
+        raise Wrong("base_layer is not the layer that was given: keep that one, a copy costs its memory again.")
+    for name, shape in (("lora_A", (2, 6)), ("lora_B", (4, 2))):
+        matrix = getattr(layer, name)
+        if isinstance(matrix, nn.Module):
+            raise Wrong(
+                f"{name} is a module, {type(matrix).__name__}; here it is the matrix itself, an nn.Parameter of shape "
+                f"{shape}, which forward multiplies by."
+            )
+        if not isinstance(matrix, nn.Parameter):
+            raise Wrong(f"{name} is no nn.Parameter: a plain tensor would never be trained.")
+        if tuple(matrix.shape) != shape:
+            raise Wrong(f"{name} has the shape {tuple(matrix.shape)}; with 6 inputs, 4 outputs, r=2 it is {shape}.")
+        if not matrix.requires_grad:
+            raise Wrong(f"{name} doesn't require a gradient, so it would never be trained: only the base is frozen.")
+    if any(p.requires_grad for p in base.parameters()):
+        raise Wrong("the base layer is still trainable: call requires_grad_(False) on it.")
+    if extra := [n for n, p in layer.named_parameters() if p.requires_grad and n not in ("lora_A", "lora_B")]:
+        raise Wrong(f"{extra[0]} would be trained as well: only lora_A and lora_B are.")
 
 
-def _refused_unless(wanted: Callable[[Fields], bool]) -> Callable[[Fields], Fields]:
-    def answer(record: Fields) -> Fields:
-        if not wanted(record):
-            raise ValueError("no response")
-        return _silent(record)
+def _start(Layer: Layer) -> None:
+    """B is zero, A is drawn as PEFT draws it."""
+    d_in, r = 64, 16
+    with _nan_in_what_is_empty():
+        layer = Layer(nn.Linear(d_in, 8), r, 16.0)
+    A, B = layer.lora_A.detach(), layer.lora_B.detach()
+    if A.shape != (r, d_in) or B.shape != (8, r):
+        raise Wrong(
+            f"with 64 inputs, 8 outputs and r=16 lora_A is (16, 64) and lora_B (8, 16), and yours are {tuple(A.shape)} "
+            f"and {tuple(B.shape)}."
+        )
+    for name, matrix in (("lora_A", A), ("lora_B", B)):
+        if not matrix.isfinite().all():
+            raise Wrong(
+                f"{name} holds what was in the memory before: torch.empty only reserves it, and has to be filled."
+            )
+    if B.abs().max() > 0:
+        raise Wrong("lora_B is not zero at the start, so the new layer already differs from its base.")
+    if A.abs().max() == 0:
+        raise Wrong("lora_A is zero as well as lora_B: then both gradients are zero and nothing is ever learnt.")
+    if torch.linalg.matrix_rank(A) < r:
+        raise Wrong("rows of lora_A are alike: they get the same gradient and stay alike, so the rank is not r.")
+    bound = d_in**-0.5  # kaiming_uniform_ with a = sqrt(5) draws evenly between -1/sqrt(d_in) and 1/sqrt(d_in)
+    spread = A.std().item() / (bound / 3**0.5)
+    # Of 1,024 even draws the spread is within 5% of its mean, and the mean within 0.1 bounds of 0, but once in 10^5.
+    if not 0.9 < spread < 1.1:
+        raise Wrong(
+            f"lora_A is drawn {number(spread)} times as wide as nn.init.kaiming_uniform_(lora_A, a=5**0.5) draws it: "
+            "with 64 inputs its numbers lie between -0.125 and 0.125."
+        )
+    if A.abs().max() > bound * (1 + 1e-6) or abs(A.mean()) > 0.2 * bound:
+        raise Wrong(
+            f"lora_A is as wide as it should be, but otherwise drawn: from {number(A.min().item())} to "
+            f"{number(A.max().item())}. nn.init.kaiming_uniform_(lora_A, a=5**0.5) draws evenly between -0.125 and "
+            "0.125 with 64 inputs, as often below zero as above."
+        )
+    if torch.equal(A, Layer(nn.Linear(d_in, 8), r, 16.0).lora_A.detach()):
+        raise Wrong("every layer gets the same lora_A: draw it anew in each, without setting a seed.")
 
-    return answer
+
+@contextmanager
+def _nan_in_what_is_empty() -> Iterator[None]:
+    """Inside the block torch.empty is filled with NaN, where the memory might hold an older layer's good draw."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch._C._set_deterministic_algorithms(True, warn_only=True)  # the public function imports torch's compiler
+    try:
+        yield
+    finally:
+        torch._C._set_deterministic_algorithms(before[0], warn_only=before[1])
 
 
-def _none_for_bad(record: Fields) -> Fields | None:
-    return _silent(record) if record.get("response", "").strip() else None
+def number(value: float) -> str:
+    return f"{value:.2g}"
 
 
-def _but(change: Callable[[Fields, Fields], Any]) -> Callable[[Fields], Any]:
-    """The right answer, changed once more."""
-    return lambda record: change(lesson.dolly_record(record), record)
+def _random_B(layer: Any) -> Any:
+    with torch.no_grad():
+        layer.lora_B.normal_()
+    return layer
 
 
-def _renamed_in_place(record: Fields) -> Fields:
-    lesson.dolly_record(record)
-    record["input"], record["output"] = record.pop("context"), record.pop("response")
-    record.pop("category", None)
-    return record
-
-
-_QA = {"instruction": "Who went to the lake?", "context": "Zoe went to the lake.", "response": "Zoe.", "category": "qa"}
-
-
-def _drawn_dolly(rng: random.Random) -> tuple[Fields]:
-    record = {
-        "instruction": rng.choice(["Who slept?", "Name a tree.", " Why? "]),
-        "context": rng.choice(["", "", "Tom slept.", "  Two\nlines.  "]),
-        "response": rng.choice(["Tom.", "An oak.", " yes ", "", "", "  ", "\n\t"]),
-        "category": rng.choice(["qa", "closed_qa", "creative_writing"]),
-    }
-    for name in rng.sample(["category", "response"], rng.choice([0, 0, 1])):
-        del record[name]
-    return (dict(rng.sample(list(record.items()), len(record))),)
-
-
-exercise(
-    "dolly_record",
-    reference=lesson.dolly_record,
-    cases=[
-        (_QA,),
-        ({**_QA, "context": ""},),
-        ({**_QA, "response": " "},),
-        ({**_QA, "response": ""},),
-        ({"instruction": "Say it in French:", "input": "The fox sees a kite.", "output": "Le renard voit un kite."},),
-    ],
-    drawn=_drawn_dolly,
-    mistakes=[
-        Mistake(
-            _as_the_guide,
-            "Dolly's fields are context and response: .get finds no input and no output and gives empty text instead.",
-        ),
-        Mistake(
-            _silent,
-            "a record without a response passes with an empty output: the model would learn to say nothing. Raise.",
-        ),
-        Mistake(
-            _refused_unless(lambda record: "response" in record),
-            "a response that is there and empty passes: ask whether anything is left after .strip().",
-        ),
-        Mistake(
-            _refused_unless(lambda record: bool(record.get("response"))),
-            "a response of spaces alone passes: ask whether anything is left after .strip().",
-        ),
-        Mistake(
-            _refused_unless(lambda record: "response" in record and not record["response"].isspace()),
-            "an empty response passes, since ''.isspace() is False: ask whether anything is left after .strip().",
-        ),
-        Mistake(
-            _refused_unless(lambda record: bool(record.get("response", "").strip() and record["context"])),
-            "a record without a context is refused: the context may be empty, the response may not.",
-        ),
-        Mistake(
-            _refused_unless(lambda record: record.get("response", "") not in ("", " ")),
-            "a response of two spaces passes, or of a line end: .strip() takes all white space off the two ends.",
-        ),
-        Mistake(
-            _refused_unless(lambda record: bool(record.get("response", "").strip(" "))),
-            ".strip(' ') takes off spaces alone, and leaves tabs and line ends: call .strip() without an argument.",
-        ),
-        Mistake(
-            _refused_unless(lambda record: bool(record.get("response", "").strip()) and "category" in record),
-            "a record without a category is refused: only the response has to be there.",
-        ),
-        Mistake(
-            _refused_unless(lambda record: len(record.get("response", "").strip()) > 4),
-            "a short response is refused, and 'Zoe.' is a good answer: refuse only what holds nothing.",
-        ),
-        Mistake(
-            lambda record: lesson.dolly_record({**record, "response": record.get("response", "").strip() or "(none)"}),
-            "a text of yours stands in for a missing response, and the model would learn to say that: raise.",
-        ),
-        Mistake(
-            _but(lambda done, record: {**record, "input": done["input"], "output": done["output"]}),
-            "Dolly's own fields are still there beside the new ones: only instruction, input and output are asked for.",
-        ),
-        Mistake(
-            _but(lambda done, record: {key: done[key] for key in done if key != "input" or done[key]}),
-            "where the context is empty input is missing: every record needs the same fields, so it is an empty text.",
-        ),
-        Mistake(
-            _but(lambda done, record: {**done, "input": done["input"] or None}),
-            "an empty context became None: input is a text, and may be an empty one.",
-        ),
-        Mistake(
-            _but(lambda done, record: {**done, "output": done["output"].strip()}),
-            "the response was stripped: strip to look whether anything is there, and hand on what was written.",
-        ),
-        Mistake(
-            _but(
-                lambda done, record: {
-                    **done,
-                    "instruction": f"{done['instruction']} {done['input']}".strip(),
-                    "input": "",
-                }
-            ),
-            "the context was put behind the instruction: it belongs into input.",
-        ),
-        Mistake(
-            _but(lambda done, record: tuple(done.values())),
-            "you return the texts without their names: return a dictionary with instruction, input and output.",
-        ),
-        Mistake(
-            _refused_unless(lambda record: bool(record["response"].strip())),
-            "where the response is missing a KeyError is raised, and the task wants a ValueError: ask with .get first.",
-        ),
-        Mistake(
-            _none_for_bad,
-            "a bad record becomes None, and whoever maps a data set would not hear of it: raise a ValueError.",
-        ),
-        Mistake(
-            _but(lambda done, record: {key: value for key, value in done.items() if key != "input"}),
-            "the context is lost: it belongs into input, or the question can't be answered.",
-        ),
-        Mistake(
-            _but(lambda done, record: {**done, "input": done["output"], "output": done["input"]}),
-            "input and output are exchanged: the response is what the model has to say.",
-        ),
-        Mistake(
-            _but(lambda done, record: {key: value.strip() for key, value in done.items()}),
-            "the texts were stripped: strip to look whether anything is there, and hand on what was written.",
-        ),
-        Mistake(
-            _but(lambda done, record: {**done, "category": record.get("category", "")}),
-            "category was handed on: the task wants instruction, input and output, and nothing else.",
-        ),
-        Mistake(
-            _renamed_in_place, "your function changes its input: the record loses its fields. Make a new dictionary."
-        ),
-    ],
-    hints=[
-        "instruction stays, context becomes input, response becomes output.",
-        'record.get("response", "").strip() is empty both when the field is missing and when it holds nothing.',
-        "Then raise ValueError with words that help: which fields does the record have?",
-    ],
-    why="A missing field that becomes an empty text is never heard of again; an error names the record that it is in.",
+# d_in, d_out, r, lora_alpha, bias, the input's shape in front of d_in: a scaling of 3, 1.5, 0.5, and 16/3.
+_SETTINGS = (
+    (6, 4, 2, 6.0, True, (5,)),
+    (5, 7, 4, 6, False, (2, 3)),
+    (9, 3, 32, 16, True, (4,)),
+    (7, 8, 3, 16, True, (2, 1, 3)),
 )
 
-# -------------------------------------------------------------------------------------------------- a batched map
 
-Batch = dict[str, list[str]]
-Messages = list[dict[str, str]]
-Template = Callable[..., list[list[int]]]
-
-_MARKS = {"user": 2, "assistant": 3}
-
-
-def _toy(conversations: list[Messages], add_generation_prompt: bool = False) -> list[list[int]]:
-    """A chat template for the cases: a turn is its mark, a token a letter, and the EOS token 1."""
-    if not isinstance(conversations, list) or not all(isinstance(talk, list) for talk in conversations):
-        raise TypeError("template takes a list of conversations, each a list of messages")
-    rows = []
-    for talk in conversations:
-        ids = [i for turn in talk for i in (_MARKS[turn["role"]], *map(ord, turn["content"]), 1)]
-        rows.append(ids + [_MARKS["assistant"]] * add_generation_prompt)
-    return rows
-
-
-def _rows(batch: Batch) -> list[tuple[str, str, str]]:
-    return list(zip(batch["instruction"], batch["input"], batch["output"], strict=True))
-
-
-def _joined(instruction: str, extra: str) -> str:
-    return f"{instruction} {extra}" if extra else instruction
+# What a wrong output is, by what it has of base(x), of B (A x), of lora_alpha and of r.
+_WRONG_OUTPUTS: dict[str, Callable[[Tensor, Tensor, float, int], Tensor]] = {
+    "the output is the base's alone: add the update in forward.": lambda base, update, alpha, r: base,
+    "the update isn't scaled: multiply it by lora_alpha / r.": lambda base, update, alpha, r: base + update,
+    "the update is multiplied by lora_alpha; divide by r as well.": lambda base, update, alpha, r: (
+        base + alpha * update
+    ),
+    "lora_alpha // r rounds down, to 0 where r is larger: the scaling is lora_alpha / r.": (
+        lambda base, update, alpha, r: base + alpha // r * update
+    ),
+    "that is lora_alpha / sqrt(r), rsLoRA's scaling; plain LoRA divides by r.": (
+        lambda base, update, alpha, r: base + alpha / r**0.5 * update
+    ),
+    "the scaling is upside down: lora_alpha / r, and not r / lora_alpha.": (
+        lambda base, update, alpha, r: base + r / alpha * update
+    ),
+    "the base layer's output is scaled, too: the scaling belongs to the update.": (
+        lambda base, update, alpha, r: alpha / r * (base + update)
+    ),
+    "the update is taken away: LoRA adds it.": lambda base, update, alpha, r: base - alpha / r * update,
+}
 
 
-def _built(
-    user: Callable[[str, str], str] = _joined,
-    prompt_too: bool = True,
-    generation: bool = True,
-    answer: Callable[[str], str] = lambda output: output,
-    roles: tuple[str, str] = ("user", "assistant"),
-) -> Callable[[Batch, Template], dict[str, list[list[int]]]]:
-    """The right answer with one thing done otherwise."""
+def _output(Layer: Layer) -> None:
+    """base(x) + lora_alpha / r * B (A x), for inputs of every form, in both modes."""
+    tried = []
+    for d_in, d_out, r, alpha, bias, batch in _SETTINGS:
+        base = nn.Linear(d_in, d_out, bias=bias)
+        layer, x = Layer(base, r, alpha), torch.randn(*batch, d_in)
+        plain, start = base(x), _called(layer, x)
+        if start is None:
+            raise Wrong("forward returns nothing: is a return missing?")
+        if not isinstance(start, Tensor):
+            raise Wrong(f"forward returns a {type(start).__name__}: a layer's output is one tensor.")
+        if start.shape != plain.shape:
+            shapes = f"{tuple(x.shape)} gives {tuple(start.shape)}; base_layer gives {tuple(plain.shape)}"
+            raise Wrong(f"an input of shape {shapes}.")
+        if not torch.equal(start, plain):
+            raise Wrong("with lora_B at zero the layer has to give what base_layer gives; is its output missing?")
+        _random_B(layer)
+        outputs = layer(x), layer.eval()(x)
+        tried.append((layer, x, plain, F.linear(F.linear(x, layer.lora_A), layer.lora_B), outputs, alpha, r))
+    in_train, in_eval = (
+        all(_near(outputs[mode], plain + alpha / r * update) for _, _, plain, update, outputs, alpha, r in tried)
+        for mode in (0, 1)
+    )
+    if in_eval and not in_train:
+        raise Wrong(
+            "with lora_dropout=0 forward is right in eval mode and wrong in train mode: without dropout they agree."
+        )
+    if in_train and not in_eval:
+        raise Wrong("forward is right in train mode and wrong in eval mode: the update belongs to both.")
+    for said, wrong in _WRONG_OUTPUTS.items():
+        if all(_near(got, wrong(plain, update, alpha, r)) for _, _, plain, update, (got, _), alpha, r in tried):
+            raise Wrong(said)
+    for layer, x, plain, update, (got, _), alpha, r in tried:
+        if said := None if _near(got, plain + alpha / r * update) else difference(plain + alpha / r * update, got):
+            told = f"r={r}, lora_alpha={alpha} and an input of shape {tuple(x.shape)}"
+            if factor := _multiple(got - plain, update):
+                raise Wrong(
+                    f"for {told} the update B(Ax) counts {factor:.4g} times, not lora_alpha / r = {alpha / r:.4g}."
+                )
+            raise Wrong(f"forward doesn't give base(x) + lora_alpha / r * B(Ax) for {told}: {said}")
+        if isinstance(layer.scaling, Tensor) or layer.scaling != alpha / r:
+            raise Wrong(f"scaling is the number lora_alpha / r, {alpha / r:.3g} here, and yours is {layer.scaling!r}.")
 
-    def done(batch: Batch, template: Template) -> dict[str, list[list[int]]]:
-        asked = [[{"role": roles[0], "content": user(i, e)}] for i, e, _ in _rows(batch)]
-        talks = [
-            [*q, {"role": roles[1], "content": answer(o)}] for q, (_, _, o) in zip(asked, _rows(batch), strict=True)
-        ]
-        prompts = {"prompt_ids": template(asked, add_generation_prompt=generation)} if prompt_too else {}
-        return {"input_ids": template(talks), **prompts}
 
+def _multiple(one: Tensor, other: Tensor) -> float | None:
+    """The number that `one` is of times `other`, or None."""
+    factor = float((one * other).sum() / other.square().sum())
+    return factor if factor and _near(one, factor * other) else None
+
+
+def _called(layer: Any, x: Tensor) -> Any:
+    given = x.clone()
+    try:
+        done = layer(x)
+    except RuntimeError as problem:
+        raise Wrong(
+            f"an input of shape {tuple(x.shape)}, as a model may pass it, is refused ({problem}). F.linear(x, M), "
+            "which is x @ M.T, takes any number of dimensions in front of the last; torch.mm takes matrices only."
+        ) from None
+    if not torch.equal(x, given):
+        raise Wrong("forward changes its input x, and other layers read the same one: work on a new tensor.")
     return done
 
 
-def _over_the_keys(batch: Batch, template: Template) -> dict[str, list[list[int]]]:
-    # The guide's loop. That a key is no example is what this mistake gets wrong, and the type checker sees it.
-    asked = [[{"role": "user", "content": row.get("instruction", "")}] for row in batch]  # pyright: ignore[reportAttributeAccessIssue]
-    return {"input_ids": template(asked), "prompt_ids": template(asked, add_generation_prompt=True)}
+def _near(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and torch.allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
-def _two_user_turns(batch: Batch, template: Template) -> dict[str, list[list[int]]]:
-    asked = [[{"role": "user", "content": text} for text in (i, e) if text] for i, e, _ in _rows(batch)]
-    talks = [[*q, {"role": "assistant", "content": o}] for q, (_, _, o) in zip(asked, _rows(batch), strict=True)]
-    return {"input_ids": template(talks), "prompt_ids": template(asked, add_generation_prompt=True)}
+def _backward(Layer: Layer) -> None:
+    """A, B and the input get their gradients, the base none."""
+    for d_in, d_out, r, alpha, bias, batch in _SETTINGS:
+        layer = _random_B(Layer(nn.Linear(d_in, d_out, bias=bias), r, alpha))
+        x = torch.randn(*batch, d_in, requires_grad=True)
+        g, W = torch.randn(*batch, d_out), layer.base_layer.weight.detach()
+        out = layer(x)
+        if not out.requires_grad:
+            raise Wrong("no gradient comes through forward: torch.no_grad() or .detach() keeps A and B from training.")
+        out.backward(g)
+        A, B, s = layer.lora_A.detach(), layer.lora_B.detach(), alpha / r
+        rows, errors = x.detach().reshape(-1, d_in), g.reshape(-1, d_out)
+        right = {"lora_A": s * (errors @ B).T @ rows, "lora_B": s * errors.T @ (rows @ A.T)}
+        for name, gradient in right.items():
+            got = getattr(layer, name).grad
+            if got is None:
+                raise Wrong(f"{name} gets no gradient: something in forward cuts it off (.detach(), .data, no_grad).")
+            if not _near(got, gradient):
+                raise Wrong(f"{name} gets another gradient than the formula's: {difference(gradient, got)}")
+        if x.grad is None or not _near(x.grad, g @ W + s * g @ B @ A):
+            raise Wrong(
+                "the gradient of x is not right: it goes through base_layer and through A and B, and the layers below "
+                "train by it. Is a path detached?"
+            )
+        if layer.base_layer.weight.grad is not None:
+            raise Wrong("the base weight got a gradient: it has to stay frozen.")
 
 
-def _both_opened(batch: Batch, template: Template) -> dict[str, list[list[int]]]:
-    return lesson.tokenize_batch(batch, lambda talks, **options: template(talks, add_generation_prompt=True))
+def _dropout(Layer: Layer) -> None:
+    """On the input of lora_A, each number by itself, in training only."""
+    base = nn.Linear(6, 6)
+    layer = Layer(base, r=6, lora_alpha=12.0, lora_dropout=0.5)
+    x = torch.ones(200, 6)
+    start = layer(x)
+    if not torch.equal(x, torch.ones_like(x)):
+        raise Wrong("forward drops parts of x itself, and other layers read the same x: leave inplace=True out.")
+    if not torch.equal(start, base(x)):
+        raise Wrong("the dropout hits the base's path: drop parts of x on the way into lora_A only.")
+    with torch.no_grad():  # matrices that can be undone: what came into lora_A is then read off the output
+        layer.lora_A.copy_(torch.eye(6) + 0.1 * torch.randn(6, 6))
+        layer.lora_B.copy_(torch.eye(6) + 0.1 * torch.randn(6, 6))
+    undo = torch.linalg.inv((layer.lora_B @ layer.lora_A).detach()).T
+    layer.eval()
+    if not _near((layer(x) - base(x)) @ undo / 2, x):
+        raise Wrong("in eval mode nothing may drop, and here it does: nn.Dropout, made in __init__, knows the mode.")
+    layer.train()
+    came = ((layer(x) - base(x)) @ undo / 2).detach()
+    if (came - 1).abs().max() < 0.01:
+        raise Wrong("lora_dropout has no effect: apply nn.Dropout(lora_dropout) to x before lora_A.")
+    dropped = came.abs() < 0.01
+    if not (dropped | ((came - 2).abs() < 0.01)).all():
+        raise Wrong(
+            "the dropout falls in the wrong place, or isn't nn.Dropout's: it drops parts of x before lora_A, not of "
+            "A x or of the update, and what is left counts 1 / (1 - p) times."
+        )
+    # Half of 1,200 numbers, give or take 7 standard deviations; alike in a row or a column only if dropped together.
+    if not 0.4 < (rate := dropped.float().mean().item()) < 0.6:
+        raise Wrong(f"with lora_dropout=0.5 about half of x is dropped, and here {rate:.0%} was.")
+    if (dropped == dropped[:, :1]).all() or (dropped == dropped[:1]).all():
+        raise Wrong("whole rows or columns of x are dropped together: nn.Dropout decides for each number by itself.")
 
 
-def _one_call_each(batch: Batch, template: Template) -> dict[str, Any]:
-    rows = [lesson.tokenize_batch({k: [v[n]] for k, v in batch.items()}, template) for n in range(len(_rows(batch)))]
-    return {key: [row[key] for row in rows] for key in ("input_ids", "prompt_ids")}  # a list too many
+class _Answer(nn.Module):
+    """The right layer in the form of the lesson; the mistakes change one thing each."""
+
+    def __init__(self, base_layer: nn.Linear, r: int, lora_alpha: float, lora_dropout: float = 0.0) -> None:
+        super().__init__()
+        self.base_layer = base_layer.requires_grad_(False)
+        d_out, d_in = base_layer.weight.shape
+        self.lora_A = nn.Parameter(self.draw(torch.empty(r, d_in)))
+        self.lora_B = nn.Parameter(torch.zeros(d_out, r))
+        self.scaling: Any = self.scale(lora_alpha, r)
+        self.lora_dropout = nn.Dropout(lora_dropout)
+        self.finish()
+
+    def draw(self, A: Tensor) -> Tensor:
+        return nn.init.kaiming_uniform_(A, a=5**0.5)
+
+    def scale(self, alpha: float, r: int) -> Any:
+        return alpha / r
+
+    def finish(self) -> None:
+        """What a mistake does at the end of __init__."""
+
+    def update(self, x: Tensor) -> Tensor:
+        return self.scaling * F.linear(F.linear(self.lora_dropout(x), self.lora_A), self.lora_B)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.base_layer(x) + self.update(x)
 
 
-def _changed(change: Callable[[dict[str, Any]], Any]) -> Callable[[Batch, Template], Any]:
-    return lambda batch, template: change(lesson.tokenize_batch(batch, template))
+def _with(**methods: Callable[..., Any]) -> type[_Answer]:
+    return type("Answer", (_Answer,), methods)
 
 
-def _drawn_batch(rng: random.Random) -> tuple[Batch, Template]:
-    words = ["ab", "c", "Say it:", "x y", "q.", "Ünï"]
-    n = rng.randint(1, 4)
-    columns = {
-        "instruction": rng.choices(words, k=n),
-        "input": rng.choices(["", "", *words], k=n),
-        "output": rng.choices(words, k=n),
-        "task": rng.choices(words, k=n),
-    }
-    return dict(rng.sample(list(columns.items()), 4)), _toy
+def _trained_base(self: _Answer) -> None:
+    self.base_layer.requires_grad_(True)
+
+
+def _swap(self: _Answer) -> None:
+    self.lora_A, self.lora_B = self.lora_B, self.lora_A
+
+
+def _plain_tensors(self: _Answer) -> None:
+    A, B = self.lora_A.detach(), self.lora_B.detach()
+    del self.lora_A, self.lora_B
+    self.lora_A, self.lora_B = A, B  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _linear_layers(self: _Answer) -> None:
+    (r, d_in), d_out = self.lora_A.shape, len(self.lora_B)
+    del self.lora_A, self.lora_B
+    self.add_module("lora_A", nn.Linear(d_in, r, bias=False))
+    self.add_module("lora_B", nn.Linear(r, d_out, bias=False))
+
+
+def _renamed(self: _Answer) -> None:
+    self.alpha = self.scaling
+    del self.scaling
+
+
+def _no_grad(self: _Answer, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        update = self.update(x)
+    return self.base_layer(x) + update
+
+
+def _functional(self: _Answer, x: Tensor) -> Tensor:
+    dropped = F.dropout(x, self.lora_dropout.p)
+    return self.scaling * F.linear(F.linear(dropped, self.lora_A), self.lora_B)
+
+
+def _whole_rows(self: _Answer, x: Tensor) -> Tensor:
+    rows = self.lora_dropout(torch.ones(*x.shape[:-1], 1))
+    return self.scaling * F.linear(F.linear(rows * x, self.lora_A), self.lora_B)
+
+
+def _in_place(self: _Answer, x: Tensor) -> Tensor:
+    self.lora_dropout.inplace = True
+    return self.base_layer(x) + self.update(x)
+
+
+def _in_training(self: _Answer, x: Tensor) -> Tensor:
+    return self.base_layer(x) + self.update(x) if self.training else self.base_layer(x)
+
+
+def _on_low(self: _Answer, x: Tensor) -> Tensor:
+    return self.scaling * F.linear(self.lora_dropout(F.linear(x, self.lora_A)), self.lora_B)
+
+
+def _flat(self: _Answer, x: Tensor) -> Tensor:
+    return self.base_layer(x) + self.scaling * torch.mm(torch.mm(self.lora_dropout(x), self.lora_A.T), self.lora_B.T)
 
 
 exercise(
-    "tokenize_batch",
-    reference=lesson.tokenize_batch,
-    cases=[
-        ({"instruction": ["ab", "c"], "input": ["d", "e"], "output": ["x", "yz"]}, _toy),
-        ({"instruction": ["q", "r"], "input": ["", "s"], "output": ["r", "t"]}, _toy),
-        ({"output": ["r"], "task": ["style"], "input": ["s"], "instruction": ["q"]}, _toy),
+    "lora_layer",
+    reference=lesson.LoRALayer,
+    test=(_parts, _start, _output, _backward, _dropout),
+    mistakes=[
+        Mistake(_with(finish=_trained_base), expect="the base layer is still trainable"),
+        Mistake(_with(finish=lambda self: self.requires_grad_(False)), expect="lora_A doesn't require a gradient"),
+        Mistake(_with(finish=_plain_tensors), expect="lora_A is no nn.Parameter"),
+        Mistake(_with(finish=_linear_layers), expect="lora_A is a module, Linear"),
+        Mistake(_with(finish=_renamed), expect="the layer has no scaling"),
+        Mistake(_with(finish=_swap), expect="lora_A has the shape (4, 2)"),
+        Mistake(_with(finish=lambda self: nn.init.normal_(self.lora_B)), expect="lora_B is not zero at the start"),
+        Mistake(_with(draw=torch.zero_), expect="both gradients are zero"),
+        Mistake(_with(draw=lambda self, A: torch.ones_like(A) / 10), expect="rows of lora_A are alike"),
+        Mistake(_with(draw=lambda self, A: A.normal_()), expect="times as wide as"),
+        Mistake(
+            _with(draw=lambda self, A: A.normal_(std=(3 * A.shape[1]) ** -0.5)),
+            expect="lora_A is as wide as it should be, but otherwise drawn",
+        ),
+        Mistake(_with(draw=lambda self, A: A.fill_(float("nan"))), expect="torch.empty only reserves it"),
+        Mistake(_with(forward=lambda self, x: self.base_layer(x)), expect="the output is the base's alone"),
+        Mistake(_with(scale=lambda self, alpha, r: 1.0), expect="isn't scaled"),
+        Mistake(_with(scale=lambda self, alpha, r: alpha), expect="divide by r as well"),
+        Mistake(_with(scale=lambda self, alpha, r: alpha // r), expect="rounds down, to 0"),
+        Mistake(_with(scale=lambda self, alpha, r: alpha / r**0.5), expect="rsLoRA's scaling"),
+        Mistake(_with(scale=lambda self, alpha, r: r / alpha), expect="upside down"),
+        Mistake(_with(forward=lambda self, x: self.update(x)), expect="is its output missing?"),
+        Mistake(_with(forward=lambda self, x: self.base_layer(x) - self.update(x)), expect="the update is taken away"),
+        Mistake(_with(forward=_flat), expect="torch.mm takes matrices only"),
+        Mistake(_with(forward=_no_grad), expect="lora_A gets no gradient"),
+        Mistake(
+            _with(forward=lambda self, x: self.base_layer(x).detach() + self.update(x.detach())),
+            expect="the gradient of x is not right",
+        ),
+        Mistake(
+            _with(forward=lambda self, x: self.base_layer(self.lora_dropout(x)) + self.update(x)),
+            expect="the dropout hits the base's path",
+        ),
+        Mistake(_with(forward=_in_place), expect="leave inplace=True out"),
+        Mistake(
+            _with(finish=lambda self: setattr(self.lora_dropout, "p", 0.5)),
+            expect="right in eval mode and wrong in train mode",
+        ),
+        Mistake(_with(forward=_in_training), expect="right in train mode and wrong in eval mode"),
+        Mistake(_with(update=_functional), expect="in eval mode nothing may drop"),
+        Mistake(_with(update=_whole_rows), expect="whole rows or columns of x are dropped together"),
+        Mistake(_with(finish=lambda self: setattr(self.lora_dropout, "p", 0.0)), expect="lora_dropout has no effect"),
+        Mistake(_with(update=_on_low), expect="the dropout falls in the wrong place"),
     ],
-    drawn=_drawn_batch,
+    hints=[
+        "lora_A takes d_in numbers to r, so its shape is (r, d_in); lora_B takes r numbers to d_out.",
+        "The base: self.base_layer = base_layer.requires_grad_(False).",
+        "F.linear(x, M) computes x @ M.T, so the update is scaling * F.linear(F.linear(dropped, lora_A), lora_B).",
+    ],
+    why="B at zero makes the start harmless and A's draw lets B's gradient be anything but zero; the base is kept, not "
+    "copied, and F.linear takes whatever stands in front of the last dimension.",
+    points=3,
+)
+
+# -------------------------------------------------------------------------------------------- where the layers go
+
+_NAMES = ("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj", "gate_proj", "lm_head", "q_proj_norm", "proj")
+
+
+class _Toy(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.q_proj = nn.Linear(2, 2)
+        self.q_proj_norm = nn.LayerNorm(2)
+        self.blocks = nn.ModuleList(
+            nn.ModuleDict({"q_proj": nn.Linear(2, 2), "v_proj": nn.Linear(2, 2)}) for _ in range(2)
+        )
+        self.extra = nn.ModuleDict({"my_q_proj": nn.Linear(2, 2), "norm": nn.LayerNorm(2)})
+
+
+def _drawn_model(rng: random.Random) -> tuple[nn.Module, list[str]]:
+    """A tree of blocks, whose parts have names that overlap, in another order each time."""
+
+    def part(name: str, depth: int) -> nn.Module:
+        if depth and rng.random() < 0.3:
+            return nn.ModuleDict({inner: part(inner, depth - 1) for inner in rng.sample(_NAMES, 3)})
+        return nn.LayerNorm(2) if name == "q_proj_norm" or rng.random() < 0.2 else nn.Linear(2, 2)
+
+    count, most = rng.choice([(1, 5), (2, 4), (3, 3), (11, 1)])  # eleven, since "10" sorts before "2"
+    blocks = nn.ModuleList(
+        nn.ModuleDict({name: part(name, 1) for name in rng.sample(_NAMES, rng.randint(1, most))}) for _ in range(count)
+    )
+    model = nn.ModuleDict({"layers": blocks, "lm_head": nn.Linear(2, 3), "my_q_proj": nn.Linear(2, 2)})
+    return model, rng.sample([*_NAMES, "layers", "embed"], rng.randint(1, 4))
+
+
+exercise(
+    "layers_to_wrap",
+    reference=lesson.layers_to_wrap,
+    cases=[lambda: (_Toy(), ["q_proj"]), lambda: (_Toy(), ["v_proj", "norm"]), lambda: (_Toy(), ["q_proj", "v_proj"])],
+    drawn=_drawn_model,
+    draws=12,
     mistakes=[
         Mistake(
-            _over_the_keys,
-            "going through a dictionary gives its keys, which are texts. Zip its columns: "
-            'zip(batch["instruction"], batch["input"], batch["output"]).',
+            lambda model, targets: [
+                n for n, m in model.named_modules() if isinstance(m, nn.Linear) and any(t in n for t in targets)
+            ],
+            "'my_q_proj' was found as well, since it contains 'q_proj': compare the whole last part of the name.",
         ),
         Mistake(
-            _built(user=lambda instruction, extra: f"{instruction} {extra}"),
-            "where there is no input the instruction ends with a space, and the model would learn to expect it.",
+            lambda model, targets: [
+                n for n, m in model.named_modules() if isinstance(m, nn.Linear) and n.endswith(tuple(targets))
+            ],
+            "'my_q_proj' ends with 'q_proj' and is another layer: compare the whole last part, after the last dot.",
         ),
         Mistake(
-            _built(user=lambda instruction, extra: instruction),
-            "the input is lost: it stands behind the instruction, after one space.",
+            lambda model, targets: [n for n, _ in model.named_modules() if n.rpartition(".")[2] in targets],
+            "a module that is no nn.Linear was found: check isinstance(module, nn.Linear).",
         ),
         Mistake(
-            _built(user=lambda instruction, extra: f"{instruction}{extra}"),
-            "the space between instruction and input is missing: the last word of one and the first of the other run "
-            "together.",
+            lambda model, targets: [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and n in targets],
+            "only layers at the top were found: one in a block is called 'blocks.0.q_proj', so compare its last part.",
         ),
         Mistake(
-            _built(user=lambda instruction, extra: f"{instruction}\n{extra}" if extra else instruction),
-            "a line end stands between instruction and input; this course's data have a space there.",
+            lambda model, targets: [
+                n
+                for n, m in model.named_modules()
+                if isinstance(m, nn.Linear) and n.rpartition(".")[2] in " ".join(targets)
+            ],
+            "'proj' was found as well, since it is a part of the text 'q_proj': targets is a list, so ask whether the "
+            "name is one of its items.",
         ),
         Mistake(
-            _built(user=lambda instruction, extra: _joined(extra, instruction) if extra else instruction),
-            "the instruction comes first, then the input.",
+            lambda model, targets: [n for n, m in model.named_modules() if isinstance(m, nn.Linear)],
+            "every nn.Linear was found: only those whose last part is in targets.",
         ),
         Mistake(
-            _built(generation=False),
-            "prompt_ids end before the mark that opens the assistant's turn: pass add_generation_prompt=True, or the "
-            "model would have to learn that mark.",
+            lambda model, targets: [
+                n for n, m in model.named_modules() if isinstance(m, nn.Linear) and n.rpartition(".")[2] not in targets
+            ],
+            "the other way round: you found the linear layers that are not in targets.",
         ),
         Mistake(
-            _built(user=lambda instruction, extra: f"{instruction}  {extra}" if extra else instruction),
-            "two spaces stand between instruction and input: one is asked for.",
+            lambda model, targets: [f"{n}.weight" for n in lesson.layers_to_wrap(model, targets)],
+            "those are the names of weights: a layer's name ends without .weight.",
         ),
         Mistake(
-            _built(user=lambda instruction, extra: f"{instruction}: {extra}" if extra else instruction),
-            "a colon was put between instruction and input: one space is asked for, and nothing else.",
+            lambda model, targets: len(lesson.layers_to_wrap(model, targets)),
+            "that is how many there are: return their names.",
         ),
         Mistake(
-            _built(user=lambda instruction, extra: f"{instruction} {extra or None}"),
-            "the text 'None' stands where there is no input: leave the input, and the space before it, out.",
+            lambda model, targets: [n.rpartition(".")[2] for n in lesson.layers_to_wrap(model, targets)],
+            "return the full names, such as 'blocks.0.q_proj': the last part alone doesn't say which block.",
         ),
         Mistake(
-            lambda batch, template: {
-                "input_ids": (done := lesson.tokenize_batch(batch, template))["prompt_ids"],
-                "prompt_ids": done["input_ids"],
-            },
-            "the two columns are exchanged: input_ids holds the whole conversations, prompt_ids their beginnings.",
+            lambda model, targets: [n for t in targets for n in lesson.layers_to_wrap(model, [t])],
+            "the names are sorted by target: the task wants them in the order of model.named_modules().",
         ),
         Mistake(
-            _changed(lambda done: {**done, "input_ids": done["prompt_ids"]}),
-            "the answers are missing: input_ids holds the whole conversations, the assistant's turn included.",
+            lambda model, targets: sorted(lesson.layers_to_wrap(model, targets)),
+            "sorted as text 'layers.10' comes before 'layers.2': leave the order of model.named_modules().",
         ),
         Mistake(
-            _changed(lambda done: {**done, "prompt_ids": done["input_ids"]}),
-            "prompt_ids hold the answers, too: the prompt is the user's turn alone.",
+            lambda model, targets: [
+                n for n, m in model.named_modules() if isinstance(m, nn.Linear) and n.rpartition(".")[2] == targets[0]
+            ],
+            "only the first target was looked for: a name may be any of them.",
         ),
         Mistake(
-            _changed(
-                lambda done: {
-                    **done,
-                    "input_ids": [i[len(p) :] for i, p in zip(done["input_ids"], done["prompt_ids"], strict=True)],
-                }
-            ),
-            "input_ids hold the answers alone: the model has to read the prompt before them.",
-        ),
-        Mistake(
-            _changed(lambda done: {**done, "prompt_ids": [len(ids) for ids in done["prompt_ids"]]}),
-            "prompt_ids hold numbers of tokens: the ids themselves are asked for.",
-        ),
-        Mistake(
-            _changed(lambda done: {"input_ids": done["input_ids"], "labels": done["prompt_ids"]}),
-            "the second column is called labels: it is prompt_ids, from which the labels come later.",
-        ),
-        Mistake(
-            lambda batch, template: {**batch, **lesson.tokenize_batch(batch, template)},
-            "the old columns are returned as well: two are asked for, input_ids and prompt_ids.",
-        ),
-        Mistake(
-            lambda batch, template: lesson.tokenize_batch(
-                {**batch, "input": batch["input"][:1] * len(batch["input"])}, template
-            ),
-            "every record has the first one's input: take the input that stands in its own row.",
-        ),
-        Mistake(
-            _two_user_turns,
-            "instruction and input are two turns of the user: they are one turn, with a space between them.",
-        ),
-        Mistake(
-            _both_opened,
-            "input_ids end with the mark that opens a turn: add_generation_prompt=True is for the prompts alone.",
-        ),
-        Mistake(
-            lambda batch, template: lesson.tokenize_batch(
-                dict(zip(("instruction", "input", "output"), batch.values(), strict=False)), template
-            ),
-            "you take the columns by their place, and a data set may have others, or another order: take them by name.",
-        ),
-        Mistake(_built(prompt_too=False), "prompt_ids are missing: without them nobody knows where the answer begins."),
-        Mistake(
-            _built(answer=lambda output: f"{output}<|end|>"),
-            "an EOS token was put behind the output by hand: the chat template writes it already.",
-        ),
-        Mistake(_built(roles=("assistant", "user")), "the roles are exchanged: the user asks, the assistant answers."),
-        Mistake(
-            _changed(lambda done: [dict(zip(done, row, strict=True)) for row in zip(*done.values(), strict=True)]),
-            "you return a list of rows; a batched map wants one dictionary of columns back.",
-        ),
-        Mistake(
-            _changed(lambda done: {key: value[0] for key, value in done.items()}),
-            "only the first record is returned: each column holds a list for each record of the batch.",
-        ),
-        Mistake(
-            _one_call_each,
-            "each row is a list in a list: template gives a list of rows, also where it is called with one record.",
-        ),
-        Mistake(
-            _changed(lambda done: {**done, "input_ids": [i[:-1] for i in done["input_ids"]]}),
-            "the EOS token at the end was cut off, and it is what tells the model to stop.",
+            lambda model, targets: [
+                n for n, m in model.named_modules() if isinstance(m, nn.Linear) and set(n.split(".")) & set(targets)
+            ],
+            "a block called like a target counts for all that is in it: only the last part of a name is compared.",
         ),
     ],
     hints=[
-        'batch["instruction"] is the list of all instructions of the batch; zip takes the three columns side by side.',
-        'A conversation is [{"role": "user", "content": ...}, {"role": "assistant", "content": ...}].',
-        "Make the list of prompts and the list of conversations first; then call template once for each.",
+        "model.named_modules() gives pairs of a name and a module.",
+        "'blocks.0.q_proj'.rpartition('.')[2] is 'q_proj'.",
     ],
-    why="One call for the batch lets the tokenizer work on many texts at once. What stands between the turns is the "
-    "template's matter, and the prompt's ids say where the answer begins.",
-    points=2,
+    why="Comparing the whole last part takes q_proj in every block and leaves my_q_proj alone; PEFT does the same.",
 )
 
-# ---------------------------------------------------------------------------------------- a conversation's labels
-
-Turns = Sequence[tuple[str, list[int]]]
+# ----------------------------------------------------------------------------------------------------- the labels
 
 
-def _with_opening(turns: Turns) -> list[int]:
-    return [i if role == "assistant" else IGNORED for role, ids in turns for i in ids]
-
-
-def _everything(turns: Turns) -> list[int]:
-    return [i for _, ids in turns for i in ids]
-
-
-def _only(chosen: Callable[[int, str, Turns], bool]) -> Callable[[Turns], list[int]]:
-    """Labels for the turns that are chosen by their place and role."""
-
-    def labels(turns: Turns) -> list[int]:
-        return [
-            label
-            for n, (role, ids) in enumerate(turns)
-            for label in ([IGNORED, *ids[1:]] if chosen(n, role, turns) else [IGNORED] * len(ids))
-        ]
-
-    return labels
-
-
-def _without_end(turns: Turns) -> list[int]:
-    ends = {sum(len(ids) for _, ids in turns[: n + 1]) - 1 for n in range(len(turns))}
-    return [IGNORED if at in ends else label for at, label in enumerate(lesson.conversation_labels(turns))]
-
-
-def _users(turns: Turns) -> list[int]:
-    return [IGNORED if role == "assistant" else i for role, ids in turns for i in ids]
-
-
-def _in_place(turns: Turns) -> list[int]:
-    for role, ids in turns:
-        ids[0] = IGNORED
-        if role != "assistant":
-            ids[:] = [IGNORED] * len(ids)
-    return [i for _, ids in turns for i in ids]
-
-
-def _drawn_turns(rng: random.Random) -> tuple[Turns]:
-    roles = rng.choices(["user", "assistant", "assistant", "system", "tool"], k=rng.randint(1, 6))
-    marks = {"user": 2, "assistant": 3, "system": 4, "tool": 5}
-    return ([(role, [marks[role], *rng.choices([1, 2, 3, 0, 50, 51], k=rng.randint(0, 3)), 1]) for role in roles],)
+def _drawn_pair(rng: random.Random) -> tuple[list[int], list[int]]:
+    ids = [0, 1, 1, 2, 3, 50, 51, 52]
+    return rng.choices(ids, k=rng.randint(0, 6)), [*rng.choices(ids, k=rng.randint(0, 5)), rng.choice([1, 2, 7])]
 
 
 exercise(
-    "conversation_labels",
-    reference=lesson.conversation_labels,
-    cases=[
-        ([("user", [2, 40, 41]), ("assistant", [3, 50, 51, 1])],),
-        ([("user", [2, 40]), ("assistant", [3, 50, 1]), ("user", [2, 42]), ("assistant", [3, 52, 53, 1])],),
-        ([("system", [4, 60, 1]), ("user", [2, 40]), ("assistant", [3, 50, 1]), ("tool", [5, 61, 1])],),
-    ],
-    drawn=_drawn_turns,
+    "answer_labels",
+    reference=lesson.answer_labels,
+    cases=[([5, 6, 7], [8, 1]), ([5], [8, 9, 1]), ([4, 4], [4, 1])],
+    drawn=_drawn_pair,
     mistakes=[
         Mistake(
-            _with_opening,
-            "the token that opens the assistant's turn is learnt too; it is put there for the model and gets -100.",
+            lambda prompt, answer: prompt + answer,
+            "the prompt is learnt too: the model would be trained to ask the question. Its labels are -100.",
         ),
         Mistake(
-            _only(lambda n, role, turns: role in ("assistant", "system")),
-            "the system prompt is learnt: it is given, and the assistant's words alone are the model's.",
+            lambda prompt, answer: [0] * len(prompt) + answer,
+            "0 is a token's id (here the padding's), and the model would learn to say it. The label to skip is -100.",
         ),
         Mistake(
-            _only(lambda n, role, turns: role in ("assistant", "tool")),
-            "what a tool gave back is learnt: it is given, and the assistant's words alone are the model's.",
-        ),
-        Mistake(
-            _only(lambda n, role, turns: role == "assistant" and "assistant" not in [r for r, _ in turns[:n]]),
-            "only the first answer is learnt: in a conversation every turn of the assistant counts.",
-        ),
-        Mistake(
-            _only(lambda n, role, turns: role == "assistant" and n > 0 and turns[n - 1][0] == "user"),
-            "an answer is learnt only behind a user's turn: it may begin the conversation, or follow a tool's.",
-        ),
-        Mistake(
-            _only(lambda n, role, turns: True),
-            "the user's turns are learnt, but for the marks that open them: all of them get -100.",
-        ),
-        Mistake(
-            lambda turns: [
-                label
-                for role, ids in turns
-                for label in ([IGNORED, IGNORED, *ids[2:]] if role == "assistant" else [IGNORED] * len(ids))
-            ],
-            "the first word of each answer has no label: only the mark that opens the turn is given.",
-        ),
-        Mistake(
-            lambda turns: [
-                label
-                for role, ids in turns
-                for label in ([IGNORED, *ids[1:]] if role == "assistant" else [IGNORED] * (len(ids) - 1) + ids[-1:])
-            ],
-            "the last token of the other turns is learnt: the EOS token counts where the assistant ends its own.",
-        ),
-        Mistake(
-            lambda turns: [label != IGNORED for label in lesson.conversation_labels(turns)],
-            "those say whether a token is learnt: a label is the token's id, or -100.",
-        ),
-        Mistake(
-            lambda turns: ([i for _, ids in turns for i in ids], lesson.conversation_labels(turns)),
-            "you return the ids beside the labels: the labels alone are asked for.",
-        ),
-        Mistake(
-            lambda turns: [[IGNORED, *ids[1:]] if role == "assistant" else [IGNORED] * len(ids) for role, ids in turns],
-            "that is a list for each turn: put their labels behind each other, in one list.",
-        ),
-        Mistake(_everything, "every token is learnt, the user's as well: those get the label -100."),
-        Mistake(
-            _only(lambda n, role, turns: role == "assistant" and n == len(turns) - 1),
-            "only the conversation's very last turn is learnt: every turn of the assistant counts.",
-        ),
-        Mistake(
-            _only(lambda n, role, turns: role == "assistant" and "assistant" not in [r for r, _ in turns[n + 1 :]]),
-            "only the last answer is learnt: in a conversation every turn of the assistant counts.",
-        ),
-        Mistake(
-            _only(lambda n, role, turns: n == len(turns) - 1),
-            "only the last turn is learnt, whoever speaks it: every turn of the assistant counts, and no other.",
-        ),
-        Mistake(
-            _only(lambda n, role, turns: role != "user"),
-            "turns of the system or of a tool are learnt too: only the assistant's words are the model's.",
-        ),
-        Mistake(
-            _only(lambda n, role, turns: n % 2 == 1),
-            "every second turn is learnt: a conversation may begin with a system prompt, or have two answers in a row. "
-            "Go by the role.",
-        ),
-        Mistake(
-            _without_end, "the EOS token of an answer keeps its label: it is how the model learns that it is done."
-        ),
-        Mistake(
-            lambda turns: [*lesson.conversation_labels(turns)[1:], IGNORED],
-            "you shifted the labels; the model does that itself, so label i belongs to token i.",
-        ),
-        Mistake(_users, "it is the other way round: the assistant's turns are learnt, the others aren't."),
-        Mistake(
-            lambda turns: [label for label in lesson.conversation_labels(turns) if label != IGNORED],
-            "there must be as many labels as tokens: what isn't learnt gets -100 and is not left out.",
-        ),
-        Mistake(
-            lambda turns: [-1 if label == IGNORED else label for label in lesson.conversation_labels(turns)],
+            lambda prompt, answer: [-1] * len(prompt) + answer,
             "-1 is no label that cross-entropy skips: the one that it ignores is -100.",
         ),
         Mistake(
-            _in_place,
-            "your function changes its input: the turns' ids are overwritten, and the model still has to read them.",
+            lambda prompt, answer: ([IGNORED] * len(prompt) + answer)[1:] + [IGNORED],
+            "you shifted the labels; transformers' models shift them themselves, so label i belongs to token i.",
+        ),
+        Mistake(
+            lambda prompt, answer: [IGNORED] * (len(prompt) - 1) + answer + [IGNORED],
+            "the answer's labels begin one place too early; transformers' models shift them themselves.",
+        ),
+        Mistake(
+            lambda prompt, answer: [IGNORED, *([IGNORED] * len(prompt) + answer)[:-1]],
+            "you shifted the labels to the right; transformers' models shift them themselves: label i is token i's.",
+        ),
+        Mistake(
+            lambda prompt, answer: answer, "labels and input ids must have the same length: the prompt needs its -100s."
+        ),
+        Mistake(
+            lambda prompt, answer: [IGNORED] * len(prompt) + answer[:-1] + [IGNORED],
+            "the EOS token isn't learnt, so the model would never stop: the last answer token keeps its label.",
+        ),
+        Mistake(
+            lambda prompt, answer: [IGNORED] * len(prompt) + answer[:-1],
+            "one label is missing: the EOS token at the answer's end has one, too.",
+        ),
+        Mistake(
+            lambda prompt, answer: [IGNORED if i in prompt else i for i in prompt + answer],
+            "a token of the answer that also stands in the prompt lost its label: it is the place that counts.",
+        ),
+        Mistake(
+            lambda prompt, answer: prompt + [IGNORED] * len(answer),
+            "the other way round: the prompt's labels are -100, the answer's are its ids.",
+        ),
+        Mistake(
+            lambda prompt, answer: [IGNORED] * (len(prompt) - 1) + prompt[-1:] + answer,
+            "the prompt's last token has a label: what follows it is learnt from the answer's first label.",
+        ),
+        Mistake(
+            lambda prompt, answer: [IGNORED] * (len(prompt) + 1) + answer[1:],
+            "the answer's first token has no label: the model has to say it, so it is learnt as well.",
+        ),
+        Mistake(
+            lambda prompt, answer: [IGNORED, *answer],
+            "one -100 stands for the whole prompt: each of its tokens needs its own.",
+        ),
+        Mistake(
+            lambda prompt, answer: [IGNORED] * len(answer) + answer,
+            "there are as many -100s as the answer has tokens: it is the prompt's tokens that they stand for.",
+        ),
+        Mistake(
+            lambda prompt, answer: [[IGNORED] * len(prompt), answer],
+            "those are two lists in one: put them behind each other with +.",
+        ),
+        Mistake(
+            lambda prompt, answer: (prompt + answer, [IGNORED] * len(prompt) + answer),
+            "you return the ids beside the labels: the labels alone are asked for.",
+        ),
+        Mistake(
+            lambda prompt, answer: [i if i in answer else IGNORED for i in prompt + answer],
+            "a token of the prompt that also stands in the answer has a label: it is the place that counts.",
+        ),
+        Mistake(
+            lambda prompt, answer: [None] * len(prompt) + answer,
+            "None is no label, and can't be put into a tensor: the one that cross-entropy skips is -100.",
+        ),
+        Mistake(
+            lambda prompt, answer: prompt.__setitem__(slice(None), [IGNORED] * len(prompt)) or prompt + answer,
+            "your function changes its input: the prompt's ids are overwritten, and the model still has to read them.",
         ),
     ],
     hints=[
-        "Go through the turns and put their labels behind each other.",
-        "A turn that isn't the assistant's gives [-100] * len(ids).",
-        "A turn of the assistant gives one -100, for the opening token, and then ids[1:].",
+        "One label for each token of prompt + answer.",
+        "-100 for each token of the prompt, then the answer's own ids.",
     ],
-    why="What the template writes at inference, the opening mark among it, is given; what the model has to say itself, "
-    "the EOS token among it, is learnt.",
-    points=2,
+    why="The loss skips -100, so only the answer is learnt, its EOS token included; the model shifts by itself.",
 )
 
-# --------------------------------------------------------------------------------------------------- a packed row
-
-Documents = list[list[int]]
+# ------------------------------------------------------------------------------------------------------ the merge
 
 
-def _otherwise(name: str, change: Callable[[Documents], Any]) -> Callable[[Documents], dict[str, Any]]:
-    return lambda documents: {**lesson.packed_row(documents), name: change(documents)}
+def _merge_case(d_out: int, d_in: int, r: int, scaling: float, dtype: torch.dtype = torch.float32):
+    def make() -> tuple[Tensor, Tensor, Tensor, float]:
+        sizes = (d_out, d_in), (r, d_in), (d_out, r)
+        return *(torch.randn(*size, dtype=dtype) for size in sizes), scaling  # pyright: ignore[reportReturnType]
+
+    return make
 
 
-def _starts(documents: Documents) -> list[int]:
-    return [sum(len(d) for d in documents[:n]) for n in range(len(documents))]
-
-
-def _marked_in_place(documents: Documents) -> dict[str, Any]:
-    row = lesson.packed_row(documents)
-    for document in documents:
-        document[0] = IGNORED
-    return row
-
-
-def _grown(documents: Documents) -> dict[str, Any]:
-    row = lesson.packed_row(documents)
-    for document in documents[1:]:
-        documents[0].extend(document)
-    return row
-
-
-def _drawn_documents(rng: random.Random) -> tuple[Documents]:
-    return ([rng.choices([0, 1, 1, 5, 6, 7], k=rng.randint(1, 5)) for _ in range(rng.randint(1, 5))],)
+def _drawn_merge(rng: random.Random) -> tuple[Tensor, Tensor, Tensor, float]:
+    d_out, d_in, r = rng.sample(range(1, 8), 3)
+    return _merge_case(
+        d_out, d_in, r, rng.choice([0.25, 0.5, 1.5, 2.0, 4.0]), rng.choice([torch.float32, torch.float64])
+    )()
 
 
 exercise(
-    "packed_row",
-    reference=lesson.packed_row,
-    cases=[([[5, 6, 7], [8, 9]],), ([[4, 1], [5], [6, 7, 8, 1]],), ([[5, 6], [7], [5, 6], [7]],)],
-    drawn=_drawn_documents,
+    "merged_weight",
+    reference=lesson.merged_weight,
+    cases=[_merge_case(4, 4, 2, 2.0), _merge_case(5, 6, 3, 0.5)],
+    drawn=_drawn_merge,
+    new_result=True,
     mistakes=[
+        Mistake(lambda W, A, B, s: W + B @ A, "the scaling is missing: what forward adds is scaling * B(Ax)."),
         Mistake(
-            _otherwise("position_ids", lambda d: list(range(sum(map(len, d))))),
-            "the positions go on through the row: they begin again at 0 with every document.",
+            lambda W, A, B, s: W + s * (A.T @ B.T),
+            "A.T @ B.T is the transpose of the update, which fits a square weight only: the order is B @ A.",
         ),
         Mistake(
-            _otherwise("position_ids", lambda d: [p + 1 for x in d for p in range(len(x))]),
-            "the positions begin at 1: the first token of a document is at position 0.",
+            lambda W, A, B, s: W + s * (A @ B),
+            "A @ B is (r, r) at best: B (out, r) stands in front of A (r, in), and gives (out, in).",
+        ),
+        Mistake(lambda W, A, B, s: s * (B @ A), "the base weight is missing: merging adds the update to it."),
+        Mistake(lambda W, A, B, s: s * (W + B @ A), "you scaled the base weight too: scaling belongs to the update."),
+        Mistake(lambda W, A, B, s: W - s * (B @ A), "that takes the update away, as unmerging does: merging adds it."),
+        Mistake(lambda W, A, B, s: W + B @ A / s, "you divided by the scaling: forward multiplies by it."),
+        Mistake(
+            lambda W, A, B, s: W + s / len(A) * (B @ A),
+            "the rank counts twice: scaling is lora_alpha / r already, so r is in it.",
         ),
         Mistake(
-            _otherwise("position_ids", lambda d: [n for n, x in enumerate(d) for _ in x]),
-            "these are the documents' numbers: a position says where in its document a token stands.",
+            lambda W, A, B, s: W.add_(s * (B @ A)),
+            "your function changes the weight it was given: the base would be lost. Return a new matrix.",
+        ),
+        Mistake(lambda W, A, B, s: W + s * s * (B @ A), "the scaling counts twice: once is what forward does."),
+        Mistake(
+            lambda W, A, B, s: W + int(s) * (B @ A), "the scaling was cut to a whole number: 0.5 is one, and 1.5, too."
         ),
         Mistake(
-            _otherwise("position_ids", _starts),
-            "these are the places where the documents begin: position_ids has a number for every token.",
+            lambda W, A, B, s: W * (1 + s * (B @ A)),
+            "you multiply the weight by the update, entry by entry: merging adds it.",
         ),
         Mistake(
-            _otherwise("labels", lambda d: [i for x in d for i in x]),
-            "the first token of each document has a label, so the end of one document is trained to predict the next.",
+            lambda W, A, B, s: W @ (s * (B @ A)),
+            "you multiply the weight by the update: merging adds it to the weight.",
         ),
         Mistake(
-            _otherwise("labels", lambda d: [IGNORED, *[i for x in d for i in x][1:]]),
-            "only the first document's beginning is left out: every document's first token gets -100.",
+            lambda W, A, B, s: (W + s * (B @ A)).to(torch.bfloat16).to(W.dtype),
+            "the result was rounded to bfloat16 on the way: it has 8 significant bits, float32 has 24.",
         ),
         Mistake(
-            _otherwise("labels", lambda d: [i for n, x in enumerate(d) for i in ([IGNORED, *x[1:]] if n else x)]),
-            "the row's very first token has a label: it begins a document as well.",
+            lambda W, A, B, s: W + s * (B * A.T),
+            "* multiplies entry by entry: the update is the matrix product, lora_B @ lora_A.",
         ),
         Mistake(
-            _otherwise("labels", lambda d: [i for x in d for i in [*x[:-1], IGNORED]]),
-            "the last token of each document lost its label: the first one has none, since nothing before it should "
-            "predict it.",
+            lambda W, A, B, s: W + s * B,
+            "lora_A is missing: the update is the product of both matrices.",
         ),
         Mistake(
-            _otherwise("labels", lambda d: [i for x in d for i in [*x[1:], IGNORED]]),
-            "you shifted the labels; the model does that itself, so label i belongs to token i.",
-        ),
-        Mistake(
-            lambda documents: {
-                "input_ids": documents,
-                "labels": [[IGNORED, *d[1:]] for d in documents],
-                "position_ids": [list(range(len(d))) for d in documents],
-            },
-            "these are still lists of documents: a packed row is one flat list of tokens.",
-        ),
-        Mistake(
-            _otherwise("labels", lambda d: [i for x in d for i in [0, *x[1:]]]),
-            "0 is a token's id, and the model would learn to say it: the label to skip is -100.",
-        ),
-        Mistake(
-            _otherwise("labels", lambda d: [IGNORED for x in d for _ in x]),
-            "no token has a label, so nothing would be learnt: only the first of each document gets -100.",
-        ),
-        Mistake(
-            _otherwise("labels", lambda d: [i for x in d for i in x[1:]]),
-            "the labels are fewer than the tokens: the first of each document gets -100, and isn't left out.",
-        ),
-        Mistake(
-            _otherwise("labels", lambda d: [IGNORED if i in {x[0] for x in d} else i for x in d for i in x]),
-            "every token that is like a document's first one lost its label: it is the place that counts.",
-        ),
-        Mistake(
-            _otherwise("input_ids", lambda d: [i for x in d for i in [IGNORED, *x[1:]]]),
-            "-100 stands among the ids, and no token has that number: only the label is set.",
-        ),
-        Mistake(
-            _otherwise("position_ids", lambda d: [x.index(i) for x in d for i in x]),
-            ".index(token) gives the first place of that token, also for the second one like it: use range.",
-        ),
-        Mistake(
-            lambda documents: lesson.packed_row(sorted(documents, key=len, reverse=True)),
-            "the documents stand in another order: leave the one in which they came.",
-        ),
-        Mistake(
-            lambda documents: lesson.packed_row([document for document in documents if len(document) > 1]),
-            "documents of one token are left out: they have a place in the row, and -100 for a label.",
-        ),
-        Mistake(
-            lambda documents: {**(row := lesson.packed_row(documents)), "attention_mask": [1] * len(row["input_ids"])},
-            "an attention mask was added: three lists are asked for, and a mask of ones opens the leak (see below).",
-        ),
-        Mistake(
-            lambda documents: tuple(lesson.packed_row(documents).values()),
-            "you return the lists without their names: return a dictionary.",
-        ),
-        Mistake(
-            _marked_in_place, "your function changes its input: the documents are overwritten, and are needed again."
-        ),
-        Mistake(
-            _grown,
-            "your function changes its input: the first document grows. Begin with an empty list and add to that.",
+            lambda W, A, B, s: (W + s * (B @ A)).T, "that is the transpose: the weight is (out, in), and so is B @ A."
         ),
     ],
     hints=[
-        "Three empty lists, and a loop over the documents that adds to each.",
-        "A document of n tokens adds the positions range(n), and the labels [-100] + document[1:].",
+        "lora_B is (out, r), lora_A is (r, in) and the weight (out, in).",
+        "scaling * (lora_B @ lora_A) is what forward adds.",
     ],
-    why="Positions that begin again tell the model where a document begins; without the -100 the last token of one "
-    "document would be trained to predict the first of the next.",
-    points=2,
+    why="x W^T + s x A^T B^T = x (W + s B A)^T: one matrix does what the layer did, at no further cost.",
 )
 
-# ------------------------------------------------------------------------------------------------- leaked prompts
-
-Records = list[dict[str, str]]
+# ------------------------------------------------------------------------------------------------ the file's names
 
 
-def _by(prompt: Callable[[dict[str, str]], Any]) -> Callable[[Records, Records], list[int]]:
-    """Leaks by another idea of when two prompts are the same."""
+def _drawn_name(rng: random.Random) -> tuple[str, str]:
+    layer = rng.choice(["model.layers.{}.self_attn.k_proj", "layers.{}.mlp.gate_proj", "h.{}.attn.c_attn", "lm_head{}"])
+    return layer.format(rng.randint(0, 31)), rng.choice(["lora_A", "lora_B"])
 
-    def leaked(train: Records, test: Records) -> list[int]:
-        known = [prompt(record) for record in train]
-        return [n for n, record in enumerate(test) if prompt(record) in known]
-
-    return leaked
-
-
-def _text(record: dict[str, str]) -> str:
-    return f"{record['instruction']} {record['input']}"
-
-
-def _prompt(record: dict[str, str]) -> str:
-    return " ".join(_text(record).lower().split())
-
-
-def _same_place(train: Records, test: Records) -> list[int]:
-    return [n for n, (a, b) in enumerate(zip(train, test, strict=False)) if _prompt(a) == _prompt(b)]
-
-
-def _by_index(train: Records, test: Records) -> list[int]:
-    return [test.index(test[n]) for n in lesson.leaked_prompts(train, test)]
-
-
-def _once(train: Records, test: Records) -> list[int]:
-    found = lesson.leaked_prompts(train, test)
-    return [n for n in found if _prompt(test[n]) not in {_prompt(test[m]) for m in found if m < n}]
-
-
-def _lowered_in_place(train: Records, test: Records) -> list[int]:
-    for record in train + test:
-        record["instruction"], record["input"] = record["instruction"].lower(), record["input"].lower()
-    return lesson.leaked_prompts(train, test)
-
-
-def _say(text: str, output: str, instruction: str = "Say it in French:") -> dict[str, str]:
-    return {"instruction": instruction, "input": text, "output": output}
-
-
-def _drawn_records(rng: random.Random) -> tuple[Records, Records]:
-    def record() -> dict[str, str]:
-        words = rng.choice(
-            [["the", "fox."], ["the", "fox!"], ["fox.", "the"], ["a", "cat."], ["a", "ca", "t."], ["no."], []]
-        )
-        text = rng.choice([" ", "  ", "   ", "\t", "\n"]).join(words)
-        text = rng.choice(["", " "]) + rng.choice([text, text.upper(), text.title()]) + rng.choice(["", " "])
-        asked = rng.choice(["Say it:", "say  it:", " Say it:", "Write it:"])
-        return _say(text, rng.choice(["Un.", "Deux.", ""]), asked)
-
-    train, test = ([record() for _ in range(rng.randint(0, 5))] for _ in range(2))
-    return train, test + rng.sample(test, min(1, len(test)))
-
-
-_TRAIN = [
-    _say("The fox.", "Le renard."),
-    _say("A cat.", "Un chat."),
-    _say("A bee.", "Une abeille."),
-    _say("No.", "Non."),
-]
 
 exercise(
-    "leaked_prompts",
-    reference=lesson.leaked_prompts,
-    cases=[
-        (_TRAIN, [_say("A dog.", "Un chien."), _say("A cat.", "Un chat.")]),
-        (_TRAIN, [_say("the  Fox.", "Le renard."), _say("The FOX.", "Le renard."), _say("No.", "Nenni.")]),
-        (_TRAIN, [_say("The fox.", "Arr!", "Say it like a pirate:"), _say("A cow.", "Une vache."), _say("A bee.", "")]),
-        (_TRAIN, [_say("A bee.", "."), _say("The   \t fox.\n", "."), _say("A bee.", "."), _say("Thefox.", ".")]),
-        (_TRAIN, [_say("fox. The", "."), _say("The fox?", "."), _say("The fox", "."), _say("the fox.", ".")]),
-    ],
-    drawn=_drawn_records,
+    "peft_name",
+    reference=lesson.peft_name,
+    cases=[("model.layers.0.self_attn.q_proj", "lora_A"), ("model.layers.3.mlp.up_proj", "lora_B")],
+    drawn=_drawn_name,
+    draws=12,
     mistakes=[
-        Mistake(_by(_text), "'the  Fox.' and 'The fox.' are the same prompt: compare without case and extra spaces."),
         Mistake(
-            _by(lambda record: _text(record).lower()),
-            "two spaces still make another prompt: ' '.join(text.split()) makes one of each run.",
+            lambda layer, matrix: f"{layer}.{matrix}.weight",
+            "PEFT wraps the model twice, and both wrappers are in the name: put base_model.model. in front.",
         ),
         Mistake(
-            _by(lambda record: " ".join(_text(record).split())),
-            "capital letters still make another prompt: .lower() both.",
+            lambda layer, matrix: f"base_model.model.{layer}.{matrix}",
+            "in PEFT each matrix is a small linear layer, so its name ends with .weight.",
         ),
         Mistake(
-            _by(lambda record: _text(record).lower().replace("  ", " ").strip()),
-            "replace('  ', ' ') makes one space of two, and two of three, and leaves tabs: ' '.join(text.split()).",
+            lambda layer, matrix: f"base_model.model.{layer}.{matrix}.default.weight",
+            "the adapter's name, default, is left out when PEFT saves: it is chosen anew when the file is loaded.",
         ),
         Mistake(
-            _by(lambda record: _text(record).lower().strip()),
-            ".strip() takes the spaces at the two ends; those between the words count as well: ' '.join(text.split()).",
+            lambda layer, matrix: f"base_model.{layer}.{matrix}.weight",
+            "one wrapper is missing: after base_model. comes another model.",
         ),
         Mistake(
-            _by(lambda record: _text(record).lower().replace(" ", "")),
-            "spaces were taken out, and tabs were left: 'the fox' and 'thefox' became one prompt: leave one each.",
+            lambda layer, matrix: f"base_model.model.model.{layer}.{matrix}.weight",
+            "one model. too many: the layer's own name may begin with one, and that is in it already.",
         ),
         Mistake(
-            _by(lambda record: "".join(_text(record).lower().split())),
-            "all spaces were taken out, and so 'the fox' and 'thefox' became one prompt: leave one of each run.",
+            lambda layer, matrix: f"base_model.model.{layer}.lora_A.weight",
+            "lora_A stands there whatever the matrix: use the argument.",
         ),
         Mistake(
-            _by(lambda record: (_prompt(record), record["output"])),
-            "you compare the answers too: a prompt seen in training is leaked, whatever the answer beside it.",
+            lambda layer, matrix: f"base_model.model.{layer.removeprefix('model.')}.{matrix}.weight",
+            "the layer's own name begins with model., and it stays: base_model.model. comes in front of it.",
         ),
         Mistake(
-            _by(lambda record: " ".join(record["input"].lower().split())),
-            "you compare the inputs alone: the same sentence with another instruction is another prompt.",
+            lambda layer, matrix: f"base_model.model.{layer}.base_layer.{matrix}.weight",
+            "base_layer is the frozen layer beside the matrices, and they aren't in it: leave it out.",
         ),
         Mistake(
-            lambda train, test: lesson.leaked_prompts(test, train),
-            "these are places in train: return the places of the leaked records in test.",
+            lambda layer, matrix: f"base_model.model.{layer}.{matrix}.bias",
+            "lora_A and lora_B have no bias: what is saved is their weight.",
         ),
         Mistake(
-            _same_place,
-            "you compare records at the same place: a test prompt may stand anywhere in train. Make a set of prompts.",
-        ),
-        Mistake(_by_index, "test.index(record) gives the first equal record, also for the second one: use enumerate."),
-        Mistake(_once, "a prompt that stands in test twice is leaked twice: return every place."),
-        Mistake(
-            lambda train, test: [test[n] for n in lesson.leaked_prompts(train, test)],
-            "those are the records: return their places in test.",
+            lambda layer, matrix: f"base_model.model.{layer}.{matrix}weight",
+            "a dot is missing in front of weight.",
         ),
         Mistake(
-            lambda train, test: len(lesson.leaked_prompts(train, test)), "that is how many leaked: return their places."
+            lambda layer, matrix: f"base_model/model/{layer}/{matrix}/weight",
+            "the parts of a name are joined by dots, as in the names of modules.",
         ),
         Mistake(
-            _by(lambda record: " ".join(record["instruction"].lower().split())),
-            "you compare the instructions alone: one that is the same for every record makes all of them leak.",
+            lambda layer, matrix: ["base_model", "model", layer, matrix, "weight"],
+            "those are the parts: '.'.join(...) makes one name of them.",
         ),
         Mistake(
-            _by(lambda record: " ".join(f"{record['instruction']}{record['input']}".lower().split())),
-            "instruction and input are joined without a space, so a space at the seam makes another prompt.",
+            lambda layer, matrix: f"base_model.model.{layer}.{matrix}.safetensors",
+            ".safetensors ends the file's name; in the file each matrix is a layer's .weight.",
         ),
         Mistake(
-            _by(lambda record: frozenset(_prompt(record).split())),
-            "you compare the words without their order: the same words in another order are another prompt.",
+            lambda layer, matrix: f"base_model.model.{matrix}.{layer}.weight",
+            "the layer comes first, then the matrix in it.",
         ),
         Mistake(
-            _by(lambda record: re.sub(r"[^\w\s]", "", _prompt(record))),
-            "punctuation was taken out, and so 'No.' and 'No?' became one prompt: only case and gaps don't count.",
-        ),
-        Mistake(
-            lambda train, test: [n in lesson.leaked_prompts(train, test) for n in range(len(test))],
-            "that is True or False for every record: return the places of those that leaked.",
-        ),
-        Mistake(
-            lambda train, test: [n for n in range(len(test)) if n not in lesson.leaked_prompts(train, test)],
-            "the other way round: those are the records that are not in train.",
-        ),
-        Mistake(
-            lambda train, test: [n + 1 for n in lesson.leaked_prompts(train, test)],
-            "every place is one too large: the first record is at 0, as enumerate counts.",
-        ),
-        Mistake(
-            lambda train, test: [_prompt(test[n]) for n in lesson.leaked_prompts(train, test)],
-            "those are the prompts: return their places in test.",
-        ),
-        Mistake(
-            _lowered_in_place,
-            "your function changes its input: the records are in lower case now, and would be trained on like that.",
+            lambda layer, matrix: f"base_model.model.{layer}.{matrix.lower()}.weight",
+            "the matrices are called lora_A and lora_B, with a capital letter at the end.",
         ),
     ],
-    hints=[
-        "Write a small function that turns a record into its prompt, in lower case and with single spaces.",
-        "Put all prompts of train into a set, then go through test with enumerate.",
-    ],
-    why="split() without an argument takes any run of spaces, tabs and line ends for one gap; a set finds a prompt in "
-    "one step, however many there are.",
+    hints=["Print a few keys of PEFT's file: list(load_file(path))[:2]."],
+    why="base_model is PEFT's model, model the tuner in it, and each matrix is the weight of a small nn.Linear.",
 )

@@ -1,705 +1,895 @@
-"""Chapter 5's exercises: absmax, nearest code, weights back from codes, bits for each weight, a 4-bit Llama's bytes,
-the device map."""
+"""Chapter 5's exercises: Dolly's fields, a batched map, a conversation's labels, a packed row, leaked prompts."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from utils.course.checks.behaviour import without_loop
-from utils.course.checks.compare import difference
 from utils.course.checks.references import ch05 as lesson
 from utils.course.checks.registry import Mistake, exercise
+from utils.data.chat import IGNORED
 
-# -------------------------------------------------------------------------------------------------- absmax by hand
+# ------------------------------------------------------------------------------------------------- Dolly's fields
 
-
-def _drawn_values(rng: random.Random) -> tuple[Tensor]:
-    shape = rng.choice([(rng.randint(1, 40),), (rng.randint(1, 6), rng.randint(2, 9)), (2, 3, rng.randint(1, 4))])
-    values = torch.randn(shape) * 10 ** rng.uniform(-3, 3)
-    sign = rng.choice([None, None, -1, 1])
-    if sign:
-        values = sign * values.abs()
-    if rng.random() < 0.3:
-        values.view(-1)[rng.randrange(values.numel())] *= -30
-    return (values,)
+Fields = dict[str, str]
 
 
-def _pair(expected: Any, got: Any) -> bool | str:
-    """The steps in int8; the scale as a tensor of one number, or as that number."""
-    if isinstance(got, tuple | list) and len(got) == 2 and type(got[1]) is float:
-        got = got[0], torch.tensor(got[1], dtype=torch.float32)
-    return difference(expected, got) or True
+def _as_the_guide(record: Fields) -> Fields:
+    return {name: record.get(name, "") for name in ("instruction", "input", "output")}
 
 
-def _steps(values: Tensor, factor: float = 127, signed: bool = False, rounding=torch.round) -> tuple[Tensor, Tensor]:
-    scale = values.max() if signed else values.abs().max()
-    return rounding(values / scale * factor).to(torch.int8), scale
-
-
-def _scaled_in_place(values: Tensor) -> tuple[Tensor, Tensor]:
-    scale = values.abs().max()
-    values /= scale
-    return torch.round(values * 127).to(torch.int8), scale
-
-
-def _scale_of_rows(values: Tensor) -> tuple[Tensor, Tensor]:
-    scale = values.abs().amax(dim=-1, keepdim=True)
-    return torch.round(values / scale * 127).to(torch.int8), scale.squeeze(-1)
-
-
-def _steps_of_range(values: Tensor) -> tuple[Tensor, Tensor]:
-    scale = values.max() - values.min()
-    return torch.round(values / scale * 127).to(torch.int8), scale
-
-
-exercise(
-    "absmax_steps",
-    reference=lesson.absmax_steps,
-    cases=[
-        lambda: (torch.tensor([0.3, -0.72, 0.1, 0.5]),),
-        lambda: (torch.tensor([-2.0, 1.21, 0.4, 1.9, 0.0]),),
-        lambda: (torch.randn(16) * 3,),
-    ],
-    drawn=_drawn_values,
-    compare=_pair,
-    mistakes=[
-        Mistake(
-            lambda values: _steps(values, signed=True),
-            "your scale is the largest value. But -2 is larger than 1.9 in size: take the largest absolute value.",
-        ),
-        Mistake(
-            lambda values: _steps(values, 128),
-            "you multiplied by 128, but int8 ends at 127: the largest value becomes 128 and wraps round to -128.",
-        ),
-        Mistake(
-            lambda values: _steps(values, rounding=torch.trunc),
-            "the fractions are cut off, not rounded, so that every value shrinks towards zero: use torch.round.",
-        ),
-        Mistake(
-            lambda values: _steps(values, rounding=torch.ceil),
-            "that always rounds up, so that every restored value is too high: torch.round takes the nearest step.",
-        ),
-        Mistake(
-            lambda values: torch.round(values / values.abs().max() * 127).to(torch.int8) / 127 * values.abs().max(),
-            "those are the restored values: what is stored, and asked for, is the pair steps, scale.",
-        ),
-        Mistake(
-            lambda values: _steps(values, rounding=torch.floor),
-            "that always rounds down, so that every restored value is too low: torch.round takes the nearest step.",
-        ),
-        Mistake(
-            lambda values: (torch.round(values / values.abs().max() * 127), values.abs().max()),
-            "the steps are whole numbers, but still float32, four bytes each: .to(torch.int8) makes it one.",
-        ),
-        Mistake(
-            lambda values: (_steps(values)[0].int(), values.abs().max()),
-            "your steps are int32, and those take four bytes each, as much as before: int8 takes one.",
-        ),
-        Mistake(
-            lambda values: (_steps(values)[0].to(torch.uint8), values.abs().max()),
-            "uint8 has no negative numbers: -1 became 255. The signed type of one byte is torch.int8.",
-        ),
-        Mistake(
-            lambda values: (_steps(values, 1)[0], values.abs().max()),
-            "every step is -1, 0 or 1: values / scale is never larger than 1, so stretch it over the steps with * 127.",
-        ),
-        Mistake(
-            lambda values: (lesson.absmax_steps(values)[0], values.abs().max() / 127),
-            "your steps are right. As the scale return the largest absolute value itself, without dividing by 127.",
-        ),
-        Mistake(
-            lambda values: (torch.round(values / values.std() * 127).to(torch.int8), values.std()),
-            "the standard deviation isn't the largest: values beyond it don't fit into int8 and wrap round.",
-        ),
-        Mistake(
-            _steps_of_range,
-            "that is the distance from the smallest to the largest value. Half of the steps would never be used.",
-        ),
-        Mistake(
-            _scale_of_rows,
-            "every row has a scale of its own. Here all the values share one: the largest of the whole tensor.",
-        ),
-        Mistake(
-            lambda values: lesson.absmax_steps(values)[0],
-            "the scale is missing: without it nobody can restore the values. Return steps, scale.",
-        ),
-        Mistake(
-            _scaled_in_place,
-            "the result is right, but the weights that you were given are divided now, too (/=, div_): whoever wants "
-            "to measure the error can't. Make a new tensor.",
-        ),
-    ],
-    hints=[
-        "The scale: values.abs().max().",
-        "values / scale lies between -1 and 1; int8 has room from -127 to 127.",
-        "torch.round(values / scale * 127).to(torch.int8)",
-    ],
-    why="Dividing by the largest absolute value is the finest scale at which nothing overflows. It costs one number "
-    "for all of them, and makes every rounding error at most half a step, scale / 254.",
-)
-
-# ----------------------------------------------------------------------------------------------- the nearest code
-
-
-def _nearest_case(count: int, book: list[float]) -> Callable[[], tuple[Tensor, Tensor]]:
-    return lambda: (torch.rand(count) * 2 - 1, torch.tensor(book))
-
-
-def _drawn_book(rng: random.Random) -> tuple[Tensor, Tensor]:
-    book = torch.rand(rng.choice([1, 2, 3, 5, 15, 16])) * 2 - 1
-    if rng.random() < 0.6:
-        book = book.sort().values
-    return (torch.rand(rng.randint(1, 30)) * 2 - 1) * rng.choice([0.5, 1, 1.5]), book
-
-
-def _many(count: int) -> Callable[[], tuple[Tensor, Tensor]]:
-    return lambda: (torch.linspace(-1, 1, count), torch.tensor([-1.0, -0.2, 0.3, 1.0]))
-
-
-exercise(
-    "nearest_code",
-    reference=lesson.nearest_code,
-    cases=[
-        _nearest_case(20, [-1.0, -0.4, 0.0, 0.3, 1.0]),
-        _nearest_case(20, [-1.0, -0.9, 0.0, 0.8, 0.9, 1.0]),
-        _nearest_case(7, [0.5, -0.5, 0.9]),
-    ],
-    drawn=_drawn_book,
-    any_dtype=True,
-    test=without_loop(_many(5), _many(40), "the values"),
-    mistakes=[
-        Mistake(
-            lambda values, book: (values[:, None] - book).argmin(dim=1),
-            "you looked for the smallest difference, and -3 is smaller than 0.1: take its absolute value first.",
-        ),
-        Mistake(
-            lambda values, book: (values[:, None] - book).abs().argmax(dim=1),
-            "that is the entry farthest away: argmin, not argmax.",
-        ),
-        Mistake(
-            lambda values, book: book[lesson.nearest_code(values, book)],
-            "you return the entries; what is stored are their numbers in the book.",
-        ),
-        Mistake(
-            lambda values, book: torch.searchsorted(book, values).clamp(max=len(book) - 1),
-            "searchsorted gives the next entry above, which need not be the nearest, and takes the book to be sorted.",
-        ),
-        Mistake(
-            lambda values, book: torch.bucketize(values, (book[:-1] + book[1:]) / 2),
-            "right for a sorted book. fp4's isn't sorted: its entries stand in the order of their bits.",
-        ),
-        Mistake(
-            lambda values, book: torch.bucketize(values, (book.sort().values[:-1] + book.sort().values[1:]) / 2),
-            "you sorted the book and return the numbers in the sorted one: they name other entries in the book itself.",
-        ),
-        Mistake(
-            lambda values, book: (values[:, None] - book).abs().min(dim=1).values,
-            "you return the distances; what is stored are the numbers of the entries.",
-        ),
-        Mistake(
-            lambda values, book: (values[:, None] - book).abs().argmin(dim=0),
-            "that finds, for each entry, the nearest value. Turn it round: for each value an entry, along dim=1.",
-        ),
-        Mistake(
-            lambda values, book: (values[:, None] - book).abs().argmin(),
-            "argmin without dim gives one number for the whole table; one for each value is wanted, along dim=1.",
-        ),
-        Mistake(
-            lambda values, book: (values - book).abs().argmin(),
-            "values - book takes pairs of the same place, if there are as many. Each value has to meet every entry: "
-            "values[:, None] - book.",
-        ),
-        Mistake(
-            lambda values, book: (values[:, None].abs() - book.abs()).abs().argmin(dim=1),
-            "the absolute value is that of the difference; taken before, it makes -0.4 and 0.4 the same.",
-        ),
-        Mistake(
-            lambda values, book: (
-                ((values - book.min()) / (book.max() - book.min()) * (len(book) - 1))
-                .round()
-                .long()
-                .clamp(0, len(book) - 1)
-            ),
-            "you take the entries to be steps of equal size. They are for int4 alone; fp4 and nf4 lie elsewhere.",
-        ),
-        Mistake(
-            lambda values, book: torch.tensor([int((value - book).abs().argmin()) for value in values]),
-            expect="your code goes through the values one by one",
-        ),
-    ],
-    hints=[
-        "Make a table of differences: values[:, None] - book has the shape (values, entries).",
-        "The absolute value of the table, then argmin along dim=1.",
-    ],
-    why="[:, None] makes a column of the values, so that broadcasting sets each of them against every entry. argmin "
-    "wants nothing of the book, not even that it is sorted.",
-)
-
-# ------------------------------------------------------------------------------------------ the weights, restored
-
-
-def _codes(count: int, blocks: int, block: int, dtype: torch.dtype, entries: int = 16) -> tuple[Any, ...]:
-    codes = torch.randint(0, entries, (count,), dtype=torch.uint8)
-    return codes, torch.rand(blocks) + 0.05, torch.rand(entries) * 2 - 1, block, dtype
-
-
-def _drawn_codes(rng: random.Random) -> tuple[Any, ...]:
-    block, blocks = rng.choice([1, 2, 3, 7, 16, 32, 64]), rng.randint(1, 6)
-    count = block * blocks - rng.choice([0, 0, rng.randrange(block)])
-    dtype = rng.choice([torch.float32, torch.bfloat16, torch.float16])
-    return _codes(count, blocks, block, dtype, rng.choice([16, 16, 256]))
-
-
-def _rounded_once(expected: Any, got: Any) -> bool | str:
-    """As usual, but a 16-bit result to the bit: its last digit shows whether the factors were rounded before. A few in
-    a hundred may differ, which is what another way to the exact product can change."""
-    if said := difference(expected, got):
-        return said
-    wrong = int((expected != got).sum()) if expected.element_size() == 2 else 0
-    return wrong <= 0.03 * expected.numel() or (
-        f"{wrong} of {expected.numel()} weights are the neighbour of the right 16-bit number: multiply in float32 and "
-        "round once, at the end."
-    )
-
-
-def _padded(codes: Tensor, scales: Tensor, book: Tensor, block: int) -> Tensor:
-    filled = torch.nn.functional.pad(codes.long(), (0, len(scales) * block - len(codes)))
-    return book[filled].view(-1, block)
-
-
-def _each(scales: Tensor, block: int, count: int) -> Tensor:
-    return scales.repeat_interleave(block)[:count]
-
-
-exercise(
-    "dequantized",
-    reference=lesson.dequantized,
-    cases=[
-        lambda: _codes(8, 2, 4, torch.float32),
-        lambda: _codes(10, 3, 4, torch.float32),
-        lambda: _codes(128, 2, 64, torch.bfloat16),
-    ],
-    drawn=_drawn_codes,
-    compare=_rounded_once,
-    mistakes=[
-        Mistake(
-            lambda codes, scales, book, block, dtype: (book[codes.bool()] * _each(scales, block, len(codes))).to(dtype),
-            "as an index, a uint8 tensor is taken for a mask of zeros and ones: make the codes whole numbers of "
-            "another kind first, codes.long().",
-        ),
-        Mistake(
-            lambda codes, scales, book, block, dtype: (
-                book[codes.long()].to(dtype) * _each(scales, block, len(codes)).to(dtype)
-            ),
-            "entry and scale were rounded to 16 bits before they were multiplied, and the product again: the last "
-            "digit suffers. Multiply in float32, and round once, at the end.",
-        ),
-        Mistake(
-            lambda codes, scales, book, block, dtype: (
-                book.to(dtype)[codes.long()] * _each(scales, block, len(codes))
-            ).to(dtype),
-            "you rounded the book to 16 bits before multiplying: multiply in float32, and round the product alone.",
-        ),
-        Mistake(
-            lambda codes, scales, book, block, dtype: (
-                book[codes.long()] * _each(scales.to(dtype), block, len(codes))
-            ).to(dtype),
-            "you rounded the scales to 16 bits before multiplying: multiply in float32, and round the product alone.",
-        ),
-        Mistake(
-            lambda codes, scales, book, block, dtype: (_padded(codes, scales, book, block) * scales[:, None]).to(dtype),
-            "your weights still stand in rows, a block in each: asked for is one dimension, as many weights as codes.",
-        ),
-        Mistake(
-            lambda codes, scales, book, block, dtype: (
-                (_padded(codes, scales, book, block) * scales[:, None]).flatten().to(dtype)
-            ),
-            "you filled the last block up and kept what you added: cut it off again, [: len(codes)].",
-        ),
-        Mistake(
-            lambda codes, scales, book, block, dtype: (
-                (book[codes.long()].view(-1, block) * scales[:, None]).flatten().to(dtype)
-            ),
-            "the last block may be shorter, and then the weights don't fit into rows of `block`: give each weight its "
-            "scale, and cut off what is too much.",
-        ),
-        Mistake(
-            lambda codes, scales, book, block, dtype: (book[codes.long()] * scales.repeat(block)[: len(codes)]).to(
-                dtype
-            ),
-            "repeat lays the row of scales out again and again: 1 2 1 2. The first `block` weights share the first "
-            "scale, 1 1 2 2: repeat_interleave.",
-        ),
-        Mistake(
-            lambda codes, scales, book, block, dtype: (book[codes.long()] / _each(scales, block, len(codes))).to(dtype),
-            "quantizing divided by the scale; restoring multiplies.",
-        ),
-        Mistake(
-            lambda codes, scales, book, block, dtype: book[codes.long()].to(dtype),
-            "those are the entries, between -1 and 1: the scales are missing.",
-        ),
-        Mistake(
-            lambda codes, scales, book, block, dtype: (codes * _each(scales, block, len(codes))).to(dtype),
-            "you multiply the codes themselves. A code is the number of an entry: look it up in the book.",
-        ),
-        Mistake(
-            lambda codes, scales, book, block, dtype: book[codes.long()] * _each(scales, block, len(codes)),
-            "the weights are right, but always float32: the layer computes in `dtype`, so end with .to(dtype).",
-        ),
-        Mistake(
-            lambda codes, scales, book, block, dtype: lesson.dequantized(codes, scales, book, 64, dtype),
-            "you took blocks of 64, whatever `block` says. The scales of the scales have blocks of 256.",
-        ),
-        Mistake(
-            lambda codes, scales, book, block, dtype: (
-                book.sort().values[codes.long()] * _each(scales, block, len(codes))
-            ).to(dtype),
-            "a code is an entry's number in the book as it is given: don't sort it.",
-        ),
-        Mistake(
-            lambda codes, scales, book, block, dtype: (book[codes.long()] * scales.max()).to(dtype),
-            "you gave every block the largest scale: each has its own.",
-        ),
-    ],
-    hints=[
-        "Three steps: look the entries up, give each weight its block's scale, multiply and round to dtype.",
-        "book[codes.long()] looks up (an index must not be uint8), scales.repeat_interleave(block) repeats each scale.",
-        "The last block may be shorter: [: len(codes)] cuts the repeated scales to the right length.",
-    ],
-    why="The product is made in float32 and rounded once: rounding entry and scale first would cost a digit more, and "
-    "the bytes wouldn't be bitsandbytes'. The repeated scales are cut since the last block may be shorter.",
-)
-
-# -------------------------------------------------------------------------------------------- bits for each weight
-
-
-exercise(
-    "double_quant_bits",
-    reference=lesson.double_quant_bits,
-    cases=[(64, 256), (32, 256), (128, 16)],
-    drawn=lambda rng: (rng.choice([1, 8, 16, 50, 64, 96, 1024, 4096]), rng.choice([1, 4, 60, 100, 128, 256, 512])),
-    mistakes=[
-        Mistake(
-            lambda block, scale_block: 4 + 32 / block,
-            "that is without double quantization: a block's scale takes 8 bits now, not 32.",
-        ),
-        Mistake(
-            lambda block, scale_block: 4 + 8 / block,
-            "the scales have scales too: one of 32 bits for each scale_block of them.",
-        ),
-        Mistake(
-            lambda block, scale_block: 4 + 8 / block + 32 / scale_block,
-            "one float32 serves scale_block scales, and each of those serves a block of weights: divide by both.",
-        ),
-        Mistake(
-            lambda block, scale_block: 4 + 8 / block + 32 / block / 256,
-            "you took 256 for scale_block: use the argument.",
-        ),
-        Mistake(
-            lambda block, scale_block: 4 + (8 + 32) / block,
-            "you gave each block a scale of 32 bits as well: one of those serves scale_block blocks.",
-        ),
-        Mistake(
-            lambda block, scale_block: 4 + 1 / block + 4 / (block * scale_block),
-            "you counted the scales in bytes and the weights in bits: 8 bits and 32 bits.",
-        ),
-        Mistake(
-            lambda block, scale_block: 4 + 32 / block + 8 / (block * scale_block),
-            "the two are exchanged: 8 bits for each block of weights, 32 bits for each block of scales.",
-        ),
-        Mistake(
-            lambda block, scale_block: 8 / block + 32 / (block * scale_block),
-            "that is what the scales take; add the weight's own 4 bits.",
-        ),
-        Mistake(
-            lambda block, scale_block: 4 + 16 / block + 32 / (block * scale_block),
-            "a scale of a block takes 8 bits, and you counted 16.",
-        ),
-        Mistake(
-            lambda block, scale_block: 4 + 8 / block + 16 / (block * scale_block),
-            "the scales' scale is a float32, 32 bits, and you counted 16.",
-        ),
-        Mistake(
-            lambda block, scale_block: 4 + 8 // block + 32 // (block * scale_block),
-            "// drops the fraction, and a weight's share of a scale is a fraction of a bit: divide with /.",
-        ),
-        Mistake(
-            lambda block, scale_block: 4 * block + 8 + 32 / scale_block,
-            "those are the bits of a whole block: divide by its weights.",
-        ),
-    ],
-    hints=[
-        "Three parts: the code, its share of the block's 8-bit scale, its share of the float32 scale above that.",
-        "block weights share 8 bits. block * scale_block weights share 32 bits.",
-    ],
-    why="What is shared is divided by the number of weights that share it: block of them the 8-bit scale, "
-    "block * scale_block of them the float32 above it.",
-)
-
-# ----------------------------------------------------------------------------------------- a 4-bit Llama's bytes
-
-_SMALL = {
-    "model.embed_tokens.weight": (100, 64),
-    "model.layers.0.self_attn.q_proj.weight": (64, 64),
-    "model.layers.0.mlp.down_proj.weight": (64, 128),
-    "model.layers.0.input_layernorm.weight": (64,),
-    "model.norm.weight": (64,),
-    "lm_head.weight": (100, 64),
-}
-_TIED = {name: shape for name, shape in _SMALL.items() if name != "lm_head.weight"}
-_WIDE = {"model.embed_tokens.weight": (50, 8), "model.layers.7.mlp.up_proj.weight": (16, 8), "lm_head.weight": (50, 8)}
-
-_PARTS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.dense_h_to_4h", "mlp.fc1")
-_NORMS = ("self_attn.q_norm", "input_layernorm", "post_attention_layernorm")
-
-
-def _drawn_shapes(rng: random.Random) -> tuple[dict[str, tuple[int, ...]], float]:
-    wide, words = rng.randint(3, 40), rng.randint(20, 90)
-    names = [f"model.layers.{rng.randrange(30)}.{part}.weight" for part in rng.sample(_PARTS, rng.randint(1, 5))]
-    shapes: dict[str, tuple[int, ...]] = {name: (rng.randint(2, 50), wide) for name in names}
-    shapes |= {f"model.layers.0.{part}.weight": (wide,) for part in rng.sample(_NORMS, rng.randint(0, 3))}
-    others = {
-        "model.embed_tokens.weight": (words, wide),
-        "model.decoder.embed_positions.weight": (rng.randint(5, 9), wide),
-        "model.norm.weight": (wide,),
-        "model.layers.1.self_attn.q_proj.bias": (rng.randint(2, 9),),
-        "lm_head.weight": (words, wide),
-        "lm_head.bias": (words,),
-        "model.layers.2.input_layernorm.bias": (wide,),
-        "model.layers.2.self_attn.q_norm_scale": (wide,),
+def _silent(record: Fields) -> Fields:
+    return {
+        "instruction": record["instruction"],
+        "input": record["context"],
+        "output": record.get("response", ""),
     }
-    shapes |= {name: others[name] for name in rng.sample(sorted(others), rng.randint(0, len(others)))}
-    return dict(rng.sample(sorted(shapes.items()), len(shapes))), rng.choice([4.5, 4.127, 5.0, 8.25, 3.3])
 
 
-def _size(shape: tuple[int, ...]) -> int:
-    return torch.Size(shape).numel()
+def _refused_unless(wanted: Callable[[Fields], bool]) -> Callable[[Fields], Fields]:
+    def answer(record: Fields) -> Fields:
+        if not wanted(record):
+            raise ValueError("no response")
+        return _silent(record)
+
+    return answer
 
 
-def _four_bit_bytes(shapes, bits, keep=("embed", "norm", "lm_head"), kept_bytes: float = 2, unit: float = 8) -> float:
-    total = 0.0
-    for name, shape in shapes.items():
-        kept = any(part in name for part in keep)
-        total += _size(shape) * (kept_bytes if kept else bits / unit)
-    return total
+def _none_for_bad(record: Fields) -> Fields | None:
+    return _silent(record) if record.get("response", "").strip() else None
+
+
+def _but(change: Callable[[Fields, Fields], Any]) -> Callable[[Fields], Any]:
+    """The right answer, changed once more."""
+    return lambda record: change(lesson.dolly_record(record), record)
+
+
+def _renamed_in_place(record: Fields) -> Fields:
+    lesson.dolly_record(record)
+    record["input"], record["output"] = record.pop("context"), record.pop("response")
+    record.pop("category", None)
+    return record
+
+
+_QA = {"instruction": "Who went to the lake?", "context": "Zoe went to the lake.", "response": "Zoe.", "category": "qa"}
+
+
+def _drawn_dolly(rng: random.Random) -> tuple[Fields]:
+    record = {
+        "instruction": rng.choice(["Who slept?", "Name a tree.", " Why? "]),
+        "context": rng.choice(["", "", "Tom slept.", "  Two\nlines.  "]),
+        "response": rng.choice(["Tom.", "An oak.", " yes ", "", "", "  ", "\n\t"]),
+        "category": rng.choice(["qa", "closed_qa", "creative_writing"]),
+    }
+    for name in rng.sample(["category", "response"], rng.choice([0, 0, 1])):
+        del record[name]
+    return (dict(rng.sample(list(record.items()), len(record))),)
 
 
 exercise(
-    "four_bit_bytes",
-    reference=lesson.four_bit_bytes,
-    cases=[(_SMALL, 4.5), (_TIED, 4.127), (_WIDE, 4.5)],
-    drawn=_drawn_shapes,
+    "dolly_record",
+    reference=lesson.dolly_record,
+    cases=[
+        (_QA,),
+        ({**_QA, "context": ""},),
+        ({**_QA, "response": " "},),
+        ({**_QA, "response": ""},),
+        ({"instruction": "Say it in French:", "input": "The fox sees a kite.", "output": "Le renard voit un kite."},),
+    ],
+    drawn=_drawn_dolly,
     mistakes=[
         Mistake(
-            lambda shapes, bits: _four_bit_bytes(shapes, bits, keep=("embed", "norm")),
-            "lm_head is a linear layer, but it is left in 16 bits: its output is the logits.",
+            _as_the_guide,
+            "Dolly's fields are context and response: .get finds no input and no output and gives empty text instead.",
         ),
         Mistake(
-            lambda shapes, bits: _four_bit_bytes(shapes, bits, keep=("norm", "lm_head")),
-            "the embedding was quantized. It is a table to look up, not a linear layer: 2 bytes each.",
+            _silent,
+            "a record without a response passes with an empty output: the model would learn to say nothing. Raise.",
         ),
         Mistake(
-            lambda shapes, bits: _four_bit_bytes(shapes, bits, keep=("embed", "lm_head")),
-            "the norms were quantized; they stay in 16 bits.",
+            _refused_unless(lambda record: "response" in record),
+            "a response that is there and empty passes: ask whether anything is left after .strip().",
         ),
         Mistake(
-            lambda shapes, bits: _four_bit_bytes(shapes, bits, keep=()),
-            "everything was quantized. Embedding, norms and lm_head stay in 16 bits.",
+            _refused_unless(lambda record: bool(record.get("response"))),
+            "a response of spaces alone passes: ask whether anything is left after .strip().",
         ),
         Mistake(
-            lambda shapes, bits: _four_bit_bytes(shapes, bits, keep=("",)),
-            'everything takes 2 bytes, as if every name matched. `"embed" or "norm" in name` does: it is true for '
-            'any name, since "embed" is. Ask for each part: any(part in name for part in ...).',
+            _refused_unless(lambda record: "response" in record and not record["response"].isspace()),
+            "an empty response passes, since ''.isspace() is False: ask whether anything is left after .strip().",
         ),
         Mistake(
-            lambda shapes, bits: _four_bit_bytes(shapes, bits, keep=("embed_tokens", "model.norm", "lm_head")),
-            "only the last norm was kept: the blocks have norms of their own, such as input_layernorm.",
+            _refused_unless(lambda record: bool(record.get("response", "").strip() and record["context"])),
+            "a record without a context is refused: the context may be empty, the response may not.",
         ),
         Mistake(
-            lambda shapes, bits: lesson.four_bit_bytes(shapes, 4),
-            "you counted 4 bits for each weight; the scales come on top: use bits.",
+            _refused_unless(lambda record: record.get("response", "") not in ("", " ")),
+            "a response of two spaces passes, or of a line end: .strip() takes all white space off the two ends.",
         ),
         Mistake(
-            lambda shapes, bits: _four_bit_bytes(shapes, bits, unit=1),
-            "a byte has 8 bits: divide bits by 8.",
+            _refused_unless(lambda record: bool(record.get("response", "").strip(" "))),
+            ".strip(' ') takes off spaces alone, and leaves tabs and line ends: call .strip() without an argument.",
         ),
         Mistake(
-            lambda shapes, bits: _four_bit_bytes(shapes, bits, kept_bytes=4),
-            "you kept the rest in 4 bytes, float32; in 16 bits they take 2.",
+            _refused_unless(lambda record: bool(record.get("response", "").strip()) and "category" in record),
+            "a record without a category is refused: only the response has to be there.",
         ),
         Mistake(
-            lambda shapes, bits: _four_bit_bytes(shapes, bits, kept_bytes=16),
-            "2 bytes each, not 16: 16 are the bits.",
+            _refused_unless(lambda record: len(record.get("response", "").strip()) > 4),
+            "a short response is refused, and 'Zoe.' is a good answer: refuse only what holds nothing.",
         ),
         Mistake(
-            lambda shapes, bits: _four_bit_bytes(shapes, bits, kept_bytes=0),
-            "what isn't quantized was left out; it takes 2 bytes each.",
+            lambda record: lesson.dolly_record({**record, "response": record.get("response", "").strip() or "(none)"}),
+            "a text of yours stands in for a missing response, and the model would learn to say that: raise.",
         ),
         Mistake(
-            lambda shapes, bits: sum(
-                shape[0] * shape[1] * (2 if any(part in name for part in ("embed", "norm", "lm_head")) else bits / 8)
-                for name, shape in shapes.items()
+            _but(lambda done, record: {**record, "input": done["input"], "output": done["output"]}),
+            "Dolly's own fields are still there beside the new ones: only instruction, input and output are asked for.",
+        ),
+        Mistake(
+            _but(lambda done, record: {key: done[key] for key in done if key != "input" or done[key]}),
+            "where the context is empty input is missing: every record needs the same fields, so it is an empty text.",
+        ),
+        Mistake(
+            _but(lambda done, record: {**done, "input": done["input"] or None}),
+            "an empty context became None: input is a text, and may be an empty one.",
+        ),
+        Mistake(
+            _but(lambda done, record: {**done, "output": done["output"].strip()}),
+            "the response was stripped: strip to look whether anything is there, and hand on what was written.",
+        ),
+        Mistake(
+            _but(
+                lambda done, record: {
+                    **done,
+                    "instruction": f"{done['instruction']} {done['input']}".strip(),
+                    "input": "",
+                }
             ),
-            "a norm or a bias has one size alone, so shape[1] isn't there: math.prod(shape) takes any number of sizes.",
+            "the context was put behind the instruction: it belongs into input.",
         ),
         Mistake(
-            lambda shapes, bits: sum(
-                sum(shape) * (2 if any(part in name for part in ("embed", "norm", "lm_head")) else bits / 8)
-                for name, shape in shapes.items()
-            ),
-            "you added the sizes of a shape up; a (100, 64) matrix has 100 * 64 numbers.",
+            _but(lambda done, record: tuple(done.values())),
+            "you return the texts without their names: return a dictionary with instruction, input and output.",
         ),
         Mistake(
-            lambda shapes, bits: lesson.four_bit_bytes(dict(list(shapes.items())[:1]), bits),
-            "that is the first parameter alone: the return stands inside the loop.",
+            _refused_unless(lambda record: bool(record["response"].strip())),
+            "where the response is missing a KeyError is raised, and the task wants a ValueError: ask with .get first.",
         ),
         Mistake(
-            lambda shapes, bits: lesson.four_bit_bytes(dict(list(shapes.items())[-1:]), bits),
-            "that is the last parameter alone: add up with +=.",
+            _none_for_bad,
+            "a bad record becomes None, and whoever maps a data set would not hear of it: raise a ValueError.",
         ),
         Mistake(
-            lambda shapes, bits: sum(
-                _size(shape) * (bits / 8 if len(shape) == 2 and "embed" not in name and "lm_head" not in name else 2)
-                for name, shape in shapes.items()
-            ),
-            "you went by the dimensions. Here the names decide: a bias of q_proj takes `bits` bits, too.",
+            _but(lambda done, record: {key: value for key, value in done.items() if key != "input"}),
+            "the context is lost: it belongs into input, or the question can't be answered.",
         ),
         Mistake(
-            lambda shapes, bits: _four_bit_bytes(shapes, bits // 8 * 8),
-            "// drops the fraction: with 4.5 bits a weight would take no bytes at all. Divide with /.",
+            _but(lambda done, record: {**done, "input": done["output"], "output": done["input"]}),
+            "input and output are exchanged: the response is what the model has to say.",
         ),
         Mistake(
-            lambda shapes, bits: sum(
-                _size(shape) * (bits / 8 if "proj" in name else 2) for name, shape in shapes.items()
-            ),
-            "other models call their linear layers dense, fc1 or c_attn, and those stay in 16 bits with you: go by "
-            "what is kept, embed, norm and lm_head.",
+            _but(lambda done, record: {key: value.strip() for key, value in done.items()}),
+            "the texts were stripped: strip to look whether anything is there, and hand on what was written.",
+        ),
+        Mistake(
+            _but(lambda done, record: {**done, "category": record.get("category", "")}),
+            "category was handed on: the task wants instruction, input and output, and nothing else.",
+        ),
+        Mistake(
+            _renamed_in_place, "your function changes its input: the record loses its fields. Make a new dictionary."
         ),
     ],
     hints=[
-        "math.prod(shape) is the number of parameters.",
-        "2 bytes each when the name contains embed, norm or lm_head; bits / 8 bytes each otherwise.",
+        "instruction stays, context becomes input, response becomes output.",
+        'record.get("response", "").strip() is empty both when the field is missing and when it holds nothing.',
+        "Then raise ValueError with words that help: which fields does the record have?",
     ],
-    points=2,
-    why="Only the linear layers of the blocks are quantized. The names tell them from the rest, which takes its 16 "
-    "bits whatever `bits` says: in a small model with a large vocabulary that is most of it.",
+    why="A missing field that becomes an empty text is never heard of again; an error names the record that it is in.",
 )
 
-# -------------------------------------------------------------------------------------------------- the device map
+# -------------------------------------------------------------------------------------------------- a batched map
+
+Batch = dict[str, list[str]]
+Messages = list[dict[str, str]]
+Template = Callable[..., list[list[int]]]
+
+_MARKS = {"user": 2, "assistant": 3}
 
 
-def _drawn_environ(rng: random.Random) -> tuple[dict[str, str]]:
-    environ = {"HOME": "somewhere", "CUDA_VISIBLE_DEVICES": "0,1,2,3", "WORLD_SIZE": "16", "OMP_NUM_THREADS": "5"}
-    environ = {key: environ[key] for key in rng.sample(sorted(environ), rng.randint(0, 4))}
-    if rng.random() < 0.8:
-        rank = rng.choice([*range(8), 10, 12])
-        environ |= {"RANK": str(8 + rank), "LOCAL_RANK": str(rank), "GROUP_RANK": "1"}
-    return (environ,)
+def _toy(conversations: list[Messages], add_generation_prompt: bool = False) -> list[list[int]]:
+    """A chat template for the cases: a turn is its mark, a token a letter, and the EOS token 1."""
+    if not isinstance(conversations, list) or not all(isinstance(talk, list) for talk in conversations):
+        raise TypeError("template takes a list of conversations, each a list of messages")
+    rows = []
+    for talk in conversations:
+        ids = [i for turn in talk for i in (_MARKS[turn["role"]], *map(ord, turn["content"]), 1)]
+        rows.append(ids + [_MARKS["assistant"]] * add_generation_prompt)
+    return rows
 
 
-def _same_map(expected: Any, got: Any) -> bool | str:
-    """A card as its number, as "cuda:0" or as a torch.device: transformers takes all three."""
-    return difference(_with_numbers(expected), _with_numbers(got)) or True
+def _rows(batch: Batch) -> list[tuple[str, str, str]]:
+    return list(zip(batch["instruction"], batch["input"], batch["output"], strict=True))
 
 
-def _with_numbers(device_map: Any) -> Any:
-    if not isinstance(device_map, dict):
-        return device_map
-    return {part: _number(card) for part, card in device_map.items()}
+def _joined(instruction: str, extra: str) -> str:
+    return f"{instruction} {extra}" if extra else instruction
 
 
-def _number(card: Any) -> Any:
-    if isinstance(card, torch.device) and card.type == "cuda" and card.index is not None:
-        return card.index
-    if isinstance(card, str) and card.startswith("cuda:") and card[5:].isdecimal():
-        return int(card[5:])
-    return str(card) if isinstance(card, torch.device) else card
+def _built(
+    user: Callable[[str, str], str] = _joined,
+    prompt_too: bool = True,
+    generation: bool = True,
+    answer: Callable[[str], str] = lambda output: output,
+    roles: tuple[str, str] = ("user", "assistant"),
+) -> Callable[[Batch, Template], dict[str, list[list[int]]]]:
+    """The right answer with one thing done otherwise."""
+
+    def done(batch: Batch, template: Template) -> dict[str, list[list[int]]]:
+        asked = [[{"role": roles[0], "content": user(i, e)}] for i, e, _ in _rows(batch)]
+        talks = [
+            [*q, {"role": roles[1], "content": answer(o)}] for q, (_, _, o) in zip(asked, _rows(batch), strict=True)
+        ]
+        prompts = {"prompt_ids": template(asked, add_generation_prompt=generation)} if prompt_too else {}
+        return {"input_ids": template(talks), **prompts}
+
+    return done
 
 
-def _popped(environ: dict[str, str]) -> dict[str, int]:
-    return {"": int(environ.pop("LOCAL_RANK", 0))}
+def _over_the_keys(batch: Batch, template: Template) -> dict[str, list[list[int]]]:
+    # The guide's loop. That a key is no example is what this mistake gets wrong, and the type checker sees it.
+    asked = [[{"role": "user", "content": row.get("instruction", "")}] for row in batch]  # pyright: ignore[reportAttributeAccessIssue]
+    return {"input_ids": template(asked), "prompt_ids": template(asked, add_generation_prompt=True)}
+
+
+def _two_user_turns(batch: Batch, template: Template) -> dict[str, list[list[int]]]:
+    asked = [[{"role": "user", "content": text} for text in (i, e) if text] for i, e, _ in _rows(batch)]
+    talks = [[*q, {"role": "assistant", "content": o}] for q, (_, _, o) in zip(asked, _rows(batch), strict=True)]
+    return {"input_ids": template(talks), "prompt_ids": template(asked, add_generation_prompt=True)}
+
+
+def _both_opened(batch: Batch, template: Template) -> dict[str, list[list[int]]]:
+    return lesson.tokenize_batch(batch, lambda talks, **options: template(talks, add_generation_prompt=True))
+
+
+def _one_call_each(batch: Batch, template: Template) -> dict[str, Any]:
+    rows = [lesson.tokenize_batch({k: [v[n]] for k, v in batch.items()}, template) for n in range(len(_rows(batch)))]
+    return {key: [row[key] for row in rows] for key in ("input_ids", "prompt_ids")}  # a list too many
+
+
+def _changed(change: Callable[[dict[str, Any]], Any]) -> Callable[[Batch, Template], Any]:
+    return lambda batch, template: change(lesson.tokenize_batch(batch, template))
+
+
+def _drawn_batch(rng: random.Random) -> tuple[Batch, Template]:
+    words = ["ab", "c", "Say it:", "x y", "q.", "Ünï"]
+    n = rng.randint(1, 4)
+    columns = {
+        "instruction": rng.choices(words, k=n),
+        "input": rng.choices(["", "", *words], k=n),
+        "output": rng.choices(words, k=n),
+        "task": rng.choices(words, k=n),
+    }
+    return dict(rng.sample(list(columns.items()), 4)), _toy
 
 
 exercise(
-    "training_device_map",
-    reference=lesson.training_device_map,
+    "tokenize_batch",
+    reference=lesson.tokenize_batch,
     cases=[
-        ({"LOCAL_RANK": "0"},),
-        ({"LOCAL_RANK": "3", "RANK": "11", "WORLD_SIZE": "16"},),
-        ({"HOME": "somewhere"},),
+        ({"instruction": ["ab", "c"], "input": ["d", "e"], "output": ["x", "yz"]}, _toy),
+        ({"instruction": ["q", "r"], "input": ["", "s"], "output": ["r", "t"]}, _toy),
+        ({"output": ["r"], "task": ["style"], "input": ["s"], "instruction": ["q"]}, _toy),
     ],
-    drawn=_drawn_environ,
-    compare=_same_map,
+    drawn=_drawn_batch,
     mistakes=[
         Mistake(
-            lambda environ: "auto",
-            '"auto" spreads one copy over all cards; under DDP each process needs a whole copy on its own card.',
+            _over_the_keys,
+            "going through a dictionary gives its keys, which are texts. Zip its columns: "
+            'zip(batch["instruction"], batch["input"], batch["output"]).',
         ),
         Mistake(
-            lambda environ: {"": 0},
-            "your map names card 0 whatever `environ` holds, and all processes would put their copy there. Read "
-            "LOCAL_RANK, and read it from `environ`, the argument.",
+            _built(user=lambda instruction, extra: f"{instruction} {extra}"),
+            "where there is no input the instruction ends with a space, and the model would learn to expect it.",
         ),
         Mistake(
-            lambda environ: {"": environ.get("LOCAL_RANK", 0)},
-            "environment variables are text: the card's number is int(...) of it.",
+            _built(user=lambda instruction, extra: instruction),
+            "the input is lost: it stands behind the instruction, after one space.",
         ),
         Mistake(
-            lambda environ: {"": environ.get("LOCAL_RANK", "0")},
-            "environment variables are text, and so is your default: the card's number is int(...) of it.",
+            _built(user=lambda instruction, extra: f"{instruction}{extra}"),
+            "the space between instruction and input is missing: the last word of one and the first of the other run "
+            "together.",
         ),
         Mistake(
-            lambda environ: {"": int(environ["LOCAL_RANK"])},
-            "without torchrun there is no LOCAL_RANK, and this stops with a KeyError: fall back to card 0.",
+            _built(user=lambda instruction, extra: f"{instruction}\n{extra}" if extra else instruction),
+            "a line end stands between instruction and input; this course's data have a space there.",
         ),
         Mistake(
-            lambda environ: {"": int(environ.get("RANK", 0))},
-            "RANK numbers the processes of all machines together: the ninth, on a second machine, would look there for "
-            "a card 8. LOCAL_RANK begins anew on each.",
+            _built(user=lambda instruction, extra: _joined(extra, instruction) if extra else instruction),
+            "the instruction comes first, then the input.",
         ),
         Mistake(
-            lambda environ: int(environ.get("LOCAL_RANK", 0)),
-            "that is the card's number; a device map is a dictionary from module names to cards.",
+            _built(generation=False),
+            "prompt_ids end before the mark that opens the assistant's turn: pass add_generation_prompt=True, or the "
+            "model would have to learn that mark.",
         ),
         Mistake(
-            lambda environ: {"model": int(environ.get("LOCAL_RANK", 0))},
-            'the map names a part of the model; "" means all of it.',
+            _built(user=lambda instruction, extra: f"{instruction}  {extra}" if extra else instruction),
+            "two spaces stand between instruction and input: one is asked for.",
         ),
         Mistake(
-            lambda environ: {int(environ.get("LOCAL_RANK", 0)): ""},
-            "the other way round: the part of the model is the key, the card the value.",
+            _built(user=lambda instruction, extra: f"{instruction}: {extra}" if extra else instruction),
+            "a colon was put between instruction and input: one space is asked for, and nothing else.",
         ),
         Mistake(
-            lambda environ: {"": "cuda"},
-            '"cuda" alone doesn\'t say which card, and every process would take the same: cuda:0, cuda:1 and so on.',
+            _built(user=lambda instruction, extra: f"{instruction} {extra or None}"),
+            "the text 'None' stands where there is no input: leave the input, and the space before it, out.",
         ),
         Mistake(
-            lambda environ: {"": int(environ.get("WORLD_SIZE", 1)) - 1},
-            "WORLD_SIZE is how many processes there are; which of them this is, LOCAL_RANK says.",
+            lambda batch, template: {
+                "input_ids": (done := lesson.tokenize_batch(batch, template))["prompt_ids"],
+                "prompt_ids": done["input_ids"],
+            },
+            "the two columns are exchanged: input_ids holds the whole conversations, prompt_ids their beginnings.",
         ),
         Mistake(
-            lambda environ: {"": int(environ["LOCAL_RANK"])} if "LOCAL_RANK" in environ else None,
-            "without LOCAL_RANK your function returns nothing: then the whole model goes on card 0.",
+            _changed(lambda done: {**done, "input_ids": done["prompt_ids"]}),
+            "the answers are missing: input_ids holds the whole conversations, the assistant's turn included.",
         ),
         Mistake(
-            lambda environ: {"": int(environ["LOCAL_RANK"])} if "LOCAL_RANK" in environ else "auto",
-            'without LOCAL_RANK you return "auto": the task wants the whole model on card 0.',
+            _changed(lambda done: {**done, "prompt_ids": done["input_ids"]}),
+            "prompt_ids hold the answers, too: the prompt is the user's turn alone.",
         ),
         Mistake(
-            lambda environ: {"": int(environ.get("LOCAL_RANK", 1))},
-            "cards are numbered from 0: without LOCAL_RANK it is card 0.",
+            _changed(
+                lambda done: {
+                    **done,
+                    "input_ids": [i[len(p) :] for i, p in zip(done["input_ids"], done["prompt_ids"], strict=True)],
+                }
+            ),
+            "input_ids hold the answers alone: the model has to read the prompt before them.",
         ),
-        Mistake(_popped, expect="changes its input"),
+        Mistake(
+            _changed(lambda done: {**done, "prompt_ids": [len(ids) for ids in done["prompt_ids"]]}),
+            "prompt_ids hold numbers of tokens: the ids themselves are asked for.",
+        ),
+        Mistake(
+            _changed(lambda done: {"input_ids": done["input_ids"], "labels": done["prompt_ids"]}),
+            "the second column is called labels: it is prompt_ids, from which the labels come later.",
+        ),
+        Mistake(
+            lambda batch, template: {**batch, **lesson.tokenize_batch(batch, template)},
+            "the old columns are returned as well: two are asked for, input_ids and prompt_ids.",
+        ),
+        Mistake(
+            lambda batch, template: lesson.tokenize_batch(
+                {**batch, "input": batch["input"][:1] * len(batch["input"])}, template
+            ),
+            "every record has the first one's input: take the input that stands in its own row.",
+        ),
+        Mistake(
+            _two_user_turns,
+            "instruction and input are two turns of the user: they are one turn, with a space between them.",
+        ),
+        Mistake(
+            _both_opened,
+            "input_ids end with the mark that opens a turn: add_generation_prompt=True is for the prompts alone.",
+        ),
+        Mistake(
+            lambda batch, template: lesson.tokenize_batch(
+                dict(zip(("instruction", "input", "output"), batch.values(), strict=False)), template
+            ),
+            "you take the columns by their place, and a data set may have others, or another order: take them by name.",
+        ),
+        Mistake(_built(prompt_too=False), "prompt_ids are missing: without them nobody knows where the answer begins."),
+        Mistake(
+            _built(answer=lambda output: f"{output}<|end|>"),
+            "an EOS token was put behind the output by hand: the chat template writes it already.",
+        ),
+        Mistake(_built(roles=("assistant", "user")), "the roles are exchanged: the user asks, the assistant answers."),
+        Mistake(
+            _changed(lambda done: [dict(zip(done, row, strict=True)) for row in zip(*done.values(), strict=True)]),
+            "you return a list of rows; a batched map wants one dictionary of columns back.",
+        ),
+        Mistake(
+            _changed(lambda done: {key: value[0] for key, value in done.items()}),
+            "only the first record is returned: each column holds a list for each record of the batch.",
+        ),
+        Mistake(
+            _one_call_each,
+            "each row is a list in a list: template gives a list of rows, also where it is called with one record.",
+        ),
+        Mistake(
+            _changed(lambda done: {**done, "input_ids": [i[:-1] for i in done["input_ids"]]}),
+            "the EOS token at the end was cut off, and it is what tells the model to stop.",
+        ),
     ],
     hints=[
-        'The empty name "" stands for the whole model: {"": card}.',
-        'environ.get("LOCAL_RANK", 0), made a number.',
+        'batch["instruction"] is the list of all instructions of the batch; zip takes the three columns side by side.',
+        'A conversation is [{"role": "user", "content": ...}, {"role": "assistant", "content": ...}].',
+        "Make the list of prompts and the list of conversations first; then call template once for each.",
     ],
-    why='Each process of torchrun has its own LOCAL_RANK, so each puts a whole copy on its own card. "" means the '
-    "whole model, so the same map fits every model.",
+    why="One call for the batch lets the tokenizer work on many texts at once. What stands between the turns is the "
+    "template's matter, and the prompt's ids say where the answer begins.",
+    points=2,
+)
+
+# ---------------------------------------------------------------------------------------- a conversation's labels
+
+Turns = Sequence[tuple[str, list[int]]]
+
+
+def _with_opening(turns: Turns) -> list[int]:
+    return [i if role == "assistant" else IGNORED for role, ids in turns for i in ids]
+
+
+def _everything(turns: Turns) -> list[int]:
+    return [i for _, ids in turns for i in ids]
+
+
+def _only(chosen: Callable[[int, str, Turns], bool]) -> Callable[[Turns], list[int]]:
+    """Labels for the turns that are chosen by their place and role."""
+
+    def labels(turns: Turns) -> list[int]:
+        return [
+            label
+            for n, (role, ids) in enumerate(turns)
+            for label in ([IGNORED, *ids[1:]] if chosen(n, role, turns) else [IGNORED] * len(ids))
+        ]
+
+    return labels
+
+
+def _without_end(turns: Turns) -> list[int]:
+    ends = {sum(len(ids) for _, ids in turns[: n + 1]) - 1 for n in range(len(turns))}
+    return [IGNORED if at in ends else label for at, label in enumerate(lesson.conversation_labels(turns))]
+
+
+def _users(turns: Turns) -> list[int]:
+    return [IGNORED if role == "assistant" else i for role, ids in turns for i in ids]
+
+
+def _in_place(turns: Turns) -> list[int]:
+    for role, ids in turns:
+        ids[0] = IGNORED
+        if role != "assistant":
+            ids[:] = [IGNORED] * len(ids)
+    return [i for _, ids in turns for i in ids]
+
+
+def _drawn_turns(rng: random.Random) -> tuple[Turns]:
+    roles = rng.choices(["user", "assistant", "assistant", "system", "tool"], k=rng.randint(1, 6))
+    marks = {"user": 2, "assistant": 3, "system": 4, "tool": 5}
+    return ([(role, [marks[role], *rng.choices([1, 2, 3, 0, 50, 51], k=rng.randint(0, 3)), 1]) for role in roles],)
+
+
+exercise(
+    "conversation_labels",
+    reference=lesson.conversation_labels,
+    cases=[
+        ([("user", [2, 40, 41]), ("assistant", [3, 50, 51, 1])],),
+        ([("user", [2, 40]), ("assistant", [3, 50, 1]), ("user", [2, 42]), ("assistant", [3, 52, 53, 1])],),
+        ([("system", [4, 60, 1]), ("user", [2, 40]), ("assistant", [3, 50, 1]), ("tool", [5, 61, 1])],),
+    ],
+    drawn=_drawn_turns,
+    mistakes=[
+        Mistake(
+            _with_opening,
+            "the token that opens the assistant's turn is learnt too; it is put there for the model and gets -100.",
+        ),
+        Mistake(
+            _only(lambda n, role, turns: role in ("assistant", "system")),
+            "the system prompt is learnt: it is given, and the assistant's words alone are the model's.",
+        ),
+        Mistake(
+            _only(lambda n, role, turns: role in ("assistant", "tool")),
+            "what a tool gave back is learnt: it is given, and the assistant's words alone are the model's.",
+        ),
+        Mistake(
+            _only(lambda n, role, turns: role == "assistant" and "assistant" not in [r for r, _ in turns[:n]]),
+            "only the first answer is learnt: in a conversation every turn of the assistant counts.",
+        ),
+        Mistake(
+            _only(lambda n, role, turns: role == "assistant" and n > 0 and turns[n - 1][0] == "user"),
+            "an answer is learnt only behind a user's turn: it may begin the conversation, or follow a tool's.",
+        ),
+        Mistake(
+            _only(lambda n, role, turns: True),
+            "the user's turns are learnt, but for the marks that open them: all of them get -100.",
+        ),
+        Mistake(
+            lambda turns: [
+                label
+                for role, ids in turns
+                for label in ([IGNORED, IGNORED, *ids[2:]] if role == "assistant" else [IGNORED] * len(ids))
+            ],
+            "the first word of each answer has no label: only the mark that opens the turn is given.",
+        ),
+        Mistake(
+            lambda turns: [
+                label
+                for role, ids in turns
+                for label in ([IGNORED, *ids[1:]] if role == "assistant" else [IGNORED] * (len(ids) - 1) + ids[-1:])
+            ],
+            "the last token of the other turns is learnt: the EOS token counts where the assistant ends its own.",
+        ),
+        Mistake(
+            lambda turns: [label != IGNORED for label in lesson.conversation_labels(turns)],
+            "those say whether a token is learnt: a label is the token's id, or -100.",
+        ),
+        Mistake(
+            lambda turns: ([i for _, ids in turns for i in ids], lesson.conversation_labels(turns)),
+            "you return the ids beside the labels: the labels alone are asked for.",
+        ),
+        Mistake(
+            lambda turns: [[IGNORED, *ids[1:]] if role == "assistant" else [IGNORED] * len(ids) for role, ids in turns],
+            "that is a list for each turn: put their labels behind each other, in one list.",
+        ),
+        Mistake(_everything, "every token is learnt, the user's as well: those get the label -100."),
+        Mistake(
+            _only(lambda n, role, turns: role == "assistant" and n == len(turns) - 1),
+            "only the conversation's very last turn is learnt: every turn of the assistant counts.",
+        ),
+        Mistake(
+            _only(lambda n, role, turns: role == "assistant" and "assistant" not in [r for r, _ in turns[n + 1 :]]),
+            "only the last answer is learnt: in a conversation every turn of the assistant counts.",
+        ),
+        Mistake(
+            _only(lambda n, role, turns: n == len(turns) - 1),
+            "only the last turn is learnt, whoever speaks it: every turn of the assistant counts, and no other.",
+        ),
+        Mistake(
+            _only(lambda n, role, turns: role != "user"),
+            "turns of the system or of a tool are learnt too: only the assistant's words are the model's.",
+        ),
+        Mistake(
+            _only(lambda n, role, turns: n % 2 == 1),
+            "every second turn is learnt: a conversation may begin with a system prompt, or have two answers in a row. "
+            "Go by the role.",
+        ),
+        Mistake(
+            _without_end, "the EOS token of an answer keeps its label: it is how the model learns that it is done."
+        ),
+        Mistake(
+            lambda turns: [*lesson.conversation_labels(turns)[1:], IGNORED],
+            "you shifted the labels; the model does that itself, so label i belongs to token i.",
+        ),
+        Mistake(_users, "it is the other way round: the assistant's turns are learnt, the others aren't."),
+        Mistake(
+            lambda turns: [label for label in lesson.conversation_labels(turns) if label != IGNORED],
+            "there must be as many labels as tokens: what isn't learnt gets -100 and is not left out.",
+        ),
+        Mistake(
+            lambda turns: [-1 if label == IGNORED else label for label in lesson.conversation_labels(turns)],
+            "-1 is no label that cross-entropy skips: the one that it ignores is -100.",
+        ),
+        Mistake(
+            _in_place,
+            "your function changes its input: the turns' ids are overwritten, and the model still has to read them.",
+        ),
+    ],
+    hints=[
+        "Go through the turns and put their labels behind each other.",
+        "A turn that isn't the assistant's gives [-100] * len(ids).",
+        "A turn of the assistant gives one -100, for the opening token, and then ids[1:].",
+    ],
+    why="What the template writes at inference, the opening mark among it, is given; what the model has to say itself, "
+    "the EOS token among it, is learnt.",
+    points=2,
+)
+
+# --------------------------------------------------------------------------------------------------- a packed row
+
+Documents = list[list[int]]
+
+
+def _otherwise(name: str, change: Callable[[Documents], Any]) -> Callable[[Documents], dict[str, Any]]:
+    return lambda documents: {**lesson.packed_row(documents), name: change(documents)}
+
+
+def _starts(documents: Documents) -> list[int]:
+    return [sum(len(d) for d in documents[:n]) for n in range(len(documents))]
+
+
+def _marked_in_place(documents: Documents) -> dict[str, Any]:
+    row = lesson.packed_row(documents)
+    for document in documents:
+        document[0] = IGNORED
+    return row
+
+
+def _grown(documents: Documents) -> dict[str, Any]:
+    row = lesson.packed_row(documents)
+    for document in documents[1:]:
+        documents[0].extend(document)
+    return row
+
+
+def _drawn_documents(rng: random.Random) -> tuple[Documents]:
+    return ([rng.choices([0, 1, 1, 5, 6, 7], k=rng.randint(1, 5)) for _ in range(rng.randint(1, 5))],)
+
+
+exercise(
+    "packed_row",
+    reference=lesson.packed_row,
+    cases=[([[5, 6, 7], [8, 9]],), ([[4, 1], [5], [6, 7, 8, 1]],), ([[5, 6], [7], [5, 6], [7]],)],
+    drawn=_drawn_documents,
+    mistakes=[
+        Mistake(
+            _otherwise("position_ids", lambda d: list(range(sum(map(len, d))))),
+            "the positions go on through the row: they begin again at 0 with every document.",
+        ),
+        Mistake(
+            _otherwise("position_ids", lambda d: [p + 1 for x in d for p in range(len(x))]),
+            "the positions begin at 1: the first token of a document is at position 0.",
+        ),
+        Mistake(
+            _otherwise("position_ids", lambda d: [n for n, x in enumerate(d) for _ in x]),
+            "these are the documents' numbers: a position says where in its document a token stands.",
+        ),
+        Mistake(
+            _otherwise("position_ids", _starts),
+            "these are the places where the documents begin: position_ids has a number for every token.",
+        ),
+        Mistake(
+            _otherwise("labels", lambda d: [i for x in d for i in x]),
+            "the first token of each document has a label, so the end of one document is trained to predict the next.",
+        ),
+        Mistake(
+            _otherwise("labels", lambda d: [IGNORED, *[i for x in d for i in x][1:]]),
+            "only the first document's beginning is left out: every document's first token gets -100.",
+        ),
+        Mistake(
+            _otherwise("labels", lambda d: [i for n, x in enumerate(d) for i in ([IGNORED, *x[1:]] if n else x)]),
+            "the row's very first token has a label: it begins a document as well.",
+        ),
+        Mistake(
+            _otherwise("labels", lambda d: [i for x in d for i in [*x[:-1], IGNORED]]),
+            "the last token of each document lost its label: the first one has none, since nothing before it should "
+            "predict it.",
+        ),
+        Mistake(
+            _otherwise("labels", lambda d: [i for x in d for i in [*x[1:], IGNORED]]),
+            "you shifted the labels; the model does that itself, so label i belongs to token i.",
+        ),
+        Mistake(
+            lambda documents: {
+                "input_ids": documents,
+                "labels": [[IGNORED, *d[1:]] for d in documents],
+                "position_ids": [list(range(len(d))) for d in documents],
+            },
+            "these are still lists of documents: a packed row is one flat list of tokens.",
+        ),
+        Mistake(
+            _otherwise("labels", lambda d: [i for x in d for i in [0, *x[1:]]]),
+            "0 is a token's id, and the model would learn to say it: the label to skip is -100.",
+        ),
+        Mistake(
+            _otherwise("labels", lambda d: [IGNORED for x in d for _ in x]),
+            "no token has a label, so nothing would be learnt: only the first of each document gets -100.",
+        ),
+        Mistake(
+            _otherwise("labels", lambda d: [i for x in d for i in x[1:]]),
+            "the labels are fewer than the tokens: the first of each document gets -100, and isn't left out.",
+        ),
+        Mistake(
+            _otherwise("labels", lambda d: [IGNORED if i in {x[0] for x in d} else i for x in d for i in x]),
+            "every token that is like a document's first one lost its label: it is the place that counts.",
+        ),
+        Mistake(
+            _otherwise("input_ids", lambda d: [i for x in d for i in [IGNORED, *x[1:]]]),
+            "-100 stands among the ids, and no token has that number: only the label is set.",
+        ),
+        Mistake(
+            _otherwise("position_ids", lambda d: [x.index(i) for x in d for i in x]),
+            ".index(token) gives the first place of that token, also for the second one like it: use range.",
+        ),
+        Mistake(
+            lambda documents: lesson.packed_row(sorted(documents, key=len, reverse=True)),
+            "the documents stand in another order: leave the one in which they came.",
+        ),
+        Mistake(
+            lambda documents: lesson.packed_row([document for document in documents if len(document) > 1]),
+            "documents of one token are left out: they have a place in the row, and -100 for a label.",
+        ),
+        Mistake(
+            lambda documents: {**(row := lesson.packed_row(documents)), "attention_mask": [1] * len(row["input_ids"])},
+            "an attention mask was added: three lists are asked for, and a mask of ones opens the leak (see below).",
+        ),
+        Mistake(
+            lambda documents: tuple(lesson.packed_row(documents).values()),
+            "you return the lists without their names: return a dictionary.",
+        ),
+        Mistake(
+            _marked_in_place, "your function changes its input: the documents are overwritten, and are needed again."
+        ),
+        Mistake(
+            _grown,
+            "your function changes its input: the first document grows. Begin with an empty list and add to that.",
+        ),
+    ],
+    hints=[
+        "Three empty lists, and a loop over the documents that adds to each.",
+        "A document of n tokens adds the positions range(n), and the labels [-100] + document[1:].",
+    ],
+    why="Positions that begin again tell the model where a document begins; without the -100 the last token of one "
+    "document would be trained to predict the first of the next.",
+    points=2,
+)
+
+# ------------------------------------------------------------------------------------------------- leaked prompts
+
+Records = list[dict[str, str]]
+
+
+def _by(prompt: Callable[[dict[str, str]], Any]) -> Callable[[Records, Records], list[int]]:
+    """Leaks by another idea of when two prompts are the same."""
+
+    def leaked(train: Records, test: Records) -> list[int]:
+        known = [prompt(record) for record in train]
+        return [n for n, record in enumerate(test) if prompt(record) in known]
+
+    return leaked
+
+
+def _text(record: dict[str, str]) -> str:
+    return f"{record['instruction']} {record['input']}"
+
+
+def _prompt(record: dict[str, str]) -> str:
+    return " ".join(_text(record).lower().split())
+
+
+def _same_place(train: Records, test: Records) -> list[int]:
+    return [n for n, (a, b) in enumerate(zip(train, test, strict=False)) if _prompt(a) == _prompt(b)]
+
+
+def _by_index(train: Records, test: Records) -> list[int]:
+    return [test.index(test[n]) for n in lesson.leaked_prompts(train, test)]
+
+
+def _once(train: Records, test: Records) -> list[int]:
+    found = lesson.leaked_prompts(train, test)
+    return [n for n in found if _prompt(test[n]) not in {_prompt(test[m]) for m in found if m < n}]
+
+
+def _lowered_in_place(train: Records, test: Records) -> list[int]:
+    for record in train + test:
+        record["instruction"], record["input"] = record["instruction"].lower(), record["input"].lower()
+    return lesson.leaked_prompts(train, test)
+
+
+def _say(text: str, output: str, instruction: str = "Say it in French:") -> dict[str, str]:
+    return {"instruction": instruction, "input": text, "output": output}
+
+
+def _drawn_records(rng: random.Random) -> tuple[Records, Records]:
+    def record() -> dict[str, str]:
+        words = rng.choice(
+            [["the", "fox."], ["the", "fox!"], ["fox.", "the"], ["a", "cat."], ["a", "ca", "t."], ["no."], []]
+        )
+        text = rng.choice([" ", "  ", "   ", "\t", "\n"]).join(words)
+        text = rng.choice(["", " "]) + rng.choice([text, text.upper(), text.title()]) + rng.choice(["", " "])
+        asked = rng.choice(["Say it:", "say  it:", " Say it:", "Write it:"])
+        return _say(text, rng.choice(["Un.", "Deux.", ""]), asked)
+
+    train, test = ([record() for _ in range(rng.randint(0, 5))] for _ in range(2))
+    return train, test + rng.sample(test, min(1, len(test)))
+
+
+_TRAIN = [
+    _say("The fox.", "Le renard."),
+    _say("A cat.", "Un chat."),
+    _say("A bee.", "Une abeille."),
+    _say("No.", "Non."),
+]
+
+exercise(
+    "leaked_prompts",
+    reference=lesson.leaked_prompts,
+    cases=[
+        (_TRAIN, [_say("A dog.", "Un chien."), _say("A cat.", "Un chat.")]),
+        (_TRAIN, [_say("the  Fox.", "Le renard."), _say("The FOX.", "Le renard."), _say("No.", "Nenni.")]),
+        (_TRAIN, [_say("The fox.", "Arr!", "Say it like a pirate:"), _say("A cow.", "Une vache."), _say("A bee.", "")]),
+        (_TRAIN, [_say("A bee.", "."), _say("The   \t fox.\n", "."), _say("A bee.", "."), _say("Thefox.", ".")]),
+        (_TRAIN, [_say("fox. The", "."), _say("The fox?", "."), _say("The fox", "."), _say("the fox.", ".")]),
+    ],
+    drawn=_drawn_records,
+    mistakes=[
+        Mistake(_by(_text), "'the  Fox.' and 'The fox.' are the same prompt: compare without case and extra spaces."),
+        Mistake(
+            _by(lambda record: _text(record).lower()),
+            "two spaces still make another prompt: ' '.join(text.split()) makes one of each run.",
+        ),
+        Mistake(
+            _by(lambda record: " ".join(_text(record).split())),
+            "capital letters still make another prompt: .lower() both.",
+        ),
+        Mistake(
+            _by(lambda record: _text(record).lower().replace("  ", " ").strip()),
+            "replace('  ', ' ') makes one space of two, and two of three, and leaves tabs: ' '.join(text.split()).",
+        ),
+        Mistake(
+            _by(lambda record: _text(record).lower().strip()),
+            ".strip() takes the spaces at the two ends; those between the words count as well: ' '.join(text.split()).",
+        ),
+        Mistake(
+            _by(lambda record: _text(record).lower().replace(" ", "")),
+            "spaces were taken out, and tabs were left: 'the fox' and 'thefox' became one prompt: leave one each.",
+        ),
+        Mistake(
+            _by(lambda record: "".join(_text(record).lower().split())),
+            "all spaces were taken out, and so 'the fox' and 'thefox' became one prompt: leave one of each run.",
+        ),
+        Mistake(
+            _by(lambda record: (_prompt(record), record["output"])),
+            "you compare the answers too: a prompt seen in training is leaked, whatever the answer beside it.",
+        ),
+        Mistake(
+            _by(lambda record: " ".join(record["input"].lower().split())),
+            "you compare the inputs alone: the same sentence with another instruction is another prompt.",
+        ),
+        Mistake(
+            lambda train, test: lesson.leaked_prompts(test, train),
+            "these are places in train: return the places of the leaked records in test.",
+        ),
+        Mistake(
+            _same_place,
+            "you compare records at the same place: a test prompt may stand anywhere in train. Make a set of prompts.",
+        ),
+        Mistake(_by_index, "test.index(record) gives the first equal record, also for the second one: use enumerate."),
+        Mistake(_once, "a prompt that stands in test twice is leaked twice: return every place."),
+        Mistake(
+            lambda train, test: [test[n] for n in lesson.leaked_prompts(train, test)],
+            "those are the records: return their places in test.",
+        ),
+        Mistake(
+            lambda train, test: len(lesson.leaked_prompts(train, test)), "that is how many leaked: return their places."
+        ),
+        Mistake(
+            _by(lambda record: " ".join(record["instruction"].lower().split())),
+            "you compare the instructions alone: one that is the same for every record makes all of them leak.",
+        ),
+        Mistake(
+            _by(lambda record: " ".join(f"{record['instruction']}{record['input']}".lower().split())),
+            "instruction and input are joined without a space, so a space at the seam makes another prompt.",
+        ),
+        Mistake(
+            _by(lambda record: frozenset(_prompt(record).split())),
+            "you compare the words without their order: the same words in another order are another prompt.",
+        ),
+        Mistake(
+            _by(lambda record: re.sub(r"[^\w\s]", "", _prompt(record))),
+            "punctuation was taken out, and so 'No.' and 'No?' became one prompt: only case and gaps don't count.",
+        ),
+        Mistake(
+            lambda train, test: [n in lesson.leaked_prompts(train, test) for n in range(len(test))],
+            "that is True or False for every record: return the places of those that leaked.",
+        ),
+        Mistake(
+            lambda train, test: [n for n in range(len(test)) if n not in lesson.leaked_prompts(train, test)],
+            "the other way round: those are the records that are not in train.",
+        ),
+        Mistake(
+            lambda train, test: [n + 1 for n in lesson.leaked_prompts(train, test)],
+            "every place is one too large: the first record is at 0, as enumerate counts.",
+        ),
+        Mistake(
+            lambda train, test: [_prompt(test[n]) for n in lesson.leaked_prompts(train, test)],
+            "those are the prompts: return their places in test.",
+        ),
+        Mistake(
+            _lowered_in_place,
+            "your function changes its input: the records are in lower case now, and would be trained on like that.",
+        ),
+    ],
+    hints=[
+        "Write a small function that turns a record into its prompt, in lower case and with single spaces.",
+        "Put all prompts of train into a set, then go through test with enumerate.",
+    ],
+    why="split() without an argument takes any run of spaces, tabs and line ends for one gap; a set finds a prompt in "
+    "one step, however many there are.",
 )

@@ -1,59 +1,47 @@
 """The answers to chapter 4's exercises, cell by cell as the lesson solves them.
 
-Generated from lessons/04_data.md by `make notebooks`: edit the lesson, not this file.
+Generated from lessons/04_a_lora_layer_from_scratch.md by `make notebooks`: edit the lesson, not this file.
 """
+
+import torch
+import torch.nn.functional as F
+from torch import nn
 
 # fmt: off
 
-# -------- dolly_record
-def dolly_record(record):
-    if not record.get("response", "").strip():
-        raise ValueError(f"no response in a record with the fields {', '.join(record)}")
-    return {
-        "instruction": record["instruction"],
-        "input": record["context"],
-        "output": record["response"],
-    }
+# -------- lora_layer
+class LoRALayer(nn.Module):
+    def __init__(self, base_layer, r, lora_alpha, lora_dropout=0.0):
+        super().__init__()
+        d_out, d_in = base_layer.weight.shape
+        self.base_layer = base_layer.requires_grad_(False)
+        self.lora_A = nn.Parameter(torch.empty(r, d_in))
+        self.lora_B = nn.Parameter(torch.zeros(d_out, r))
+        nn.init.kaiming_uniform_(self.lora_A, a=5**0.5)
+        self.lora_dropout = nn.Dropout(lora_dropout)
+        self.scaling = lora_alpha / r
+
+    def forward(self, x):
+        low = F.linear(self.lora_dropout(x), self.lora_A)
+        return self.base_layer(x) + self.scaling * F.linear(low, self.lora_B)
 
 
-# -------- tokenize_batch
-def tokenize_batch(batch, template):
-    prompts, conversations = [], []
-    for instruction, extra, output in zip(batch["instruction"], batch["input"], batch["output"]):
-        user = {"role": "user", "content": f"{instruction} {extra}" if extra else instruction}
-        prompts.append([user])
-        conversations.append([user, {"role": "assistant", "content": output}])
-    return {
-        "input_ids": template(conversations),
-        "prompt_ids": template(prompts, add_generation_prompt=True),
-    }
+# -------- layers_to_wrap
+def layers_to_wrap(model, targets):
+    named = model.named_modules()
+    return [n for n, m in named if isinstance(m, nn.Linear) and n.rpartition(".")[2] in targets]
 
 
-# -------- conversation_labels
-def conversation_labels(turns):
-    labels = []
-    for role, ids in turns:
-        if role == "assistant":
-            labels += [-100, *ids[1:]]
-        else:
-            labels += [-100] * len(ids)
-    return labels
+# -------- answer_labels
+def answer_labels(prompt_ids, answer_ids):
+    return [-100] * len(prompt_ids) + answer_ids
 
 
-# -------- packed_row
-def packed_row(documents):
-    input_ids, labels, position_ids = [], [], []
-    for document in documents:
-        input_ids += document
-        labels += [-100, *document[1:]]
-        position_ids += range(len(document))
-    return {"input_ids": input_ids, "labels": labels, "position_ids": position_ids}
+# -------- merged_weight
+def merged_weight(weight, lora_A, lora_B, scaling):
+    return weight + scaling * (lora_B @ lora_A)
 
 
-# -------- leaked_prompts
-def leaked_prompts(train, test):
-    def prompt(record):
-        return " ".join(f"{record['instruction']} {record['input']}".lower().split())
-
-    known = {prompt(record) for record in train}
-    return [place for place, record in enumerate(test) if prompt(record) in known]
+# -------- peft_name
+def peft_name(layer, matrix):
+    return f"base_model.model.{layer}.{matrix}.weight"

@@ -1,45 +1,59 @@
 """The answers to chapter 5's exercises, cell by cell as the lesson solves them.
 
-Generated from lessons/05_loading_models.md by `make notebooks`: edit the lesson, not this file.
+Generated from lessons/05_data.md by `make notebooks`: edit the lesson, not this file.
 """
-
-import math
-
-import torch
 
 # fmt: off
 
-# -------- absmax_steps
-def absmax_steps(values):
-    scale = values.abs().max()
-    return torch.round(values / scale * 127).to(torch.int8), scale
+# -------- dolly_record
+def dolly_record(record):
+    if not record.get("response", "").strip():
+        raise ValueError(f"no response in a record with the fields {', '.join(record)}")
+    return {
+        "instruction": record["instruction"],
+        "input": record["context"],
+        "output": record["response"],
+    }
 
 
-# -------- nearest_code
-def nearest_code(values, book):
-    return (values[:, None] - book).abs().argmin(dim=1)
+# -------- tokenize_batch
+def tokenize_batch(batch, template):
+    prompts, conversations = [], []
+    for instruction, extra, output in zip(batch["instruction"], batch["input"], batch["output"]):
+        user = {"role": "user", "content": f"{instruction} {extra}" if extra else instruction}
+        prompts.append([user])
+        conversations.append([user, {"role": "assistant", "content": output}])
+    return {
+        "input_ids": template(conversations),
+        "prompt_ids": template(prompts, add_generation_prompt=True),
+    }
 
 
-# -------- dequantized
-def dequantized(codes, scales, book, block, dtype):
-    each = scales.repeat_interleave(block)[: len(codes)]
-    return (book[codes.long()] * each).to(dtype)
+# -------- conversation_labels
+def conversation_labels(turns):
+    labels = []
+    for role, ids in turns:
+        if role == "assistant":
+            labels += [-100, *ids[1:]]
+        else:
+            labels += [-100] * len(ids)
+    return labels
 
 
-# -------- double_quant_bits
-def double_quant_bits(block, scale_block):
-    return 4 + 8 / block + 32 / (block * scale_block)
+# -------- packed_row
+def packed_row(documents):
+    input_ids, labels, position_ids = [], [], []
+    for document in documents:
+        input_ids += document
+        labels += [-100, *document[1:]]
+        position_ids += range(len(document))
+    return {"input_ids": input_ids, "labels": labels, "position_ids": position_ids}
 
 
-# -------- four_bit_bytes
-def four_bit_bytes(shapes, bits):
-    total = 0
-    for name, shape in shapes.items():
-        kept = any(part in name for part in ("embed", "norm", "lm_head"))
-        total += math.prod(shape) * (2 if kept else bits / 8)
-    return total
+# -------- leaked_prompts
+def leaked_prompts(train, test):
+    def prompt(record):
+        return " ".join(f"{record['instruction']} {record['input']}".lower().split())
 
-
-# -------- training_device_map
-def training_device_map(environ):
-    return {"": int(environ.get("LOCAL_RANK", 0))}
+    known = {prompt(record) for record in train}
+    return [place for place, record in enumerate(test) if prompt(record) in known]

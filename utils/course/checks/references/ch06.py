@@ -1,44 +1,45 @@
 """The answers to chapter 6's exercises, cell by cell as the lesson solves them.
 
-Generated from lessons/06_loraconfig.md by `make notebooks`: edit the lesson, not this file.
+Generated from lessons/06_loading_models.md by `make notebooks`: edit the lesson, not this file.
 """
 
 import math
 
+import torch
+
 # fmt: off
 
-# -------- scaling
-def scaling(r, lora_alpha, use_rslora):
-    return lora_alpha / (math.sqrt(r) if use_rslora else r)
+# -------- absmax_steps
+def absmax_steps(values):
+    scale = values.abs().max()
+    return torch.round(values / scale * 127).to(torch.int8), scale
 
 
-# -------- upper_mlp
-upper_mlp = r".*\.layers\.[23]\.mlp\.(gate|up|down)_proj"
+# -------- nearest_code
+def nearest_code(values, book):
+    return (values[:, None] - book).abs().argmin(dim=1)
 
 
-# -------- matches_nothing
-def matches_nothing(names, targets):
-    def matches(name, target):
-        return name == target or name.endswith("." + target)
-
-    return [t for t in targets if not any(matches(name, t) for name in names)]
+# -------- dequantized
+def dequantized(codes, scales, book, block, dtype):
+    each = scales.repeat_interleave(block)[: len(codes)]
+    return (book[codes.long()] * each).to(dtype)
 
 
-# -------- count_with_pattern
-def count_with_pattern(shapes, r, rank_pattern):
+# -------- double_quant_bits
+def double_quant_bits(block, scale_block):
+    return 4 + 8 / block + 32 / (block * scale_block)
+
+
+# -------- four_bit_bytes
+def four_bit_bytes(shapes, bits):
     total = 0
-    for name, (d_out, d_in) in shapes.items():
-        matching = [k for k in rank_pattern if name == k or name.endswith("." + k)]
-        rank = rank_pattern[matching[0]] if matching else r
-        total += rank * (d_out + d_in)
+    for name, shape in shapes.items():
+        kept = any(part in name for part in ("embed", "norm", "lm_head"))
+        total += math.prod(shape) * (2 if kept else bits / 8)
     return total
 
 
-# -------- trained_biases
-def trained_biases(names, targets, bias):
-    if bias == "none":
-        return []
-    biases = [n for n in names if n.endswith(".bias")]
-    if bias == "all":
-        return biases
-    return [n for n in biases if n.split(".")[-2] in targets]
+# -------- training_device_map
+def training_device_map(environ):
+    return {"": int(environ.get("LOCAL_RANK", 0))}
