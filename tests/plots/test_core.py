@@ -3,7 +3,9 @@ colour."""
 
 from __future__ import annotations
 
+import base64
 import io
+import struct
 
 import pytest
 from matplotlib.colors import to_hex
@@ -82,14 +84,22 @@ def test_what_cannot_be_drawn_is_refused(draw, message):
         draw()
 
 
-def test_show_displays_one_picture_whose_text_is_the_title(monkeypatch):
+@pytest.mark.parametrize(
+    ("alt", "text"), [("", "Figure: A title"), ("One bar, of 1.", "Figure: A title. One bar, of 1.")]
+)
+def test_show_displays_one_fine_picture_whose_text_is_the_title_and_what_is_seen(alt, text, monkeypatch):
     shown = []
-    monkeypatch.setattr("IPython.display.display", lambda data, raw: shown.append((data, raw)))
-    assert plots.show(plots.bars(["a"], {"one": [1]}, **WORDS)) is None
-    ((data, raw),) = shown
-    assert raw
-    assert data["text/plain"] == "Figure: A title"
-    assert data["image/png"].startswith("iVBORw0KGgo")
+    monkeypatch.setattr("IPython.display.display", lambda data, **how: shown.append((data, how)))
+    assert plots.show(plots.bars(["a"], {"one": [1]}, **WORDS), alt=alt) is None
+    ((data, how),) = shown
+    assert how["raw"]
+    assert data["text/plain"] == text
+    about = how["metadata"]["image/png"]
+    assert about.get("alt", "") == alt
+    png = base64.b64decode(data["image/png"])
+    assert png.startswith(b"\x89PNG")
+    pixels = struct.unpack(">II", png[16:24])
+    assert pixels == (2 * about["width"], 2 * about["height"])
 
 
 def test_a_histogram_counts_every_value_and_draws_the_cut():

@@ -139,7 +139,7 @@ def place(notebook: NotebookNode, index: int, lesson: Lesson, kind: str) -> str:
 
 def normalise(notebook: NotebookNode) -> None:
     """Drop what differs from run to run or says nothing: widget views (their ids are random), outputs'
-    metadata, and the order in which the one run took the cells.
+    metadata but a picture's size and alt text, and the order in which the one run took the cells.
 
     A progress bar then shows its text form wherever the notebook is only read.
     """
@@ -150,7 +150,7 @@ def normalise(notebook: NotebookNode) -> None:
             if "execution_count" in output:
                 output.execution_count = count
             if "data" in output:
-                output.metadata = NotebookNode()
+                output.metadata = NotebookNode({k: v for k, v in output.metadata.items() if k == "image/png"})
                 output.data.pop(WIDGET, None)
 
 

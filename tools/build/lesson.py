@@ -39,6 +39,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from tools.build import navigation
 from tools.build.navigation import LESSON_FILE, WAYS, to_notebooks
+from tools.build.pictures import embedded
 from utils.course.colab import SETUP_ID
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -304,7 +305,7 @@ def make(lesson: Lesson, kind: str, course: Course) -> NotebookNode:
     cells = []
     for index, (cell, identity) in enumerate(zip(lesson.cells, cell_ids(lesson), strict=True)):
         if cell.cell_type == "markdown":
-            source = to_notebooks(NOEVAL.sub(r"\1", cell.source))
+            source = embedded(to_notebooks(NOEVAL.sub(r"\1", cell.source)), lesson.path.parent)
             cells.append(new_markdown_cell(source, id=identity, metadata=dict(cell.metadata)))
             continue
         learner, solved = split_solution(cell.source, lesson.where(index))

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 
 from tools.build.lesson import LEARNER, SOLVED, Course, Lesson, exercise_cells, find_lessons, split_solution
 from tools.build.one_run import is_compared
+from tools.build.pictures import PICTURE, faults
 
 LONGEST, MEDIAN = 25, 6
 
@@ -217,6 +218,13 @@ def _not_compared(lesson: Lesson, course: Course) -> Found:
             yield line, "a cell that is not compared says why in its first line: '# Not compared: a time, ...'"
 
 
+def _pictures(lesson: Lesson, course: Course) -> Found:
+    """A picture is a drawing of the lessons', with a text for who doesn't see it."""
+    for line, found in _in_prose(lesson, PICTURE):
+        for fault in faults(found[1], found[2], lesson.path.parent):
+            yield line, fault
+
+
 def _papers(lesson: Lesson, course: Course) -> Found:
     """A paper's number at arXiv is the address of a link."""
     for line, found in _in_prose(lesson, UNLINKED_PAPER):
@@ -246,5 +254,6 @@ RULES: tuple[Callable[[Lesson, Course], Found], ...] = (
     _not_compared,
     _closing,
     _papers,
+    _pictures,
     _formulas,
 )

@@ -62,15 +62,22 @@ def new_figure(size: tuple[float, float] = SIZE) -> tuple[Figure, Axes]:
     return figure, ax
 
 
-def show(figure: Figure) -> None:
-    """Show a figure in the notebook and return nothing. Its text form, which nbval compares, is the figure's titles."""
+def show(figure: Figure, alt: str = "") -> None:
+    """Show a figure in the notebook and return nothing.
+
+    alt: what is seen and what follows from it, for who doesn't see the picture. The figure's text form, which nbval
+    compares, is its titles and this text. The picture has twice the pixels that it is shown with, for fine screens.
+    """
     from IPython.display import display
 
     png = io.BytesIO()
-    figure.savefig(png, format="png")
+    figure.savefig(png, format="png", dpi=2 * figure.dpi)
+    width, height = (round(inches * figure.dpi) for inches in figure.get_size_inches())
     titles = [ax.get_title(loc="left") or ax.get_title() for ax in figure.axes]
-    text = "Figure: " + "; ".join(title for title in titles if title)
-    display({"image/png": base64.b64encode(png.getvalue()).decode(), "text/plain": text}, raw=True)
+    text = ". ".join(filter(None, ["Figure: " + "; ".join(title for title in titles if title), alt]))
+    about = {"width": width, "height": height} | ({"alt": alt} if alt else {})
+    data = {"image/png": base64.b64encode(png.getvalue()).decode(), "text/plain": text}
+    display(data, metadata={"image/png": about}, raw=True)
 
 
 def lines(

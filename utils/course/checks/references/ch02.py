@@ -22,21 +22,3 @@ def energy_captured(W, r):
 # -------- break_even_rank
 def break_even_rank(d_in, d_out):
     return (d_in * d_out - 1) // (d_in + d_out)
-
-
-# -------- lora_forward
-def lora_forward(x, W0, A, B, s):
-    return x @ W0.T + s * (x @ A.T) @ B.T
-
-
-# -------- lora_gradients
-def lora_gradients(x, g, A, B, s):
-    dA = s * (g @ B).T @ x
-    dB = s * g.T @ (x @ A.T)
-    return dA, dB
-
-
-# -------- equivalent_b_rate
-def equivalent_b_rate(lr, s_old, s_new, optimizer):
-    c = s_new / s_old
-    return lr * c if optimizer == "adam" else lr * c**2
