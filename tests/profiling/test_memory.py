@@ -186,6 +186,8 @@ def test_the_prediction_is_what_an_h100_allocated(key):
         assert size == pytest.approx(row["phases"][phase]["peak"], rel=bar), phase
     assert prediction.resident == pytest.approx(row["resident"], rel=0.02)
     assert sum(prediction.parts.values()) == prediction.peak and set(prediction.parts) <= set(KINDS)
+    assert {phase: sum(parts.values()) for phase, parts in prediction.moments.items()} == prediction.phases
+    assert prediction.moments[prediction.phase] == prediction.parts
 
 
 @pytest.mark.parametrize(

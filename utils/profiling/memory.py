@@ -91,7 +91,8 @@ def mixed_precision(parameters: int) -> TrainingState:
     float32 moments.
 
     The copy (Micikevicius et al., 2017, https://arxiv.org/abs/1710.03740) is counted with the optimizer, as ZeRO does
-    (Rajbhandari et al., 2019, https://arxiv.org/abs/1910.02054): 2 + 2 + 12 bytes per parameter.
+    (Rajbhandari et al., 2019, https://arxiv.org/abs/1910.02054): 2 + 2 + 12 bytes per parameter. ``torch.autocast``
+    keeps weights and gradients in float32 and makes no copy, 4 + 4 + 8: that is :func:`full_finetuning`.
     """
     if parameters < 1:
         raise ValueError(f"a model has at least one parameter, not {parameters}")
@@ -188,7 +189,8 @@ class Prediction(NamedTuple):
     """The peak of a training step in bytes, `parts` of it by kind, and the largest moment of each phase.
 
     phase: in which of "forward", "backward" and "optimizer" the peak lies. resident: what is held between two steps.
-    kept: what the forward pass leaves for the backward pass beside that, the activations.
+    kept: what the forward pass leaves for the backward pass beside that, the activations. moments: what each phase
+    holds at its largest moment, by kind.
     """
 
     peak: int
@@ -197,6 +199,7 @@ class Prediction(NamedTuple):
     phases: dict[str, int]
     resident: int
     kept: int
+    moments: dict[str, dict[str, int]]
 
 
 KINDS = (
@@ -254,10 +257,11 @@ def predict(setup: Setup) -> Prediction:
         with tracker.during("optimizer"):
             step()
     phase = max(tracker.peaks, key=lambda name: tracker.peaks[name].total)
-    total, parts = tracker.peaks[phase]
-    ordered = {kind: parts[kind] for kind in KINDS if kind in parts}
+    moments = {
+        name: {kind: peak.parts[kind] for kind in KINDS if kind in peak.parts} for name, peak in tracker.peaks.items()
+    }
     phases = {name: peak.total for name, peak in tracker.peaks.items()}
-    return Prediction(total, phase, ordered, phases, resident, kept)
+    return Prediction(phases[phase], phase, moments[phase], phases, resident, kept, moments)
 
 
 def model_of(setup: Setup) -> PreTrainedModel:

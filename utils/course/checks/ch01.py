@@ -1,11 +1,19 @@
-"""Chapter 1's exercises: counting what training holds in memory."""
+"""Chapter 1's exercises: counting what training holds in memory, and a loss that never holds all logits."""
 
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
+from typing import Any
 
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from torch.utils.checkpoint import checkpoint
+
+from utils.course.checks.behaviour import same_gradients, without_matrix
 from utils.course.checks.references import ch01 as lesson
-from utils.course.checks.registry import Mistake, exercise
+from utils.course.checks.registry import Mistake, Wrong, exercise
 
 
 def _count(draw: random.Random) -> int:
@@ -310,65 +318,178 @@ exercise(
     why="A peak is a fixed part and one for each sequence, so two peaks say both; the rest is division.",
 )
 
-# ------------------------------------------------------------------------------------------------- attention scores
+# ------------------------------------------------------------------------------------------------ a loss in chunks
 
 
-def _drawn_batch(draw: random.Random) -> tuple[int, int, int]:
-    batch, heads, length = draw.sample((1, 2, 3, 5, 6, 8, 12, 32, 48, 64, 100, 512, 777, 1000), 3)
-    return batch, heads, length
+def _tokens(n: int, width: int, vocabulary: int, chunk: int, left_out: tuple[int, ...] = ()):
+    """Hidden states, a head and labels, of which those at `left_out` don't count."""
+
+    def make() -> tuple[Tensor, Tensor, Tensor, int]:
+        hidden, weight = (torch.randn(rows, width, dtype=torch.float64) for rows in (n, vocabulary))
+        labels = torch.randint(0, vocabulary, (n,))
+        labels[list(left_out)] = -100
+        return hidden, weight, labels, chunk
+
+    return make
+
+
+def _drawn_tokens(draw: random.Random) -> tuple[Tensor, Tensor, Tensor, int]:
+    """One label at least counts; whole chunks of -100, a short last chunk, and a chunk larger than all occur."""
+    n, width, vocabulary = draw.sample(range(2, 24), 3)
+    chunk = draw.choice((1, 2, 3, 5, n, n + 4))
+    if draw.random() < 0.5:
+        left_out = draw.sample(range(n), draw.randrange(n))
+    else:
+        first = draw.randrange(n)
+        left_out = [i for i in range(first, n)] if first else []
+    return _tokens(n, width, vocabulary, chunk, tuple(left_out))()
+
+
+_MANY = _tokens(60, 4, 50, 7, (3, 4, 58))
+
+
+def _keeps_no_logits(answer: Callable[..., Tensor]) -> None:
+    """What autograd saves beside the arguments is less than half of all logits. That leaves room for a function of
+    autograd's own that computes the gradients of both arguments in the forward pass, as Liger's does.
+    """
+    hidden, weight, labels, chunk = _MANY()
+    own = {t.untyped_storage().data_ptr() for t in (hidden.requires_grad_(), weight.requires_grad_(), labels)}
+    saved: dict[int, torch.UntypedStorage] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        saved[storage.data_ptr()] = storage
+        return tensor.detach()
+
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        answer(hidden, weight, labels, chunk)
+    kept = sum(storage.nbytes() for address, storage in saved.items() if address not in own)
+    if kept > len(hidden) * len(weight) * hidden.element_size() / 2:
+        raise Wrong(
+            "the loss is right, but the logits of every chunk are kept for the backward pass, so nothing is saved: "
+            "compute each chunk's loss in a function and call it by checkpoint(function, ..., use_reentrant=False)."
+        )
+
+
+def _chunks(loss: Callable[[Tensor, Tensor], Any], combine: Callable[[list[Any], Tensor], Any], last: bool = True):
+    """A chunked loss of which `loss` makes a chunk's part, from logits and labels, and `combine` the result."""
+
+    def answer(hidden: Tensor, weight: Tensor, labels: Tensor, chunk: int) -> Any:
+        starts = range(0, len(labels) if last else len(labels) - chunk + 1, chunk)
+        pieces = [
+            checkpoint(
+                lambda rows, targets: loss(rows @ weight.T, targets),
+                hidden[start : start + chunk],
+                labels[start : start + chunk],
+                use_reentrant=False,
+            )
+            for start in starts
+        ]
+        return combine(pieces, labels)
+
+    return answer
+
+
+def _sum(logits: Tensor, targets: Tensor) -> Tensor:
+    return cross_entropy(logits, targets, reduction="sum")
+
+
+def _shifted(logits: Tensor, targets: Tensor) -> Tensor:
+    return _sum(logits[:-1], targets[1:])
+
+
+def _counted(labels: Tensor) -> Tensor:
+    return (labels != -100).sum()
+
+
+def _not_recomputed(hidden: Tensor, weight: Tensor, labels: Tensor, chunk: int) -> Any:
+    pieces = zip(hidden.split(chunk), labels.split(chunk), strict=True)
+    return sum(_sum(rows @ weight.T, targets) for rows, targets in pieces) / _counted(labels)
+
+
+def _shifted_once_more(hidden: Tensor, weight: Tensor, labels: Tensor, chunk: int) -> Any:
+    return lesson.chunked_loss(hidden[:-1], weight, labels[1:], chunk)
 
 
 exercise(
-    "score_bytes",
-    reference=lesson.score_bytes,
-    cases=[(4, 32, 512), (1, 6, 64), (2, 8, 1000)],
-    drawn=_drawn_batch,
+    "chunked_loss",
+    reference=lesson.chunked_loss,
+    cases=[
+        _tokens(6, 3, 5, 2),
+        _tokens(7, 4, 9, 3, (0, 5)),
+        _tokens(8, 5, 6, 2, (2, 3, 6)),
+        _tokens(3, 4, 7, 10, (1,)),
+    ],
+    drawn=_drawn_tokens,
+    test=[
+        without_matrix(_MANY, (60, 50), "the logits of all tokens at once"),
+        _keeps_no_logits,
+        same_gradients(lesson.chunked_loss, _MANY, ("hidden", "weight", "labels", "chunk")),
+    ],
     mistakes=[
         Mistake(
-            lambda batch, heads, length: batch * heads * length * 4,
-            "every token looks at every token: that is length * length scores, not length.",
+            _chunks(cross_entropy, lambda pieces, labels: sum(pieces) / len(pieces)),
+            "a mean of the chunks' means counts each chunk alike, however few of its labels count (and with none it is "
+            "nan): add up sums, and divide once.",
         ),
         Mistake(
-            lambda batch, heads, length: batch * length * length * 4,
-            "each head has scores of its own: multiply by the number of heads.",
+            _chunks(
+                lambda logits, targets: cross_entropy(logits, targets) * len(targets),
+                lambda pieces, labels: sum(pieces) / len(labels),
+            ),
+            "a chunk's mean is over the labels that count: times all its rows it isn't the sum. Take reduction='sum'.",
         ),
         Mistake(
-            lambda batch, heads, length: heads * length * length * 4,
-            "each sequence of the batch has scores of its own: multiply by batch.",
+            _chunks(_sum, lambda pieces, labels: sum(pieces) / len(labels)),
+            "you divide by the number of rows; the mean is over the labels that count, those that aren't -100.",
         ),
         Mistake(
-            lambda batch, heads, length: length * length * 4,
-            "that is one head of one sequence: each head has scores of its own, and so has each sequence.",
+            _chunks(_sum, lambda pieces, labels: sum(pieces)),
+            "that is the sum: divide it by the number of labels that count.",
         ),
         Mistake(
-            lambda batch, heads, length: batch * heads * length * length,
-            "you counted the numbers; a float32 has four bytes.",
+            _chunks(_sum, lambda pieces, labels: sum(pieces) / _counted(labels), last=False),
+            "the last chunk may have fewer rows, and you leave it out.",
         ),
         Mistake(
-            lambda batch, heads, length: batch * heads * length * length * 2,
-            "two bytes is a 16-bit number; a float32 has four.",
+            _chunks(_sum, lambda pieces, labels: pieces[-1] / _counted(labels)),
+            "only the last chunk is in your result: add the chunks up.",
         ),
         Mistake(
-            lambda batch, heads, length: batch * heads * length * length * 32,
-            "those are bits: a float32 has 32 of them, which is four bytes.",
+            _chunks(_shifted, lambda pieces, labels: sum(pieces) / _counted(labels)),
+            "the labels are shifted already: within a chunk, row i predicts labels[i].",
         ),
         Mistake(
-            lambda batch, heads, length: batch * heads * length * (length + 1) // 2 * 4,
-            "the mask hides half of the scores, but the tensor holds them all: length * length.",
+            _shifted_once_more,
+            "the labels are shifted already: row i predicts labels[i], and the first label counts too.",
         ),
         Mistake(
-            lambda batch, heads, length: heads * (batch * length) ** 2 * 4,
-            "a token looks at the tokens of its own sequence alone: the batch isn't squared.",
+            _chunks(
+                lambda logits, targets: _sum(logits, targets.clamp(min=0)),
+                lambda pieces, labels: sum(pieces) / len(labels),
+            ),
+            "you count the labels of -100 as token 0: leave them out (ignore_index=-100).",
         ),
         Mistake(
-            lambda batch, heads, length: batch * heads * length * length * 4 / 1e9,
-            "those are GB; return bytes, the lesson's cell divides.",
+            lambda hidden, weight, labels, chunk: cross_entropy(hidden @ weight.T, labels),
+            expect="you make the logits of all tokens at once",
+        ),
+        Mistake(_not_recomputed, expect="the logits of every chunk are kept for the backward pass"),
+        Mistake(
+            lambda hidden, weight, labels, chunk: lesson.chunked_loss(hidden.detach(), weight, labels, chunk),
+            expect="no gradient reaches hidden",
         ),
         Mistake(
-            lambda batch, heads, length: batch * heads * length * length * 8,
-            "that is twice the scores, or eight bytes a number: one float32 score takes four.",
+            lambda hidden, weight, labels, chunk: float(lesson.chunked_loss(hidden, weight, labels, chunk)),
+            "that is a number without a graph: return the tensor, so that backward() can go through it.",
         ),
     ],
-    hints=["One score for each pair of tokens.", "For each sequence and each head: length * length float32 numbers."],
-    why="Twice the length is four times the pairs of tokens. This is what makes long contexts dear where it is stored.",
+    hints=[
+        "The mean is a sum over all labels that count, divided by their number. Sums can be added chunk by chunk.",
+        "cross_entropy(logits, targets, reduction='sum') leaves labels of -100 out; it is 0 where none counts.",
+        "Write a function of a chunk's rows and labels that makes the logits and returns the sum, and call it by "
+        "checkpoint(function, rows, targets, use_reentrant=False).",
+    ],
+    why="The loss needs each token's logits only until its own cross-entropy is known; the backward pass can make them "
+    "again from the hidden states, which are kept anyway.",
 )

@@ -18,11 +18,6 @@ def training_gb(parameters, bytes_each):
     return (weights + gradients + moments) / 1e9
 
 
-# -------- score_bytes
-def score_bytes(batch, heads, length):
-    return batch * heads * length * length * 4
-
-
 # -------- lora_training_gb
 def lora_training_gb(parameters, trainable):
     base = 2 * parameters
@@ -35,3 +30,19 @@ def sequences_that_fit(one, two, room):
     if one > room:
         return 0
     return 1 + int((room - one) // (two - one))
+
+
+# -------- chunked_loss
+from torch.nn.functional import cross_entropy
+from torch.utils.checkpoint import checkpoint
+
+
+def chunked_loss(hidden, weight, labels, chunk):
+    def summed(rows, targets):
+        return cross_entropy(rows @ weight.T, targets, ignore_index=-100, reduction="sum")
+
+    total = 0.0
+    for start in range(0, len(labels), chunk):
+        part = slice(start, start + chunk)
+        total = total + checkpoint(summed, hidden[part], labels[part], use_reentrant=False)
+    return total / (labels != -100).sum()
