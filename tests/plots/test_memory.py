@@ -10,7 +10,9 @@ from utils import plots
 def test_memory_bars_show_the_cards():
     figure = plots.memory_bars(["full", "LoRA"], {"weights": [4, 2], "gradients": [4, 0]}, title="T", cards={"card": 5})
     ax = figure.axes[0]
-    assert ax.get_ylabel() == "GB"
+    assert ax.get_ylabel() == "GB" and ax.get_xlabel() == "way to train"
+    named = plots.memory_bars(["full"], {"weights": [4]}, title="T", cards={}, xlabel="phase")
+    assert named.axes[0].get_xlabel() == "phase"
     assert [list(line.get_ydata()) for line in ax.lines] == [[5, 5]]
     assert [text.get_text() for text in ax.texts] == ["8 GB", "2 GB", "card"]
 

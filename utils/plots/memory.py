@@ -19,20 +19,26 @@ from utils.plots.core import (
 
 
 def memory_bars(
-    ways: Sequence[str], parts: Mapping[str, Sequence[float]], *, title: str, cards: Mapping[str, float]
+    ways: Sequence[str],
+    parts: Mapping[str, Sequence[float]],
+    *,
+    title: str,
+    cards: Mapping[str, float],
+    xlabel: str = "way to train",
 ) -> Figure:
     """Stacked bars of memory in GB, one for each way to train, with the sizes of `cards` as horizontal lines.
 
     Raises what :func:`bars` raises.
     """
-    figure = bars(ways, parts, title=title, xlabel="way to train", ylabel="GB", stacked=True, label_format="{:.0f} GB")
+    figure = bars(ways, parts, title=title, xlabel=xlabel, ylabel="GB", stacked=True, label_format="{:.0f} GB")
     ax = figure.axes[0]
     with rc_context(_RC):
         for name, gb in cards.items():
             ax.axhline(gb, color="#333333", linewidth=1, linestyle=(0, (6, 3)), zorder=3)
             ax.annotate(
-                name, (1, gb), (-2, 3), xycoords=("axes fraction", "data"), textcoords="offset points", ha="right"
-            )
+                name, (1, gb), (-2, 2), xycoords=("axes fraction", "data"), textcoords="offset points", ha="right",
+                fontsize=8,
+            )  # fmt: skip
     return figure
 
 
