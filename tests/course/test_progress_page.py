@@ -50,7 +50,7 @@ def test_the_courses_page(begun):
     assert lines[0] == f"The course: 4 of {total} exercises passed."
     assert lines[2].split() == ["00", "Start", "here", "[##########]", "2/2", "2", "tries"]
     assert lines[3].split()[-4:] == ["[####------]", "2/5", "5", "tries"]
-    assert lines[4].startswith("    open: chunked_loss, ") and "training_gb" not in lines[4].split(", ")
+    assert lines[4].startswith("    open: lora_training_gb, ") and "training_gb" not in lines[4].split(", ")
     assert [line[:2] for line in lines if line[:2].isdigit()] == [chapter.number for chapter in chapters(ROOT)]
     assert page.count("open: ") == 1, "of chapters that were not begun all is open"
     assert all(len(line) <= WIDTH for line in lines if "progress.json" not in line)  # a path may be longer

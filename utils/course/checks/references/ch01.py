@@ -3,6 +3,9 @@
 Generated from lessons/01_the_fine_tuning_problem.md by `make notebooks`: edit the lesson, not this file.
 """
 
+from torch.nn.functional import cross_entropy
+from torch.utils.checkpoint import checkpoint
+
 # fmt: off
 
 # -------- attention_parameters
@@ -33,10 +36,6 @@ def sequences_that_fit(one, two, room):
 
 
 # -------- chunked_loss
-from torch.nn.functional import cross_entropy
-from torch.utils.checkpoint import checkpoint
-
-
 def chunked_loss(hidden, weight, labels, chunk):
     def summed(rows, targets):
         return cross_entropy(rows @ weight.T, targets, ignore_index=-100, reduction="sum")
