@@ -307,11 +307,11 @@ def page(claims: Sequence[Claim], traps: Sequence[Claim] = (), root: Path = ROOT
             parts += [f"### {QUESTIONS[question]}", "\n".join(rows)]
     parts.append("## One by one")
     for claim in claims:
-        parts += _entry(claim, root, "A common claim")
+        parts += _entry(claim, root, "A common claim", "In the document: section")
     if traps:
         parts += ["## Traps besides", "Found on the way. Nobody states these, but they are easily assumed."]
     for trap in traps:
-        parts += _entry(trap, root, "Easily assumed")
+        parts += _entry(trap, root, "Easily assumed", "It belongs to the document's section")
     return "\n\n".join(parts) + "\n"
 
 
@@ -319,18 +319,13 @@ def _sentence(verdict: str) -> str:
     return f"{verdict[0].upper()}{verdict[1:]}."
 
 
-def _entry(claim: Claim, root: Path, opening: str) -> list[str]:
+def _entry(claim: Claim, root: Path, opening: str, place: str) -> list[str]:
     said = f"{opening}: {claim.says}"
     verdict = f"**{_sentence(claim.verdict)}** {claim.truth}"
     sources = ["Source: " + "; ".join(claim.sources)] if claim.sources else []
     shown = "\n".join(f"- {_show(proof, root)}" for proof in claim.proofs)
-    return [f"### {claim.id}", said, verdict, *sources, shown, *_where(claim)]
-
-
-def _where(claim: Claim) -> list[str]:
-    if not claim.section:
-        return []
-    return [f"In the document: section {claim.section}."]
+    where = [f"{place} {claim.section}."] if claim.section else []
+    return [f"### {claim.id}", said, verdict, *sources, shown, *where]
 
 
 def link_problems(text: str, root: Path = ROOT) -> list[str]:

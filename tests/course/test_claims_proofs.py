@@ -249,8 +249,8 @@ def test_c48_full_fine_tuning_cut_to_rank_8_loses_the_task():
                 p.copy_(before[name] + B @ A)
             right[r] = exact_match(model, tokenizer, test)
     assert whole >= 0.9, "the whole update does the task"
-    assert right[8] <= 0.5 * whole, "measured 0.03 and 0.20 with two seeds: most is gone"
-    assert right[32] > right[8], "and a larger rank brings it back"
+    assert right[8] <= 0.4, "measured 0.03, with another seed 0.20: most is gone"
+    assert right[32] >= 0.8, "measured 0.98, with another seed too: a larger rank brings it back"
 
 
 # ------------------------------------------------------------------------------------------------------------- traps
