@@ -259,7 +259,8 @@ def _show(proof: Cell | Test | Record, root: Path) -> str:
 
 
 def _code(text: str) -> str:
-    """Text as code in Markdown; with two backticks around it where it holds one."""
+    """Text as code on one line of Markdown; with two backticks around it where it holds one."""
+    text = text.replace("\n", "\\n")
     return f"`` {text} ``" if "`" in text else f"`{text}`"
 
 

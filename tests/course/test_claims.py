@@ -412,6 +412,10 @@ def test_a_cell_is_linked_to_the_heading_above_its_line_which_the_notebook_has_t
     ]
 
 
+def test_what_a_cell_shows_stays_on_one_line():
+    assert tool._code("two\nlines") == "`two\\nlines`" and tool._code("a `b`") == "`` a `b` ``"
+
+
 def test_a_line_is_found_once_or_refused(tmp_path):
     path = tmp_path / "a.md"
     path.write_text("```python\n    x = 1\ny = 2\ny = 2\n```\n")

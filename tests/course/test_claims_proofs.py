@@ -86,7 +86,7 @@ def test_c36_methods_that_need_equal_ranks(method):
         assert "both" in model.peft_config
 
 
-GUIDES_OBJECTIVE = """
+OBJECTIVE_10_1 = """
 def objective(trial):
     r = trial.suggest_int("r", 4, 32, step=4)
     lora_alpha = trial.suggest_int("lora_alpha", r, r*4, step=r)
@@ -105,15 +105,15 @@ def objective(trial):
     # Train and evaluate...
     return metrics["eval_loss"]
 """
-"""The guide's, letter by letter."""
+"""The document's, letter by letter."""
 
 
 def test_c39_the_guides_objective_returns_an_undefined_name():
     import optuna
     from peft import LoraConfig, TaskType
 
-    known = {"LoraConfig": LoraConfig, "TaskType": TaskType}  # the guide imports them further up
-    exec(GUIDES_OBJECTIVE, known)
+    known = {"LoraConfig": LoraConfig, "TaskType": TaskType}  # imported further up there
+    exec(OBJECTIVE_10_1, known)
     optuna.logging.set_verbosity(optuna.logging.CRITICAL)
     study = optuna.create_study(direction="minimize")
     with pytest.raises(NameError, match="metrics"):
