@@ -272,7 +272,8 @@ INTRODUCTION = " ".join(
     """
 The course grew out of one document, *LoRA: Zero to Hero, a comprehensive guide*, which leads from the idea of LoRA to
 serving a fine-tuned model. This page holds what it claims, and a little that others claim, against what is true. You
-needn't have read it: most of these claims stand in many other places.
+needn't have read it: most of these claims stand in many other places. What was worth checking is here, so the counts
+say nothing about the document as a whole.
 """.split()
 )
 
