@@ -276,7 +276,7 @@ CHOICES: dict[str, dict[str, Choice]] = {
                 ),
                 Cell(
                     "03_the_lora_update",
-                    """print(f"{optimizer:4s}  scale x 3, or B's learning rate x {factor:.0f}: {difference:.10f} apart")""",
+                    """print(f"{optimizer:4s}  scale x 3, or B's learning rate x {factor:.0f}: {gap:.10f} apart")""",
                     ("adam  scale x 3, or B's learning rate x 3: 0.0000000000 apart",),
                 ),
             ),
