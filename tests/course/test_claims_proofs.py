@@ -237,7 +237,7 @@ def test_c48_full_fine_tuning_cut_to_rank_8_loses_the_task():
     for name, p in model.named_parameters():
         p.requires_grad_(name in weights)
     before = {name: p.detach().clone() for name, p in weights.items()}
-    test = task_examples("style", "test", 60)
+    test = task_examples("style", "test", 100)
     train(model, tokenizer, task_examples("style", "train", 4000), steps=120, lr=5e-4, batch_size=12)
     whole = exact_match(model, tokenizer, test)
     updates = {name: p.detach() - before[name] for name, p in weights.items()}
@@ -249,7 +249,7 @@ def test_c48_full_fine_tuning_cut_to_rank_8_loses_the_task():
                 p.copy_(before[name] + B @ A)
             right[r] = exact_match(model, tokenizer, test)
     assert whole >= 0.9, "the whole update does the task"
-    assert right[8] <= 0.4, "measured 0.03, with another seed 0.20: most is gone"
+    assert right[8] <= 0.4, "measured 0.11, with another seed 0.23: most is gone"
     assert right[32] >= 0.8, "measured 0.98, with another seed too: a larger rank brings it back"
 
 
