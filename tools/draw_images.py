@@ -1,7 +1,7 @@
 """Render the lessons' drawings, lessons/images/NAME.svg, to NAME.png beside them: `python -m tools.draw_images`.
 
-A lesson shows the SVG, which follows the reader's light or dark page. Its notebook carries the PNG, since Colab shows no
-SVG in prose: the light one, at twice its size, on its own background. Chromium draws it (``chromium`` or
+A lesson shows the SVG, which follows the reader's light or dark page. Its notebook carries the PNG, since Colab shows
+no SVG in prose: the light one, at twice its size, on its own background. Chromium draws it (``chromium`` or
 ``google-chrome`` has to be installed), and the PNG holds the SVG's hash, so that the build notices a drawing that was
 changed and not rendered.
 
@@ -52,7 +52,7 @@ def size(svg: Path) -> tuple[int, int]:
 
 
 def render(svg: Path) -> None:
-    """Draw the PNG beside `svg`. Raises FileNotFoundError without a Chromium, ValueError for a drawing without a size."""
+    """Draw the PNG beside `svg`. Raises FileNotFoundError without a Chromium, ValueError for a drawing of no size."""
     chromium = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
     if chromium is None:
         raise FileNotFoundError("no chromium to draw with: install it (Debian: apt install chromium)")

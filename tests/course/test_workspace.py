@@ -6,7 +6,7 @@ import json
 import pytest
 
 from utils.course import workspace
-from utils.course.workspace import bring_over, make_copies, reset
+from utils.course.workspace import bring_over, follow_renames, make_copies, reset
 
 
 def code(id_, source, outputs=(), **nbgrader):
@@ -159,6 +159,48 @@ def test_an_answer_follows_its_exercise_into_another_chapter(home):
     reports = {report.name: report for report in bring_over(home)}
     assert reports["03_layer.ipynb"].answers == ["energy"]
     assert "def energy(W): return 1" in sources(home, "03_layer.ipynb")
+
+
+def renumbered(home):
+    """Chapter 3 is chapter 4 now, with another title, and what was chapter 2's second half is chapter 3."""
+    (home / "notebooks/03_layer.ipynb").unlink()
+    put(home, "02_rank.ipynb", notebook(*FIRST["cells"][:4]))
+    put(home, "03_update.ipynb", notebook(text("u1", "# The update"), *FIRST["cells"][4:]))
+    stub = exercise("layer", "l2", "class Layer: ...")
+    put(home, "04_layer.ipynb", notebook(text("l1b", "# Chapter 4"), stub, code("l3", "r = 8")))
+
+
+def test_a_chapter_with_another_number_keeps_everything_of_the_learners(home):
+    edit(home, {"l2": "class Layer: mine = 1"}, "03_layer.ipynb")
+    content = mine(home, "03_layer.ipynb")
+    content["cells"].append(code("own", "print('my note')"))
+    put(home, "03_layer.ipynb", content, "work")
+    edit(home, {"e2": "def energy(W): return 1", "e1": "def best_rank(W): return W"})
+    renumbered(home)
+    reports = {report.name: report for report in bring_over(home)}
+    assert sources(home, "04_layer.ipynb") == ["# Chapter 4", "class Layer: mine = 1", "print('my note')", "r = 8"]
+    assert "def energy(W): return 1" in sources(home, "03_update.ipynb")
+    assert "def best_rank(W): return W" in sources(home) and "def energy(W): return 1" not in sources(home)
+    assert not (home / "work/03_layer.ipynb").exists()
+    assert reports["04_layer.ipynb"].answers == ["layer"] and reports["04_layer.ipynb"].cells == 1
+    assert reports["03_update.ipynb"].answers == ["energy"]
+    assert bring_over(home) == []
+
+
+def test_a_reset_of_a_chapter_with_another_number_keeps_the_old_copy(home):
+    edit(home, {"l2": "class Layer: mine = 1"}, "03_layer.ipynb")
+    renumbered(home)
+    name, old = reset(home, "04")
+    assert name == "04_layer.ipynb" and "mine = 1" in old.read_text()
+    assert sorted(path.name for path in (home / "work").glob("*.ipynb")) == ["02_rank.ipynb", "04_layer.ipynb"]
+
+
+def test_no_copy_is_renamed_onto_another_or_for_a_name_alone(home):
+    renumbered(home)
+    put(home, "04_layer.ipynb", notebook(text("x", "mine already")), "work")
+    put(home, "09_rank.ipynb", notebook(text("x", "a copy that the learner made")), "work")
+    assert follow_renames(home) == {}
+    assert sources(home, "04_layer.ipynb") == ["mine already"] and (home / "work/03_layer.ipynb").exists()
 
 
 def test_a_chapter_that_is_gone_keeps_its_file_and_gives_its_answers(home):

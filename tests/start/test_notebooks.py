@@ -84,6 +84,21 @@ def test_what_was_worked_in_where_it_was_given_is_adopted_once(course, capsys):
     assert capsys.readouterr().out == "" and sources(course) == ["import torch", "r = 32"]
 
 
+def test_a_chapter_with_another_number_is_told_and_followed(course, capsys):
+    notebooks.prepare(course)
+    edit(course / "work/00_start_here.ipynb", "r = 8", "r = 9")
+    git(course, "mv", "notebooks/00_start_here.ipynb", "notebooks/01_start_here.ipynb")
+    git(course, "commit", "-q", "-m", "two")
+    capsys.readouterr()
+    notebooks.prepare(course)
+    said = capsys.readouterr().out
+    assert "  work/00_start_here.ipynb is work/01_start_here.ipynb\n" in said
+    assert [path.name for path in (course / "work").glob("*.ipynb")] == ["01_start_here.ipynb"]
+    assert "r = 9" in (course / "work/01_start_here.ipynb").read_text()
+    notebooks.prepare(course)
+    assert capsys.readouterr().out == ""
+
+
 def test_a_maintainers_built_notebook_stays_as_it_is(course):
     notebooks.prepare(course)
     built = notebook("import torch", "r = 8", "print('built and not committed')")

@@ -35,7 +35,7 @@ def faults(alt: str, address: str, lessons: Path) -> Iterator[str]:
     """What is wrong with one picture of a lesson, in sentences."""
     svg = lessons / address
     if not re.fullmatch(r"images/\w+\.svg", address):
-        yield f"the picture {address} is no drawing of the lessons: draw lessons/images/name.svg and link images/name.svg"
+        yield f"the picture {address} is no drawing of the lessons: draw lessons/images/name.svg, link images/name.svg"
     elif not svg.exists():
         yield f"there is no lessons/{address}"
     elif not is_current(svg):

@@ -98,8 +98,29 @@ def make_copies(home: Path) -> list[str]:
     return made
 
 
+def follow_renames(home: Path) -> dict[str, str]:
+    """Give the learner's copies the numbers that their chapters have now, where new chapters came before them; what was
+    renamed, old name to new.
+
+    A copy is that of another chapter now when the course has no notebook of its name any more, and one with the same
+    topic. Nothing is renamed onto a copy that is there.
+    """
+    given, there = read_given(home), {path.name for path in _notebooks(home)}
+    topics = {name[3:]: name for name in there}
+    renamed = {}
+    for old in sorted(set(given) - there):
+        new = topics.get(old[3:])
+        if new and (home / FOLDER / old).exists() and not (home / FOLDER / new).exists():
+            os.replace(home / FOLDER / old, home / FOLDER / new)
+            given[new] = given.pop(old)
+            _write_given(home, given)
+            renamed[old] = new
+    return renamed
+
+
 def reset(home: Path, chapter: str) -> tuple[str, Path | None]:
-    """A fresh copy of a chapter's notebook; its name, and where the old copy is kept, if there was one.
+    """A fresh copy of a chapter's notebook; its name, and where the old copy is kept, if there was one. Copies whose
+    chapters have other numbers now are renamed before.
 
     Raises ValueError for a chapter that there isn't.
     """
@@ -107,6 +128,7 @@ def reset(home: Path, chapter: str) -> tuple[str, Path | None]:
     if not found:
         numbers = [path.name[:2] for path in _notebooks(home)]
         raise ValueError(f"there is no chapter {chapter!r}; the chapters are {numbers[0]} to {numbers[-1]}")
+    follow_renames(home)
     old = _set_aside(home, found[0].name)
     given = read_given(home)
     _give(home, found[0], given)
@@ -152,8 +174,9 @@ def bring_over(home: Path, leave: Collection[str] = ()) -> list[Carried]:
     leave: notebooks of the course that are not to be looked at. A copy that can't be read is kept in ``work/old/`` and
     made afresh. One whose chapter there is no more is left alone: its answers go to where their exercises stand now.
     Notebooks of the course that the learner has no copy of are made. Raises Unreadable for a notebook of the course
-    that can't be read.
+    that can't be read. Copies whose chapters have other numbers now are renamed before.
     """
+    follow_renames(home)
     given = read_given(home)
     new = {path.name: _read(path) for path in _notebooks(home) if path.name not in leave}
     places = {exercise: name for name, notebook in new.items() for exercise in _answers(notebook)}

@@ -158,8 +158,9 @@ def bars(
         if stacked and label_format:
             for x, total in enumerate(bottom):
                 ax.annotate(
-                    label_format.format(total), (x, total), (0, 3), textcoords="offset points", ha="center", fontsize=8
-                )
+                    label_format.format(total), (x, total), (0, 3), textcoords="offset points", ha="center", fontsize=8,
+                    bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5}, zorder=4,
+                )  # fmt: skip
         ax.set_xticks(range(len(groups)), groups)
         ax.grid(visible=False, axis="x")
         ax.set(title=title, xlabel=xlabel, ylabel=ylabel)

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from utils.course.update import CanNot, adopt_worked_in, fetch, worked_in_place
-from utils.course.workspace import FOLDER, GIVEN, Carried, Unreadable, bring_over, make_copies
+from utils.course.workspace import FOLDER, GIVEN, Carried, Unreadable, bring_over, follow_renames, make_copies
 from utils.course.workspace import reset as make_afresh
 from utils.start.words import AGAIN, Trouble, say
 
@@ -32,6 +32,7 @@ def prepare(home: Path) -> None:
     try:
         for line in adopt_worked_in(home, new):
             say(line)
+        _follow_renames(home)
         made = make_copies(home)
         carried = bring_over(home, leave=worked) if (home / ".git").exists() else []
     except Unreadable as problem:
@@ -65,6 +66,14 @@ def reset(home: Path, chapter: str) -> int:
     return 0
 
 
+def _follow_renames(home: Path) -> None:
+    renamed = follow_renames(home)
+    if renamed:
+        say("Chapters have new numbers; your notebooks are called like them now:")
+    for old, new in renamed.items():
+        say(f"  {FOLDER}/{old} is {FOLDER}/{new}")
+
+
 def _tell(carried: list[Carried]) -> None:
     for report in carried:
         say(f"  {report}")
@@ -78,6 +87,7 @@ def main(home: Path = ROOT) -> int:
     try:
         if not (home / FOLDER / GIVEN).exists():
             prepare(home)
+        _follow_renames(home)
         carried = bring_over(home)
     except (Trouble, Unreadable) as problem:
         say(f"{problem}")
