@@ -33,7 +33,7 @@ def by_rank(
     """Curves over the rank, each doubling taking the same room; a series of one point is a lone marker.
 
     `level` draws a grey horizontal line at a value, with words at its left end. `seeds` has, for each series
-    and rank, the values of which the curve is the mean: small rings in the curve's colour, the series beside each other.
+    and rank, the values that the curve is the mean of: small rings in the curve's colour, the series side by side.
     Raises ValueError when `series` is empty, a pair of x and y differs in length, a rank is below 1, or `seeds` doesn't
     fit.
     """
