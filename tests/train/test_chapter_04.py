@@ -1,5 +1,6 @@
 """What chapter 4 says about its training runs, which its notebook prints and doesn't compare, and its box "in PEFT"."""
 
+import copy
 import functools
 import json
 import re
@@ -28,8 +29,6 @@ def steps_needed(losses: list[float], level: float = 0.5, window: int = 10) -> i
 @pytest.fixture(scope="module")
 def runs(loaded_base, tokenizer) -> Iterator[dict[str, tuple[list[float], float, float]]]:
     """Each run's losses, its exact match on 100 prompts and its perplexity on 30 stories; the base's has no losses."""
-    import copy
-
     recipe = RECIPES["style"]
     data, test = task_examples("style", "train", recipe.examples), task_examples("style", "test", 100)
     stories = held_out_stories(30)

@@ -389,7 +389,7 @@ CHOICES: dict[str, dict[str, Choice]] = {
         "measure": Choice(
             "measure it on other texts; lower the rate, train shorter, turn the adapter down, or off outside its task",
             "always",
-            "The learning rate decides most of it; at 0.8 of the adapter it was less, and the task was right; off, nothing.",
+            "The learning rate decides most of it; at 0.8 of the adapter less, and the task was right; off, nothing.",
             (
                 Cell(
                     "04_a_lora_layer_from_scratch",
