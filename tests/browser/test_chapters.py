@@ -30,8 +30,8 @@ def test_all_text_can_be_told_from_its_ground(chapters, chapter, theme):
 
 
 def test_the_playground_answers_by_the_adapter_and_the_slider(chapters):
-    """Chapter 10's: another adapter gives another answer, and a slider that is moved says so."""
-    reader = chapters("10")
+    """Chapter 11's: another adapter gives another answer, and a slider that is moved says so."""
+    reader = chapters("11")
     cell = reader.cell("= playground(")
     answer = cell.locator("textarea:disabled")
 
@@ -43,7 +43,7 @@ def test_the_playground_answers_by_the_adapter_and_the_slider(chapters):
         return answer.input_value()
 
     pirate, base = asked("style"), asked("base")
-    reader.shot("10-playground")
+    reader.shot("11-playground")
     assert "Arr" in pirate and pirate != base
 
     cell.locator(".widget-slider .noUi-handle").first.press("ArrowRight")
