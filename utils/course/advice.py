@@ -275,9 +275,9 @@ CHOICES: dict[str, dict[str, Choice]] = {
                     ("sentiment           0%  100.0%", "summarization       0%  100.0%"),
                 ),
                 Cell(
-                    "02_rank_decomposition",
-                    """print(f"{optimizer:4s}  scale x 3 = B's rate x {factor:.0f}, to ten digits: {same}")""",
-                    ("adam  scale x 3 = B's rate x 3, to ten digits: True",),
+                    "03_the_lora_update",
+                    """print(f"{optimizer:4s}  scale x 3, or B's learning rate x {factor:.0f}: {gap:.10f} apart")""",
+                    ("adam  scale x 3, or B's learning rate x 3: 0.0000000000 apart",),
                 ),
             ),
         ),
