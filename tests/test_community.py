@@ -206,6 +206,7 @@ def test_pre_commit_leaves_generated_files_alone():
             "assets/tiny-llama/tokenizer.json",
             "requirements.lock",
             "lessons/claims.md",
+            "lessons/images/lora.png",
         ):
             assert re.search(pattern, path), path
         for path in ("README.md", "lessons/00_start_here.md", "utils/lora.py", "lessons/claims.toml"):
@@ -259,7 +260,7 @@ def test_an_issue_form_asks_for_chapter_0s_report(path):
     heading = re.search(r'cell under "(.*?)"', report["attributes"]["description"])[1]
     lesson = (ROOT / "lessons" / "00_start_here.md").read_text(encoding="utf-8")
     assert f"\n## {heading}\n" in lesson
-    assert "print(machine)" in lesson.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    assert "print(report())" in lesson.split(f"\n## {heading}\n")[1].split("\n## ")[0]
 
 
 def test_the_three_forms_ask_what_each_needs():

@@ -20,17 +20,21 @@ from functools import cache
 from pathlib import Path
 
 from utils.course.claims import (
+    QUESTIONS,
+    VERDICTS,
     Cell,
     Claim,
     LedgerError,
     Record,
     Test,
+    by_question,
     hardware,
     measured,
     proofs,
     proved_by,
     read_ledger,
     read_traps,
+    verdicts,
 )
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -43,6 +47,39 @@ NEVER_RUN = re.compile(r"\b(skip|skipif|xfail|importorskip)\b")
 
 
 # ------------------------------------------------------------------------------------------------------------- cells
+
+
+def headings(text: str) -> list[tuple[int, str, str]]:
+    """Every heading of a Markdown text outside its code blocks: its line's number from 1, its text, and its anchor.
+
+    Anchors are made as GitHub makes them, so that of two equal headings the second has "-1" at its end.
+
+    >>> headings("# Why?\\n\\n## What `A` is\\n\\n## Why?")
+    [(1, 'Why?', 'why'), (3, 'What `A` is', 'what-a-is'), (5, 'Why?', 'why-1')]
+    """
+    found, taken, fence = [], set(), ""
+    for number, line in enumerate(text.splitlines(), 1):
+        mark = re.match(r" {0,3}(`{3,}|~{3,})", line)
+        if fence:
+            fence = "" if mark and mark[1].startswith(fence) and not line.strip(" `~") else fence
+        elif mark:
+            fence = mark[1]
+        elif heading := re.fullmatch(r"#{1,6} +(.*?)(?: +#+)?\s*", line):
+            plain = slug(heading[1])
+            anchor = next(a for a in (plain, *(f"{plain}-{n}" for n in range(1, len(taken) + 2))) if a not in taken)
+            taken.add(anchor)
+            found.append((number, heading[1], anchor))
+    return found
+
+
+def slug(heading: str) -> str:
+    """A heading's anchor as GitHub makes it, as if no other heading had the same.
+
+    >>> slug("What `A` starts as, and [why](paper.md)")
+    'what-a-starts-as-and-why'
+    """
+    shown = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", re.sub(r"</?\w+[^>]*>", "", heading))
+    return re.sub(r"[^\w\- ]", "", shown.strip().lower()).replace(" ", "-")
 
 
 @cache
@@ -58,8 +95,8 @@ def _cells(path: Path) -> tuple[dict, ...]:
     for cell in cells:
         source = "".join(cell["source"])
         if cell["cell_type"] == "markdown":
-            headings = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```", "", source, flags=re.M | re.S), re.M)
-            heading = headings[-1] if headings else heading
+            found_here = headings(source)
+            heading = found_here[-1][1] if found_here else heading
         else:
             found.append(cell | {"source": source, "heading": heading})
     return tuple(found)
@@ -157,15 +194,6 @@ def problems(claims: Sequence[Claim], root: Path = ROOT) -> list[str]:
 # ---------------------------------------------------------------------------------------------------------- the page
 
 
-def slug(heading: str) -> str:
-    """A heading's anchor as GitHub makes it.
-
-    >>> slug("What `A` starts as, and why")
-    'what-a-starts-as-and-why'
-    """
-    return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
-
-
 @cache
 def _lines(path: Path) -> tuple[str, ...]:
     return tuple(path.read_text(encoding="utf-8").splitlines())
@@ -187,17 +215,38 @@ def _definition(proof: Test, root: Path) -> int:
     return found[0]
 
 
+def _heading(proof: Cell, number: int, root: Path) -> tuple[str, str]:
+    """The heading over a line of a lesson, and its anchor.
+
+    Raises LedgerError where the notebook's cell stands under another heading: then the notebook wasn't built since."""
+    above = [
+        (text, anchor) for line, text, anchor in headings("\n".join(_lines(_lesson(proof, root)))) if line < number
+    ]
+    built = _find(root / "notebooks" / f"{proof.lesson}.ipynb", proof)["heading"]
+    if not above or above[-1][0] != built:
+        raise LedgerError(
+            f"notebooks/{proof.lesson}.ipynb has the cell with {proof.line!r} under the heading {built!r}, and "
+            f"lessons/{proof.lesson}.md under {above[-1][0] if above else 'none'!r}: build the chapter"
+        )
+    return above[-1]
+
+
+def _lesson(proof: Cell, root: Path) -> Path:
+    return root / "lessons" / f"{proof.lesson}.md"
+
+
 def _chapter(lesson: str) -> str:
     return f"chapter {int(lesson[:2])}"
 
 
 def _show(proof: Cell | Test | Record, root: Path) -> str:
     if isinstance(proof, Cell):
-        heading = _find(root / "notebooks" / f"{proof.lesson}.ipynb", proof)["heading"]
-        link = f"[{_chapter(proof.lesson)}, “{heading}”]({proof.lesson}.md#{slug(heading)})"
+        number = line_of(_lesson(proof, root), proof.line)
+        heading, anchor = _heading(proof, number, root)
+        link = f"[{_chapter(proof.lesson)}, “{heading}”]({proof.lesson}.md#{anchor})"
         book = f"[notebook](../notebooks/{proof.lesson}.ipynb)"
         texts = "; ".join(_code(text) for text in proof.shows)
-        source = f"{proof.lesson}.md?plain=1#L{line_of(root / 'lessons' / f'{proof.lesson}.md', proof.line)}"
+        source = f"{proof.lesson}.md?plain=1#L{number}"
         return f"cell: {link} ({book}), the cell with [{_code(_inline(proof.line))}]({source}) shows {texts}"
     if isinstance(proof, Test):
         return f"test: [{proof.file}, `{proof.function}`](../{proof.file}#L{_definition(proof, root)})"
@@ -210,7 +259,8 @@ def _show(proof: Cell | Test | Record, root: Path) -> str:
 
 
 def _code(text: str) -> str:
-    """Text as code in Markdown; with two backticks around it where it holds one."""
+    """Text as code on one line of Markdown; with two backticks around it where it holds one."""
+    text = text.replace("\n", "\\n")
     return f"`` {text} ``" if "`" in text else f"`{text}`"
 
 
@@ -218,49 +268,91 @@ def _inline(code: str) -> str:
     return code if len(code) <= 70 else code[:67] + "..."
 
 
-def _cell_text(text: str) -> str:
-    return text.replace("|", "\\|")
+INTRODUCTION = " ".join(
+    """
+The course grew out of one document, *LoRA: Zero to Hero, a comprehensive guide*, which leads from the idea of LoRA to
+serving a fine-tuned model. This page holds what it claims, and a little that others claim, against what is true. You
+needn't have read it: most of these claims stand in many other places. What was worth checking is here, so the counts
+say nothing about the document as a whole.
+""".split()
+)
+
+PROOFS = """Each claim has a verdict, what is true, and proofs of it. A proof is one of three:
+
+- **a cell** of a lesson. Its output is stored, and every run of the course's tests runs the cell again and compares;
+- **a test** that computes the fact, and runs with all others;
+- **a GPU record**: a measurement in `assets/measurements`, made once, with its hardware named. A test holds the value
+  to its range; the measurement itself isn't repeated."""
 
 
 def page(claims: Sequence[Claim], traps: Sequence[Claim] = (), root: Path = ROOT) -> str:
     """The text of lessons/claims.md. Raises LedgerError where a proof points nowhere."""
     counts, every = proved_by(claims), proofs([*claims, *traps])
-    index = [
-        f"| [{c.id}](#{c.id.lower()}) | {c.section} | {_cell_text(c.says)} | {_cell_text(c.verdict)} |" for c in claims
-    ]
+    table = [f"| {verdict} | {count} | {VERDICTS[verdict]} |" for verdict, count in verdicts(claims).items()]
     parts = [
         "<!-- Written by tools/build_claims.py from claims.toml. Don't edit this page. -->",
         "# The claims ledger",
-        "The course follows a guide, and holds what the guide says against reality. This page lists every claim that "
-        "was checked: what the guide says, the verdict, what is true, and what proves it. Each proof is one of three:",
-        "- **a cell** of a lesson. Its output is stored, and every run of the course's tests runs the cell again and "
-        "compares;\n"
-        "- **a test** that computes the fact, and runs with all others;\n"
-        "- **a GPU record**: a measurement in `assets/measurements`, made once, with its hardware named. A test holds "
-        "the value to its range; the measurement itself isn't repeated.",
-        f"Of {len(claims)} claims, {counts['cell']} are proved by a cell, {counts['test']} by a test and "
-        f"{counts['record']} by a recorded GPU measurement; many by more than one. {len(traps)} traps that the guide "
-        f"doesn't speak of come after them. Together that makes {every['cell']} cells, {every['test']} tests and "
+        INTRODUCTION,
+        "\n".join([f"| verdict | of {len(claims)} claims | it means |", "|---|---:|---|", *table]),
+        PROOFS,
+        f"{counts['cell']} of the claims are proved by a cell, {counts['test']} by a test and {counts['record']} by a "
+        f"recorded GPU measurement; many by more than one. {len(traps)} traps, which nobody states and everybody may "
+        f"fall into, come after them. Together that makes {every['cell']} cells, {every['test']} tests and "
         f"{every['record']} GPU records. A claim without a proof, or with one that doesn't hold any more, fails the "
         "build. Where the evidence is a paper's, the paper is cited, and the proof shows the nearest thing that we can "
         "measure.",
-        "\n".join(["| claim | guide | it says | verdict |", "|---|---|---|---|", *index]),
+        "## By question",
     ]
+    for question, found in by_question([*claims, *traps]).items():
+        if found:
+            rows = [f"- [{c.id}](#{c.id.lower()}) {c.says} **{_sentence(c.verdict)}**" for c in found]
+            parts += [f"### {QUESTIONS[question]}", "\n".join(rows)]
+    parts.append("## One by one")
     for claim in claims:
-        parts += _entry(claim, root, f"**The guide, section {claim.section}:** {claim.says}")
+        parts += _entry(claim, root, "A common claim", "In the document: section")
     if traps:
-        parts.append("## Traps besides")
-        parts.append("Found on the way. The guide doesn't speak of them.")
+        parts += ["## Traps besides", "Found on the way. Nobody states these, but they are easily assumed."]
     for trap in traps:
-        parts += _entry(trap, root, f"**Beside the guide's section {trap.section}:** {trap.says}")
+        parts += _entry(trap, root, "Easily assumed", "It belongs to the document's section")
     return "\n\n".join(parts) + "\n"
 
 
-def _entry(claim: Claim, root: Path, said: str) -> list[str]:
-    verdict = f"**{claim.verdict[0].upper()}{claim.verdict[1:]}.** {claim.truth}"
+def _sentence(verdict: str) -> str:
+    return f"{verdict[0].upper()}{verdict[1:]}."
+
+
+def _entry(claim: Claim, root: Path, opening: str, place: str) -> list[str]:
+    said = f"{opening}: {claim.says}"
+    verdict = f"**{_sentence(claim.verdict)}** {claim.truth}"
     sources = ["Source: " + "; ".join(claim.sources)] if claim.sources else []
     shown = "\n".join(f"- {_show(proof, root)}" for proof in claim.proofs)
-    return [f"## {claim.id}", said, verdict, shown, *sources]
+    where = [f"{place} {claim.section}."] if claim.section else []
+    return [f"### {claim.id}", said, verdict, *sources, shown, *where]
+
+
+def link_problems(text: str, root: Path = ROOT) -> list[str]:
+    """Every link of the page that leads nowhere: to no file of the repository, or to no heading or line of it.
+
+    One sentence each. Links to other sites aren't looked at."""
+    found = []
+    for target in dict.fromkeys(re.findall(r"\]\(([^)\s]+)\)", text)):
+        if re.match(r"\w+:", target):
+            continue
+        name, _, anchor = target.partition("#")
+        path = root / PAGE.parent / name.partition("?")[0]
+        if name and not path.is_file():
+            found.append(f"{PAGE} links to {name}, and there is no such file")
+            continue
+        linked = path.read_text(encoding="utf-8") if name else text
+        if line := re.fullmatch(r"L(\d+)", anchor):
+            holds = 1 <= int(line[1]) <= len(linked.splitlines())
+        else:
+            holds = not anchor or anchor in {a for _, _, a in headings(linked)}
+        if not holds:
+            found.append(
+                f"{PAGE} links to {target}, and {name.partition('?')[0] or 'the page'} has no such heading or line"
+            )
+    return found
 
 
 def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
@@ -276,6 +368,7 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
         claims, traps = read_ledger(ledger), read_traps(ledger)
         errors = problems([*claims, *traps], root)
         text = "" if errors else page(claims, traps, root)
+        errors += link_problems(text, root)
     except (LedgerError, FileNotFoundError) as error:
         errors, text = [str(error)], ""
     if not errors and options.check and (not target.exists() or target.read_text(encoding="utf-8") != text):
@@ -288,7 +381,8 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
         partial = target.with_name(f".{target.name}.partial")
         partial.write_text(text, encoding="utf-8", newline="\n")
         os.replace(partial, target)
-    print(f"{len(claims)} claims, proved by {proved_by(claims)}; with {len(traps)} traps {proofs([*claims, *traps])}")
+    print(f"{len(claims)} claims: {verdicts(claims)}; proved by {proved_by(claims)}")
+    print(f"with {len(traps)} traps {proofs([*claims, *traps])}")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Measure the guide's cures (10.3) on the clinic's sick runs, and write assets/measurements/clinic.json.
+"""Measure common cures on the clinic's sick runs, and write assets/measurements/clinic.json.
 
     .venv/bin/python -m tools.measure_clinic [--trial]
 

@@ -13,16 +13,18 @@ import pytest
 from tools import build_claims as tool
 from utils.course.claims import (
     LEDGER,
+    QUESTIONS,
+    VERDICTS,
     Cell,
     Claim,
     LedgerError,
     Record,
     Test,
+    by_question,
     proofs,
     proved_by,
     read_ledger,
     read_traps,
-    verdict_kind,
     verdicts,
 )
 from utils.models import ROOT
@@ -81,7 +83,7 @@ LINKS = re.findall(r"\]\(([^)#?:]+)(?:\?plain=1)?(?:#([^)]*))?\)", (ROOT / "less
 def test_the_page_counts_and_links_what_there_is():
     page = (ROOT / "lessons" / "claims.md").read_text(encoding="utf-8")
     counts = proved_by(CLAIMS)
-    assert f"{counts['cell']} are proved by a cell" in page and min(counts.values()) >= 5
+    assert f"{counts['cell']} of the claims are proved by a cell" in page and min(counts.values()) >= 5
     every = proofs(EVERY)
     assert f"Together that makes {every['cell']} cells, {every['test']} tests and {every['record']} GPU records" in page
     assert sum(every.values()) == sum(len(claim.proofs) for claim in EVERY)
@@ -91,9 +93,7 @@ def test_the_page_counts_and_links_what_there_is():
 
 
 def test_every_anchor_on_the_page_is_a_heading_or_the_line_of_a_proof():
-    page = (ROOT / "lessons" / "claims.md").read_text(encoding="utf-8")
-    known = {"#" + tool.slug(h) for h in re.findall(r"^#+ (.*)$", page, re.M)}
-    assert set(re.findall(r"\]\((#[^)]*)\)", page)) <= known
+    assert tool.link_problems((ROOT / "lessons" / "claims.md").read_text(encoding="utf-8")) == []
     wanted = {p.line for claim in EVERY for p in claim.proofs if isinstance(p, Cell)}
     wanted |= {f"def {p.function}(" for claim in EVERY for p in claim.proofs if isinstance(p, Test)}
     reached = set()
@@ -102,10 +102,6 @@ def test_every_anchor_on_the_page_is_a_heading_or_the_line_of_a_proof():
         if number := re.fullmatch(r"L(\d+)", anchor):
             line = text.splitlines()[int(number[1]) - 1].strip()
             reached.add(line.split("(")[0] + "(" if target.endswith(".py") else line)
-        elif anchor:
-            headings = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S), re.M)
-            slugs = [tool.slug(h) for h in headings]
-            assert slugs.count(anchor) == 1, f"{target}#{anchor}: GitHub takes the first of several"
     assert reached == wanted, "each proof is one click away, at its own line"
 
 
@@ -115,14 +111,86 @@ def test_it_is_no_lesson_to_the_build():
     assert all(path.stem[:2].isdigit() for path in find_lessons(Course(ROOT, "", str, lambda name: 1)))
 
 
-def test_verdicts_are_counted_by_kind():
-    assert sum(verdicts(CLAIMS).values()) == len(CLAIMS)
-    found = [
-        verdict_kind(v) for v in ("right, incomplete", "half true", "wrong for NeoX", "trap", "no effect on Llama")
+def test_there_are_five_verdicts_and_the_page_counts_the_claims_of_each():
+    assert list(VERDICTS) == ["right", "right under conditions", "outdated", "wrong", "not settled"]
+    counts = verdicts(CLAIMS)
+    assert list(counts) == list(VERDICTS) and min(counts.values()) > 0 and sum(counts.values()) == len(CLAIMS)
+    page = (ROOT / "lessons" / "claims.md").read_text(encoding="utf-8")
+    for verdict in VERDICTS:
+        count = sum(claim.verdict == verdict for claim in CLAIMS)
+        assert counts[verdict] == count and f"\n| {verdict} | {count} | " in page
+    assert verdicts([]) == dict.fromkeys(VERDICTS, 0)
+
+
+def test_every_question_has_a_claim_and_every_entry_stands_under_its_questions():
+    found = by_question(EVERY)
+    assert list(found) == list(QUESTIONS) and all(by_question(CLAIMS).values())
+    index = (ROOT / "lessons" / "claims.md").read_text(encoding="utf-8").split("## By question")[1]
+    sections = re.findall(r"^### (.*?)\n(.*?)(?=^##)", index.split("## One by one")[0] + "##", re.M | re.S)
+    listed = {heading: re.findall(r"^- \[(\w+)\]\(#\w+\) ", body, re.M) for heading, body in sections}
+    assert listed == {text: [claim.id for claim in found[key]] for key, text in QUESTIONS.items()}
+    assert {name for names in listed.values() for name in names} == {claim.id for claim in EVERY}
+
+
+def test_the_document_has_its_name_at_the_head_of_the_page_and_is_no_guide_of_the_readers():
+    page = (ROOT / "lessons" / "claims.md").read_text(encoding="utf-8")
+    assert "*LoRA: Zero to Hero, a comprehensive guide*" in page.split("## By question")[0]
+    for claim in EVERY:
+        assert not re.search(r"\bguide\b", claim.says + claim.truth), claim.id
+
+
+HEADINGS = """# Why?
+
+## What `A` starts as, and [why](paper.md#a) ##
+
+```python
+# no heading
+```
+
+~~~~
+## nor this
+```
+~~~~
+
+## Why?
+###### W_0 + <sub>s</sub>BA: 2.5 %
+#hashtag
+## why
+"""
+
+
+def test_anchors_are_made_as_github_makes_them():
+    assert tool.headings(HEADINGS) == [
+        (1, "Why?", "why"),
+        (3, "What `A` starts as, and [why](paper.md#a)", "what-a-starts-as-and-why"),
+        (14, "Why?", "why-1"),
+        (15, "W_0 + <sub>s</sub>BA: 2.5 %", "w_0--sba-25-"),
+        (17, "why", "why-2"),
     ]
-    assert found == ["right", "half true", "wrong", "incomplete", "wrong"]
-    with pytest.raises(LedgerError, match="'nice' is no verdict"):
-        verdict_kind("nice")
+
+
+@pytest.mark.parametrize(
+    "link, said",
+    [
+        ("[a](01_x.md#why-1)", None),
+        ("[a](01_x.md?plain=1#L17)", None),
+        ("[a](../tests/test_x.py#L1)", None),
+        ("[a](#here) and [b](https://example.org/none#x)", None),
+        ("[a](01_x.md#why-3)", "links to 01_x.md#why-3, and 01_x.md has no such heading or line"),
+        ("[a](01_x.md#no-heading)", "01_x.md has no such heading"),
+        ("[a](01_x.md?plain=1#L18)", "links to 01_x.md?plain=1#L18, and 01_x.md has no such heading or line"),
+        ("[a](01_x.md?plain=1#L0)", "no such heading or line"),
+        ("[a](02_x.md#why)", "links to 02_x.md, and there is no such file"),
+        ("[a](#there)", "links to #there, and the page has no such heading"),
+    ],
+)
+def test_a_link_of_the_page_leads_to_a_heading_or_a_line_that_is_there(tmp_path, link, said):
+    (tmp_path / "lessons").mkdir()
+    (tmp_path / "lessons" / "01_x.md").write_text(HEADINGS)
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "test_x.py").write_text("x = 1\n")
+    found = tool.link_problems(f"# Here\n\n{link}\n", tmp_path)
+    assert found == [] if said is None else (len(found) == 1 and said in found[0]), found
 
 
 # --------------------------------------------------------------------------------------------- the ledger can fail
@@ -145,8 +213,16 @@ FIRST = TEXT[TEXT.index("[[claim.proof]]") : TEXT.index('[[claim]]\nid = "C02"')
         (FIRST, "", "C01 has no proof"),
         ('id = "C07"', 'id = "C99"', "missing: C07; unknown: C99"),
         ('id = "C08"', 'id = "C07"', "missing: C08; twice: C07"),
-        ('verdict = "rounded, up"', 'verdict = " "', "C02: verdict is missing or empty"),
-        ('verdict = "rounded, up"', 'judgement = "rounded"', "C02: unknown field 'judgement'"),
+        ('verdict = "wrong"', 'verdict = " "', "C02: verdict is missing or empty"),
+        ('verdict = "wrong"', 'judgement = "wrong"', "C02: unknown field 'judgement'"),
+        ('verdict = "wrong"', 'verdict = "half true"',
+         "C02: 'half true' is no verdict; the five are right, right under conditions, outdated, wrong, not settled"),
+        ('verdict = "wrong"', 'verdict = "wrong for NeoX"', "C02: 'wrong for NeoX' is no verdict; the five are right"),
+        ('question = ["fit"]', "", "C01: question is missing or no list; it names one or more of fit, layer"),
+        ('question = ["fit"]', 'question = "fit"', "C01: question is missing or no list"),
+        ('question = ["fit"]', "question = []", "C01: question is missing or no list"),
+        ('question = ["fit"]', 'question = ["fits"]', "C01: 'fits' is no question, or twice there; known are fit, "),
+        ('question = ["fit"]', 'question = ["fit", "fit"]', "C01: 'fit' is no question, or twice there"),
         ('shows = ["256.0 times fewer",', 'shows = ["256",', "C05: shows needs texts of 4 characters or more"),
         ("at_least = 26.5e9", "at_least = 99e9", "C04: no value lies between"),
         ("::test_adam_really_holds_what_is_counted", "",
@@ -293,12 +369,51 @@ def test_a_stale_page_fails_and_a_broken_ledger_leaves_the_page_alone(tmp_path, 
 
 def test_a_claim_is_what_the_page_shows():
     proof = Test("tests/course/test_claims.py", "test_a_claim_is_what_the_page_shows")
-    claim = Claim("C01", "1.1", "It | says.", "wrong", "The truth.", (proof,))
+    claim = Claim("C01", ("rate",), "It says.", "not settled", "The truth.", (proof,), ("[A](https://a.org)",), "1.1")
     page = tool.page([claim])
-    assert "| [C01](#c01) | 1.1 | It \\| says. | wrong |" in page and "**Wrong.** The truth." in page
-    assert "## Traps" not in page and "Beside the guide's section 1.1" in tool.page([claim], [claim])
+    assert "### Which learning rate, and which alpha?\n\n- [C01](#c01) It says. **Not settled.**\n" in page
+    shown = page[page.index("### C01") :]
+    assert shown.startswith(
+        "### C01\n\nA common claim: It says.\n\n**Not settled.** The truth.\n\nSource: [A](https://a.org)\n\n- test: "
+    )
+    assert shown.endswith("\n\nIn the document: section 1.1.\n")
+    assert QUESTIONS["fit"] not in page and "## Traps" not in page
+    assert "It belongs to the document's section 1.1." in tool.page([claim], [claim])
+    unsaid = Claim("C01", ("rate",), "It", "wrong", "The truth.", (proof,))
+    assert "In the document" not in tool.page([unsaid])
+    missing = Test("tests/course/test_claims.py", "test_x")
     with pytest.raises(LedgerError, match="has 0 functions test_x"):
-        tool.page([Claim("C01", "1.1", "It", "wrong", "The truth.", (Test("tests/course/test_claims.py", "test_x"),))])
+        tool.page([Claim("C01", ("rate",), "It", "wrong", "The truth.", (missing,))])
+
+
+def test_a_cell_is_linked_to_the_heading_above_its_line_which_the_notebook_has_too(tmp_path):
+    cells = [
+        {"cell_type": "markdown", "source": ["## Twice"]},
+        {"cell_type": "code", "source": ["y = 0"]},
+        {"cell_type": "markdown", "source": ["## Twice"]},
+    ]
+    proof = small_course(tmp_path)
+    stored = json.loads((tmp_path / "notebooks" / "00_x.ipynb").read_text())["cells"]
+    (tmp_path / "notebooks" / "00_x.ipynb").write_text(json.dumps({"cells": cells + stored}))
+    (tmp_path / "lessons").mkdir()
+    lesson = tmp_path / "lessons" / "00_x.md"
+    lesson.write_text("## Twice\n\n```python\ny = 0\n```\n\n## Twice\n\n```python\n# a comment\nprint(1 + 1)\n```\n")
+    claim = Claim("C01", ("rate",), "It", "wrong", "The truth.", (proof,))
+    tool._cells.cache_clear()
+    page = tool.page([claim], root=tmp_path)
+    assert "(00_x.md#twice-1)" in page and "(00_x.md?plain=1#L11)" in page
+    assert tool.link_problems(page, tmp_path) == []
+    lesson.write_text(lesson.read_text().replace("## Twice\n\n```python\n#", "## Another\n\n```python\n#"))
+    tool._lines.cache_clear()
+    with pytest.raises(LedgerError, match="under the heading 'Twice', and lessons/00_x.md under 'Another': build"):
+        tool.page([claim], root=tmp_path)
+    assert tool.link_problems(page, tmp_path) == [
+        "lessons/claims.md links to 00_x.md#twice-1, and 00_x.md has no such heading or line"
+    ]
+
+
+def test_what_a_cell_shows_stays_on_one_line():
+    assert tool._code("two\nlines") == "`two\\nlines`" and tool._code("a `b`") == "`` a `b` ``"
 
 
 def test_a_line_is_found_once_or_refused(tmp_path):

@@ -86,7 +86,7 @@ def test_c36_methods_that_need_equal_ranks(method):
         assert "both" in model.peft_config
 
 
-GUIDES_OBJECTIVE = """
+OBJECTIVE_10_1 = """
 def objective(trial):
     r = trial.suggest_int("r", 4, 32, step=4)
     lora_alpha = trial.suggest_int("lora_alpha", r, r*4, step=r)
@@ -105,15 +105,15 @@ def objective(trial):
     # Train and evaluate...
     return metrics["eval_loss"]
 """
-"""The guide's, letter by letter."""
+"""The document's, letter by letter."""
 
 
 def test_c39_the_guides_objective_returns_an_undefined_name():
     import optuna
     from peft import LoraConfig, TaskType
 
-    known = {"LoraConfig": LoraConfig, "TaskType": TaskType}  # the guide imports them further up
-    exec(GUIDES_OBJECTIVE, known)
+    known = {"LoraConfig": LoraConfig, "TaskType": TaskType}  # imported further up there
+    exec(OBJECTIVE_10_1, known)
     optuna.logging.set_verbosity(optuna.logging.CRITICAL)
     study = optuna.create_study(direction="minimize")
     with pytest.raises(NameError, match="metrics"):
@@ -183,6 +183,74 @@ def test_c43_the_variants_parameters_by_formula_and_by_counting(variant, formula
 def test_c44_bitsandbytes_names_its_new_home():
     home = dict(line.split(", ", 1) for line in metadata("bitsandbytes").get_all("Project-URL"))["homepage"]
     assert home == "https://github.com/bitsandbytes-foundation/bitsandbytes"
+
+
+@pytest.mark.parametrize("tokens, forward", [(8, "B(Ax)"), (512, "materialized")])
+def test_c46_which_order_takes_fewer_flops(tokens, forward):
+    from torch.utils.flop_counter import FlopCounterMode
+
+    d, r = 256, 4
+    x = torch.randn(tokens, d, requires_grad=True)
+    ways = {
+        "B(Ax)": lambda W, A, B: x @ W.T + x @ A.T @ B.T,
+        "materialized": lambda W, A, B: x @ (W + B @ A).T,
+    }
+    forwards, steps, results = {}, {}, []
+    for name, way in ways.items():
+        torch.manual_seed(0)
+        W, A, B = torch.randn(d, d), torch.randn(r, d, requires_grad=True), torch.randn(d, r, requires_grad=True)
+        with FlopCounterMode(display=False) as counter:
+            y = way(W, A, B)
+            forwards[name] = counter.get_total_flops()
+            y.sum().backward()
+        steps[name] = counter.get_total_flops()
+        results.append((y, A.grad, B.grad))
+    for ours, theirs in zip(*results, strict=True):
+        assert (ours - theirs).norm() < 1e-4 * theirs.norm()  # float32: sums of 256 to 512 terms, in another order
+    assert min(forwards, key=forwards.get) == forward
+    assert steps["materialized"] - steps["B(Ax)"] > 1.5 * tokens * d * d  # the full-size gradient: 2 n d^2
+
+
+def test_c47_pefts_base_is_frozen_unless_more_is_asked_for():
+    from peft import LoraConfig, get_peft_model
+
+    def trained(**settings):
+        base = nn.Sequential(nn.Linear(12, 12), nn.Linear(12, 4))
+        model = get_peft_model(base, LoraConfig(r=2, target_modules=["0"], **settings))
+        model(torch.randn(3, 12)).square().sum().backward()
+        return {name for name, p in model.named_parameters() if p.grad is not None}
+
+    assert all("lora_" in name for name in trained()) and len(trained()) == 2
+    assert any("base_layer.bias" in name for name in trained(bias="lora_only"))
+    assert any("modules_to_save" in name for name in trained(modules_to_save=["1"]))
+
+
+def test_c48_full_fine_tuning_cut_to_rank_8_loses_the_task():
+    from utils.evaluate import exact_match
+    from utils.lora import lowrank
+    from utils.models import load_base
+    from utils.tinyworld import task_examples
+    from utils.train import train
+
+    model, tokenizer = load_base()
+    weights = {name: p for name, p in model.named_parameters() if "proj" in name}
+    for name, p in model.named_parameters():
+        p.requires_grad_(name in weights)
+    before = {name: p.detach().clone() for name, p in weights.items()}
+    test = task_examples("style", "test", 100)
+    train(model, tokenizer, task_examples("style", "train", 4000), steps=120, lr=5e-4, batch_size=12)
+    whole = exact_match(model, tokenizer, test)
+    updates = {name: p.detach() - before[name] for name, p in weights.items()}
+    right = {}
+    with torch.no_grad():
+        for r in (8, 32):
+            for name, p in weights.items():
+                B, A = lowrank.best_factors(updates[name], r)
+                p.copy_(before[name] + B @ A)
+            right[r] = exact_match(model, tokenizer, test)
+    assert whole >= 0.9, "the whole update does the task"
+    assert right[8] <= 0.4, "measured 0.11, with another seed 0.23: most is gone"
+    assert right[32] >= 0.8, "measured 0.98, with another seed too: a larger rank brings it back"
 
 
 # ------------------------------------------------------------------------------------------------------------- traps

@@ -44,12 +44,12 @@ def entries(path: Path) -> dict[str, dict]:
 def test_the_file_holds_names_states_and_tries_and_nothing_else(file):
     record("lora_layer", NOT_RIGHT)
     record("lora_layer", PASSED)
-    record("peft_name", NOT_SOLVED)
+    record("answer_labels", NOT_SOLVED)
     assert json.loads(file.read_text(encoding="utf-8")) == {
         "version": 1,
         "exercises": {
             "lora_layer": {"state": "passed", "tries": 2, "passed": True},
-            "peft_name": {"state": "not solved yet", "tries": 0, "passed": False},
+            "answer_labels": {"state": "not solved yet", "tries": 0, "passed": False},
         },
     }
     assert list(file.parent.iterdir()) == [file], "no lock and no half-written file is left"
@@ -131,7 +131,7 @@ def test_off_reads_and_writes_nothing(file, monkeypatch, by):
         monkeypatch.setenv("COURSE_PROGRESS", "off")
     else:
         monkeypatch.setattr(progress, "STRICT", True)
-    record("peft_name", PASSED)
+    record("answer_labels", PASSED)
     assert recorded() == {} and file.read_bytes() == before
 
 
@@ -281,15 +281,15 @@ def test_a_folder_that_cannot_be_written_is_said_once_and_the_kernel_remembers(f
     with monkeypatch.context() as patch:
         patch.setattr(progress.os, "open", refuse)
         record("lora_layer", PASSED)
-        record("peft_name", NOT_RIGHT)
+        record("answer_labels", NOT_RIGHT)
         said = capsys.readouterr().out
         assert said.count("\n") == 1 and f"can't be kept in {file} (Read-only file system)" in said
-        assert recorded()["lora_layer"].passed and recorded()["peft_name"] == Entry(NOT_RIGHT, 1)
+        assert recorded()["lora_layer"].passed and recorded()["answer_labels"] == Entry(NOT_RIGHT, 1)
     record("merged_weight", PASSED)  # it can be written again: what was kept goes along
     assert {name: fields["passed"] for name, fields in entries(file).items()} == {
         "lora_layer": True,
         "merged_weight": True,
-        "peft_name": False,
+        "answer_labels": False,
     }
 
 
@@ -311,7 +311,7 @@ def test_a_disk_that_is_full_leaves_the_old_record_whole(file, monkeypatch, caps
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(progress.os, "fsync", full)
-    record("peft_name", PASSED)
+    record("answer_labels", PASSED)
     assert file.read_bytes() == before and list(file.parent.iterdir()) == [file]
     assert "(No space left on device)" in capsys.readouterr().out
 

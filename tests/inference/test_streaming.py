@@ -148,7 +148,7 @@ def test_leaving_the_block_stops_the_model(loaded):
 
 
 def test_the_plain_recipe_waits_for_ever(loaded, monkeypatch):
-    """The guide's stream_generate, made to fail: why this module exists (claim C38)."""
+    """The common recipe, made to fail: why this module exists (claim C38)."""
     from transformers import TextIteratorStreamer
 
     monkeypatch.setattr(threading, "excepthook", lambda _: None)

@@ -1,4 +1,4 @@
-"""The claims ledger: what the guide says, what is true, and what proves it. Read from lessons/claims.toml.
+"""The claims ledger: what is commonly claimed, what is true, and what proves it. Read from lessons/claims.toml.
 
 A proof is one of three things: a :class:`Cell` of a notebook whose stored output shows a text, a :class:`Test` that
 exists, or a :class:`Record` of a measurement whose value lies in a range. This module only reads the ledger and the
@@ -6,7 +6,8 @@ records; ``tools/build_claims.py`` holds the proofs against the notebooks and te
 
 Attributes:
     Step: One step of a path into a record: a key of an object, or what the wanted row of a list holds.
-    KINDS: The kinds of verdicts that are counted, each with how its verdicts begin.
+    VERDICTS: The five verdicts, each with what it means.
+    QUESTIONS: The questions that claims answer, by the short name that the ledger uses.
 """
 
 from __future__ import annotations
@@ -23,9 +24,35 @@ from utils.models.device import ROOT
 
 LEDGER = ROOT / "lessons" / "claims.toml"
 _CELL_OUTPUT_AT_LEAST = 4
-_FIELDS = {"id", "section", "says", "verdict", "truth", "sources", "proof"}
+_FIELDS = {"id", "question", "section", "says", "verdict", "truth", "sources", "proof"}
 
 Step = str | Mapping[str, Any]
+
+VERDICTS = {
+    "right": "true as it stands",
+    "right under conditions": "true in a setting that the claim leaves out",
+    "outdated": "was true, or the best that was known, and isn't any more",
+    "wrong": "not true, or not true in general and misleading",
+    "not settled": "what was measured, here and elsewhere, points both ways",
+}
+
+QUESTIONS = {
+    "fit": "Will it fit, and what does LoRA save?",
+    "layer": "How does a LoRA layer compute, start and learn?",
+    "targets": "Which layers, and what rank?",
+    "rate": "Which learning rate, and which alpha?",
+    "full": "Is it as good as full fine-tuning?",
+    "forget": "What does the model forget?",
+    "speed": "Is training with LoRA faster?",
+    "qlora": "What does a 4-bit base (QLoRA) save, and is it as good?",
+    "data": "What must the data and the template look like?",
+    "trainer": "What do the trainer and its arguments do today?",
+    "files": "What is in an adapter's file, and how is it loaded?",
+    "merge": "Does merging change the answers, or the speed?",
+    "serve": "How do I serve it, or several adapters at once?",
+    "variant": "Which variant of LoRA?",
+    "install": "What has to be installed?",
+}
 
 
 class LedgerError(ValueError):
@@ -79,28 +106,36 @@ PROOF_KINDS = {"cell": Cell, "test": Test, "record": Record}
 
 @dataclass(frozen=True)
 class Claim:
-    """One row of the ledger. section: the guide's; sources: citations in Markdown, where papers are the evidence."""
+    """One row of the ledger.
+
+    questions: keys of :data:`QUESTIONS`. verdict: one of :data:`VERDICTS`. sources: citations in Markdown, where papers
+    are the evidence. section: where the document that the course grew out of says so; "" where it doesn't.
+    """
 
     id: str
-    section: str
+    questions: tuple[str, ...]
     says: str
     verdict: str
     truth: str
     proofs: tuple[Proof, ...]
     sources: tuple[str, ...] = ()
+    section: str = ""
 
 
 # ---------------------------------------------------------------------------------------------------------- reading
 
 
 def read_ledger(path: Path = LEDGER) -> list[Claim]:
-    """The claims in order. Raises LedgerError for a field or a proof that is missing, unknown or empty, for a claim
-    without a proof, and where the ids don't count from C01 on, each once and in order."""
+    """The claims in order.
+
+    Raises LedgerError for a field or a proof that is missing, unknown or empty, for a verdict or a question that isn't
+    one of the known, for a claim without a proof, and where the ids don't count from C01 on, each once and in order.
+    """
     return _read(path, "claim", "C")
 
 
 def read_traps(path: Path = LEDGER) -> list[Claim]:
-    """The traps, T01 and so on, in the form of claims: what the guide doesn't speak of and a reader falls into.
+    """The traps, T01 and so on, in the form of claims: what nobody states and is easily assumed.
 
     Raises LedgerError as :func:`read_ledger` does."""
     return _read(path, "trap", "T")
@@ -136,7 +171,7 @@ def _claim(row: Mapping[str, Any]) -> Claim:
     name = row.get("id", "a claim without id")
     if unknown := sorted(set(row) - _FIELDS):
         raise LedgerError(f"{name}: unknown field {unknown[0]!r}; known are {', '.join(sorted(_FIELDS))}")
-    for field in ("id", "section", "says", "verdict", "truth"):
+    for field in ("id", "says", "verdict", "truth"):
         if not isinstance(row.get(field), str) or not row[field].strip():
             raise LedgerError(f"{name}: {field} is missing or empty")
     if not row.get("proof"):
@@ -145,9 +180,17 @@ def _claim(row: Mapping[str, Any]) -> Claim:
             "claim's text back to what can be shown"
         )
     proofs = tuple(_proof(name, proof) for proof in row["proof"])
-    verdict_kind(row["verdict"])
-    texts = {field: " ".join(row[field].split()) for field in ("id", "section", "says", "verdict", "truth")}
-    return Claim(**texts, proofs=proofs, sources=tuple(row.get("sources", ())))
+    if row["verdict"] not in VERDICTS:
+        raise LedgerError(f"{name}: {row['verdict']!r} is no verdict; the five are {', '.join(VERDICTS)}")
+    questions = row.get("question")
+    if not isinstance(questions, list) or not questions:
+        raise LedgerError(f"{name}: question is missing or no list; it names one or more of {', '.join(QUESTIONS)}")
+    for question in questions:
+        if question not in tuple(QUESTIONS) or questions.count(question) > 1:
+            raise LedgerError(f"{name}: {question!r} is no question, or twice there; known are {', '.join(QUESTIONS)}")
+    texts = {field: " ".join(row[field].split()) for field in ("id", "says", "verdict", "truth")}
+    rest = {"sources": tuple(row.get("sources", ())), "section": row.get("section", "")}
+    return Claim(**texts, questions=tuple(questions), proofs=proofs, **rest)
 
 
 def _proof(name: str, row: Mapping[str, Any]) -> Proof:
@@ -251,29 +294,12 @@ def proved_by(claims: Sequence[Claim]) -> dict[str, int]:
     return {name: sum(any(isinstance(p, kind) for p in c.proofs) for c in claims) for name, kind in PROOF_KINDS.items()}
 
 
-KINDS = {
-    "right": ("right", "rounded"),
-    "half true": ("half true", "partly wrong", "true of", "works"),
-    "depends": ("depends", "no baseline"),
-    "incomplete": ("incomplete", "trap"),
-    "wrong": ("wrong", "broken", "no effect", "unsupported"),
-    "outdated": ("outdated", "moved"),
-}
-
-
-def verdict_kind(verdict: str) -> str:
-    """The kind of a verdict, one of :data:`KINDS`. Raises LedgerError for a verdict that is none of them.
-
-    >>> verdict_kind("right, incomplete")
-    'right'
-    """
-    for kind, beginnings in KINDS.items():
-        if verdict.startswith(beginnings):
-            return kind
-    known = ", ".join(word for beginnings in KINDS.values() for word in beginnings)
-    raise LedgerError(f"{verdict!r} is no verdict: one begins with {known}")
-
-
 def verdicts(claims: Sequence[Claim]) -> dict[str, int]:
-    """How many claims got each kind of verdict, the commonest first."""
-    return dict(Counter(verdict_kind(claim.verdict) for claim in claims).most_common())
+    """How many claims got each of the five verdicts, in the order of :data:`VERDICTS`."""
+    found = Counter(claim.verdict for claim in claims)
+    return {verdict: found[verdict] for verdict in VERDICTS}
+
+
+def by_question(claims: Sequence[Claim]) -> dict[str, list[Claim]]:
+    """The claims that answer each of :data:`QUESTIONS`, by its short name. A claim may answer several."""
+    return {question: [claim for claim in claims if question in claim.questions] for question in QUESTIONS}

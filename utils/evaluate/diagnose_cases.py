@@ -37,7 +37,7 @@ def without_end_mark(batch: Mapping[str, Tensor], eos_id: int) -> dict[str, Tens
 
 
 def everything_learnt(batch: Mapping[str, Tensor], pad_id: int, width: int = WIDTH) -> dict[str, Tensor]:
-    """The batch padded to `width` tokens with labels that are a copy of the ids: what the guide's 4.4 does (C17).
+    """The batch padded to `width` tokens with labels that are a copy of the ids: a common recipe (C17).
 
     Raises ValueError when the batch is wider than `width` already.
     """

@@ -28,21 +28,31 @@ def by_rank(
     ylabel: str,
     level: tuple[float, str] | None = None,
     log_y: bool = False,
+    seeds: Mapping[str, Sequence[Sequence[float]]] | None = None,
 ) -> Figure:
     """Curves over the rank, each doubling taking the same room; a series of one point is a lone marker.
 
-    `level` draws a grey horizontal line at a value, with words at its left end. Raises ValueError when
-    `series` is empty, a pair of x and y differs in length or a rank is below 1.
+    `level` draws a grey horizontal line at a value, with words at its left end. `seeds` has, for each series
+    and rank, the values that the curve is the mean of: small rings in the curve's colour, the series side by side.
+    Raises ValueError when `series` is empty, a pair of x and y differs in length, a rank is below 1, or `seeds` doesn't
+    fit.
     """
     for name, (ranks, _) in series.items():
         if any(rank < 1 for rank in ranks):
             raise ValueError(f"series {name!r} has a rank below 1, which this axis can't show")
+    if seeds is not None and [(n, len(v)) for n, v in seeds.items()] != [(n, len(x)) for n, (x, _) in series.items()]:
+        raise ValueError("seeds need, for each of the series, the values at each of its ranks")
     figure = lines(series, title=title, xlabel="rank r", ylabel=ylabel, log_y=log_y)
     ax = figure.axes[0]
     with rc_context(_RC):
         for line, (ranks, _) in zip(ax.lines, series.values(), strict=True):
             if len(ranks) == 1:
                 line.set(markersize=11, linestyle="none")
+        for i, (name, values) in enumerate((seeds or {}).items()):
+            line, aside = ax.lines[i], 2 ** (0.09 * (i - (len(series) - 1) / 2))
+            points = [(aside * rank, y) for rank, at in zip(series[name][0], values, strict=True) for y in at]
+            rings: dict[str, Any] = dict(marker="o", markersize=3.5, markerfacecolor="none", linestyle="none")
+            ax.plot(*zip(*points, strict=True), color=line.get_color(), **rings)
         ranks = [rank for x, _ in series.values() for rank in x]
         ax.set_xscale("log", base=2)
         ax.set_xticks([2**i for i in range(max(ranks).bit_length()) if 2**i >= min(ranks)])

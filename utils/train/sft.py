@@ -4,7 +4,7 @@ Everything that can be wrong with the data, the lengths or a checkpoint is looke
 
 Attributes:
     MAX_LENGTH: Tokens of an example, in the course's runs: more than any of its examples has.
-    GUIDE_LINES: Every line of the guide's 7.2 and 7.3, in its order (claims C31 and C32).
+    GUIDE_LINES: Every line of 7.2 and 7.3 of *LoRA: Zero to Hero*, in its order (claims C31 and C32).
     TRACKERS: Values of `report_to` that the course knows, each with the package that it needs.
     FORMS: The columns of the dataset forms that SFTTrainer knows, as far as the course uses them.
 """
@@ -42,15 +42,15 @@ if TYPE_CHECKING:
 
 MAX_LENGTH = 256
 
-# ------------------------------------------------------------------------------------- what became of the guide's lines
+# ---------------------------------------------------------------------------------- what became of the document's lines
 
 Fate = Literal["same", "renamed", "gone", "elsewhere"]
 
 
 class GuideLine(NamedTuple):
-    """One argument of the guide's section 7 and what it is in today's TRL.
+    """One argument in section 7 of *LoRA: Zero to Hero*, and what it is in today's TRL.
 
-    where: the call that the guide passes it to. fate: "same" (accepted), "renamed" (to `today`), "elsewhere" (moved to
+    where: the call that it is passed to there. fate: "same" (accepted), "renamed" (to `today`), "elsewhere" (moved to
     another call, as `today`), "gone". why: a sentence for the reader.
     """
 

@@ -1,4 +1,4 @@
-"""Chapter 4's exercises: the layer, the search for its places, the labels, the merge, and the names in PEFT's file."""
+"""Chapter 4's exercises: the layer, the search for its places, the labels and the merge."""
 
 from __future__ import annotations
 
@@ -728,84 +728,4 @@ exercise(
         "scaling * (lora_B @ lora_A) is what forward adds.",
     ],
     why="x W^T + s x A^T B^T = x (W + s B A)^T: one matrix does what the layer did, at no further cost.",
-)
-
-# ------------------------------------------------------------------------------------------------ the file's names
-
-
-def _drawn_name(rng: random.Random) -> tuple[str, str]:
-    layer = rng.choice(["model.layers.{}.self_attn.k_proj", "layers.{}.mlp.gate_proj", "h.{}.attn.c_attn", "lm_head{}"])
-    return layer.format(rng.randint(0, 31)), rng.choice(["lora_A", "lora_B"])
-
-
-exercise(
-    "peft_name",
-    reference=lesson.peft_name,
-    cases=[("model.layers.0.self_attn.q_proj", "lora_A"), ("model.layers.3.mlp.up_proj", "lora_B")],
-    drawn=_drawn_name,
-    draws=12,
-    mistakes=[
-        Mistake(
-            lambda layer, matrix: f"{layer}.{matrix}.weight",
-            "PEFT wraps the model twice, and both wrappers are in the name: put base_model.model. in front.",
-        ),
-        Mistake(
-            lambda layer, matrix: f"base_model.model.{layer}.{matrix}",
-            "in PEFT each matrix is a small linear layer, so its name ends with .weight.",
-        ),
-        Mistake(
-            lambda layer, matrix: f"base_model.model.{layer}.{matrix}.default.weight",
-            "the adapter's name, default, is left out when PEFT saves: it is chosen anew when the file is loaded.",
-        ),
-        Mistake(
-            lambda layer, matrix: f"base_model.{layer}.{matrix}.weight",
-            "one wrapper is missing: after base_model. comes another model.",
-        ),
-        Mistake(
-            lambda layer, matrix: f"base_model.model.model.{layer}.{matrix}.weight",
-            "one model. too many: the layer's own name may begin with one, and that is in it already.",
-        ),
-        Mistake(
-            lambda layer, matrix: f"base_model.model.{layer}.lora_A.weight",
-            "lora_A stands there whatever the matrix: use the argument.",
-        ),
-        Mistake(
-            lambda layer, matrix: f"base_model.model.{layer.removeprefix('model.')}.{matrix}.weight",
-            "the layer's own name begins with model., and it stays: base_model.model. comes in front of it.",
-        ),
-        Mistake(
-            lambda layer, matrix: f"base_model.model.{layer}.base_layer.{matrix}.weight",
-            "base_layer is the frozen layer beside the matrices, and they aren't in it: leave it out.",
-        ),
-        Mistake(
-            lambda layer, matrix: f"base_model.model.{layer}.{matrix}.bias",
-            "lora_A and lora_B have no bias: what is saved is their weight.",
-        ),
-        Mistake(
-            lambda layer, matrix: f"base_model.model.{layer}.{matrix}weight",
-            "a dot is missing in front of weight.",
-        ),
-        Mistake(
-            lambda layer, matrix: f"base_model/model/{layer}/{matrix}/weight",
-            "the parts of a name are joined by dots, as in the names of modules.",
-        ),
-        Mistake(
-            lambda layer, matrix: ["base_model", "model", layer, matrix, "weight"],
-            "those are the parts: '.'.join(...) makes one name of them.",
-        ),
-        Mistake(
-            lambda layer, matrix: f"base_model.model.{layer}.{matrix}.safetensors",
-            ".safetensors ends the file's name; in the file each matrix is a layer's .weight.",
-        ),
-        Mistake(
-            lambda layer, matrix: f"base_model.model.{matrix}.{layer}.weight",
-            "the layer comes first, then the matrix in it.",
-        ),
-        Mistake(
-            lambda layer, matrix: f"base_model.model.{layer}.{matrix.lower()}.weight",
-            "the matrices are called lora_A and lora_B, with a capital letter at the end.",
-        ),
-    ],
-    hints=["Print a few keys of PEFT's file: list(load_file(path))[:2]."],
-    why="base_model is PEFT's model, model the tuner in it, and each matrix is the weight of a small nn.Linear.",
 )

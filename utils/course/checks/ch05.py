@@ -239,7 +239,7 @@ def _built(
 
 
 def _over_the_keys(batch: Batch, template: Template) -> dict[str, list[list[int]]]:
-    # The guide's loop. That a key is no example is what this mistake gets wrong, and the type checker sees it.
+    # A common loop (C16). That a key is no example is what this mistake gets wrong, and the type checker sees it.
     asked = [[{"role": "user", "content": row.get("instruction", "")}] for row in batch]  # pyright: ignore[reportAttributeAccessIssue]
     return {"input_ids": template(asked), "prompt_ids": template(asked, add_generation_prompt=True)}
 

@@ -40,8 +40,3 @@ def answer_labels(prompt_ids, answer_ids):
 # -------- merged_weight
 def merged_weight(weight, lora_A, lora_B, scaling):
     return weight + scaling * (lora_B @ lora_A)
-
-
-# -------- peft_name
-def peft_name(layer, matrix):
-    return f"base_model.model.{layer}.{matrix}.weight"
