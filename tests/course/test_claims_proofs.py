@@ -284,9 +284,8 @@ def test_c48_two_full_runs_agree_far_more_than_lora_does_with_full():
     fulls, found = [full(seed) for seed in (0, 1)], lora(0)
     with_full = [cosine(found, update) for update in fulls]
     between = cosine(*fulls)
-    print(between, with_full)
-    assert between >= 0.6, "the notebook prints 0.7"
-    assert all(0.1 <= value <= 0.3 for value in with_full), "the notebook prints 0.2 for the mean of four pairs"
+    assert between >= 0.6, "measured 0.735"
+    assert all(0.1 <= value <= 0.3 for value in with_full), "measured 0.175 and 0.166"
 
 
 # ------------------------------------------------------------------------------------------------------------- traps
