@@ -253,6 +253,41 @@ def test_c48_full_fine_tuning_cut_to_rank_8_loses_the_task():
     assert right[32] >= 0.8, "measured 0.98, with another seed too: a larger rank brings it back"
 
 
+def test_c48_two_full_runs_agree_far_more_than_lora_does_with_full():
+    """Chapter 2's cosines: what two full runs share is the control for what LoRA shares with one."""
+    from utils.lora import inject, lora_layers
+    from utils.models import load_base
+    from utils.tinyworld import task_examples
+    from utils.train import train
+
+    examples = task_examples("style", "train", 4000)
+
+    def full(seed):
+        model, tokenizer = load_base()
+        before = {name: p.detach().clone() for name, p in model.named_parameters() if "proj" in name}
+        for name, p in model.named_parameters():
+            p.requires_grad_(name in before)
+        train(model, tokenizer, examples, steps=120, lr=5e-4, batch_size=12, seed=seed)
+        return {name: model.get_parameter(name).detach() - before[name] for name in before}
+
+    def lora(seed):
+        model, tokenizer = load_base()
+        torch.manual_seed(0)
+        inject(model, "all-linear", r=8, lora_alpha=16)
+        train(model, tokenizer, examples, steps=120, lr=8e-3, batch_size=12, seed=seed)
+        return {f"{name}.weight": layer.delta_weight().detach() for name, layer in lora_layers(model).items()}
+
+    def cosine(some, other):
+        pairs = [torch.nn.functional.cosine_similarity(some[n].flatten(), other[n].flatten(), 0).item() for n in some]
+        return sum(pairs) / len(pairs)
+
+    fulls, found = [full(seed) for seed in (0, 1)], lora(0)
+    with_full = [cosine(found, update) for update in fulls]
+    between = cosine(*fulls)
+    assert between >= 0.6, "measured 0.735"
+    assert all(0.1 <= value <= 0.3 for value in with_full), "measured 0.175 and 0.166"
+
+
 # ------------------------------------------------------------------------------------------------------------- traps
 
 
