@@ -227,7 +227,7 @@ def test_c47_pefts_base_is_frozen_unless_more_is_asked_for():
 
 @pytest.fixture(scope="module")
 def full_updates():
-    """Chapter 2's: the pirate trained in full, twice, in another order of the examples. The matrices before, the updates."""
+    """The pirate trained in full, twice, on the examples in another order: the matrices before, and the updates."""
     from utils.models import load_base
     from utils.tinyworld import task_examples
     from utils.train import train
