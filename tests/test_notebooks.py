@@ -73,6 +73,7 @@ def test_the_check_would_notice_a_change(tmp_path, monkeypatch, capsys):
     for name in (SCRIPT, "README.md"):
         (tmp_path / name).write_bytes((ROOT / name).read_bytes())
     shutil.copytree(ROOT / FOLDER, tmp_path / FOLDER)
+    shutil.copytree(ROOT / "lessons" / "images", tmp_path / "lessons" / "images")
     edited = tmp_path / "lessons" / LESSONS[-1].name
     text = edited.read_text(encoding="utf-8")
     edited.write_text(f"{text}\nOne sentence more.\n", encoding="utf-8")

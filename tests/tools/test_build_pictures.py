@@ -82,7 +82,7 @@ def test_chromium_draws_it_at_twice_its_size(svg):
     svg.write_text(SVG.replace("red", "#00ff00"))
     render(svg)
     with Image.open(svg.with_suffix(".png")) as picture:
-        assert picture.size == (60, 40) and picture.convert("RGB").getpixel((30, 20)) == (0, 255, 0)
+        assert picture.size == (60, 40) and picture.convert("RGBA").getpixel((30, 20)) == (0, 255, 0, 255)
     assert is_current(svg)
 
 

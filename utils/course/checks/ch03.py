@@ -85,6 +85,10 @@ exercise(
             "the transposes are missing: on rows, a weight W of shape (out, in) acts as x @ W.T.",
         ),
         Mistake(
+            lambda x, W0, A, B, s: W0 @ x + s * (B @ (A @ x)),
+            "that is the form on paper, for a column: here x has a row for each token, and W0 acts as x @ W0.T.",
+        ),
+        Mistake(
             lambda x, W0, A, B, s: x @ W0 + s * (x @ A.T @ B.T),
             "W0 needs its transpose, as in nn.Linear: x @ W0.T.",
         ),
@@ -203,6 +207,10 @@ exercise(
         without_loop(_backward(4, 6, 5, 3, 1.5), _backward(16, 7, 8, 5, 1.5), "tokens or ranks"),
     ),
     mistakes=[
+        Mistake(
+            lambda x, g, A, B, s: (s * (B.T @ g) @ x.T, s * g @ (A @ x).T),
+            "those are one token's formulas, for columns: here x and g have a row for each token: g @ B, x @ A.T.",
+        ),
         Mistake(
             _without_scale,
             "the scale s is missing: h depends on A and B through s * B @ A, so both gradients carry it.",
