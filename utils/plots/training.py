@@ -34,9 +34,8 @@ def by_rank(
 
     `level` draws a grey horizontal line at a value, with words at its left end. `seeds` has, for each series
     and rank, the values that the curve is the mean of: the curve's marker, small and in its colour, the series side by
-    side.
-    Raises ValueError when `series` is empty, a pair of x and y differs in length, a rank is below 1, or `seeds` doesn't
-    fit.
+    side. Raises ValueError when `series` is empty, a pair of x and y differs in length, a rank is below 1, or `seeds`
+    doesn't fit.
     """
     for name, (ranks, _) in series.items():
         if any(rank < 1 for rank in ranks):
@@ -51,8 +50,9 @@ def by_rank(
                 line.set(markersize=11, linestyle="none")
         for i, (name, values) in enumerate((seeds or {}).items()):
             line, aside = ax.lines[i], 2 ** (0.09 * (i - (len(series) - 1) / 2))
+            line.set_markersize(max(7, line.get_markersize()))
             points = [(aside * rank, y) for rank, at in zip(series[name][0], values, strict=True) for y in at]
-            small: dict[str, Any] = dict(markersize=4.5, markeredgecolor="white", markeredgewidth=0.4, linestyle="none")
+            small: dict[str, Any] = dict(markersize=4, markeredgecolor="white", markeredgewidth=0.4, linestyle="none")
             ax.plot(*zip(*points, strict=True), color=line.get_color(), marker=line.get_marker(), alpha=0.75, **small)
         ranks = [rank for x, _ in series.values() for rank in x]
         ax.set_xscale("log", base=2)
