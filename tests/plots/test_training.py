@@ -42,15 +42,17 @@ def test_by_rank_begins_where_its_ranks_begin():
     assert figure.axes[0].get_yscale() == "log" and figure.axes[0].get_legend() is None
 
 
-def test_by_rank_draws_each_seed_beside_its_mean_in_the_curves_colour():
+def test_by_rank_draws_each_seed_beside_its_mean_in_the_curves_colour_and_marker():
     series = {"a": ([2, 4], [1, 3]), "b": ([2, 4], [5, 6])}
     figure = plots.by_rank(series, title="T", ylabel="y", seeds={"a": [[0, 2], [2, 4]], "b": [[5], [6]]})
-    a, b, rings_a, rings_b = figure.axes[0].lines
-    assert list(rings_a.get_ydata()) == [0, 2, 2, 4] and list(rings_b.get_ydata()) == [5, 6]
-    assert rings_a.get_color() == a.get_color() != rings_b.get_color() == b.get_color()
-    assert rings_a.get_linestyle() == "None"
-    left, right = rings_a.get_xdata()[0], rings_b.get_xdata()[0]
-    assert 1.8 < left < 2 < right < 2.2, "the rings of two series don't cover each other"
+    a, b, seeds_a, seeds_b = figure.axes[0].lines
+    assert list(seeds_a.get_ydata()) == [0, 2, 2, 4] and list(seeds_b.get_ydata()) == [5, 6]
+    assert seeds_a.get_color() == a.get_color() != seeds_b.get_color() == b.get_color()
+    assert seeds_a.get_linestyle() == "None"
+    assert seeds_a.get_marker() == a.get_marker() != seeds_b.get_marker() == b.get_marker()
+    assert seeds_a.get_markersize() < a.get_markersize()
+    left, right = seeds_a.get_xdata()[0], seeds_b.get_xdata()[0]
+    assert 1.8 < left < 2 < right < 2.2, "the seeds of two series don't cover each other"
     assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["a", "b"]
 
 

@@ -33,9 +33,9 @@ def by_rank(
     """Curves over the rank, each doubling taking the same room; a series of one point is a lone marker.
 
     `level` draws a grey horizontal line at a value, with words at its left end. `seeds` has, for each series
-    and rank, the values that the curve is the mean of: small rings in the curve's colour, the series side by side.
-    Raises ValueError when `series` is empty, a pair of x and y differs in length, a rank is below 1, or `seeds` doesn't
-    fit.
+    and rank, the values that the curve is the mean of: the curve's marker, small and in its colour, the series side by
+    side. Raises ValueError when `series` is empty, a pair of x and y differs in length, a rank is below 1, or `seeds`
+    doesn't fit.
     """
     for name, (ranks, _) in series.items():
         if any(rank < 1 for rank in ranks):
@@ -50,9 +50,10 @@ def by_rank(
                 line.set(markersize=11, linestyle="none")
         for i, (name, values) in enumerate((seeds or {}).items()):
             line, aside = ax.lines[i], 2 ** (0.09 * (i - (len(series) - 1) / 2))
+            line.set_markersize(max(7, line.get_markersize()))
             points = [(aside * rank, y) for rank, at in zip(series[name][0], values, strict=True) for y in at]
-            rings: dict[str, Any] = dict(marker="o", markersize=3.5, markerfacecolor="none", linestyle="none")
-            ax.plot(*zip(*points, strict=True), color=line.get_color(), **rings)
+            small: dict[str, Any] = dict(markersize=4, markeredgecolor="white", markeredgewidth=0.4, linestyle="none")
+            ax.plot(*zip(*points, strict=True), color=line.get_color(), marker=line.get_marker(), alpha=0.75, **small)
         ranks = [rank for x, _ in series.values() for rank in x]
         ax.set_xscale("log", base=2)
         ax.set_xticks([2**i for i in range(max(ranks).bit_length()) if 2**i >= min(ranks)])
