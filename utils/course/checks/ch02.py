@@ -82,7 +82,7 @@ def _cut_out(W: Tensor, r: int) -> Tensor:
 exercise(
     "best_rank_r",
     reference=lesson.best_rank_r,
-    cases=[_matrix(5, 7, 2), _matrix(7, 5, 3), _matrix(6, 6, 2)],
+    cases=[_matrix(6, 6, 2), _matrix(5, 7, 2), _matrix(7, 5, 3)],
     drawn=_drawn_matrix,
     new_result=True,
     mistakes=[
