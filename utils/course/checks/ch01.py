@@ -133,6 +133,10 @@ exercise(
             "k and v read all of `hidden`: their weights are (kv_heads * head_dim) x hidden, not square.",
         ),
         Mistake(
+            lambda hidden, heads, kv_heads: 2 * hidden * hidden + 2 * (hidden // heads) * kv_heads,
+            "that is how wide k and v are, not their parameters: each of these outputs has `hidden` weights.",
+        ),
+        Mistake(
             lambda hidden, heads, kv_heads: 3 * hidden * hidden + hidden * (hidden // heads * kv_heads),
             "both k_proj and v_proj are narrow: the values share their heads as the keys do.",
         ),
@@ -211,6 +215,10 @@ exercise(
         Mistake(
             lambda parameters, trainable: (2 * parameters + 14 * trainable) / 1e9,
             "you are two bytes short for each adapter parameter: its weight is in float32, on top of a whole base.",
+        ),
+        Mistake(
+            lambda parameters, trainable: (2 * parameters + 18 * trainable) / 1e9,
+            "you counted the adapter's weights twice, in bf16 and in float32: they are held once, in float32.",
         ),
         Mistake(
             lambda parameters, trainable: 16 * (parameters + trainable) / 1e9,
@@ -296,6 +304,11 @@ exercise(
         Mistake(
             lambda one, two, room: 0 if one > room else 1 + (room - one) // (two - one),
             "// of a float such as 40e9 gives a float: int(...) makes the batch a whole number.",
+        ),
+        Mistake(
+            lambda one, two, room: (room - one) // (two - one) + 1,
+            "two things: where not even one sequence fits this is negative and not 0, and // of a float such as 40e9 "
+            "gives a float, so it takes an int(...).",
         ),
         Mistake(
             lambda one, two, room: 0 if one > room else 1 + int((room - one) // two),
@@ -438,6 +451,14 @@ exercise(
                 lambda pieces, labels: sum(pieces) / len(labels),
             ),
             "a chunk's mean is over the labels that count: times all its rows it isn't the sum. Take reduction='sum'.",
+        ),
+        Mistake(
+            _chunks(
+                lambda logits, targets: cross_entropy(logits, targets) * _counted(targets),
+                lambda pieces, labels: sum(pieces) / _counted(labels),
+            ),
+            "a chunk without a label that counts has the mean 0/0, which is nan, and nan times 0 is nan too. Take "
+            "reduction='sum', which is 0 there.",
         ),
         Mistake(
             _chunks(_sum, lambda pieces, labels: sum(pieces) / len(labels)),
