@@ -54,6 +54,7 @@ CLASS: dict[str, Learner] = {
     "half": Learner(function("return layer.weight.numel()"), points=1),
     "blank": Learner(None, None, points=0),
     "built-on-a-blank": Learner(None, (
+        "from torch import nn\n\n\n"
         "def lora_parameters(d_in, d_out, r):\n    a, b = nn.Linear(d_in, r, bias=False), nn.Linear(r, d_out, False)\n"
         "    return linear_parameters(a) + linear_parameters(b)"), points=1),
     "no-python": Learner("def linear_parameters(layer)\n    return 1", points=1),

@@ -144,8 +144,8 @@ CHOICES: dict[str, dict[str, Choice]] = {
             (
                 Cell(
                     "01_the_fine_tuning_problem",
-                    'print(f"LoRA (r=8, q k v o) holds {saved:.0%} less than full fine-tuning in float32")',
-                    ("holds 87% less than full fine-tuning in float32",),
+                    'print(f"LoRA holds {state:.1f} GB; {name:19} {gb:6.1f} GB; that is {state / gb - 1:+.0%}")',
+                    ("LoRA holds 13.6 GB; full, float32        107.8 GB; that is -87%",),
                 ),
                 Cell(
                     "04_a_lora_layer_from_scratch",
@@ -276,7 +276,8 @@ CHOICES: dict[str, dict[str, Choice]] = {
                 ),
                 Cell(
                     "03_the_lora_update",
-                    """print(f"{optimizer:4s}  scale x 3, or B's learning rate x {factor:.0f}: {gap:.10f} apart")""",
+                    """print(f"{optimizer:4s}  scale x 3, or B's learning rate x {factor:.0f}: """
+                    """{gap:.{digits}f} apart")""",
                     ("adam  scale x 3, or B's learning rate x 3: 0.0000000000 apart",),
                 ),
             ),
