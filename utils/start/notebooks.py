@@ -58,7 +58,7 @@ def update(home: Path, source: str | None) -> int:
 def reset(home: Path, chapter: str) -> int:
     """Give a chapter's notebook afresh, keep the old one, and say where. Raises Trouble for a chapter there isn't."""
     try:
-        name, old = make_afresh(home, chapter.zfill(2))
+        name, old = make_afresh(home, chapter.zfill(2), worked_in_place(home))
     except (ValueError, Unreadable) as problem:
         raise Trouble(f"Nothing is reset: {problem}.") from None
     kept = f"; the old one is {old.relative_to(home).as_posix()}" if old else ""
