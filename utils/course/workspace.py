@@ -240,6 +240,8 @@ def bring_over(home: Path, leave: Collection[str] = ()) -> list[Carried]:
         if name in mine and json.dumps(result, sort_keys=True) == json.dumps(mine[name], sort_keys=True):
             given[name] = record
             _write_given(home, given)
+            if report.older and any(name in goes.get(source, ()) for source in new):
+                reports.append(report)
             continue
         if name in mine and not report.fresh or report.unreadable:
             _set_aside(home, name)
@@ -348,7 +350,8 @@ def _put_moved(
         elif exercise in last:
             last[exercise] = _put_below(cells, last[exercise], _unmarked(cell), known=False, report=report)
         else:
-            last[exercise] = _put_answer(cells, by_exercise, cell, given, report)
+            asked_so = cell["id"] == by_exercise[exercise]["id"]  # the exercise itself is as it was
+            last[exercise] = _put_answer(cells, by_exercise, cell, {} if asked_so else given, report)
 
 
 def _put_answer(

@@ -92,6 +92,12 @@ def main(home: Path = ROOT) -> int:
     except (Trouble, Unreadable) as problem:
         say(f"{problem}")
         return 1
+    except OSError as problem:
+        say(f"Your notebooks are not all brought over: {problem}. Mend that and run python3 start.py update again.")
+        return 1
+    except KeyboardInterrupt:
+        say("Stopped. Run python3 start.py update again; it goes on from here.")
+        return 130
     there = len(list((home / FOLDER).glob("[0-9][0-9]_*.ipynb")))
     if carried:
         _tell(carried)
