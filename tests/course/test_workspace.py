@@ -452,3 +452,70 @@ def test_what_was_worked_in_before_the_first_start_is_the_learners_without_git_t
         "1 + 1",
         "print(energy(W), 2)",
     ]
+
+
+# -------------------------------------------------------------------------------------------- answers that go elsewhere
+
+
+def moving(home):
+    """The learner's answer in two parts, and a changed cell, all of which stand in chapter 3 now."""
+    content = mine(home)
+    content["cells"][5]["source"] = "def energy(W): return 1"
+    content["cells"][6]["source"] = "print(energy(W), 2)"
+    content["cells"].insert(6, exercise("energy", "u1", "print(energy(1))"))
+    put(home, "02_rank.ipynb", content, "work")
+    put(home, "02_rank.ipynb", notebook(*FIRST["cells"][:4]))
+    put(home, "03_layer.ipynb", notebook(text("l1", "# A layer"), *FIRST["cells"][4:]))
+
+
+MOVED = ["# A layer", "And now the energy.", "def energy(W): return 1", "print(energy(1))", "print(energy(W), 2)"]
+
+
+def test_all_of_a_moved_answer_and_a_changed_cell_move_and_are_told(home):
+    moving(home)
+    reports = {report.name: str(report) for report in bring_over(home)}
+    assert sources(home, "03_layer.ipynb") == MOVED and len(sources(home)) == 4
+    assert "1 answer (energy), which were in 02_rank" in reports["03_layer.ipynb"]
+    assert bring_over(home) == []
+
+
+@pytest.mark.parametrize("stop", range(12))
+def test_a_stop_anywhere_loses_and_doubles_nothing(home, monkeypatch, stop):
+    moving(home)
+    real, count = workspace._write_text, 0
+
+    def write(path, words):
+        nonlocal count
+        count += 1
+        if count > stop:
+            raise OSError("full")
+        real(path, words)
+
+    monkeypatch.setattr(workspace, "_write_text", write)
+    try:
+        bring_over(home)
+    except OSError:
+        both = sources(home) + sources(home, "03_layer.ipynb")
+        assert "def energy(W): return 1" in both and "print(energy(1))" in both
+    monkeypatch.setattr(workspace, "_write_text", real)
+    bring_over(home)
+    assert sources(home, "03_layer.ipynb") == MOVED and len(sources(home)) == 4
+
+
+def test_a_newer_answer_in_the_new_place_stays(home):
+    moving(home)
+    old = mine(home)
+    bring_over(home)
+    edit(home, {"e2": "def energy(W): return 'newer'"}, "03_layer.ipynb")
+    put(home, "02_rank.ipynb", old, "work")
+    told = " ".join(map(str, bring_over(home)))
+    assert "def energy(W): return 'newer'" in sources(home, "03_layer.ipynb")
+    assert "def energy(W): return 1" not in sources(home, "03_layer.ipynb") and "yours here stays" in told
+    assert bring_over(home) == []
+
+
+def test_a_reset_in_a_clone_brings_moved_answers_over_first(home):
+    moving(home)
+    (home / ".git").mkdir()
+    reset(home, "02")
+    assert sources(home, "03_layer.ipynb") == MOVED

@@ -181,7 +181,7 @@ def _from_files(home: Path, source: Path) -> str:
         for path in sorted(path for path in gone if _is_the_courses(path)):
             aside.keep(path)
             (home / path).unlink()
-        for path in sorted(new):
+        for path in sorted(new, key=lambda path: (path.parts[0] in ("notebooks", "solutions"), path)):  # code first
             if (home / path).exists():
                 if (home / path).read_bytes() == (root / path).read_bytes():
                     continue

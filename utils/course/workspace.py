@@ -33,6 +33,7 @@ from utils.course.colab import SETUP_ID
 FOLDER = "work"
 GIVEN = ".given.json"
 OLD = "old"
+_NEXT = " next"  # after a notebook's name in GIVEN: the record of what is being written
 
 Notebook = dict[str, Any]
 Cell = dict[str, Any]
@@ -56,7 +57,8 @@ class Carried:
     """What became of one notebook. answers: exercises whose answers were brought over. cells: other cells of the
     learner's that were. kept: cells that have no place any more and stand below their old neighbour. changed: exercises
     that the new version asks otherwise. fresh: nothing of the learner's was in it, or it is new. unreadable: why the
-    learner's copy can't be read, if it can't."""
+    learner's copy can't be read, if it can't. came: answers that were in another notebook, and in which. older: what
+    came from another notebook and stays in the old copy alone, as the learner has another one here."""
 
     name: str
     answers: list[str] = field(default_factory=list)
@@ -65,6 +67,8 @@ class Carried:
     changed: list[str] = field(default_factory=list)
     fresh: bool = False
     unreadable: str = ""
+    came: dict[str, str] = field(default_factory=dict)
+    older: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         if self.unreadable:
@@ -72,10 +76,18 @@ class Carried:
         if self.fresh:
             return f"{self.name}: the new version; there was nothing of yours in it"
         parts = [f"{_number(len(self.answers), 'answer')} ({', '.join(self.answers)})"] if self.answers else []
+        for place in sorted(set(self.came.values())):
+            names = [name for name in self.answers if self.came.get(name) == place]
+            if names and len(names) == len(self.answers):
+                parts[0] += f", which were in {place}"
+            elif names:
+                parts[0] += f", of which {', '.join(names)} from {place}"
         parts += [_number(self.cells, "other cell") + " of yours"] * bool(self.cells)
         parts += [_number(self.kept, "cell") + " without a place any more, marked"] * bool(self.kept)
         again = f"; asked otherwise now, check again: {', '.join(self.changed)}" if self.changed else ""
-        return f"{self.name}: the new version, with {' and '.join(parts)}{again}"
+        older = f"; yours here stays, another one is in {FOLDER}/{OLD}: {', '.join(self.older)}" if self.older else ""
+        brought = f", with {' and '.join(parts)}" if parts else ""
+        return f"{self.name}: the new version{brought}{again}{older}"
 
 
 def _number(count: int, what: str) -> str:
@@ -111,16 +123,18 @@ def follow_renames(home: Path) -> dict[str, str]:
     for old in sorted(set(given) - there):
         new = topics.get(old[3:])
         if new and (home / FOLDER / old).exists() and not (home / FOLDER / new).exists():
+            given[new] = given[old]  # under both names first: a stop in between loses neither
+            _write_given(home, given)
             os.replace(home / FOLDER / old, home / FOLDER / new)
-            given[new] = given.pop(old)
+            del given[old]
             _write_given(home, given)
             renamed[old] = new
     return renamed
 
 
-def reset(home: Path, chapter: str) -> tuple[str, Path | None]:
+def reset(home: Path, chapter: str, leave: Collection[str] = ()) -> tuple[str, Path | None]:
     """A fresh copy of a chapter's notebook; its name, and where the old copy is kept, if there was one. Copies whose
-    chapters have other numbers now are renamed before.
+    chapters have other numbers now are renamed before; in a clone, all are brought over but `leave`.
 
     Raises ValueError for a chapter that there isn't.
     """
@@ -129,6 +143,8 @@ def reset(home: Path, chapter: str) -> tuple[str, Path | None]:
         numbers = [path.name[:2] for path in _notebooks(home)]
         raise ValueError(f"there is no chapter {chapter!r}; the chapters are {numbers[0]} to {numbers[-1]}")
     follow_renames(home)
+    if (home / ".git").exists():
+        bring_over(home, leave)  # or answers that belong to other chapters now would be in the old copy alone
     old = _set_aside(home, found[0].name)
     given = read_given(home)
     _give(home, found[0], given)
@@ -178,6 +194,7 @@ def bring_over(home: Path, leave: Collection[str] = ()) -> list[Carried]:
     """
     follow_renames(home)
     given = read_given(home)
+    _finish_record(home, given)
     new = {path.name: _read(path) for path in _notebooks(home) if path.name not in leave}
     places = {exercise: name for name, notebook in new.items() for exercise in _answers(notebook)}
     mine: dict[str, Notebook] = {}
@@ -190,28 +207,72 @@ def bring_over(home: Path, leave: Collection[str] = ()) -> list[Carried]:
         except Unreadable as problem:
             broken[path.name] = str(problem)
     moved: dict[str, list[Cell]] = {}
+    came: dict[str, dict[str, str]] = {}
+    goes: dict[str, set[str]] = {}
+    ids = {cell["id"]: name for name, notebook in new.items() for cell in notebook["cells"] if not _exercise(cell)}
+    own = {name: {cell["id"] for cell in notebook["cells"]} for name, notebook in new.items()}
     for name, notebook in mine.items():
         notebook["cells"] = _with_ids(notebook["cells"], given.get(name, {}))
-        for exercise, cell in _answers(notebook).items():
-            if places.get(exercise, name) != name and _is_theirs(cell, given.get(name, {})):
-                moved.setdefault(places[exercise], []).append(cell)
+        for cell in notebook["cells"]:
+            if not _is_theirs(cell, given.get(name, {})):
+                continue
+            exercise, place = _exercise(cell), name
+            if exercise:
+                place = places.get(exercise, name)
+            elif cell["id"] not in own.get(name, ()):
+                place = ids.get(cell["id"], name)
+            if place != name and cell["id"] != SETUP_ID:
+                moved.setdefault(place, []).append(cell)
+                goes.setdefault(name, set()).add(place)
+                if exercise:
+                    came.setdefault(place, {})[exercise] = name.removesuffix(".ipynb")
     reports = []
-    for name, notebook in new.items():
+    for name in _targets_first(list(new), goes):
+        notebook = new[name]
         there = home / FOLDER / name
-        if name in mine and given.get(name) == hashes(notebook) and name not in moved:
+        if name in mine and given.get(name) == hashes(notebook) and name not in moved and name not in goes:
             continue
-        report = Carried(name, unreadable=broken.get(name, ""))
+        report = Carried(name, unreadable=broken.get(name, ""), came=came.get(name, {}))
         elsewhere = {exercise for exercise, place in places.items() if place != name}
+        elsewhere |= {id_ for id_ in ids if id_ not in own[name]}
         result = carried(notebook, mine.get(name), given.get(name, {}), moved.get(name, []), report, elsewhere)
-        given[name] = hashes(notebook)
+        record = hashes(notebook)
         if name in mine and json.dumps(result, sort_keys=True) == json.dumps(mine[name], sort_keys=True):
+            given[name] = record
+            _write_given(home, given)
+            if report.older and any(name in goes.get(source, ()) for source in new):
+                reports.append(report)
             continue
         if name in mine and not report.fresh or report.unreadable:
             _set_aside(home, name)
-        _write(there, result if name in mine else _as_opened(home, result))
+        result = result if name in mine else _as_opened(home, result)
+        given[name + _NEXT] = {**record, "": _hash_of(_text(result))}
+        _write_given(home, given)
+        _write(there, result)
+        del given[name + _NEXT]
+        given[name] = record
+        _write_given(home, given)
         reports.append(report)
-    _write_given(home, given)
-    return reports
+    return sorted(reports, key=lambda report: report.name)
+
+
+def _targets_first(names: Sequence[str], goes: Mapping[str, Collection[str]]) -> list[str]:
+    """The notebooks in an order in which answers are in their new place before they leave their old one."""
+    left, order = list(names), []
+    while left:
+        name = next((n for n in left if not set(goes.get(n, ())) & (set(left) - {n})), left[0])
+        left.remove(name)
+        order.append(name)
+    return order
+
+
+def _finish_record(home: Path, given: dict[str, dict[str, str]]) -> None:
+    """After a stop between a notebook and its record: the record is the new one if the notebook is."""
+    for key in [key for key in given if key.endswith(_NEXT)]:
+        name, record = key.removesuffix(_NEXT), given.pop(key)
+        path, written = home / FOLDER / name, record.pop("", "")
+        if path.exists() and _hash_of(path.read_bytes().decode("utf-8", "replace").replace("\r\n", "\n")) == written:
+            given[name] = record
 
 
 # ------------------------------------------------------------------------------------------------------- one notebook
@@ -239,8 +300,7 @@ def carried(
     theirs = _with_ids(mine["cells"], given) if mine else []
     report.fresh = not any(_is_theirs(cell, given) for cell in theirs) and not moved
     by_exercise = {name: cell for name, cell in _answers(result).items()}
-    for cell in moved:
-        _put_answer(cells, by_exercise, cell, given, report)
+    _put_moved(cells, by_exercise, moved, theirs, given, report)
     before: str | None = None  # the id of the last cell of the learner's copy that the new one has
     for cell in theirs:
         there = next((c for c in cells if c["id"] == cell["id"]), None)
@@ -250,7 +310,7 @@ def carried(
                 before = there["id"]
             continue
         exercise = _exercise(cell)
-        if exercise in elsewhere:
+        if exercise in elsewhere or not exercise and cell["id"] in elsewhere:
             continue
         if exercise in by_exercise and exercise not in report.answers:
             before = _put_answer(cells, by_exercise, cell, given, report)
@@ -263,6 +323,35 @@ def carried(
         else:
             before = _put_below(cells, before, cell, known=cell["id"] in given, report=report)
     return result
+
+
+def _put_moved(
+    cells: list[Cell],
+    by_exercise: dict[str, Cell],
+    moved: Sequence[Cell],
+    theirs: Sequence[Cell],
+    given: Mapping[str, str],
+    report: Carried,
+) -> None:
+    """Put what comes from other notebooks in its place, all cells of an answer in their order. Where the learner has
+    something there already, that stays; what isn't the same is named in the report, and is in the old copy."""
+    mine = [cell for cell in theirs if _is_theirs(cell, given)]
+    have, same = {_exercise(cell) or cell["id"] for cell in mine}, {_source(cell) for cell in mine}
+    last: dict[str, str] = {}
+    for cell in moved:
+        exercise = _exercise(cell)
+        if (exercise or cell["id"]) in have:
+            if _source(cell) not in same:
+                report.older.append(exercise or "a changed cell")
+        elif not exercise:
+            at = next(n for n, c in enumerate(cells) if c["id"] == cell["id"])
+            cells[at] = copy.deepcopy(cell)
+            report.cells += 1
+        elif exercise in last:
+            last[exercise] = _put_below(cells, last[exercise], _unmarked(cell), known=False, report=report)
+        else:
+            asked_so = cell["id"] == by_exercise[exercise]["id"]  # the exercise itself is as it was
+            last[exercise] = _put_answer(cells, by_exercise, cell, {} if asked_so else given, report)
 
 
 def _put_answer(
@@ -435,7 +524,15 @@ def _as_opened(home: Path, notebook: Notebook) -> Notebook:
 
 
 def _write(path: Path, notebook: Notebook) -> None:
-    _write_text(path, json.dumps(notebook, indent=1, ensure_ascii=False) + "\n")
+    _write_text(path, _text(notebook))
+
+
+def _text(notebook: Notebook) -> str:
+    return json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
+
+
+def _hash_of(text: str) -> str:
+    return hashlib.sha1(text.encode()).hexdigest()[:16]
 
 
 def _write_given(home: Path, given: Mapping[str, Mapping[str, str]]) -> None:

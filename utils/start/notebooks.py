@@ -58,7 +58,7 @@ def update(home: Path, source: str | None) -> int:
 def reset(home: Path, chapter: str) -> int:
     """Give a chapter's notebook afresh, keep the old one, and say where. Raises Trouble for a chapter there isn't."""
     try:
-        name, old = make_afresh(home, chapter.zfill(2))
+        name, old = make_afresh(home, chapter.zfill(2), worked_in_place(home))
     except (ValueError, Unreadable) as problem:
         raise Trouble(f"Nothing is reset: {problem}.") from None
     kept = f"; the old one is {old.relative_to(home).as_posix()}" if old else ""
@@ -92,6 +92,12 @@ def main(home: Path = ROOT) -> int:
     except (Trouble, Unreadable) as problem:
         say(f"{problem}")
         return 1
+    except OSError as problem:
+        say(f"Your notebooks are not all brought over: {problem}. Mend that and run python3 start.py update again.")
+        return 1
+    except KeyboardInterrupt:
+        say("Stopped. Run python3 start.py update again; it goes on from here.")
+        return 130
     there = len(list((home / FOLDER).glob("[0-9][0-9]_*.ipynb")))
     if carried:
         _tell(carried)
