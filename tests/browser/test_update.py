@@ -11,7 +11,7 @@ from tests.browser.lab import copy_of_the_course
 CHAPTER = "00_start_here.ipynb"
 EXERCISE = "lora_parameters"
 RIGHT = f"def {EXERCISE}(d_in, d_out, r):\n    return r * (d_in + d_out)"
-NEW_WORDS = "That is the whole idea, as the new version says."
+NEW_WORDS = "That is all LoRA is, as the new version says."
 
 
 def test_an_update_keeps_the_answer_and_brings_the_new_words(course, reader, tmp_path):
@@ -25,7 +25,7 @@ def test_an_update_keeps_the_answer_and_brings_the_new_words(course, reader, tmp
 
     one = reader(f"work/{CHAPTER}")
     assert one.source(f"def {EXERCISE}(") == RIGHT
-    assert one.source("whole idea").startswith(NEW_WORDS)
+    assert one.source("all LoRA is").startswith(NEW_WORDS)
     one.run("from utils.course.checks import check")
     said = one.answer(EXERCISE, RIGHT)
     one.shot("9-updated")
@@ -36,8 +36,8 @@ def a_new_version(folder):
     """The course with one sentence of chapter 0 written anew."""
     path = copy_of_the_course(folder) / "notebooks" / CHAPTER
     notebook = json.loads(path.read_text(encoding="utf-8"))
-    (cell,) = [cell for cell in notebook["cells"] if "That is the whole idea." in "".join(cell["source"])]
-    cell["source"] = "".join(cell["source"]).replace("That is the whole idea.", NEW_WORDS)
+    (cell,) = [cell for cell in notebook["cells"] if "That is all LoRA is." in "".join(cell["source"])]
+    cell["source"] = "".join(cell["source"]).replace("That is all LoRA is.", NEW_WORDS)
     path.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return folder
 
