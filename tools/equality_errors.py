@@ -1,4 +1,4 @@
-"""How far the course's own code is from PEFT and transformers: one line for each comparison of chapters 9 to 11.
+"""How far the course's own code is from PEFT and transformers: one line for each comparison of chapters 10 to 12.
 
     python -m tools.equality_errors      (the tiny model on the CPU: a minute; writes nothing)
 
@@ -44,7 +44,7 @@ def token_ids(rows: int) -> torch.Tensor:
 
 @torch.inference_mode()
 def files() -> Iterator[Line]:
-    """Chapter 9: our loader and PEFT's on the same folder, and a folder that went to PEFT and back."""
+    """Chapter 10: our loader and PEFT's on the same folder, and a folder that went to PEFT and back."""
     from peft import PeftModel
 
     ours, ids = load_base()[0], token_ids(4)
@@ -61,7 +61,7 @@ def files() -> Iterator[Line]:
 
 @torch.inference_mode()
 def merges() -> Iterator[Line]:
-    """Chapter 9: merged weights in each dtype, and in 4 bits."""
+    """Chapter 10: merged weights in each dtype, and in 4 bits."""
     from peft import PeftModel
 
     folder = trained_adapter("style", profile())
@@ -85,7 +85,7 @@ def merges() -> Iterator[Line]:
 
 @torch.inference_mode()
 def many() -> Iterator[Line]:
-    """Chapter 10: the mixed batch, and the eleven combinations, on the shipped adapters."""
+    """Chapter 11: the mixed batch, and the eleven combinations, on the shipped adapters."""
     from peft import PeftModel
 
     first = trained_adapter(TASKS[0], profile())
@@ -111,7 +111,7 @@ def many() -> Iterator[Line]:
 
 @torch.inference_mode()
 def generation() -> Iterator[Line]:
-    """Chapter 11: the processors on random logits (as probabilities), and the loop (as the share of other tokens)."""
+    """Chapter 12: the processors on random logits (as probabilities), and the loop (as the share of other tokens)."""
     from transformers.generation import logits_process as hf
 
     g = torch.Generator().manual_seed(0)

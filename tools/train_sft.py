@@ -3,7 +3,7 @@
     python -m tools.train_sft tasks                the four tasks, LoRA and QLoRA, three seeds (one thread: 15 minutes)
     python -m tools.train_sft knobs                warm-up, clipping, weight decay, batch on one short task (10 minutes)
 
-Written to assets/measurements/sft.json, which chapter 8 reads. Every accuracy is the exact match on held-out prompts.
+Written to assets/measurements/sft.json, which chapter 9 reads. Every accuracy is the exact match on held-out prompts.
 
 Attributes:
     KNOBS: One change each to a run of 100 steps on style.

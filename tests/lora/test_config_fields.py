@@ -16,7 +16,7 @@ def test_the_table_has_every_field_of_the_installed_peft_and_no_other():
 
 
 def test_what_the_table_says_is_shown_in_chapter_6_is():
-    lesson = (ASSETS.parent / "lessons" / "07_loraconfig.md").read_text(encoding="utf-8")
+    lesson = (ASSETS.parent / "lessons" / "08_loraconfig.md").read_text(encoding="utf-8")
     code = "".join(re.findall(r"```python\n(.*?)```", lesson, flags=re.S))
     for name, field in FIELDS.items():
         if field.where == "here":

@@ -3,12 +3,12 @@
     python -m tools.build.renumber 6        chapter 6 becomes 7, 7 becomes 8, and so on; then write the new chapter 6
 
 Files are renamed (lessons, notebooks, checks, references, answers), and the numbers follow in their names wherever
-these stand, in the rows of the tables, and in prose: "chapter 6", "chapters 5 to 7". Prose of tests and of the
+these stand, in the rows of the tables, and in prose: "chapter 6", "chapters 5 to 8". Prose of tests and of the
 classroom's guide is left alone, since many name a chapter of a made-up course: what may have to follow there is
 printed. Afterwards `make notebooks` and the tests tell what is left.
 
 Attributes:
-    NAMED: "chapter 6", "Chapters 5, 6 and 9" in prose; the numbers are its second and third group.
+    NAMED: "chapter 6", "Chapters 5, 6 and 10" in prose; the numbers are its second and third group.
 """
 
 from __future__ import annotations

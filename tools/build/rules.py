@@ -65,7 +65,7 @@ def _in_prose(lesson: Lesson, pattern: re.Pattern[str]) -> Iterator[tuple[int, r
 def _opening(lesson: Lesson, course: Course) -> Found:
     """A title with the chapter's number, what one will be able to do, and the minutes."""
     if not re.fullmatch(r"\d\d_[a-z0-9_]+", lesson.path.stem):
-        yield 1, "a lesson's file is called like 08_sft_training.md"
+        yield 1, "a lesson's file is called like 09_sft_training.md"
         return
     line, text = lesson.lines[0], lesson.cells[0].source
     number = int(lesson.path.stem[:2])

@@ -270,7 +270,7 @@ CHOICES: dict[str, dict[str, Choice]] = {
             "Two of our tasks reached 100% with it. alpha / r stays at 2, because changing it changes B's rate.",
             (
                 Cell(
-                    "08_sft_training",
+                    "09_sft_training",
                     'means = [100 * sum(row[way]) / len(row[way]) for way in ("lora", "qlora")]',
                     ("sentiment           0%  100.0%", "summarization       0%  100.0%"),
                 ),
@@ -294,7 +294,7 @@ CHOICES: dict[str, dict[str, Choice]] = {
             "Both keep the scale at 2. With alpha left at 16 it falls to 1/4; both at once make 16, which breaks it.",
             (
                 Cell(
-                    "07_loraconfig",
+                    "08_loraconfig",
                     'print(f"from r=1 to r=64: 1/r falls by a factor of about {round(fall)}, the root by {flat:.1f}")',
                     ("1/r falls by a factor of about 9, the root by 1.1",),
                 ),
@@ -309,7 +309,7 @@ CHOICES: dict[str, dict[str, Choice]] = {
             "LoRA's best rate was 16 times full fine-tuning's here, and about 10 times at scale; it falls with width.",
             (
                 Cell(
-                    "07_loraconfig",
+                    "08_loraconfig",
                     """print(f"r={r:<3} best rate {best}: {best / full_best:.0f} times full fine-tuning's")""",
                     ("r=8   best rate 0.008: 16 times full fine-tuning's",),
                 ),
@@ -355,7 +355,7 @@ CHOICES: dict[str, dict[str, Choice]] = {
                 _slower("adapter", "batch 8, eager", ("prefill",), 1.25, 1.37),
                 _slower("merge_and_unload", "batch 1, graph", (), 0.995, 1.005),
                 Cell(
-                    "09_save_load_merge",
+                    "10_save_load_merge",
                     'print("dequantizing first is at least 20 times closer on every adapter:", factor > 20)',
                     ("dequantizing first is at least 20 times closer on every adapter: True",),
                 ),
@@ -367,7 +367,7 @@ CHOICES: dict[str, dict[str, Choice]] = {
             "Switched off, the base is back to the bit; merging and unmerging in 16 bits leaves a trace.",
             (
                 Cell(
-                    "09_save_load_merge",
+                    "10_save_load_merge",
                     'print("in bf16 the error grows with each trip:", worse == sorted(worse))',
                     ("in bf16 the error grows with each trip: True",),
                 ),
@@ -379,7 +379,7 @@ CHOICES: dict[str, dict[str, Choice]] = {
             "20 adapters on one 7B base take 15 GB, 20 merged copies 270.",
             (
                 Cell(
-                    "10_many_adapters",
+                    "11_many_adapters",
                     'f"an adapter {one_adapter / 1e6:.0f} MB; 20 adapters on one base {shared / 1e9:.1f} GB, "',
                     ("20 adapters on one base 15.1 GB, 20 copies 270 GB",),
                 ),
@@ -398,7 +398,7 @@ CHOICES: dict[str, dict[str, Choice]] = {
                     ("perplexity with the adapter off, minus the base's: 0.0",),
                 ),
                 Cell(
-                    "13_variants",
+                    "14_variants",
                     'print("at 0.8 at least 95% are right:", down[0.8].task >= 0.95)',
                     ("at 0.8 at least 95% are right: True", "and less than half of the forgetting is left: True"),
                 ),

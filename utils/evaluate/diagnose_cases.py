@@ -1,4 +1,4 @@
-"""How the clinic's patients were made ill. Chapter 12's third part is a riddle; this file holds the answers.
+"""How the clinic's patients were made ill. Chapter 13's third part is a riddle; this file holds the answers.
 
 Attributes:
     WIDTH: Tokens to which :func:`everything_learnt` pads: about twice what an example of the sentiment task has.
@@ -93,7 +93,7 @@ def healthy_batches(steps: int) -> list[dict[str, Tensor]]:
 def admit(progress: bool = True) -> dict[str, Patient]:
     """Six runs of the sentiment task by letter, one of them healthy. About half a minute on a CPU core.
 
-    Which is which is for the reader of chapter 12 to find out. All see the same examples in the same order.
+    Which is which is for the reader of chapter 13 to find out. All see the same examples in the same order.
     """
     from tqdm.auto import tqdm
 

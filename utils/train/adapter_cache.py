@@ -29,7 +29,7 @@ def trained_adapter(task: Task, profile: str) -> Path:
     profile())``.
 
     Under `tiny` it is the one that is shipped in assets/adapters. Under another profile the adapter is trained at the
-    first call, as in chapter 8, with its :func:`utils.train.recipes.recipe` (SmolLM2-135M, two CPU cores: minutes),
+    first call, as in chapter 9, with its :func:`utils.train.recipes.recipe` (SmolLM2-135M, two CPU cores: minutes),
     and kept in the course's cache, see `utils.models.smollm2.cache_dir`. A changed recipe or model has a folder of its
     own, and an interrupted training leaves none. Raises ValueError for an unknown task or profile, and
     utils.models.errors.ModelUnavailable when the base can't be loaded.

@@ -1,573 +1,608 @@
-"""Chapter 8's exercises: counting steps, early stopping, accumulation, the learning rate's schedule, and clipping."""
+"""Chapter 8's exercises: scaling, ranks by pattern, a regular expression, names that match nothing, and biases."""
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable
+import re
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from utils.course.checks.behaviour import same_gradients
-from utils.course.checks.compare import difference
+from utils.course.checks.describe import brief
 from utils.course.checks.references import ch08 as lesson
 from utils.course.checks.registry import Mistake, exercise
 
-# ---------------------------------------------------------------------------------------------------- counting steps
+# ------------------------------------------------------------------------------------------------------- the scaling
 
 
 exercise(
-    "optimizer_steps",
-    reference=lesson.optimizer_steps,
-    cases=[(15000, 3, 4, 4), (10, 2, 2, 2), (7, 1, 4, 1), (9, 3, 2, 2), (64, 2, 4, 8)],
-    drawn=lambda rng: (rng.randint(1, 200), rng.randint(1, 5), rng.randint(1, 9), rng.choice([1, 2, 3, 4, 8])),
+    "scaling",
+    reference=lesson.scaling,
+    cases=[(16, 16, False), (16, 16, True), (4, 32, False), (64, 8, True)],
+    drawn=lambda rng: (
+        rng.choice([1, 2, 3, 6, 8, 12, 64, 100, 256]),
+        rng.choice([1, 2, 5, 7, 8, 16, 50, 128]),
+        rng.random() < 0.5,
+    ),
+    mistakes=[
+        Mistake(lambda r, a, rs: a / r, "use_rslora changes nothing yet: with it, divide by the root of r."),
+        Mistake(lambda r, a, rs: a / math.sqrt(r), "without use_rslora the divisor is r itself."),
+        Mistake(lambda r, a, rs: a / (r if rs else math.sqrt(r)), "the two cases are swapped."),
+        Mistake(lambda r, a, rs: a / (r**2 if rs else r), "the root, not the square: rsLoRA divides by less than r."),
+        Mistake(lambda r, a, rs: a * (math.sqrt(r) if rs else r), "that multiplies: a larger rank is scaled down."),
+        Mistake(
+            lambda r, a, rs: math.sqrt(a / r) if rs else a / r,
+            "the root is of r alone, not of lora_alpha / r.",
+        ),
+        Mistake(
+            lambda r, a, rs: math.sqrt(a) / r if rs else a / r,
+            "you took the root of lora_alpha; it belongs to r.",
+        ),
+        Mistake(
+            lambda r, a, rs: a // (math.sqrt(r) if rs else r),
+            "// and int(...) round down: lora_alpha=16 with r=64 gives 0, and the adapter does nothing. Divide with /.",
+        ),
+        Mistake(
+            lambda r, a, rs: a / (math.isqrt(r) if rs else r),
+            "math.isqrt rounds the root down to a whole number; math.sqrt doesn't.",
+        ),
+        Mistake(
+            lambda r, a, rs: a / (math.log2(r) if rs else r),
+            "that is the logarithm; the sum of r independent terms grows like the root of r.",
+        ),
+        Mistake(lambda r, a, rs: (math.sqrt(r) if rs else r) / a, "the other way round: lora_alpha stands on top."),
+    ],
+    hints=["Plain LoRA: lora_alpha / r.", "rsLoRA: lora_alpha / math.sqrt(r)."],
+    why="B A x is a sum of r terms. If they are independent, its size grows like the root of r, so dividing by the "
+    "root keeps the update as large for every rank, and dividing by r makes it fainter and fainter.",
+)
+
+# ------------------------------------------------------------------------------------------- counting with a pattern
+
+_SHAPES = {
+    "layers.0.q_proj": (192, 192),
+    "layers.0.v_proj": (64, 192),
+    "layers.1.q_proj": (192, 192),
+    "layers.1.v_proj": (64, 192),
+}
+_FUSED = {"layers.0.kv_proj": (7, 5), "layers.0.v_proj": (3, 5), "layers.10.v_proj": (2, 9), "v_proj": (4, 6)}
+
+_LAYERS = ("q_proj", "v_proj", "kv_proj", "attn.c_proj", "mlp.c_proj", "my_q_proj", "up_proj")
+
+
+def _drawn_pattern(rng: random.Random) -> tuple[dict[str, tuple[int, int]], int, dict[str, int]]:
+    names = [f"layers.{rng.randrange(14)}.{layer}" for layer in rng.choices(_LAYERS, k=rng.randint(1, 8))]
+    names += ["q_proj"] * rng.randint(0, 1)
+    shapes = {name: (rng.randint(2, 20), rng.randint(2, 20)) for name in names}
+    keys = ["q_proj", "v_proj", "c_proj", "attn.c_proj", "proj", "attn", "layers", "0.v_proj", *rng.choices(names, k=2)]
+    keys = rng.sample(sorted(set(keys)), rng.randint(0, 4))
+    return shapes, rng.randint(1, 20), {key: rng.randint(1, 40) for key in keys}
+
+
+def _holds(name: str, key: str) -> bool:
+    return name == key or name.endswith("." + key)
+
+
+def _count(
+    shapes: dict, r: int, pattern: dict, holds=_holds, choose=lambda keys: keys[0], per=lambda o, i: o + i
+) -> int:
+    total = 0
+    for name, shape in shapes.items():
+        keys = [key for key in pattern if holds(name, key)]
+        total += (pattern[choose(keys)] if keys else r) * per(*shape)
+    return total
+
+
+def _rank(name: str, r: int, pattern: dict) -> int:
+    return next((rank for key, rank in pattern.items() if _holds(name, key)), r)
+
+
+def _rank_kept(shapes: dict, r: int, pattern: dict) -> int:
+    total = 0
+    for name, (o, i) in shapes.items():
+        r = _rank(name, r, pattern)
+        total += r * (o + i)
+    return total
+
+
+exercise(
+    "count_with_pattern",
+    reference=lesson.count_with_pattern,
+    cases=[
+        (_SHAPES, 8, {}),
+        (_SHAPES, 8, {"v_proj": 2}),
+        (_SHAPES, 4, {"layers.1.q_proj": 16, "v_proj": 1}),
+        (_SHAPES, 4, {"v_proj": 1, "layers.1.v_proj": 16}),
+        (_FUSED, 2, {"v_proj": 3, "0.v_proj": 5}),
+    ],
+    drawn=_drawn_pattern,
     mistakes=[
         Mistake(
-            lambda n, e, b, a: e * math.ceil(n / b),
-            "that counts batches: the optimizer steps once after `accumulation` of them.",
+            lambda shapes, r, pattern: sum(r * (o + i) for o, i in shapes.values()),
+            "rank_pattern has no effect yet: a layer that it names has its own rank.",
         ),
         Mistake(
-            lambda n, e, b, a: e * (n // (b * a)),
-            "the last, smaller batch counts too: round up, not down.",
+            lambda shapes, r, pattern: sum(pattern.get(n, r) * (o + i) for n, (o, i) in shapes.items()),
+            "a key such as 'v_proj' means every layer whose name ends with it, not only one called exactly so.",
         ),
         Mistake(
-            lambda n, e, b, a: e * (math.ceil(n / b) // a),
-            "the last group of accumulated batches counts even if it is smaller: round up there, too.",
+            lambda shapes, r, pattern: _count(shapes, r, pattern, holds=lambda n, k: n.endswith("." + k)),
+            "a key may also be the layer's whole name, with nothing in front of it.",
         ),
         Mistake(
-            lambda n, e, b, a: e * math.ceil(n // b / a),
-            "the last batch counts even if it is smaller: round the batches up, too.",
+            lambda shapes, r, pattern: _count(shapes, r, pattern, holds=str.endswith),
+            "'kv_proj' ends with 'v_proj' and isn't meant by it: in front of the key stands a dot, or nothing.",
         ),
         Mistake(
-            lambda n, e, b, a: e * (n // (b * a) + 1),
-            "adding 1 to what is rounded down counts a step too many whenever the division comes out even: math.ceil.",
+            lambda shapes, r, pattern: _count(shapes, r, pattern, holds=str.__contains__),
+            "'kv_proj' contains 'v_proj' and isn't meant by it: a name is the key, or ends with a dot and the key.",
         ),
         Mistake(
-            lambda n, e, b, a: e * round(n / (b * a)),
-            "round(...) goes down as often as up; what is left over always makes one more step: math.ceil.",
+            lambda shapes, r, pattern: _count(
+                shapes, r, pattern, holds=lambda n, k: n.rpartition(".")[2] == k.rpartition(".")[2]
+            ),
+            "you compare the last parts alone: the key 'layers.1.q_proj' holds for one layer, not for every q_proj.",
         ),
         Mistake(
-            lambda n, e, b, a: math.ceil(n / b / a),
-            "that is one epoch: the data is gone through `epochs` times.",
+            lambda shapes, r, pattern: _count(shapes, r, pattern, holds=lambda n, k: n.rpartition(".")[2] == k),
+            "a key may have several parts, such as 'layers.1.q_proj': compare it with the name's end, not with its "
+            "last part.",
         ),
         Mistake(
-            lambda n, e, b, a: math.ceil(e * n / (b * a)),
-            "an epoch ends with whatever is left, and the next begins anew: round up in each epoch, then multiply.",
+            lambda shapes, r, pattern: _count(shapes, r, pattern, choose=lambda keys: keys[-1]),
+            "where two keys hold, your last one wins; PEFT takes the first in the dictionary's order.",
         ),
         Mistake(
-            lambda n, e, b, a: math.ceil(e * math.ceil(n / b) / a),
-            "the batches left over at an epoch's end aren't kept for the next: round up in each epoch, then multiply.",
+            lambda shapes, r, pattern: _count(shapes, r, pattern, choose=lambda keys: max(keys, key=len)),
+            "where two keys hold, your longer one wins. PEFT doesn't ask which is more exact: the first one counts.",
         ),
         Mistake(
-            lambda n, e, b, a: e * math.ceil(n / b) * a,
-            "accumulation makes fewer steps, not more: divide by it.",
+            lambda shapes, r, pattern: sum(
+                max([rank for key, rank in pattern.items() if _holds(n, key)], default=r) * (o + i)
+                for n, (o, i) in shapes.items()
+            ),
+            "where two keys hold, your larger rank wins; PEFT takes the first in the dictionary's order.",
         ),
         Mistake(
-            lambda n, e, b, a: e * (n // (b * a)) + (n % (b * a) > 0),
-            "what is left over makes one more step in every epoch, not once.",
+            lambda shapes, r, pattern: sum(
+                pattern.get(n, _rank(n, r, pattern)) * (o + i) for n, (o, i) in shapes.items()
+            ),
+            "you look for the whole name first. PEFT has no such preference: the first key that holds counts.",
         ),
         Mistake(
-            lambda n, e, b, a: e * n // (b * a),
-            "what is left over at each epoch's end makes a step of its own: round up, epoch by epoch.",
+            _rank_kept,
+            "you overwrite r with a pattern's rank, and the layers that follow keep it: give each its own variable.",
         ),
         Mistake(
-            lambda n, e, b, a: e * math.ceil(n / (b + a)),
-            "a step takes `accumulation` batches of `batch` examples: times, not plus.",
+            lambda shapes, r, pattern: sum(
+                sum(rank * (o + i) for key, rank in pattern.items() if _holds(n, key)) or r * (o + i)
+                for n, (o, i) in shapes.items()
+            ),
+            "where two keys hold, you count the layer twice: the first key alone gives its rank.",
         ),
         Mistake(
-            lambda n, e, b, a: e * n / (b * a),
-            "steps are whole: what is left over at an epoch's end makes one more, so round up with math.ceil.",
+            lambda shapes, r, pattern: _count(shapes, r, pattern, per=lambda o, i: o * i),
+            "that counts the whole matrix times r: lora_A has r x in numbers and lora_B out x r.",
+        ),
+        Mistake(
+            lambda shapes, r, pattern: _count(shapes, 0, pattern),
+            "layers that the pattern doesn't name keep the rank r.",
+        ),
+        Mistake(
+            lambda shapes, r, pattern: _count(shapes, r, pattern) + r * _count(shapes, 0, dict.fromkeys(pattern, 1)),
+            "the pattern's rank takes the place of r; it isn't added to it.",
+        ),
+        Mistake(
+            lambda shapes, r, pattern: _count(shapes, r, pattern, per=lambda o, i: o),
+            "lora_A is missing: it has rank x in numbers.",
+        ),
+        Mistake(
+            lambda shapes, r, pattern: _count(shapes, r, pattern, per=lambda o, i: i),
+            "lora_B is missing: it has out x rank numbers.",
         ),
     ],
     hints=[
-        "How many batches has one epoch? The last one may be small, so round up: math.ceil.",
-        "One step for every `accumulation` batches, rounded up as well; then times the epochs.",
+        "rank * (d_out + d_in) for each layer, with the rank that holds for it.",
+        "A key matches when the name is it or ends with '.' and it: name.endswith('.' + key).",
+        "next((rank for key, rank in rank_pattern.items() if ...), r) is the first match's rank, else r.",
     ],
-    why="The trainer begins each epoch anew and doesn't carry the rest over, so it rounds up epoch by epoch; the "
-    "product comes last.",
+    points=2,
+    why="PEFT walks through the pattern and stops at the first key that holds, so the order of the dictionary decides: "
+    "write the exceptions to the exceptions first.",
 )
 
-# ---------------------------------------------------------------------------------------------------- early stopping
+# --------------------------------------------------------------------------------------------------- the expression
+
+_BLOCKS = (0, 1, 2, 3, 4, 10, 12, 13, 20, 21, 22, 23)
+_IN_A_BLOCK = (
+    "self_attn", "self_attn.q_proj", "self_attn.k_proj", "self_attn.o_proj", "self_attn.up_proj", "mlp",
+    "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj", "mlp.act_fn", "mlp.gate", "mlp.out_proj", "mlp.gate_up_proj",
+    "mlp.up_proj_norm", "mlp.down_proj.bias", "mlp.up.proj", "mlp.experts.0.up_proj", "mlp.experts.2.down_proj",
+    "mlp.shared_expert.gate_proj", "mlp_norm", "input_layernorm", "cross_mlp.up_proj", "mlp._proj", "mlpup_proj",
+)  # fmt: skip
+_NAMES = [f"model.layers.{block}.{part}" for block in _BLOCKS for part in _IN_A_BLOCK]
+_NAMES += ["model.layers.2", "model.norm", "model.embed_tokens", "lm_head", "lm_head.up_proj"]
 
 
-def _drawn_losses(rng: random.Random) -> tuple[list[float], int]:
-    losses = [2.0]
-    drift = rng.choice([-0.2, 0.0, 0.1])
-    while len(losses) < rng.randint(1, 14):
-        losses.append(max(0.1, losses[-1] + drift + rng.choice([-0.3, -0.1, 0.0, 0.1, 0.2, 0.4])))
-    return [round(loss, 1) for loss in losses], rng.randint(1, 4)
+def _chosen(expression: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The names that PEFT would take, and, where there are none, those in which the expression is found at all."""
+    whole = tuple(name for name in _NAMES if re.fullmatch(expression, name))
+    return whole, () if whole else tuple(name for name in _NAMES if re.search(expression, name))
 
 
-def _walk(
-    losses: list[float],
-    patience: int,
-    *,
-    better: Callable[[float, float], bool] = float.__lt__,
-    reset: bool = True,
-    previous: bool = False,
-    first_counts: bool = False,
-) -> tuple[int, int]:
-    """Early stopping with one thing changed: what counts as better, and whether the patience begins anew."""
-    best, worse, now = 0, 0, 0
-    for now, loss in enumerate(losses):
-        if (now == 0 and not first_counts) or better(loss, losses[now - 1 if previous else best]):
-            best, worse = (now, 0) if reset else (now, worse)
-        else:
-            worse += 1
-        if worse == patience:
-            break
-    return now, best
+def _as_far_as(expression: str, name: str) -> str:
+    """How much of the expression, from its beginning, fits the beginning of the name."""
+    for end in range(len(expression) - 1, 0, -1):
+        try:
+            if re.match(expression[:end], name):
+                return f": your expression fits it up to '{expression[:end]}', and what comes then doesn't"
+        except re.error:  # it ends within a bracket
+            continue
+    return ", not even its first letter: PEFT compares the whole name, from the beginning"
 
 
-def _compared_with_previous(losses: list[float], patience: int) -> tuple[int, int]:
-    end = _walk(losses, patience, previous=True)[0]
-    return end, min(range(end + 1), key=losses.__getitem__)
-
-
-def _in_the_given_list(losses: list[float], patience: int) -> tuple[int, int]:
-    end, best = lesson.best_checkpoint(losses, patience)
-    del losses[end + 1 :]
-    return end, best
+def _same_names(expected: str, got: Any) -> bool | str:
+    if not isinstance(got, str):
+        return f"expected a string with the expression in it, got {brief(got)}."
+    try:
+        mine = _chosen(got)
+    except re.error as problem:
+        return f"Python can't read that as a regular expression: {problem}."
+    wanted = _chosen(expected)
+    missing = [name for name in wanted[0] if name not in mine[0]]
+    extra = [name for name in mine[0] if name not in wanted[0]]
+    if extra:
+        more = f", and {len(extra) - 1} more that aren't wanted" if extra[1:] else ""
+        return f"that also takes {extra[0]!r}{more}."
+    if missing:
+        return f"{missing[0]!r} isn't matched{_as_far_as(got, missing[0])}."
+    return mine == wanted
 
 
 exercise(
-    "best_checkpoint",
-    reference=lesson.best_checkpoint,
-    cases=[
-        ([2.0, 1.5, 1.2, 1.3, 1.4, 1.5, 1.6], 3),
-        ([2.0, 1.5, 1.6, 1.4, 1.5, 1.3], 2),
-        ([2.0, 1.5, 1.7, 1.6, 1.0], 2),
-        ([1.0, 1.0, 0.9], 2),
-        ([1.0], 3),
+    "upper_mlp",
+    reference=lesson.upper_mlp,
+    compare=_same_names,
+    mistakes=[
+        Mistake(
+            r"layers\.[23]\.mlp\.(gate|up|down)_proj",
+            "the expression has to match the whole name, and in front of layers stands 'model.': begin with '.*'.",
+        ),
+        Mistake(
+            r".*\.layers\.[23]\.mlp\.(gate|up|down)",
+            "the expression has to match the whole name, and yours ends before '_proj'. In 'mlp.gate' of other models, "
+            "the router, it finds another layer.",
+        ),
+        Mistake(
+            r".*\.layers\.[23]\..*_proj",
+            "that takes the attention of these blocks as well: name mlp in the expression.",
+        ),
+        Mistake(
+            r".*\.layers\.[23]\..*(gate|up|down)_proj",
+            "'.*' in the middle runs over dots too, to up_proj of any part, experts and attention: name mlp, with a "
+            "dot on both sides.",
+        ),
+        Mistake(
+            r".*\.layers\.[23]\.mlp\..*(gate|up|down)_proj",
+            "'.*' after mlp runs on: it takes 'mlp.experts.0.up_proj' and 'mlp.gate_up_proj' as well.",
+        ),
+        Mistake(
+            r".*\.mlp\.(gate|up|down)_proj", "that takes every block: only the blocks numbered 2 and 3 are wanted."
+        ),
+        Mistake(
+            r".*[23]\.mlp\.(gate|up|down)_proj",
+            "in a model of 24 blocks that takes 12 and 23 as well, which end with 2 and 3: put 'layers\\.' in front.",
+        ),
+        Mistake(
+            r".*\.layers\.[23]+\.mlp\.(gate|up|down)_proj",
+            "'+' allows several of the digits: in a model of 24 blocks that takes 22 and 23 as well.",
+        ),
+        Mistake(
+            r".*\.layers\.[23].*\.mlp\.(gate|up|down)_proj",
+            "'.*' behind [23] allows more digits: in a model of 24 blocks that takes 20 to 23 as well.",
+        ),
+        Mistake(
+            r".*\.layers\.(1|2)\.mlp\.(gate|up|down)_proj",
+            "those are the blocks 1 and 2. Blocks are numbered from 0, and 2 and 3 are wanted.",
+        ),
+        Mistake(r".*\.layers\.2\.mlp\.(gate|up|down)_proj", "block 3 is missing: [23] is one of two digits."),
+        Mistake(
+            r".*\.layers\.2|3\.mlp\.(gate|up|down)_proj",
+            "'|' without brackets divides the whole expression: it takes what ends with 'layers.2' or begins with "
+            "'3.mlp'. Put the alternatives into brackets.",
+        ),
+        Mistake(
+            r".*\.layers\.[23]\.mlp\..*proj.*", "'.*' at the end matches the norm behind a name too: end with 'proj'."
+        ),
+        Mistake(
+            r".*\.layers\.[23]\.mlp\..*",
+            "that takes the MLP's activation function, act_fn, as well, which PEFT can't wrap: name the three.",
+        ),
+        Mistake(
+            r".*\.layers\.[23]\.mlp\.\w+_proj",
+            "\\w+ is any word: other models have an out_proj or a gate_up_proj there. Name the three.",
+        ),
+        Mistake(
+            r".*\.layers\.[23]\.mlp\.[gate|up|down]+_proj",
+            "square brackets are a set of letters: [gate|up|down]+ is any word made of them, such as out or ape. Words "
+            "to choose from stand in round ones: (gate|up|down).",
+        ),
+        Mistake(
+            r".*\.layers\.[23]\.mlp\.(gate|up|down).proj",
+            "a dot stands for any letter, so yours takes 'up.proj' as well: write the underscore.",
+        ),
+        Mistake(r".*\.layers\.[23]\.mlp\.(up|down)_proj", "gate_proj is missing: Llama's MLP has three matrices."),
     ],
-    drawn=_drawn_losses,
+    hints=[
+        "The expression is matched against the whole name, such as model.layers.2.mlp.up_proj.",
+        "[23] is one of two digits, (gate|up|down) one of three words, \\. a dot and nothing else.",
+    ],
+    why="`layers\\.` in front of [23] and `\\.` behind it leave room for one digit alone, so 12 and 23 stay out; the "
+    "three words in brackets leave out whatever else an MLP may hold.",
+)
+
+# ------------------------------------------------------------------------------------------- names that match nothing
+
+_MODULES = ("q_proj", "v_proj", "my_q_proj", "attn.c_proj", "mlp.c_proj", "attn_c_proj", "q_proj.out", "fc1")
+_TARGETS = (
+    "q_proj", "v_proj", "c_proj", "attn.c_proj", "attn", "proj", "_proj", "my_q_proj", "h.1.q_proj", "lm_head", "mlp",
+    "v_porj", "fc", "h.1", "attn.c.proj", "model.lm_head", "model.q_proj",
+)  # fmt: skip
+
+
+def _drawn_targets(rng: random.Random) -> tuple[list[str], list[str]]:
+    names = {f"h.{rng.randrange(3)}.{module}" for module in rng.choices(_MODULES, k=rng.randint(0, 6))}
+    names |= set(rng.sample(["lm_head", "q_proj", "h.q.fc1"], rng.randint(0, 2)))
+    return rng.sample(sorted(names), len(names)), rng.sample(_TARGETS, rng.randint(0, 7))
+
+
+def _unmatched(names: list[str], targets: list[str], matches: Any) -> list[str]:
+    return [target for target in targets if not any(matches(name, target) for name in names)]
+
+
+def _removed(names: list[str], targets: list[str]) -> list[str]:
+    for target in list(targets):
+        if any(_holds(name, target) for name in names):
+            targets.remove(target)
+    return targets
+
+
+def _removed_on_the_way(names: list[str], targets: list[str]) -> list[str]:
+    left = list(targets)
+    for target in left:
+        if any(_holds(name, target) for name in names):
+            left.remove(target)
+    return left
+
+
+exercise(
+    "matches_nothing",
+    reference=lesson.matches_nothing,
+    cases=[
+        (["a.q_proj", "a.v_proj"], ["q_proj", "v_porj"]),
+        (["a.my_q_proj", "head"], ["q_proj", "head"]),
+        (["h.0.attn.c_proj", "h.0.mlp.c_proj"], ["attn.c_proj", "c_proj", "proj", "attn"]),
+        ([], ["q_proj", "a"]),
+    ],
+    drawn=_drawn_targets,
+    mistakes=[
+        Mistake(
+            lambda names, targets: _unmatched(names, targets, str.__contains__),
+            "'q_proj' is inside 'my_q_proj' and doesn't match it: a name has to end with '.' and the target, or be it.",
+        ),
+        Mistake(
+            lambda names, targets: [t for t in targets if t not in names],
+            "a target needs only the end of a name: 'q_proj' matches 'a.q_proj'.",
+        ),
+        Mistake(
+            lambda names, targets: _unmatched(names, targets, str.endswith),
+            "'my_q_proj' ends with 'q_proj' and isn't matched: the part before has to end with a dot.",
+        ),
+        Mistake(
+            lambda names, targets: _unmatched(names, targets, lambda name, t: name.endswith("." + t)),
+            "a target may also be a whole name, such as 'lm_head', with no dot in front.",
+        ),
+        Mistake(
+            lambda names, targets: _unmatched(names, targets, lambda name, t: name.rpartition(".")[2] == t),
+            "a target may have several parts, such as 'attn.c_proj': don't compare the last part alone.",
+        ),
+        Mistake(
+            lambda names, targets: _unmatched(names, targets, lambda name, t: t in name.split(".")),
+            "'attn' is a part of 'h.0.attn.c_proj', but not its end: PEFT wouldn't match it.",
+        ),
+        Mistake(
+            lambda names, targets: _unmatched(names, targets, lambda name, t: re.search(rf"(^|\.){t}$", name)),
+            "in a regular expression the target's own dot stands for any letter: 'attn.c_proj' would match "
+            "'attn_c_proj'. re.escape(target) or endswith.",
+        ),
+        Mistake(
+            lambda names, targets: _unmatched(names, targets, lambda name, t: t.endswith(name)),
+            "the name has to end with the target, and you ask whether the target ends with the name.",
+        ),
+        Mistake(
+            lambda names, targets: [t for t in targets if t not in lesson.matches_nothing(names, targets)],
+            "that is the other way round: return those that match nothing.",
+        ),
+        Mistake(
+            lambda names, targets: [n for n in names if not any(_holds(n, t) for t in targets)],
+            "those are the names that no target matches; asked for are the targets that match no name.",
+        ),
+        Mistake(
+            lambda names, targets: [t for t in targets if not all(_holds(n, t) for n in names)],
+            "a target is fine as soon as one name matches: any, not all.",
+        ),
+        Mistake(
+            lambda names, targets: [t for t in targets for n in names if not _holds(n, t)],
+            "you note a target once for every name that it doesn't match. One match is enough to leave it "
+            "out, and it stands in the list once.",
+        ),
+        Mistake(
+            lambda names, targets: lesson.matches_nothing(names, targets)[:1],
+            "only the first is there: the return stands inside the loop.",
+        ),
+        Mistake(
+            lambda names, targets: _unmatched(names, targets, lambda name, t: name == t or name.startswith(t + ".")),
+            "you compare the beginning of the name; PEFT compares its end.",
+        ),
+        Mistake(
+            _removed_on_the_way,
+            "you remove from the list that you go through: the target after a removed one is skipped. Make a new one.",
+        ),
+        Mistake(_removed, expect="changes its input"),
+    ],
+    hints=[
+        "For each target: is there a name that is it, or ends with '.' + it?",
+        "Keep the target when there is none.",
+    ],
+    why="The dot in front makes the difference between 'a.q_proj', which 'q_proj' means, and 'my_q_proj', which only "
+    "ends with the same letters. Names and targets are compared as PEFT does it, or the check would lie.",
+)
+
+# ------------------------------------------------------------------------------------------------------------ biases
+
+
+_OPT = ["l.0.q_proj.weight", "l.0.q_proj.bias", "l.0.k_proj.bias", "l.0.norm.bias", "l.1.q_proj.bias", "l.1.fc1.bias"]
+_NESTED = ["l.0.q_proj.norm.bias", "l.0.kq_proj.bias", "q_proj.bias", "l.0.q_proj.bias_scale", "l.0.q_proj.gate_bias"]
+
+_PARAMETERS = (
+    "q_proj.weight", "q_proj.bias", "kq_proj.bias", "k_proj.bias", "norm.bias", "norm.weight", "fc1.bias", "fc1.weight",
+    "q_proj.bias_scale", "bias_proj.weight", "q_proj.norm.bias", "fc1.bias.scale", "q_proj.gate_bias",
+)  # fmt: skip
+
+
+def _drawn_biases(rng: random.Random) -> tuple[list[str], list[str], str]:
+    names = [f"l.{rng.randrange(12)}.{part}" for part in rng.choices(_PARAMETERS, k=rng.randint(0, 14))]
+    names += rng.sample(["q_proj.bias", "fc1.bias", "lm_head.weight", "l.0.wi.bias"], rng.randint(0, 3))
+    targets = rng.sample(["q_proj", "fc1", "k_proj", "o_proj", "proj", "wi", "w"], rng.randint(0, 5))
+    names = list(dict.fromkeys(names))
+    return rng.sample(names, len(names)), targets, rng.choice(["none", "all", "lora_only", "lora_only"])
+
+
+def _biases(names: list[str], targets: list[str], bias: str, carries: Any) -> list[str]:
+    return [n for n in lesson.trained_biases(names, [], "all" if bias != "none" else "none")
+            if bias == "all" or carries(n)]  # fmt: skip
+
+
+def _popped(names: list[str], targets: list[str], bias: str) -> list[str]:
+    for name in list(names):
+        if name not in lesson.trained_biases(names, targets, bias):
+            names.remove(name)
+    return names
+
+
+exercise(
+    "trained_biases",
+    reference=lesson.trained_biases,
+    cases=[
+        (_OPT, ["q_proj"], "none"),
+        (_OPT, ["q_proj", "fc1"], "lora_only"),
+        (_OPT, ["q_proj"], "all"),
+        (_NESTED, ["q_proj"], "lora_only"),
+    ],
+    drawn=_drawn_biases,
     draws=40,
     mistakes=[
         Mistake(
-            lambda losses, patience: (len(losses) - 1, min(range(len(losses)), key=losses.__getitem__)),
-            "you look at all the evaluations. After `patience` of them in a row without a better one the run has "
-            "stopped, and what comes later never happened.",
+            lambda names, targets, bias: [] if bias == "none" else [n for n in names if n.endswith(".bias")],
+            "'lora_only' means the biases of layers that carry LoRA, not all of them.",
         ),
         Mistake(
-            lambda losses, patience: _walk(losses, patience, better=float.__le__),
-            "an equal loss counts as better with you; the trainer wants it lower, and goes on waiting.",
-        ),
-        Mistake(
-            lambda losses, patience: _walk(losses, patience, reset=False),
-            "you count all the evaluations that brought nothing better. Only those in a row count: a better one begins "
-            "anew, from 0.",
-        ),
-        Mistake(
-            _compared_with_previous,
-            "each loss has to be compared with the best so far, not with the one before it: a loss that goes down "
-            "again without reaching the best is nothing better.",
-        ),
-        Mistake(
-            lambda losses, patience: _walk(losses, patience, previous=True),
-            "each loss has to be compared with the best so far, and the best is loaded, not the last that went down.",
-        ),
-        Mistake(
-            lambda losses, patience: _walk(losses, patience + 1),
-            "you stop one evaluation too late: the run ends with the `patience`-th in a row that isn't better.",
-        ),
-        Mistake(
-            lambda losses, patience: tuple(place + 1 for place in lesson.best_checkpoint(losses, patience)),
-            "you count from 1; the evaluations are numbered from 0, as the items of a list are.",
-        ),
-        Mistake(
-            lambda losses, patience: (
-                lesson.best_checkpoint(losses, patience)[0],
-                losses[lesson.best_checkpoint(losses, patience)[1]],
+            lambda names, targets, bias: lesson.trained_biases(
+                names, targets, "none" if bias == "none" else "lora_only"
             ),
-            "the second is the loss itself; asked for is which evaluation it is.",
+            "'all' means every bias of the model, the norms' too.",
         ),
         Mistake(
-            lambda losses, patience: tuple(losses[place] for place in lesson.best_checkpoint(losses, patience)),
-            "those are the losses themselves; asked for are the numbers of the two evaluations.",
+            lambda names, targets, bias: lesson.trained_biases(names, targets, "all"),
+            "`bias` isn't used: with 'none' no bias trains, with 'lora_only' those of the targets.",
         ),
         Mistake(
-            lambda losses, patience: (
-                lesson.best_checkpoint(losses, patience)[0],
-                min(range(len(losses)), key=losses.__getitem__),
+            lambda names, targets, bias: lesson.trained_biases(names, targets, "all" if bias == "none" else bias),
+            "with 'none' no bias trains.",
+        ),
+        Mistake(
+            lambda names, targets, bias: (
+                []
+                if bias == "none"
+                else [n for n in names if bias == "all" or len(n.split(".")) > 1 and n.split(".")[-2] in targets]
             ),
-            "the end is right. But you look for the best among all the losses: those after the end never happened.",
+            "a weight is no bias: keep the names that end with '.bias'.",
         ),
         Mistake(
-            lambda losses, patience: _walk(losses, patience, first_counts=True),
-            "the first evaluation has nothing before it that it could fail to beat: it is the best so far, and the "
-            "count stays at 0.",
-        ),
-        Mistake(
-            lambda losses, patience: (
-                found if (found := lesson.best_checkpoint(losses, patience))[0] - found[1] == patience else None
+            lambda names, targets, bias: (
+                []
+                if bias == "none"
+                else [n for n in names if "bias" in n and (bias == "all" or n.split(".")[-2] in targets)]
             ),
-            "if the run is never stopped, your function returns nothing: it ends with the last evaluation.",
+            "'bias' stands in 'bias_proj.weight' and 'q_proj.bias_scale', too: the name has to end with '.bias'.",
         ),
         Mistake(
-            lambda losses, patience: (
-                end := lesson.best_checkpoint(losses, patience)[0],
-                max(0, end - patience),
+            lambda names, targets, bias: (
+                []
+                if bias == "none"
+                else [n for n in names if n.endswith("bias") and (bias == "all" or n.split(".")[-2] in targets)]
             ),
-            "the best one is `patience` before the end only if the run was stopped; it may also come to its end.",
+            "'q_proj.gate_bias' ends with 'bias' as well, but is another parameter: the name has to end with '.bias'.",
         ),
         Mistake(
-            lambda losses, patience: (end := lesson.best_checkpoint(losses, patience)[0], end),
-            "that loads the last one, which is what happens without load_best_model_at_end.",
+            lambda names, targets, bias: names if bias == "all" else lesson.trained_biases(names, targets, bias),
+            "'all' means all biases; the weights stay as they are.",
         ),
         Mistake(
-            lambda losses, patience: _walk(losses, patience, better=float.__gt__),
-            "a loss is better when it is lower.",
+            lambda names, targets, bias: _biases(names, targets, bias, lambda n: any(t in n for t in targets)),
+            "'q_proj' is inside 'kq_proj', and inside 'q_proj.norm': the layer's last part has to be the target.",
         ),
-        Mistake(_in_the_given_list, expect="changes its input"),
+        Mistake(
+            lambda names, targets, bias: _biases(
+                names, targets, bias, lambda n: any(n.endswith(t + ".bias") for t in targets)
+            ),
+            "'kq_proj' ends with 'q_proj', but is another layer: the last part has to be the target itself.",
+        ),
+        Mistake(
+            lambda names, targets, bias: _biases(
+                names, targets, bias, lambda n: any(n.endswith("." + t + ".bias") for t in targets)
+            ),
+            "a layer may have no parts in front: 'q_proj.bias' belongs to the layer 'q_proj'.",
+        ),
+        Mistake(
+            lambda names, targets, bias: _biases(names, targets, bias, lambda n: set(n.split(".")) & set(targets)),
+            "'l.0.q_proj.norm.bias' belongs to a norm inside q_proj: only the last part before '.bias' counts.",
+        ),
+        Mistake(
+            lambda names, targets, bias: _biases(names, targets, bias, lambda n: n.split(".")[-1] in targets),
+            "the last part of a parameter's name is 'bias'; the layer's last part stands before it: split('.')[-2].",
+        ),
+        Mistake(
+            lambda names, targets, bias: lesson.trained_biases(
+                names, targets, {"all": "lora_only", "lora_only": "all"}.get(bias, bias)
+            ),
+            "'all' and 'lora_only' are exchanged.",
+        ),
+        Mistake(
+            lambda names, targets, bias: lesson.trained_biases(names, targets[:1], bias),
+            "you look at the first target alone.",
+        ),
+        Mistake(
+            lambda names, targets, bias: (
+                [n for t in targets for n in lesson.trained_biases(names, [t], bias)]
+                if bias == "lora_only"
+                else lesson.trained_biases(names, targets, bias)
+            ),
+            "yours are grouped by target; keep the order of `names`: go through the names, and ask for each.",
+        ),
+        Mistake(
+            lambda names, targets, bias: lesson.trained_biases(names, targets, bias) if bias != "none" else None,
+            "with 'none' your function returns nothing; an empty list is asked for.",
+        ),
+        Mistake(
+            lambda names, targets, bias: [n.removesuffix(".bias") for n in lesson.trained_biases(names, targets, bias)],
+            "those are the layers; asked for are the names of the biases as they stand in `names`.",
+        ),
+        Mistake(_popped, expect="changes its input"),
     ],
     hints=[
-        "Walk through the losses and remember which was the best so far, and how many in a row weren't better.",
-        "A loss below the best: it is the new best, and the count begins anew. Else the count goes up by 1.",
-        "When the count reaches patience, break. What the walk stands on is the end.",
+        "Three cases: no bias; every name that ends with '.bias'; those whose layer is a target.",
+        "'l.0.q_proj.bias' belongs to the layer 'l.0.q_proj', and its last part is the target's name.",
     ],
-    why="The best so far and the count are all that the callback keeps. The comparison is strict, so a plateau uses up "
-    "the patience; and a later, better loss isn't seen, since it never comes to it.",
-)
-
-# ---------------------------------------------------------------------------------------------------- the schedule
-
-
-def _drawn_step(rng: random.Random) -> tuple[int, int, int, float]:
-    steps = rng.randint(5, 3000)
-    warmup = rng.choice([0, 1, steps // 10, steps // 3, steps - 1])
-    step = rng.choice([0, warmup // 2, max(0, warmup - 1), warmup, (warmup + steps) // 2, steps - 1, steps])
-    return step, steps, warmup, rng.choice([1.0, 2e-4, 3e-3, 5e-5])
-
-
-def _rate(
-    step: float, steps: float, warmup: float, peak: float, fall: Callable[[float], float], before: bool = True
-) -> float:
-    """The schedule with another fall after the warm-up."""
-    if before and step < warmup:
-        return peak * step / warmup
-    return peak * fall((step - warmup) / (steps - warmup))
-
-
-def _eager(rise: float, step: int, steps: int, warmup: int, peak: float) -> float:
-    """The schedule, with the warm-up's share computed in any case."""
-    return peak * rise if step < warmup else lesson.rate_at(step, steps, warmup, peak)
-
-
-def _cosine(done: float) -> float:
-    return (1 + math.cos(math.pi * done)) / 2
-
-
-exercise(
-    "rate_at",
-    reference=lesson.rate_at,
-    cases=[(0, 100, 10, 1.0), (5, 100, 10, 2e-4), (10, 100, 10, 1.0), (30, 100, 10, 1.0), (100, 100, 10, 1.0)],
-    drawn=_drawn_step,
-    mistakes=[
-        Mistake(
-            lambda step, steps, warmup, peak: _rate(step, steps, 0, peak, _cosine),
-            "there is no warm-up: for step < warmup the rate is peak * step / warmup.",
-        ),
-        Mistake(
-            lambda step, steps, warmup, peak: _rate(step, steps, warmup, peak, lambda done: _cosine(step / steps)),
-            "the cosine begins where the warm-up ends: it runs over steps - warmup, counted from warmup.",
-        ),
-        Mistake(
-            lambda step, steps, warmup, peak: _rate(
-                step, steps, warmup, peak, lambda done: _cosine((step - warmup) / steps)
-            ),
-            "the cosine has only steps - warmup steps left; over `steps` it doesn't come down to 0.",
-        ),
-        Mistake(
-            lambda step, steps, warmup, peak: _rate(step, steps, warmup, peak, lambda done: _cosine(2 * done)),
-            "that is a whole wave, which comes back up: half a wave, from cos(0) to cos(pi).",
-        ),
-        Mistake(
-            lambda step, steps, warmup, peak: _rate(step, steps, warmup, peak, lambda done: _cosine(done / 2)),
-            "a quarter of a wave: from cos(0) to cos(pi / 2) the rate comes down to one half only.",
-        ),
-        Mistake(
-            lambda step, steps, warmup, peak: _rate(
-                step, steps, warmup, peak, lambda done: math.cos(math.pi / 2 * done)
-            ),
-            "that is a quarter of a wave, which falls late and steeply: half a wave, raised by 1 and halved.",
-        ),
-        Mistake(
-            lambda step, steps, warmup, peak: _rate(step, steps, warmup, peak, lambda done: 1 - done),
-            "that falls along a line: here it is half a cosine wave.",
-        ),
-        Mistake(
-            lambda step, steps, warmup, peak: _rate(step, steps, warmup, peak, lambda done: math.cos(math.pi * done)),
-            "the cosine runs from 1 to -1, and a rate below zero would climb the loss: (1 + cos) / 2 runs from 1 to 0.",
-        ),
-        Mistake(
-            lambda step, steps, warmup, peak: _rate(step, steps, warmup, peak, lambda done: 2 * _cosine(done)),
-            "1 + cos runs from 2 to 0, so that the rate jumps to twice the peak: halve it.",
-        ),
-        Mistake(
-            lambda step, steps, warmup, peak: _rate(
-                step, steps, warmup, peak, lambda done: (1 + math.cos(180 * done)) / 2
-            ),
-            "math.cos takes radians: half a wave is math.pi, not 180.",
-        ),
-        Mistake(
-            lambda step, steps, warmup, peak: _rate(step, steps, warmup, 1.0, _cosine),
-            "`peak` isn't used: that is the share of it, from 0 to 1.",
-        ),
-        Mistake(
-            lambda step, steps, warmup, peak: (
-                step / warmup if step < warmup else lesson.rate_at(step, steps, warmup, peak)
-            ),
-            "in the warm-up `peak` is missing: the line goes up to peak, not to 1.",
-        ),
-        Mistake(
-            lambda step, steps, warmup, peak: (
-                peak * (step + 1) / warmup if step < warmup else lesson.rate_at(step, steps, warmup, peak)
-            ),
-            "the line starts at 0: at step 0 the rate is 0, not peak / warmup.",
-        ),
-        Mistake(
-            lambda step, steps, warmup, peak: peak if step < warmup else lesson.rate_at(step, steps, warmup, peak),
-            "before `warmup` the rate rises along a line, from 0; yours is at its peak at once.",
-        ),
-        Mistake(
-            lambda step, steps, warmup, peak: _eager(step / warmup, step, steps, warmup, peak),
-            "with warmup=0 that divides by zero: only steps before `warmup` may be divided by it.",
-        ),
-        Mistake(
-            lambda step, steps, warmup, peak: _rate(step, steps, warmup, peak, lambda done: 1 - _cosine(done)),
-            "1 - cos rises: after the warm-up the rate would fall to 0 at once and climb again. It is 1 + cos.",
-        ),
-        Mistake(
-            lambda step, steps, warmup, peak: _rate(step, steps, warmup, peak, lambda done: _cosine(done / math.pi)),
-            "math.pi is missing in the cosine: half a wave goes from cos(0) to cos(pi), not to cos(1).",
-        ),
-    ],
-    hints=[
-        "Two cases: before `warmup` a line from 0 up to peak, after it half a cosine wave.",
-        "How much of the rest is done? (step - warmup) / (steps - warmup), from 0 to 1.",
-        "(1 + math.cos(math.pi * done)) / 2 falls from 1 to 0.",
-    ],
-    why="`done` runs from 0 to 1 over what the warm-up leaves, so the wave starts at peak exactly where the line "
-    "arrives, and ends at 0 with the run. The step before `warmup` alone is divided by it, so warmup=0 works.",
-)
-
-# ------------------------------------------------------------------------------------------------------ accumulation
-
-
-def _per_token(*counts: int) -> Callable[[], tuple[list[Tensor]]]:
-    return lambda: ([torch.rand(count) + i for i, count in enumerate(counts)],)
-
-
-def _drawn_tokens(rng: random.Random) -> tuple[list[Tensor]]:
-    (losses,) = _per_token(*(rng.randint(1, 12) for _ in range(rng.randint(1, 5))))()
-    return ([part * (torch.rand(len(part)) < 0.8) for part in losses],)  # a token that is foreseen surely costs nothing
-
-
-_NUMBER = (
-    "the value is right, but it is a Python number, which has no gradient, and the next cells call .backward() on the "
-    "loss: keep it a tensor, without .item() or float(...)."
-)
-
-
-def _same_loss(expected: Any, got: Any) -> bool | str:
-    if isinstance(expected, Tensor) and type(got) in (int, float) and math.isclose(float(expected), got, rel_tol=1e-4):
-        return _NUMBER
-    return difference(expected, got) or True
-
-
-def _added_in_place(losses: list[Tensor]) -> Tensor:
-    count = sum(len(part) for part in losses)
-    for i, part in enumerate(losses):
-        losses[i] = part.sum()
-    return torch.stack(losses).sum() / count
-
-
-exercise(
-    "accumulated_loss",
-    reference=lesson.accumulated_loss,
-    cases=[_per_token(2, 9), _per_token(5, 1, 3), _per_token(4)],
-    drawn=_drawn_tokens,
-    compare=_same_loss,
-    test=same_gradients(lesson.accumulated_loss, _per_token(3, 5), ["losses"]),
-    mistakes=[
-        Mistake(
-            lambda losses: torch.stack([part.mean() for part in losses]).mean(),
-            "that is the mean of the means: a token in a short batch weighs more than one in a long batch.",
-        ),
-        Mistake(
-            lambda losses: sum(part.sum() for part in losses),
-            "that is the sum: the loss would grow with the batch. Divide by the number of all tokens.",
-        ),
-        Mistake(
-            lambda losses: sum(part.sum() for part in losses) / len(losses),
-            "you divided by the number of batches: divide by the number of tokens in all of them.",
-        ),
-        Mistake(
-            lambda losses: sum(part.mean() for part in losses),
-            "those are the means, added up: the loss would grow with the number of batches, and a token in a short one "
-            "weighs more.",
-        ),
-        Mistake(lambda losses: losses[-1].mean(), "that is the last batch alone."),
-        Mistake(lambda losses: losses[0].mean(), "that is the first batch alone."),
-        Mistake(
-            lambda losses: sum(part.sum() for part in losses) / len(losses[0]),
-            "you divided by the first batch's tokens: count those of all batches.",
-        ),
-        Mistake(
-            lambda losses: sum(part.sum() for part in losses) / (len(losses) * len(losses[0])),
-            "you took the first batch's length for all of them: count the tokens of each.",
-        ),
-        Mistake(
-            lambda losses: sum(part.sum() for part in losses) / (len(losses) * max(map(len, losses))),
-            "you took the longest batch's length for all of them, as if the others were padded: count the tokens of "
-            "each.",
-        ),
-        Mistake(
-            lambda losses: torch.stack(losses).mean(),
-            "the batches have different lengths, so they don't stack: torch.cat joins them into one row.",
-        ),
-        Mistake(
-            lambda losses: torch.cat(losses).median(),
-            "the median isn't the mean.",
-        ),
-        Mistake(
-            lambda losses: [part.mean() for part in losses],
-            "one loss is asked for, from all the batches together.",
-        ),
-        Mistake(lambda losses: torch.cat(losses).mean().item(), _NUMBER),
-        Mistake(lambda losses: torch.cat(losses).mean().detach(), expect="no gradient passes through your result"),
-        Mistake(_added_in_place, expect="changes its input"),
-    ],
-    hints=[
-        "One large batch would give the mean over all tokens of all parts.",
-        "Add up the sums and the counts separately, or torch.cat the parts.",
-    ],
-    why="A mean over all tokens gives each of them the same weight, whichever batch it came in. That takes the sums "
-    "and the counts apart until the end; and it stays a tensor, since backward() goes through it.",
-)
-
-# ---------------------------------------------------------------------------------------------------------- clipping
-
-
-def _gradients(scale: float, max_norm: float) -> Callable[[], tuple[list[Tensor], float]]:
-    return lambda: ([scale * torch.randn(2, 3), 2 * scale * torch.randn(4)], max_norm)
-
-
-def _drawn_gradients(rng: random.Random) -> tuple[list[Tensor], float]:
-    shapes = rng.choices([(3,), (2, 5), (4, 1), (2, 2, 3), (1,), ()], k=rng.randint(1, 4))
-    max_norm = rng.choice([0.3, 1.0, 2.5, 10.0])
-    gradients = [torch.randn(shape) * 10 ** rng.uniform(-2, 1) for shape in shapes]
-    norm = torch.cat([g.flatten() for g in gradients]).norm()
-    length = rng.choice([None, 0.0, 0.9 * max_norm, 1.2 * max_norm])
-    return [g if length is None else g * (length / norm) for g in gradients], max_norm
-
-
-def _norm(gradients: list[Tensor]) -> Tensor:
-    return torch.cat([g.flatten() for g in gradients]).norm()
-
-
-def _by(factor: Callable[[list[Tensor], float], Any]) -> Callable[[list[Tensor], float], list[Tensor]]:
-    """Clipping with another factor."""
-    return lambda gradients, max_norm: [g * factor(gradients, max_norm) for g in gradients]
-
-
-def _clipped_in_place(gradients: list[Tensor], max_norm: float) -> list[Tensor]:
-    factor = min(1.0, max_norm / _norm(gradients))
-    for g in gradients:
-        g.mul_(factor)
-    return [g.clone() for g in gradients]
-
-
-exercise(
-    "clipped",
-    reference=lesson.clipped,
-    cases=[
-        _gradients(3.0, 1.0),
-        _gradients(0.01, 1.0),
-        _gradients(1.0, 0.5),
-        lambda: ([torch.zeros(3), torch.zeros(2)], 1.0),
-    ],
-    drawn=_drawn_gradients,
-    new_result=True,
-    mistakes=[
-        Mistake(
-            lambda gradients, max_norm: [g * min(1.0, max_norm / g.norm()) for g in gradients],
-            "each tensor was clipped by itself, which turns the gradient: one norm and one factor for all of them.",
-        ),
-        Mistake(
-            lambda gradients, max_norm: [g.clamp(-max_norm, max_norm) for g in gradients],
-            "that cuts single numbers, which turns the gradient: scale all of it by one factor.",
-        ),
-        Mistake(
-            lambda gradients, max_norm: [
-                g * (max_norm / norm if (norm := _norm(gradients)) > 0 else 1.0) for g in gradients
-            ],
-            "a gradient that is short already was made longer: the factor is never above 1.",
-        ),
-        Mistake(
-            lambda gradients, max_norm: [g * (max_norm / _norm(gradients)) for g in gradients],
-            "a gradient that is short already was made longer, and one of zeros becomes nan: the factor is at most 1.",
-        ),
-        Mistake(lambda gradients, max_norm: [g.clone() for g in gradients], "nothing is clipped yet."),
-        Mistake(
-            _by(lambda gradients, max_norm: max(1.0, max_norm / max(1e-9, _norm(gradients)))),
-            "max(1, ...) makes short gradients longer and leaves long ones: the factor is at most 1, so min.",
-        ),
-        Mistake(
-            lambda gradients, max_norm: torch.cat([(g * 1.0).flatten() for g in lesson.clipped(gradients, max_norm)]),
-            "that is one long vector: return a list of tensors, each in the shape that it came in.",
-        ),
-        Mistake(
-            lambda gradients, max_norm: [g.flatten() for g in lesson.clipped(gradients, max_norm)],
-            "each tensor has to keep its shape: flatten only to take the norm.",
-        ),
-        Mistake(
-            _by(lambda gradients, max_norm: min(1.0, max_norm / max(1e-9, sum(g.norm() for g in gradients)))),
-            "norms don't add up: the norm of everything is the square root of the sum of all squares.",
-        ),
-        Mistake(
-            _by(lambda gradients, max_norm: min(1.0, max_norm / max(1e-9, sum(g.square().sum() for g in gradients)))),
-            "that is the square of the norm: the root is missing.",
-        ),
-        Mistake(
-            _by(lambda gradients, max_norm: min(1.0, max_norm / gradients[0].norm())),
-            "you took the norm of the first tensor; the gradient is all of them together.",
-        ),
-        Mistake(
-            _by(lambda gradients, max_norm: min(1.0, max_norm / max(1e-9, max(g.norm() for g in gradients)))),
-            "you took the norm of the longest tensor; the gradient is all of them together.",
-        ),
-        Mistake(
-            _by(lambda gradients, max_norm: min(1.0, max_norm / max(1e-9, max(g.abs().max() for g in gradients)))),
-            "you took the largest number; a gradient's length is its norm, the root of the sum of all squares.",
-        ),
-        Mistake(
-            _by(lambda gradients, max_norm: min(1.0, 1 / max(1e-9, _norm(gradients)))),
-            "your gradients are clipped to 1, whatever max_norm says.",
-        ),
-        Mistake(
-            _by(lambda gradients, max_norm: min(1.0, max_norm / _norm(gradients).item())),
-            "a gradient of zeros has the norm 0, and your division stops there: as a Python number it can't divide. A "
-            "tensor gives infinity, and min(1, infinity) is 1; or ask first whether the norm is above max_norm.",
-        ),
-        Mistake(
-            lambda gradients, max_norm: (
-                gradients if _norm(gradients) <= max_norm else lesson.clipped(gradients, max_norm)
-            ),
-            expect="your result is the argument itself",
-        ),
-        Mistake(
-            _clipped_in_place,
-            "the result is right, but the gradients that you were given are scaled as well (mul_, *=): return new "
-            "tensors, and leave those as they are.",
-        ),
-    ],
-    hints=[
-        "One norm over everything: torch.cat([g.flatten() for g in gradients]).norm().",
-        "Multiply all by the same factor, min(1, max_norm / norm).",
-    ],
-    why="One factor for all tensors shortens the gradient and keeps its direction; a factor for each would turn it. "
-    "min(1, ...) leaves a short one alone, a zero one too: max_norm / 0 is infinity for a tensor.",
+    why="PEFT leaves the base's own bias where it is and lets it train. What 'all' reaches has nothing to do with the "
+    "targets; 'lora_only' asks for the layer's last part, split('.')[-2], and no substring of it.",
 )

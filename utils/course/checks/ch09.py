@@ -1,608 +1,573 @@
-"""Chapter 9's exercises: a tensor's bytes, an adapter's size, merging with one rounding, what arrives, how far apart
-two models predict, and 4 bits.
-"""
+"""Chapter 9's exercises: counting steps, early stopping, accumulation, the learning rate's schedule, and clipping."""
 
 from __future__ import annotations
 
 import math
 import random
+from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from utils.course.checks.behaviour import numbers_within
+from utils.course.checks.behaviour import same_gradients
 from utils.course.checks.compare import difference
-from utils.course.checks.describe import apart, dtype_name
 from utils.course.checks.references import ch09 as lesson
 from utils.course.checks.registry import Mistake, exercise
-from utils.quant.nf4 import dequantize, quantize
 
-# ------------------------------------------------------------------------------------------ where a tensor's bytes are
-
-
-def _drawn_offsets(rng: random.Random) -> tuple[int, list[int]]:
-    begin = rng.choice([0, rng.randint(1, 5000)])
-    return rng.randint(2, 4000), [begin, begin + rng.randint(0, 9000)]
+# ---------------------------------------------------------------------------------------------------- counting steps
 
 
 exercise(
-    "tensor_range",
-    reference=lesson.tensor_range,
-    cases=[(100, [0, 16]), (2048, [512, 1536]), (77, [40, 48])],
-    drawn=_drawn_offsets,
+    "optimizer_steps",
+    reference=lesson.optimizer_steps,
+    cases=[(15000, 3, 4, 4), (10, 2, 2, 2), (7, 1, 4, 1), (9, 3, 2, 2), (64, 2, 4, 8)],
+    drawn=lambda rng: (rng.randint(1, 200), rng.randint(1, 5), rng.randint(1, 9), rng.choice([1, 2, 3, 4, 8])),
     mistakes=[
         Mistake(
-            lambda length, offsets: (length + offsets[0] + 7, length + offsets[1] + 7),
-            "one byte too early: places count from 0, so behind 8 + length bytes stands the byte number 8 + length.",
+            lambda n, e, b, a: e * math.ceil(n / b),
+            "that counts batches: the optimizer steps once after `accumulation` of them.",
         ),
         Mistake(
-            lambda length, offsets: (8 + length + offsets[0], 8 + length + offsets[1] - 1),
-            "that is the last byte itself. A slice data[begin:end] leaves the byte at end out, as data_offsets do.",
+            lambda n, e, b, a: e * (n // (b * a)),
+            "the last, smaller batch counts too: round up, not down.",
         ),
         Mistake(
-            lambda length, offsets: [offset.__add__(8 + length) for offset in offsets[::-1]],
-            "begin and end are exchanged.",
+            lambda n, e, b, a: e * (math.ceil(n / b) // a),
+            "the last group of accumulated batches counts even if it is smaller: round up there, too.",
         ),
         Mistake(
-            lambda length, offsets: offsets.__setitem__(slice(None), [8 + length + o for o in offsets]) or offsets,
-            "your function changes its input: the header's own numbers are overwritten, and are read again later.",
+            lambda n, e, b, a: e * math.ceil(n // b / a),
+            "the last batch counts even if it is smaller: round the batches up, too.",
         ),
         Mistake(
-            lambda length, offsets: tuple(offsets),
-            "these count from the start of the data, and before the data come the eight bytes and the header.",
+            lambda n, e, b, a: e * (n // (b * a) + 1),
+            "adding 1 to what is rounded down counts a step too many whenever the division comes out even: math.ceil.",
         ),
         Mistake(
-            lambda length, offsets: (length + offsets[0], length + offsets[1]),
-            "the eight bytes at the very beginning, which hold the header's length, are missing.",
+            lambda n, e, b, a: e * round(n / (b * a)),
+            "round(...) goes down as often as up; what is left over always makes one more step: math.ceil.",
         ),
         Mistake(
-            lambda length, offsets: (8 + offsets[0], 8 + offsets[1]),
-            "you stepped over the first eight bytes, but not over the header, which is `length` bytes long.",
+            lambda n, e, b, a: math.ceil(n / b / a),
+            "that is one epoch: the data is gone through `epochs` times.",
         ),
         Mistake(
-            lambda length, offsets: (8 + length + offsets[0], offsets[1] - offsets[0]),
-            "your second number is how many bytes there are. Return where the last one ends, as a slice wants it.",
+            lambda n, e, b, a: math.ceil(e * n / (b * a)),
+            "an epoch ends with whatever is left, and the next begins anew: round up in each epoch, then multiply.",
         ),
         Mistake(
-            lambda length, offsets: (8 + length + offsets[0], 8 + length + offsets[0] + offsets[1]),
-            "data_offsets are begin and end, both from the start of the data; you took the second for a length.",
+            lambda n, e, b, a: math.ceil(e * math.ceil(n / b) / a),
+            "the batches left over at an epoch's end aren't kept for the next: round up in each epoch, then multiply.",
+        ),
+        Mistake(
+            lambda n, e, b, a: e * math.ceil(n / b) * a,
+            "accumulation makes fewer steps, not more: divide by it.",
+        ),
+        Mistake(
+            lambda n, e, b, a: e * (n // (b * a)) + (n % (b * a) > 0),
+            "what is left over makes one more step in every epoch, not once.",
+        ),
+        Mistake(
+            lambda n, e, b, a: e * n // (b * a),
+            "what is left over at each epoch's end makes a step of its own: round up, epoch by epoch.",
+        ),
+        Mistake(
+            lambda n, e, b, a: e * math.ceil(n / (b + a)),
+            "a step takes `accumulation` batches of `batch` examples: times, not plus.",
+        ),
+        Mistake(
+            lambda n, e, b, a: e * n / (b * a),
+            "steps are whole: what is left over at an epoch's end makes one more, so round up with math.ceil.",
         ),
     ],
     hints=[
-        "The file: 8 bytes, then `length` bytes of header, then the data.",
-        "Both offsets count from the first byte of the data. So the same number is added to both.",
+        "How many batches has one epoch? The last one may be small, so round up: math.ceil.",
+        "One step for every `accumulation` batches, rounded up as well; then times the epochs.",
     ],
-    why="In front of the data stand eight bytes and the header; both ends of a tensor move by the same number.",
+    why="The trainer begins each epoch anew and doesn't carry the rest over, so it rounds up epoch by epoch; the "
+    "product comes last.",
 )
 
-# -------------------------------------------------------------------------------------------------- an adapter's bytes
+# ---------------------------------------------------------------------------------------------------- early stopping
 
 
-def _drawn_shapes(rng: random.Random) -> tuple[list[tuple[int, int]], int, int]:
-    shapes = [(rng.randint(1, 300), rng.randint(1, 300)) for _ in range(rng.randint(0, 5))]
-    return shapes, rng.choice([1, 2, 8, 16, 64]), rng.choice([1, 2, 4, 8])
+def _drawn_losses(rng: random.Random) -> tuple[list[float], int]:
+    losses = [2.0]
+    drift = rng.choice([-0.2, 0.0, 0.1])
+    while len(losses) < rng.randint(1, 14):
+        losses.append(max(0.1, losses[-1] + drift + rng.choice([-0.3, -0.1, 0.0, 0.1, 0.2, 0.4])))
+    return [round(loss, 1) for loss in losses], rng.randint(1, 4)
+
+
+def _walk(
+    losses: list[float],
+    patience: int,
+    *,
+    better: Callable[[float, float], bool] = float.__lt__,
+    reset: bool = True,
+    previous: bool = False,
+    first_counts: bool = False,
+) -> tuple[int, int]:
+    """Early stopping with one thing changed: what counts as better, and whether the patience begins anew."""
+    best, worse, now = 0, 0, 0
+    for now, loss in enumerate(losses):
+        if (now == 0 and not first_counts) or better(loss, losses[now - 1 if previous else best]):
+            best, worse = (now, 0) if reset else (now, worse)
+        else:
+            worse += 1
+        if worse == patience:
+            break
+    return now, best
+
+
+def _compared_with_previous(losses: list[float], patience: int) -> tuple[int, int]:
+    end = _walk(losses, patience, previous=True)[0]
+    return end, min(range(end + 1), key=losses.__getitem__)
+
+
+def _in_the_given_list(losses: list[float], patience: int) -> tuple[int, int]:
+    end, best = lesson.best_checkpoint(losses, patience)
+    del losses[end + 1 :]
+    return end, best
 
 
 exercise(
-    "adapter_bytes",
-    reference=lesson.adapter_bytes,
-    cases=[([(64, 64), (16, 64)], 8, 4), ([(512, 192)] * 3, 16, 2), ([(10, 20), (20, 10), (7, 5)], 1, 4)],
-    drawn=_drawn_shapes,
-    mistakes=[
-        Mistake(
-            lambda shapes, r, each: 4 * sum(r * (d_out + d_in) for d_out, d_in in shapes),
-            "four bytes a number is float32; in bf16 it is two: use `each`.",
-        ),
-        Mistake(
-            lambda shapes, r, each: each * sum(r * d_out * r * d_in for d_out, d_in in shapes),
-            "the two matrices' numbers are added, not multiplied: r * in and out * r.",
-        ),
-        Mistake(
-            lambda shapes, r, each: each * sum({shape: r * sum(shape) for shape in shapes}.values()),
-            "layers of the same shape were counted once: each has matrices of its own.",
-        ),
-        Mistake(
-            lambda shapes, r, each: each * sum(d_out * d_in for d_out, d_in in shapes),
-            "that is the weights themselves. An adapter holds lora_A, (r, in), and lora_B, (out, r), of each.",
-        ),
-        Mistake(
-            lambda shapes, r, each: each * sum(r * d_in for _, d_in in shapes),
-            "that is lora_A alone; lora_B has r numbers for each output.",
-        ),
-        Mistake(
-            lambda shapes, r, each: each * sum(r * d_out for d_out, _ in shapes),
-            "only lora_B is counted; lora_A has r numbers for each input.",
-        ),
-        Mistake(
-            lambda shapes, r, each: each * sum(r * d_out + d_in for d_out, d_in in shapes),
-            "r multiplies d_out alone: lora_A has r rows as well, r * (d_out + d_in).",
-        ),
-        Mistake(
-            lambda shapes, r, each: each * sum(r * (d_out + d_in) + r * r for d_out, d_in in shapes),
-            "r * r too many for each layer: between lora_A and lora_B there is no third matrix.",
-        ),
-        Mistake(
-            lambda shapes, r, each: each * sum(r * (d_out + d_in) for d_out, d_in in shapes) / 1e6,
-            "that is in MB; return the bytes, a whole number.",
-        ),
-        Mistake(
-            lambda shapes, r, each: each * sum(2 * r * d_in for _, d_in in shapes),
-            "2 * r * in is right for square weights only: lora_B is (out, r).",
-        ),
-        Mistake(
-            lambda shapes, r, each: each * sum(2 * r * d_out for d_out, _ in shapes),
-            "2 * r * out is right for square weights only: lora_A is (r, in).",
-        ),
-        Mistake(
-            lambda shapes, r, each: sum(r * (d_out + d_in) for d_out, d_in in shapes),
-            "you counted numbers. Each takes `each` bytes.",
-        ),
-        Mistake(
-            lambda shapes, r, each: each * sum(d_out + d_in for d_out, d_in in shapes),
-            "the rank is missing: lora_A has r rows and lora_B r columns.",
-        ),
-        Mistake(
-            lambda shapes, r, each: each * r * (shapes[0][0] + shapes[0][1]) * len(shapes),
-            "you took the first layer's shape for all of them; in a Llama the MLP's differ.",
-        ),
-    ],
-    hints=[
-        "lora_A is (r, in) and lora_B is (out, r): how many numbers together?",
-        "Sum over the layers, times `each`.",
-    ],
-    why="lora_A has r * in numbers and lora_B out * r; nothing of the base is in the file.",
-)
-
-# --------------------------------------------------------------------------------------- merge, and round only once
-
-
-def _merge_case(dtype: torch.dtype, rows: int, columns: int, scaling: float):
-    """1024ths and a power of two: lora_B @ lora_A is exact in float32, in any order, and bf16 can't hold them."""
-
-    def make() -> tuple[Tensor, Tensor, Tensor, float]:
-        weight = torch.randn(rows, columns).to(dtype)
-        a, b = (torch.randint(-1000, 1000, shape) / 1024 for shape in ((4, columns), (rows, 4)))
-        return weight, a, b, scaling
-
-    return make
-
-
-def _drawn_merge(rng: random.Random) -> tuple[Tensor, Tensor, Tensor, float]:
-    dtype = rng.choice([torch.bfloat16, torch.float16, torch.float32])
-    rows, columns = rng.sample(range(8, 30), 2)
-    return _merge_case(dtype, rows, columns, rng.choice([0.25, 0.5, 2.0, 4.0]))()
-
-
-def _same_bits(expected: Tensor, got: Any) -> bool | str:
-    said = difference(expected, got)
-    if said or expected.dtype == torch.float32:  # where the order of sums may show
-        return said or True
-    wrong = int((expected != got).sum())
-    return not wrong or (
-        f"the weights are near the right ones, but {wrong} of {expected.numel()} are not the same to the bit: "
-        f"something is rounded before the end, or in another dtype than {dtype_name(expected)}."
-    )
-
-
-exercise(
-    "merge_rounded",
-    reference=lesson.merge_rounded,
+    "best_checkpoint",
+    reference=lesson.best_checkpoint,
     cases=[
-        _merge_case(torch.bfloat16, 48, 32, 2.0),
-        _merge_case(torch.float16, 40, 24, 4.0),
-        _merge_case(torch.float32, 8, 6, 0.5),
+        ([2.0, 1.5, 1.2, 1.3, 1.4, 1.5, 1.6], 3),
+        ([2.0, 1.5, 1.6, 1.4, 1.5, 1.3], 2),
+        ([2.0, 1.5, 1.7, 1.6, 1.0], 2),
+        ([1.0, 1.0, 0.9], 2),
+        ([1.0], 3),
     ],
-    drawn=_drawn_merge,
-    compare=_same_bits,
-    new_result=True,
+    drawn=_drawn_losses,
+    draws=40,
     mistakes=[
         Mistake(
-            lambda weight, lora_A, lora_B, scaling: (weight.float() - scaling * (lora_B @ lora_A)).to(weight.dtype),
-            "the sign is wrong: merging adds the update.",
+            lambda losses, patience: (len(losses) - 1, min(range(len(losses)), key=losses.__getitem__)),
+            "you look at all the evaluations. After `patience` of them in a row without a better one the run has "
+            "stopped, and what comes later never happened.",
         ),
         Mistake(
-            lambda weight, lora_A, lora_B, scaling: (weight.float() + scaling / len(lora_A) * (lora_B @ lora_A)).to(
-                weight.dtype
+            lambda losses, patience: _walk(losses, patience, better=float.__le__),
+            "an equal loss counts as better with you; the trainer wants it lower, and goes on waiting.",
+        ),
+        Mistake(
+            lambda losses, patience: _walk(losses, patience, reset=False),
+            "you count all the evaluations that brought nothing better. Only those in a row count: a better one begins "
+            "anew, from 0.",
+        ),
+        Mistake(
+            _compared_with_previous,
+            "each loss has to be compared with the best so far, not with the one before it: a loss that goes down "
+            "again without reaching the best is nothing better.",
+        ),
+        Mistake(
+            lambda losses, patience: _walk(losses, patience, previous=True),
+            "each loss has to be compared with the best so far, and the best is loaded, not the last that went down.",
+        ),
+        Mistake(
+            lambda losses, patience: _walk(losses, patience + 1),
+            "you stop one evaluation too late: the run ends with the `patience`-th in a row that isn't better.",
+        ),
+        Mistake(
+            lambda losses, patience: tuple(place + 1 for place in lesson.best_checkpoint(losses, patience)),
+            "you count from 1; the evaluations are numbered from 0, as the items of a list are.",
+        ),
+        Mistake(
+            lambda losses, patience: (
+                lesson.best_checkpoint(losses, patience)[0],
+                losses[lesson.best_checkpoint(losses, patience)[1]],
             ),
-            "the rank counts twice: scaling is lora_alpha / r already.",
+            "the second is the loss itself; asked for is which evaluation it is.",
         ),
         Mistake(
-            lambda weight, lora_A, lora_B, scaling: (weight.float() + scaling * (lora_B @ lora_A)).bfloat16(),
-            "the result is bf16 whatever came in: a merged layer keeps the weight's own dtype.",
+            lambda losses, patience: tuple(losses[place] for place in lesson.best_checkpoint(losses, patience)),
+            "those are the losses themselves; asked for are the numbers of the two evaluations.",
         ),
         Mistake(
-            lambda weight, lora_A, lora_B, scaling: (
-                (weight.float() + scaling * (lora_B @ lora_A)).bfloat16().to(weight.dtype)
+            lambda losses, patience: (
+                lesson.best_checkpoint(losses, patience)[0],
+                min(range(len(losses)), key=losses.__getitem__),
             ),
-            "the sum went through bf16 on its way: round to the weight's own dtype, and to no other.",
+            "the end is right. But you look for the best among all the losses: those after the end never happened.",
         ),
         Mistake(
-            lambda weight, lora_A, lora_B, scaling: weight.copy_(weight.float() + scaling * (lora_B @ lora_A)),
-            "your function changes its input: return a new weight, and leave it to the caller what becomes of the old.",
+            lambda losses, patience: _walk(losses, patience, first_counts=True),
+            "the first evaluation has nothing before it that it could fail to beat: it is the best so far, and the "
+            "count stays at 0.",
         ),
         Mistake(
-            lambda weight, lora_A, lora_B, scaling: weight + (scaling * (lora_B @ lora_A)).to(weight.dtype),
-            "you rounded twice: the correction first, then the sum. Add in float32 and round the sum.",
-        ),
-        Mistake(
-            lambda weight, lora_A, lora_B, scaling: (
-                weight + scaling * (lora_B.to(weight.dtype) @ lora_A.to(weight.dtype))
+            lambda losses, patience: (
+                found if (found := lesson.best_checkpoint(losses, patience))[0] - found[1] == patience else None
             ),
-            "you rounded lora_A and lora_B before multiplying. They are float32: multiply and add there, then round.",
+            "if the run is never stopped, your function returns nothing: it ends with the last evaluation.",
         ),
         Mistake(
-            lambda weight, lora_A, lora_B, scaling: weight.float() + scaling * (lora_B @ lora_A),
-            "the result is float32. A merged layer keeps the dtype of the weight that it replaces: .to(weight.dtype).",
+            lambda losses, patience: (
+                end := lesson.best_checkpoint(losses, patience)[0],
+                max(0, end - patience),
+            ),
+            "the best one is `patience` before the end only if the run was stopped; it may also come to its end.",
         ),
         Mistake(
-            lambda weight, lora_A, lora_B, scaling: (weight.float() + lora_B @ lora_A).to(weight.dtype),
-            "the scaling is missing: the correction is scaling * B A.",
+            lambda losses, patience: (end := lesson.best_checkpoint(losses, patience)[0], end),
+            "that loads the last one, which is what happens without load_best_model_at_end.",
         ),
         Mistake(
-            lambda weight, lora_A, lora_B, scaling: (scaling * (lora_B @ lora_A)).to(weight.dtype),
-            "that is the correction; the weight itself is missing.",
+            lambda losses, patience: _walk(losses, patience, better=float.__gt__),
+            "a loss is better when it is lower.",
         ),
-        Mistake(
-            lambda weight, lora_A, lora_B, scaling: (scaling * (weight.float() + lora_B @ lora_A)).to(weight.dtype),
-            "the scaling belongs to the correction alone: you scaled the weight too.",
-        ),
+        Mistake(_in_the_given_list, expect="changes its input"),
     ],
     hints=[
-        "In which dtype is a sum of a bf16 and a float32 tensor? Make it sure: weight.float().",
-        "scaling * (lora_B @ lora_A) has the weight's shape and is float32.",
-        "Round at the very end, once: .to(weight.dtype).",
+        "Walk through the losses and remember which was the best so far, and how many in a row weren't better.",
+        "A loss below the best: it is the new best, and the count begins anew. Else the count goes up by 1.",
+        "When the count reaches patience, break. What the walk stands on is the end.",
     ],
-    why="Each rounding loses up to half a step of the dtype; rounding the sum alone loses it once.",
-    points=2,
+    why="The best so far and the count are all that the callback keeps. The comparison is strict, so a plateau uses up "
+    "the patience; and a later, better loss isn't seen, since it never comes to it.",
 )
 
-# ------------------------------------------------------------------------------------------ what of it has arrived
+# ---------------------------------------------------------------------------------------------------- the schedule
 
 
-def _arrival_case(scale: float, dtype: torch.dtype):
-    return lambda: (torch.randn(24, 16), scale * torch.randn(24, 16), dtype)
+def _drawn_step(rng: random.Random) -> tuple[int, int, int, float]:
+    steps = rng.randint(5, 3000)
+    warmup = rng.choice([0, 1, steps // 10, steps // 3, steps - 1])
+    step = rng.choice([0, warmup // 2, max(0, warmup - 1), warmup, (warmup + steps) // 2, steps - 1, steps])
+    return step, steps, warmup, rng.choice([1.0, 2e-4, 3e-3, 5e-5])
 
 
-def _drawn_arrival(rng: random.Random) -> tuple[Tensor, Tensor, torch.dtype]:
-    rows, columns = rng.sample(range(8, 20), 2)
-    scale, dtype = rng.choice([0.3, 0.03, 0.003]), rng.choice([torch.bfloat16, torch.float16])
-    return torch.randn(rows, columns), scale * torch.randn(rows, columns), dtype
+def _rate(
+    step: float, steps: float, warmup: float, peak: float, fall: Callable[[float], float], before: bool = True
+) -> float:
+    """The schedule with another fall after the warm-up."""
+    if before and step < warmup:
+        return peak * step / warmup
+    return peak * fall((step - warmup) / (steps - warmup))
 
 
-def _added(weight: Tensor, delta: Tensor, dtype: torch.dtype) -> Tensor:
-    before = weight.to(dtype).float()
-    return (before + delta).to(dtype).float() - before
+def _eager(rise: float, step: int, steps: int, warmup: int, peak: float) -> float:
+    """The schedule, with the warm-up's share computed in any case."""
+    return peak * rise if step < warmup else lesson.rate_at(step, steps, warmup, peak)
 
 
-def _lost(before: Tensor, after: Tensor, delta: Tensor) -> float:
-    return _lost_of(after.float() - before.float(), delta)
-
-
-def _lost_of(added: Tensor, delta: Tensor) -> float:
-    return float((added - delta).norm() / delta.norm())
+def _cosine(done: float) -> float:
+    return (1 + math.cos(math.pi * done)) / 2
 
 
 exercise(
-    "lost_in_rounding",
-    reference=lesson.lost_in_rounding,
-    cases=[
-        _arrival_case(0.1, torch.bfloat16),
-        _arrival_case(0.001, torch.bfloat16),
-        _arrival_case(0.01, torch.float16),
-    ],
-    drawn=_drawn_arrival,
-    compare=numbers_within(1e-4),  # two norms in float32, over differences of numbers that nearly cancel
+    "rate_at",
+    reference=lesson.rate_at,
+    cases=[(0, 100, 10, 1.0), (5, 100, 10, 2e-4), (10, 100, 10, 1.0), (30, 100, 10, 1.0), (100, 100, 10, 1.0)],
+    drawn=_drawn_step,
     mistakes=[
         Mistake(
-            lambda weight, delta, dtype: _lost(weight, (weight + delta).to(dtype), delta),
-            "the base isn't rounded: it is stored in dtype before the merge as well, and its own rounding is no loss "
-            "of the merge.",
+            lambda step, steps, warmup, peak: _rate(step, steps, 0, peak, _cosine),
+            "there is no warm-up: for step < warmup the rate is peak * step / warmup.",
         ),
         Mistake(
-            lambda weight, delta, dtype: _lost(weight.to(dtype), (weight + delta).to(dtype), delta),
-            "the sum begins with the weight in float32, and the merge has only what is stored: weight.to(dtype).",
+            lambda step, steps, warmup, peak: _rate(step, steps, warmup, peak, lambda done: _cosine(step / steps)),
+            "the cosine begins where the warm-up ends: it runs over steps - warmup, counted from warmup.",
         ),
         Mistake(
-            lambda weight, delta, dtype: _lost(weight.to(dtype), weight.to(dtype) + delta.to(dtype), delta),
-            "the update is rounded before the sum, and the sum again: add in float32, then round once.",
-        ),
-        Mistake(
-            lambda weight, delta, dtype: 100 * lesson.lost_in_rounding(weight, delta, dtype),
-            "that is in percent: a share lies between 0 and about 1.",
-        ),
-        Mistake(
-            lambda weight, delta, dtype: _lost_of(
-                ((weight.to(dtype).float() + delta).to(dtype) - weight.to(dtype)).float(), delta
+            lambda step, steps, warmup, peak: _rate(
+                step, steps, warmup, peak, lambda done: _cosine((step - warmup) / steps)
             ),
-            "after - before was rounded to dtype once more: subtract in float32, after.float() - before.float().",
+            "the cosine has only steps - warmup steps left; over `steps` it doesn't come down to 0.",
         ),
         Mistake(
-            lambda weight, delta, dtype: float(
-                (_added(weight, delta, dtype) - delta).norm() / _added(weight, delta, dtype).norm()
+            lambda step, steps, warmup, peak: _rate(step, steps, warmup, peak, lambda done: _cosine(2 * done)),
+            "that is a whole wave, which comes back up: half a wave, from cos(0) to cos(pi).",
+        ),
+        Mistake(
+            lambda step, steps, warmup, peak: _rate(step, steps, warmup, peak, lambda done: _cosine(done / 2)),
+            "a quarter of a wave: from cos(0) to cos(pi / 2) the rate comes down to one half only.",
+        ),
+        Mistake(
+            lambda step, steps, warmup, peak: _rate(
+                step, steps, warmup, peak, lambda done: math.cos(math.pi / 2 * done)
             ),
-            "you divided by the size of what arrived: divide by that of delta, which should have arrived.",
+            "that is a quarter of a wave, which falls late and steeply: half a wave, raised by 1 and halved.",
         ),
         Mistake(
-            lambda weight, delta, dtype: lesson.lost_in_rounding(weight, delta, torch.bfloat16),
-            "bf16 is written into your function: round to the dtype that is given.",
+            lambda step, steps, warmup, peak: _rate(step, steps, warmup, peak, lambda done: 1 - done),
+            "that falls along a line: here it is half a cosine wave.",
         ),
         Mistake(
-            lambda weight, delta, dtype: float((delta.to(dtype).float() - delta).norm() / delta.norm()),
-            "you rounded the correction alone, which hardly hurts. Round the sum: its steps are coarser.",
+            lambda step, steps, warmup, peak: _rate(step, steps, warmup, peak, lambda done: math.cos(math.pi * done)),
+            "the cosine runs from 1 to -1, and a rate below zero would climb the loss: (1 + cos) / 2 runs from 1 to 0.",
         ),
         Mistake(
-            lambda weight, delta, dtype: float(
-                ((weight + delta).to(dtype).float() - (weight + delta)).norm() / (weight + delta).norm()
+            lambda step, steps, warmup, peak: _rate(step, steps, warmup, peak, lambda done: 2 * _cosine(done)),
+            "1 + cos runs from 2 to 0, so that the rate jumps to twice the peak: halve it.",
+        ),
+        Mistake(
+            lambda step, steps, warmup, peak: _rate(
+                step, steps, warmup, peak, lambda done: (1 + math.cos(180 * done)) / 2
             ),
-            "you compared with the size of the weight. Ask how much of the correction is lost: divide by delta.norm().",
+            "math.cos takes radians: half a wave is math.pi, not 180.",
         ),
         Mistake(
-            lambda weight, delta, dtype: float(
-                ((weight.to(dtype).float() + delta).to(dtype).float() - weight.to(dtype).float()).norm() / delta.norm()
+            lambda step, steps, warmup, peak: _rate(step, steps, warmup, 1.0, _cosine),
+            "`peak` isn't used: that is the share of it, from 0 to 1.",
+        ),
+        Mistake(
+            lambda step, steps, warmup, peak: (
+                step / warmup if step < warmup else lesson.rate_at(step, steps, warmup, peak)
             ),
-            "that is the size of what arrived, which may be right in size and wrong everywhere: subtract delta first.",
+            "in the warm-up `peak` is missing: the line goes up to peak, not to 1.",
         ),
         Mistake(
-            lambda weight, delta, dtype: float(
-                ((weight.to(dtype).float() + delta).to(dtype).float() - weight.to(dtype).float() - delta).norm()
+            lambda step, steps, warmup, peak: (
+                peak * (step + 1) / warmup if step < warmup else lesson.rate_at(step, steps, warmup, peak)
             ),
-            "divide by delta.norm(): an error means little until you know the size of what it spoils.",
+            "the line starts at 0: at step 0 the rate is 0, not peak / warmup.",
         ),
         Mistake(
-            lambda weight, delta, dtype: (
-                lesson.lost_in_rounding(weight, delta, dtype) * float(delta.norm() / weight.to(dtype).float().norm())
-            ),
-            "you divided by the weight's size: the error may be small beside the weight and eat all of the update.",
+            lambda step, steps, warmup, peak: peak if step < warmup else lesson.rate_at(step, steps, warmup, peak),
+            "before `warmup` the rate rises along a line, from 0; yours is at its peak at once.",
         ),
         Mistake(
-            lambda weight, delta, dtype: float(1 - _added(weight, delta, dtype).norm() / delta.norm()),
-            "you compared two sizes. What arrived may be as large as delta and point elsewhere: subtract first, then "
-            "take the norm.",
+            lambda step, steps, warmup, peak: _eager(step / warmup, step, steps, warmup, peak),
+            "with warmup=0 that divides by zero: only steps before `warmup` may be divided by it.",
         ),
         Mistake(
-            lambda weight, delta, dtype: float((_added(weight, delta, dtype) / delta - 1).abs().mean()),
-            "that is the mean of each entry's own relative error, in which the smallest entries count most. Take the "
-            "norms of the whole matrices.",
+            lambda step, steps, warmup, peak: _rate(step, steps, warmup, peak, lambda done: 1 - _cosine(done)),
+            "1 - cos rises: after the warm-up the rate would fall to 0 at once and climb again. It is 1 + cos.",
         ),
         Mistake(
-            lambda weight, delta, dtype: float((_added(weight, delta, dtype) == 0).float().mean()),
-            "that is the share of weights that did not move; the others have lost something as well.",
-        ),
-        Mistake(
-            lambda weight, delta, dtype: 0.0,
-            "you got zero: was the sum rounded at all? Both steps need .to(dtype); the difference is taken in float32.",
+            lambda step, steps, warmup, peak: _rate(step, steps, warmup, peak, lambda done: _cosine(done / math.pi)),
+            "math.pi is missing in the cosine: half a wave goes from cos(0) to cos(pi), not to cos(1).",
         ),
     ],
     hints=[
-        "before = weight.to(dtype): the base is stored in that dtype already.",
-        "after = (before.float() + delta).to(dtype): one rounding.",
-        "What arrived is after - before, in float32. Its difference from delta is what was lost.",
+        "Two cases: before `warmup` a line from 0 up to peak, after it half a cosine wave.",
+        "How much of the rest is done? (step - warmup) / (steps - warmup), from 0 to 1.",
+        "(1 + math.cos(math.pi * done)) / 2 falls from 1 to 0.",
     ],
-    why="What counts is what the stored weight moved by, against what it should have moved by.",
-    points=2,
+    why="`done` runs from 0 to 1 over what the warm-up leaves, so the wave starts at peak exactly where the line "
+    "arrives, and ends at 0 with the run. The step before `warmup` alone is divided by it, so warmup=0 works.",
 )
 
-# ------------------------------------------------------------------------------ how far apart two models predict
+# ------------------------------------------------------------------------------------------------------ accumulation
 
 
-def _two_models(places: int, vocabulary: int, apart: float, size: float = 3.0):
-    """Logits of a model, and of one that has noise on them and another shift at each place."""
-
-    def make() -> tuple[Tensor, Tensor]:
-        logits = size * torch.randn(places, vocabulary)
-        return logits, logits + apart * torch.randn(places, vocabulary) + torch.randn(places, 1)
-
-    return make
+def _per_token(*counts: int) -> Callable[[], tuple[list[Tensor]]]:
+    return lambda: ([torch.rand(count) + i for i, count in enumerate(counts)],)
 
 
-def _sure(places: int, vocabulary: int) -> tuple[Tensor, Tensor]:
-    """One token has all of the probability in each row: others are at 0 to the last digit, and never exactly."""
-    best = torch.randint(vocabulary, (places,))
-    return 300.0 * F.one_hot(best, vocabulary), torch.randn(places, vocabulary)
+def _drawn_tokens(rng: random.Random) -> tuple[list[Tensor]]:
+    (losses,) = _per_token(*(rng.randint(1, 12) for _ in range(rng.randint(1, 5))))()
+    return ([part * (torch.rand(len(part)) < 0.8) for part in losses],)  # a token that is foreseen surely costs nothing
 
 
-def _drawn_models(rng: random.Random) -> tuple[Tensor, Tensor]:
-    places, vocabulary = rng.sample(range(1, 12), 2)
-    if rng.random() < 0.2:
-        return _sure(places, vocabulary + 1)
-    return _two_models(places, vocabulary + 1, rng.choice([3.0, 1.0, 0.3, 1e-3, 1e-4]), rng.choice([0.5, 2.0, 6.0]))()
+_NUMBER = (
+    "the value is right, but it is a Python number, which has no gradient, and the next cells call .backward() on the "
+    "loss: keep it a tensor, without .item() or float(...)."
+)
 
 
-def _kl(reference: Tensor, logits: Tensor) -> Tensor:
-    """The terms of the sum, (places, vocabulary)."""
-    p, q = (one.double().log_softmax(dim=-1) for one in (reference, logits))
-    return p.exp() * (p - q)
-
-
-def _sure_models() -> tuple[Tensor, Tensor]:
-    """Two models that are so sure that the other tokens' probabilities are 0 in any dtype, and their logarithms not."""
-    return torch.tensor([[900.0, 0.0, 1.0]]), torch.tensor([[800.0, 1.0, 0.0]])
-
-
-def _same_divergence(expected: float, got: Any) -> bool | str:
-    if not isinstance(got, float) or math.isclose(expected, got, rel_tol=1e-6, abs_tol=1e-14):
-        return difference(expected, got) or True
-    if abs(expected - got) < 1e-5 * (1 + expected):
-        return (
-            "expected {}, got {}: near, and not near enough. Between models this close the last digits count, so "
-            "compute in float64 from the first step on, and round or smooth nothing.".format(*apart(expected, got))
-        )
+def _same_loss(expected: Any, got: Any) -> bool | str:
+    if isinstance(expected, Tensor) and type(got) in (int, float) and math.isclose(float(expected), got, rel_tol=1e-4):
+        return _NUMBER
     return difference(expected, got) or True
 
 
+def _added_in_place(losses: list[Tensor]) -> Tensor:
+    count = sum(len(part) for part in losses)
+    for i, part in enumerate(losses):
+        losses[i] = part.sum()
+    return torch.stack(losses).sum() / count
+
+
 exercise(
-    "divergence",
-    reference=lesson.divergence,
-    cases=[_two_models(4, 6, 1.0), _two_models(1, 9, 0.5), _two_models(7, 5, 1e-3), _sure_models],
-    drawn=_drawn_models,
-    compare=_same_divergence,
+    "accumulated_loss",
+    reference=lesson.accumulated_loss,
+    cases=[_per_token(2, 9), _per_token(5, 1, 3), _per_token(4)],
+    drawn=_drawn_tokens,
+    compare=_same_loss,
+    test=same_gradients(lesson.accumulated_loss, _per_token(3, 5), ["losses"]),
     mistakes=[
         Mistake(
-            lambda reference, logits: _kl(logits, reference).sum(-1).mean().item(),
-            "that is the divergence from the other model: the weights p belong to the reference.",
+            lambda losses: torch.stack([part.mean() for part in losses]).mean(),
+            "that is the mean of the means: a token in a short batch weighs more than one in a long batch.",
         ),
         Mistake(
-            lambda reference, logits: _kl(reference, logits).sum().item(),
-            "that is the sum over all places, which grows with the text: take the mean over the places.",
+            lambda losses: sum(part.sum() for part in losses),
+            "that is the sum: the loss would grow with the batch. Divide by the number of all tokens.",
         ),
         Mistake(
-            lambda reference, logits: _kl(reference, logits).mean().item(),
-            "the mean goes over places and vocabulary. At each place it is a sum over the vocabulary: sum, then mean.",
+            lambda losses: sum(part.sum() for part in losses) / len(losses),
+            "you divided by the number of batches: divide by the number of tokens in all of them.",
         ),
         Mistake(
-            lambda reference, logits: (_kl(reference, logits).sum(-1).mean() / math.log(2)).item(),
-            "that is in bits, with the logarithm to base 2. A nat is the natural logarithm's.",
+            lambda losses: sum(part.mean() for part in losses),
+            "those are the means, added up: the loss would grow with the number of batches, and a token in a short one "
+            "weighs more.",
+        ),
+        Mistake(lambda losses: losses[-1].mean(), "that is the last batch alone."),
+        Mistake(lambda losses: losses[0].mean(), "that is the first batch alone."),
+        Mistake(
+            lambda losses: sum(part.sum() for part in losses) / len(losses[0]),
+            "you divided by the first batch's tokens: count those of all batches.",
         ),
         Mistake(
-            lambda reference, logits: -_kl(reference, logits).sum(-1).mean().item(),
-            "the sign is wrong: a divergence is never negative. It is log p - log q.",
+            lambda losses: sum(part.sum() for part in losses) / (len(losses) * len(losses[0])),
+            "you took the first batch's length for all of them: count the tokens of each.",
         ),
         Mistake(
-            lambda reference, logits: (
-                (reference.double().softmax(-1) * (reference.double() - logits.double())).sum(-1).mean().item()
-            ),
-            "the logits themselves are no logarithms of probabilities: they lack the softmax's denominator, so that a "
-            "shift of all logits counts as a change.",
+            lambda losses: sum(part.sum() for part in losses) / (len(losses) * max(map(len, losses))),
+            "you took the longest batch's length for all of them, as if the others were padded: count the tokens of "
+            "each.",
         ),
         Mistake(
-            lambda reference, logits: (
-                -(reference.double().softmax(-1) * logits.double().log_softmax(-1)).sum(-1).mean().item()
-            ),
-            "that is the cross-entropy. It isn't 0 for equal models: take the reference's own entropy off, "
-            "p * (log p - log q).",
+            lambda losses: torch.stack(losses).mean(),
+            "the batches have different lengths, so they don't stack: torch.cat joins them into one row.",
         ),
         Mistake(
-            lambda reference, logits: _kl(reference.T, logits.T).sum(-1).mean().item(),
-            "your softmax goes over the places: each place, a row, has a distribution of its own.",
+            lambda losses: torch.cat(losses).median(),
+            "the median isn't the mean.",
         ),
         Mistake(
-            lambda reference, logits: (
-                (reference.double().log_softmax(-1) - logits.double().log_softmax(-1)).sum(-1).mean().item()
-            ),
-            "every token counts alike, the ones among them that nobody would draw: weight them with p.",
+            lambda losses: [part.mean() for part in losses],
+            "one loss is asked for, from all the batches together.",
         ),
-        Mistake(
-            lambda reference, logits: (
-                (reference.double().softmax(-1) - logits.double().softmax(-1)).abs().sum(-1).mean().item() / 2
-            ),
-            "that is the total variation distance, half the sum of |p - q|: another measure, without logarithms.",
-        ),
-        Mistake(
-            lambda reference, logits: (_kl(reference, logits) + _kl(logits, reference)).sum(-1).mean().item() / 2,
-            "that is the mean of both directions; the one from the reference is asked for.",
-        ),
-        Mistake(
-            lambda reference, logits: _kl(reference, logits).sum(-1).max().item(),
-            "that is the place where the two are farthest apart; take the mean over the places.",
-        ),
-        Mistake(
-            lambda reference, logits: _kl(reference.flatten(), logits.flatten()).sum().item(),
-            "your softmax goes over all places at once: each place, a row, has a distribution of its own.",
-        ),
-        Mistake(
-            lambda reference, logits: (
-                (reference.double().softmax(-1) * (reference.double().log_softmax(-1) - logits.double().softmax(-1)))
-                .sum(-1)
-                .mean()
-                .item()
-            ),
-            "a logarithm is missing: q itself stands where log q belongs. (F.kl_div's first argument is log q.)",
-        ),
-        Mistake(
-            lambda reference, logits: (
-                (reference.double().softmax(-1) * (reference.double().log_softmax(-1) - logits.double()))
-                .sum(-1)
-                .mean()
-                .item()
-            ),
-            "log q is missing its denominator: the raw logits stand there. (F.kl_div makes no softmax itself.)",
-        ),
-        Mistake(
-            lambda reference, logits: _kl(reference.float(), logits.float()).sum(-1).tolist(),
-            "that is one number for each place: take the mean of them.",
-        ),
+        Mistake(lambda losses: torch.cat(losses).mean().item(), _NUMBER),
+        Mistake(lambda losses: torch.cat(losses).mean().detach(), expect="no gradient passes through your result"),
+        Mistake(_added_in_place, expect="changes its input"),
     ],
     hints=[
-        "log_softmax(dim=-1) of .double() gives log p, and .exp() of it p.",
-        "p * (log p - log q): sum over the vocabulary, dim=-1, then the mean over the places.",
+        "One large batch would give the mean over all tokens of all parts.",
+        "Add up the sums and the counts separately, or torch.cat the parts.",
     ],
-    why="A shift of all logits leaves log_softmax as it is, so it isn't counted; p weights a token as it is drawn.",
-    points=2,
+    why="A mean over all tokens gives each of them the same weight, whichever batch it came in. That takes the sums "
+    "and the counts apart until the end; and it stays a tensor, since backward() goes through it.",
 )
 
-# ------------------------------------------------------------------------------------------------ merging in 4 bits
+# ---------------------------------------------------------------------------------------------------------- clipping
 
 
-def _in_four_bits(values: Tensor, double: bool = True) -> Tensor:
-    return dequantize(quantize(values, double=double))
+def _gradients(scale: float, max_norm: float) -> Callable[[], tuple[list[Tensor], float]]:
+    return lambda: ([scale * torch.randn(2, 3), 2 * scale * torch.randn(4)], max_norm)
 
 
-def _four_bit_case(rows: int, size: float):
-    return lambda: (_in_four_bits(torch.randn(rows, 64)), size * torch.randn(rows, 64))
+def _drawn_gradients(rng: random.Random) -> tuple[list[Tensor], float]:
+    shapes = rng.choices([(3,), (2, 5), (4, 1), (2, 2, 3), (1,), ()], k=rng.randint(1, 4))
+    max_norm = rng.choice([0.3, 1.0, 2.5, 10.0])
+    gradients = [torch.randn(shape) * 10 ** rng.uniform(-2, 1) for shape in shapes]
+    norm = torch.cat([g.flatten() for g in gradients]).norm()
+    length = rng.choice([None, 0.0, 0.9 * max_norm, 1.2 * max_norm])
+    return [g if length is None else g * (length / norm) for g in gradients], max_norm
+
+
+def _norm(gradients: list[Tensor]) -> Tensor:
+    return torch.cat([g.flatten() for g in gradients]).norm()
+
+
+def _by(factor: Callable[[list[Tensor], float], Any]) -> Callable[[list[Tensor], float], list[Tensor]]:
+    """Clipping with another factor."""
+    return lambda gradients, max_norm: [g * factor(gradients, max_norm) for g in gradients]
+
+
+def _clipped_in_place(gradients: list[Tensor], max_norm: float) -> list[Tensor]:
+    factor = min(1.0, max_norm / _norm(gradients))
+    for g in gradients:
+        g.mul_(factor)
+    return [g.clone() for g in gradients]
 
 
 exercise(
-    "merge_four_bit",
-    reference=lesson.merge_four_bit,
-    cases=[_four_bit_case(8, 0.3), _four_bit_case(40, 0.05), _four_bit_case(3, 1.0)],
-    drawn=lambda rng: _four_bit_case(rng.randint(1, 20), rng.choice([0.02, 0.2, 0.7]))(),
-    draws=12,
+    "clipped",
+    reference=lesson.clipped,
+    cases=[
+        _gradients(3.0, 1.0),
+        _gradients(0.01, 1.0),
+        _gradients(1.0, 0.5),
+        lambda: ([torch.zeros(3), torch.zeros(2)], 1.0),
+    ],
+    drawn=_drawn_gradients,
     new_result=True,
     mistakes=[
         Mistake(
-            lambda restored, delta: _in_four_bits((restored + delta).bfloat16().float()),
-            "the sum was rounded to bf16 first: it is quantized from float32, or one more rounding is in it.",
+            lambda gradients, max_norm: [g * min(1.0, max_norm / g.norm()) for g in gradients],
+            "each tensor was clipped by itself, which turns the gradient: one norm and one factor for all of them.",
         ),
         Mistake(
-            lambda restored, delta: _in_four_bits(restored) + _in_four_bits(delta),
-            "two quantized parts were added, and their sum is no weight in 4 bits: add first, then quantize once.",
+            lambda gradients, max_norm: [g.clamp(-max_norm, max_norm) for g in gradients],
+            "that cuts single numbers, which turns the gradient: scale all of it by one factor.",
         ),
         Mistake(
-            lambda restored, delta: _in_four_bits(restored.add_(delta)),
-            "your function changes its input: restored + delta makes a new sum.",
+            lambda gradients, max_norm: [
+                g * (max_norm / norm if (norm := _norm(gradients)) > 0 else 1.0) for g in gradients
+            ],
+            "a gradient that is short already was made longer: the factor is never above 1.",
         ),
         Mistake(
-            lambda restored, delta: restored + delta,
-            "that is the sum in float32, and a layer in 4 bits can't hold it: quantize it, and restore what is stored.",
+            lambda gradients, max_norm: [g * (max_norm / _norm(gradients)) for g in gradients],
+            "a gradient that is short already was made longer, and one of zeros becomes nan: the factor is at most 1.",
+        ),
+        Mistake(lambda gradients, max_norm: [g.clone() for g in gradients], "nothing is clipped yet."),
+        Mistake(
+            _by(lambda gradients, max_norm: max(1.0, max_norm / max(1e-9, _norm(gradients)))),
+            "max(1, ...) makes short gradients longer and leaves long ones: the factor is at most 1, so min.",
         ),
         Mistake(
-            lambda restored, delta: quantize(restored + delta, double=True),
-            "those are the codes and scales that are stored. Return the weight that they stand for: dequantize.",
+            lambda gradients, max_norm: torch.cat([(g * 1.0).flatten() for g in lesson.clipped(gradients, max_norm)]),
+            "that is one long vector: return a list of tensors, each in the shape that it came in.",
         ),
         Mistake(
-            lambda restored, delta: _in_four_bits(delta),
-            "only the correction is left: add it to the restored weight.",
+            lambda gradients, max_norm: [g.flatten() for g in lesson.clipped(gradients, max_norm)],
+            "each tensor has to keep its shape: flatten only to take the norm.",
         ),
         Mistake(
-            lambda restored, delta: _in_four_bits(restored + delta, double=False),
-            "the scales are float32 again: the base has them in 8 bits, double=True.",
+            _by(lambda gradients, max_norm: min(1.0, max_norm / max(1e-9, sum(g.norm() for g in gradients)))),
+            "norms don't add up: the norm of everything is the square root of the sum of all squares.",
         ),
         Mistake(
-            lambda restored, delta: _in_four_bits(restored) + delta,
-            "the base was quantized and the sum was not: what a 4-bit layer stores is the quantized sum.",
+            _by(lambda gradients, max_norm: min(1.0, max_norm / max(1e-9, sum(g.square().sum() for g in gradients)))),
+            "that is the square of the norm: the root is missing.",
         ),
         Mistake(
-            lambda restored, delta: restored + _in_four_bits(delta),
-            "you quantized the correction alone. There is one weight, and the sum is what it has to store.",
+            _by(lambda gradients, max_norm: min(1.0, max_norm / gradients[0].norm())),
+            "you took the norm of the first tensor; the gradient is all of them together.",
         ),
         Mistake(
-            lambda restored, delta: _in_four_bits(restored - delta),
-            "the correction was taken away, not added.",
+            _by(lambda gradients, max_norm: min(1.0, max_norm / max(1e-9, max(g.norm() for g in gradients)))),
+            "you took the norm of the longest tensor; the gradient is all of them together.",
         ),
         Mistake(
-            lambda restored, delta: _in_four_bits(restored + _in_four_bits(delta)),
-            "the update was quantized before the sum: it is added as it is, and the sum alone is quantized.",
+            _by(lambda gradients, max_norm: min(1.0, max_norm / max(1e-9, max(g.abs().max() for g in gradients)))),
+            "you took the largest number; a gradient's length is its norm, the root of the sum of all squares.",
         ),
         Mistake(
-            lambda restored, delta: _in_four_bits((restored + delta).T.contiguous()).T,
-            "you quantized the transpose, so the blocks hold other weights: a layer's blocks run along its rows.",
+            _by(lambda gradients, max_norm: min(1.0, 1 / max(1e-9, _norm(gradients)))),
+            "your gradients are clipped to 1, whatever max_norm says.",
+        ),
+        Mistake(
+            _by(lambda gradients, max_norm: min(1.0, max_norm / _norm(gradients).item())),
+            "a gradient of zeros has the norm 0, and your division stops there: as a Python number it can't divide. A "
+            "tensor gives infinity, and min(1, infinity) is 1; or ask first whether the norm is above max_norm.",
+        ),
+        Mistake(
+            lambda gradients, max_norm: (
+                gradients if _norm(gradients) <= max_norm else lesson.clipped(gradients, max_norm)
+            ),
+            expect="your result is the argument itself",
+        ),
+        Mistake(
+            _clipped_in_place,
+            "the result is right, but the gradients that you were given are scaled as well (mul_, *=): return new "
+            "tensors, and leave those as they are.",
         ),
     ],
     hints=[
-        "The sum first: restored + delta.",
-        "quantize(..., double=True) gives what is stored, and dequantize of that what the layer computes with.",
+        "One norm over everything: torch.cat([g.flatten() for g in gradients]).norm().",
+        "Multiply all by the same factor, min(1, max_norm / norm).",
     ],
-    why="A 4-bit layer stores codes and scales, so the sum is quantized anew; it computes with what they stand for.",
+    why="One factor for all tensors shortens the gradient and keeps its direction; a factor for each would turn it. "
+    "min(1, ...) leaves a short one alone, a zero one too: max_norm / 0 is infinity for a tensor.",
 )

@@ -1,566 +1,608 @@
-"""Chapter 10's exercises: memory of many adapters, the gathered correction, padding, cat, cross terms, SVD, TIES."""
+"""Chapter 10's exercises: a tensor's bytes, an adapter's size, merging with one rounding, what arrives, how far apart
+two models predict, and 4 bits.
+"""
 
 from __future__ import annotations
 
 import math
 import random
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from utils.course.checks.behaviour import numbers_within, same_factors, without_loop
+from utils.course.checks.behaviour import numbers_within
+from utils.course.checks.compare import difference
+from utils.course.checks.describe import apart, dtype_name
 from utils.course.checks.references import ch10 as lesson
 from utils.course.checks.registry import Mistake, exercise
+from utils.quant.nf4 import dequantize, quantize
 
-# ----------------------------------------------------------------------------------- one base or a copy for each task
+# ------------------------------------------------------------------------------------------ where a tensor's bytes are
+
+
+def _drawn_offsets(rng: random.Random) -> tuple[int, list[int]]:
+    begin = rng.choice([0, rng.randint(1, 5000)])
+    return rng.randint(2, 4000), [begin, begin + rng.randint(0, 9000)]
 
 
 exercise(
-    "bytes_to_serve",
-    reference=lesson.bytes_to_serve,
-    cases=[(1000, [10, 20]), (500, [7]), (4000, [100, 100, 300])],
-    drawn=lambda rng: (rng.randint(100, 10**10), rng.choices([17, 999, 2 * 10**6, 10**8], k=rng.randint(1, 6))),
+    "tensor_range",
+    reference=lesson.tensor_range,
+    cases=[(100, [0, 16]), (2048, [512, 1536]), (77, [40, 48])],
+    drawn=_drawn_offsets,
     mistakes=[
         Mistake(
-            lambda base, adapters: (base + len(adapters) * adapters[0], len(adapters) * base),
-            "the first adapter's size was taken for all: they may differ, so add them up.",
+            lambda length, offsets: (length + offsets[0] + 7, length + offsets[1] + 7),
+            "one byte too early: places count from 0, so behind 8 + length bytes stands the byte number 8 + length.",
         ),
         Mistake(
-            lambda base, adapters: (base + sum(adapters), (len(adapters) + 1) * base),
-            "one copy too many: a merged copy for each adapter, and no base beside them.",
+            lambda length, offsets: (8 + length + offsets[0], 8 + length + offsets[1] - 1),
+            "that is the last byte itself. A slice data[begin:end] leaves the byte at end out, as data_offsets do.",
         ),
         Mistake(
-            lambda base, adapters: (base + sum(adapters), len(set(adapters)) * base),
-            "adapters of the same size are different adapters: each has a copy of its own.",
+            lambda length, offsets: [offset.__add__(8 + length) for offset in offsets[::-1]],
+            "begin and end are exchanged.",
         ),
         Mistake(
-            lambda base, adapters: (base + sum(set(adapters)), len(adapters) * base),
-            "adapters of one size were counted once: each has its own bytes.",
+            lambda length, offsets: offsets.__setitem__(slice(None), [8 + length + o for o in offsets]) or offsets,
+            "your function changes its input: the header's own numbers are overwritten, and are read again later.",
         ),
         Mistake(
-            lambda base, adapters: (sum(adapters), len(adapters) * base),
-            "the adapters compute nothing alone: the base has to be there once.",
+            lambda length, offsets: tuple(offsets),
+            "these count from the start of the data, and before the data come the eight bytes and the header.",
         ),
         Mistake(
-            lambda base, adapters: (base + sum(adapters), base),
-            "one merged copy serves one task; there is one copy for each adapter.",
+            lambda length, offsets: (length + offsets[0], length + offsets[1]),
+            "the eight bytes at the very beginning, which hold the header's length, are missing.",
         ),
         Mistake(
-            lambda base, adapters: (len(adapters) * base + sum(adapters), len(adapters) * base),
-            "the adapters share one base: count it once in the first number.",
+            lambda length, offsets: (8 + offsets[0], 8 + offsets[1]),
+            "you stepped over the first eight bytes, but not over the header, which is `length` bytes long.",
         ),
         Mistake(
-            lambda base, adapters: (base + sum(adapters), len(adapters) * base + sum(adapters)),
-            "merging adds the correction into the weights that are there: a merged copy is as large as the base.",
+            lambda length, offsets: (8 + length + offsets[0], offsets[1] - offsets[0]),
+            "your second number is how many bytes there are. Return where the last one ends, as a slice wants it.",
         ),
         Mistake(
-            lambda base, adapters: (len(adapters) * base, base + sum(adapters)),
-            "the two are exchanged: first one base with its adapters, then the copies.",
+            lambda length, offsets: (8 + length + offsets[0], 8 + length + offsets[0] + offsets[1]),
+            "data_offsets are begin and end, both from the start of the data; you took the second for a length.",
         ),
     ],
     hints=[
-        "The base is there once, each adapter once.",
-        "A merged copy is as large as the base: len(adapters) copies.",
+        "The file: 8 bytes, then `length` bytes of header, then the data.",
+        "Both offsets count from the first byte of the data. So the same number is added to both.",
     ],
-    why="An adapter costs its own bytes beside a shared base, and a whole base once it is merged.",
+    why="In front of the data stand eight bytes and the header; both ends of a tensor move by the same number.",
 )
 
-# ------------------------------------------------------------------------------------------- the gathered correction
+# -------------------------------------------------------------------------------------------------- an adapter's bytes
 
 
-def _gather_case(index: list[int], adapters: int = 3, length: int = 4):
-    def make():
-        shapes = (len(index), length, 6), (adapters, 2, 6), (adapters, 5, 2)
-        x, a, b = (torch.randn(shape) for shape in shapes)
-        return x, a, b, torch.arange(1.0, adapters + 1), torch.tensor(index)
+def _drawn_shapes(rng: random.Random) -> tuple[list[tuple[int, int]], int, int]:
+    shapes = [(rng.randint(1, 300), rng.randint(1, 300)) for _ in range(rng.randint(0, 5))]
+    return shapes, rng.choice([1, 2, 8, 16, 64]), rng.choice([1, 2, 4, 8])
+
+
+exercise(
+    "adapter_bytes",
+    reference=lesson.adapter_bytes,
+    cases=[([(64, 64), (16, 64)], 8, 4), ([(512, 192)] * 3, 16, 2), ([(10, 20), (20, 10), (7, 5)], 1, 4)],
+    drawn=_drawn_shapes,
+    mistakes=[
+        Mistake(
+            lambda shapes, r, each: 4 * sum(r * (d_out + d_in) for d_out, d_in in shapes),
+            "four bytes a number is float32; in bf16 it is two: use `each`.",
+        ),
+        Mistake(
+            lambda shapes, r, each: each * sum(r * d_out * r * d_in for d_out, d_in in shapes),
+            "the two matrices' numbers are added, not multiplied: r * in and out * r.",
+        ),
+        Mistake(
+            lambda shapes, r, each: each * sum({shape: r * sum(shape) for shape in shapes}.values()),
+            "layers of the same shape were counted once: each has matrices of its own.",
+        ),
+        Mistake(
+            lambda shapes, r, each: each * sum(d_out * d_in for d_out, d_in in shapes),
+            "that is the weights themselves. An adapter holds lora_A, (r, in), and lora_B, (out, r), of each.",
+        ),
+        Mistake(
+            lambda shapes, r, each: each * sum(r * d_in for _, d_in in shapes),
+            "that is lora_A alone; lora_B has r numbers for each output.",
+        ),
+        Mistake(
+            lambda shapes, r, each: each * sum(r * d_out for d_out, _ in shapes),
+            "only lora_B is counted; lora_A has r numbers for each input.",
+        ),
+        Mistake(
+            lambda shapes, r, each: each * sum(r * d_out + d_in for d_out, d_in in shapes),
+            "r multiplies d_out alone: lora_A has r rows as well, r * (d_out + d_in).",
+        ),
+        Mistake(
+            lambda shapes, r, each: each * sum(r * (d_out + d_in) + r * r for d_out, d_in in shapes),
+            "r * r too many for each layer: between lora_A and lora_B there is no third matrix.",
+        ),
+        Mistake(
+            lambda shapes, r, each: each * sum(r * (d_out + d_in) for d_out, d_in in shapes) / 1e6,
+            "that is in MB; return the bytes, a whole number.",
+        ),
+        Mistake(
+            lambda shapes, r, each: each * sum(2 * r * d_in for _, d_in in shapes),
+            "2 * r * in is right for square weights only: lora_B is (out, r).",
+        ),
+        Mistake(
+            lambda shapes, r, each: each * sum(2 * r * d_out for d_out, _ in shapes),
+            "2 * r * out is right for square weights only: lora_A is (r, in).",
+        ),
+        Mistake(
+            lambda shapes, r, each: sum(r * (d_out + d_in) for d_out, d_in in shapes),
+            "you counted numbers. Each takes `each` bytes.",
+        ),
+        Mistake(
+            lambda shapes, r, each: each * sum(d_out + d_in for d_out, d_in in shapes),
+            "the rank is missing: lora_A has r rows and lora_B r columns.",
+        ),
+        Mistake(
+            lambda shapes, r, each: each * r * (shapes[0][0] + shapes[0][1]) * len(shapes),
+            "you took the first layer's shape for all of them; in a Llama the MLP's differ.",
+        ),
+    ],
+    hints=[
+        "lora_A is (r, in) and lora_B is (out, r): how many numbers together?",
+        "Sum over the layers, times `each`.",
+    ],
+    why="lora_A has r * in numbers and lora_B out * r; nothing of the base is in the file.",
+)
+
+# --------------------------------------------------------------------------------------- merge, and round only once
+
+
+def _merge_case(dtype: torch.dtype, rows: int, columns: int, scaling: float):
+    """1024ths and a power of two: lora_B @ lora_A is exact in float32, in any order, and bf16 can't hold them."""
+
+    def make() -> tuple[Tensor, Tensor, Tensor, float]:
+        weight = torch.randn(rows, columns).to(dtype)
+        a, b = (torch.randint(-1000, 1000, shape) / 1024 for shape in ((4, columns), (rows, 4)))
+        return weight, a, b, scaling
 
     return make
 
 
-def _drawn_gather(rng: random.Random) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    adapters, length, d_in, r, d_out = rng.sample(range(1, 9), 5)
-    index = torch.tensor(rng.choices(range(adapters), k=rng.randint(1, 6)))
-    scaling = torch.tensor([rng.choice([0.5, 1.5, 2.0, 3.0]) for _ in range(adapters)])
-    shapes = (len(index), length, d_in), (adapters, r, d_in), (adapters, d_out, r)
-    dtype = rng.choice([torch.float32, torch.float32, torch.float64])
-    x, A, B = (torch.randn(shape, dtype=dtype) for shape in shapes)
-    return x, A, B, scaling.to(dtype), index
+def _drawn_merge(rng: random.Random) -> tuple[Tensor, Tensor, Tensor, float]:
+    dtype = rng.choice([torch.bfloat16, torch.float16, torch.float32])
+    rows, columns = rng.sample(range(8, 30), 2)
+    return _merge_case(dtype, rows, columns, rng.choice([0.25, 0.5, 2.0, 4.0]))()
+
+
+def _same_bits(expected: Tensor, got: Any) -> bool | str:
+    said = difference(expected, got)
+    if said or expected.dtype == torch.float32:  # where the order of sums may show
+        return said or True
+    wrong = int((expected != got).sum())
+    return not wrong or (
+        f"the weights are near the right ones, but {wrong} of {expected.numel()} are not the same to the bit: "
+        f"something is rounded before the end, or in another dtype than {dtype_name(expected)}."
+    )
 
 
 exercise(
-    "gathered",
-    reference=lesson.gathered,
-    cases=[_gather_case([2, 0, 0, 1]), _gather_case([1, 2]), _gather_case([0, 2, 1], length=1)],
-    drawn=_drawn_gather,
-    test=without_loop(_gather_case([0, 1]), _gather_case([0, 1, 2, 0, 2, 1, 1, 0]), "the rows"),
+    "merge_rounded",
+    reference=lesson.merge_rounded,
+    cases=[
+        _merge_case(torch.bfloat16, 48, 32, 2.0),
+        _merge_case(torch.float16, 40, 24, 4.0),
+        _merge_case(torch.float32, 8, 6, 0.5),
+    ],
+    drawn=_drawn_merge,
+    compare=_same_bits,
+    new_result=True,
     mistakes=[
         Mistake(
-            lambda x, A, B, scaling, index: torch.stack(
-                [scaling[i] * row @ A[i].T @ B[i].T for row, i in zip(x, index.tolist(), strict=True)]
+            lambda weight, lora_A, lora_B, scaling: (weight.float() - scaling * (lora_B @ lora_A)).to(weight.dtype),
+            "the sign is wrong: merging adds the update.",
+        ),
+        Mistake(
+            lambda weight, lora_A, lora_B, scaling: (weight.float() + scaling / len(lora_A) * (lora_B @ lora_A)).to(
+                weight.dtype
             ),
-            expect="your code goes through the rows one by one",
+            "the rank counts twice: scaling is lora_alpha / r already.",
         ),
         Mistake(
-            lambda x, A, B, scaling, index: scaling[index][:, None, None] * lesson.gathered(x, A, B, scaling, index),
-            "the scaling counts twice.",
+            lambda weight, lora_A, lora_B, scaling: (weight.float() + scaling * (lora_B @ lora_A)).bfloat16(),
+            "the result is bf16 whatever came in: a merged layer keeps the weight's own dtype.",
         ),
         Mistake(
-            lambda x, A, B, scaling, index: lesson.gathered(x, A, B, 1 / scaling, index),
-            "you divided by the scaling: it multiplies the update.",
-        ),
-        Mistake(
-            lambda x, A, B, scaling, index: lesson.gathered(x, A, B, scaling, index).mean(1, keepdim=True),
-            "the tokens of a row were averaged: each has an update of its own, (batch, length, out).",
-        ),
-        Mistake(
-            lambda x, A, B, scaling, index: lesson.gathered(x, A, B, scaling, index * 0),
-            "every row got adapter 0: pick the row's own factors, A[index] and B[index].",
-        ),
-        Mistake(
-            lambda x, A, B, scaling, index: lesson.gathered(x, A, B, torch.ones_like(scaling), index),
-            "the scaling has no effect: each adapter has its own, scaling[index].",
-        ),
-        Mistake(
-            lambda x, A, B, scaling, index: lesson.gathered(x, A, B, scaling[index[0]].expand(len(scaling)), index),
-            "all rows are scaled as the first one: scaling[index] has a number for each row.",
-        ),
-        Mistake(
-            lambda x, A, B, scaling, index: sum(
-                lesson.gathered(x, A, B, scaling, torch.full_like(index, i)) for i in range(len(A))
+            lambda weight, lora_A, lora_B, scaling: (
+                (weight.float() + scaling * (lora_B @ lora_A)).bfloat16().to(weight.dtype)
             ),
-            "every row got the sum of all adapters; it wants one of them.",
+            "the sum went through bf16 on its way: round to the weight's own dtype, and to no other.",
         ),
         Mistake(
-            lambda x, A, B, scaling, index: lesson.gathered(x, A, B, scaling, index.sort().values),
-            "the adapters were sorted, and the rows were not: row i wants adapter index[i], in the order of the rows.",
+            lambda weight, lora_A, lora_B, scaling: weight.copy_(weight.float() + scaling * (lora_B @ lora_A)),
+            "your function changes its input: return a new weight, and leave it to the caller what becomes of the old.",
         ),
         Mistake(
-            lambda x, A, B, scaling, index: lesson.gathered(x, A, B, scaling.mean().expand(len(scaling)), index),
-            "all rows got the mean of the scalings: scaling[index] has each row's own.",
+            lambda weight, lora_A, lora_B, scaling: weight + (scaling * (lora_B @ lora_A)).to(weight.dtype),
+            "you rounded twice: the correction first, then the sum. Add in float32 and round the sum.",
         ),
         Mistake(
-            lambda x, A, B, scaling, index: lesson.gathered(
-                x, A.reshape(len(A), -1, A.shape[1]).mT, B.reshape(len(B), -1, B.shape[1]).mT, scaling, index
+            lambda weight, lora_A, lora_B, scaling: (
+                weight + scaling * (lora_B.to(weight.dtype) @ lora_A.to(weight.dtype))
             ),
-            "reshape and view keep the order of the numbers; a transpose, .mT or .transpose(1, 2), exchanges rows and "
-            "columns.",
+            "you rounded lora_A and lora_B before multiplying. They are float32: multiply and add there, then round.",
         ),
         Mistake(
-            lambda x, A, B, scaling, index: (
-                scaling.repeat(len(index))[: len(index), None, None]
-                * lesson.gathered(x, A, B, torch.ones_like(scaling), index)
-            ),
-            "the scalings were taken in their own order: scaling[index] puts them in the order of the rows.",
+            lambda weight, lora_A, lora_B, scaling: weight.float() + scaling * (lora_B @ lora_A),
+            "the result is float32. A merged layer keeps the dtype of the weight that it replaces: .to(weight.dtype).",
         ),
         Mistake(
-            lambda x, A, B, scaling, index: lesson.gathered(x, A, B, scaling, index.flip(0)),
-            "the rows got each other's adapters: row i wants adapter index[i].",
+            lambda weight, lora_A, lora_B, scaling: (weight.float() + lora_B @ lora_A).to(weight.dtype),
+            "the scaling is missing: the correction is scaling * B A.",
+        ),
+        Mistake(
+            lambda weight, lora_A, lora_B, scaling: (scaling * (lora_B @ lora_A)).to(weight.dtype),
+            "that is the correction; the weight itself is missing.",
+        ),
+        Mistake(
+            lambda weight, lora_A, lora_B, scaling: (scaling * (weight.float() + lora_B @ lora_A)).to(weight.dtype),
+            "the scaling belongs to the correction alone: you scaled the weight too.",
         ),
     ],
     hints=[
-        "A[index] has the shape (batch, r, in): each row's own lora_A.",
-        'low = torch.einsum("bti,bri->btr", x, A[index]) takes each row down to r numbers.',
-        "scaling[index][:, None, None] gives each row's scaling room for the two other dimensions.",
+        "In which dtype is a sum of a bf16 and a float32 tensor? Make it sure: weight.float().",
+        "scaling * (lora_B @ lora_A) has the weight's shape and is float32.",
+        "Round at the very end, once: .to(weight.dtype).",
     ],
-    why="Indexing with `index` lays the row's own factors beside it, and one batched product serves all rows at once.",
+    why="Each rounding loses up to half a step of the dtype; rounding the sum alone loses it once.",
     points=2,
 )
 
-# ------------------------------------------------------------------------------------------------------- padding
+# ------------------------------------------------------------------------------------------ what of it has arrived
 
 
-def _factors(r: int, d_in: int = 6, d_out: int = 5) -> tuple[Tensor, Tensor]:
-    return torch.randn(r, d_in), torch.randn(d_out, r)
+def _arrival_case(scale: float, dtype: torch.dtype):
+    return lambda: (torch.randn(24, 16), scale * torch.randn(24, 16), dtype)
 
 
-def _drawn_padding(rng: random.Random) -> tuple[Tensor, Tensor, int]:
-    r, d_in, d_out = rng.sample(range(1, 8), 3)
-    dtype = rng.choice([torch.float32, torch.float64, torch.bfloat16])
-    A, B = _factors(r, d_in, d_out)
-    return A.to(dtype), B.to(dtype), r + rng.randint(0, 5)
+def _drawn_arrival(rng: random.Random) -> tuple[Tensor, Tensor, torch.dtype]:
+    rows, columns = rng.sample(range(8, 20), 2)
+    scale, dtype = rng.choice([0.3, 0.03, 0.003]), rng.choice([torch.bfloat16, torch.float16])
+    return torch.randn(rows, columns), scale * torch.randn(rows, columns), dtype
+
+
+def _added(weight: Tensor, delta: Tensor, dtype: torch.dtype) -> Tensor:
+    before = weight.to(dtype).float()
+    return (before + delta).to(dtype).float() - before
+
+
+def _lost(before: Tensor, after: Tensor, delta: Tensor) -> float:
+    return _lost_of(after.float() - before.float(), delta)
+
+
+def _lost_of(added: Tensor, delta: Tensor) -> float:
+    return float((added - delta).norm() / delta.norm())
 
 
 exercise(
-    "pad_rank",
-    reference=lesson.pad_rank,
+    "lost_in_rounding",
+    reference=lesson.lost_in_rounding,
     cases=[
-        lambda: (*_factors(2), 4),
-        lambda: (*_factors(1, 3, 4), 8),
-        lambda: (*_factors(3), 3),
-        lambda: (*_factors(3, 5, 3), 5),
+        _arrival_case(0.1, torch.bfloat16),
+        _arrival_case(0.001, torch.bfloat16),
+        _arrival_case(0.01, torch.float16),
     ],
-    drawn=_drawn_padding,
-    compare=same_factors,
+    drawn=_drawn_arrival,
+    compare=numbers_within(1e-4),  # two norms in float32, over differences of numbers that nearly cancel
     mistakes=[
         Mistake(
-            lambda A, B, r: (F.pad(A, (0, 0, 0, r - len(A))).float(), F.pad(B, (0, r - len(A))).float()),
-            "the factors became float32: keep their dtype, as A.new_zeros(...) does.",
+            lambda weight, delta, dtype: _lost(weight, (weight + delta).to(dtype), delta),
+            "the base isn't rounded: it is stored in dtype before the merge as well, and its own rounding is no loss "
+            "of the merge.",
         ),
         Mistake(
-            lambda A, B, r: (F.pad(A, (0, 0, 0, r - len(A)), value=1.0), F.pad(B, (0, r - len(A)), value=1.0)),
-            "ones were put there: then the product has something more in it. Zeros change nothing.",
+            lambda weight, delta, dtype: _lost(weight.to(dtype), (weight + delta).to(dtype), delta),
+            "the sum begins with the weight in float32, and the merge has only what is stored: weight.to(dtype).",
         ),
         Mistake(
-            lambda A, B, r: (F.pad(A, (0, r - len(A))), F.pad(B, (0, 0, 0, r - len(A)))),
-            "the zeros are at the wrong sides: A grows by rows and B by columns, since r is what grows.",
+            lambda weight, delta, dtype: _lost(weight.to(dtype), weight.to(dtype) + delta.to(dtype), delta),
+            "the update is rounded before the sum, and the sum again: add in float32, then round once.",
         ),
         Mistake(
-            lambda A, B, r: (F.pad(A, (0, 0, r - len(A), 0)), F.pad(B, (0, r - len(A)))),
-            "A's zeros are above and B's are behind: the numbers meet zeros, and the product changes.",
+            lambda weight, delta, dtype: 100 * lesson.lost_in_rounding(weight, delta, dtype),
+            "that is in percent: a share lies between 0 and about 1.",
         ),
         Mistake(
-            lambda A, B, r: (F.pad(A, (0, 0, 0, r - len(A))), B),
-            "B must have r columns too, or it can't be multiplied with A.",
+            lambda weight, delta, dtype: _lost_of(
+                ((weight.to(dtype).float() + delta).to(dtype) - weight.to(dtype)).float(), delta
+            ),
+            "after - before was rounded to dtype once more: subtract in float32, after.float() - before.float().",
         ),
         Mistake(
-            lambda A, B, r: (F.pad(A, (0, 0, 0, r - len(A))) * r / len(A), F.pad(B, (0, r - len(A)))),
-            "the factors are scaled. Zeros change nothing, so there is nothing to make up for.",
+            lambda weight, delta, dtype: float(
+                (_added(weight, delta, dtype) - delta).norm() / _added(weight, delta, dtype).norm()
+            ),
+            "you divided by the size of what arrived: divide by that of delta, which should have arrived.",
         ),
         Mistake(
-            lambda A, B, r: (F.pad(A, (0, 0, 0, r - len(A))), F.pad(B, (0, r - len(A))) * len(A) / r),
-            "B was made smaller, by the old rank over the new. Zeros change nothing, so nothing is to be made up for.",
+            lambda weight, delta, dtype: lesson.lost_in_rounding(weight, delta, torch.bfloat16),
+            "bf16 is written into your function: round to the dtype that is given.",
         ),
         Mistake(
-            lambda A, B, r: (A[torch.arange(r) % len(A)], B[:, torch.arange(r) % len(A)]),
-            "rows and columns were repeated, so that they count twice in the product: what is added has to be zero.",
+            lambda weight, delta, dtype: float((delta.to(dtype).float() - delta).norm() / delta.norm()),
+            "you rounded the correction alone, which hardly hurts. Round the sum: its steps are coarser.",
         ),
         Mistake(
-            lambda A, B, r: (F.pad(A, (0, 0, 0, r)), F.pad(B, (0, r))),
-            "you added r rows and columns: r is what there should be in the end.",
+            lambda weight, delta, dtype: float(
+                ((weight + delta).to(dtype).float() - (weight + delta)).norm() / (weight + delta).norm()
+            ),
+            "you compared with the size of the weight. Ask how much of the correction is lost: divide by delta.norm().",
+        ),
+        Mistake(
+            lambda weight, delta, dtype: float(
+                ((weight.to(dtype).float() + delta).to(dtype).float() - weight.to(dtype).float()).norm() / delta.norm()
+            ),
+            "that is the size of what arrived, which may be right in size and wrong everywhere: subtract delta first.",
+        ),
+        Mistake(
+            lambda weight, delta, dtype: float(
+                ((weight.to(dtype).float() + delta).to(dtype).float() - weight.to(dtype).float() - delta).norm()
+            ),
+            "divide by delta.norm(): an error means little until you know the size of what it spoils.",
+        ),
+        Mistake(
+            lambda weight, delta, dtype: (
+                lesson.lost_in_rounding(weight, delta, dtype) * float(delta.norm() / weight.to(dtype).float().norm())
+            ),
+            "you divided by the weight's size: the error may be small beside the weight and eat all of the update.",
+        ),
+        Mistake(
+            lambda weight, delta, dtype: float(1 - _added(weight, delta, dtype).norm() / delta.norm()),
+            "you compared two sizes. What arrived may be as large as delta and point elsewhere: subtract first, then "
+            "take the norm.",
+        ),
+        Mistake(
+            lambda weight, delta, dtype: float((_added(weight, delta, dtype) / delta - 1).abs().mean()),
+            "that is the mean of each entry's own relative error, in which the smallest entries count most. Take the "
+            "norms of the whole matrices.",
+        ),
+        Mistake(
+            lambda weight, delta, dtype: float((_added(weight, delta, dtype) == 0).float().mean()),
+            "that is the share of weights that did not move; the others have lost something as well.",
+        ),
+        Mistake(
+            lambda weight, delta, dtype: 0.0,
+            "you got zero: was the sum rounded at all? Both steps need .to(dtype); the difference is taken in float32.",
         ),
     ],
     hints=[
-        "A needs r - len(A) rows of zeros below, B as many columns of zeros on the right.",
-        "torch.cat, with A.new_zeros(...), which has A's dtype and device.",
+        "before = weight.to(dtype): the base is stored in that dtype already.",
+        "after = (before.float() + delta).to(dtype): one rounding.",
+        "What arrived is after - before, in float32. Its difference from delta is what was lost.",
     ],
-    why="A zero row in A computes a zero, and the zero column of B that meets it adds nothing to the product.",
-)
-
-# ----------------------------------------------------------------------------------------------------------- cat
-
-
-def _pair(r1: int, r2: int, s1: float, s2: float, w1: float, w2: float):
-    return lambda: ((*_factors(r1), s1), (*_factors(r2), s2), w1, w2)
-
-
-def _drawn_pair(rng: random.Random) -> tuple[tuple[Tensor, Tensor, float], tuple[Tensor, Tensor, float], float, float]:
-    r1, r2, d_in, d_out = rng.sample(range(1, 9), 4)
-    s1, s2 = rng.sample([0.5, 1.0, 1.5, 2.0, 4.0], 2)
-    first, second = ((*_factors(r, d_in, d_out), s) for r, s in ((r1, s1), (r2, s2)))
-    return first, second, rng.choice([0.3, 0.7, 1.0, -1.0, 0.0]), rng.choice([0.25, 0.6, 2.0])
-
-
-exercise(
-    "cat_adapters",
-    reference=lesson.cat_adapters,
-    cases=[_pair(2, 3, 2.0, 0.5, 0.7, 0.3), _pair(1, 1, 1.0, 4.0, 1.0, -1.0), _pair(3, 2, 0.5, 3.0, 0.0, 2.0)],
-    drawn=_drawn_pair,
-    compare=same_factors,
-    mistakes=[
-        Mistake(
-            lambda first, second, w1, w2: (
-                torch.cat([w1 * first[2] * first[0], w2 * second[2] * second[0]]),
-                torch.cat([second[1], first[1]], dim=1),
-            ),
-            "A has the first adapter on top and B the second in front: each meets the other's partner. Keep one order.",
-        ),
-        Mistake(
-            lambda first, second, w1, w2: lesson.cat_adapters((*first[:2], second[2]), (*second[:2], first[2]), w1, w2),
-            "the scalings are exchanged: each belongs to its own adapter.",
-        ),
-        Mistake(
-            lambda first, second, w1, w2: lesson.cat_adapters(first, second, w1 / (w1 + w2), w2 / (w1 + w2)),
-            "the weights were divided by their sum: they are taken as they are.",
-        ),
-        Mistake(
-            lambda first, second, w1, w2: lesson.cat_adapters(first, second, w1, w2)[::-1],
-            "the two factors are right, in the wrong order: A first, then B.",
-        ),
-        Mistake(
-            lambda first, second, w1, w2: lesson.cat_adapters((*first[:2], 1), (*second[:2], 1), w1, w2),
-            "the weights are there, the scalings are not: the correction is scaling * B @ A.",
-        ),
-        Mistake(
-            lambda first, second, w1, w2: lesson.cat_adapters(first, second, 1, 1),
-            "the weights have no effect yet.",
-        ),
-        Mistake(
-            lambda first, second, w1, w2: (
-                lesson.cat_adapters(first, second, w1, w2)[0],
-                torch.cat([w1 * first[2] * first[1], w2 * second[2] * second[1]], dim=1),
-            ),
-            "weight and scaling are in A and in B, so that they count twice: put them on one side only.",
-        ),
-        Mistake(
-            lambda first, second, w1, w2: lesson.cat_adapters(first, second, w1 * w1, w2 * w2),
-            "the weights count twice, in A and in B: put them on one side only.",
-        ),
-        Mistake(
-            lambda first, second, w1, w2: lesson.cat_adapters(
-                (*first[:2], first[2] ** 2), (*second[:2], second[2] ** 2), w1, w2
-            ),
-            "the scalings count twice, in A and in B: put them on one side only.",
-        ),
-        Mistake(
-            lambda first, second, w1, w2: w1 * first[2] * first[1] @ first[0] + w2 * second[2] * second[1] @ second[0],
-            "that is the update itself, the product: return its two factors, A and B.",
-        ),
-        Mistake(
-            lambda first, second, w1, w2: lesson.cat_adapters(first, second, w2, w1),
-            "the weights are exchanged.",
-        ),
-        Mistake(
-            lambda first, second, w1, w2: (first[0] + second[0], first[1] + second[1]),
-            "that sums the factors, and it needs equal ranks: put them behind each other with torch.cat.",
-        ),
-    ],
-    hints=[
-        "The new A has the rows of both, the new B the columns of both.",
-        "Multiply A1 by w1 * scaling1 and leave B1 as it is.",
-        "torch.cat([...]) for A along dim=0, for B along dim=1.",
-    ],
-    why="Side by side each B meets its own A only, so there are no cross terms; the price is the sum of the ranks.",
-)
-
-# ---------------------------------------------------------------------------------------------------- cross terms
-
-
-def _cross_case(w1: float, w2: float):
-    return lambda: (_factors(2), _factors(2), w1, w2)
-
-
-def _drawn_cross(rng: random.Random) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], float, float]:
-    r, d_in, d_out = rng.sample(range(1, 8), 3)
-    w1, w2 = rng.sample([0.1, 0.25, 0.5, 0.8, 1.5, 3.0], 2)
-    return _factors(r, d_in, d_out), _factors(r, d_in, d_out), w1, w2
-
-
-exercise(
-    "cross_terms",
-    reference=lesson.cross_terms,
-    cases=[_cross_case(0.7, 0.3), _cross_case(2.0, 1.0), _cross_case(0.5, 0.25)],
-    drawn=_drawn_cross,
-    mistakes=[
-        Mistake(
-            lambda first, second, w1, w2: (w1 + w2) / 2 * (first[1] @ second[0] + second[1] @ first[0]),
-            "the weight is the geometric mean, sqrt(w1 * w2), and not half of the sum.",
-        ),
-        Mistake(
-            lambda first, second, w1, w2: math.sqrt(w1 * w2) * (first[1] @ second[0] - second[1] @ first[0]),
-            "both cross terms are added: neither has a minus.",
-        ),
-        Mistake(
-            lambda first, second, w1, w2: w1 * first[1] @ second[0] + w2 * second[1] @ first[0],
-            "each cross term carries the roots of both weights, sqrt(w1 * w2).",
-        ),
-        Mistake(
-            lambda first, second, w1, w2: math.sqrt(w1 * w2) * lesson.cross_terms(first, second, w1, w2),
-            "each factor carries a root: the product of the two roots is the root of w1 * w2, not w1 * w2.",
-        ),
-        Mistake(
-            lambda first, second, w1, w2: math.sqrt(w1 * w2) * first[1] @ second[0],
-            "one of the two is missing: there is B1 @ A2, and there is B2 @ A1.",
-        ),
-        Mistake(
-            lambda first, second, w1, w2: 2 * math.sqrt(w1 * w2) * first[1] @ second[0],
-            "B1 @ A2 was taken twice: B2 @ A1 is another matrix.",
-        ),
-        Mistake(
-            lambda first, second, w1, w2: math.sqrt(w1) * first[1] @ second[0] + math.sqrt(w2) * second[1] @ first[0],
-            "each cross term lacks a root: its B brings one and its A brings the other.",
-        ),
-        Mistake(
-            lambda first, second, w1, w2: (
-                lesson.cross_terms(first, second, w1, w2)
-                + (w1 - 1) * first[1] @ first[0]
-                + (w2 - 1) * second[1] @ second[0]
-            ),
-            "you took off B1 @ A1 + B2 @ A2 without the weights: the sum that linear should give has them.",
-        ),
-        Mistake(
-            lambda first, second, w1, w2: lesson.cross_terms(first, second, 1, 1),
-            "the weights have no effect yet.",
-        ),
-        Mistake(
-            lambda first, second, w1, w2: w1 * first[1] @ first[0] + w2 * second[1] @ second[0],
-            "that is the weighted sum itself; asked for is what linear adds to it.",
-        ),
-        Mistake(
-            lambda first, second, w1, w2: (
-                lesson.cross_terms(first, second, w1, w2) + w1 * first[1] @ first[0] + w2 * second[1] @ second[0]
-            ),
-            "that is all that linear gives; take the weighted sum off.",
-        ),
-    ],
-    hints=[
-        "Multiply out (sqrt(w1) B1 + sqrt(w2) B2) @ (sqrt(w1) A1 + sqrt(w2) A2): four products.",
-        "Two of the four are w1 B1 A1 and w2 B2 A2. The other two are the cross terms.",
-    ],
-    why="A sum of factors multiplied out has four products, and only two of them are the adapters'.",
+    why="What counts is what the stored weight moved by, against what it should have moved by.",
     points=2,
 )
 
-# ----------------------------------------------------------------------------------------------- what the SVD loses
+# ------------------------------------------------------------------------------ how far apart two models predict
 
 
-def _drawn_values(rng: random.Random) -> tuple[Tensor, int]:
-    values = sorted((rng.uniform(0.3, 5) for _ in range(rng.randint(1, 7))), reverse=True)
-    return torch.tensor(values), rng.randint(1, len(values))
+def _two_models(places: int, vocabulary: int, apart: float, size: float = 3.0):
+    """Logits of a model, and of one that has noise on them and another shift at each place."""
+
+    def make() -> tuple[Tensor, Tensor]:
+        logits = size * torch.randn(places, vocabulary)
+        return logits, logits + apart * torch.randn(places, vocabulary) + torch.randn(places, 1)
+
+    return make
 
 
-exercise(
-    "svd_error",
-    reference=lesson.svd_error,
-    cases=[
-        (torch.tensor([4.0, 2.0, 1.0, 0.5]), 2),
-        (torch.tensor([3.0, 3.0, 1.0]), 1),
-        (torch.tensor([5.0, 1.0, 0.2, 0.1]), 3),
-    ],
-    drawn=_drawn_values,
-    # sqrt(1 - what is kept) is right as well: for a loss of 2% float32 leaves it about four digits.
-    compare=numbers_within(1e-3),
-    mistakes=[
-        Mistake(
-            lambda s, rank: 100 * lesson.svd_error(s, rank),
-            "that is in percent: a relative error lies between 0 and 1.",
-        ),
-        Mistake(
-            lambda s, rank: float((s[rank:].square().sum() / s[:rank].square().sum()).sqrt()),
-            "you divided by the norm of what is kept: the whole is asked for.",
-        ),
-        Mistake(
-            lambda s, rank: float(s[rank] / s[0]) if rank < len(s) else 0.0,
-            "that is the error in the spectral norm, the largest value lost over the largest: here all of them count.",
-        ),
-        Mistake(
-            lambda s, rank: float((s[rank + 1 :].square().sum() / s.square().sum()).sqrt()),
-            "one too many is kept: the first `rank` values are s[0] to s[rank - 1].",
-        ),
-        Mistake(
-            lambda s, rank: float((s[:rank].square().sum() / s.square().sum()).sqrt()),
-            "that is the part which is kept; asked for is what is lost.",
-        ),
-        Mistake(
-            lambda s, rank: float(1 - s[:rank].norm() / s.norm()),
-            "1 minus the share of the norm that is kept isn't the share that is lost: squares add up, norms don't.",
-        ),
-        Mistake(
-            lambda s, rank: float(s[len(s) - rank :].norm() / s.norm()),
-            "those are the last `rank` values: what is lost begins behind the first `rank`, s[rank:].",
-        ),
-        Mistake(
-            lambda s, rank: float(s[rank:].square().sum() / s.square().sum()),
-            "the squares are right, the root is missing: a norm is the root of a sum of squares.",
-        ),
-        Mistake(
-            lambda s, rank: float(s[rank:].sum() / s.sum()),
-            "you summed the singular values; the matrix's norm is the root of the sum of their squares.",
-        ),
-        Mistake(
-            lambda s, rank: float(s[rank:].square().sum().sqrt()),
-            "that is the lost part's norm; divide it by the norm of the whole.",
-        ),
-        Mistake(
-            lambda s, rank: lesson.svd_error(s, rank - 1),
-            "one too many is lost: s[0] to s[rank - 1] are kept.",
-        ),
-    ],
-    hints=["What is lost are s[rank:].", "The norm of a matrix is the root of the sum of its squared singular values."],
-    why="What the cut leaves out is a matrix with the other singular values, and a norm adds their squares.",
-)
-
-# ------------------------------------------------------------------------------------------------------------ TIES
+def _sure(places: int, vocabulary: int) -> tuple[Tensor, Tensor]:
+    """One token has all of the probability in each row: others are at 0 to the last digit, and never exactly."""
+    best = torch.randint(vocabulary, (places,))
+    return 300.0 * F.one_hot(best, vocabulary), torch.randn(places, vocabulary)
 
 
-def _agreeing(stacked: Tensor, votes: Tensor) -> tuple[Tensor, Tensor]:
-    """The sum of the entries that have the sign which `votes` elect, and how many these are."""
-    agree = stacked.sign() == torch.where(votes.sum(0) >= 0, 1, -1)
-    return (stacked * agree).sum(0), agree.sum(0).clamp(min=1)
+def _drawn_models(rng: random.Random) -> tuple[Tensor, Tensor]:
+    places, vocabulary = rng.sample(range(1, 12), 2)
+    if rng.random() < 0.2:
+        return _sure(places, vocabulary + 1)
+    return _two_models(places, vocabulary + 1, rng.choice([3.0, 1.0, 0.3, 1e-3, 1e-4]), rng.choice([0.5, 2.0, 6.0]))()
 
 
-def _tensors(*rows: list[float]):
-    return lambda: (torch.tensor(rows),)
+def _kl(reference: Tensor, logits: Tensor) -> Tensor:
+    """The terms of the sum, (places, vocabulary)."""
+    p, q = (one.double().log_softmax(dim=-1) for one in (reference, logits))
+    return p.exp() * (p - q)
 
 
-def _drawn_stack(rng: random.Random) -> tuple[Tensor]:
-    """Whole numbers, so that a tie is one whatever the order of the sum; zeros, as trimming leaves them."""
-    sizes = [rng.randint(2, 5), *(rng.randint(1, 4) for _ in range(rng.randint(1, 3)))]
-    return (torch.randint(-3, 4, sizes).float() * (torch.rand(sizes) < 0.8),)
+def _sure_models() -> tuple[Tensor, Tensor]:
+    """Two models that are so sure that the other tokens' probabilities are 0 in any dtype, and their logarithms not."""
+    return torch.tensor([[900.0, 0.0, 1.0]]), torch.tensor([[800.0, 1.0, 0.0]])
+
+
+def _same_divergence(expected: float, got: Any) -> bool | str:
+    if not isinstance(got, float) or math.isclose(expected, got, rel_tol=1e-6, abs_tol=1e-14):
+        return difference(expected, got) or True
+    if abs(expected - got) < 1e-5 * (1 + expected):
+        return (
+            "expected {}, got {}: near, and not near enough. Between models this close the last digits count, so "
+            "compute in float64 from the first step on, and round or smooth nothing.".format(*apart(expected, got))
+        )
+    return difference(expected, got) or True
 
 
 exercise(
-    "elect_and_merge",
-    reference=lesson.elect_and_merge,
-    cases=[
-        _tensors([3.0, -1.0, 1.0, 0.0], [-1.0, -1.0, -1.0, 2.0], [-1.0, 5.0, 0.0, 0.0]),
-        _tensors([1.0, -2.0, 0.0], [2.0, -4.0, 0.0]),
-        lambda: (torch.randn(4, 3, 2),),
-    ],
-    drawn=_drawn_stack,
+    "divergence",
+    reference=lesson.divergence,
+    cases=[_two_models(4, 6, 1.0), _two_models(1, 9, 0.5), _two_models(7, 5, 1e-3), _sure_models],
+    drawn=_drawn_models,
+    compare=_same_divergence,
     mistakes=[
         Mistake(
-            lambda stacked: torch.div(
-                (stacked * (stacked.sign() == stacked.sum(0).sign())).sum(0),
-                (stacked.sign() == stacked.sum(0).sign()).sum(0).clamp(min=1),
+            lambda reference, logits: _kl(logits, reference).sum(-1).mean().item(),
+            "that is the divergence from the other model: the weights p belong to the reference.",
+        ),
+        Mistake(
+            lambda reference, logits: _kl(reference, logits).sum().item(),
+            "that is the sum over all places, which grows with the text: take the mean over the places.",
+        ),
+        Mistake(
+            lambda reference, logits: _kl(reference, logits).mean().item(),
+            "the mean goes over places and vocabulary. At each place it is a sum over the vocabulary: sum, then mean.",
+        ),
+        Mistake(
+            lambda reference, logits: (_kl(reference, logits).sum(-1).mean() / math.log(2)).item(),
+            "that is in bits, with the logarithm to base 2. A nat is the natural logarithm's.",
+        ),
+        Mistake(
+            lambda reference, logits: -_kl(reference, logits).sum(-1).mean().item(),
+            "the sign is wrong: a divergence is never negative. It is log p - log q.",
+        ),
+        Mistake(
+            lambda reference, logits: (
+                (reference.double().softmax(-1) * (reference.double() - logits.double())).sum(-1).mean().item()
             ),
-            "a tie elects nobody with sign() of the sum, which is 0 there: a tie counts as plus.",
+            "the logits themselves are no logarithms of probabilities: they lack the softmax's denominator, so that a "
+            "shift of all logits counts as a change.",
         ),
         Mistake(
-            lambda stacked: torch.div((stacked * (stacked >= 0)).sum(0), (stacked > 0).sum(0).clamp(min=1)),
-            "plus is elected everywhere: the sign is that of the sum, which may be minus.",
-        ),
-        Mistake(
-            lambda stacked: -torch.div(*_agreeing(-stacked, -stacked)),
-            "a tie counts as plus: where the sum is 0 the positive entries are taken.",
-        ),
-        Mistake(
-            lambda stacked: torch.div(_agreeing(stacked, stacked)[0], (stacked != 0).sum(0).clamp(min=1)),
-            "you divided by how many are not zero: divide by how many agree.",
-        ),
-        Mistake(
-            lambda stacked: torch.div(
-                (stacked * ((stacked >= 0) == (stacked.sum(0) >= 0))).sum(0),
-                ((stacked >= 0) == (stacked.sum(0) >= 0)).sum(0).clamp(min=1),
+            lambda reference, logits: (
+                -(reference.double().softmax(-1) * logits.double().log_softmax(-1)).sum(-1).mean().item()
             ),
-            "a zero counts as plus and thins out the mean: an entry that trimming set to zero agrees with nobody.",
+            "that is the cross-entropy. It isn't 0 for equal models: take the reference's own entropy off, "
+            "p * (log p - log q).",
         ),
         Mistake(
-            lambda stacked: torch.div(
-                _agreeing(stacked, stacked)[0], (stacked.sign() == torch.where(stacked.sum(0) >= 0, 1, -1)).sum(0)
+            lambda reference, logits: _kl(reference.T, logits.T).sum(-1).mean().item(),
+            "your softmax goes over the places: each place, a row, has a distribution of its own.",
+        ),
+        Mistake(
+            lambda reference, logits: (
+                (reference.double().log_softmax(-1) - logits.double().log_softmax(-1)).sum(-1).mean().item()
             ),
-            "where no entry has the elected sign you divide 0 by 0, which is nan: clamp the count to 1.",
+            "every token counts alike, the ones among them that nobody would draw: weight them with p.",
         ),
         Mistake(
-            lambda stacked: stacked.mean(0),
-            "that is the mean of all. First elect a sign, and leave out whoever has the other one.",
-        ),
-        Mistake(
-            lambda stacked: _agreeing(stacked, stacked)[0] / len(stacked),
-            "you divided by the number of tensors; divide by the number of those that agree.",
-        ),
-        Mistake(
-            lambda stacked: _agreeing(stacked, stacked)[0],
-            "that is the sum of those that agree; TIES takes their mean.",
-        ),
-        Mistake(
-            lambda stacked: torch.div(*_agreeing(stacked, stacked.sign())),
-            "each tensor had one vote. Here the larger entry has more to say: the sign of the sum.",
-        ),
-        Mistake(
-            lambda stacked: (
-                (stacked * (stacked.sign() == stacked.sum(0).sign())).sum(0)
-                / (stacked.sign() == stacked.sum(0).sign()).sum(0)
+            lambda reference, logits: (
+                (reference.double().softmax(-1) - logits.double().softmax(-1)).abs().sum(-1).mean().item() / 2
             ),
-            "two things go wrong: at a tie the sum's sign is 0, and plus should be elected; where nobody agrees you "
-            "divide 0 by 0.",
+            "that is the total variation distance, half the sum of |p - q|: another measure, without logarithms.",
+        ),
+        Mistake(
+            lambda reference, logits: (_kl(reference, logits) + _kl(logits, reference)).sum(-1).mean().item() / 2,
+            "that is the mean of both directions; the one from the reference is asked for.",
+        ),
+        Mistake(
+            lambda reference, logits: _kl(reference, logits).sum(-1).max().item(),
+            "that is the place where the two are farthest apart; take the mean over the places.",
+        ),
+        Mistake(
+            lambda reference, logits: _kl(reference.flatten(), logits.flatten()).sum().item(),
+            "your softmax goes over all places at once: each place, a row, has a distribution of its own.",
+        ),
+        Mistake(
+            lambda reference, logits: (
+                (reference.double().softmax(-1) * (reference.double().log_softmax(-1) - logits.double().softmax(-1)))
+                .sum(-1)
+                .mean()
+                .item()
+            ),
+            "a logarithm is missing: q itself stands where log q belongs. (F.kl_div's first argument is log q.)",
+        ),
+        Mistake(
+            lambda reference, logits: (
+                (reference.double().softmax(-1) * (reference.double().log_softmax(-1) - logits.double()))
+                .sum(-1)
+                .mean()
+                .item()
+            ),
+            "log q is missing its denominator: the raw logits stand there. (F.kl_div makes no softmax itself.)",
+        ),
+        Mistake(
+            lambda reference, logits: _kl(reference.float(), logits.float()).sum(-1).tolist(),
+            "that is one number for each place: take the mean of them.",
         ),
     ],
     hints=[
-        "elected = torch.where(stacked.sum(dim=0) >= 0, 1, -1)",
-        "agree = stacked.sign() == elected; a zero has the sign 0 and never agrees.",
-        "(stacked * agree).sum(dim=0) / agree.sum(dim=0).clamp(min=1)",
+        "log_softmax(dim=-1) of .double() gives log p, and .exp() of it p.",
+        "p * (log p - log q): sum over the vocabulary, dim=-1, then the mean over the places.",
     ],
-    why="Entries that pull the other way are left out instead of cancelled, and the mean is over those that stay.",
+    why="A shift of all logits leaves log_softmax as it is, so it isn't counted; p weights a token as it is drawn.",
     points=2,
+)
+
+# ------------------------------------------------------------------------------------------------ merging in 4 bits
+
+
+def _in_four_bits(values: Tensor, double: bool = True) -> Tensor:
+    return dequantize(quantize(values, double=double))
+
+
+def _four_bit_case(rows: int, size: float):
+    return lambda: (_in_four_bits(torch.randn(rows, 64)), size * torch.randn(rows, 64))
+
+
+exercise(
+    "merge_four_bit",
+    reference=lesson.merge_four_bit,
+    cases=[_four_bit_case(8, 0.3), _four_bit_case(40, 0.05), _four_bit_case(3, 1.0)],
+    drawn=lambda rng: _four_bit_case(rng.randint(1, 20), rng.choice([0.02, 0.2, 0.7]))(),
+    draws=12,
+    new_result=True,
+    mistakes=[
+        Mistake(
+            lambda restored, delta: _in_four_bits((restored + delta).bfloat16().float()),
+            "the sum was rounded to bf16 first: it is quantized from float32, or one more rounding is in it.",
+        ),
+        Mistake(
+            lambda restored, delta: _in_four_bits(restored) + _in_four_bits(delta),
+            "two quantized parts were added, and their sum is no weight in 4 bits: add first, then quantize once.",
+        ),
+        Mistake(
+            lambda restored, delta: _in_four_bits(restored.add_(delta)),
+            "your function changes its input: restored + delta makes a new sum.",
+        ),
+        Mistake(
+            lambda restored, delta: restored + delta,
+            "that is the sum in float32, and a layer in 4 bits can't hold it: quantize it, and restore what is stored.",
+        ),
+        Mistake(
+            lambda restored, delta: quantize(restored + delta, double=True),
+            "those are the codes and scales that are stored. Return the weight that they stand for: dequantize.",
+        ),
+        Mistake(
+            lambda restored, delta: _in_four_bits(delta),
+            "only the correction is left: add it to the restored weight.",
+        ),
+        Mistake(
+            lambda restored, delta: _in_four_bits(restored + delta, double=False),
+            "the scales are float32 again: the base has them in 8 bits, double=True.",
+        ),
+        Mistake(
+            lambda restored, delta: _in_four_bits(restored) + delta,
+            "the base was quantized and the sum was not: what a 4-bit layer stores is the quantized sum.",
+        ),
+        Mistake(
+            lambda restored, delta: restored + _in_four_bits(delta),
+            "you quantized the correction alone. There is one weight, and the sum is what it has to store.",
+        ),
+        Mistake(
+            lambda restored, delta: _in_four_bits(restored - delta),
+            "the correction was taken away, not added.",
+        ),
+        Mistake(
+            lambda restored, delta: _in_four_bits(restored + _in_four_bits(delta)),
+            "the update was quantized before the sum: it is added as it is, and the sum alone is quantized.",
+        ),
+        Mistake(
+            lambda restored, delta: _in_four_bits((restored + delta).T.contiguous()).T,
+            "you quantized the transpose, so the blocks hold other weights: a layer's blocks run along its rows.",
+        ),
+    ],
+    hints=[
+        "The sum first: restored + delta.",
+        "quantize(..., double=True) gives what is stored, and dequantize of that what the layer computes with.",
+    ],
+    why="A 4-bit layer stores codes and scales, so the sum is quantized anew; it computes with what they stand for.",
 )

@@ -1,547 +1,566 @@
-"""Chapter 11's exercises: temperature, top-p, repetition penalty, attention with a cache, left padding, the answer."""
+"""Chapter 11's exercises: memory of many adapters, the gathered correction, padding, cat, cross terms, SVD, TIES."""
 
 from __future__ import annotations
 
+import math
 import random
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from utils.course.checks.behaviour import numbers_within, same_factors, without_loop
 from utils.course.checks.references import ch11 as lesson
 from utils.course.checks.registry import Mistake, exercise
 
-# ----------------------------------------------------------------------------------------------------- temperature
-
-
-def _rows(*rows: list[float]):
-    return torch.tensor(rows)
-
-
-def _drawn_batch(rng: random.Random) -> tuple[Tensor, float]:
-    """Some logits are so large that e to their power isn't a number any more, some are -inf, as a cut leaves them."""
-    size, dtype = rng.choice([3.0, 3.0, 300.0]), rng.choice([torch.float32, torch.float32, torch.float64])
-    logits = size * torch.randn(rng.randint(1, 5), rng.randint(6, 9), dtype=dtype)
-    if rng.random() < 0.3:
-        logits[:, 1:3] = -float("inf")
-    return logits, rng.choice([0.1, 0.7, 1.0, 1.5, 5.0])
+# ----------------------------------------------------------------------------------- one base or a copy for each task
 
 
 exercise(
-    "soften",
-    reference=lesson.soften,
-    cases=[
-        (_rows([2.0, 0.5, -1.0, 0.0]), 0.5),
-        (_rows([1.0, 3.0, 0.2], [0.0, -2.0, 0.7]), 2.0),
-        (_rows([0.3, 0.1, 4.0]), 1.3),
-        (_rows([100.0, 99.0, 0.0]), 0.5),
-    ],
-    drawn=_drawn_batch,
-    new_result=True,
+    "bytes_to_serve",
+    reference=lesson.bytes_to_serve,
+    cases=[(1000, [10, 20]), (500, [7]), (4000, [100, 100, 300])],
+    drawn=lambda rng: (rng.randint(100, 10**10), rng.choices([17, 999, 2 * 10**6, 10**8], k=rng.randint(1, 6))),
     mistakes=[
         Mistake(
-            lambda logits, temperature: torch.log_softmax(logits / temperature, dim=-1),
-            "those are logarithms of probabilities, all below 0: softmax, not log_softmax.",
+            lambda base, adapters: (base + len(adapters) * adapters[0], len(adapters) * base),
+            "the first adapter's size was taken for all: they may differ, so add them up.",
         ),
         Mistake(
-            lambda logits, temperature: (logits / temperature).exp(),
-            "they don't add up to 1: exp is the half of a softmax, dividing by the row's sum the other.",
+            lambda base, adapters: (base + sum(adapters), (len(adapters) + 1) * base),
+            "one copy too many: a merged copy for each adapter, and no base beside them.",
         ),
         Mistake(
-            lambda logits, temperature: torch.softmax((logits / temperature).flatten(), dim=0).view_as(logits),
-            "one distribution over all rows: each row is one of its own, and adds up to 1.",
+            lambda base, adapters: (base + sum(adapters), len(set(adapters)) * base),
+            "adapters of the same size are different adapters: each has a copy of its own.",
         ),
         Mistake(
-            lambda logits, temperature: (
-                (logits / temperature).exp() / (logits / temperature).exp().sum(-1, keepdim=True)
-            ),
-            "for a large logit exp is infinite, and infinity by infinity nan: take the row's largest logit off first, "
-            "or let torch.softmax do it.",
+            lambda base, adapters: (base + sum(set(adapters)), len(adapters) * base),
+            "adapters of one size were counted once: each has its own bytes.",
         ),
         Mistake(
-            lambda logits, temperature: torch.softmax(logits, dim=-1) ** (1 / temperature),
-            "the power is right, but the rows don't add up to 1 any more: divide by their sums.",
+            lambda base, adapters: (sum(adapters), len(adapters) * base),
+            "the adapters compute nothing alone: the base has to be there once.",
         ),
         Mistake(
-            lambda logits, temperature: torch.softmax(logits.div_(temperature), dim=-1),
-            "your function changes its input: div_ overwrites the logits. Without the _ it makes new ones.",
+            lambda base, adapters: (base + sum(adapters), base),
+            "one merged copy serves one task; there is one copy for each adapter.",
         ),
         Mistake(
-            lambda logits, temperature: torch.softmax(logits * temperature, dim=-1),
-            "you multiplied: then a high temperature sharpens. Divide by the temperature.",
+            lambda base, adapters: (len(adapters) * base + sum(adapters), len(adapters) * base),
+            "the adapters share one base: count it once in the first number.",
         ),
         Mistake(
-            lambda logits, temperature: torch.softmax(logits, dim=-1) / temperature,
-            "you divided the probabilities, and they don't add up to 1 any more: divide the logits.",
+            lambda base, adapters: (base + sum(adapters), len(adapters) * base + sum(adapters)),
+            "merging adds the correction into the weights that are there: a merged copy is as large as the base.",
         ),
         Mistake(
-            lambda logits, temperature: logits / temperature,
-            "those are logits still: the softmax makes probabilities of them.",
+            lambda base, adapters: (len(adapters) * base, base + sum(adapters)),
+            "the two are exchanged: first one base with its adapters, then the copies.",
         ),
-        Mistake(
-            lambda logits, temperature: torch.softmax(logits / temperature, dim=0),
-            "your softmax runs over the batch: each row is a distribution of its own, dim=-1.",
-        ),
-        Mistake(
-            lambda logits, temperature: torch.softmax(logits, dim=-1),
-            "the temperature has no effect yet.",
-        ),
-    ],
-    hints=["Dividing by a number above 1 brings the logits closer together.", "torch.softmax(..., dim=-1)"],
-    why="Dividing logits by T raises probabilities to the power 1/T, and the softmax makes them add up to 1 again.",
-)
-
-# ----------------------------------------------------------------------------------------------------------- top-p
-
-_NEVER = -float("inf")
-
-
-def _drawn_logits(rng: random.Random) -> tuple[Tensor, float]:
-    """No sum of probabilities is so near p that rounding decides."""
-    while True:
-        logits, p = 2 * torch.randn(rng.randint(2, 9)), rng.uniform(0.05, 0.99)
-        sums = logits.softmax(-1).sort(descending=True).values.cumsum(-1)
-        if (sums - p).abs().min() > 1e-3:
-            return logits, p
-
-
-def _short(logits: Tensor, p: float, keep_top: bool) -> Tensor:
-    falling, order = logits.sort(descending=True)
-    gone = falling.softmax(dim=-1).cumsum(dim=-1) >= p
-    if keep_top:
-        gone[0] = False
-    return logits.masked_fill(torch.zeros_like(gone).scatter(0, order, gone), _NEVER)
-
-
-def _cut(logits: Tensor, p: float, gone_after) -> Tensor:
-    falling, order = logits.sort(descending=True)
-    probabilities = falling.softmax(dim=-1)
-    gone = gone_after(probabilities.cumsum(dim=-1) - probabilities)
-    return logits.masked_fill(torch.zeros_like(gone).scatter(0, order, gone), _NEVER)
-
-
-def _falling(logits: Tensor) -> Tensor:
-    return logits.sort(descending=True).values.softmax(dim=-1)
-
-
-def _unsorted(logits: Tensor, p: float) -> Tensor:
-    probabilities = logits.softmax(dim=-1)
-    return logits.masked_fill(probabilities.cumsum(dim=-1) - probabilities >= p, _NEVER)
-
-
-def _sorted_answer(logits: Tensor, p: float) -> Tensor:
-    falling = logits.sort(descending=True).values
-    probabilities = falling.softmax(dim=-1)
-    return falling.masked_fill(probabilities.cumsum(dim=-1) - probabilities >= p, _NEVER)
-
-
-exercise(
-    "nucleus",
-    reference=lesson.nucleus,
-    cases=[
-        (torch.tensor([0.5, 0.05, 0.3, 0.15]).log(), 0.7),
-        (torch.tensor([0.04, 0.06, 0.2, 0.6, 0.1]).log(), 0.85),
-        (torch.tensor([0.1, 0.8, 0.06, 0.04]).log(), 0.5),
-        (torch.tensor([0.25, 0.5, 0.125, 0.125]).log2() * 0.6931471805599453, 0.75),  # sums that hit p
-    ],
-    drawn=_drawn_logits,
-    new_result=True,
-    mistakes=[
-        Mistake(
-            lambda logits, p: _cut(logits, p, lambda before: before > p),
-            "where the sum is exactly p the set is large enough: it adds up to at least p, so the next one goes.",
-        ),
-        Mistake(
-            lambda logits, p: lesson.nucleus(logits, p).softmax(-1),
-            "those are probabilities: return logits, with -inf outside of the nucleus.",
-        ),
-        Mistake(
-            lambda logits, p: lesson.nucleus(logits, p).nan_to_num(neginf=0.0),
-            "a logit of 0 is no impossible token: -float('inf') is.",
-        ),
-        Mistake(
-            lambda logits, p: logits.masked_fill_(lesson.nucleus(logits, p).isinf(), _NEVER),
-            "your function changes its input: return a copy.",
-        ),
-        Mistake(
-            lambda logits, p: _short(logits, p, keep_top=True),
-            "your set stops short of p: the token that carries the sum past p belongs to it.",
-        ),
-        Mistake(
-            lambda logits, p: _short(logits, p, keep_top=False),
-            "where the first token alone passes p you keep none at all, and nothing is left to draw.",
-        ),
-        Mistake(
-            lambda logits, p: _cut(logits, p, lambda before: before + _falling(logits) > p),
-            "the token with which the sum passes p was cut, and the set stays below p: a token goes if the sum of "
-            "those *before* it is p or more.",
-        ),
-        Mistake(
-            lambda logits, p: logits.masked_fill(
-                (_falling(logits).cumsum(-1) - _falling(logits) >= p)[logits.sort(descending=True).indices], _NEVER
-            ),
-            "gone[order] goes the wrong way: the mask is in sorted order, and scatter brings it to the tokens' places.",
-        ),
-        Mistake(
-            lambda logits, p: lesson.nucleus(logits, p).clamp(min=-1e9),
-            "a large negative number is no -inf: a token outside of the nucleus can't be drawn at all.",
-        ),
-        Mistake(_unsorted, "you added the probabilities up in the order of the vocabulary: sort them first, falling."),
-        Mistake(
-            lambda logits, p: logits.masked_fill(logits.softmax(dim=-1) < 1 - p, _NEVER),
-            "you compared each probability by itself: top-p looks at their sum, from the largest down.",
-        ),
-        Mistake(_sorted_answer, "the answer is in sorted order: bring the scores back to their tokens' places."),
     ],
     hints=[
-        "falling, order = logits.sort(descending=True); then the probabilities of falling and their cumsum.",
-        "A token stays if the sum of those before it, cumsum minus its own, is below p.",
-        "gone.scatter(0, order, gone) brings a mask in sorted order back to the vocabulary's order.",
+        "The base is there once, each adapter once.",
+        "A merged copy is as large as the base: len(adapters) copies.",
     ],
-    why="Asking for the sum of those before a token keeps the one that carries the sum past p, and never none.",
+    why="An adapter costs its own bytes beside a shared base, and a whole base once it is merged.",
+)
+
+# ------------------------------------------------------------------------------------------- the gathered correction
+
+
+def _gather_case(index: list[int], adapters: int = 3, length: int = 4):
+    def make():
+        shapes = (len(index), length, 6), (adapters, 2, 6), (adapters, 5, 2)
+        x, a, b = (torch.randn(shape) for shape in shapes)
+        return x, a, b, torch.arange(1.0, adapters + 1), torch.tensor(index)
+
+    return make
+
+
+def _drawn_gather(rng: random.Random) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    adapters, length, d_in, r, d_out = rng.sample(range(1, 9), 5)
+    index = torch.tensor(rng.choices(range(adapters), k=rng.randint(1, 6)))
+    scaling = torch.tensor([rng.choice([0.5, 1.5, 2.0, 3.0]) for _ in range(adapters)])
+    shapes = (len(index), length, d_in), (adapters, r, d_in), (adapters, d_out, r)
+    dtype = rng.choice([torch.float32, torch.float32, torch.float64])
+    x, A, B = (torch.randn(shape, dtype=dtype) for shape in shapes)
+    return x, A, B, scaling.to(dtype), index
+
+
+exercise(
+    "gathered",
+    reference=lesson.gathered,
+    cases=[_gather_case([2, 0, 0, 1]), _gather_case([1, 2]), _gather_case([0, 2, 1], length=1)],
+    drawn=_drawn_gather,
+    test=without_loop(_gather_case([0, 1]), _gather_case([0, 1, 2, 0, 2, 1, 1, 0]), "the rows"),
+    mistakes=[
+        Mistake(
+            lambda x, A, B, scaling, index: torch.stack(
+                [scaling[i] * row @ A[i].T @ B[i].T for row, i in zip(x, index.tolist(), strict=True)]
+            ),
+            expect="your code goes through the rows one by one",
+        ),
+        Mistake(
+            lambda x, A, B, scaling, index: scaling[index][:, None, None] * lesson.gathered(x, A, B, scaling, index),
+            "the scaling counts twice.",
+        ),
+        Mistake(
+            lambda x, A, B, scaling, index: lesson.gathered(x, A, B, 1 / scaling, index),
+            "you divided by the scaling: it multiplies the update.",
+        ),
+        Mistake(
+            lambda x, A, B, scaling, index: lesson.gathered(x, A, B, scaling, index).mean(1, keepdim=True),
+            "the tokens of a row were averaged: each has an update of its own, (batch, length, out).",
+        ),
+        Mistake(
+            lambda x, A, B, scaling, index: lesson.gathered(x, A, B, scaling, index * 0),
+            "every row got adapter 0: pick the row's own factors, A[index] and B[index].",
+        ),
+        Mistake(
+            lambda x, A, B, scaling, index: lesson.gathered(x, A, B, torch.ones_like(scaling), index),
+            "the scaling has no effect: each adapter has its own, scaling[index].",
+        ),
+        Mistake(
+            lambda x, A, B, scaling, index: lesson.gathered(x, A, B, scaling[index[0]].expand(len(scaling)), index),
+            "all rows are scaled as the first one: scaling[index] has a number for each row.",
+        ),
+        Mistake(
+            lambda x, A, B, scaling, index: sum(
+                lesson.gathered(x, A, B, scaling, torch.full_like(index, i)) for i in range(len(A))
+            ),
+            "every row got the sum of all adapters; it wants one of them.",
+        ),
+        Mistake(
+            lambda x, A, B, scaling, index: lesson.gathered(x, A, B, scaling, index.sort().values),
+            "the adapters were sorted, and the rows were not: row i wants adapter index[i], in the order of the rows.",
+        ),
+        Mistake(
+            lambda x, A, B, scaling, index: lesson.gathered(x, A, B, scaling.mean().expand(len(scaling)), index),
+            "all rows got the mean of the scalings: scaling[index] has each row's own.",
+        ),
+        Mistake(
+            lambda x, A, B, scaling, index: lesson.gathered(
+                x, A.reshape(len(A), -1, A.shape[1]).mT, B.reshape(len(B), -1, B.shape[1]).mT, scaling, index
+            ),
+            "reshape and view keep the order of the numbers; a transpose, .mT or .transpose(1, 2), exchanges rows and "
+            "columns.",
+        ),
+        Mistake(
+            lambda x, A, B, scaling, index: (
+                scaling.repeat(len(index))[: len(index), None, None]
+                * lesson.gathered(x, A, B, torch.ones_like(scaling), index)
+            ),
+            "the scalings were taken in their own order: scaling[index] puts them in the order of the rows.",
+        ),
+        Mistake(
+            lambda x, A, B, scaling, index: lesson.gathered(x, A, B, scaling, index.flip(0)),
+            "the rows got each other's adapters: row i wants adapter index[i].",
+        ),
+    ],
+    hints=[
+        "A[index] has the shape (batch, r, in): each row's own lora_A.",
+        'low = torch.einsum("bti,bri->btr", x, A[index]) takes each row down to r numbers.',
+        "scaling[index][:, None, None] gives each row's scaling room for the two other dimensions.",
+    ],
+    why="Indexing with `index` lays the row's own factors beside it, and one batched product serves all rows at once.",
     points=2,
 )
 
-# --------------------------------------------------------------------------------------------- repetition penalty
+# ------------------------------------------------------------------------------------------------------- padding
 
 
-def _each_time(logits: Tensor, seen: list[int], penalty: float) -> Tensor:
-    result = logits.clone()
-    for token in seen:
-        result[token] = result[token] * penalty if result[token] < 0 else result[token] / penalty
-    return result
+def _factors(r: int, d_in: int = 6, d_out: int = 5) -> tuple[Tensor, Tensor]:
+    return torch.randn(r, d_in), torch.randn(d_out, r)
 
 
-def _changed(logits: Tensor, seen: list[int], change) -> Tensor:
-    result = logits.clone()
-    result[seen] = change(logits[seen])
-    return result
-
-
-def _drawn_seen(rng: random.Random) -> tuple[Tensor, list[int], float]:
-    size = rng.randint(2, 9)
-    logits = 3 * torch.randn(size) * (torch.rand(size) < 0.8)
-    return logits, rng.choices(range(size), k=rng.randint(0, 6)), rng.choice([0.5, 1.0, 1.1, 1.5, 3.0])
+def _drawn_padding(rng: random.Random) -> tuple[Tensor, Tensor, int]:
+    r, d_in, d_out = rng.sample(range(1, 8), 3)
+    dtype = rng.choice([torch.float32, torch.float64, torch.bfloat16])
+    A, B = _factors(r, d_in, d_out)
+    return A.to(dtype), B.to(dtype), r + rng.randint(0, 5)
 
 
 exercise(
-    "penalize",
-    reference=lesson.penalize,
+    "pad_rank",
+    reference=lesson.pad_rank,
     cases=[
-        (torch.tensor([2.0, -1.0, 0.5, 3.0]), [0, 1, 0], 2.0),
-        (torch.tensor([-4.0, 1.0, 2.5]), [0, 2], 1.25),
-        (torch.tensor([1.5, -0.5, 0.2, 0.1]), [1, 1, 0], 1.1),
+        lambda: (*_factors(2), 4),
+        lambda: (*_factors(1, 3, 4), 8),
+        lambda: (*_factors(3), 3),
+        lambda: (*_factors(3, 5, 3), 5),
     ],
-    drawn=_drawn_seen,
-    new_result=True,
+    drawn=_drawn_padding,
+    compare=same_factors,
     mistakes=[
         Mistake(
-            lambda logits, seen, penalty: _changed(
-                logits, seen, lambda x: torch.where(x < 0, x / penalty, x * penalty)
-            ),
-            "the two are exchanged: every seen token became more probable.",
+            lambda A, B, r: (F.pad(A, (0, 0, 0, r - len(A))).float(), F.pad(B, (0, r - len(A))).float()),
+            "the factors became float32: keep their dtype, as A.new_zeros(...) does.",
         ),
         Mistake(
-            lambda logits, seen, penalty: logits.copy_(lesson.penalize(logits, seen, penalty)),
-            "your function changes its input: return a copy.",
+            lambda A, B, r: (F.pad(A, (0, 0, 0, r - len(A)), value=1.0), F.pad(B, (0, r - len(A)), value=1.0)),
+            "ones were put there: then the product has something more in it. Zeros change nothing.",
         ),
         Mistake(
-            lambda logits, seen, penalty: lesson.penalize(logits, seen[-1:], penalty),
-            "only the last token was penalized: all that were seen are.",
+            lambda A, B, r: (F.pad(A, (0, r - len(A))), F.pad(B, (0, 0, 0, r - len(A)))),
+            "the zeros are at the wrong sides: A grows by rows and B by columns, since r is what grows.",
         ),
         Mistake(
-            lambda logits, seen, penalty: _changed(logits, seen, lambda x: x * 0 + _NEVER),
-            "the seen tokens can't be drawn any more: a penalty makes them less probable, no more.",
+            lambda A, B, r: (F.pad(A, (0, 0, r - len(A), 0)), F.pad(B, (0, r - len(A)))),
+            "A's zeros are above and B's are behind: the numbers meet zeros, and the product changes.",
         ),
         Mistake(
-            lambda logits, seen, penalty: _changed(logits, seen, lambda x: x / penalty),
-            "-1 / 2 is -0.5, which is MORE probable than -1: multiply the negative ones.",
+            lambda A, B, r: (F.pad(A, (0, 0, 0, r - len(A))), B),
+            "B must have r columns too, or it can't be multiplied with A.",
         ),
         Mistake(
-            lambda logits, seen, penalty: _changed(logits, seen, lambda x: x * penalty),
-            "2 * 2 is 4, which is more probable than 2: divide the positive ones.",
-        ),
-        Mistake(_each_time, "a token that was seen twice is penalized once: go over set(seen)."),
-        Mistake(
-            lambda logits, seen, penalty: _changed(logits, seen, lambda x: x - penalty),
-            "subtracting is another penalty (OpenAI's presence penalty). This one divides or multiplies.",
+            lambda A, B, r: (F.pad(A, (0, 0, 0, r - len(A))) * r / len(A), F.pad(B, (0, r - len(A)))),
+            "the factors are scaled. Zeros change nothing, so there is nothing to make up for.",
         ),
         Mistake(
-            lambda logits, seen, penalty: _changed(logits, seen, lambda x: torch.minimum(x * penalty, x / penalty)),
-            "the smaller of both is right for a penalty above 1 only: one below 1 makes a seen token more probable.",
+            lambda A, B, r: (F.pad(A, (0, 0, 0, r - len(A))), F.pad(B, (0, r - len(A))) * len(A) / r),
+            "B was made smaller, by the old rank over the new. Zeros change nothing, so nothing is to be made up for.",
         ),
         Mistake(
-            lambda logits, seen, penalty: torch.where(logits < 0, logits * penalty, logits / penalty),
-            "you changed every token: only those that were seen.",
+            lambda A, B, r: (A[torch.arange(r) % len(A)], B[:, torch.arange(r) % len(A)]),
+            "rows and columns were repeated, so that they count twice in the product: what is added has to be zero.",
+        ),
+        Mistake(
+            lambda A, B, r: (F.pad(A, (0, 0, 0, r)), F.pad(B, (0, r))),
+            "you added r rows and columns: r is what there should be in the end.",
         ),
     ],
     hints=[
-        "Both ways the logit has to fall: what does dividing do to a negative number?",
-        "torch.where(scores < 0, scores * penalty, scores / penalty), for scores = logits[seen].",
+        "A needs r - len(A) rows of zeros below, B as many columns of zeros on the right.",
+        "torch.cat, with A.new_zeros(...), which has A's dtype and device.",
     ],
-    why="Dividing brings a number nearer to 0, which for a negative logit is up: so these are multiplied.",
+    why="A zero row in A computes a zero, and the zero column of B that meets it adds nothing to the product.",
 )
 
-# ------------------------------------------------------------------------------------------- attention with a cache
+# ----------------------------------------------------------------------------------------------------------- cat
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    return (q @ k.T / q.shape[-1] ** 0.5).softmax(dim=-1) @ v
+def _pair(r1: int, r2: int, s1: float, s2: float, w1: float, w2: float):
+    return lambda: ((*_factors(r1), s1), (*_factors(r2), s2), w1, w2)
 
 
-def _step_case(past: int, dim: int):
-    return lambda: (*torch.randn(3, 1, dim), *torch.randn(2, past, dim))
+def _drawn_pair(rng: random.Random) -> tuple[tuple[Tensor, Tensor, float], tuple[Tensor, Tensor, float], float, float]:
+    r1, r2, d_in, d_out = rng.sample(range(1, 9), 4)
+    s1, s2 = rng.sample([0.5, 1.0, 1.5, 2.0, 4.0], 2)
+    first, second = ((*_factors(r, d_in, d_out), s) for r, s in ((r1, s1), (r2, s2)))
+    return first, second, rng.choice([0.3, 0.7, 1.0, -1.0, 0.0]), rng.choice([0.25, 0.6, 2.0])
 
 
 exercise(
-    "cached_step",
-    reference=lesson.cached_step,
-    cases=[_step_case(4, 8), _step_case(1, 4), _step_case(7, 6)],
-    drawn=lambda rng: _step_case(rng.randint(0, 9), rng.choice([1, 2, 3, 5, 8]))(),
+    "cat_adapters",
+    reference=lesson.cat_adapters,
+    cases=[_pair(2, 3, 2.0, 0.5, 0.7, 0.3), _pair(1, 1, 1.0, 4.0, 1.0, -1.0), _pair(3, 2, 0.5, 3.0, 0.0, 2.0)],
+    drawn=_drawn_pair,
+    compare=same_factors,
     mistakes=[
         Mistake(
-            lambda q, k, v, past_k, past_v: (
-                (q @ torch.cat([past_k, k]).T).softmax(dim=0) / q.shape[-1] ** 0.5 @ torch.cat([past_v, v]),
-                torch.cat([past_k, k]),
-                torch.cat([past_v, v]),
+            lambda first, second, w1, w2: (
+                torch.cat([w1 * first[2] * first[0], w2 * second[2] * second[0]]),
+                torch.cat([second[1], first[1]], dim=1),
             ),
-            "the softmax runs over the one new token: it runs over those that are looked at, dim=-1.",
+            "A has the first adapter on top and B the second in front: each meets the other's partner. Keep one order.",
         ),
         Mistake(
-            lambda q, k, v, past_k, past_v: (
-                _attend(q, torch.cat([past_k, k]), torch.cat([past_v, v])),
-                torch.cat([past_v, v]),
-                torch.cat([past_k, k]),
+            lambda first, second, w1, w2: lesson.cat_adapters((*first[:2], second[2]), (*second[:2], first[2]), w1, w2),
+            "the scalings are exchanged: each belongs to its own adapter.",
+        ),
+        Mistake(
+            lambda first, second, w1, w2: lesson.cat_adapters(first, second, w1 / (w1 + w2), w2 / (w1 + w2)),
+            "the weights were divided by their sum: they are taken as they are.",
+        ),
+        Mistake(
+            lambda first, second, w1, w2: lesson.cat_adapters(first, second, w1, w2)[::-1],
+            "the two factors are right, in the wrong order: A first, then B.",
+        ),
+        Mistake(
+            lambda first, second, w1, w2: lesson.cat_adapters((*first[:2], 1), (*second[:2], 1), w1, w2),
+            "the weights are there, the scalings are not: the correction is scaling * B @ A.",
+        ),
+        Mistake(
+            lambda first, second, w1, w2: lesson.cat_adapters(first, second, 1, 1),
+            "the weights have no effect yet.",
+        ),
+        Mistake(
+            lambda first, second, w1, w2: (
+                lesson.cat_adapters(first, second, w1, w2)[0],
+                torch.cat([w1 * first[2] * first[1], w2 * second[2] * second[1]], dim=1),
             ),
-            "keys and values are exchanged in what you return: the output, the keys, the values.",
+            "weight and scaling are in A and in B, so that they count twice: put them on one side only.",
         ),
         Mistake(
-            lambda q, k, v, past_k, past_v: (
-                _attend(q, past_k, past_v),
-                torch.cat([past_k, k]),
-                torch.cat([past_v, v]),
+            lambda first, second, w1, w2: lesson.cat_adapters(first, second, w1 * w1, w2 * w2),
+            "the weights count twice, in A and in B: put them on one side only.",
+        ),
+        Mistake(
+            lambda first, second, w1, w2: lesson.cat_adapters(
+                (*first[:2], first[2] ** 2), (*second[:2], second[2] ** 2), w1, w2
             ),
-            "the new token doesn't see itself: its own key and value belong to what it attends to.",
+            "the scalings count twice, in A and in B: put them on one side only.",
         ),
         Mistake(
-            lambda q, k, v, past_k, past_v: (_attend(q, k, v), torch.cat([past_k, k]), torch.cat([past_v, v])),
-            "the new token sees nothing but itself: join the past to its key and value before you attend.",
+            lambda first, second, w1, w2: w1 * first[2] * first[1] @ first[0] + w2 * second[2] * second[1] @ second[0],
+            "that is the update itself, the product: return its two factors, A and B.",
         ),
         Mistake(
-            lambda q, *others: lesson.cached_step(q * q.shape[-1] ** 0.5, *others),
-            "the scores aren't divided by the square root of the size of a key.",
+            lambda first, second, w1, w2: lesson.cat_adapters(first, second, w2, w1),
+            "the weights are exchanged.",
         ),
         Mistake(
-            lambda q, k, v, past_k, past_v: (lesson.cached_step(q, k, v, past_k, past_v)[0], past_k, past_v),
-            "the output is right, but you return the old past: the next step would miss this token.",
-        ),
-        Mistake(
-            lambda q, k, v, past_k, past_v: lesson.cached_step(
-                q * (q.shape[-1] / (len(past_k) + 1)) ** 0.5, k, v, past_k, past_v
-            ),
-            "you divided by the root of the number of tokens: it is that of a key's size, q.shape[-1].",
-        ),
-        Mistake(
-            lambda q, k, v, past_k, past_v: lesson.cached_step(q / q.shape[-1] ** 0.5, k, v, past_k, past_v),
-            "the scores were divided by the size of a key: by its square root.",
-        ),
-        Mistake(
-            lambda q, k, v, past_k, past_v: (
-                torch.cat([past_v, v])[:1].clone(),
-                torch.cat([past_k, k]),
-                torch.cat([past_v, v]),
-            ),
-            "a causal mask let the new token see the first one alone, as if it stood there itself. It is the last: "
-            "leave the mask out.",
-        ),
-        Mistake(
-            lambda q, k, v, past_k, past_v: lesson.cached_step(q, past_k, past_v, k, v),
-            "you put the new token before the old ones: the cache keeps the order of the text.",
-        ),
-        Mistake(
-            lambda q, k, v, past_k, past_v: lesson.cached_step(q, k, v, past_k, past_v)[0],
-            "return three things: the output, all keys, all values.",
+            lambda first, second, w1, w2: (first[0] + second[0], first[1] + second[1]),
+            "that sums the factors, and it needs equal ranks: put them behind each other with torch.cat.",
         ),
     ],
     hints=[
-        "k = torch.cat([past_k, k]), and the same for v.",
-        "scores = q @ k.T / sqrt(dim), softmax over the last axis, times v. No mask: nothing comes later.",
+        "The new A has the rows of both, the new B the columns of both.",
+        "Multiply A1 by w1 * scaling1 and leave B1 as it is.",
+        "torch.cat([...]) for A along dim=0, for B along dim=1.",
     ],
-    why="What the past tokens computed doesn't change, so one row of scores against all keys is all the work there is.",
+    why="Side by side each B meets its own A only, so there are no cross terms; the price is the sum of the ranks.",
+)
+
+# ---------------------------------------------------------------------------------------------------- cross terms
+
+
+def _cross_case(w1: float, w2: float):
+    return lambda: (_factors(2), _factors(2), w1, w2)
+
+
+def _drawn_cross(rng: random.Random) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], float, float]:
+    r, d_in, d_out = rng.sample(range(1, 8), 3)
+    w1, w2 = rng.sample([0.1, 0.25, 0.5, 0.8, 1.5, 3.0], 2)
+    return _factors(r, d_in, d_out), _factors(r, d_in, d_out), w1, w2
+
+
+exercise(
+    "cross_terms",
+    reference=lesson.cross_terms,
+    cases=[_cross_case(0.7, 0.3), _cross_case(2.0, 1.0), _cross_case(0.5, 0.25)],
+    drawn=_drawn_cross,
+    mistakes=[
+        Mistake(
+            lambda first, second, w1, w2: (w1 + w2) / 2 * (first[1] @ second[0] + second[1] @ first[0]),
+            "the weight is the geometric mean, sqrt(w1 * w2), and not half of the sum.",
+        ),
+        Mistake(
+            lambda first, second, w1, w2: math.sqrt(w1 * w2) * (first[1] @ second[0] - second[1] @ first[0]),
+            "both cross terms are added: neither has a minus.",
+        ),
+        Mistake(
+            lambda first, second, w1, w2: w1 * first[1] @ second[0] + w2 * second[1] @ first[0],
+            "each cross term carries the roots of both weights, sqrt(w1 * w2).",
+        ),
+        Mistake(
+            lambda first, second, w1, w2: math.sqrt(w1 * w2) * lesson.cross_terms(first, second, w1, w2),
+            "each factor carries a root: the product of the two roots is the root of w1 * w2, not w1 * w2.",
+        ),
+        Mistake(
+            lambda first, second, w1, w2: math.sqrt(w1 * w2) * first[1] @ second[0],
+            "one of the two is missing: there is B1 @ A2, and there is B2 @ A1.",
+        ),
+        Mistake(
+            lambda first, second, w1, w2: 2 * math.sqrt(w1 * w2) * first[1] @ second[0],
+            "B1 @ A2 was taken twice: B2 @ A1 is another matrix.",
+        ),
+        Mistake(
+            lambda first, second, w1, w2: math.sqrt(w1) * first[1] @ second[0] + math.sqrt(w2) * second[1] @ first[0],
+            "each cross term lacks a root: its B brings one and its A brings the other.",
+        ),
+        Mistake(
+            lambda first, second, w1, w2: (
+                lesson.cross_terms(first, second, w1, w2)
+                + (w1 - 1) * first[1] @ first[0]
+                + (w2 - 1) * second[1] @ second[0]
+            ),
+            "you took off B1 @ A1 + B2 @ A2 without the weights: the sum that linear should give has them.",
+        ),
+        Mistake(
+            lambda first, second, w1, w2: lesson.cross_terms(first, second, 1, 1),
+            "the weights have no effect yet.",
+        ),
+        Mistake(
+            lambda first, second, w1, w2: w1 * first[1] @ first[0] + w2 * second[1] @ second[0],
+            "that is the weighted sum itself; asked for is what linear adds to it.",
+        ),
+        Mistake(
+            lambda first, second, w1, w2: (
+                lesson.cross_terms(first, second, w1, w2) + w1 * first[1] @ first[0] + w2 * second[1] @ second[0]
+            ),
+            "that is all that linear gives; take the weighted sum off.",
+        ),
+    ],
+    hints=[
+        "Multiply out (sqrt(w1) B1 + sqrt(w2) B2) @ (sqrt(w1) A1 + sqrt(w2) A2): four products.",
+        "Two of the four are w1 B1 A1 and w2 B2 A2. The other two are the cross terms.",
+    ],
+    why="A sum of factors multiplied out has four products, and only two of them are the adapters'.",
     points=2,
 )
 
-# ------------------------------------------------------------------------------------------------------ left padding
+# ----------------------------------------------------------------------------------------------- what the SVD loses
 
 
-def _mask(ids, test) -> list[list[int]]:
-    return [[int(test(i)) for i in row] for row in ids]
-
-
-def _pad_right(rows: list[list[int]], pad_id: int) -> tuple[list[list[int]], list[list[int]]]:
-    length = max(len(row) for row in rows)
-    ids = [row + [pad_id] * (length - len(row)) for row in rows]
-    return ids, [[1] * len(row) + [0] * (length - len(row)) for row in rows]
-
-
-def _drawn_rows(rng: random.Random) -> tuple[list[list[int]], int]:
-    pad_id = rng.choice([0, 0, 1, 7])
-    return [rng.choices([0, 1, 7, 5, 6], k=rng.randint(1, 5)) for _ in range(rng.randint(1, 5))], pad_id
-
-
-def _filled_in_place(rows: list[list[int]], pad_id: int) -> tuple[list[list[int]], list[list[int]]]:
-    ids, mask = lesson.pad_left(rows, pad_id)
-    for row, filled in zip(rows, ids, strict=True):
-        row[:] = filled
-    return rows, mask
-
-
-def _to_length(rows: list[list[int]], pad_id: int, length: int) -> tuple[list[list[int]], list[list[int]]]:
-    gaps = [max(length - len(row), 0) for row in rows]
-    ids = [[pad_id] * gap + row for gap, row in zip(gaps, rows, strict=True)]
-    return ids, [[0] * gap + [1] * len(row) for gap, row in zip(gaps, rows, strict=True)]
+def _drawn_values(rng: random.Random) -> tuple[Tensor, int]:
+    values = sorted((rng.uniform(0.3, 5) for _ in range(rng.randint(1, 7))), reverse=True)
+    return torch.tensor(values), rng.randint(1, len(values))
 
 
 exercise(
-    "pad_left",
-    reference=lesson.pad_left,
-    cases=[([[5, 6, 7], [8]], 0), ([[4], [3, 0], [9, 9, 9, 9]], 0), ([[2, 1]], 1)],
-    drawn=_drawn_rows,
+    "svd_error",
+    reference=lesson.svd_error,
+    cases=[
+        (torch.tensor([4.0, 2.0, 1.0, 0.5]), 2),
+        (torch.tensor([3.0, 3.0, 1.0]), 1),
+        (torch.tensor([5.0, 1.0, 0.2, 0.1]), 3),
+    ],
+    drawn=_drawn_values,
+    # sqrt(1 - what is kept) is right as well: for a loss of 2% float32 leaves it about four digits.
+    compare=numbers_within(1e-3),
     mistakes=[
         Mistake(
-            lambda rows, pad_id: (
-                [[pad_id, *row] for row in lesson.pad_left(rows, pad_id)[0]],
-                [[0, *row] for row in lesson.pad_left(rows, pad_id)[1]],
-            ),
-            "one token of padding too many in every row: the longest row gets none.",
+            lambda s, rank: 100 * lesson.svd_error(s, rank),
+            "that is in percent: a relative error lies between 0 and 1.",
         ),
         Mistake(
-            lambda rows, pad_id: lesson.pad_left(rows, 0),
-            "the padding's id is not 0 with every tokenizer: use pad_id.",
+            lambda s, rank: float((s[rank:].square().sum() / s[:rank].square().sum()).sqrt()),
+            "you divided by the norm of what is kept: the whole is asked for.",
         ),
         Mistake(
-            lambda rows, pad_id: (
-                lesson.pad_left(rows, pad_id)[0],
-                [[bool(m) for m in row] for row in lesson.pad_left(rows, pad_id)[1]],
-            ),
-            "the mask holds True and False: 1 and 0 are asked for.",
+            lambda s, rank: float(s[rank] / s[0]) if rank < len(s) else 0.0,
+            "that is the error in the spectral norm, the largest value lost over the largest: here all of them count.",
         ),
         Mistake(
-            _filled_in_place,
-            "your function changes its input: the rows themselves were filled up. Make new lists.",
+            lambda s, rank: float((s[rank + 1 :].square().sum() / s.square().sum()).sqrt()),
+            "one too many is kept: the first `rank` values are s[0] to s[rank - 1].",
         ),
         Mistake(
-            lambda rows, pad_id: _to_length(rows, pad_id, len(max(rows))),
-            "max(rows) is the row with the largest ids, and not the longest: max(len(row) for row in rows).",
-        ),
-        Mistake(_pad_right, "that is padding on the right: the answer would follow the padding, not the prompt."),
-        Mistake(
-            lambda rows, pad_id: (
-                lesson.pad_left(rows, pad_id)[0],
-                _mask(lesson.pad_left(rows, pad_id)[0], lambda i: i != pad_id),
-            ),
-            "a prompt may hold the padding's id itself, and your mask hides it there: mask by the row's length.",
+            lambda s, rank: float((s[:rank].square().sum() / s.square().sum()).sqrt()),
+            "that is the part which is kept; asked for is what is lost.",
         ),
         Mistake(
-            lambda rows, pad_id: (
-                lesson.pad_left(rows, pad_id)[0],
-                [[1 - m for m in row] for row in lesson.pad_left(rows, pad_id)[1]],
-            ),
-            "the mask is the wrong way round: 1 is a token to look at, 0 is padding.",
+            lambda s, rank: float(1 - s[:rank].norm() / s.norm()),
+            "1 minus the share of the norm that is kept isn't the share that is lost: squares add up, norms don't.",
         ),
         Mistake(
-            lambda rows, pad_id: (
-                lesson.pad_left(rows, pad_id)[0],
-                _mask(lesson.pad_left(rows, pad_id)[0], lambda i: True),
-            ),
-            "your mask is all ones, so that the model reads the padding as text.",
+            lambda s, rank: float(s[len(s) - rank :].norm() / s.norm()),
+            "those are the last `rank` values: what is lost begins behind the first `rank`, s[rank:].",
         ),
         Mistake(
-            lambda rows, pad_id: lesson.pad_left(rows, pad_id)[0],
-            "the mask is missing: return ids, mask.",
+            lambda s, rank: float(s[rank:].square().sum() / s.square().sum()),
+            "the squares are right, the root is missing: a norm is the root of a sum of squares.",
+        ),
+        Mistake(
+            lambda s, rank: float(s[rank:].sum() / s.sum()),
+            "you summed the singular values; the matrix's norm is the root of the sum of their squares.",
+        ),
+        Mistake(
+            lambda s, rank: float(s[rank:].square().sum().sqrt()),
+            "that is the lost part's norm; divide it by the norm of the whole.",
+        ),
+        Mistake(
+            lambda s, rank: lesson.svd_error(s, rank - 1),
+            "one too many is lost: s[0] to s[rank - 1] are kept.",
         ),
     ],
-    hints=[
-        "length = max(len(row) for row in rows); a row lacks length - len(row) tokens.",
-        "[pad_id] * missing + row, and [0] * missing + [1] * len(row).",
-    ],
-    why="The model goes on behind the last token, so that has to be the prompt's. Only a row's length tells padding "
-    "from a token of the same id.",
+    hints=["What is lost are s[rank:].", "The norm of a matrix is the root of the sum of its squared singular values."],
+    why="What the cut leaves out is a matrix with the other singular values, and a norm adds their squares.",
 )
 
-# -------------------------------------------------------------------------------------------------------- the answer
+# ------------------------------------------------------------------------------------------------------------ TIES
 
 
-def _drawn_output(rng: random.Random) -> tuple[list[int], int, int]:
-    eos_id = rng.choice([0, 1, 1, 2])
-    output = rng.choices([0, 1, 2, 5, 6, 7, 8], k=rng.randint(1, 9))
-    padding = [rng.choice([0, eos_id])] * rng.randint(0, 3)
-    return output + padding, rng.randint(0, len(output)), eos_id
+def _agreeing(stacked: Tensor, votes: Tensor) -> tuple[Tensor, Tensor]:
+    """The sum of the entries that have the sign which `votes` elect, and how many these are."""
+    agree = stacked.sign() == torch.where(votes.sum(0) >= 0, 1, -1)
+    return (stacked * agree).sum(0), agree.sum(0).clamp(min=1)
+
+
+def _tensors(*rows: list[float]):
+    return lambda: (torch.tensor(rows),)
+
+
+def _drawn_stack(rng: random.Random) -> tuple[Tensor]:
+    """Whole numbers, so that a tie is one whatever the order of the sum; zeros, as trimming leaves them."""
+    sizes = [rng.randint(2, 5), *(rng.randint(1, 4) for _ in range(rng.randint(1, 3)))]
+    return (torch.randint(-3, 4, sizes).float() * (torch.rand(sizes) < 0.8),)
 
 
 exercise(
-    "answer_ids",
-    reference=lesson.answer_ids,
+    "elect_and_merge",
+    reference=lesson.elect_and_merge,
     cases=[
-        *(([7, 8, 1, 9, 4, 5, 1, 0, 0], 4, 1), ([3, 3, 5, 6], 2, 1), ([2, 6, 1], 2, 1), ([1, 4, 9, 8, 2], 1, 2)),
-        ([9, 9, 5, 6, 1, 1, 1], 2, 1),
-        ([9, 5, 0, 6, 1, 0], 1, 1),
+        _tensors([3.0, -1.0, 1.0, 0.0], [-1.0, -1.0, -1.0, 2.0], [-1.0, 5.0, 0.0, 0.0]),
+        _tensors([1.0, -2.0, 0.0], [2.0, -4.0, 0.0]),
+        lambda: (torch.randn(4, 3, 2),),
     ],
-    drawn=_drawn_output,
+    drawn=_drawn_stack,
     mistakes=[
         Mistake(
-            lambda output, prompt_length, eos_id: (
-                output[prompt_length : len(output) - 1 - output[::-1].index(eos_id)]
-                if eos_id in output[prompt_length:]
-                else output[prompt_length:]
+            lambda stacked: torch.div(
+                (stacked * (stacked.sign() == stacked.sum(0).sign())).sum(0),
+                (stacked.sign() == stacked.sum(0).sign()).sum(0).clamp(min=1),
             ),
-            "you looked for the last EOS token: where padding is the EOS token too, the answer ends at the first.",
+            "a tie elects nobody with sign() of the sum, which is 0 there: a tie counts as plus.",
         ),
         Mistake(
-            lambda output, prompt_length, eos_id: [i for i in output[prompt_length:] if i not in (eos_id, 0)],
-            "0 is a token like any other, and may stand in an answer: it ends at the first EOS token, and only there.",
+            lambda stacked: torch.div((stacked * (stacked >= 0)).sum(0), (stacked > 0).sum(0).clamp(min=1)),
+            "plus is elected everywhere: the sign is that of the sum, which may be minus.",
         ),
         Mistake(
-            lambda output, prompt_length, eos_id: lesson.answer_ids(output, prompt_length + 1, eos_id),
-            "the answer's first token is missing: it stands at output[prompt_length].",
+            lambda stacked: -torch.div(*_agreeing(-stacked, -stacked)),
+            "a tie counts as plus: where the sum is 0 the positive entries are taken.",
         ),
         Mistake(
-            lambda output, prompt_length, eos_id: (
-                lesson.answer_ids(output, prompt_length, eos_id) if eos_id in output[prompt_length:] else []
+            lambda stacked: torch.div(_agreeing(stacked, stacked)[0], (stacked != 0).sum(0).clamp(min=1)),
+            "you divided by how many are not zero: divide by how many agree.",
+        ),
+        Mistake(
+            lambda stacked: torch.div(
+                (stacked * ((stacked >= 0) == (stacked.sum(0) >= 0))).sum(0),
+                ((stacked >= 0) == (stacked.sum(0) >= 0)).sum(0).clamp(min=1),
             ),
-            "an answer without an EOS token was cut off by max_new_tokens, and is an answer all the same.",
+            "a zero counts as plus and thins out the mean: an entry that trimming set to zero agrees with nobody.",
         ),
         Mistake(
-            lambda output, prompt_length, eos_id: (
-                output[: output.index(eos_id)][prompt_length:] if eos_id in output else output[prompt_length:]
+            lambda stacked: torch.div(
+                _agreeing(stacked, stacked)[0], (stacked.sign() == torch.where(stacked.sum(0) >= 0, 1, -1)).sum(0)
             ),
-            "a prompt may hold an EOS token too (the end of an earlier turn): take the prompt off first, then look.",
+            "where no entry has the elected sign you divide 0 by 0, which is nan: clamp the count to 1.",
         ),
         Mistake(
-            lambda output, prompt_length, eos_id: output[prompt_length:],
-            "the EOS token and the padding behind it are still there.",
+            lambda stacked: stacked.mean(0),
+            "that is the mean of all. First elect a sign, and leave out whoever has the other one.",
         ),
         Mistake(
-            lambda output, prompt_length, eos_id: (
-                lesson.answer_ids(output, prompt_length, eos_id) + [eos_id] * (eos_id in output[prompt_length:])
+            lambda stacked: _agreeing(stacked, stacked)[0] / len(stacked),
+            "you divided by the number of tensors; divide by the number of those that agree.",
+        ),
+        Mistake(
+            lambda stacked: _agreeing(stacked, stacked)[0],
+            "that is the sum of those that agree; TIES takes their mean.",
+        ),
+        Mistake(
+            lambda stacked: torch.div(*_agreeing(stacked, stacked.sign())),
+            "each tensor had one vote. Here the larger entry has more to say: the sign of the sum.",
+        ),
+        Mistake(
+            lambda stacked: (
+                (stacked * (stacked.sign() == stacked.sum(0).sign())).sum(0)
+                / (stacked.sign() == stacked.sum(0).sign()).sum(0)
             ),
-            "the EOS token itself is no part of the answer.",
-        ),
-        Mistake(
-            lambda output, prompt_length, eos_id: output[prompt_length : output.index(eos_id, prompt_length)],
-            "an answer that was cut off by max_new_tokens has no EOS token, and index() then raises an error.",
-        ),
-        Mistake(
-            lambda output, prompt_length, eos_id: [i for i in output[prompt_length:] if i != eos_id],
-            "you took the EOS token out, and left what stands behind it: that is padding.",
-        ),
-        Mistake(
-            lambda output, prompt_length, eos_id: lesson.answer_ids(output, 0, eos_id),
-            "the prompt is still in it: generate returns the prompt and the answer.",
+            "two things go wrong: at a tie the sum's sign is 0, and plus should be elected; where nobody agrees you "
+            "divide 0 by 0.",
         ),
     ],
     hints=[
-        "output[prompt_length:] is the answer with what follows it.",
-        "eos_id in answer? Then answer.index(eos_id).",
+        "elected = torch.where(stacked.sum(dim=0) >= 0, 1, -1)",
+        "agree = stacked.sign() == elected; a zero has the sign 0 and never agrees.",
+        "(stacked * agree).sum(dim=0) / agree.sum(dim=0).clamp(min=1)",
     ],
-    why="The prompt goes first, since it may hold EOS tokens of its own; behind the answer's first one is padding.",
+    why="Entries that pull the other way are left out instead of cancelled, and the mean is over those that stay.",
+    points=2,
 )

@@ -1,598 +1,547 @@
-"""Chapter 12's exercises: the study's budget and its winner, the optimizer's bytes; the clinic's diagnoses."""
+"""Chapter 12's exercises: temperature, top-p, repetition penalty, attention with a cache, left padding, the answer."""
 
 from __future__ import annotations
 
-import math
 import random
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from utils.course.checks.references import ch12 as lesson
 from utils.course.checks.registry import Mistake, exercise
-from utils.evaluate.diagnose import Signs, Trend
 
-# ======================================================================================= the study and memory
-
-
-def _halving_anew(trials: int, shortest: int, longest: int, eta: int) -> int:
-    total, until = 0, shortest
-    while trials and until <= longest:
-        total += trials * until
-        trials, until = trials // eta, until * eta
-    return total
+# ----------------------------------------------------------------------------------------------------- temperature
 
 
-def _halving_losers(trials: int, shortest: int, longest: int, eta: int) -> int:
-    total = done = 0
-    until = shortest
-    while trials and until <= longest:
-        total += trials * (until - done)
-        trials, done, until = trials - trials // eta, until, until * eta
-    return total
+def _rows(*rows: list[float]):
+    return torch.tensor(rows)
 
 
-def _halving_added(trials: int, shortest: int, longest: int, eta: int) -> int:
-    total = done = 0
-    until = shortest
-    while trials and until <= longest:
-        total += trials * (until - done)
-        trials, done, until = trials // eta, until, until + shortest
-    return total
-
-
-def _halving_rounded_up(trials: int, shortest: int, longest: int, eta: int) -> int:
-    total = done = 0
-    until = shortest
-    while until <= longest:
-        total += trials * (until - done)
-        trials, done, until = -(-trials // eta), until, until * eta
-    return total
-
-
-def _halving_cut(trials: int, shortest: int, longest: int, eta: int) -> int:
-    total = done = 0
-    until = shortest
-    while trials and done < longest:
-        total += trials * (min(until, longest) - done)
-        trials, done, until = trials // eta, min(until, longest), until * eta
-    return total
-
-
-def _halving_not_alone(trials: int, shortest: int, longest: int, eta: int) -> int:
-    total = done = 0
-    until = shortest
-    while trials > 1 and until <= longest:
-        total += trials * (until - done)
-        trials, done, until = trials // eta, until, until * eta
-    return total
-
-
-def _halving_by_log(trials: int, shortest: int, longest: int, eta: int) -> int:
-    rounds = int(math.log(longest / shortest, eta)) + 1 if longest >= shortest else 0
-    return lesson.halving_steps(trials, shortest, shortest * eta ** (rounds - 1), eta) if rounds else 0
-
-
-def _halving_in_parts(trials: float, shortest: int, longest: int, eta: int) -> int:
-    total: float = 0
-    done, until = 0, shortest
-    while trials >= 1 and until <= longest:
-        total += trials * (until - done)
-        trials, done, until = trials / eta, until, until * eta
-    return int(total)
-
-
-def _halving_never_alone(trials: int, shortest: int, longest: int, eta: int) -> int:
-    total, done, until = 0, 0, shortest
-    while until <= longest:
-        total += trials * (until - done)
-        trials, done, until = max(1, trials // eta), until, until * eta
-    return total
-
-
-def _halving_first_round(trials: int, shortest: int, longest: int, eta: int) -> int:
-    return trials * shortest + lesson.halving_steps(trials, shortest, longest, eta)
-
-
-def _drawn_halving(rng: random.Random) -> tuple[int, int, int, int]:
-    shortest, eta = rng.randint(1, 20), rng.randint(2, 4)
-    longest = rng.choice([shortest * eta ** rng.randint(0, 3), rng.randint(1, 200)])
-    return rng.randint(1, 40), shortest, longest, eta
+def _drawn_batch(rng: random.Random) -> tuple[Tensor, float]:
+    """Some logits are so large that e to their power isn't a number any more, some are -inf, as a cut leaves them."""
+    size, dtype = rng.choice([3.0, 3.0, 300.0]), rng.choice([torch.float32, torch.float32, torch.float64])
+    logits = size * torch.randn(rng.randint(1, 5), rng.randint(6, 9), dtype=dtype)
+    if rng.random() < 0.3:
+        logits[:, 1:3] = -float("inf")
+    return logits, rng.choice([0.1, 0.7, 1.0, 1.5, 5.0])
 
 
 exercise(
-    "halving_steps",
-    reference=lesson.halving_steps,
+    "soften",
+    reference=lesson.soften,
     cases=[
-        *((16, 15, 60, 2), (27, 1, 27, 3), (9, 4, 4, 3), (10, 5, 40, 2), (2, 10, 90, 3), (16, 15, 50, 2)),
-        *((243, 1, 243, 3), (1000, 1, 1000, 10), (4, 30, 20, 2)),
+        (_rows([2.0, 0.5, -1.0, 0.0]), 0.5),
+        (_rows([1.0, 3.0, 0.2], [0.0, -2.0, 0.7]), 2.0),
+        (_rows([0.3, 0.1, 4.0]), 1.3),
+        (_rows([100.0, 99.0, 0.0]), 0.5),
     ],
-    drawn=_drawn_halving,
+    drawn=_drawn_batch,
+    new_result=True,
     mistakes=[
         Mistake(
-            _halving_by_log,
-            "int(math.log(...)) loses a round where the logarithm is whole: log(243, 3) gives 4.999... Multiply.",
+            lambda logits, temperature: torch.log_softmax(logits / temperature, dim=-1),
+            "those are logarithms of probabilities, all below 0: softmax, not log_softmax.",
         ),
         Mistake(
-            _halving_in_parts,
-            "parts of trials go on: round down after each round, trials // eta, and not once at the end.",
+            lambda logits, temperature: (logits / temperature).exp(),
+            "they don't add up to 1: exp is the half of a softmax, dividing by the row's sum the other.",
         ),
         Mistake(
-            _halving_never_alone,
-            "where rounding down leaves no trial the study is over, and yours lets one go on.",
-        ),
-        Mistake(_halving_first_round, "the first round is counted twice."),
-        Mistake(
-            _halving_anew,
-            "a trial that goes on doesn't begin again: from 15 to 30 steps it trains 15 more, not 30.",
+            lambda logits, temperature: torch.softmax((logits / temperature).flatten(), dim=0).view_as(logits),
+            "one distribution over all rows: each row is one of its own, and adds up to 1.",
         ),
         Mistake(
-            lambda trials, shortest, longest, eta: trials * longest,
-            "that is the cost without halving: only the survivors train for so long.",
+            lambda logits, temperature: (
+                (logits / temperature).exp() / (logits / temperature).exp().sum(-1, keepdim=True)
+            ),
+            "for a large logit exp is infinite, and infinity by infinity nan: take the row's largest logit off first, "
+            "or let torch.softmax do it.",
         ),
         Mistake(
-            lambda trials, shortest, longest, eta: lesson.halving_steps(trials, shortest, longest - 1, eta),
-            "the last round is missing: the trials that reach `longest` train those steps as well.",
+            lambda logits, temperature: torch.softmax(logits, dim=-1) ** (1 / temperature),
+            "the power is right, but the rows don't add up to 1 any more: divide by their sums.",
         ),
         Mistake(
-            _halving_losers,
-            "the best 1/eta of the trials go on (trials // eta), and the others stop.",
+            lambda logits, temperature: torch.softmax(logits.div_(temperature), dim=-1),
+            "your function changes its input: div_ overwrites the logits. Without the _ it makes new ones.",
         ),
         Mistake(
-            _halving_added,
-            "the rounds don't come at equal distances: 15, 30, 60, not 15, 30, 45. Multiply by eta each time.",
+            lambda logits, temperature: torch.softmax(logits * temperature, dim=-1),
+            "you multiplied: then a high temperature sharpens. Divide by the temperature.",
         ),
         Mistake(
-            _halving_rounded_up,
-            "the number of those who go on is rounded down: of 5 trials 2 go on when eta is 2.",
+            lambda logits, temperature: torch.softmax(logits, dim=-1) / temperature,
+            "you divided the probabilities, and they don't add up to 1 any more: divide the logits.",
         ),
         Mistake(
-            _halving_cut,
-            "a round that would end beyond `longest` isn't begun at all, not even in part.",
+            lambda logits, temperature: logits / temperature,
+            "those are logits still: the softmax makes probabilities of them.",
         ),
         Mistake(
-            _halving_not_alone,
-            "a trial that is the last one left still trains on, as long as its round ends by `longest`.",
+            lambda logits, temperature: torch.softmax(logits / temperature, dim=0),
+            "your softmax runs over the batch: each row is a distribution of its own, dim=-1.",
+        ),
+        Mistake(
+            lambda logits, temperature: torch.softmax(logits, dim=-1),
+            "the temperature has no effect yet.",
         ),
     ],
-    hints=[
-        "Go through the rounds: how many trials are left, and how many steps more does each of them train?",
-        "The first round trains `shortest` steps each, the next until `shortest * eta`, the next until eta times that.",
-        "total += trials * (until - done), then trials //= eta, done = until, until *= eta, while until <= longest.",
-    ],
-    why="Each round trains the survivors from where they stand, so a round costs trials * (until - done) steps.",
-    points=2,
+    hints=["Dividing by a number above 1 brings the logits closer together.", "torch.softmax(..., dim=-1)"],
+    why="Dividing logits by T raises probabilities to the power 1/T, and the softmax makes them add up to 1 again.",
 )
 
+# ----------------------------------------------------------------------------------------------------------- top-p
 
-def _honest_by_again(first: list[float], again: list[list[float]]) -> tuple[int, float, float]:
-    means = [sum(later) / len(later) for later in again]
-    winner = means.index(min(means))
-    return winner, first[winner], means[winner]
+_NEVER = -float("inf")
 
 
-def _honest_by_all(first: list[float], again: list[list[float]]) -> tuple[int, float, float]:
-    means = [(one + sum(later)) / (1 + len(later)) for one, later in zip(first, again, strict=True)]
-    winner = means.index(min(means))
-    return winner, first[winner], sum(again[winner]) / len(again[winner])
+def _drawn_logits(rng: random.Random) -> tuple[Tensor, float]:
+    """No sum of probabilities is so near p that rounding decides."""
+    while True:
+        logits, p = 2 * torch.randn(rng.randint(2, 9)), rng.uniform(0.05, 0.99)
+        sums = logits.softmax(-1).sort(descending=True).values.cumsum(-1)
+        if (sums - p).abs().min() > 1e-3:
+            return logits, p
 
 
-def _honest_all(first: list[float], again: list[list[float]]) -> tuple[int, float, float]:
-    winner = first.index(min(first))
-    runs = [first[winner], *again[winner]]
-    return winner, first[winner], sum(runs) / len(runs)
+def _short(logits: Tensor, p: float, keep_top: bool) -> Tensor:
+    falling, order = logits.sort(descending=True)
+    gone = falling.softmax(dim=-1).cumsum(dim=-1) >= p
+    if keep_top:
+        gone[0] = False
+    return logits.masked_fill(torch.zeros_like(gone).scatter(0, order, gone), _NEVER)
 
 
-def _honest_best(first: list[float], again: list[list[float]]) -> tuple[int, float, float]:
-    winner = first.index(min(first))
-    return winner, first[winner], min(again[winner])
+def _cut(logits: Tensor, p: float, gone_after) -> Tensor:
+    falling, order = logits.sort(descending=True)
+    probabilities = falling.softmax(dim=-1)
+    gone = gone_after(probabilities.cumsum(dim=-1) - probabilities)
+    return logits.masked_fill(torch.zeros_like(gone).scatter(0, order, gone), _NEVER)
 
 
-def _honest_largest(first: list[float], again: list[list[float]]) -> tuple[int, float, float]:
-    winner = first.index(max(first))
-    return winner, first[winner], sum(again[winner]) / len(again[winner])
+def _falling(logits: Tensor) -> Tensor:
+    return logits.sort(descending=True).values.softmax(dim=-1)
 
 
-def _honest_swapped(first: list[float], again: list[list[float]]) -> tuple[int, float, float]:
-    winner, promised, worth = lesson.honest_winner(first, again)
-    return winner, worth, promised
+def _unsorted(logits: Tensor, p: float) -> Tensor:
+    probabilities = logits.softmax(dim=-1)
+    return logits.masked_fill(probabilities.cumsum(dim=-1) - probabilities >= p, _NEVER)
 
 
-def _honest_everybody(first: list[float], again: list[list[float]]) -> tuple[int, float, float]:
-    winner, runs = first.index(min(first)), [run for later in again for run in later]
-    return winner, first[winner], sum(runs) / len(runs)
-
-
-def _worth(
-    first: list[float], again: list[list[float]], worth: Callable[[list[float]], float]
-) -> tuple[int, float, float]:
-    """The right winner, whose new losses are put together otherwise."""
-    winner = first.index(min(first))
-    return winner, first[winner], worth(again[winner])
-
-
-def _drawn_losses(rng: random.Random) -> tuple[list[float], list[list[float]]]:
-    n, seeds = rng.randint(1, 6), rng.randint(1, 5)
-    return [rng.random() for _ in range(n)], [[rng.random() for _ in range(seeds)] for _ in range(n)]
+def _sorted_answer(logits: Tensor, p: float) -> Tensor:
+    falling = logits.sort(descending=True).values
+    probabilities = falling.softmax(dim=-1)
+    return falling.masked_fill(probabilities.cumsum(dim=-1) - probabilities >= p, _NEVER)
 
 
 exercise(
-    "honest_winner",
-    reference=lesson.honest_winner,
+    "nucleus",
+    reference=lesson.nucleus,
     cases=[
-        ([0.4, 0.1, 0.3], [[0.4, 0.6], [0.5, 0.3], [0.1, 0.2]]),
-        ([0.2, 0.5], [[0.3, 0.2, 0.7], [0.1, 0.1, 0.1]]),
-        ([1.5, 0.9, 0.7, 0.8], [[1.0], [0.6], [1.1], [0.5]]),
+        (torch.tensor([0.5, 0.05, 0.3, 0.15]).log(), 0.7),
+        (torch.tensor([0.04, 0.06, 0.2, 0.6, 0.1]).log(), 0.85),
+        (torch.tensor([0.1, 0.8, 0.06, 0.04]).log(), 0.5),
+        (torch.tensor([0.25, 0.5, 0.125, 0.125]).log2() * 0.6931471805599453, 0.75),  # sums that hit p
     ],
-    drawn=_drawn_losses,
+    drawn=_drawn_logits,
+    new_result=True,
     mistakes=[
         Mistake(
-            lambda first, again: _worth(first, again, lambda runs: sorted(runs)[len(runs) // 2]),
-            "that is the median of the new seeds: their mean is asked for.",
+            lambda logits, p: _cut(logits, p, lambda before: before > p),
+            "where the sum is exactly p the set is large enough: it adds up to at least p, so the next one goes.",
         ),
         Mistake(
-            lambda first, again: (first.index(min(first)) + 1, *lesson.honest_winner(first, again)[1:]),
-            "the index begins at 0: the first setting is number 0.",
+            lambda logits, p: lesson.nucleus(logits, p).softmax(-1),
+            "those are probabilities: return logits, with -inf outside of the nucleus.",
         ),
         Mistake(
-            lambda first, again: _worth(first, again, sum),
-            "that is the sum of the winner's new losses: divide by how many there are.",
+            lambda logits, p: lesson.nucleus(logits, p).nan_to_num(neginf=0.0),
+            "a logit of 0 is no impossible token: -float('inf') is.",
         ),
         Mistake(
-            lambda first, again: _worth(first, again, lambda runs: sum(runs) / len(first)),
-            "you divided by the number of settings: divide by the number of the winner's new runs.",
+            lambda logits, p: logits.masked_fill_(lesson.nucleus(logits, p).isinf(), _NEVER),
+            "your function changes its input: return a copy.",
         ),
         Mistake(
-            _honest_by_again,
-            "the winner was chosen by the new seeds: then these are no longer new. The study alone chooses.",
+            lambda logits, p: _short(logits, p, keep_top=True),
+            "your set stops short of p: the token that carries the sum past p belongs to it.",
         ),
         Mistake(
-            _honest_by_all,
-            "the winner was chosen by old and new runs together: the study's own losses alone name it.",
+            lambda logits, p: _short(logits, p, keep_top=False),
+            "where the first token alone passes p you keep none at all, and nothing is left to draw.",
         ),
         Mistake(
-            lambda first, again: (lesson.honest_winner(first, again)[0], lesson.honest_winner(first, again)[2]),
-            "what the study promised is missing: it stands between the index and the mean.",
+            lambda logits, p: _cut(logits, p, lambda before: before + _falling(logits) > p),
+            "the token with which the sum passes p was cut, and the set stays below p: a token goes if the sum of "
+            "those *before* it is p or more.",
         ),
         Mistake(
-            _honest_all,
-            "the study's own run is in the mean: it was picked for being low, so leave it out.",
+            lambda logits, p: logits.masked_fill(
+                (_falling(logits).cumsum(-1) - _falling(logits) >= p)[logits.sort(descending=True).indices], _NEVER
+            ),
+            "gone[order] goes the wrong way: the mask is in sorted order, and scatter brings it to the tokens' places.",
         ),
         Mistake(
-            _honest_best,
-            "the best of the new seeds is a second lucky pick: take their mean.",
+            lambda logits, p: lesson.nucleus(logits, p).clamp(min=-1e9),
+            "a large negative number is no -inf: a token outside of the nucleus can't be drawn at all.",
         ),
+        Mistake(_unsorted, "you added the probabilities up in the order of the vocabulary: sort them first, falling."),
         Mistake(
-            _honest_largest,
-            "that is the worst setting: a loss is better when it is lower.",
+            lambda logits, p: logits.masked_fill(logits.softmax(dim=-1) < 1 - p, _NEVER),
+            "you compared each probability by itself: top-p looks at their sum, from the largest down.",
         ),
-        Mistake(
-            _honest_swapped,
-            "the last two have changed places: first what the study promised, then what the winner is worth.",
-        ),
-        Mistake(
-            _honest_everybody,
-            "your mean is over every setting's new runs: take the winner's alone, again[winner].",
-        ),
+        Mistake(_sorted_answer, "the answer is in sorted order: bring the scores back to their tokens' places."),
     ],
     hints=[
-        "first.index(min(first)) is the winner by the study.",
-        "Return three things: that index, its loss in the study, and the mean of again[index].",
+        "falling, order = logits.sort(descending=True); then the probabilities of falling and their cumsum.",
+        "A token stays if the sum of those before it, cumsum minus its own, is below p.",
+        "gone.scatter(0, order, gone) brings a mask in sorted order back to the vocabulary's order.",
     ],
-    why="The lowest of many losses is low partly by luck; new seeds that chose nothing say what it is worth.",
-)
-
-
-def _drawn_sizes(rng: random.Random) -> tuple[list[int]]:
-    border = [1, 255, 256, 257, 4095, 4096, 4097, 4351, 4352, 8192, rng.randint(1, 4000), rng.randint(4098, 50_000)]
-    return (rng.choices(border, k=rng.randint(0, 5)),)
-
-
-exercise(
-    "adam8bit_bytes",
-    reference=lesson.adam8bit_bytes,
-    cases=[([4096],), ([1536, 8192, 4095],), ([4096 + 1, 10_000],), ([100, 200],)],
-    drawn=_drawn_sizes,
-    mistakes=[
-        Mistake(
-            lambda sizes: sum(4 * n if n < 4096 else 2 * n + 8 * math.ceil(n / 256) for n in sizes),
-            "a small tensor keeps two moments of 4 bytes each: 8 bytes a number, not 4.",
-        ),
-        Mistake(
-            lambda sizes: sum(8 * n if n < 4096 else 2 * n + 2 * math.ceil(n / 256) for n in sizes),
-            "a scale is a float32: 4 bytes for each block of each moment.",
-        ),
-        Mistake(
-            lambda sizes: sum(8 * n if n < 4096 else 2 * n + 4 * math.ceil(n / 256) for n in sizes),
-            "the two moments share a scale: each has one of its own for every block.",
-        ),
-        Mistake(
-            lambda sizes: sum(8 * n if n < 4096 else 2 * n + 4 * math.ceil(2 * n / 256) for n in sizes),
-            "each moment has blocks of its own: round up for one, then take it twice.",
-        ),
-        Mistake(
-            lambda sizes: sum(8 * n if n < 4096 else 2 * n + 8 * (n // 256 + 1) for n in sizes),
-            "a tensor that fills its blocks has no further one: n // 256 + 1 is one too many there.",
-        ),
-        Mistake(
-            lambda sizes: sum(2 * n + 8 * math.ceil(n / 256) for n in sizes),
-            "a tensor of fewer than 4,096 numbers stays in 32 bits: 8 bytes for each of its numbers.",
-        ),
-        Mistake(
-            lambda sizes: sum(8 * n if n < 4096 else 2 * n for n in sizes),
-            "the scales are missing: each moment has one float32 for every block of 256.",
-        ),
-        Mistake(
-            lambda sizes: sum(8 * n if n < 4096 else n + 4 * math.ceil(n / 256) for n in sizes),
-            "Adam has two moments, and each has its codes and its scales.",
-        ),
-        Mistake(
-            lambda sizes: sum(8 * n if n < 4096 else 2 * n + 8 * (n // 256) for n in sizes),
-            "a last block that isn't full has a scale too: round the number of blocks up.",
-        ),
-        Mistake(
-            lambda sizes: sum(8 * n if n <= 4096 else 2 * n + 8 * math.ceil(n / 256) for n in sizes),
-            "a tensor of exactly 4,096 numbers is stored in 8 bits.",
-        ),
-        Mistake(
-            lambda sizes: lesson.adam8bit_bytes([sum(sizes)]),
-            "the rule goes tensor by tensor: many small ones stay small ones. Don't add the sizes up first.",
-        ),
-        Mistake(
-            lambda sizes: lesson.adam8bit_bytes(sizes) // 2,
-            "that is one moment, of the small tensors as of the large ones: Adam keeps two.",
-        ),
-    ],
-    hints=[
-        "Two moments. In 32 bits each takes 4 bytes a number.",
-        "In 8 bits each moment takes 1 byte a number, and 4 bytes for each block of 256, full or not.",
-        "8 * n if n < 4096 else 2 * n + 8 * math.ceil(n / 256)",
-    ],
-    why="Two moments: 8 bytes a number in 32 bits, or 2 bytes and two float32 scales a block in 8. LoRA's tensors are "
-    "often too small for the latter.",
+    why="Asking for the sum of those before a token keeps the one that carries the sum past p, and never none.",
     points=2,
 )
 
-
-# ======================================================================================= the clinic
-
-
-def _diagnose_curve(signs: Signs) -> list[str]:
-    return {"jumped": ["rate too high"], "flat": ["rate too low"], "fell": []}[signs.trend]
+# --------------------------------------------------------------------------------------------- repetition penalty
 
 
-def _diagnose_no_count(signs: Signs) -> list[str]:
-    return lesson.diagnose(signs._replace(trainable=1))
+def _each_time(logits: Tensor, seen: list[int], penalty: float) -> Tensor:
+    result = logits.clone()
+    for token in seen:
+        result[token] = result[token] * penalty if result[token] < 0 else result[token] / penalty
+    return result
 
 
-def _diagnose_both(signs: Signs) -> list[str]:
-    found = lesson.diagnose(signs)
-    return [*found, "rate too low"] if signs.trainable == 0 and signs.trend == "flat" else found
+def _changed(logits: Tensor, seen: list[int], change) -> Tensor:
+    result = logits.clone()
+    result[seen] = change(logits[seen])
+    return result
 
 
-def _diagnose_no_end(signs: Signs) -> list[str]:
-    return lesson.diagnose(signs._replace(eos=True))
-
-
-def _diagnose_share(signs: Signs) -> list[str]:
-    return lesson.diagnose(signs._replace(padding=int(signs.share == 1)))
-
-
-def _diagnose_labels_first(signs: Signs) -> list[str]:
-    found = lesson.diagnose(signs)
-    labels = [illness for illness in found if illness in ("padding learnt", "no end mark")]
-    return labels[::-1] + [illness for illness in found if illness not in labels]
-
-
-_OTHER_WAY: dict[Trend, Trend] = {"jumped": "flat", "flat": "jumped", "fell": "fell"}
-
-
-def _drawn_signs(rng: random.Random) -> tuple[Signs]:
-    trends: list[Trend] = ["fell", "flat", "jumped"]
-    trend = rng.choice(trends)
-    padding = rng.choice([0, 0, 1, 7, 193])
-    return (Signs(rng.choice([0, 1, 108_544]), trend, rng.choice([0.05, 0.5, 1.0]), padding, rng.random() < 0.6),)
+def _drawn_seen(rng: random.Random) -> tuple[Tensor, list[int], float]:
+    size = rng.randint(2, 9)
+    logits = 3 * torch.randn(size) * (torch.rand(size) < 0.8)
+    return logits, rng.choices(range(size), k=rng.randint(0, 6)), rng.choice([0.5, 1.0, 1.1, 1.5, 3.0])
 
 
 exercise(
-    "diagnose",
-    reference=lesson.diagnose,
+    "penalize",
+    reference=lesson.penalize,
     cases=[
-        (Signs(108_544, "fell", 0.12, 0, True),),
-        (Signs(0, "flat", 0.12, 0, True),),
-        (Signs(108_544, "flat", 0.12, 0, True),),
-        (Signs(108_544, "jumped", 0.12, 0, True),),
-        (Signs(108_544, "fell", 0.08, 0, False),),
-        (Signs(108_544, "fell", 1.0, 193, True),),
-        (Signs(108_544, "fell", 0.6, 96, False),),
-        (Signs(108_544, "flat", 0.08, 0, False),),
-        (Signs(108_544, "fell", 1.0, 0, True),),
-        (Signs(0, "flat", 1.0, 12, False),),
+        (torch.tensor([2.0, -1.0, 0.5, 3.0]), [0, 1, 0], 2.0),
+        (torch.tensor([-4.0, 1.0, 2.5]), [0, 2], 1.25),
+        (torch.tensor([1.5, -0.5, 0.2, 0.1]), [1, 1, 0], 1.1),
     ],
-    drawn=_drawn_signs,
+    drawn=_drawn_seen,
+    new_result=True,
     mistakes=[
         Mistake(
-            lambda signs: ["nothing trainable"] if signs.trainable == 0 else lesson.diagnose(signs),
-            "where nothing is trainable you stop: the labels may be wrong as well, and that stays after the cure.",
+            lambda logits, seen, penalty: _changed(
+                logits, seen, lambda x: torch.where(x < 0, x / penalty, x * penalty)
+            ),
+            "the two are exchanged: every seen token became more probable.",
         ),
         Mistake(
-            lambda signs: lesson.diagnose(signs._replace(padding=int(signs.padding > 1))),
-            "a single label on padding is one too many: padding learnt where signs.padding isn't 0.",
+            lambda logits, seen, penalty: logits.copy_(lesson.penalize(logits, seen, penalty)),
+            "your function changes its input: return a copy.",
         ),
         Mistake(
-            lambda signs: lesson.diagnose(signs._replace(trend=_OTHER_WAY[signs.trend])),
-            "too high and too low are exchanged: a jump comes from too large steps, a flat curve from too small ones.",
+            lambda logits, seen, penalty: lesson.penalize(logits, seen[-1:], penalty),
+            "only the last token was penalized: all that were seen are.",
         ),
         Mistake(
-            _diagnose_curve,
-            "you look at the curve alone. Labels on padding and missing end marks leave it falling like a healthy one.",
+            lambda logits, seen, penalty: _changed(logits, seen, lambda x: x * 0 + _NEVER),
+            "the seen tokens can't be drawn any more: a penalty makes them less probable, no more.",
         ),
         Mistake(
-            _diagnose_no_count,
-            'a model with nothing trainable is called "rate too low". No rate moves what has no gradient: count first.',
+            lambda logits, seen, penalty: _changed(logits, seen, lambda x: x / penalty),
+            "-1 / 2 is -0.5, which is MORE probable than -1: multiply the negative ones.",
         ),
         Mistake(
-            _diagnose_both,
-            "where nothing is trainable the flat curve is explained; a rate too low would need gradients.",
+            lambda logits, seen, penalty: _changed(logits, seen, lambda x: x * penalty),
+            "2 * 2 is 4, which is more probable than 2: divide the positive ones.",
+        ),
+        Mistake(_each_time, "a token that was seen twice is penalized once: go over set(seen)."),
+        Mistake(
+            lambda logits, seen, penalty: _changed(logits, seen, lambda x: x - penalty),
+            "subtracting is another penalty (OpenAI's presence penalty). This one divides or multiplies.",
         ),
         Mistake(
-            lambda signs: lesson.diagnose(signs)[:1],
-            "a run can have two illnesses, and yours stops at the first: put all of them in the list.",
+            lambda logits, seen, penalty: _changed(logits, seen, lambda x: torch.minimum(x * penalty, x / penalty)),
+            "the smaller of both is right for a penalty above 1 only: one below 1 makes a seen token more probable.",
         ),
         Mistake(
-            _diagnose_no_end,
-            "a run without an end mark among its labels passes as healthy: it will never stop. Look at signs.eos.",
-        ),
-        Mistake(
-            _diagnose_share,
-            "the share of labels says nothing about padding: one long answer may fill a batch. Look at signs.padding.",
-        ),
-        Mistake(
-            lambda signs: lesson.diagnose(signs) or ["healthy"],
-            "a healthy run has nothing, so its list is empty: [].",
-        ),
-        Mistake(
-            _diagnose_labels_first,
-            "all illnesses are found, but not in the order of the text. The labels' come last: padding, then end mark.",
+            lambda logits, seen, penalty: torch.where(logits < 0, logits * penalty, logits / penalty),
+            "you changed every token: only those that were seen.",
         ),
     ],
     hints=[
-        "Three questions, in this order: can anything learn? what does the curve do? what do the labels hold?",
-        'The first two exclude each other: if signs.trainable == 0 ... elif signs.trend == "jumped" ... elif "flat".',
-        "The labels' illnesses come on top: two more ifs that append, not elif.",
+        "Both ways the logit has to fall: what does dividing do to a negative number?",
+        "torch.where(scores < 0, scores * penalty, scores / penalty), for scores = logits[seen].",
     ],
-    why="Nothing trainable explains the curve, whatever it does; nothing explains the labels away.",
-    points=2,
+    why="Dividing brings a number nearer to 0, which for a negative logit is up: so these are multiplied.",
 )
 
-
-def _merged_case(times: float, noise: float = 0.0):
-    """`noise`: what else befell the weight, such as rounding to few bits."""
-    return lambda: _merged(6, 8, 2, times, noise)
+# ------------------------------------------------------------------------------------------- attention with a cache
 
 
-def _merged(d_out: int, d_in: int, r: int, times: float, noise: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    draw = lambda *size: torch.randn(*size, dtype=torch.float64)  # noqa: E731
-    before, a, b = draw(d_out, d_in), draw(r, d_in), draw(d_out, r)
-    return before, before + times * (b @ a) + noise * draw(d_out, d_in), a, b
+def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return (q @ k.T / q.shape[-1] ** 0.5).softmax(dim=-1) @ v
 
 
-def _drawn_merge(rng: random.Random) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    d_out, d_in = rng.sample(range(3, 9), 2)
-    return _merged(d_out, d_in, rng.randint(1, 3), rng.choice([0.5, 1, 2, 3, -1]), rng.choice([0.0, 0.3]))
-
-
-def _unsquared(before: Tensor, after: Tensor, A: Tensor, B: Tensor) -> float:
-    return float(((after - before) * (B @ A)).sum() / (B @ A).norm())
+def _step_case(past: int, dim: int):
+    return lambda: (*torch.randn(3, 1, dim), *torch.randn(2, past, dim))
 
 
 exercise(
-    "how_often",
-    reference=lesson.how_often,
-    cases=[_merged_case(2.0), _merged_case(1.0), _merged_case(4.0), _merged_case(0.0), _merged_case(2.0, noise=0.8)],
-    drawn=_drawn_merge,
+    "cached_step",
+    reference=lesson.cached_step,
+    cases=[_step_case(4, 8), _step_case(1, 4), _step_case(7, 6)],
+    drawn=lambda rng: _step_case(rng.randint(0, 9), rng.choice([1, 2, 3, 5, 8]))(),
     mistakes=[
         Mistake(
-            lambda before, after, A, B: float(round(lesson.how_often(before, after, A, B))),
-            "the number needn't be whole: 1.5 says that a wrong scaling was merged. Don't round.",
+            lambda q, k, v, past_k, past_v: (
+                (q @ torch.cat([past_k, k]).T).softmax(dim=0) / q.shape[-1] ** 0.5 @ torch.cat([past_v, v]),
+                torch.cat([past_k, k]),
+                torch.cat([past_v, v]),
+            ),
+            "the softmax runs over the one new token: it runs over those that are looked at, dim=-1.",
         ),
         Mistake(
-            lambda before, after, A, B: lesson.how_often(before, after, A, 2 * B),
-            "that is half of it: delta is B @ A, once.",
+            lambda q, k, v, past_k, past_v: (
+                _attend(q, torch.cat([past_k, k]), torch.cat([past_v, v])),
+                torch.cat([past_v, v]),
+                torch.cat([past_k, k]),
+            ),
+            "keys and values are exchanged in what you return: the output, the keys, the values.",
         ),
         Mistake(
-            lambda before, after, A, B: float((after - before).square().sum() / ((after - before) * (B @ A)).sum()),
-            "the roles are exchanged: before + s * delta comes nearest with <added, delta> / <delta, delta>.",
+            lambda q, k, v, past_k, past_v: (
+                _attend(q, past_k, past_v),
+                torch.cat([past_k, k]),
+                torch.cat([past_v, v]),
+            ),
+            "the new token doesn't see itself: its own key and value belong to what it attends to.",
         ),
         Mistake(
-            lambda before, after, A, B: float((after - before).norm() / (B @ A).norm()),
-            "a ratio of sizes takes every other change for the adapter, rounding too: project on B @ A.",
-        ),
-        Mistake(_unsquared, "divide by the square of B @ A's size: (delta * delta).sum(), not its norm."),
-        Mistake(
-            lambda before, after, A, B: float((after * (B @ A)).sum() / (B @ A).square().sum()),
-            "the weight itself is in it: what the merge added is after - before.",
+            lambda q, k, v, past_k, past_v: (_attend(q, k, v), torch.cat([past_k, k]), torch.cat([past_v, v])),
+            "the new token sees nothing but itself: join the past to its key and value before you attend.",
         ),
         Mistake(
-            lambda before, after, A, B: float(((before - after) * (B @ A)).sum() / (B @ A).square().sum()),
-            "the sign is wrong: added is after - before.",
+            lambda q, *others: lesson.cached_step(q * q.shape[-1] ** 0.5, *others),
+            "the scores aren't divided by the square root of the size of a key.",
         ),
         Mistake(
-            lambda before, after, A, B: float(((after - before) / (B @ A)).mean()),
-            "a mean of ratios blows up where an entry of B @ A is near zero: multiply and sum, then divide once.",
+            lambda q, k, v, past_k, past_v: (lesson.cached_step(q, k, v, past_k, past_v)[0], past_k, past_v),
+            "the output is right, but you return the old past: the next step would miss this token.",
         ),
         Mistake(
-            lambda before, after, A, B: float((after - before).sum() / (B @ A).sum()),
-            "in a plain sum, entries with opposite signs cancel: weigh each by its entry of B @ A before you sum.",
+            lambda q, k, v, past_k, past_v: lesson.cached_step(
+                q * (q.shape[-1] / (len(past_k) + 1)) ** 0.5, k, v, past_k, past_v
+            ),
+            "you divided by the root of the number of tokens: it is that of a key's size, q.shape[-1].",
         ),
         Mistake(
-            lambda before, after, A, B: float(((after - before) * (B @ A)).sum()),
-            "a division is missing: <added, delta> grows with the size of B @ A, so divide by <delta, delta>.",
+            lambda q, k, v, past_k, past_v: lesson.cached_step(q / q.shape[-1] ** 0.5, k, v, past_k, past_v),
+            "the scores were divided by the size of a key: by its square root.",
+        ),
+        Mistake(
+            lambda q, k, v, past_k, past_v: (
+                torch.cat([past_v, v])[:1].clone(),
+                torch.cat([past_k, k]),
+                torch.cat([past_v, v]),
+            ),
+            "a causal mask let the new token see the first one alone, as if it stood there itself. It is the last: "
+            "leave the mask out.",
+        ),
+        Mistake(
+            lambda q, k, v, past_k, past_v: lesson.cached_step(q, past_k, past_v, k, v),
+            "you put the new token before the old ones: the cache keeps the order of the text.",
+        ),
+        Mistake(
+            lambda q, k, v, past_k, past_v: lesson.cached_step(q, k, v, past_k, past_v)[0],
+            "return three things: the output, all keys, all values.",
         ),
     ],
     hints=[
-        "added = after - before should be s times delta = B @ A. Which s is nearest, over all entries?",
-        "Least squares: s = <added, delta> / <delta, delta>.",
-        "float(((after - before) * delta).sum() / delta.square().sum())",
+        "k = torch.cat([past_k, k]), and the same for v.",
+        "scores = q @ k.T / sqrt(dim), softmax over the last axis, times v. No mask: nothing comes later.",
     ],
-    why="A projection sees only what lies along B @ A, so rounding and other changes hardly touch it.",
+    why="What the past tokens computed doesn't change, so one row of scores against all keys is all the work there is.",
     points=2,
 )
 
+# ------------------------------------------------------------------------------------------------------ left padding
 
-def _drawn_bytes(rng: random.Random) -> tuple[float, float, float]:
-    per_sequence = rng.choice([1, 3, 5, 2e9, 3.5e9])
-    held = (rng.randint(0, 9) + rng.choice([0.0, 0.25, 0.75])) * per_sequence
-    return held + rng.choice([-1.0, 0.0, 0.5, 1.0, 2.75, 3.0, 7.5]) * per_sequence, held, per_sequence
+
+def _mask(ids, test) -> list[list[int]]:
+    return [[int(test(i)) for i in row] for row in ids]
+
+
+def _pad_right(rows: list[list[int]], pad_id: int) -> tuple[list[list[int]], list[list[int]]]:
+    length = max(len(row) for row in rows)
+    ids = [row + [pad_id] * (length - len(row)) for row in rows]
+    return ids, [[1] * len(row) + [0] * (length - len(row)) for row in rows]
+
+
+def _drawn_rows(rng: random.Random) -> tuple[list[list[int]], int]:
+    pad_id = rng.choice([0, 0, 1, 7])
+    return [rng.choices([0, 1, 7, 5, 6], k=rng.randint(1, 5)) for _ in range(rng.randint(1, 5))], pad_id
+
+
+def _filled_in_place(rows: list[list[int]], pad_id: int) -> tuple[list[list[int]], list[list[int]]]:
+    ids, mask = lesson.pad_left(rows, pad_id)
+    for row, filled in zip(rows, ids, strict=True):
+        row[:] = filled
+    return rows, mask
+
+
+def _to_length(rows: list[list[int]], pad_id: int, length: int) -> tuple[list[list[int]], list[list[int]]]:
+    gaps = [max(length - len(row), 0) for row in rows]
+    ids = [[pad_id] * gap + row for gap, row in zip(gaps, rows, strict=True)]
+    return ids, [[0] * gap + [1] * len(row) for gap, row in zip(gaps, rows, strict=True)]
 
 
 exercise(
-    "largest_batch",
-    reference=lesson.largest_batch,
-    cases=[(24e9, 13.6e9, 3.3e9), (16e9, 13.6e9, 3.3e9), (8e9, 13.6e9, 3.3e9), (20, 10, 5)],
-    drawn=_drawn_bytes,
+    "pad_left",
+    reference=lesson.pad_left,
+    cases=[([[5, 6, 7], [8]], 0), ([[4], [3, 0], [9, 9, 9, 9]], 0), ([[2, 1]], 1)],
+    drawn=_drawn_rows,
     mistakes=[
         Mistake(
-            lambda budget, held, per_sequence: lesson.largest_batch(0.9 * budget, held, per_sequence),
-            "you left a tenth of the budget free: the margin is in `held` already.",
+            lambda rows, pad_id: (
+                [[pad_id, *row] for row in lesson.pad_left(rows, pad_id)[0]],
+                [[0, *row] for row in lesson.pad_left(rows, pad_id)[1]],
+            ),
+            "one token of padding too many in every row: the longest row gets none.",
         ),
         Mistake(
-            lambda budget, held, per_sequence: float(lesson.largest_batch(budget, held, per_sequence)),
-            "a batch has a whole number of sequences, and a float's // stays a float: int(...) makes it one.",
+            lambda rows, pad_id: lesson.pad_left(rows, 0),
+            "the padding's id is not 0 with every tokenizer: use pad_id.",
         ),
         Mistake(
-            lambda budget, held, per_sequence: max(0, math.ceil((budget - held) / per_sequence) - 1),
-            "where the last sequence fills the budget exactly it still fits.",
+            lambda rows, pad_id: (
+                lesson.pad_left(rows, pad_id)[0],
+                [[bool(m) for m in row] for row in lesson.pad_left(rows, pad_id)[1]],
+            ),
+            "the mask holds True and False: 1 and 0 are asked for.",
         ),
         Mistake(
-            lambda budget, held, per_sequence: max(0, int(budget // per_sequence)),
-            "weights, gradients and the optimizer are there whatever the batch: take them off the budget first.",
+            _filled_in_place,
+            "your function changes its input: the rows themselves were filled up. Make new lists.",
         ),
         Mistake(
-            lambda budget, held, per_sequence: max(0, math.ceil((budget - held) / per_sequence)),
-            "rounding up runs out of memory by a part of a sequence: round down.",
+            lambda rows, pad_id: _to_length(rows, pad_id, len(max(rows))),
+            "max(rows) is the row with the largest ids, and not the longest: max(len(row) for row in rows).",
+        ),
+        Mistake(_pad_right, "that is padding on the right: the answer would follow the padding, not the prompt."),
+        Mistake(
+            lambda rows, pad_id: (
+                lesson.pad_left(rows, pad_id)[0],
+                _mask(lesson.pad_left(rows, pad_id)[0], lambda i: i != pad_id),
+            ),
+            "a prompt may hold the padding's id itself, and your mask hides it there: mask by the row's length.",
         ),
         Mistake(
-            lambda budget, held, per_sequence: max(0, round((budget - held) / per_sequence)),
-            "round() goes to the nearest whole number, up too, and a part of a sequence is no sequence: use // or int.",
+            lambda rows, pad_id: (
+                lesson.pad_left(rows, pad_id)[0],
+                [[1 - m for m in row] for row in lesson.pad_left(rows, pad_id)[1]],
+            ),
+            "the mask is the wrong way round: 1 is a token to look at, 0 is padding.",
         ),
         Mistake(
-            lambda budget, held, per_sequence: max(1, int((budget - held) // per_sequence)),
-            "where not one sequence fits, the answer is 0.",
+            lambda rows, pad_id: (
+                lesson.pad_left(rows, pad_id)[0],
+                _mask(lesson.pad_left(rows, pad_id)[0], lambda i: True),
+            ),
+            "your mask is all ones, so that the model reads the padding as text.",
         ),
         Mistake(
-            lambda budget, held, per_sequence: int((budget - held) // per_sequence),
-            "less than nothing is left for the batch: the answer is 0, not a negative number.",
-        ),
-        Mistake(
-            lambda budget, held, per_sequence: max(0, int(budget // (held + per_sequence))),
-            "the base is held once, and not once for each sequence.",
+            lambda rows, pad_id: lesson.pad_left(rows, pad_id)[0],
+            "the mask is missing: return ids, mask.",
         ),
     ],
     hints=[
-        "What is left for the batch is budget - held.",
-        "Whole sequences only, and never less than 0: max(0, int(left // per_sequence)).",
+        "length = max(len(row) for row in rows); a row lacks length - len(row) tokens.",
+        "[pad_id] * missing + row, and [0] * missing + [1] * len(row).",
     ],
-    why="Only the activations grow with the batch; what is there anyway comes off the budget once.",
+    why="The model goes on behind the last token, so that has to be the prompt's. Only a row's length tells padding "
+    "from a token of the same id.",
+)
+
+# -------------------------------------------------------------------------------------------------------- the answer
+
+
+def _drawn_output(rng: random.Random) -> tuple[list[int], int, int]:
+    eos_id = rng.choice([0, 1, 1, 2])
+    output = rng.choices([0, 1, 2, 5, 6, 7, 8], k=rng.randint(1, 9))
+    padding = [rng.choice([0, eos_id])] * rng.randint(0, 3)
+    return output + padding, rng.randint(0, len(output)), eos_id
+
+
+exercise(
+    "answer_ids",
+    reference=lesson.answer_ids,
+    cases=[
+        *(([7, 8, 1, 9, 4, 5, 1, 0, 0], 4, 1), ([3, 3, 5, 6], 2, 1), ([2, 6, 1], 2, 1), ([1, 4, 9, 8, 2], 1, 2)),
+        ([9, 9, 5, 6, 1, 1, 1], 2, 1),
+        ([9, 5, 0, 6, 1, 0], 1, 1),
+    ],
+    drawn=_drawn_output,
+    mistakes=[
+        Mistake(
+            lambda output, prompt_length, eos_id: (
+                output[prompt_length : len(output) - 1 - output[::-1].index(eos_id)]
+                if eos_id in output[prompt_length:]
+                else output[prompt_length:]
+            ),
+            "you looked for the last EOS token: where padding is the EOS token too, the answer ends at the first.",
+        ),
+        Mistake(
+            lambda output, prompt_length, eos_id: [i for i in output[prompt_length:] if i not in (eos_id, 0)],
+            "0 is a token like any other, and may stand in an answer: it ends at the first EOS token, and only there.",
+        ),
+        Mistake(
+            lambda output, prompt_length, eos_id: lesson.answer_ids(output, prompt_length + 1, eos_id),
+            "the answer's first token is missing: it stands at output[prompt_length].",
+        ),
+        Mistake(
+            lambda output, prompt_length, eos_id: (
+                lesson.answer_ids(output, prompt_length, eos_id) if eos_id in output[prompt_length:] else []
+            ),
+            "an answer without an EOS token was cut off by max_new_tokens, and is an answer all the same.",
+        ),
+        Mistake(
+            lambda output, prompt_length, eos_id: (
+                output[: output.index(eos_id)][prompt_length:] if eos_id in output else output[prompt_length:]
+            ),
+            "a prompt may hold an EOS token too (the end of an earlier turn): take the prompt off first, then look.",
+        ),
+        Mistake(
+            lambda output, prompt_length, eos_id: output[prompt_length:],
+            "the EOS token and the padding behind it are still there.",
+        ),
+        Mistake(
+            lambda output, prompt_length, eos_id: (
+                lesson.answer_ids(output, prompt_length, eos_id) + [eos_id] * (eos_id in output[prompt_length:])
+            ),
+            "the EOS token itself is no part of the answer.",
+        ),
+        Mistake(
+            lambda output, prompt_length, eos_id: output[prompt_length : output.index(eos_id, prompt_length)],
+            "an answer that was cut off by max_new_tokens has no EOS token, and index() then raises an error.",
+        ),
+        Mistake(
+            lambda output, prompt_length, eos_id: [i for i in output[prompt_length:] if i != eos_id],
+            "you took the EOS token out, and left what stands behind it: that is padding.",
+        ),
+        Mistake(
+            lambda output, prompt_length, eos_id: lesson.answer_ids(output, 0, eos_id),
+            "the prompt is still in it: generate returns the prompt and the answer.",
+        ),
+    ],
+    hints=[
+        "output[prompt_length:] is the answer with what follows it.",
+        "eos_id in answer? Then answer.index(eos_id).",
+    ],
+    why="The prompt goes first, since it may hold EOS tokens of its own; behind the answer's first one is padding.",
 )

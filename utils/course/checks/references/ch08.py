@@ -1,47 +1,44 @@
 """The answers to chapter 8's exercises, cell by cell as the lesson solves them.
 
-Generated from lessons/08_sft_training.md by `make notebooks`: edit the lesson, not this file.
+Generated from lessons/08_loraconfig.md by `make notebooks`: edit the lesson, not this file.
 """
 
 import math
 
-import torch
-
 # fmt: off
 
-# -------- optimizer_steps
-def optimizer_steps(examples, epochs, batch, accumulation):
-    batches = math.ceil(examples / batch)
-    return epochs * math.ceil(batches / accumulation)
+# -------- scaling
+def scaling(r, lora_alpha, use_rslora):
+    return lora_alpha / (math.sqrt(r) if use_rslora else r)
 
 
-# -------- best_checkpoint
-def best_checkpoint(losses, patience):
-    best, waited = 0, 0
-    for now, loss in enumerate(losses):
-        if now == 0 or loss < losses[best]:
-            best, waited = now, 0
-        else:
-            waited += 1
-        if waited == patience:
-            break
-    return now, best
+# -------- upper_mlp
+upper_mlp = r".*\.layers\.[23]\.mlp\.(gate|up|down)_proj"
 
 
-# -------- accumulated_loss
-def accumulated_loss(losses):
-    return sum(part.sum() for part in losses) / sum(len(part) for part in losses)
+# -------- matches_nothing
+def matches_nothing(names, targets):
+    def matches(name, target):
+        return name == target or name.endswith("." + target)
+
+    return [t for t in targets if not any(matches(name, t) for name in names)]
 
 
-# -------- rate_at
-def rate_at(step, steps, warmup, peak):
-    if step < warmup:
-        return peak * step / warmup
-    done = (step - warmup) / (steps - warmup)
-    return peak * (1 + math.cos(math.pi * done)) / 2
+# -------- count_with_pattern
+def count_with_pattern(shapes, r, rank_pattern):
+    total = 0
+    for name, (d_out, d_in) in shapes.items():
+        matching = [k for k in rank_pattern if name == k or name.endswith("." + k)]
+        rank = rank_pattern[matching[0]] if matching else r
+        total += rank * (d_out + d_in)
+    return total
 
 
-# -------- clipped
-def clipped(gradients, max_norm):
-    norm = torch.cat([g.flatten() for g in gradients]).norm()
-    return [g * min(1.0, max_norm / norm) for g in gradients]
+# -------- trained_biases
+def trained_biases(names, targets, bias):
+    if bias == "none":
+        return []
+    biases = [n for n in names if n.endswith(".bias")]
+    if bias == "all":
+        return biases
+    return [n for n in biases if n.split(".")[-2] in targets]

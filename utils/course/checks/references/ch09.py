@@ -1,45 +1,47 @@
 """The answers to chapter 9's exercises, cell by cell as the lesson solves them.
 
-Generated from lessons/09_save_load_merge.md by `make notebooks`: edit the lesson, not this file.
+Generated from lessons/09_sft_training.md by `make notebooks`: edit the lesson, not this file.
 """
+
+import math
+
+import torch
 
 # fmt: off
 
-# -------- tensor_range
-def tensor_range(length, offsets):
-    start_of_data = 8 + length
-    return start_of_data + offsets[0], start_of_data + offsets[1]
+# -------- optimizer_steps
+def optimizer_steps(examples, epochs, batch, accumulation):
+    batches = math.ceil(examples / batch)
+    return epochs * math.ceil(batches / accumulation)
 
 
-# -------- adapter_bytes
-def adapter_bytes(shapes, r, each):
-    return each * sum(r * (d_out + d_in) for d_out, d_in in shapes)
+# -------- best_checkpoint
+def best_checkpoint(losses, patience):
+    best, waited = 0, 0
+    for now, loss in enumerate(losses):
+        if now == 0 or loss < losses[best]:
+            best, waited = now, 0
+        else:
+            waited += 1
+        if waited == patience:
+            break
+    return now, best
 
 
-# -------- merge_rounded
-def merge_rounded(weight, lora_A, lora_B, scaling):
-    delta = scaling * (lora_B @ lora_A)
-    return (weight.float() + delta).to(weight.dtype)
+# -------- accumulated_loss
+def accumulated_loss(losses):
+    return sum(part.sum() for part in losses) / sum(len(part) for part in losses)
 
 
-# -------- lost_in_rounding
-def lost_in_rounding(weight, delta, dtype):
-    before = weight.to(dtype)
-    after = (before.float() + delta).to(dtype)
-    added = after.float() - before.float()
-    return ((added - delta).norm() / delta.norm()).item()
+# -------- rate_at
+def rate_at(step, steps, warmup, peak):
+    if step < warmup:
+        return peak * step / warmup
+    done = (step - warmup) / (steps - warmup)
+    return peak * (1 + math.cos(math.pi * done)) / 2
 
 
-# -------- divergence
-def divergence(reference, logits):
-    p = reference.double().log_softmax(dim=-1)
-    q = logits.double().log_softmax(dim=-1)
-    return (p.exp() * (p - q)).sum(dim=-1).mean().item()
-
-
-# -------- merge_four_bit
-from utils.quant import dequantize, quantize
-
-
-def merge_four_bit(restored, delta):
-    return dequantize(quantize(restored + delta, double=True))
+# -------- clipped
+def clipped(gradients, max_norm):
+    norm = torch.cat([g.flatten() for g in gradients]).norm()
+    return [g * min(1.0, max_norm / norm) for g in gradients]

@@ -1,53 +1,45 @@
 """The answers to chapter 10's exercises, cell by cell as the lesson solves them.
 
-Generated from lessons/10_many_adapters.md by `make notebooks`: edit the lesson, not this file.
+Generated from lessons/10_save_load_merge.md by `make notebooks`: edit the lesson, not this file.
 """
-
-import torch
 
 # fmt: off
 
-# -------- bytes_to_serve
-def bytes_to_serve(base, adapters):
-    return base + sum(adapters), len(adapters) * base
+# -------- tensor_range
+def tensor_range(length, offsets):
+    start_of_data = 8 + length
+    return start_of_data + offsets[0], start_of_data + offsets[1]
 
 
-# -------- gathered
-def gathered(x, A, B, scaling, index):
-    low = torch.einsum("bti,bri->btr", x, A[index])  # (batch, length, r)
-    out = torch.einsum("btr,bor->bto", low, B[index])  # (batch, length, out)
-    return scaling[index][:, None, None] * out
+# -------- adapter_bytes
+def adapter_bytes(shapes, r, each):
+    return each * sum(r * (d_out + d_in) for d_out, d_in in shapes)
 
 
-# -------- pad_rank
-def pad_rank(A, B, r):
-    more = r - len(A)
-    A = torch.cat([A, A.new_zeros(more, A.shape[1])])
-    B = torch.cat([B, B.new_zeros(len(B), more)], dim=1)
-    return A, B
+# -------- merge_rounded
+def merge_rounded(weight, lora_A, lora_B, scaling):
+    delta = scaling * (lora_B @ lora_A)
+    return (weight.float() + delta).to(weight.dtype)
 
 
-# -------- cat_adapters
-def cat_adapters(first, second, w1, w2):
-    (A1, B1, scaling1), (A2, B2, scaling2) = first, second
-    A = torch.cat([w1 * scaling1 * A1, w2 * scaling2 * A2])
-    B = torch.cat([B1, B2], dim=1)
-    return A, B
+# -------- lost_in_rounding
+def lost_in_rounding(weight, delta, dtype):
+    before = weight.to(dtype)
+    after = (before.float() + delta).to(dtype)
+    added = after.float() - before.float()
+    return ((added - delta).norm() / delta.norm()).item()
 
 
-# -------- cross_terms
-def cross_terms(first, second, w1, w2):
-    (A1, B1), (A2, B2) = first, second
-    return (w1 * w2) ** 0.5 * (B1 @ A2 + B2 @ A1)
+# -------- divergence
+def divergence(reference, logits):
+    p = reference.double().log_softmax(dim=-1)
+    q = logits.double().log_softmax(dim=-1)
+    return (p.exp() * (p - q)).sum(dim=-1).mean().item()
 
 
-# -------- svd_error
-def svd_error(s, rank):
-    return float((s[rank:].square().sum() / s.square().sum()).sqrt())
+# -------- merge_four_bit
+from utils.quant import dequantize, quantize
 
 
-# -------- elect_and_merge
-def elect_and_merge(stacked):
-    elected = torch.where(stacked.sum(dim=0) >= 0, 1, -1)
-    agree = stacked.sign() == elected
-    return (stacked * agree).sum(dim=0) / agree.sum(dim=0).clamp(min=1)
+def merge_four_bit(restored, delta):
+    return dequantize(quantize(restored + delta, double=True))

@@ -1,48 +1,53 @@
 """The answers to chapter 11's exercises, cell by cell as the lesson solves them.
 
-Generated from lessons/11_generation.md by `make notebooks`: edit the lesson, not this file.
+Generated from lessons/11_many_adapters.md by `make notebooks`: edit the lesson, not this file.
 """
 
 import torch
 
 # fmt: off
 
-# -------- soften
-def soften(logits, temperature):
-    return torch.softmax(logits / temperature, dim=-1)
+# -------- bytes_to_serve
+def bytes_to_serve(base, adapters):
+    return base + sum(adapters), len(adapters) * base
 
 
-# -------- nucleus
-def nucleus(logits, p):
-    falling, order = logits.sort(descending=True)
-    probabilities = falling.softmax(dim=-1)
-    gone = probabilities.cumsum(dim=-1) - probabilities >= p
-    return logits.masked_fill(gone.scatter(0, order, gone), -float("inf"))
+# -------- gathered
+def gathered(x, A, B, scaling, index):
+    low = torch.einsum("bti,bri->btr", x, A[index])  # (batch, length, r)
+    out = torch.einsum("btr,bor->bto", low, B[index])  # (batch, length, out)
+    return scaling[index][:, None, None] * out
 
 
-# -------- penalize
-def penalize(logits, seen, penalty):
-    result = logits.clone()
-    scores = logits[seen]
-    result[seen] = torch.where(scores < 0, scores * penalty, scores / penalty)
-    return result
+# -------- pad_rank
+def pad_rank(A, B, r):
+    more = r - len(A)
+    A = torch.cat([A, A.new_zeros(more, A.shape[1])])
+    B = torch.cat([B, B.new_zeros(len(B), more)], dim=1)
+    return A, B
 
 
-# -------- cached_step
-def cached_step(q, k, v, past_k, past_v):
-    k, v = torch.cat([past_k, k]), torch.cat([past_v, v])
-    weights = torch.softmax(q @ k.T / q.shape[-1] ** 0.5, dim=-1)
-    return weights @ v, k, v
+# -------- cat_adapters
+def cat_adapters(first, second, w1, w2):
+    (A1, B1, scaling1), (A2, B2, scaling2) = first, second
+    A = torch.cat([w1 * scaling1 * A1, w2 * scaling2 * A2])
+    B = torch.cat([B1, B2], dim=1)
+    return A, B
 
 
-# -------- pad_left
-def pad_left(rows, pad_id):
-    missing = [max(map(len, rows)) - len(row) for row in rows]
-    ids = [[pad_id] * gap + row for gap, row in zip(missing, rows)]
-    return ids, [[0] * gap + [1] * len(row) for gap, row in zip(missing, rows)]
+# -------- cross_terms
+def cross_terms(first, second, w1, w2):
+    (A1, B1), (A2, B2) = first, second
+    return (w1 * w2) ** 0.5 * (B1 @ A2 + B2 @ A1)
 
 
-# -------- answer_ids
-def answer_ids(output, prompt_length, eos_id):
-    answer = output[prompt_length:]
-    return answer[: answer.index(eos_id)] if eos_id in answer else answer
+# -------- svd_error
+def svd_error(s, rank):
+    return float((s[rank:].square().sum() / s.square().sum()).sqrt())
+
+
+# -------- elect_and_merge
+def elect_and_merge(stacked):
+    elected = torch.where(stacked.sum(dim=0) >= 0, 1, -1)
+    agree = stacked.sign() == elected
+    return (stacked * agree).sum(dim=0) / agree.sum(dim=0).clamp(min=1)

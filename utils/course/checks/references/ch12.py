@@ -1,55 +1,48 @@
 """The answers to chapter 12's exercises, cell by cell as the lesson solves them.
 
-Generated from lessons/12_tune_and_troubleshoot.md by `make notebooks`: edit the lesson, not this file.
+Generated from lessons/12_generation.md by `make notebooks`: edit the lesson, not this file.
 """
 
-import math
+import torch
 
 # fmt: off
 
-# -------- halving_steps
-def halving_steps(trials, shortest, longest, eta):
-    total = done = 0
-    until = shortest
-    while trials and until <= longest:
-        total += trials * (until - done)
-        trials, done, until = trials // eta, until, until * eta
-    return total
+# -------- soften
+def soften(logits, temperature):
+    return torch.softmax(logits / temperature, dim=-1)
 
 
-# -------- honest_winner
-def honest_winner(first, again):
-    winner = first.index(min(first))
-    return winner, first[winner], sum(again[winner]) / len(again[winner])
+# -------- nucleus
+def nucleus(logits, p):
+    falling, order = logits.sort(descending=True)
+    probabilities = falling.softmax(dim=-1)
+    gone = probabilities.cumsum(dim=-1) - probabilities >= p
+    return logits.masked_fill(gone.scatter(0, order, gone), -float("inf"))
 
 
-# -------- adam8bit_bytes
-def adam8bit_bytes(sizes):
-    return sum(8 * n if n < 4096 else 2 * n + 8 * math.ceil(n / 256) for n in sizes)
+# -------- penalize
+def penalize(logits, seen, penalty):
+    result = logits.clone()
+    scores = logits[seen]
+    result[seen] = torch.where(scores < 0, scores * penalty, scores / penalty)
+    return result
 
 
-# -------- diagnose
-def diagnose(signs):
-    found = []
-    if signs.trainable == 0:
-        found.append("nothing trainable")
-    elif signs.trend == "jumped":
-        found.append("rate too high")
-    elif signs.trend == "flat":
-        found.append("rate too low")
-    if signs.padding:
-        found.append("padding learnt")
-    if not signs.eos:
-        found.append("no end mark")
-    return found
+# -------- cached_step
+def cached_step(q, k, v, past_k, past_v):
+    k, v = torch.cat([past_k, k]), torch.cat([past_v, v])
+    weights = torch.softmax(q @ k.T / q.shape[-1] ** 0.5, dim=-1)
+    return weights @ v, k, v
 
 
-# -------- how_often
-def how_often(before, after, A, B):
-    delta = B @ A
-    return float(((after - before) * delta).sum() / delta.square().sum())
+# -------- pad_left
+def pad_left(rows, pad_id):
+    missing = [max(map(len, rows)) - len(row) for row in rows]
+    ids = [[pad_id] * gap + row for gap, row in zip(missing, rows)]
+    return ids, [[0] * gap + [1] * len(row) for gap, row in zip(missing, rows)]
 
 
-# -------- largest_batch
-def largest_batch(budget, held, per_sequence):
-    return max(0, int((budget - held) // per_sequence))
+# -------- answer_ids
+def answer_ids(output, prompt_length, eos_id):
+    answer = output[prompt_length:]
+    return answer[: answer.index(eos_id)] if eos_id in answer else answer

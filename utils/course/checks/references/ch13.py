@@ -1,70 +1,55 @@
 """The answers to chapter 13's exercises, cell by cell as the lesson solves them.
 
-Generated from lessons/13_variants.md by `make notebooks`: edit the lesson, not this file.
+Generated from lessons/13_tune_and_troubleshoot.md by `make notebooks`: edit the lesson, not this file.
 """
 
 import math
 
-import torch
-
 # fmt: off
 
-# -------- same_as_rslora
-def same_as_rslora(lora_alpha, r):
-    return lora_alpha * math.sqrt(r)
+# -------- halving_steps
+def halving_steps(trials, shortest, longest, eta):
+    total = done = 0
+    until = shortest
+    while trials and until <= longest:
+        total += trials * (until - done)
+        trials, done, until = trials // eta, until, until * eta
+    return total
 
 
-# -------- dora_weight
-def dora_weight(W, A, B, m, s):
-    turned = W + s * B @ A
-    return m[:, None] * turned / torch.linalg.norm(turned, dim=1, keepdim=True)
+# -------- honest_winner
+def honest_winner(first, again):
+    winner = first.index(min(first))
+    return winner, first[winner], sum(again[winner]) / len(again[winner])
 
 
-# -------- cubic_budget
-def cubic_budget(step, first, last, begin, end):
-    if step <= begin:
-        return first
-    if step >= end:
-        return last
-    left = 1 - (step - begin) / (end - begin)
-    return int((first - last) * left**3 + last)
+# -------- adam8bit_bytes
+def adam8bit_bytes(sizes):
+    return sum(8 * n if n < 4096 else 2 * n + 8 * math.ceil(n / 256) for n in sizes)
 
 
-# -------- pissa_difference
-def pissa_difference(A, B, A0, B0):
-    return torch.cat([A, -A0]), torch.cat([B, B0], dim=1)
+# -------- diagnose
+def diagnose(signs):
+    found = []
+    if signs.trainable == 0:
+        found.append("nothing trainable")
+    elif signs.trend == "jumped":
+        found.append("rate too high")
+    elif signs.trend == "flat":
+        found.append("rate too low")
+    if signs.padding:
+        found.append("padding learnt")
+    if not signs.eos:
+        found.append("no end mark")
+    return found
 
 
-# -------- choose
-situations = {
-    "the base alone does not fit on the card": None,
-    "ten thousand users, an adapter each, and little room to store them": None,
-    "lora_alpha was found at r=8, and now r=64 is to be tried": None,
-    "which layers need rank is to be found out by training": None,
-    "a first run on a new task": None,
-}
-names = ["QLoRA", "VeRA", "rsLoRA", "AdaLoRA", "LoRA"]
-choose = dict(zip(situations, names))
+# -------- how_often
+def how_often(before, after, A, B):
+    delta = B @ A
+    return float(((after - before) * delta).sum() / delta.square().sum())
 
 
-# -------- stable_rank
-def stable_rank(update):
-    s = torch.linalg.svdvals(update)
-    return ((s**2).sum() / s[0] ** 2).item()
-
-
-# -------- count_intruders
-def count_intruders(base, tuned, threshold, leading):
-    old = torch.linalg.svd(base, full_matrices=False).U
-    new = torch.linalg.svd(tuned, full_matrices=False).U[:, :leading]
-    closest = (old.T @ new).abs().max(dim=0).values  # (leading,)
-    return int((closest < threshold).sum())
-
-
-# -------- dpo_loss
-import torch.nn.functional as F
-
-
-def dpo_loss(chosen, rejected, ref_chosen, ref_rejected, beta):
-    lead = beta * (chosen - ref_chosen) - beta * (rejected - ref_rejected)
-    return -F.logsigmoid(lead).mean()
+# -------- largest_batch
+def largest_batch(budget, held, per_sequence):
+    return max(0, int((budget - held) // per_sequence))
