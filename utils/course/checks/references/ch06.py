@@ -5,31 +5,7 @@ Generated from lessons/06_loading_models.md by `make notebooks`: edit the lesson
 
 import math
 
-import torch
-
 # fmt: off
-
-# -------- absmax_steps
-def absmax_steps(values):
-    scale = values.abs().max()
-    return torch.round(values / scale * 127).to(torch.int8), scale
-
-
-# -------- nearest_code
-def nearest_code(values, book):
-    return (values[:, None] - book).abs().argmin(dim=1)
-
-
-# -------- dequantized
-def dequantized(codes, scales, book, block, dtype):
-    each = scales.repeat_interleave(block)[: len(codes)]
-    return (book[codes.long()] * each).to(dtype)
-
-
-# -------- double_quant_bits
-def double_quant_bits(block, scale_block):
-    return 4 + 8 / block + 32 / (block * scale_block)
-
 
 # -------- four_bit_bytes
 def four_bit_bytes(shapes, bits):
