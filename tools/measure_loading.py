@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from tools.gpu.four_bit import in_4_bits
 from utils.files import replaced_folder
 from utils.models.configs import real_config
 from utils.profiling.activations import checkpoint_blocks
@@ -43,22 +44,8 @@ def bf16_model() -> nn.Module:
 
 
 def quantized_model(double: bool) -> nn.Module:
-    """The same with every linear layer but the head in NF4, one after the other, as loading does it."""
-    import bitsandbytes as bnb
-
-    model = bf16_model()
-    for name, module in list(model.named_modules()):
-        if isinstance(module, nn.Linear) and name != "lm_head":
-            settings = {"compress_statistics": double, "quant_type": "nf4"}
-            layer = bnb.nn.Linear4bit(
-                module.in_features, module.out_features, bias=False, compute_dtype=torch.bfloat16, **settings,
-                device="meta",
-            )  # fmt: skip
-            layer.weight = bnb.nn.Params4bit(module.weight.data.cpu(), requires_grad=False, **settings)
-            parent, _, last = name.rpartition(".")
-            setattr(model.get_submodule(parent), last, layer.to("cuda"))
-            module.weight = None
-    return model
+    """The same in NF4."""
+    return in_4_bits(bf16_model(), double=double)
 
 
 def free() -> int:

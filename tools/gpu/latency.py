@@ -114,7 +114,7 @@ def note(record: Record, key: str, times: dict[str, Any], **more: Any) -> None:
 
 def eager_row(found: dict[str, Any], batch: int, length: int, new_tokens: int) -> dict[str, Any]:
     """Prefill and decode of each form, eager, with the cache that grows."""
-    ids = prompts(found["base"], batch, length)
+    ids = prompts(next(iter(found.values())), batch, length)
     works = {form: partial(one_round, model, ids, new_tokens) for form, model in found.items()}
     return as_json(in_turns(works, rounds=ROUNDS, warm_up=WARM_UP))
 
@@ -124,8 +124,9 @@ def decode_row(
     make: Callable[..., Any], found: dict[str, Any], batch: int, length: int, new_tokens: int
 ) -> dict[str, Any]:
     """Decode of each form by the step that `make` gives, in turns."""
-    ids = prompts(found["base"], batch, length)
-    cache = fixed_cache(found["base"], ids, new_tokens)
+    base = next(iter(found.values()))
+    ids = prompts(base, batch, length)
+    cache = fixed_cache(base, ids, new_tokens)
     steps = {
         form: partial(decode_round, *make(model, ids, cache), ids.device, new_tokens) for form, model in found.items()
     }
