@@ -4,7 +4,8 @@ assets/measurements/rank_sweep.json.
     python -m tools.sweep_rank                 the recorded table (a GPU: some minutes)
     python -m tools.sweep_rank --rules         learning rate against rank, with alpha = 2r and with alpha = 32 at every
                                                rank: assets/measurements/alpha_rule.json (one H100: three minutes)
-    python -m tools.sweep_rank --trial         a few settings for a few steps, on any machine; with --rules too
+    python -m tools.sweep_rank --trial         a few settings for a few steps, on any machine; with --rules nothing is
+                                               written but to --out
 
 Each setting's learning rate is chosen on the dev split and its accuracy is reported on the test split, the mean over
 three seeds, five with --rules. Runs differ in nothing but their LoRA matrices, so many of them are trained in one stack
@@ -14,7 +15,7 @@ Attributes:
     CONTROLS: The ranks at which these targets have, within 1.3%, the parameters of all-linear at rank 8.
     FULL: What stands in the place of the targets where every weight is trained.
     RULES: How alpha follows from the rank. alpha = 32 is what LoRA Without Regret holds, so that alpha / r falls.
-    TOKENS: So many are in one step of a stack at the most, where runs are spread over processes: some 5 GB.
+    TOKENS: So many are in one step of a stack at the most, where runs are spread over processes: 6 GB or so.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ FULL = "full fine-tuning"
 RULES: dict[str, Callable[[int], float]] = {"alpha = 2r": lambda r: 2 * r, "alpha = 32": lambda r: 32}
 RULE_RANKS, RULE_RATES = (1, 2, 4, 8, 16, 32, 64), tuple(2.5e-4 * 2**i for i in range(9))
 RULE_SEEDS = ((0, 1, 2), (3, 4))  # the second part is trained when the first is done
-TOKENS = 60_000
+TOKENS = 45_000
 
 
 @dataclass(frozen=True)
@@ -148,8 +149,8 @@ def measured(job: Job) -> list[dict]:
     return in_parts(measure, job.runs)
 
 
-def split_up(runs: Sequence[Run], batch_size: int, length: int = 46) -> list[Sequence[Run]]:
-    """The runs in lists that are each small enough for a stack, nearly even. `length` is that of a batch of texts."""
+def split_up(runs: Sequence[Run], batch_size: int, length: int = 49) -> list[Sequence[Run]]:
+    """The runs in lists that are each small enough for a stack, nearly even. `length` is that of a batch of translations."""
     each = max(1, TOKENS // (batch_size * length))
     lists = math.ceil(len(runs) / each)
     return [runs[i * len(runs) // lists : (i + 1) * len(runs) // lists] for i in range(lists)]
@@ -283,20 +284,21 @@ def compare_rules(args: argparse.Namespace) -> None:
     results: list[dict] = []
     for found in results_of(measured, jobs, workers=args.workers, seconds=60 * args.minutes):
         results += found
-        write(args.out, record | {"rows": rule_rows(complete(results), parameters)})
+        if args.out:
+            write(args.out, record | {"rows": rule_rows(complete(results), parameters)})
     wanted = sum(len(job.runs) for job in jobs)
     print(f"{len(results)} of {wanted} runs")
     for row in rule_rows(complete(results), parameters):
         edge = "  EDGE" if row["lr_at_the_grids_edge"] else ""
         print(f"{row['rule']} r={row['r']:<3} lr={row['lr']:<8} {row['lr_by_seed']} test {row['test_mean']:.3f}",
-              f"{row['test_by_seed']} by loss lr={row['lr_by_loss']:<8} loss {row['test_loss_mean']}{edge}")  # fmt: skip
+              row["test_by_seed"], f"by loss lr={row['lr_by_loss']:<8} loss {row['test_loss_mean']}{edge}")  # fmt: skip
 
 
 def complete(results: Sequence[dict]) -> list[dict]:
     """The results without those of a seed and setting for which not every rate is there yet."""
-    rates: dict[str, set[float]] = {}
+    rates: dict[tuple, set[float]] = {}
     for x in results:
-        rates.setdefault(x["targets"], set()).add(x["lr"])
+        rates.setdefault((x["targets"], x["batch_size"]), set()).add(x["lr"])
 
     def setting(x: dict) -> tuple:
         return x["task"], x["batch_size"], x["targets"], x["r"], x["lora_alpha"], x["seed"]
@@ -304,7 +306,7 @@ def complete(results: Sequence[dict]) -> list[dict]:
     there: dict[tuple, set[float]] = {}
     for x in results:
         there.setdefault(setting(x), set()).add(x["lr"])
-    return [x for x in results if there[setting(x)] == rates[x["targets"]]]
+    return [x for x in results if there[setting(x)] == rates[x["targets"], x["batch_size"]]]
 
 
 def parameters_of(model: torch.nn.Module, settings: Iterable[tuple[str, int]]) -> dict[tuple[str, int | None], int]:
@@ -328,7 +330,8 @@ def main() -> None:
     parser.add_argument("--trial", action="store_true", help="few settings, few steps")
     args = parser.parse_args()
     args.workers = (7 if args.rules else 12) if args.workers is None else args.workers
-    args.out = args.out or ROOT / "assets" / "measurements" / f"{'alpha_rule' if args.rules else 'rank_sweep'}.json"
+    if args.out is None and not (args.rules and args.trial):
+        args.out = ROOT / "assets" / "measurements" / f"{'alpha_rule' if args.rules else 'rank_sweep'}.json"
     if args.rules:
         return compare_rules(args)
     settings = [*product(TARGETS, RANKS), *CONTROLS.items()]
