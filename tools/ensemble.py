@@ -218,9 +218,10 @@ def results_of(
 ) -> Iterator[list[dict]]:
     """What `measure` gives for each job, as they finish, in `workers` processes (0: in this one, one after another).
 
-    After so many `seconds` the jobs that still run are given up.
+    After so many `seconds` the jobs that still run are given up. The error of a job that fails in its process is raised
+    when the others are done.
     """
-    deadline = time.monotonic() + seconds
+    deadline, failed = time.monotonic() + seconds, None
     if not workers:
         for job in jobs:
             if time.monotonic() < deadline:
@@ -232,7 +233,11 @@ def results_of(
             try:
                 yield finished.next(None if seconds == math.inf else max(0.0, deadline - time.monotonic()))
             except TimeoutError:
-                return
+                break
+            except Exception as error:
+                failed = failed or error
+    if failed:
+        raise failed
 
 
 def in_parts(measure: Callable[[Sequence[Any]], list[dict]], runs: Sequence[Any]) -> list[dict]:

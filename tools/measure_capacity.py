@@ -94,7 +94,8 @@ def measured(job: Job) -> list[dict]:
     token, the mean of each eighth of the steps.
     """
 
-    torch.set_float32_matmul_precision("high")  # TF32, where the device has it
+    if job.device.startswith("cuda"):
+        torch.set_float32_matmul_precision("high")  # TF32
 
     def measure(runs: Sequence[Run]) -> list[dict]:
         strings = {seed: random_strings(job.strings, seed) for seed in {run.seed for run in runs}}

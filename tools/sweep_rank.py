@@ -150,7 +150,7 @@ def measured(job: Job) -> list[dict]:
 
 
 def split_up(runs: Sequence[Run], batch_size: int, length: int = 49) -> list[Sequence[Run]]:
-    """The runs in lists that are each small enough for a stack, nearly even. `length` is that of a batch of translations."""
+    """The runs in lists that are each small enough for a stack, nearly even. `length`: a batch of translations'."""
     each = max(1, TOKENS // (batch_size * length))
     lists = math.ceil(len(runs) / each)
     return [runs[i * len(runs) // lists : (i + 1) * len(runs) // lists] for i in range(lists)]
@@ -344,7 +344,7 @@ def main() -> None:
     table = []
     for steps in all_steps:
         runs = [Run(name, r, lr, seed) for (name, r), lr, seed in product(settings, rates, SEEDS)]
-        results = lora_results(sorted(runs, key=lambda run: run.r), steps, args.device, args.chunk)
+        results = lora_results(sorted(runs, key=lambda run: run.r or 0), steps, args.device, args.chunk)
         jobs = [(lr, seed, steps, args.device) for lr, seed in product(full_rates, SEEDS)]
         with get_context("spawn").Pool(args.workers) as pool:
             results += list(tqdm(pool.imap(full_result, jobs), total=len(jobs), desc="full fine-tuning", mininterval=5))

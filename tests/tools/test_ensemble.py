@@ -118,10 +118,22 @@ def doubled(job):
     return [{"job": 2 * job}]
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, 1])
 def test_jobs_are_all_measured_in_any_number_of_processes(workers):
     found = [x["job"] for part in results_of(doubled, [1, 2, 3], workers=workers) for x in part]
     assert sorted(found) == [2, 4, 6]
+
+
+def doubled_but_2(job):
+    return doubled(job) if job != 2 else 1 / 0
+
+
+def test_a_job_that_fails_loses_none_of_the_others():
+    found = []
+    with pytest.raises(ZeroDivisionError):
+        for part in results_of(doubled_but_2, [2, 3], workers=1):
+            found += part
+    assert found == [{"job": 6}]
 
 
 def test_no_job_begins_after_the_time_is_over():
