@@ -33,7 +33,7 @@ FORMS: dict[str, tuple[bool, bool] | None] = {
     "NF4, restored first": (False, True),
     "bf16 again": None,
 }
-BATCHES = (1, 4, 16, 64)
+BATCHES = (1, 4, 16)
 
 
 def restored_first(layer: Any, x: Tensor) -> Tensor:
