@@ -102,30 +102,6 @@ def test_show_displays_one_fine_picture_whose_text_is_the_title_and_what_is_seen
     assert pixels == (2 * about["width"], 2 * about["height"])
 
 
-def test_a_histogram_counts_every_value_and_draws_the_cut():
-    figure = plots.histogram(
-        {"a": [1, 2, 2, 9], "b": [5, 5]}, title="T", xlabel="tokens", bins=10, cut=(6.0, "max_length")
-    )
-    ax = figure.axes[0]
-    assert (ax.get_title(loc="left"), ax.get_xlabel(), ax.get_ylabel()) == ("T", "tokens", "records")
-    assert list(ax.lines[0].get_xdata()) == [6.0, 6.0] and [t.get_text() for t in ax.texts] == ["max_length"]
-    assert [t.get_text() for t in ax.get_legend().get_texts()] == ["a", "b"]
-    shapes = sorted(ax.patches, key=lambda p: p.get_label())
-    assert len({p.get_hatch() for p in shapes}) == len({p.get_linestyle() for p in shapes}) == 2
-    assert [max(y for _, y in p.get_xy()) for p in shapes] == [2, 2]
-    assert sum(p.get_label() in ("a", "b") for p in shapes) == 2
-
-
-def test_a_histogram_of_one_series_has_no_legend():
-    assert plots.histogram({"a": [1]}, title="T", xlabel="x").axes[0].get_legend() is None
-
-
-@pytest.mark.parametrize(("values", "said"), [({}, "no series"), ({"a": []}, "'a' is empty")])
-def test_a_histogram_of_nothing_is_refused(values, said):
-    with pytest.raises(ValueError, match=said):
-        plots.histogram(values, title="T", xlabel="x")
-
-
 def test_the_bars_are_means_and_every_seed_is_a_dot():
     figure = plots.seed_bars({"first": [90.0, 100.0], "second": [0.0, 10.0, 80.0]}, title="T", xlabel="score (%)")
     (ax,) = figure.axes

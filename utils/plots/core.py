@@ -169,46 +169,6 @@ def bars(
     return figure
 
 
-def histogram(
-    values: Mapping[str, Sequence[float]],
-    *,
-    title: str,
-    xlabel: str,
-    ylabel: str = "records",
-    bins: int = 30,
-    cut: tuple[float, str] | None = None,
-) -> Figure:
-    """How often each size occurs: one outline for each series, over the same bins.
-
-    `cut` draws a vertical line at a value, with words beside it. Raises ValueError when there are no series or one is
-    empty.
-    """
-    if not values:
-        raise ValueError("no series to plot: pass at least one name: values")
-    for name, series in values.items():
-        if not len(series):
-            raise ValueError(f"series {name!r} is empty: there is nothing to count")
-    everything = [v for series in values.values() for v in series] + ([cut[0]] if cut else [])
-    figure, ax = new_figure()
-    with rc_context(_RC):
-        span = (min(everything), max(everything) + 1)
-        for i, (name, series) in enumerate(values.items()):
-            color, style = COLORS[i % len(COLORS)], LINES[i % len(LINES)]
-            ax.hist(
-                series, bins, range=span, histtype="stepfilled", facecolor=(color, 0.25), edgecolor=color,
-                linestyle=style, linewidth=1.5, hatch=HATCHES[i % len(HATCHES)], label=name,
-            )  # fmt: skip
-        if cut:
-            value, words = cut
-            ax.axvline(value, color="#333333", linewidth=1.2, linestyle=(0, (6, 3)))
-            between = ("data", "axes fraction")
-            ax.annotate(words, (value, 0.92), (-4, 0), xycoords=between, textcoords="offset points", ha="right")
-        ax.set(title=title, xlabel=xlabel, ylabel=ylabel)
-        if len(values) > 1:
-            ax.legend()
-    return figure
-
-
 def seed_bars(groups: Mapping[str, Sequence[float]], *, title: str, xlabel: str) -> Figure:
     """A horizontal bar for each group at the mean of its values, the first group on top, and a dot for each value.
 
