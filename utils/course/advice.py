@@ -190,7 +190,7 @@ CHOICES: dict[str, dict[str, Choice]] = {
                 Cell(
                     "06_loading_models",
                     'print(f"{task:14} exact match {scores[0]:5.1f}% in 16 bits, {scores[1]:5.1f}% in 4")',
-                    ("TODO",),
+                    ("translation    exact match 100.0% in 16 bits,  98.0% in 4",),
                 ),
                 _QLORA,
             ),
