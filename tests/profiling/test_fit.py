@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from tests.profiling.rows import setup_of
-from utils import plots
 from utils.models import ASSETS, ROOT
 from utils.models.configs import llama_config
 from utils.profiling import fit
@@ -114,13 +113,3 @@ def test_the_module_runs_as_a_command_and_says_nothing_else():
     command = [sys.executable, "-m", "utils.profiling.fit", "--sizes", "hidden=64,layers=2,heads=x"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1 and done.stderr.startswith("error: --sizes") and done.stderr.count("\n") == 1
-
-
-def test_the_figure_has_a_curve_for_each_way_and_a_level_for_each_card():
-    figure = plots.batches_and_cards({"LoRA": {1: 10.0, 2: 20.0}, "QLoRA": {1: 5.0, 2: 8.0}}, (8, 24), title="t")
-    ax = figure.axes[0]
-    assert len(ax.lines) == 4 and [text.get_text() for text in ax.texts] == ["8 GB card", "24 GB card"]
-    with pytest.raises(ValueError, match="no series"):
-        plots.batches_and_cards({}, (8,), title="t")
-    with pytest.raises(ValueError, match="no card"):
-        plots.batches_and_cards({"LoRA": {1: 10.0}}, (), title="t")

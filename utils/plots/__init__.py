@@ -19,7 +19,7 @@ from utils.plots.core import (
     seed_panels,
     show,
 )
-from utils.plots.memory import batches_and_cards, memory_bars, roofline
+from utils.plots.memory import memory_bars, roofline
 from utils.plots.tensors import code_books, heat_map, pictures, show_tokens, token_panels
 from utils.plots.training import budget_race, by_rank, contour, over_rates, shrinkage, sprint, trial_curves, ward
 
@@ -30,7 +30,6 @@ __all__ = [
     "MARKERS",
     "SIZE",
     "bars",
-    "batches_and_cards",
     "before_after",
     "budget_race",
     "by_rank",

@@ -6,14 +6,12 @@ from collections.abc import Mapping, Sequence
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator
 
 from utils.plots.core import (
     _RC,
     COLORS,
     MARKERS,
     bars,
-    lines,
     new_figure,
 )
 
@@ -38,37 +36,6 @@ def memory_bars(
             ax.annotate(
                 name, (1, gb), (-2, 2), xycoords=("axes fraction", "data"), textcoords="offset points", ha="right",
                 fontsize=8,
-            )  # fmt: skip
-    return figure
-
-
-def batches_and_cards(
-    ways: Mapping[str, Mapping[int, float]], cards: Sequence[float], *, title: str, xlabel: str = "sequences in a batch"
-) -> Figure:
-    """The GB that each way to train needs for each batch, as curves, and the sizes of `cards` in GB as levels.
-
-    Both axes are logarithmic. Raises ValueError when there is no way or no card.
-    """
-    if not cards:
-        raise ValueError("no card to compare with: pass at least one size in GB")
-    series = {way: (list(needs), list(needs.values())) for way, needs in ways.items()}
-    figure = lines(series, title=title, xlabel=xlabel, ylabel="memory needed (GB)", log_x=True, log_y=True)
-    ax = figure.axes[0]
-    batches = sorted({batch for needs in ways.values() for batch in needs})
-    levels = sorted(cards)
-    highest = max([*cards, *(size for needs in ways.values() for size in needs.values())])
-    with rc_context(_RC):
-        ax.set_xticks(batches, [str(batch) for batch in batches])
-        ax.set_yticks(levels, [f"{level:g}" for level in levels])
-        for axis in (ax.xaxis, ax.yaxis):
-            axis.set_minor_locator(NullLocator())
-        ax.set_ylim(top=4 * highest)  # the legend lies above the curves
-        ax.legend(loc="upper left", ncols=2)
-        for card in cards:
-            ax.axhline(card, color="#777777", linewidth=0.8)
-            ax.annotate(
-                f"{card:g} GB card", (1, card), xycoords=("axes fraction", "data"), xytext=(3, 0),
-                textcoords="offset points", va="center", fontsize=8,
             )  # fmt: skip
     return figure
 
