@@ -21,7 +21,7 @@ from utils.plots.core import (
     show,
 )
 from utils.plots.memory import batches_and_cards, memory_bars, roofline
-from utils.plots.tensors import code_books, heat_map, pictures, show_tokens, token_panels
+from utils.plots.tensors import bits_and_errors, code_books, heat_map, pictures, show_tokens, token_panels
 from utils.plots.training import budget_race, by_rank, contour, over_rates, shrinkage, sprint, trial_curves, ward
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "bars",
     "batches_and_cards",
     "before_after",
+    "bits_and_errors",
     "budget_race",
     "by_rank",
     "code_books",
