@@ -1,4 +1,4 @@
-"""What torchao makes of the tiny model's weights in FP8, MXFP4 and NVFP4: the record that chapter 7 and a test are held to.
+"""What torchao makes of the tiny model's weights in FP8, MXFP4 and NVFP4: the record that chapter 7 is held to.
 
     pip install --no-deps --target /tmp/torchao "torchao>=0.18,<1"
     PYTHONPATH=/tmp/torchao:. python -m tools.record_torchao
@@ -95,7 +95,7 @@ def rows(make: Any = torchao_bytes) -> list[dict[str, str]]:
 def main() -> None:
     """Write the record."""
     record = {
-        "what": "codes and scales of the tiny model's linear layers (SHA-256 of their bytes) and of awkward values (hex)",
+        "what": "codes and scales of the tiny model's linear layers (SHA-256 of the bytes), of awkward values (hex)",
         "tool": "python -m tools.record_torchao",
         "date": str(datetime.date.today()),
         "torch": torch.__version__,

@@ -31,7 +31,7 @@ from utils.quant.nf4 import pack_codes, unpack_codes
 
 
 class Format(NamedTuple):
-    """The code book of the elements, the number of them that share a scale (None: all), and what a scale is stored in."""
+    """The elements' code book, the number of them that share a scale (None: all), and what a scale is stored in."""
 
     elements: str
     block: int | None
@@ -117,10 +117,11 @@ def shared_exponents(
 ) -> UInt8[Tensor, " blocks"]:
     """The E8M0 codes of MX scales, from the blocks' largest absolute values: the exponent plus 127.
 
-    "floor" is section 6.3 of the OCP specification: the largest power of two that is no larger than `biggest`, over that
-    in the code book. Values up to a third beyond the code book's end are then cut off. "even" rounds `biggest` to the
-    code book's fraction first, so that what would round up past the end takes the next exponent. "up" takes the
-    smallest power of two with which nothing is cut off, as NVIDIA's libraries do. Raises ValueError for another rounding.
+    "floor" is section 6.3 of the OCP specification: the largest power of two that is no larger than `biggest`, over the
+    one in the code book. Values up to a third beyond the code book's end are then cut off. "even" rounds `biggest` to
+    the code book's fraction first, so that what would round up past the end takes the next exponent. "up" takes the
+    smallest power of two with which nothing is cut off, as NVIDIA's libraries do. Raises ValueError for another
+    rounding.
     """
     if rounding not in ROUNDINGS:
         raise ValueError(f"unknown rounding {rounding!r}: choose one of {', '.join(ROUNDINGS)}")
@@ -137,9 +138,9 @@ def shared_exponents(
 
 
 class Floats(NamedTuple):
-    """A tensor in small floats: codes (two a byte, the first in the low half, where they have 4 bits), scales, and the rest.
+    """A tensor in small floats: its codes and scales, and what is needed to make the tensor again.
 
-    `scales` are E8M0 or E4M3 codes, or float32; `tensor_scale` is there where the format has a second one.
+    Codes of 4 bits are two a byte, the first in the low half. `scales` are E8M0 or E4M3 codes, or float32; `tensor_scale` is there where the format has a second one.
     """
 
     codes: UInt8[Tensor, " bytes"]
