@@ -140,7 +140,8 @@ def shared_exponents(
 class Floats(NamedTuple):
     """A tensor in small floats: its codes and scales, and what is needed to make the tensor again.
 
-    Codes of 4 bits are two a byte, the first in the low half. `scales` are E8M0 or E4M3 codes, or float32; `tensor_scale` is there where the format has a second one.
+    Codes of 4 bits are two a byte, the first in the low half. `scales` are E8M0 or E4M3 codes, or float32;
+    `tensor_scale` is there where the format has a second one.
     """
 
     codes: UInt8[Tensor, " bytes"]
