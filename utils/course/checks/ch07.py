@@ -1,4 +1,4 @@
-"""Chapter 7's exercises: absmax, nearest code, weights back from codes, bits for each weight, an MX block's exponent."""
+"""Chapter 7's exercises: absmax, nearest code, weights back from codes, bits for each weight, an MX exponent."""
 
 from __future__ import annotations
 
@@ -460,10 +460,10 @@ def _drawn_blocks(rng: random.Random) -> tuple[Tensor, int]:
 
 
 def _whole(expected: Any, got: Any) -> bool | str:
-    """Whole numbers in whatever dtype, a float's too."""
-    if isinstance(got, Tensor) and got.is_floating_point() and got.isfinite().all() and torch.equal(got, got.round()):
-        got = got.to(torch.int64)
-    return difference(expected, got, any_dtype=True) or True
+    """Numbers in whatever dtype, a float's too."""
+    if isinstance(got, Tensor) and got.dtype != torch.bool and isinstance(expected, Tensor):
+        expected, got = expected.double(), got.double()
+    return difference(expected, got) or True
 
 
 def _exponents(values: Tensor, block: int, minus: int = 2, rounding=torch.floor, reduce=torch.amax) -> Tensor:
@@ -511,6 +511,12 @@ exercise(
         Mistake(
             lambda values, block: (torch.floor(torch.log2(values.abs().max())) - 2).clamp(min=-127).int().view(1),
             "that is one exponent for all values: each block has its own, .view(-1, block).",
+        ),
+        Mistake(
+            lambda values, block: (
+                (torch.floor(torch.log2(values.abs().max())) - 2).clamp(min=-127).int().repeat(len(values) // block)
+            ),
+            "every block has the exponent of the largest value of all: take the largest of each, .view(-1, block).",
         ),
         Mistake(
             lambda values, block: (
@@ -567,7 +573,7 @@ exercise(
         ),
         Mistake(
             lambda values, block: torch.floor(torch.log2(values.abs().view(-1, block).amax(dim=1))) - 2,
-            "right but for a block of zeros: its logarithm is minus infinity, and E8M0 begins at -127: .clamp(min=-127).",
+            "right but for a block of zeros: its logarithm is minus infinity, and E8M0 begins at -127: clamp it.",
         ),
         Mistake(
             lambda values, block: torch.log2(values.abs().view(-1, block).amax(dim=1)).sub(2).clamp(min=-127),
@@ -580,5 +586,5 @@ exercise(
         "A block of zeros has the logarithm minus infinity: .clamp(min=-127).",
     ],
     why="The power of two below the block's largest value brings it to between 4 and 8, where E2M1 has 4 and 6. frexp "
-    "reads the exponent from the float's bits, and so is exact just below a power of two, where a logarithm may round up.",
+    "reads the exponent from the float's bits: exact just below a power of two, where a logarithm may round up.",
 )
