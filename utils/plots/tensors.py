@@ -101,7 +101,8 @@ def bits_and_errors(
     if not panels or not all(panels.values()) or not all(c for curves in panels.values() for c in curves.values()):
         raise ValueError("nothing to plot: every panel needs at least one name: [(block, bits, error), ...]")
     names = list(dict.fromkeys(name for curves in panels.values() for name in curves))
-    figure, axes = new_panels(len(panels), size=(SIZE[0], 1.15 * SIZE[1]))
+    beside = ((0, 8), (0, -9), (0, 8), (12, 3))  # so that curves which nearly coincide don't write over each other
+    figure, axes = new_panels(len(panels), size=(SIZE[0], 1.25 * SIZE[1]))
     with rc_context(_RC):
         for ax, (panel, curves) in zip(axes, panels.items(), strict=True):
             for name, points in curves.items():
@@ -113,15 +114,15 @@ def bits_and_errors(
                 )  # fmt: skip
                 for block, x, y in zip(blocks, bits, errors, strict=True):
                     ax.annotate(
-                        str(block), (x, y), xytext=(0, 4), textcoords="offset points", ha="center", fontsize=7,
-                        color=COLORS[i % len(COLORS)],
+                        str(block), (x, y), xytext=beside[i % len(beside)], textcoords="offset points", ha="center",
+                        va="center", fontsize=7, color=COLORS[i % len(COLORS)],
                     )  # fmt: skip
             ax.set_title(panel, loc="left", fontsize=10, fontweight="normal")
             ax.set(xlabel=xlabel, ylabel=ylabel)
             ax.margins(y=0.12)
         figure.suptitle(title, fontsize=11, fontweight="bold", x=0.01, ha="left")
         handles = {label: h for ax in axes for h, label in zip(*ax.get_legend_handles_labels(), strict=True)}
-        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles))
+        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=2)
     return figure
 
 
