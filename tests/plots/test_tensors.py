@@ -114,3 +114,22 @@ def test_token_panels_of_one_setting():
 def test_token_panels_refuse_what_does_not_fit(panels, said):
     with pytest.raises(ValueError, match=said):
         plots.token_panels(["a", "b"], panels, title="T")
+
+
+def test_every_point_of_bits_and_errors_has_its_block_written_beside_it():
+    panels = {"one": {"a": [(64, 4.5, 9.0), (32, 5.0, 8.0)], "b": [(16, 4.5, 9.5)]}, "two": {"b": [(16, 4.5, 30.0)]}}
+    figure = plots.bits_and_errors(panels, **LABELS)
+    for ax, (name, curves) in zip(figure.axes, panels.items(), strict=True):
+        assert ax.get_title(loc="left") == name
+        wanted = [(str(block), (bits, error)) for points in curves.values() for block, bits, error in points]
+        assert [(note.get_text(), note.xy) for note in ax.texts] == wanted
+        assert [line.get_label() for line in ax.lines] == list(curves)
+    first, second = figure.axes
+    assert first.lines[1].get_marker() == second.lines[0].get_marker() != first.lines[0].get_marker()
+    assert second.get_ylim()[0] > first.get_ylim()[1], "each panel has a y axis of its own"
+
+
+@pytest.mark.parametrize("panels", [{}, {"one": {}}, {"one": {"a": []}}])
+def test_bits_and_errors_of_nothing_are_refused(panels):
+    with pytest.raises(ValueError, match="nothing to plot"):
+        plots.bits_and_errors(panels, **LABELS)

@@ -20,7 +20,7 @@ from utils.plots.core import (
     show,
 )
 from utils.plots.memory import memory_bars, roofline
-from utils.plots.tensors import code_books, heat_map, pictures, show_tokens, token_panels
+from utils.plots.tensors import bits_and_errors, code_books, heat_map, pictures, show_tokens, token_panels
 from utils.plots.training import budget_race, by_rank, contour, over_rates, shrinkage, sprint, trial_curves, ward
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "SIZE",
     "bars",
     "before_after",
+    "bits_and_errors",
     "budget_race",
     "by_rank",
     "code_books",

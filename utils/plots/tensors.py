@@ -13,6 +13,7 @@ from utils.plots.core import (
     _RC,
     COLORS,
     HATCHES,
+    LINES,
     MARKERS,
     SIZE,
     new_figure,
@@ -87,6 +88,41 @@ def code_books(values: Sequence[float], books: Mapping[str, Sequence[float]], *,
         ax.set_ylim(-step * (len(books) + 0.7), 1.05 * highest)
         ax.set(title=title, xlabel=xlabel, ylabel="density")
         ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return figure
+
+
+def bits_and_errors(
+    panels: Mapping[str, Mapping[str, Sequence[tuple[int, float, float]]]], *, title: str, xlabel: str, ylabel: str
+) -> Figure:
+    """Panels of curves, each with its own y axis; a point is (block, bits, error), and its block is written beside it.
+
+    Raises ValueError when there is no panel, or a panel or a curve without points.
+    """
+    if not panels or not all(panels.values()) or not all(c for curves in panels.values() for c in curves.values()):
+        raise ValueError("nothing to plot: every panel needs at least one name: [(block, bits, error), ...]")
+    names = list(dict.fromkeys(name for curves in panels.values() for name in curves))
+    beside = ((0, 8), (0, -9), (0, 8), (12, 3))  # so that curves which nearly coincide don't write over each other
+    figure, axes = new_panels(len(panels), size=(SIZE[0], 1.25 * SIZE[1]))
+    with rc_context(_RC):
+        for ax, (panel, curves) in zip(axes, panels.items(), strict=True):
+            for name, points in curves.items():
+                i = names.index(name)
+                blocks, bits, errors = zip(*points, strict=True)
+                ax.plot(
+                    bits, errors, color=COLORS[i % len(COLORS)], linestyle=LINES[i % len(LINES)],
+                    marker=MARKERS[i % len(MARKERS)], markersize=4, label=name,
+                )  # fmt: skip
+                for block, x, y in zip(blocks, bits, errors, strict=True):
+                    ax.annotate(
+                        str(block), (x, y), xytext=beside[i % len(beside)], textcoords="offset points", ha="center",
+                        va="center", fontsize=7, color=COLORS[i % len(COLORS)],
+                    )  # fmt: skip
+            ax.set_title(panel, loc="left", fontsize=10, fontweight="normal")
+            ax.set(xlabel=xlabel, ylabel=ylabel)
+            ax.margins(y=0.12)
+        figure.suptitle(title, fontsize=11, fontweight="bold", x=0.01, ha="left")
+        handles = {label: h for ax in axes for h, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=2)
     return figure
 
 

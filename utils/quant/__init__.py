@@ -1,4 +1,4 @@
-"""Fewer bits: absmax rounding and NF4, by hand."""
+"""Fewer bits: absmax rounding, NF4, and the small floats FP8, MXFP4 and NVFP4, by hand."""
 
 from utils.front_door import front_door
 
@@ -7,5 +7,6 @@ __getattr__, __dir__, __all__ = front_door(
     {
         "absmax": "absmax_int8 from_absmax_int8 relative_error",
         "nf4": "code_book dequantize quantize unpack_codes",
+        "small_floats": "dequantize_floats float_book float_codes quantize_floats shared_exponents",
     },
 )

@@ -1,4 +1,4 @@
-"""Chapter 7's exercises: absmax, nearest code, weights back from codes, bits for each weight."""
+"""Chapter 7's exercises: absmax, nearest code, weights back from codes, bits for each weight, an MX exponent."""
 
 from __future__ import annotations
 
@@ -98,6 +98,10 @@ exercise(
         Mistake(
             lambda values: (_steps(values)[0].int(), values.abs().max()),
             "your steps are int32, and those take four bytes each, as much as before: int8 takes one.",
+        ),
+        Mistake(
+            lambda values: (_steps(values)[0].to(torch.int16), values.abs().max()),
+            "your steps are int16, two bytes each: -127 to 127 fits into one byte, int8.",
         ),
         Mistake(
             lambda values: (_steps(values)[0].to(torch.uint8), values.abs().max()),
@@ -438,4 +442,149 @@ exercise(
     ],
     why="What is shared is divided by the number of weights that share it: block of them the 8-bit scale, "
     "block * scale_block of them the float32 above it.",
+)
+
+# --------------------------------------------------------------------------------------- an MX block's exponent
+
+
+def _drawn_blocks(rng: random.Random) -> tuple[Tensor, int]:
+    block, blocks = rng.choice([1, 2, 4, 8, 16, 32]), rng.randint(1, 6)
+    values = torch.randn(blocks, block) * 10.0 ** (torch.rand(blocks, 1) * 8 - 5)
+    if rng.random() < 0.3:
+        values[rng.randrange(blocks)] = 0.0
+    if rng.random() < 0.3:
+        values[rng.randrange(blocks)] = rng.choice([-1, 1]) * 2.0 ** rng.randint(-6, 6)
+    if rng.random() < 0.2:
+        values = -values.abs()
+    return values.flatten(), block
+
+
+def _whole(expected: Any, got: Any) -> bool | str:
+    """Numbers in whatever dtype, a float's too."""
+    if isinstance(got, Tensor) and got.dtype != torch.bool and isinstance(expected, Tensor):
+        expected, got = expected.double(), got.double()
+    return difference(expected, got) or True
+
+
+def _exponents(values: Tensor, block: int, minus: int = 2, rounding=torch.floor, reduce=torch.amax) -> Tensor:
+    biggest = reduce(values.abs().view(-1, block), dim=1)
+    return (rounding(torch.log2(biggest)) - minus).clamp(min=-127).int()
+
+
+exercise(
+    "mx_exponents",
+    reference=lesson.mx_exponents,
+    cases=[
+        lambda: (torch.tensor([0.3, -5.0, 1.0, 0.7, 0.2, 0.1, -0.05, 0.0]), 4),
+        lambda: (torch.tensor([6.0, 7.9, -8.0, 3.0, 0.0, 0.0]), 2),
+        lambda: (torch.randn(64) * 0.02, 32),
+    ],
+    drawn=_drawn_blocks,
+    compare=_whole,
+    mistakes=[
+        Mistake(
+            lambda values, block: _exponents(values, block, minus=0),
+            "the 2 is missing: with your scale the largest value lands at 1 to 2, and half of E2M1's entries, which "
+            "end at 6, are never used. Subtract the exponent of 4, the power of two in 6.",
+        ),
+        Mistake(
+            lambda values, block: _exponents(values, block, rounding=torch.round),
+            "you round the logarithm to the nearest whole number; the rule rounds it down: floor.",
+        ),
+        Mistake(
+            lambda values, block: _exponents(values, block, rounding=torch.ceil),
+            "you round the logarithm up; the specification's rule rounds it down: floor.",
+        ),
+        Mistake(
+            lambda values, block: _exponents(values, block, rounding=torch.trunc),
+            "cutting off the fraction rounds negative logarithms up: -4.3 becomes -4, and floor makes it -5.",
+        ),
+        Mistake(
+            lambda values, block: (
+                (torch.floor(torch.log2(values.view(-1, block).amax(dim=1).clamp(min=0))) - 2)
+                .nan_to_num(-127, neginf=-127)
+                .clamp(min=-127)
+                .int()
+            ),
+            "you took the largest value; -5 is larger than 1 in size: take absolute values first.",
+        ),
+        Mistake(
+            lambda values, block: (torch.floor(torch.log2(values.abs().max())) - 2).clamp(min=-127).int().view(1),
+            "that is one exponent for all values: each block has its own, .view(-1, block).",
+        ),
+        Mistake(
+            lambda values, block: (
+                (torch.floor(torch.log2(values.abs().max())) - 2).clamp(min=-127).int().repeat(len(values) // block)
+            ),
+            "every block has the exponent of the largest value of all: take the largest of each, .view(-1, block).",
+        ),
+        Mistake(
+            lambda values, block: (
+                torch.floor(torch.log(values.abs().view(-1, block).amax(dim=1)) - 2).clamp(min=-127).int()
+            ),
+            "that is the natural logarithm; an exponent of two needs torch.log2.",
+        ),
+        Mistake(
+            lambda values, block: (
+                torch.floor(torch.log2(values.abs().view(-1, block).amax(dim=1) / 6)).clamp(min=-127).int()
+            ),
+            "you divide by 6, the end of the list. The rule takes the power of two in it, 4: where the largest value's "
+            "digits lie between 1 and 1.5 yours is one lower.",
+        ),
+        Mistake(
+            lambda values, block: lesson.mx_exponents(values, block) + 127,
+            "those are the bytes that are stored, x + 127: asked for is x itself.",
+        ),
+        Mistake(
+            lambda values, block: 2.0 ** lesson.mx_exponents(values, block).float(),
+            "those are the scales, 2 to the power of x: asked for is x itself.",
+        ),
+        Mistake(
+            lambda values, block: _exponents(values, block, reduce=torch.amin),
+            "you took the smallest of each block; the scale has to fit the largest.",
+        ),
+        Mistake(
+            lambda values, block: _exponents(values, block, reduce=torch.mean),
+            "you took the mean of each block; the scale has to fit the largest.",
+        ),
+        Mistake(
+            lambda values, block: _exponents(values, len(values) // block),
+            "your rows are as long as there are blocks: .view(-1, block) makes a row of each block, .view(block, -1) "
+            "doesn't.",
+        ),
+        Mistake(
+            lambda values, block: (
+                (torch.floor(torch.log2(values.abs().view(block, -1).amax(dim=0))) - 2).clamp(min=-127).int()
+            ),
+            "your blocks are made of values that lie far apart: a block is `block` values next to each other, a row of "
+            ".view(-1, block).",
+        ),
+        Mistake(
+            lambda values, block: torch.frexp(values.abs().view(-1, block).amax(dim=1)).exponent - 3,
+            "right but for a block of zeros: its exponent is -127, the lowest there is.",
+        ),
+        Mistake(
+            lambda values, block: torch.where(
+                values.abs().view(-1, block).amax(dim=1) > 0,
+                torch.frexp(values.abs().view(-1, block).amax(dim=1)).exponent - 2,
+                -127,
+            ),
+            "one too high: frexp's fraction lies between 0.5 and 1, so its exponent is that of floor(log2) plus 1.",
+        ),
+        Mistake(
+            lambda values, block: torch.floor(torch.log2(values.abs().view(-1, block).amax(dim=1))) - 2,
+            "right but for a block of zeros: its logarithm is minus infinity, and E8M0 begins at -127: clamp it.",
+        ),
+        Mistake(
+            lambda values, block: torch.log2(values.abs().view(-1, block).amax(dim=1)).sub(2).clamp(min=-127),
+            "your exponents have fractions, and E8M0 stores whole numbers: floor the logarithm.",
+        ),
+    ],
+    hints=[
+        "The largest absolute value of each block: values.abs().view(-1, block).amax(dim=1).",
+        "Its logarithm to the base 2, rounded down, minus 2.",
+        "A block of zeros has the logarithm minus infinity: .clamp(min=-127).",
+    ],
+    why="The power of two below the block's largest value brings it to between 4 and 8, where E2M1 has 4 and 6. frexp "
+    "reads the exponent from the float's bits: exact just below a power of two, where a logarithm may round up.",
 )

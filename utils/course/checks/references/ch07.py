@@ -27,3 +27,10 @@ def dequantized(codes, scales, book, block, dtype):
 # -------- double_quant_bits
 def double_quant_bits(block, scale_block):
     return 4 + 8 / block + 32 / (block * scale_block)
+
+
+# -------- mx_exponents
+def mx_exponents(values, block):
+    biggest = values.abs().view(-1, block).amax(dim=1)
+    exponents = torch.frexp(biggest).exponent - 1 - 2  # frexp's fraction lies between 0.5 and 1
+    return torch.where(biggest > 0, exponents, -127).clamp(min=-127)
