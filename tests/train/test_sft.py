@@ -43,7 +43,7 @@ def trainer_in(folder, tokenizer, *, data=None, recipe=RECIPE, callbacks=(), ada
     )  # fmt: skip
 
 
-# ------------------------------------------------------------------------------------------- the guide's arguments
+# ------------------------------------------------------------------------------------------- arguments of 2023
 
 
 def _parameters(where):
@@ -52,26 +52,26 @@ def _parameters(where):
     return set(inspect.signature(SFTConfig if where == "TrainingArguments" else SFTTrainer).parameters)
 
 
-@pytest.mark.parametrize("line", sft.GUIDE_LINES, ids=lambda line: line.argument)
-def test_every_line_of_the_guide_is_what_the_table_says_it_is_in_the_installed_trl(line):
+@pytest.mark.parametrize("line", sft.OLD_ARGUMENTS, ids=lambda line: line.argument)
+def test_every_old_argument_is_what_the_table_says_it_is_in_the_installed_trl(line):
     accepted = _parameters(line.where)
     if line.fate == "same":
-        assert line.argument in accepted, f"{line.argument} is not accepted any more: correct sft.GUIDE_LINES"
+        assert line.argument in accepted, f"{line.argument} is not accepted any more: correct sft.OLD_ARGUMENTS"
     else:
-        assert line.argument not in accepted, f"{line.argument} is accepted again: correct sft.GUIDE_LINES"
+        assert line.argument not in accepted, f"{line.argument} is accepted again: correct sft.OLD_ARGUMENTS"
     if line.fate == "renamed":
-        assert line.today in accepted, f"{line.argument} is {line.today} no more: correct sft.GUIDE_LINES"
+        assert line.today in accepted, f"{line.argument} is {line.today} no more: correct sft.OLD_ARGUMENTS"
     if line.fate == "elsewhere":
         assert line.today in _parameters("TrainingArguments"), f"{line.today} is no field of SFTConfig any more"
     if line.fate == "gone":
         assert line.today is None and line.why
 
 
-def test_the_table_has_every_argument_of_the_guides_two_calls():
-    arguments = [line.argument for line in sft.GUIDE_LINES]
+def test_the_table_has_every_argument_of_the_two_calls():
+    arguments = [line.argument for line in sft.OLD_ARGUMENTS]
     assert len(set(arguments)) == len(arguments)
-    assert sum(line.where == "TrainingArguments" for line in sft.GUIDE_LINES) == 28
-    assert sum(line.where == "SFTTrainer" for line in sft.GUIDE_LINES) == 9
+    assert sum(line.where == "TrainingArguments" for line in sft.OLD_ARGUMENTS) == 28
+    assert sum(line.where == "SFTTrainer" for line in sft.OLD_ARGUMENTS) == 9
 
 
 def test_settings_that_the_course_passes_are_fields_of_sftconfig(tmp_path):
@@ -91,7 +91,7 @@ def test_checkpointing_goes_by_one_name_and_warns_of_nothing(tmp_path, on, recwa
     assert not [w for w in recwarn if issubclass(w.category, FutureWarning)]
 
 
-def test_the_guides_names_are_refused_with_todays_name(tmp_path):
+def test_old_names_are_refused_with_todays_name(tmp_path):
     with pytest.raises(TypeError, match=r"evaluation_strategy \(eval_strategy\)"):
         sft.sft_config(tmp_path, RECIPE, evaluation_strategy="steps")
     with pytest.raises(TypeError, match="no field learnin_rate"):

@@ -22,7 +22,17 @@ from utils.plots.core import (
 )
 from utils.plots.memory import batches_and_cards, memory_bars, roofline
 from utils.plots.tensors import code_books, heat_map, pictures, show_tokens, token_panels
-from utils.plots.training import budget_race, by_rank, contour, over_rates, shrinkage, sprint, trial_curves, ward
+from utils.plots.training import (
+    budget_race,
+    by_rank,
+    contour,
+    over_rates,
+    run_log,
+    shrinkage,
+    sprint,
+    trial_curves,
+    ward,
+)
 
 __all__ = [
     "COLORS",
@@ -50,6 +60,7 @@ __all__ = [
     "pictures",
     "plain_log_ticks",
     "roofline",
+    "run_log",
     "seed_bars",
     "seed_panels",
     "show",
