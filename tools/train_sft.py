@@ -35,7 +35,7 @@ OUT = ROOT / "assets" / "measurements" / "sft.json"
 SEEDS = (0, 1, 2)
 
 KNOBS: dict[str, dict] = {
-    "as in the lesson": {},
+    "unchanged": {},
     "no warm-up": {"warmup_steps": 0},
     "half of it warm-up": {"warmup_steps": 0.5},
     "no clipping": {"max_grad_norm": 0.0},

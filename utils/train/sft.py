@@ -4,7 +4,7 @@ Everything that can be wrong with the data, the lengths or a checkpoint is looke
 
 Attributes:
     MAX_LENGTH: Tokens of an example, in the course's runs: more than any of its examples has.
-    OLD_ARGUMENTS: Arguments of TrainingArguments and SFTTrainer in tutorials of 2023, and what became of each (claims C31, C32).
+    OLD_ARGUMENTS: Arguments of TrainingArguments and SFTTrainer in tutorials of 2023, and their fate (claims C31, C32).
     TRACKERS: Values of `report_to` that the course knows, each with the package that it needs.
     FORMS: The columns of the dataset forms that SFTTrainer knows, as far as the course uses them.
 """
