@@ -427,6 +427,17 @@ def test_trl_leaves_doras_magnitudes_in_float32_beside_bf16_adapters(tmp_path, t
     assert dtypes == {(False, torch.bfloat16), (True, torch.float32)}
 
 
+@pytest.mark.parametrize(("chosen", "dtype"), [({}, torch.float32), ({"dtype": "bfloat16"}, torch.bfloat16)])
+def test_what_isnt_quantized_comes_in_float32_from_a_name_unless_a_dtype_is_given(tmp_path, chosen, dtype):
+    from trl import SFTTrainer
+
+    trainer = SFTTrainer(
+        model=str(models.ASSETS / "tiny-llama"), train_dataset=pairs(4), peft_config=sft.lora_config(RECIPE),
+        args=sft.sft_config(tmp_path, RECIPE, model_init_kwargs=chosen), quantization_config=models.four_bit_config(),
+    )  # fmt: skip
+    assert {p.dtype for p in trainer.model.parameters() if not p.requires_grad} == {torch.uint8, dtype}
+
+
 def test_qlora_learns_the_same_with_and_without_preparation(tmp_path, tokenizer):
     from peft import prepare_model_for_kbit_training
 
