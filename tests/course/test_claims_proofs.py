@@ -56,6 +56,20 @@ def test_c20_a_model_spread_over_devices_is_refused_by_several_processes(monkeyp
     assert accelerator.verify_device_map(spread) and not accelerator.verify_device_map(own)
 
 
+def test_c30_lora_of_rank_8_on_llama_2_7b_trains_8_388_608_parameters(capsys):
+    from peft import LoraConfig, get_peft_model
+
+    from utils.models import meta_model
+
+    for targets in (["q_proj", "k_proj", "v_proj", "o_proj"], ["q_proj", "v_proj"]):
+        config = LoraConfig(r=8, lora_alpha=16, target_modules=targets, task_type="CAUSAL_LM")
+        get_peft_model(meta_model("Llama-2-7B"), config).print_trainable_parameters()
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == "trainable params: 8,388,608 || all params: 6,746,804,224 || trainable%: 0.1243"
+    assert second.startswith("trainable params: 4,194,304 ")
+    assert round(6_746_804_224 / 8_388_608) == 804
+
+
 def test_c31_a_warm_up_below_one_is_a_share_and_the_default_rate_is_2e_5(tmp_path):
     from trl import SFTConfig
 

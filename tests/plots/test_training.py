@@ -212,3 +212,25 @@ def test_seven_runs_of_a_sprint_look_different_in_grey():
 def test_sprint_refuses_what_it_can_not_compare(curves, apart, words):
     with pytest.raises(ValueError, match=words):
         plots.sprint(curves, title="T", xlabel="x", ylabel="y", apart=apart)
+
+
+def history():
+    steps = [{"step": n, "loss": 4 / n, "grad_norm": 2 / n, "learning_rate": 0.1, "entropy": 1.0} for n in (1, 2, 3)]
+    return [*steps, {"step": 3, "eval_loss": 1.5, "eval_entropy": 0.9}, {"step": 3, "train_runtime": 1.0}]
+
+
+def test_a_run_log_has_a_panel_for_each_quantity_and_held_out_values_as_markers():
+    figure = plots.run_log(history(), title="A run", max_norm=1.0)
+    loss, norm, rate, entropy, accuracy, legend = figure.axes
+    assert [list(line.get_xdata()) for line in loss.lines] == [[1, 2, 3], [3]]
+    assert list(loss.lines[1].get_ydata()) == [1.5] and loss.lines[1].get_linestyle() == "None"
+    assert (len(norm.lines), len(rate.lines), len(entropy.lines), len(accuracy.lines)) == (2, 1, 2, 0)
+    assert loss.get_yscale() == norm.get_yscale() == "log" and rate.get_yscale() == "linear"
+    assert [t.get_text() for t in legend.get_legend().get_texts()] == [
+        "training, each logged step", "held-out data", "max_grad_norm",
+    ]  # fmt: skip
+
+
+def test_a_run_log_without_a_loss_is_refused():
+    with pytest.raises(ValueError, match="no entry of the history has a loss"):
+        plots.run_log([{"step": 1, "eval_loss": 2.0}], title="A run")

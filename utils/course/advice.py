@@ -271,8 +271,8 @@ CHOICES: dict[str, dict[str, Choice]] = {
             (
                 Cell(
                     "09_sft_training",
-                    'means = [100 * sum(row[way]) / len(row[way]) for way in ("lora", "qlora")]',
-                    ("sentiment           0%  100.0%", "summarization       0%  100.0%"),
+                    'means = [sum(row[way]) / len(row[way]) for way in ("lora", "qlora")]',
+                    ("sentiment       100.0%  100.0%", "summarization   100.0%  100.0%"),
                 ),
                 Cell(
                     "03_the_lora_update",

@@ -19,9 +19,25 @@ from utils.plots.core import (
     seed_panels,
     show,
 )
+<<<<<<< HEAD
 from utils.plots.memory import memory_bars, roofline
 from utils.plots.tensors import bits_and_errors, code_books, heat_map, pictures, show_tokens, token_panels
 from utils.plots.training import budget_race, by_rank, contour, over_rates, shrinkage, sprint, trial_curves, ward
+=======
+from utils.plots.memory import batches_and_cards, memory_bars, roofline
+from utils.plots.tensors import code_books, heat_map, pictures, show_tokens, token_panels
+from utils.plots.training import (
+    budget_race,
+    by_rank,
+    contour,
+    over_rates,
+    run_log,
+    shrinkage,
+    sprint,
+    trial_curves,
+    ward,
+)
+>>>>>>> c09
 
 __all__ = [
     "COLORS",
@@ -48,6 +64,7 @@ __all__ = [
     "pictures",
     "plain_log_ticks",
     "roofline",
+    "run_log",
     "seed_bars",
     "seed_panels",
     "show",

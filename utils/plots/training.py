@@ -248,6 +248,50 @@ def ward(charts: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, title
     return figure
 
 
+def run_log(history: Sequence[Mapping[str, float]], *, title: str, max_norm: float | None = None) -> Figure:
+    """What a trainer logged, a panel for each quantity: `history` is transformers' ``trainer.state.log_history``.
+
+    The panels are loss, gradient norm (both logarithmic), learning rate, entropy and token accuracy, over the step. A
+    panel has the training's values as a line and the held-out data's (`eval_...`) as markers; `max_norm` draws the line
+    at which gradients are clipped. Raises ValueError when no entry has a loss.
+    """
+    trained = [entry for entry in history if "loss" in entry]
+    held_out = [entry for entry in history if "eval_loss" in entry]
+    if not trained:
+        raise ValueError("nothing to plot: no entry of the history has a loss")
+    names = {
+        "loss": "loss (nats per label)", "grad_norm": "gradient norm", "learning_rate": "learning rate",
+        "entropy": "entropy (nats per label)", "mean_token_accuracy": "token accuracy (share)",
+    }  # fmt: skip
+    with rc_context(_RC):
+        figure = Figure(figsize=(SIZE[0], 4.6), layout="constrained")
+        axes = figure.subplots(2, 3, squeeze=True, sharex=True).flat
+        for ax, (name, words) in zip(axes, names.items(), strict=False):
+            for entries, key, look in (
+                (trained, name, {"color": COLORS[0], "label": "training, each logged step"}),
+                (held_out, f"eval_{name}", {"color": COLORS[1], "linestyle": "none", "marker": "D", "markersize": 6}),
+            ):
+                points = [(entry["step"], entry[key]) for entry in entries if key in entry]
+                if points:
+                    label = {} if "label" in look else {"label": "held-out data"}
+                    ax.plot(*zip(*points, strict=True), linewidth=1.3, **look, **label)
+            ax.set_title(words, loc="left", fontsize=10, fontweight="normal")
+            if name in ("loss", "grad_norm"):
+                ax.set_yscale("log")
+                ax.minorticks_off()
+                ax.yaxis.set_major_formatter("{x:g}")
+            if name == "grad_norm" and max_norm:
+                ax.axhline(max_norm, color="#555555", linewidth=1, linestyle=(0, (6, 3)), label="max_grad_norm")
+            ax.set_xlabel("step")
+            ax.tick_params(labelbottom=True)
+        last = figure.axes[-1]
+        last.set_axis_off()
+        found = {text: h for ax in figure.axes for h, text in zip(*ax.get_legend_handles_labels(), strict=True)}
+        last.legend(found.values(), found.keys(), loc="center", frameon=False)
+        figure.suptitle(title, fontsize=11, fontweight="bold", x=0.01, ha="left")
+    return figure
+
+
 def over_rates(
     series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
     *,

@@ -16,7 +16,7 @@ __getattr__, __dir__, __all__ = front_door(
         "recipes": "RECIPES Recipe held_out recipe",
         "run_folder": "is_trained keep_adapter last_checkpoint unfinished",
         "settings": "Settings",
-        "sft": "GUIDE_LINES lora_config resume sft_config sft_trainer tracker trained_tokens",
+        "sft": "OLD_ARGUMENTS lora_config resume sft_config sft_trainer tracker trained_tokens",
         "study": (
             "Arm Work best_so_far finished from_record go_on last_loss objective open_study spent suggest "
             "teacher_forced"

@@ -4,7 +4,7 @@ Everything that can be wrong with the data, the lengths or a checkpoint is looke
 
 Attributes:
     MAX_LENGTH: Tokens of an example, in the course's runs: more than any of its examples has.
-    GUIDE_LINES: Every line of 7.2 and 7.3 of *LoRA: Zero to Hero*, in its order (claims C31 and C32).
+    OLD_ARGUMENTS: Arguments of TrainingArguments and SFTTrainer in tutorials of 2023, and their fate (claims C31, C32).
     TRACKERS: Values of `report_to` that the course knows, each with the package that it needs.
     FORMS: The columns of the dataset forms that SFTTrainer knows, as far as the course uses them.
 """
@@ -42,15 +42,15 @@ if TYPE_CHECKING:
 
 MAX_LENGTH = 256
 
-# ---------------------------------------------------------------------------------- what became of the document's lines
+# ------------------------------------------------------------------------------------ what became of old arguments
 
 Fate = Literal["same", "renamed", "gone", "elsewhere"]
 
 
-class GuideLine(NamedTuple):
-    """One argument in section 7 of *LoRA: Zero to Hero*, and what it is in today's TRL.
+class OldArgument(NamedTuple):
+    """One argument of a fine-tuning script from 2023, and what it is in today's TRL.
 
-    where: the call that it is passed to there. fate: "same" (accepted), "renamed" (to `today`), "elsewhere" (moved to
+    where: the call that it was passed to. fate: "same" (accepted), "renamed" (to `today`), "elsewhere" (moved to
     another call, as `today`), "gone". why: a sentence for the reader.
     """
 
@@ -61,13 +61,13 @@ class GuideLine(NamedTuple):
     why: str
 
 
-def _same(*arguments: str, why: str = "") -> list[GuideLine]:
-    return [GuideLine(a, "TrainingArguments", "same", a, why) for a in arguments]
+def _same(*arguments: str, why: str = "") -> list[OldArgument]:
+    return [OldArgument(a, "TrainingArguments", "same", a, why) for a in arguments]
 
 
-GUIDE_LINES: tuple[GuideLine, ...] = (
+OLD_ARGUMENTS: tuple[OldArgument, ...] = (
     *_same("output_dir"),
-    GuideLine("overwrite_output_dir", "TrainingArguments", "gone", None, "a folder is never emptied for you"),
+    OldArgument("overwrite_output_dir", "TrainingArguments", "gone", None, "a folder is never emptied for you"),
     *_same("num_train_epochs", "per_device_train_batch_size", "per_device_eval_batch_size"),
     *_same("gradient_accumulation_steps"),
     *_same("learning_rate", why="SFTConfig's own default, 2e-5, is meant for full fine-tuning"),
@@ -78,28 +78,30 @@ GUIDE_LINES: tuple[GuideLine, ...] = (
     *_same("bf16", why="SFTConfig turns it on by itself, and so raises where there is no GPU"),
     *_same("tf32", why="True raises on anything but an Ampere or newer GPU"),
     *_same("logging_steps"),
-    GuideLine(
+    OldArgument(
         "logging_dir", "TrainingArguments", "gone", None, "TensorBoard's folder is the variable TENSORBOARD_LOGGING_DIR"
     ),
     *_same("report_to", why="wandb needs its package and an account"),
     *_same("save_strategy", "save_steps", "save_total_limit"),
-    GuideLine("evaluation_strategy", "TrainingArguments", "renamed", "eval_strategy", "renamed in transformers 4.41"),
+    OldArgument("evaluation_strategy", "TrainingArguments", "renamed", "eval_strategy", "renamed in transformers 4.41"),
     *_same("eval_steps"),
     *_same("load_best_model_at_end", why="evaluation and saving must come at the same steps"),
     *_same("metric_for_best_model", "greater_is_better"),
     *_same("gradient_checkpointing", why="TRL turns it on; newer transformers say activation_checkpointing"),
     *_same("ddp_find_unused_parameters"),
-    GuideLine("model", "SFTTrainer", "same", "model", ""),
-    GuideLine("train_dataset", "SFTTrainer", "same", "train_dataset", ""),
-    GuideLine("eval_dataset", "SFTTrainer", "same", "eval_dataset", ""),
-    GuideLine("tokenizer", "SFTTrainer", "renamed", "processing_class", "it may also be an image processor"),
-    GuideLine(
+    OldArgument("model", "SFTTrainer", "same", "model", ""),
+    OldArgument("train_dataset", "SFTTrainer", "same", "train_dataset", ""),
+    OldArgument("eval_dataset", "SFTTrainer", "same", "eval_dataset", ""),
+    OldArgument("tokenizer", "SFTTrainer", "renamed", "processing_class", "it may also be an image processor"),
+    OldArgument(
         "formatting_func", "SFTTrainer", "same", "formatting_func", "ignored when the dataset is tokenized already"
     ),
-    GuideLine("data_collator", "SFTTrainer", "same", "data_collator", "the guide never defines the one it passes"),
-    GuideLine("args", "SFTTrainer", "same", "args", "an SFTConfig"),
-    GuideLine("packing", "SFTTrainer", "elsewhere", "packing", "now a field of SFTConfig"),
-    GuideLine("max_seq_length", "SFTTrainer", "elsewhere", "max_length", "now a field of SFTConfig"),
+    OldArgument(
+        "data_collator", "SFTTrainer", "same", "data_collator", "seldom needed: SFTTrainer has its own, which pads"
+    ),
+    OldArgument("args", "SFTTrainer", "same", "args", "an SFTConfig"),
+    OldArgument("packing", "SFTTrainer", "elsewhere", "packing", "now a field of SFTConfig"),
+    OldArgument("max_seq_length", "SFTTrainer", "elsewhere", "max_length", "now a field of SFTConfig"),
 )
 
 
@@ -118,10 +120,10 @@ def sft_config(output_dir: str | Path, recipe: Recipe, **changes: Any) -> SFTCon
 
     unknown = sorted(set(changes) - set(SFTConfig.__dataclass_fields__))
     if unknown:
-        today = {line.argument: line for line in GUIDE_LINES}
+        today = {line.argument: line for line in OLD_ARGUMENTS}
         said = [f"{name} ({today[name].today or today[name].why})" if name in today else name for name in unknown]
         raise TypeError(
-            f"SFTConfig has no field {', '.join(said)}: see utils.train.sft.GUIDE_LINES for what became of it"
+            f"SFTConfig has no field {', '.join(said)}: see utils.train.sft.OLD_ARGUMENTS for what became of it"
         )
     settings: dict[str, Any] = {
         "max_steps": recipe.steps,

@@ -15,19 +15,6 @@ def optimizer_steps(examples, epochs, batch, accumulation):
     return epochs * math.ceil(batches / accumulation)
 
 
-# -------- best_checkpoint
-def best_checkpoint(losses, patience):
-    best, waited = 0, 0
-    for now, loss in enumerate(losses):
-        if now == 0 or loss < losses[best]:
-            best, waited = now, 0
-        else:
-            waited += 1
-        if waited == patience:
-            break
-    return now, best
-
-
 # -------- accumulated_loss
 def accumulated_loss(losses):
     return sum(part.sum() for part in losses) / sum(len(part) for part in losses)
@@ -45,3 +32,16 @@ def rate_at(step, steps, warmup, peak):
 def clipped(gradients, max_norm):
     norm = torch.cat([g.flatten() for g in gradients]).norm()
     return [g * min(1.0, max_norm / norm) for g in gradients]
+
+
+# -------- best_checkpoint
+def best_checkpoint(losses, patience):
+    best, waited = 0, 0
+    for now, loss in enumerate(losses):
+        if now == 0 or loss < losses[best]:
+            best, waited = now, 0
+        else:
+            waited += 1
+        if waited == patience:
+            break
+    return now, best
