@@ -19,13 +19,8 @@ from utils.plots.core import (
     seed_panels,
     show,
 )
-<<<<<<< HEAD
 from utils.plots.memory import memory_bars, roofline
 from utils.plots.tensors import bits_and_errors, code_books, heat_map, pictures, show_tokens, token_panels
-from utils.plots.training import budget_race, by_rank, contour, over_rates, shrinkage, sprint, trial_curves, ward
-=======
-from utils.plots.memory import batches_and_cards, memory_bars, roofline
-from utils.plots.tensors import code_books, heat_map, pictures, show_tokens, token_panels
 from utils.plots.training import (
     budget_race,
     by_rank,
@@ -37,7 +32,6 @@ from utils.plots.training import (
     trial_curves,
     ward,
 )
->>>>>>> c09
 
 __all__ = [
     "COLORS",
