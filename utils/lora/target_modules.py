@@ -17,7 +17,7 @@ import difflib
 import re
 import warnings
 from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import nn
@@ -40,7 +40,8 @@ class Proposal(NamedTuple):
     """The linear layers in a model's repeated blocks, as names for LoraConfig's `target_modules`.
 
     Each name is the shortest end of a module's name that means only modules of its own group; where no end does, the
-    full names are listed.
+    full names are listed. ``LoraConfig(r=16, **propose_targets(model).fields)`` is all of it; :attr:`targets` alone is
+    not where a model has experts or reads pictures.
     """
 
     attention: list[str]
@@ -53,10 +54,34 @@ class Proposal(NamedTuple):
     """Whether a weight is stored as (in, out), in transformers' Conv1D: set LoraConfig's `fan_in_fan_out`."""
     parameters: list[str] = []  # noqa: RUF012
     """Weights of experts that are three-dimensional parameters and no modules: for LoraConfig's `target_parameters`."""
+    towers: list[str] = []  # noqa: RUF012
+    """Parts that read pictures, films or sound. Names in the groups may match in them too: for `exclude_modules`."""
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """What LoraConfig has to be given to train what was proposed and nothing else; defaults are left out."""
+        modules = [*self.attention, *self.mlp, *self.other]
+        return {
+            "target_modules": modules,
+            **({"target_parameters": self.parameters} if self.parameters else {}),
+            **({"exclude_modules": rf"({'|'.join(map(re.escape, self.towers))})\..*"} if self.towers else {}),
+            **({"fan_in_fan_out": True} if self.conv1d else {}),
+        }
 
     @property
     def targets(self) -> list[str]:
-        """All three groups of modules: what ``target_modules`` takes."""
+        """All three groups of modules: what ``target_modules`` takes. Warns where that alone trains less or more than
+        was proposed: it can't name experts that are parameters, nor spare a vision tower.
+        """
+        said = []
+        if self.parameters:
+            said.append(
+                f"the experts {', '.join(self.parameters)} are parameters, which no name in target_modules reaches"
+            )
+        if self.towers:
+            said.append(f"layers of {', '.join(self.towers)}, which reads no text, match these names too")
+        if said:
+            warnings.warn(f"{'; '.join(said)}: give LoraConfig the proposal's fields", stacklevel=2)
         return [*self.attention, *self.mlp, *self.other]
 
 
@@ -222,12 +247,24 @@ def _tell_what_all_linear_means(model: nn.Module) -> None:
     _tell_towers(model)
 
 
+def _towers(model: nn.Module) -> list[str]:
+    """The outermost parts of a model of text that read something else, and have linear layers: full names."""
+    found: list[str] = []
+    if getattr(model, "main_input_name", "input_ids") in _OTHER_INPUTS:
+        return found  # a speech model's encoder is no tower beside the model
+    for name, module in model.named_modules():
+        if (
+            name
+            and getattr(module, "main_input_name", "input_ids") in _OTHER_INPUTS
+            and any(is_linear(inner) for inner in module.modules())
+            and not any(name.startswith(f"{outer}.") for outer in found)
+        ):
+            found.append(name)
+    return found
+
+
 def _tell_towers(model: nn.Module) -> None:
-    towers = [
-        name for name, module in model.named_modules()
-        if name and getattr(module, "main_input_name", "input_ids") in _OTHER_INPUTS
-        and any(is_linear(inner) for inner in module.modules())
-    ]  # fmt: skip
+    towers = _towers(model)
     if towers:
         warnings.warn(
             f"the linear layers of {towers[0]!r}, which reads no text, are among these targets, as they are in PEFT's "
@@ -342,8 +379,8 @@ def propose_targets(model: nn.Module) -> Proposal:
     left out. A layer is *attention* when a module around it in the block has "att" in its class's or its own name, as
     all of transformers' do. It is *MLP* when another layer of the block outside attention undoes its change of width,
     and no convolution stands beside it. The rest is *other*. What a state-space layer's
-    kernels pass by is left out. What PEFT makes of the proposal, experts included, :func:`check_targets` tells. Warns
-    when a vision tower's blocks are among it.
+    kernels pass by is left out, and so are the blocks of a vision tower, which the proposal names. Experts that are
+    parameters stand in the proposal's `parameters`; its `fields` are all that LoraConfig needs.
 
     Raises ValueError when the model has an adapter already or no blocks with linear layers.
     """
@@ -354,7 +391,10 @@ def propose_targets(model: nn.Module) -> Proposal:
         )
     groups: dict[str, str] = {}
     experts: list[str] = []
+    towers = _towers(model)
     for prefix, block in _blocks(model):
+        if any(prefix.startswith(f"{tower}.") for tower in towers):
+            continue
         groups |= _sorted_layers(prefix, block)
         experts += _expert_parameters(block)
     if not groups:
@@ -363,8 +403,9 @@ def propose_targets(model: nn.Module) -> Proposal:
             'or use target_modules="all-linear"'
         )
     groups = {name: group for name, group in groups.items() if not _is_passed_by(model, name)}
-    _tell_towers(model)
-    every = [name for name, _ in model.named_modules()]
+    every = [
+        name for name, _ in model.named_modules() if not any(f"{name}.".startswith(f"{tower}.") for tower in towers)
+    ]
     named: dict[str, list[str]] = {"attention": [], "mlp": [], "other": []}
     for name, group in groups.items():
         target = _shortest(name, group, groups, every)
@@ -374,6 +415,7 @@ def propose_targets(model: nn.Module) -> Proposal:
         **named,
         conv1d=any(is_conv1d(model.get_submodule(name)) for name in groups),
         parameters=list(dict.fromkeys(experts)),
+        towers=towers,
     )
 
 
