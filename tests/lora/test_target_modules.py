@@ -13,6 +13,7 @@ from torch import nn
 from tests.architectures import EXPERTS, SMALL, on_meta, peft_adapts
 from utils.lora.target_modules import (
     ARCHITECTURES,
+    MIXED,
     Proposal,
     check_targets,
     converted,
@@ -22,6 +23,7 @@ from utils.lora.target_modules import (
     propose_targets,
     tiny_random,
     unmatched,
+    upcycled,
 )
 from utils.models import load_base
 
@@ -73,6 +75,27 @@ def test_tiny_models_are_tiny_seeded_and_leave_the_random_state_alone(architectu
         first, second, third = (m(**inputs(m)).logits for m in (one, again, other))
     assert torch.equal(first, second)
     assert not torch.equal(first, third)
+
+
+@pytest.mark.parametrize("architecture", MIXED)
+def test_mixed_models_are_tiny_too_and_their_proposals_fields_are_taken_by_peft(architecture):
+    base = tiny_random(architecture)
+    assert sum(p.numel() for p in base.parameters()) < 200_000
+    assert fields_adapt(base, propose_targets(base).fields)
+
+
+def test_an_upcycled_llama_computes_what_the_llama_does_until_an_expert_changes():
+    base, _ = load_base()
+    mixture = upcycled(base)
+    ids = torch.arange(5, 25)[None]
+    with torch.inference_mode():
+        assert torch.allclose(mixture(ids).logits, base(ids).logits, atol=1e-4)
+        mixture.model.layers[0].mlp.experts.down_proj[0] *= 2
+        assert not torch.allclose(mixture(ids).logits, base(ids).logits, atol=1e-2)
+    experts = sum(p.numel() for n, p in mixture.named_parameters() if "experts" in n)
+    assert experts == 4 * sum(p.numel() for n, p in base.named_parameters() if "mlp" in n)
+    with pytest.raises(ValueError, match="this is a gpt2"):
+        upcycled(tiny_random("GPT-2"))
 
 
 def test_unknown_architecture_names_the_near_one():

@@ -8,7 +8,8 @@ list that the course's own :func:`utils.lora.layer.inject` is given, and refuses
 
 Attributes:
     ALL_LINEAR: As a value of `target_modules`: every linear layer but the output head.
-    ARCHITECTURES: The architectures that :func:`tiny_random` makes.
+    ARCHITECTURES: The architectures that :func:`tiny_random` makes: language models without experts.
+    MIXED: Those that it makes besides: mixtures of experts, and Llava, which reads pictures too.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ ALL_LINEAR = "all-linear"
 ARCHITECTURES = (
     "Llama", "Mistral", "Qwen2", "Qwen3", "Gemma", "Phi", "Phi-3", "GPT-2", "GPT-NeoX", "BLOOM", "OPT", "Falcon", "T5",
 )  # fmt: skip
+MIXED = ("Mixtral", "Qwen3-MoE", "Qwen2-MoE", "gpt-oss", "Llava")
 
 _WIDTH, _HEADS, _BLOCKS, _WORDS = 32, 4, 2, 100
 _PASSED_BY = ("x_proj", "dt_proj", "out_proj")  # PEFT refuses out_proj alone, by the model's type
@@ -89,15 +91,20 @@ class Proposal(NamedTuple):
 
 
 def tiny_random(architecture: str, seed: int = 0) -> PreTrainedModel:
-    """A random language model of one of :data:`ARCHITECTURES`: 2 blocks of width 32, on the CPU in float32.
+    """A random model of one of :data:`ARCHITECTURES` or :data:`MIXED`: 2 blocks of width 32, on the CPU in float32.
 
     Nothing is downloaded and the global random state stays as it was. T5 is an encoder and a decoder
-    (AutoModelForSeq2SeqLM), the others continue text (AutoModelForCausalLM). Raises ValueError for another name.
+    (AutoModelForSeq2SeqLM), Llava a vision tower, a projector and a language model (AutoModelForImageTextToText), the
+    others continue text (AutoModelForCausalLM). A mixture has 4 experts in each block, and two work on a token. Raises
+    ValueError for another name.
     """
-    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForSeq2SeqLM
 
     config = _tiny_config(architecture)
-    maker = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    if architecture == "Llava":
+        maker = AutoModelForImageTextToText
+    else:
+        maker = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return maker.from_config(config).eval()
@@ -106,12 +113,12 @@ def tiny_random(architecture: str, seed: int = 0) -> PreTrainedModel:
 def _tiny_config(architecture: str) -> PretrainedConfig:
     import transformers as t
 
-    if architecture not in ARCHITECTURES:
-        near = difflib.get_close_matches(architecture, ARCHITECTURES, n=1)
+    if architecture not in ARCHITECTURES + MIXED:
+        near = difflib.get_close_matches(architecture, ARCHITECTURES + MIXED, n=1)
         raise ValueError(
             f"there is no tiny model of {architecture!r} here"
             + (f"; did you mean {near[0]!r}?" if near else "")
-            + f" Choose one of {', '.join(ARCHITECTURES)}, or make your own from its configuration class"
+            + f" Choose one of {', '.join(ARCHITECTURES + MIXED)}, or make your own from its configuration class"
         )
     modern = dict(
         vocab_size=_WORDS, hidden_size=_WIDTH, intermediate_size=2 * _WIDTH, num_hidden_layers=_BLOCKS,
@@ -139,9 +146,62 @@ def _tiny_config(architecture: str) -> PretrainedConfig:
             vocab_size=_WORDS, d_model=_WIDTH, d_kv=_WIDTH // _HEADS, d_ff=2 * _WIDTH, num_layers=_BLOCKS,
             num_heads=_HEADS, decoder_start_token_id=0, pad_token_id=0, eos_token_id=1,
         )),
+        "Mixtral": (t.MixtralConfig, modern | {"num_local_experts": 4, "num_experts_per_tok": 2}),
+        "Qwen3-MoE": (t.Qwen3MoeConfig, modern | {
+            "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 2 * _WIDTH,
+            "head_dim": _WIDTH // _HEADS,
+        }),
+        "Qwen2-MoE": (t.Qwen2MoeConfig, modern | {
+            "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 2 * _WIDTH,
+            "shared_expert_intermediate_size": 2 * _WIDTH,
+        }),
+        "gpt-oss": (t.GptOssConfig, modern | {
+            "num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": _WIDTH // _HEADS,
+        }),
+        "Llava": (t.LlavaConfig, dict(
+            text_config=t.LlamaConfig(**modern),
+            vision_config=t.CLIPVisionConfig(
+                hidden_size=_WIDTH, intermediate_size=2 * _WIDTH, num_hidden_layers=_BLOCKS,
+                num_attention_heads=_HEADS, image_size=8, patch_size=4,
+            ),
+        )),
     }  # fmt: skip
     kind, settings = made[architecture]
     return kind(**settings)
+
+
+def upcycled(model: PreTrainedModel, experts: int = 4) -> PreTrainedModel:
+    """A mixture of experts made of a dense Llama: a Mixtral whose experts begin as copies of the Llama's MLP.
+
+    Two experts work on each token. Mixtral's router gives them weights that add up to 1, so as long as the experts are
+    equal the mixture computes what the Llama does, whatever the router says; the router is random, from seed 0. This
+    is how mixtures are often begun (https://arxiv.org/abs/2212.05055). The model itself isn't changed. Raises
+    ValueError for a model that is no Llama.
+    """
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    given = model.config
+    if given.model_type != "llama":
+        raise ValueError(f"only a Llama is upcycled here, and this is a {given.model_type}")
+    same = (
+        "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim "
+        "max_position_embeddings rms_norm_eps rope_parameters tie_word_embeddings bos_token_id eos_token_id "
+        "pad_token_id"
+    ).split()
+    config = MixtralConfig(
+        **{key: getattr(given, key) for key in same}, num_local_experts=experts, num_experts_per_tok=2
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        mixture = MixtralForCausalLM(config).to(device=model.device, dtype=model.dtype).eval()
+    weights = dict(model.state_dict())
+    for i in range(given.num_hidden_layers):
+        mlp = f"model.layers.{i}.mlp."
+        gate, up, down = (weights.pop(f"{mlp}{name}_proj.weight") for name in ("gate", "up", "down"))
+        weights[f"{mlp}experts.gate_up_proj"] = torch.cat([gate, up]).repeat(experts, 1, 1)
+        weights[f"{mlp}experts.down_proj"] = down.repeat(experts, 1, 1)
+    mixture.load_state_dict(weights, strict=False)  # all but the routers
+    return mixture
 
 
 # ----------------------------------------------------------------------------------- finding, for the course's own LoRA
