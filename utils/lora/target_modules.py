@@ -157,6 +157,7 @@ def _tiny_config(architecture: str) -> PretrainedConfig:
         }),
         "gpt-oss": (t.GptOssConfig, modern | {
             "num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": _WIDTH // _HEADS,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
         }),
         "Llava": (t.LlavaConfig, dict(
             text_config=t.LlamaConfig(**modern),
