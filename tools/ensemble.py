@@ -7,11 +7,14 @@ table of ranks and targets so, tools/race_variants.py the race of the variants.
 
 from __future__ import annotations
 
+import datetime
 import json
 import math
 import os
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from multiprocessing import TimeoutError, get_context
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +25,15 @@ from torch.func import functional_call, grad_and_value, vmap
 from tqdm import tqdm
 
 from utils.data import chat
-from utils.data.chat import Example
-from utils.data.labels import batches
+from utils.data.chat import Example, padded
+from utils.data.labels import batches, encode_rows
+from utils.data.records import Record
 from utils.evaluate import gates
+from utils.lora.layer import injected_layers
 from utils.train import loop
 
 Tensors = dict[str, Tensor]
+Rows = Sequence[Example | Record]
 
 
 def _padded(tensor: Tensor | None, shape: torch.Size) -> Tensor:
@@ -38,6 +44,25 @@ def _padded(tensor: Tensor | None, shape: torch.Size) -> Tensor:
     return whole
 
 
+def rows_of(examples: Rows | Mapping[int, Rows], seed: int) -> Rows:
+    """The rows of a run with this seed."""
+    return examples[seed] if isinstance(examples, Mapping) else examples
+
+
+def scaling_buffers(model: nn.Module) -> list[str]:
+    """Turn the scaling of every LoRA layer into a buffer, in place, and return the buffers' names.
+
+    What is a buffer can be another number for each run of a stack: `fixed` says which.
+    """
+    names = []
+    for name, layer in injected_layers(model).items():
+        scaling = layer.scaling
+        del layer.scaling
+        layer.register_buffer("scaling", torch.tensor(scaling))
+        names.append(f"{name}.scaling")
+    return names
+
+
 class Ensemble:
     """Runs of one model that differ in their trainable tensors, their learning rate and their seed.
 
@@ -45,8 +70,8 @@ class Ensemble:
     name. One that is missing or smaller is filled up with zeros; a row of LoRA's A and B that is zero in both has no
     gradient and stays zero, so runs of a lower rank or with fewer targets fit into a stack of the highest rank. rates,
     seeds: one for each run. factors: what the rate of a tensor is multiplied by, by name. fixed: for each run the
-    tensors that differ and aren't trained. A run that loop.train would end as Diverged is marked in `diverged`, and its
-    tensors are NaN; the others go on.
+    tensors that differ and aren't trained; :func:`scaling_buffers` makes one of each layer's scaling. A run that
+    loop.train would end as Diverged is marked in `diverged`, and its tensors are NaN; the others go on.
     """
 
     def __init__(
@@ -98,7 +123,7 @@ class Ensemble:
 
     def train(
         self,
-        examples: Sequence[Example],
+        examples: Rows | Mapping[int, Rows],
         *,
         steps: int,
         batch_size: int,
@@ -108,7 +133,8 @@ class Ensemble:
     ) -> Tensor:
         """Train every run and return the losses (steps, runs).
 
-        `extra_loss` gets one run's tensors; `after_step` the step's number and the stacked tensors and gradients.
+        `examples` are those of every run, or, by its seed, those of each. `extra_loss` gets one run's tensors;
+        `after_step` the step's number and the stacked tensors and gradients.
         """
 
         def loss_of(parameters: Tensors, fixed: Tensors, ids: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -121,7 +147,9 @@ class Ensemble:
         step_all = vmap(grad_and_value(loss_of, has_aux=True), randomness="error")
         state = {n: (torch.zeros_like(p), torch.zeros_like(p)) for n, p in self.parameters.items()}
         seeds = sorted(set(self.seeds))
-        drawn = [batches(self.tokenizer, examples, steps=steps, batch_size=batch_size, seed=s) for s in seeds]
+        drawn = [
+            batches(self.tokenizer, rows_of(examples, s), steps=steps, batch_size=batch_size, seed=s) for s in seeds
+        ]
         bar = tqdm(
             zip(*drawn, strict=True), total=steps, desc=f"{self.count} runs", mininterval=5, disable=not progress
         )
@@ -145,17 +173,26 @@ class Ensemble:
                 after_step(step, self.parameters, gradients)
         return torch.stack(losses)
 
-    @torch.no_grad()
-    def exact_match(self, examples: Sequence[Example], chunk: int = 50) -> list[float]:
+    def exact_match(self, examples: Rows | Mapping[int, Rows], chunk: int = 50) -> list[float]:
         """Each run's share of right answers: greedy decoding gives an answer when every argmax behind it gives it."""
-        encoded, right = chat.encode(self.tokenizer, examples), torch.zeros(self.count, device=self.device)
-        logits = vmap(self._logits, in_dims=(0, 0, None))
-        for start in range(0, len(encoded), chunk):
-            one = chat.collate(encoded[start : start + chunk], self.tokenizer.pad_token_id)
-            labels = one["labels"][:, 1:].to(self.device)
-            predicted = logits(self.parameters, self.fixed, one["input_ids"].to(self.device))[:, :, :-1].argmax(-1)
-            right += ((predicted == labels) | (labels == chat.IGNORED)).all(-1).sum(1)
-        return (right / len(encoded)).tolist()
+        return self.marks(examples, chunk)[0]
+
+    @torch.no_grad()
+    def marks(self, examples: Rows | Mapping[int, Rows], chunk: int = 50) -> tuple[list[float], list[float]]:
+        """:meth:`exact_match`, and each run's loss on the answers (nats per token). `examples` as for :meth:`train`."""
+        seeds = sorted(set(self.seeds))
+        encoded = [list(encode_rows(self.tokenizer, rows_of(examples, seed))) for seed in seeds]
+        right, nats, tokens = (torch.zeros(self.count, dtype=torch.float64, device=self.device) for _ in range(3))
+        logits = vmap(self._logits)
+        for start in range(0, len(encoded[0]), chunk):
+            by_seed = [padded(rows[start : start + chunk], self.tokenizer.pad_token_id) for rows in encoded]
+            ids, labels = self._stack([by_seed[seeds.index(seed)] for seed in self.seeds])
+            said, wanted = logits(self.parameters, self.fixed, ids)[:, :, :-1], labels[:, :, 1:]
+            right += ((said.argmax(-1) == wanted) | (wanted == chat.IGNORED)).all(-1).sum(1)
+            each = F.cross_entropy(said.flatten(0, 2), wanted.flatten(), ignore_index=chat.IGNORED, reduction="none")
+            nats += each.view(self.count, -1).sum(1)
+            tokens += (wanted != chat.IGNORED).flatten(1).sum(1)
+        return (right / len(encoded[0])).tolist(), (nats / tokens).tolist()
 
     @torch.no_grad()
     def perplexity(self, rows: Tensor, chunk: int = 4) -> list[float]:
@@ -176,6 +213,59 @@ def story_rows(tokenizer: Any, windows: int, length: int = 256) -> Tensor:
     return torch.tensor(ids[: windows * length]).view(windows, length)
 
 
+def results_of(
+    measure: Callable[[Any], list[dict]], jobs: Sequence[Any], *, workers: int, seconds: float = math.inf
+) -> Iterator[list[dict]]:
+    """What `measure` gives for each job, as they finish, in `workers` processes (0: in this one, one after another).
+
+    After so many `seconds` the jobs that still run are given up. The error of a job that fails in its process is raised
+    when the others are done.
+    """
+    deadline, failed = time.monotonic() + seconds, None
+    if not workers:
+        for job in jobs:
+            if time.monotonic() < deadline:
+                yield measure(job)
+        return
+    with get_context("spawn").Pool(min(workers, len(jobs)), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        finished = pool.imap_unordered(measure, jobs)
+        for _ in tqdm(jobs, desc="jobs", mininterval=5):
+            try:
+                yield finished.next(None if seconds == math.inf else max(0.0, deadline - time.monotonic()))
+            except TimeoutError:
+                break
+            except Exception as error:
+                failed = failed or error
+    if failed:
+        raise failed
+
+
+def in_parts(measure: Callable[[Sequence[Any]], list[dict]], runs: Sequence[Any]) -> list[dict]:
+    """What `measure` gives for the runs; where the card's memory isn't enough for all at once, for one half after the
+    other.
+    """
+    try:
+        return measure(runs)
+    except torch.OutOfMemoryError:
+        if len(runs) == 1:
+            raise
+    torch.cuda.empty_cache()
+    half = len(runs) // 2
+    return in_parts(measure, runs[:half]) + in_parts(measure, runs[half:])
+
+
+def provenance(device: str) -> dict[str, Any]:
+    """On what, with which versions and when a record was made."""
+    import transformers
+
+    return {
+        "hardware": torch.cuda.get_device_name() if device.startswith("cuda") else "CPU",
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "date": datetime.date.today().isoformat(),
+    }
+
+
 def number(value: float, digits: int) -> float | None:
     """The value, rounded; None where a run went out of bounds."""
     return round(value, digits) if math.isfinite(value) else None
@@ -190,10 +280,19 @@ def mean_by_rate(results: Sequence[Mapping[str, Any]], what: str, digits: int) -
     return found
 
 
-def at_best_rate(results: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The results, one a seed, with the learning rate whose mean over the seeds on the dev split is the highest."""
-    dev = {lr: statistics.mean(r["dev"] for r in results if r["lr"] == lr) for lr in sorted({r["lr"] for r in results})}
-    best = max(dev, key=lambda lr: dev[lr])
+def at_best_rate(
+    results: Sequence[Mapping[str, Any]], what: str = "dev", lowest: bool = False
+) -> list[Mapping[str, Any]]:
+    """The results, one a seed, with the learning rate whose mean over the seeds on the dev split is the highest.
+
+    `what` may be another number than the accuracy; `lowest` says that less is better, and None that a run diverged.
+    """
+
+    def worth(lr: float) -> float:
+        values = [r[what] for r in results if r["lr"] == lr]
+        return -math.inf if None in values else statistics.mean(-v if lowest else v for v in values)
+
+    best = max(sorted({r["lr"] for r in results}), key=worth)
     return [r for r in results if r["lr"] == best]
 
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from tests.small_llama import small
-from tools.ensemble import Ensemble, at_best_rate, mean_by_rate, number, story_rows
+from tools.ensemble import Ensemble, at_best_rate, in_parts, mean_by_rate, number, results_of, story_rows
+from utils.data.labels import batches
 from utils.lora import inject
 from utils.models import load_tokenizer
 from utils.tinyworld import task_examples
@@ -90,3 +91,63 @@ def test_the_best_rate_is_the_one_with_the_best_mean_on_dev():
 def test_means_by_rate_leave_out_what_is_no_number():
     assert mean_by_rate(RESULTS, "perplexity", 3) == {"0.001": 3.0, "0.004": 8.0, "0.02": None}
     assert mean_by_rate(RESULTS, "dev", 2) == {"0.001": 0.6, "0.004": 0.5, "0.02": 0.0}
+
+
+def test_the_best_rate_by_loss_is_the_one_with_the_lowest_and_never_one_that_diverged():
+    assert {r["lr"] for r in at_best_rate(RESULTS, "perplexity", lowest=True)} == {1e-3}
+    assert {r["lr"] for r in at_best_rate(RESULTS[:4], "dev", lowest=True)} == {4e-3}
+
+
+def test_each_run_may_have_examples_of_its_own_and_its_loss_is_the_models():
+    """By seed; a run is the same as in a stack where all have its examples."""
+    other = task_examples("sentiment", "train", 40)
+    starts, rates = [start_of(adapted(seed=s)) for s in (0, 1)], [4e-3, 8e-3]
+    own, same = (Ensemble(adapted(), load_tokenizer(), starts, rates, [0, 1], device="cpu") for _ in range(2))
+    losses = own.train({0: EXAMPLES, 1: other}, steps=4, batch_size=2)
+    theirs = same.train(other, steps=4, batch_size=2)
+    torch.testing.assert_close(losses[:, 1], theirs[:, 1])
+    assert (losses[:, 0] - theirs[:, 0]).abs().max() > 1e-3
+    exact, loss = own.marks({0: EXAMPLES, 1: other}, chunk=7)
+    model = adapted().eval()
+    model.load_state_dict({n: p[1] for n, p in own.parameters.items()}, strict=False)
+    (batch,) = batches(load_tokenizer(), other, steps=1, batch_size=40, seed=0)
+    assert loss[1] == pytest.approx(model(**batch).loss.item(), rel=1e-5) and exact == [0, 0]
+
+
+def doubled(job):
+    return [{"job": 2 * job}]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_jobs_are_all_measured_in_any_number_of_processes(workers):
+    found = [x["job"] for part in results_of(doubled, [1, 2, 3], workers=workers) for x in part]
+    assert sorted(found) == [2, 4, 6]
+
+
+def doubled_but_2(job):
+    return doubled(job) if job != 2 else 1 / 0
+
+
+def test_a_job_that_fails_loses_none_of_the_others():
+    found = []
+    with pytest.raises(ZeroDivisionError):
+        for part in results_of(doubled_but_2, [2, 3], workers=1):
+            found += part
+    assert found == [{"job": 6}]
+
+
+def test_no_job_begins_after_the_time_is_over():
+    assert list(results_of(doubled, [1, 2], workers=0, seconds=0)) == []
+
+
+def test_what_the_memory_cant_hold_is_measured_in_halves():
+    asked = []
+
+    def measure(runs):
+        asked.append(list(runs))
+        if len(runs) > 2:
+            raise torch.OutOfMemoryError
+        return [{"run": run} for run in runs]
+
+    assert [x["run"] for x in in_parts(measure, range(5))] == [0, 1, 2, 3, 4]
+    assert asked == [[0, 1, 2, 3, 4], [0, 1], [2, 3, 4], [2], [3, 4]]

@@ -1,12 +1,12 @@
 """Answering with the base in 16 and in 4 bits: what a decoding step costs, fused and with the weights restored first.
 
-Writes ``generation_4bit.json``. Llama-2-7B's shape with random weights, prompts of 512 tokens. All forms lie on the GPU at
-once and are measured in turns. bitsandbytes multiplies by 4-bit weights in one kernel where it holds that to be
+Writes ``generation_4bit.json``. Llama-2-7B's shape with random weights, prompts of 512 tokens. All forms lie on the GPU
+at once and are measured in turns. bitsandbytes multiplies by 4-bit weights in one kernel where it holds that to be
 faster (``gemm_4bit``, which restores them first for many rows); "NF4, restored first" is the control, which always
 restores the 16-bit matrix and multiplies by that. "bf16 again" shows what a difference in time has to exceed.
 
 Attributes:
-    FORMS: How the linear layers but the head are stored and used: double quantization, and restored first; None is bf16.
+    FORMS: How the linear layers but the head are stored and used: double quantization, restored first; None is bf16.
 """
 
 from __future__ import annotations
