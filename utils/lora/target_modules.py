@@ -120,12 +120,12 @@ def _tiny_config(architecture: str) -> PretrainedConfig:
             + (f"; did you mean {near[0]!r}?" if near else "")
             + f" Choose one of {', '.join(ARCHITECTURES + MIXED)}, or make your own from its configuration class"
         )
-    modern = dict(
+    modern: dict[str, Any] = dict(
         vocab_size=_WORDS, hidden_size=_WIDTH, intermediate_size=2 * _WIDTH, num_hidden_layers=_BLOCKS,
         num_attention_heads=_HEADS, num_key_value_heads=_HEADS // 2, max_position_embeddings=64,
         bos_token_id=1, eos_token_id=2, pad_token_id=0,
     )  # fmt: skip
-    classic = dict(
+    classic: dict[str, Any] = dict(
         vocab_size=_WORDS, hidden_size=_WIDTH, num_hidden_layers=_BLOCKS, num_attention_heads=_HEADS,
         bos_token_id=1, eos_token_id=2, pad_token_id=0,
     )  # fmt: skip
@@ -194,7 +194,8 @@ def upcycled(model: PreTrainedModel, experts: int = 4) -> PreTrainedModel:
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        mixture = MixtralForCausalLM(config).to(device=model.device, dtype=model.dtype).eval()
+        mixture = MixtralForCausalLM(config).eval()
+    cast(nn.Module, mixture).to(device=model.device, dtype=model.dtype)
     weights = dict(model.state_dict())
     for i in range(given.num_hidden_layers):
         mlp = f"model.layers.{i}.mlp."
