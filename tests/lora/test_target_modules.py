@@ -13,6 +13,7 @@ from torch import nn
 from tests.architectures import EXPERTS, SMALL, on_meta, peft_adapts
 from utils.lora.target_modules import (
     ARCHITECTURES,
+    MIXED,
     Proposal,
     check_targets,
     converted,
@@ -22,6 +23,7 @@ from utils.lora.target_modules import (
     propose_targets,
     tiny_random,
     unmatched,
+    upcycled,
 )
 from utils.models import load_base
 
@@ -73,6 +75,27 @@ def test_tiny_models_are_tiny_seeded_and_leave_the_random_state_alone(architectu
         first, second, third = (m(**inputs(m)).logits for m in (one, again, other))
     assert torch.equal(first, second)
     assert not torch.equal(first, third)
+
+
+@pytest.mark.parametrize("architecture", MIXED)
+def test_mixed_models_are_tiny_too_and_their_proposals_fields_are_taken_by_peft(architecture):
+    base = tiny_random(architecture)
+    assert sum(p.numel() for p in base.parameters()) < 200_000
+    assert fields_adapt(base, propose_targets(base).fields)
+
+
+def test_an_upcycled_llama_computes_what_the_llama_does_until_an_expert_changes():
+    base, _ = load_base()
+    mixture = upcycled(base)
+    ids = torch.arange(5, 25)[None]
+    with torch.inference_mode():
+        assert torch.allclose(mixture(ids).logits, base(ids).logits, atol=1e-4)
+        mixture.model.layers[0].mlp.experts.down_proj[0] *= 2
+        assert not torch.allclose(mixture(ids).logits, base(ids).logits, atol=1e-2)
+    experts = sum(p.numel() for n, p in mixture.named_parameters() if "experts" in n)
+    assert experts == 4 * sum(p.numel() for n, p in base.named_parameters() if "mlp" in n)
+    with pytest.raises(ValueError, match="this is a gpt2"):
+        upcycled(tiny_random("GPT-2"))
 
 
 def test_unknown_architecture_names_the_near_one():
@@ -332,8 +355,29 @@ def test_names_are_text(read, targets, said):
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 
 
+IMAGE_TEXT = "AutoModelForImageTextToText"
+
+
 def expert_model(kind):
     return on_meta(EXPERTS[kind])
+
+
+def llava():
+    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
+
+    vision = CLIPVisionConfig(
+        hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=8, patch_size=4
+    )
+    return LlavaConfig(vision_config=vision, text_config=LlamaConfig(**SMALL))
+
+
+def fields_adapt(model, fields):
+    """What PEFT adapts when it is given these fields: the names of modules and parameters."""
+    from peft import LoraConfig, get_peft_model
+
+    with torch.device("meta"):
+        made = get_peft_model(model, LoraConfig(r=4, task_type="CAUSAL_LM", **fields))
+    return {*made.targeted_module_names, *made.targeted_parameter_names}
 
 
 @pytest.mark.filterwarnings("ignore:.*fan_in_fan_out")
@@ -421,18 +465,63 @@ def test_of_mamba_peft_refuses_out_proj_and_so_does_the_check(targets):
 
 
 def test_a_vision_tower_is_taken_in_as_in_peft_and_told():
-    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
-
-    vision = CLIPVisionConfig(
-        hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=8, patch_size=4
-    )
-    model = on_meta(LlavaConfig(vision_config=vision, text_config=LlamaConfig(**SMALL)), "AutoModelForImageTextToText")
+    model = on_meta(llava(), IMAGE_TEXT)
     with pytest.warns(UserWarning, match="'model.vision_tower', which reads no text.*exclude_modules"):
         names = find_targets(model, "all-linear")
-    with pytest.warns(UserWarning, match=r"exclude_modules='\.\*vision_tower\.\*'"):
-        proposal = propose_targets(model)
-    assert any("vision_tower" in name for name in check_targets(model, proposal.targets))
     assert set(names) == peft_adapts(model, "all-linear")[0]
+
+
+def test_of_a_vision_model_the_proposal_is_the_language_model_and_its_targets_alone_warn():
+    config = llava()
+    proposal = propose_targets(on_meta(config, IMAGE_TEXT))
+    assert proposal.towers == ["model.vision_tower"]
+    adapted = fields_adapt(on_meta(config, IMAGE_TEXT), proposal.fields)
+    assert len(adapted) == 2 * 7 and all(name.startswith("model.language_model.layers.") for name in adapted)
+    with pytest.warns(UserWarning, match="model.vision_tower, which reads no text, match .* the proposal's fields"):
+        alone = proposal.targets
+    assert any("vision_tower" in name for name in peft_adapts(on_meta(config, IMAGE_TEXT), alone)[0])
+
+
+def test_of_gpt_oss_the_proposals_fields_train_the_experts_and_its_targets_alone_warn():
+    proposal = propose_targets(expert_model("GptOss"))
+    assert {name.rpartition(".")[2] for name in proposal.parameters} >= {"gate_up_proj", "down_proj"}
+    adapted = fields_adapt(expert_model("GptOss"), proposal.fields)
+    assert len([name for name in adapted if "experts" in name]) == 2 * len(proposal.parameters)
+    assert len([name for name in adapted if "self_attn" in name]) == 2 * 4
+    with pytest.warns(UserWarning, match=r"experts mlp\.experts\.gate_up_proj, .*no name in target_modules reaches"):
+        alone = proposal.targets
+    assert not any("experts" in name for name in peft_adapts(expert_model("GptOss"), alone)[0])
+
+
+@pytest.mark.parametrize("kind", ["Mixtral", "Qwen3Moe"])
+def test_of_a_mixture_the_proposals_fields_train_every_expert_and_attention(kind, recwarn):
+    adapted = fields_adapt(expert_model(kind), propose_targets(expert_model(kind)).fields)
+    assert len([name for name in adapted if name.endswith(("gate_up_proj", "down_proj"))]) == 2 * 2
+    assert len([name for name in adapted if "self_attn" in name]) == 2 * 4
+    assert not [w for w in recwarn if "_pattern" in str(w.message)], "nothing is converted"
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_proposals_fields_are_its_targets_where_there_are_no_experts_and_no_pictures(architecture, recwarn):
+    proposal = propose_targets(tiny_random(architecture))
+    assert proposal.fields == {"target_modules": proposal.targets} | (
+        {"fan_in_fan_out": True} if architecture == "GPT-2" else {}
+    )
+    assert not recwarn.list
+
+
+def test_of_a_speech_model_the_encoder_is_no_tower():
+    from transformers import WhisperConfig
+
+    config = WhisperConfig(
+        vocab_size=64, d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
+        decoder_attention_heads=2, encoder_ffn_dim=32, decoder_ffn_dim=32, pad_token_id=0, bos_token_id=1,
+        eos_token_id=2, decoder_start_token_id=1,
+    )  # fmt: skip
+    model = on_meta(config, "AutoModelForSpeechSeq2Seq")
+    proposal = propose_targets(model)
+    assert proposal.towers == []
+    assert any("encoder" in name for name in check_targets(model, proposal.targets))
 
 
 def test_a_classifiers_score_is_its_head_and_no_target():

@@ -295,8 +295,8 @@ CHOICES: dict[str, dict[str, Choice]] = {
             (
                 Cell(
                     "08_loraconfig",
-                    'print(f"from r=1 to r=64: 1/r falls by a factor of about {round(fall)}, the root by {flat:.1f}")',
-                    ("1/r falls by a factor of about 9, the root by 1.1",),
+                    'for rs, name in ((False, "lora_alpha / r"), (True, "lora_alpha / sqrt(r)")):',
+                    ("lora_alpha / r        r=1:   9.9  r=4:   5.1  r=16:   2.6  r=64:   1.1",),
                 ),
                 _RSLORA,
             ),

@@ -19,7 +19,8 @@ __getattr__, __dir__, __all__ = front_door(
         "multi_adapter": "route stack_adapters unstack_adapters",
         "refusals": "check_hyperparameters",
         "target_modules": (
-            "ALL_LINEAR ARCHITECTURES check_targets find_targets match_targets propose_targets tiny_random unmatched"
+            "ALL_LINEAR ARCHITECTURES MIXED check_targets find_targets match_targets propose_targets tiny_random "
+            "unmatched upcycled"
         ),
         "variants": "DoRA PiSSA RsLoRA VeRA expected_parameters lora_plus_groups",
     },

@@ -38,7 +38,7 @@ FIELDS: dict[str, Field] = {
     "task_type": Field("here", "which wrapper, and for a classifier that its head trains"),
     "ensure_weight_tying": Field("here", "a tied head follows the trained embedding"),
     "lora_bias": Field("not here", "a bias on lora_B, for adapters taken out of a full fine-tuning"),
-    "target_parameters": Field("not here", "bare parameters instead of layers, for mixtures of experts"),
+    "target_parameters": Field("here", "bare parameters instead of layers, for mixtures of experts"),
     "layer_replication": Field("not here", "makes a deeper model by repeating blocks"),
     "alora_invocation_tokens": Field("not here", "an adapter that switches on at a given text"),
     "loftq_config": Field("not here", "begin where quantization erred"),

@@ -8,7 +8,8 @@ list that the course's own :func:`utils.lora.layer.inject` is given, and refuses
 
 Attributes:
     ALL_LINEAR: As a value of `target_modules`: every linear layer but the output head.
-    ARCHITECTURES: The architectures that :func:`tiny_random` makes.
+    ARCHITECTURES: The architectures that :func:`tiny_random` makes: language models without experts.
+    MIXED: Those that it makes besides: mixtures of experts, and Llava, which reads pictures too.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import difflib
 import re
 import warnings
 from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import nn
@@ -29,6 +30,7 @@ ALL_LINEAR = "all-linear"
 ARCHITECTURES = (
     "Llama", "Mistral", "Qwen2", "Qwen3", "Gemma", "Phi", "Phi-3", "GPT-2", "GPT-NeoX", "BLOOM", "OPT", "Falcon", "T5",
 )  # fmt: skip
+MIXED = ("Mixtral", "Qwen3-MoE", "Qwen2-MoE", "gpt-oss", "Llava")
 
 _WIDTH, _HEADS, _BLOCKS, _WORDS = 32, 4, 2, 100
 _PASSED_BY = ("x_proj", "dt_proj", "out_proj")  # PEFT refuses out_proj alone, by the model's type
@@ -40,7 +42,8 @@ class Proposal(NamedTuple):
     """The linear layers in a model's repeated blocks, as names for LoraConfig's `target_modules`.
 
     Each name is the shortest end of a module's name that means only modules of its own group; where no end does, the
-    full names are listed.
+    full names are listed. ``LoraConfig(r=16, **propose_targets(model).fields)`` is all of it; :attr:`targets` alone is
+    not where a model has experts or reads pictures.
     """
 
     attention: list[str]
@@ -53,10 +56,34 @@ class Proposal(NamedTuple):
     """Whether a weight is stored as (in, out), in transformers' Conv1D: set LoraConfig's `fan_in_fan_out`."""
     parameters: list[str] = []  # noqa: RUF012
     """Weights of experts that are three-dimensional parameters and no modules: for LoraConfig's `target_parameters`."""
+    towers: list[str] = []  # noqa: RUF012
+    """Parts that read pictures, films or sound. Names in the groups may match in them too: for `exclude_modules`."""
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """What LoraConfig has to be given to train what was proposed and nothing else; defaults are left out."""
+        modules = [*self.attention, *self.mlp, *self.other]
+        return {
+            "target_modules": modules,
+            **({"target_parameters": self.parameters} if self.parameters else {}),
+            **({"exclude_modules": rf"({'|'.join(map(re.escape, self.towers))})\..*"} if self.towers else {}),
+            **({"fan_in_fan_out": True} if self.conv1d else {}),
+        }
 
     @property
     def targets(self) -> list[str]:
-        """All three groups of modules: what ``target_modules`` takes."""
+        """All three groups of modules: what ``target_modules`` takes. Warns where that alone trains less or more than
+        was proposed: it can't name experts that are parameters, nor spare a vision tower.
+        """
+        said = []
+        if self.parameters:
+            said.append(
+                f"the experts {', '.join(self.parameters)} are parameters, which no name in target_modules reaches"
+            )
+        if self.towers:
+            said.append(f"layers of {', '.join(self.towers)}, which reads no text, match these names too")
+        if said:
+            warnings.warn(f"{'; '.join(said)}: give LoraConfig the proposal's fields", stacklevel=2)
         return [*self.attention, *self.mlp, *self.other]
 
 
@@ -64,15 +91,20 @@ class Proposal(NamedTuple):
 
 
 def tiny_random(architecture: str, seed: int = 0) -> PreTrainedModel:
-    """A random language model of one of :data:`ARCHITECTURES`: 2 blocks of width 32, on the CPU in float32.
+    """A random model of one of :data:`ARCHITECTURES` or :data:`MIXED`: 2 blocks of width 32, on the CPU in float32.
 
     Nothing is downloaded and the global random state stays as it was. T5 is an encoder and a decoder
-    (AutoModelForSeq2SeqLM), the others continue text (AutoModelForCausalLM). Raises ValueError for another name.
+    (AutoModelForSeq2SeqLM), Llava a vision tower, a projector and a language model (AutoModelForImageTextToText), the
+    others continue text (AutoModelForCausalLM). A mixture has 4 experts in each block, and two work on a token. Raises
+    ValueError for another name.
     """
-    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForSeq2SeqLM
 
     config = _tiny_config(architecture)
-    maker = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    if architecture == "Llava":
+        maker = AutoModelForImageTextToText
+    else:
+        maker = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return maker.from_config(config).eval()
@@ -81,19 +113,19 @@ def tiny_random(architecture: str, seed: int = 0) -> PreTrainedModel:
 def _tiny_config(architecture: str) -> PretrainedConfig:
     import transformers as t
 
-    if architecture not in ARCHITECTURES:
-        near = difflib.get_close_matches(architecture, ARCHITECTURES, n=1)
+    if architecture not in ARCHITECTURES + MIXED:
+        near = difflib.get_close_matches(architecture, ARCHITECTURES + MIXED, n=1)
         raise ValueError(
             f"there is no tiny model of {architecture!r} here"
             + (f"; did you mean {near[0]!r}?" if near else "")
-            + f" Choose one of {', '.join(ARCHITECTURES)}, or make your own from its configuration class"
+            + f" Choose one of {', '.join(ARCHITECTURES + MIXED)}, or make your own from its configuration class"
         )
-    modern = dict(
+    modern: dict[str, Any] = dict(
         vocab_size=_WORDS, hidden_size=_WIDTH, intermediate_size=2 * _WIDTH, num_hidden_layers=_BLOCKS,
         num_attention_heads=_HEADS, num_key_value_heads=_HEADS // 2, max_position_embeddings=64,
         bos_token_id=1, eos_token_id=2, pad_token_id=0,
     )  # fmt: skip
-    classic = dict(
+    classic: dict[str, Any] = dict(
         vocab_size=_WORDS, hidden_size=_WIDTH, num_hidden_layers=_BLOCKS, num_attention_heads=_HEADS,
         bos_token_id=1, eos_token_id=2, pad_token_id=0,
     )  # fmt: skip
@@ -114,9 +146,64 @@ def _tiny_config(architecture: str) -> PretrainedConfig:
             vocab_size=_WORDS, d_model=_WIDTH, d_kv=_WIDTH // _HEADS, d_ff=2 * _WIDTH, num_layers=_BLOCKS,
             num_heads=_HEADS, decoder_start_token_id=0, pad_token_id=0, eos_token_id=1,
         )),
+        "Mixtral": (t.MixtralConfig, modern | {"num_local_experts": 4, "num_experts_per_tok": 2}),
+        "Qwen3-MoE": (t.Qwen3MoeConfig, modern | {
+            "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 2 * _WIDTH,
+            "head_dim": _WIDTH // _HEADS,
+        }),
+        "Qwen2-MoE": (t.Qwen2MoeConfig, modern | {
+            "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 2 * _WIDTH,
+            "shared_expert_intermediate_size": 2 * _WIDTH,
+        }),
+        "gpt-oss": (t.GptOssConfig, modern | {
+            "num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": _WIDTH // _HEADS,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+        }),
+        "Llava": (t.LlavaConfig, dict(
+            text_config=t.LlamaConfig(**modern),
+            vision_config=t.CLIPVisionConfig(
+                hidden_size=_WIDTH, intermediate_size=2 * _WIDTH, num_hidden_layers=_BLOCKS,
+                num_attention_heads=_HEADS, image_size=8, patch_size=4,
+            ),
+        )),
     }  # fmt: skip
     kind, settings = made[architecture]
     return kind(**settings)
+
+
+def upcycled(model: PreTrainedModel, experts: int = 4) -> PreTrainedModel:
+    """A mixture of experts made of a dense Llama: a Mixtral whose experts begin as copies of the Llama's MLP.
+
+    Two experts work on each token. Mixtral's router gives them weights that add up to 1, so as long as the experts are
+    equal the mixture computes what the Llama does, whatever the router says; the router is random, from seed 0. This
+    is how mixtures are often begun (https://arxiv.org/abs/2212.05055). The model itself isn't changed. Raises
+    ValueError for a model that is no Llama.
+    """
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    given = model.config
+    if given.model_type != "llama":
+        raise ValueError(f"only a Llama is upcycled here, and this is a {given.model_type}")
+    same = (
+        "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim "
+        "max_position_embeddings rms_norm_eps rope_parameters tie_word_embeddings bos_token_id eos_token_id "
+        "pad_token_id"
+    ).split()
+    config = MixtralConfig(
+        **{key: getattr(given, key) for key in same}, num_local_experts=experts, num_experts_per_tok=2
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        mixture = MixtralForCausalLM(config).eval()
+    cast(nn.Module, mixture).to(device=model.device, dtype=model.dtype)
+    weights = dict(model.state_dict())
+    for i in range(given.num_hidden_layers):
+        mlp = f"model.layers.{i}.mlp."
+        gate, up, down = (weights.pop(f"{mlp}{name}_proj.weight") for name in ("gate", "up", "down"))
+        weights[f"{mlp}experts.gate_up_proj"] = torch.cat([gate, up]).repeat(experts, 1, 1)
+        weights[f"{mlp}experts.down_proj"] = down.repeat(experts, 1, 1)
+    mixture.load_state_dict(weights, strict=False)  # all but the routers
+    return mixture
 
 
 # ----------------------------------------------------------------------------------- finding, for the course's own LoRA
@@ -222,12 +309,24 @@ def _tell_what_all_linear_means(model: nn.Module) -> None:
     _tell_towers(model)
 
 
+def _towers(model: nn.Module) -> list[str]:
+    """The outermost parts of a model of text that read something else, and have linear layers: full names."""
+    found: list[str] = []
+    if getattr(model, "main_input_name", "input_ids") in _OTHER_INPUTS:
+        return found  # a speech model's encoder is no tower beside the model
+    for name, module in model.named_modules():
+        if (
+            name
+            and getattr(module, "main_input_name", "input_ids") in _OTHER_INPUTS
+            and any(is_linear(inner) for inner in module.modules())
+            and not any(name.startswith(f"{outer}.") for outer in found)
+        ):
+            found.append(name)
+    return found
+
+
 def _tell_towers(model: nn.Module) -> None:
-    towers = [
-        name for name, module in model.named_modules()
-        if name and getattr(module, "main_input_name", "input_ids") in _OTHER_INPUTS
-        and any(is_linear(inner) for inner in module.modules())
-    ]  # fmt: skip
+    towers = _towers(model)
     if towers:
         warnings.warn(
             f"the linear layers of {towers[0]!r}, which reads no text, are among these targets, as they are in PEFT's "
@@ -342,8 +441,8 @@ def propose_targets(model: nn.Module) -> Proposal:
     left out. A layer is *attention* when a module around it in the block has "att" in its class's or its own name, as
     all of transformers' do. It is *MLP* when another layer of the block outside attention undoes its change of width,
     and no convolution stands beside it. The rest is *other*. What a state-space layer's
-    kernels pass by is left out. What PEFT makes of the proposal, experts included, :func:`check_targets` tells. Warns
-    when a vision tower's blocks are among it.
+    kernels pass by is left out, and so are the blocks of a vision tower, which the proposal names. Experts that are
+    parameters stand in the proposal's `parameters`; its `fields` are all that LoraConfig needs.
 
     Raises ValueError when the model has an adapter already or no blocks with linear layers.
     """
@@ -354,7 +453,10 @@ def propose_targets(model: nn.Module) -> Proposal:
         )
     groups: dict[str, str] = {}
     experts: list[str] = []
+    towers = _towers(model)
     for prefix, block in _blocks(model):
+        if any(prefix.startswith(f"{tower}.") for tower in towers):
+            continue
         groups |= _sorted_layers(prefix, block)
         experts += _expert_parameters(block)
     if not groups:
@@ -363,8 +465,9 @@ def propose_targets(model: nn.Module) -> Proposal:
             'or use target_modules="all-linear"'
         )
     groups = {name: group for name, group in groups.items() if not _is_passed_by(model, name)}
-    _tell_towers(model)
-    every = [name for name, _ in model.named_modules()]
+    every = [
+        name for name, _ in model.named_modules() if not any(f"{name}.".startswith(f"{tower}.") for tower in towers)
+    ]
     named: dict[str, list[str]] = {"attention": [], "mlp": [], "other": []}
     for name, group in groups.items():
         target = _shortest(name, group, groups, every)
@@ -374,6 +477,7 @@ def propose_targets(model: nn.Module) -> Proposal:
         **named,
         conv1d=any(is_conv1d(model.get_submodule(name)) for name in groups),
         parameters=list(dict.fromkeys(experts)),
+        towers=towers,
     )
 
 

@@ -32,13 +32,3 @@ def count_with_pattern(shapes, r, rank_pattern):
         rank = rank_pattern[matching[0]] if matching else r
         total += rank * (d_out + d_in)
     return total
-
-
-# -------- trained_biases
-def trained_biases(names, targets, bias):
-    if bias == "none":
-        return []
-    biases = [n for n in names if n.endswith(".bias")]
-    if bias == "all":
-        return biases
-    return [n for n in biases if n.split(".")[-2] in targets]
