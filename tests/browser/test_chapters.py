@@ -30,8 +30,8 @@ def test_all_text_can_be_told_from_its_ground(chapters, chapter, theme):
 
 
 def test_the_playground_answers_by_the_adapter_and_the_slider(chapters):
-    """Chapter 11's: another adapter gives another answer, and a slider that is moved says so."""
-    reader = chapters("11")
+    """Chapter 12's: another adapter gives another answer, and a slider that is moved says so."""
+    reader = chapters("12")
     cell = reader.cell("= playground(")
     answer = cell.locator("textarea:disabled")
 
@@ -43,7 +43,7 @@ def test_the_playground_answers_by_the_adapter_and_the_slider(chapters):
         return answer.input_value()
 
     pirate, base = asked("style"), asked("base")
-    reader.shot("11-playground")
+    reader.shot("12-playground")
     assert "Arr" in pirate and pirate != base
 
     cell.locator(".widget-slider .noUi-handle").first.press("ArrowRight")
@@ -51,7 +51,7 @@ def test_the_playground_answers_by_the_adapter_and_the_slider(chapters):
 
 
 def test_the_memory_predictor_says_what_another_method_needs(reader):
-    """Chapter 5's, which needs no other cell, in a narrow window."""
+    """Chapter 6's, which needs no other cell, in a narrow window."""
     one = reader("work/06_loading_models.ipynb")
     one.width(800)
     one.run("explore()")
@@ -64,5 +64,5 @@ def test_the_memory_predictor_says_what_another_method_needs(reader):
     cell.locator("select").last.select_option("full")
     cell.get_by_role("button", name="Predict").click()
     one.until(lambda: report.input_value() not in ("...", lora))
-    one.shot("05-predictor")
+    one.shot("06-predictor")
     assert "needs" in report.input_value()
