@@ -42,6 +42,7 @@ NOT_IMPORTED = {
     "jupyterlab": "opens the notebooks; start.py runs it as a command",
     "pytest-xdist": "a pytest plugin: runs tests in two processes",
     "ruff": "a command: make lint",
+    "tensorboard": 'what report_to="tensorboard" writes with: transformers imports it',
     "uvicorn": "runs transformers serve",
 }
 

@@ -43,8 +43,8 @@ OUT = ROOT / "assets" / "measurements" / "capacity.json"
 
 ALPHABET, KEY, LENGTH = 512, 2, 16
 SPECIAL = 4  # the tokenizer's first ids
-RANKS, PER_RANK, MOST = (1, 2, 4, 8), (32, 64, 128, 256), 2048
-FULL_STRINGS = (2048,)
+RANKS, PER_RANK, MOST = (1, 2, 4, 8, 16, 32), (16, 32, 64, 128, 256), 4096
+FULL_STRINGS = (2048, 4096)
 RATES = {1: (8e-3, 1.6e-2), 2: (8e-3, 1.6e-2), 4: (4e-3, 8e-3), 8: (3e-3, 6e-3), 16: (2e-3, 4e-3),
          32: (2e-3, 4e-3), None: (1e-3, 2e-3)}  # fmt: skip
 SEEDS, STEPS = (0, 1), 2000
