@@ -8,7 +8,7 @@ import pytest
 from utils.course import checks  # noqa: F401  (registers every exercise)
 from utils.course.checks import registry
 from utils.course.checks.core import evaluate
-from utils.course.checks.references import ch09
+from utils.course.checks.references import ch10
 from utils.course.checks.worked import source
 from utils.course.progress import PASSED
 
@@ -39,5 +39,5 @@ def test_a_name_without_a_cell_is_refused(monkeypatch):
         source("tensor_rnage")
     other = replace(EXERCISES["tensor_range"], name="other")
     monkeypatch.setitem(registry._registered, "other", other)
-    with pytest.raises(LookupError, match=f"{ch09.__name__} has no cell of 'other': `make notebooks` writes it"):
+    with pytest.raises(LookupError, match=f"{ch10.__name__} has no cell of 'other': `make notebooks` writes it"):
         source("other")
