@@ -466,9 +466,6 @@ def _whole(expected: Any, got: Any) -> bool | str:
     return difference(expected, got) or True
 
 
-SIGNED = "you took the largest value; -5 is larger than 1 in size: take absolute values first."
-
-
 def _signed_frexp(values: Tensor, block: int, zeros: bool = True) -> Tensor:
     biggest = values.view(-1, block).amax(dim=1)
     exponents = torch.frexp(biggest).exponent - 3
@@ -515,15 +512,27 @@ exercise(
                 .clamp(min=-127)
                 .int()
             ),
-            SIGNED,
+            "you took the largest value; -5 is larger than 1 in size: take absolute values first.",
         ),
-        Mistake(_signed_frexp, SIGNED),
-        Mistake(lambda values, block: _signed_frexp(values, block, zeros=False), SIGNED),
+        Mistake(
+            _signed_frexp,
+            "frexp reads the exponent of a negative value, too, so nothing complains; but -5 is larger than 1 in size: "
+            "take absolute values before you look for the largest.",
+        ),
+        Mistake(
+            lambda values, block: _signed_frexp(values, block, zeros=False),
+            "two things are missing: absolute values, since -5 is larger than 1 in size, and the -127 of a block of "
+            "zeros.",
+        ),
         Mistake(
             lambda values, block: (torch.floor(torch.log2(values.view(-1, block).amax(dim=1))) - 2).clamp(min=-127),
-            SIGNED,
+            "a block of negative values has no logarithm, and -5 is larger than 1 in size: take absolute values first.",
         ),
-        Mistake(lambda values, block: torch.floor(torch.log2(values.view(-1, block).amax(dim=1))) - 2, SIGNED),
+        Mistake(
+            lambda values, block: torch.floor(torch.log2(values.view(-1, block).amax(dim=1))) - 2,
+            "you took the largest value with its sign, where the largest in size is asked for; and a block of zeros "
+            "needs a clamp at -127.",
+        ),
         Mistake(
             lambda values, block: (torch.floor(torch.log2(values.abs().max())) - 2).clamp(min=-127).int().view(1),
             "that is one exponent for all values: each block has its own, .view(-1, block).",
