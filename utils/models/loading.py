@@ -53,7 +53,7 @@ def load_tiny(dtype: torch.dtype = torch.float32) -> tuple[PreTrainedModel, PreT
     For what is measured on its weights or with its shipped adapters, which fit no other model. Raises
     FileNotFoundError when the repository was copied without its assets.
     """
-    return _load(dtype, where=_tiny())
+    return _load(dtype, folder=_tiny())
 
 
 def load_4bit(
@@ -134,16 +134,16 @@ def four_bit_config(
 
 
 def _load(
-    dtype: torch.dtype, quantization: BitsAndBytesConfig | None = None, where: Path | None = None
+    dtype: torch.dtype, quantization: BitsAndBytesConfig | None = None, folder: Path | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model of the profile on its device, or the one in the folder `where` on the CPU."""
+    """The model of the profile on its device, or the one in `folder` on the CPU."""
     from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
-    device = torch.device("cpu")
-    if where is None:
+    if folder is None:
         _check_gpu(None if quantization else dtype)
-        device, where = model_device(), _source()
+    where: Path | str = folder or _source()
+    device = torch.device("cpu") if folder else model_device()
     config = _config(where)
     tokenizer = _tokenizer(where, config)
     # Before the model is made: its embedding gives the padding token no gradient.
