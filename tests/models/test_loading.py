@@ -104,6 +104,14 @@ def test_the_base_comes_in_the_dtype_that_was_asked_for(dtype):
     assert len(tokenizer) == model.config.vocab_size
 
 
+@pytest.mark.parametrize("name", ["tiny", "small", "7b"])
+def test_the_tiny_model_comes_whatever_the_profile(monkeypatch, name):
+    monkeypatch.setenv("COURSE_PROFILE", name)
+    model, tokenizer = models.load_tiny()
+    assert model.name_or_path == tokenizer.name_or_path == str(models.TINY_DIR)
+    assert (model.dtype, model.device.type, model.training) == (torch.float32, "cpu", False)
+
+
 def test_every_call_loads_afresh():
     first, second = models.load_base()[0], models.load_base()[0]
     with torch.no_grad():

@@ -11,6 +11,6 @@ __getattr__, __dir__, __all__ = front_door(
             "weights_dtype widen_trainable"
         ),
         "errors": "ModelUnavailable",
-        "loading": "four_bit_config keep_trainable load_4bit load_base load_config load_tokenizer",
+        "loading": "four_bit_config keep_trainable load_4bit load_base load_config load_tiny load_tokenizer",
     },
 )

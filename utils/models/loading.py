@@ -47,6 +47,15 @@ def load_base(dtype: torch.dtype | None = None) -> tuple[PreTrainedModel, PreTra
     return _load(dtype or weights_dtype())
 
 
+def load_tiny(dtype: torch.dtype = torch.float32) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The shipped tiny model on the CPU, in evaluation mode, and its tokenizer, whatever the profile.
+
+    For what is measured on its weights or with its shipped adapters, which fit no other model. Raises
+    FileNotFoundError when the repository was copied without its assets.
+    """
+    return _load(dtype, folder=_tiny())
+
+
 def load_4bit(
     *, double_quant: bool = True, quant_type: str = "nf4", compute_dtype: torch.dtype | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -125,13 +134,16 @@ def four_bit_config(
 
 
 def _load(
-    dtype: torch.dtype, quantization: BitsAndBytesConfig | None = None
+    dtype: torch.dtype, quantization: BitsAndBytesConfig | None = None, folder: Path | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model of the profile on its device, or the one in `folder` on the CPU."""
     from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
-    _check_gpu(None if quantization else dtype)
-    where = _source()
+    if folder is None:
+        _check_gpu(None if quantization else dtype)
+    where: Path | str = folder or _source()
+    device = torch.device("cpu") if folder else model_device()
     config = _config(where)
     tokenizer = _tokenizer(where, config)
     # Before the model is made: its embedding gives the padding token no gradient.
@@ -139,7 +151,6 @@ def _load(
     arguments: dict[str, Any] = {"config": config, "dtype": dtype, "use_safetensors": True}
     if quantization:
         arguments["quantization_config"] = quantization
-    device = model_device()
     if quantization or device.type != "cpu":
         arguments["device_map"] = {"": device}
     if isinstance(where, Path):
@@ -233,12 +244,7 @@ def _source() -> Path | str:
     """A folder that holds what is needed, or a Hub id. COURSE_MODEL comes first, then the package, then the Hub."""
     name = profile()
     if name == "tiny":
-        if not (TINY_DIR / "model.safetensors").exists():
-            raise FileNotFoundError(
-                f"the tiny base model is missing from {TINY_DIR}: fetch the repository again with git clone, "
-                "or train the model with tools/train_tiny_base.py"
-            )
-        return TINY_DIR
+        return _tiny()
     wanted = os.environ.get("COURSE_MODEL")
     if wanted:
         for folder in (Path(wanted).expanduser(), ROOT / wanted):
@@ -250,6 +256,15 @@ def _source() -> Path | str:
         return wanted
     gguf = smollm2.gguf_file() if from_package(name) else None
     return PROFILES[name].model if gguf is None else smollm2.converted(gguf)
+
+
+def _tiny() -> Path:
+    if not (TINY_DIR / "model.safetensors").exists():
+        raise FileNotFoundError(
+            f"the tiny base model is missing from {TINY_DIR}: fetch the repository again with git clone, "
+            "or train the model with tools/train_tiny_base.py"
+        )
+    return TINY_DIR
 
 
 def from_package(profile: str) -> bool:

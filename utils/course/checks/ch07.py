@@ -138,9 +138,9 @@ exercise(
         ),
     ],
     hints=[
-        "The scale: values.abs().max().",
+        "The scale is the largest of the absolute values: take those first, then their maximum.",
         "values / scale lies between -1 and 1; int8 has room from -127 to 127.",
-        "torch.round(values / scale * 127).to(torch.int8)",
+        "Stretch it over that room, round with torch.round, and only then change the dtype.",
     ],
     why="Dividing by the largest absolute value is the finest scale at which nothing overflows. It costs one number "
     "for all of them, and makes every rounding error at most half a step, scale / 254.",
@@ -466,6 +466,12 @@ def _whole(expected: Any, got: Any) -> bool | str:
     return difference(expected, got) or True
 
 
+def _signed_frexp(values: Tensor, block: int, zeros: bool = True) -> Tensor:
+    biggest = values.view(-1, block).amax(dim=1)
+    exponents = torch.frexp(biggest).exponent - 3
+    return torch.where(biggest != 0, exponents, -127).clamp(min=-127) if zeros else exponents
+
+
 def _exponents(values: Tensor, block: int, minus: int = 2, rounding=torch.floor, reduce=torch.amax) -> Tensor:
     biggest = reduce(values.abs().view(-1, block), dim=1)
     return (rounding(torch.log2(biggest)) - minus).clamp(min=-127).int()
@@ -507,6 +513,25 @@ exercise(
                 .int()
             ),
             "you took the largest value; -5 is larger than 1 in size: take absolute values first.",
+        ),
+        Mistake(
+            _signed_frexp,
+            "frexp reads the exponent of a negative value, too, so nothing complains; but -5 is larger than 1 in size: "
+            "take absolute values before you look for the largest.",
+        ),
+        Mistake(
+            lambda values, block: _signed_frexp(values, block, zeros=False),
+            "two things are missing: absolute values, since -5 is larger than 1 in size, and the -127 of a block of "
+            "zeros.",
+        ),
+        Mistake(
+            lambda values, block: (torch.floor(torch.log2(values.view(-1, block).amax(dim=1))) - 2).clamp(min=-127),
+            "a block of negative values has no logarithm, and -5 is larger than 1 in size: take absolute values first.",
+        ),
+        Mistake(
+            lambda values, block: torch.floor(torch.log2(values.view(-1, block).amax(dim=1))) - 2,
+            "you took the largest value with its sign, where the largest in size is asked for; and a block of zeros "
+            "needs a clamp at -127.",
         ),
         Mistake(
             lambda values, block: (torch.floor(torch.log2(values.abs().max())) - 2).clamp(min=-127).int().view(1),
@@ -581,9 +606,9 @@ exercise(
         ),
     ],
     hints=[
-        "The largest absolute value of each block: values.abs().view(-1, block).amax(dim=1).",
-        "Its logarithm to the base 2, rounded down, minus 2.",
-        "A block of zeros has the logarithm minus infinity: .clamp(min=-127).",
+        "Make a row of each block, then find the largest absolute value of each row.",
+        "torch.log2, rounded down, or the exponent that torch.frexp gives, which is one higher; then minus 2.",
+        "A block of zeros has the logarithm minus infinity, and frexp gives it 0: what must come out is -127.",
     ],
     why="The power of two below the block's largest value brings it to between 4 and 8, where E2M1 has 4 and 6. frexp "
     "reads the exponent from the float's bits: exact just below a power of two, where a logarithm may round up.",
