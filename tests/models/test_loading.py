@@ -359,7 +359,9 @@ def test_of_28_adapters_8_get_a_gradient_after_an_evaluation_that_repacks(kept, 
     if not kept and not has_avx512bf16():
         pytest.skip("bitsandbytes repacks on a CPU with AVX512-BF16 alone")
     model = AutoModelForCausalLM.from_pretrained(
-        models.ASSETS / "tiny-llama", quantization_config=models.four_bit_config(torch.bfloat16), device_map={"": "cpu"}
+        models.ASSETS / "tiny-llama",
+        quantization_config=models.four_bit_config(compute_dtype=torch.bfloat16),
+        device_map={"": "cpu"},
     )
     if kept:
         models.keep_trainable(model)
