@@ -357,6 +357,32 @@ def test_a_4_bit_model_that_was_evaluated_still_learns_and_is_the_same():
         assert b is not None and b.any() and torch.equal(a, b)
 
 
+@pytest.mark.parametrize("kept, alive", [(False, 8), (True, 28)])
+def test_of_28_adapters_8_get_a_gradient_after_an_evaluation_that_repacks(kept, alive):
+    """Chapter 6's fold-out says that 20 of the tiny model's 28 go dead; with `keep_trainable` none does."""
+    from bitsandbytes.functional import has_avx512bf16
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    if not kept and not has_avx512bf16():
+        pytest.skip("bitsandbytes repacks on a CPU with AVX512-BF16 alone")
+    model = AutoModelForCausalLM.from_pretrained(
+        models.ASSETS / "tiny-llama",
+        quantization_config=models.four_bit_config(compute_dtype=torch.bfloat16),
+        device_map={"": "cpu"},
+    )
+    if kept:
+        models.keep_trainable(model)
+    torch.manual_seed(0)
+    model = get_peft_model(model, LoraConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM"))
+    ids = torch.randint(0, 1000, (2, 16))
+    with torch.no_grad():
+        model.eval()(input_ids=ids)
+    model.train()(input_ids=ids, labels=ids).loss.backward()
+    gradients = [p.grad for name, p in model.named_parameters() if "lora_B" in name]
+    assert len(gradients) == 28 and sum(g is not None and bool(g.any()) for g in gradients) == alive
+
+
 def test_widths_that_bitsandbytes_unpacks_wrongly_on_a_cpu_are_refused():
     from bitsandbytes.nn import Linear4bit
 

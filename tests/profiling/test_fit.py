@@ -17,6 +17,7 @@ from utils.profiling import fit
 from utils.profiling.memory import GB, Setup, predict
 
 FITS = json.loads((ASSETS / "measurements" / "fits.json").read_text())
+SMALL_2 = llama_config(hidden=64, layers=2, heads=4, kv_heads=2, intermediate=96, vocabulary=300)
 SMALL = llama_config(hidden=64, layers=3, heads=4, kv_heads=2, intermediate=96, vocabulary=300)
 
 
@@ -96,7 +97,12 @@ def test_the_command_line(capsys):
     sizes = "hidden=64,layers=2,heads=4,kv_heads=2,intermediate=96,vocabulary=300"
     fit.main(["--sizes", sizes, "--method", "qlora", "--targets", "q_proj,v_proj", "--card", "8"])
     out = capsys.readouterr().out
-    assert out.startswith("peak ") and "weights" in out and "backward" in out
+    verdict, _, report = out.partition("\n")
+    needs = fit.needed(predict(Setup(SMALL_2, "qlora", 1, 512, target_modules=("q_proj", "v_proj"))).peak) / GB
+    assert verdict == f"needs {needs:.1f} GB of 8: fits"
+    assert report.startswith("peak ") and "weights" in report and "backward" in report
+    fit.main(["--sizes", sizes])
+    assert capsys.readouterr().out.startswith("peak "), "no card, no verdict"
     for arguments, words in (
         (["--sizes", sizes, "--card", "0.1"], "smaller model"),
         (["--sizes", "hidden=64"], "can't be read"),

@@ -230,9 +230,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         if arguments.table:
             print(fit_table(what_fits(setup)))
         else:
-            print(
-                fit_report(predict(setup) if arguments.card is None else refuse_unless_it_fits(setup, arguments.card))
-            )
+            prediction = predict(setup) if arguments.card is None else refuse_unless_it_fits(setup, arguments.card)
+            if arguments.card is not None:
+                print(f"needs {needed(prediction.peak) / GB:.1f} GB of {arguments.card:g}: fits")
+            print(fit_report(prediction))
     except (ValueError, TypeError, RuntimeError) as error:
         sys.exit(f"error: {error}")
 

@@ -91,6 +91,10 @@ exercise(
             "only the last norm was kept: the blocks have norms of their own, such as input_layernorm.",
         ),
         Mistake(
+            lambda shapes, bits: lesson.four_bit_bytes(shapes, bits) / 1e9,
+            "bytes, not GB: leave the division by 1e9 to whoever prints it.",
+        ),
+        Mistake(
             lambda shapes, bits: lesson.four_bit_bytes(shapes, 4),
             "you counted 4 bits for each weight; the scales come on top: use bits.",
         ),
