@@ -55,3 +55,20 @@ def test_the_script_runs_as_a_file_on_a_readers_records_and_leaves_an_adapter(tm
     assert {"adapter_config.json", "adapter_model.safetensors"} <= {path.name for path in (out / "adapter").iterdir()}
     checkpoints = {int(path.name.removeprefix("checkpoint-")) for path in out.glob("checkpoint-*")}
     assert steps in checkpoints, "to go on from after a crash"
+
+
+def test_what_the_lesson_says_of_the_knobs_and_of_200_examples_holds_seed_by_seed():
+    record = json.loads((ASSETS / "measurements" / "sft.json").read_text(encoding="utf-8"))
+    knobs = record["knobs"]
+    rates = [
+        knobs[name] for name in ("learning rate 0.0002", "learning rate 0.0006", "learning rate 0.002", "unchanged")
+    ]
+    for lower, higher in zip(rates, rates[1:], strict=False):
+        assert all(a <= b for a, b in zip(lower, higher, strict=True))
+    assert rates[2] == [0.42, 0.115, 0.135] and not any(rates[0] + rates[1])
+    assert all(a > b for a, b in zip(knobs["no warm-up"], knobs["unchanged"], strict=True))
+    assert knobs["batch 4 x 2 accumulated"] == knobs["unchanged"]
+    assert max(max(scores) - min(scores) for scores in knobs.values() if min(scores) > 0.7) < 0.235
+
+    few, many = ([rows[-1]["unseen"] for rows in record["overfit"][count]] for count in ("200", "4000"))
+    assert all(a > b for a, b in zip(few, many, strict=True)) and (few, many) == ([0.33, 0.36, 0.15], [0.03, 0.2, 0.07])
