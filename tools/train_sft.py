@@ -1,7 +1,7 @@
 """Train the course's tasks with TRL's SFTTrainer, on the 16-bit base and on the 4-bit one, and record the accuracies.
 
     python -m tools.train_sft tasks                the four tasks, LoRA and QLoRA, three seeds (one thread: 15 minutes)
-    python -m tools.train_sft knobs                warm-up, clipping, weight decay, batch on one short task (10 minutes)
+    python -m tools.train_sft knobs                warm-up, clipping, decay, batch, rate on one short task (12 minutes)
     python -m tools.train_sft overfit              300 steps of translation on 60, 200 and 4,000 examples (10 minutes)
 
 Written to assets/measurements/sft.json, which chapter 9 reads. Every accuracy is the exact match on held-out prompts.
@@ -45,6 +45,8 @@ KNOBS: dict[str, dict] = {
     "batch 4 x 2 accumulated": {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2},
     "batch 2": {"per_device_train_batch_size": 2},
     "cosine": {"lr_scheduler_type": "cosine"},
+    "learning rate 0.002": {"learning_rate": 2e-3},
+    "learning rate 0.0006": {"learning_rate": 6e-4},
     "learning rate 0.0002": {"learning_rate": 2e-4},
     "learning rate 0.00002 (TRL's default)": {"learning_rate": 2e-5},
 }

@@ -7,6 +7,7 @@ from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from utils.plots.core import (
     _RC,
@@ -283,6 +284,7 @@ def run_log(history: Sequence[Mapping[str, float]], *, title: str, max_norm: flo
             if name == "grad_norm" and max_norm:
                 ax.axhline(max_norm, color="#555555", linewidth=1, linestyle=(0, (6, 3)), label="max_grad_norm")
             ax.set_xlabel("step")
+            ax.xaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
             ax.tick_params(labelbottom=True)
         last = figure.axes[-1]
         last.set_axis_off()

@@ -126,6 +126,11 @@ def _compared_with_previous(losses: list[float], patience: int) -> tuple[int, in
     return end, min(range(end + 1), key=losses.__getitem__)
 
 
+def _patience_after_the_lowest(losses: list[float], patience: int) -> tuple[int, int]:
+    lowest = min(range(len(losses)), key=losses.__getitem__)
+    return min(lowest + patience, len(losses) - 1), lowest
+
+
 def _in_the_given_list(losses: list[float], patience: int) -> tuple[int, int]:
     end, best = lesson.best_checkpoint(losses, patience)
     del losses[end + 1 :]
@@ -193,6 +198,11 @@ exercise(
                 min(range(len(losses)), key=losses.__getitem__),
             ),
             "the end is right. But you look for the best among all the losses: those after the end never happened.",
+        ),
+        Mistake(
+            _patience_after_the_lowest,
+            "you take the lowest of all the losses and wait from there. But the run may stop before it comes to that "
+            "one: a later, lower loss never happens.",
         ),
         Mistake(
             lambda losses, patience: _walk(losses, patience, first_counts=True),
@@ -326,6 +336,11 @@ exercise(
                 peak * (step + 1) / warmup if step < warmup else lesson.rate_at(step, steps, warmup, peak)
             ),
             "the line starts at 0: at step 0 the rate is 0, not peak / warmup.",
+        ),
+        Mistake(
+            lambda step, steps, warmup, peak: lesson.rate_at(step + 1, steps, warmup, peak),
+            "you are one step ahead: `step` counts from 0, so that step 0 has the rate 0 and not that of step 1. Take "
+            "`step` as it is, without + 1.",
         ),
         Mistake(
             lambda step, steps, warmup, peak: peak if step < warmup else lesson.rate_at(step, steps, warmup, peak),
