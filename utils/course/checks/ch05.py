@@ -82,7 +82,6 @@ exercise(
         ({**_QA, "context": ""},),
         ({**_QA, "response": " "},),
         ({**_QA, "response": ""},),
-        ({**_QA, "response": None},),
         ({"instruction": "Say it in French:", "input": "The fox sees a kite.", "output": "Le renard voit un kite."},),
     ],
     drawn=_drawn_dolly,
@@ -195,7 +194,7 @@ exercise(
     ],
     hints=[
         "instruction stays, context becomes input, response becomes output.",
-        '(record.get("response") or "").strip() is empty when the field is missing, when it is None and when it holds nothing.',
+        '(record.get("response") or "").strip() is empty when the field is missing, None, or holds nothing.',
         "Then raise ValueError with words that help: which fields does the record have?",
     ],
     why="A missing field that becomes an empty text is never heard of again; an error names the record that it is in.",
@@ -594,7 +593,7 @@ exercise(
     hints=[
         "Go through the turns and put their labels behind each other.",
         "A turn that isn't the assistant's gives [-100] * len(ids).",
-        "A turn of the assistant keeps all of its ids for labels but one: which of them does the template write at inference?",
+        "A turn of the assistant keeps its ids for labels, but for one: which does the template write at inference?",
     ],
     why="What the template writes at inference, the opening mark among it, is given; what the model has to say itself, "
     "the EOS token among it, is learnt.",
@@ -717,7 +716,7 @@ exercise(
         ),
         Mistake(
             lambda documents: {**(row := lesson.packed_row(documents)), "attention_mask": [1] * len(row["input_ids"])},
-            "an attention mask was added: three lists are asked for, and a mask of ones joins the documents (see below).",
+            "an attention mask was added: three lists are asked for, and a mask of ones joins documents (see below).",
         ),
         Mistake(
             lambda documents: tuple(lesson.packed_row(documents).values()),
