@@ -53,6 +53,12 @@ def _renamed_in_place(record: Fields) -> Fields:
     return record
 
 
+def _output_added_in_place(record: Fields) -> Fields:
+    lesson.dolly_record(record)
+    record["input"], record["output"] = record.pop("context"), record.pop("response")
+    return record
+
+
 _QA = {"instruction": "Who went to the lake?", "context": "Zoe went to the lake.", "response": "Zoe.", "category": "qa"}
 
 
@@ -179,12 +185,16 @@ exercise(
             "category was handed on: the task wants instruction, input and output, and nothing else.",
         ),
         Mistake(
+            _output_added_in_place,
+            "your function changes its input: don't change the record. Make a new dictionary with three fields.",
+        ),
+        Mistake(
             _renamed_in_place, "your function changes its input: the record loses its fields. Make a new dictionary."
         ),
     ],
     hints=[
         "instruction stays, context becomes input, response becomes output.",
-        'record.get("response", "").strip() is empty both when the field is missing and when it holds nothing.',
+        '(record.get("response") or "").strip() is empty when the field is missing, None, or holds nothing.',
         "Then raise ValueError with words that help: which fields does the record have?",
     ],
     why="A missing field that becomes an empty text is never heard of again; an error names the record that it is in.",
@@ -236,6 +246,10 @@ def _built(
         return {"input_ids": template(talks), **prompts}
 
     return done
+
+
+def _both_slips(batch: Batch, template: Template) -> dict[str, list[list[int]]]:
+    return _built(user=lambda instruction, extra: f"{instruction} {extra}", generation=False)(batch, template)
 
 
 def _over_the_keys(batch: Batch, template: Template) -> dict[str, list[list[int]]]:
@@ -315,6 +329,11 @@ exercise(
             _built(generation=False),
             "prompt_ids end before the mark that opens the assistant's turn: pass add_generation_prompt=True, or the "
             "model would have to learn that mark.",
+        ),
+        Mistake(
+            _both_slips,
+            "two things: where there is no input the instruction ends with a space, and prompt_ids lack the mark that "
+            "opens the assistant's turn (add_generation_prompt=True).",
         ),
         Mistake(
             _built(user=lambda instruction, extra: f"{instruction}  {extra}" if extra else instruction),
@@ -574,7 +593,7 @@ exercise(
     hints=[
         "Go through the turns and put their labels behind each other.",
         "A turn that isn't the assistant's gives [-100] * len(ids).",
-        "A turn of the assistant gives one -100, for the opening token, and then ids[1:].",
+        "A turn of the assistant keeps its ids for labels, but for one: which does the template write at inference?",
     ],
     why="What the template writes at inference, the opening mark among it, is given; what the model has to say itself, "
     "the EOS token among it, is learnt.",
@@ -697,7 +716,7 @@ exercise(
         ),
         Mistake(
             lambda documents: {**(row := lesson.packed_row(documents)), "attention_mask": [1] * len(row["input_ids"])},
-            "an attention mask was added: three lists are asked for, and a mask of ones opens the leak (see below).",
+            "an attention mask was added: three lists are asked for, and a mask of ones joins documents (see below).",
         ),
         Mistake(
             lambda documents: tuple(lesson.packed_row(documents).values()),
@@ -713,7 +732,8 @@ exercise(
     ],
     hints=[
         "Three empty lists, and a loop over the documents that adds to each.",
-        "A document of n tokens adds the positions range(n), and the labels [-100] + document[1:].",
+        "What positions does a document of n tokens have, counted from 0? Extend your list by them.",
+        "The labels are the document's ids again, but for one: the first, which nothing in its document predicts.",
     ],
     why="Positions that begin again tell the model where a document begins; without the -100 the last token of one "
     "document would be trained to predict the first of the next.",

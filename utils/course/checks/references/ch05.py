@@ -7,7 +7,7 @@ Generated from lessons/05_data.md by `make notebooks`: edit the lesson, not this
 
 # -------- dolly_record
 def dolly_record(record):
-    if not record.get("response", "").strip():
+    if not (record.get("response") or "").strip():
         raise ValueError(f"no response in a record with the fields {', '.join(record)}")
     return {
         "instruction": record["instruction"],
