@@ -306,6 +306,25 @@ def test_c48_two_full_runs_agree_far_more_than_lora_does_with_full(full_updates)
 # ------------------------------------------------------------------------------------------------------------- traps
 
 
+@pytest.mark.parametrize("init", ["lora_ga", "eva"])
+@pytest.mark.filterwarnings("ignore")
+def test_t02_eva_and_lora_ga_without_their_calls_begin_like_plain_lora(init):
+    from peft import LoraConfig, get_peft_model
+
+    def start(**fields):
+        torch.manual_seed(0)
+        base = nn.Sequential(nn.Linear(64, 64))
+        torch.manual_seed(1)
+        layer = get_peft_model(base, LoraConfig(r=8, target_modules=["0"], **fields)).base_model.model[0]
+        return layer.lora_A.default.weight.detach(), layer.lora_B.default.weight.detach()
+
+    torch.manual_seed(1)
+    drawn = nn.Linear(64, 8, bias=False).weight.detach()
+    A, B = start(init_lora_weights=init)
+    assert torch.equal(A, start()[0] if init == "lora_ga" else drawn)
+    assert not B.any()
+
+
 def test_t03_a_fast_pissa_adapter_does_not_survive_saving_and_a_converted_one_does(tmp_path):
     from peft import LoraConfig, PeftModel, get_peft_model
 

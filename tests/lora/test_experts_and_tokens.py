@@ -1,4 +1,4 @@
-"""What chapter 8's uncompared cells show: experts have to be adapted, and new tokens need rows of their own trained."""
+"""What chapter 8 says without comparing: experts have to be adapted, and new tokens need rows of their own trained."""
 
 from __future__ import annotations
 

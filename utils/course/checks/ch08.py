@@ -51,7 +51,11 @@ exercise(
         ),
         Mistake(lambda r, a, rs: (math.sqrt(r) if rs else r) / a, "the other way round: lora_alpha stands on top."),
     ],
-    hints=["Plain LoRA: lora_alpha / r.", "rsLoRA: lora_alpha / math.sqrt(r)."],
+    hints=[
+        "Compare rows that differ in one number: twice the alpha, then four times the r. What happens to each scaling?",
+        "Four times the r: plain LoRA's scaling falls to a quarter, rsLoRA's to a half.",
+        "Divide lora_alpha by r, or by the root of r.",
+    ],
     why="B A x is a sum of r terms. If they are independent, its size grows like the root of r, so dividing by the "
     "root keeps the update as large for every rank, and dividing by r makes it fainter and fainter.",
 )
