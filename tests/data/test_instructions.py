@@ -152,9 +152,9 @@ def test_plain_texts_are_trls(tokenizer, trained_on):
     assert [prompt_completion_labels(tokenizer, r) for r in rows] == pairs(theirs)
 
 
-def test_tokens_that_merge_across_the_boundary_begin_where_trls_begin(tokenizer, trained_on):
+def test_tokens_that_merge_across_the_boundary_begin_where_trls_begin(tokenizer, trained_on, caplog):
     """ "Sing:" and "ing" make other tokens together than apart, so the completion begins where the two part."""
-    logging.getLogger("trl").setLevel(logging.ERROR)
+    caplog.set_level(logging.ERROR, logger="trl")  # for this test only
     row = {"prompt": "He likes to s", "completion": "ing."}
     prompt = tokenizer(row["prompt"]).input_ids
     ids, labels = prompt_completion_labels(tokenizer, row)

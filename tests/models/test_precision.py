@@ -192,7 +192,7 @@ def sources():
     ("pattern", "allowed"),
     [
         (r"is_bf16_supported\(", {"device.py"}),  # whoever needs a dtype asks compute_dtype
-        (r"(Config|Arguments)\([^()]*\b(bf16|fp16)\s*=\s*True", set()),
+        (r"(Config|Arguments)\([^()]*\b(bf16|fp16)\s*=\s*True", {"06_loading_models.md"}),  # a T4's lines, to copy
         (r"\.cuda\(\)", set()),
         (r"device\s*=\s*[\"']cuda", set()),
         (r"\.to\([\"']cuda", set()),
