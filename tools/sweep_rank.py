@@ -350,10 +350,9 @@ def main() -> None:
             results += list(tqdm(pool.imap(full_result, jobs), total=len(jobs), desc="full fine-tuning", mininterval=5))
         table += summarize(results, steps, parameters)
     table.sort(key=lambda row: (row["steps"], row["targets"], row["parameters"]))
-    hardware = torch.cuda.get_device_name() if args.device.startswith("cuda") else "CPU"
     record = {
         "what": "translation, exact match on 200 test prompts; rate chosen on 200 dev prompts; alpha = 2r, batch 16",
-        "hardware": hardware, "torch": torch.__version__, "seeds": list(SEEDS), "base_perplexity": round(base, 3),
+        **provenance(args.device), "seeds": list(SEEDS), "base_perplexity": round(base, 3),
         "rows": table,
     }  # fmt: skip
     write(args.out, record)

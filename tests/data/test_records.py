@@ -13,7 +13,6 @@ from utils.data.records import (
     BadRecords,
     Problem,
     find_problems,
-    from_dolly,
     to_messages,
     to_prompt_completion,
     user_text,
@@ -302,29 +301,3 @@ def test_the_completion_is_the_last_answer_that_is_learned():
 def test_an_answer_alone_is_no_prompt_and_completion():
     with pytest.raises(BadRecords, match="an answer and no prompt"):
         to_prompt_completion({"messages": TURNS[1:]})
-
-
-DOLLY = {"instruction": "Who?", "context": "Zoe came.", "response": "Zoe.", "category": "closed_qa"}
-
-
-def test_dolly_is_mapped():
-    assert from_dolly(DOLLY) == {"instruction": "Who?", "input": "Zoe came.", "output": "Zoe."}
-    assert from_dolly({**DOLLY, "context": ""})["input"] == ""
-    assert from_dolly({**DOLLY, "context": None})["input"] == ""
-
-
-@pytest.mark.parametrize(
-    ("record", "said"),
-    [
-        ({k: v for k, v in DOLLY.items() if k != "response"}, "response is missing"),
-        ({k: v for k, v in DOLLY.items() if k != "context"}, "context is missing"),
-        ({**DOLLY, "response": "\n"}, "response is empty"),
-        ({**DOLLY, "context": 3}, "context is a number"),
-        (GOOD[0], "response is missing; the record has instruction, input, output. Dolly's fields are"),
-        (None, "is null"),
-    ],
-)
-def test_dolly_without_a_response_is_refused_and_not_rendered_empty(record, said):
-    with pytest.raises(BadRecords) as caught:
-        from_dolly(record)
-    assert said in str(caught.value)

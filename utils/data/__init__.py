@@ -13,7 +13,7 @@ __getattr__, __dir__, __all__ = front_door(
             "assistant_labels batches check_completions_survive encode_record encode_rows prompt_completion_labels"
         ),
         "packing": "PackedRow block_diagonal_mask pack",
-        "records": ("BadRecords Problem find_problems from_dolly to_messages to_prompt_completion user_text"),
+        "records": "BadRecords Problem find_problems to_messages to_prompt_completion user_text",
         "report": "Report data_report",
         "template": "check_template template_problems",
     },

@@ -63,9 +63,9 @@ class BadRecords(ValueError):
         return cls(problems, "\n".join([head, *shown]))
 
     @classmethod
-    def of_record(cls, problems: Sequence[Problem], hint: str = "") -> BadRecords:
+    def of_record(cls, problems: Sequence[Problem]) -> BadRecords:
         """The problems of the one record that somebody wants to use."""
-        return cls(problems, f"this record can't be used: {'; '.join(map(_sentence, problems))}{hint}")
+        return cls(problems, f"this record can't be used: {'; '.join(map(_sentence, problems))}")
 
 
 def _sentence(problem: Problem) -> str:
@@ -182,10 +182,10 @@ def find_problems(records: Iterable[Any], required: Sequence[str] = INSTRUCTION_
 # ------------------------------------------------------------------------------------------------- from form to form
 
 
-def check_fields(record: Any, required: Sequence[str], hint: str = "") -> None:
-    """Raises BadRecords when `record` lacks something that :func:`find_problems` asks for; `hint` ends its text."""
+def check_fields(record: Any, required: Sequence[str]) -> None:
+    """Raises BadRecords when `record` lacks something that :func:`find_problems` asks for."""
     if problems := problems_of(1, record, required):
-        raise BadRecords.of_record(problems, hint)
+        raise BadRecords.of_record(problems)
 
 
 def user_text(record: Record) -> str:
@@ -249,20 +249,3 @@ def to_prompt_completion(record: Record) -> dict[str, Any]:
     messages = whole.pop("messages")
     last = max(turn for turn, message in enumerate(messages) if is_learned(message))
     return {"prompt": messages[:last], "completion": [messages[last]], **whole}
-
-
-def from_dolly(record: Record) -> dict[str, str]:
-    """A record of databricks-dolly-15k, whose fields are instruction, context and response, as an instruction record.
-
-    Raises BadRecords when one of the three is missing (``context`` may be empty), or instruction or response is empty:
-    a template that takes ``record.get("output", "")`` would render an empty answer instead.
-    """
-    hint = ". Dolly's fields are instruction, context, response and category"
-    check_fields(record, ("instruction", "response"), hint)
-    context = record.get("context")
-    problem = None if context is None else text_problem(context, empty=True)
-    if "context" not in record:
-        problem = f"is missing; the record has {', '.join(record)}"
-    if problem:
-        raise BadRecords.of_record([Problem(1, "context", problem)], hint)
-    return {"instruction": record["instruction"], "input": context or "", "output": record["response"]}

@@ -47,7 +47,6 @@ FORMATS = {
 }
 ROUNDINGS = ("floor", "even", "up")
 _BITS = {"e2m1": (2, 1), "e4m3": (4, 3), "e5m2": (5, 2)}
-_SCALE_BITS = {"float32": 32, "e8m0": 8, "e4m3": 8}
 _SMALLEST_SCALE = {"e8m0": 2.0**-126, "e4m3": 2.0**-6, "float32": 2.0**-126}
 
 
@@ -221,15 +220,3 @@ def dequantize_floats(quantized: Floats) -> Float[Tensor, "*shape"]:
 def _e8m0(codes: UInt8[Tensor, " blocks"]) -> Float32[Tensor, " blocks"]:
     """Powers of two; code 0, 2^-127, is taken for 2^-126, the smallest float32 that keeps all its digits."""
     return float_book("e8m0").to(codes.device)[codes.long()].clamp(min=_SMALLEST_SCALE["e8m0"])
-
-
-def bits_of_format(name: str, block: int | None = None) -> float:
-    """Bits for each value: the element's, and its share of its block's scale; the tensor's own scale is left out.
-
-    Raises ValueError for an unknown format.
-    """
-    if name not in FORMATS:
-        raise ValueError(f"unknown format {name!r}: choose one of {', '.join(FORMATS)}")
-    elements, usual, kind = FORMATS[name]
-    block = block or usual
-    return 1 + sum(_BITS[elements]) + (0 if block is None else _SCALE_BITS[kind] / block)
