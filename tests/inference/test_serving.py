@@ -152,7 +152,7 @@ def ask(server, model, prompt, **settings):
 @pytest.fixture
 def direct(server):
     """A client of transformers' server, past the gateway."""
-    with server.client(base_url=f"http://{serving.HOST}:{server.upstream.port}/v1") as client:
+    with server.client(base_url=f"http://{serving.HOST}:{server.upstream.port}/v1", max_retries=1) as client:
         yield client
 
 
