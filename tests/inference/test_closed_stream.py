@@ -12,7 +12,7 @@ from utils.inference.closed_stream import ClosedStream
 
 
 async def told(kind, gone_at):
-    """Whether the source was told, of a client that hangs up at that moment. The collector is off, as if it were late."""
+    """Whether the source was told, of a client that hangs up at that moment. Python's collector is off: as if late."""
     heard, gone, kept = [], asyncio.Event(), []
 
     async def pieces():
@@ -31,12 +31,11 @@ async def told(kind, gone_at):
         return {"type": "http.disconnect"}
 
     async def send(message):
-        if message["type"] == "http.response.body" and gone_at == "while one is sent":
+        slow = {"http.response.start": "before the first", "http.response.body": "while one is sent"}
+        if slow[message["type"]] == gone_at:
             gone.set()
             await asyncio.sleep(60)
 
-    if gone_at == "before the first":
-        gone.set()
     kept.append(pieces())  # something, such as a traceback, still holds it
     await asyncio.wait_for(kind(kept[0])({"type": "http"}, receive, send), 10)
     return bool(heard)
