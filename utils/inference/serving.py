@@ -1,7 +1,8 @@
-"""A local server that speaks OpenAI's protocol: `transformers serve`, started, watched and stopped.
+"""A local server that speaks OpenAI's protocol: `transformers serve` behind a gateway, started, watched and stopped.
 
 :func:`stage` lays out a folder with the base and a subfolder for each adapter; :func:`serve` runs the server in that
 folder, so that a request's ``model`` field is the subfolder's name. Nothing is fetched: the server runs offline.
+Clients talk to :mod:`utils.inference.gateway`, in a thread of this process, which keeps OpenAI's rules.
 
 What a served adapter's folder must hold is more than what PEFT saves. transformers' server reads `config.json` and the
 tokenizer from the folder that is asked for; and where it finds a `config.json` beside an adapter, it takes the folder
@@ -14,7 +15,7 @@ own.
 
 Attributes:
     BASE: The name under which the base without an adapter is served.
-    PACKAGES: What transformers' server needs beside transformers.
+    PACKAGES: What the server needs beside transformers.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from safetensors import safe_open
 from torch import nn
 
+from utils.inference.chat_request import BASE, staged
 from utils.lora import fingerprint
 from utils.lora.adapter_config import CONFIG, short, targeted
 from utils.lora.checkpoint import WEIGHTS, check_files, other_model, read_header, refuse_untouched
@@ -47,9 +49,10 @@ from utils.lora.checkpoint import WEIGHTS, check_files, other_model, read_header
 if TYPE_CHECKING:
     from openai import OpenAI
 
+    from utils.inference.gateway import Gateway
+
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
-BASE = "base"
 HOST = "127.0.0.1"
 PACKAGES = ("fastapi", "uvicorn", "pydantic", "openai")
 _EMBEDDING = r".*\b(embed_tokens|wte|embed_in|word_embeddings)\.weight"
@@ -221,12 +224,11 @@ def _generation_settings(folder: Path, do_sample: bool) -> None:
 # ------------------------------------------------------------------------------------------------------ the server
 
 
-class Server:
-    """A running server: `url` is what a client calls ``base_url``, `folder` holds the models to ask for."""
+class Upstream:
+    """transformers' server, in a process of its own that ends with this one."""
 
-    def __init__(self, process: subprocess.Popen, port: int, log: Path, folder: Path) -> None:
-        self.process, self.port, self._log, self.folder = process, port, log, folder
-        self.url = f"http://{HOST}:{port}/v1"
+    def __init__(self, process: subprocess.Popen, port: int, log: Path) -> None:
+        self.process, self.port, self._log = process, port, log
 
     @property
     def running(self) -> bool:
@@ -234,18 +236,15 @@ class Server:
 
     @property
     def log(self) -> str:
-        """What the server wrote so far: its requests, and the tracebacks of those that failed."""
         return self._log.read_text(encoding="utf-8", errors="replace") if self._log.exists() else ""
 
-    def client(self, **settings: Any) -> OpenAI:
-        """The real client of the `openai` package for this server; `settings` go to it (timeout, max_retries)."""
-        from openai import OpenAI
-
-        arguments: dict[str, Any] = {"timeout": 60, "max_retries": 1} | settings
-        return OpenAI(base_url=self.url, api_key="none is needed", **arguments)
+    def note(self, line: str) -> None:
+        """Add a line to the log."""
+        with self._log.open("a", encoding="utf-8") as log:
+            log.write(f"{line}\n")
 
     def stop(self) -> None:
-        """Stop the server, gently at first, and wait until it is gone. Stopping twice is fine."""
+        """Stop the process, gently at first, and wait until it is gone. Stopping twice is fine."""
         if self.running:
             self.process.terminate()
             try:
@@ -257,17 +256,64 @@ class Server:
             self.process.stdin.close()
 
 
+class Server:
+    """A running server: `url` is what a client calls ``base_url``, `folder` holds the models to ask for."""
+
+    def __init__(
+        self, upstream: Upstream, gateway: Gateway, folder: Path, api_key: str | None, request_timeout: float
+    ) -> None:
+        self.folder, self.port, self.url = folder, gateway.port, f"http://{HOST}:{gateway.port}/v1"
+        self.upstream, self._gateway, self._api_key, self._request_timeout = upstream, gateway, api_key, request_timeout
+
+    @property
+    def running(self) -> bool:
+        """Whether requests are answered. When transformers' server has died, each gets a 503 that says so."""
+        return self.upstream.running and self._gateway.running
+
+    @property
+    def log(self) -> str:
+        """What the server wrote so far: a line for each request, and the tracebacks of those that failed."""
+        return self.upstream.log
+
+    def client(self, **settings: Any) -> OpenAI:
+        """The real client of the `openai` package for this server; `settings` go to it (timeout, max_retries).
+
+        It has the server's key, waits a little longer than the server's own time-out, and tries once. A proxy that the
+        environment names is left aside.
+        """
+        from openai import DefaultHttpxClient, OpenAI
+
+        arguments: dict[str, Any] = {"timeout": self._request_timeout + 10, "max_retries": 0, "base_url": self.url}
+        arguments |= {"api_key": self._api_key or "none is needed"} | settings
+        return OpenAI(**({"http_client": DefaultHttpxClient(trust_env=False)} | arguments))
+
+    def stop(self) -> None:
+        """Stop the gateway and transformers' server, and wait until both are gone. Stopping twice is fine."""
+        self._gateway.stop()
+        self.upstream.stop()
+
+
 @contextmanager
 def serve(
-    folder: str | Path, *, port: int | None = None, timeout: float = 90.0, device: str = "cpu"
+    folder: str | Path,
+    *,
+    port: int | None = None,
+    timeout: float = 90.0,
+    device: str = "cpu",
+    api_key: str | None = None,
+    request_timeout: float = 120.0,
 ) -> Iterator[Server]:
-    """`transformers serve` over the models in `folder`, healthy when the block begins and gone when it ends.
+    """The models of `folder` behind OpenAI's protocol, ready when the block begins and gone when it ends.
 
-    `port` None takes a free one. `timeout` is the longest wait until the server answers, in seconds. It listens on this
-    machine only, loads a model at the first request for it, and computes in float32 on the CPU. It has no access
-    control: whoever can reach it can have any model on the disk loaded. Raises ServingUnavailable when a package is
-    missing, the port is taken, the server dies or isn't healthy in time, each with what to do; FileNotFoundError when
-    there is no such folder.
+    What can be asked for is what :func:`stage` laid out, and nothing else on the disk. `port` None takes a free one.
+    `timeout` is the longest wait until the server is ready, and `request_timeout` the longest time for an answer, with
+    waiting in line and loading the model, both in seconds. With an `api_key` a request without it gets a 401. It
+    listens on this machine only, loads a model at the first request for it, and computes in float32 on the CPU.
+
+    transformers' own server, which the gateway asks, listens on a port of its own and has no key: whoever else works on
+    this machine could ask it for any model on the disk. Raises ServingUnavailable when a package is missing, the port
+    is taken, the server dies or isn't healthy in time, each with what to do; FileNotFoundError when there is no such
+    folder, or no model in it; ValueError for an empty `api_key` or a `request_timeout` that isn't above 0.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -275,36 +321,53 @@ def serve(
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise ServingUnavailable(
-            f"transformers' server needs {', '.join(missing)}: run  pip install {' '.join(missing)}  and restart Python"
+            f"the server needs {', '.join(missing)}: run  pip install {' '.join(missing)}  and restart Python"
         )
-    with tempfile.TemporaryDirectory(prefix="serving-", ignore_cleanup_errors=True) as scratch:
-        server = _started(folder.resolve(), port, timeout, device, Path(scratch))
+    if api_key is not None and not (isinstance(api_key, str) and api_key.strip()):
+        raise ValueError("an api_key is a text that isn't empty; leave it out to serve without one")
+    if not request_timeout > 0:
+        raise ValueError(f"request_timeout is a number of seconds above 0, not {request_timeout}")
+    from utils.inference import gateway
+
+    with _bound(port) as bound, tempfile.TemporaryDirectory(prefix="serving-", ignore_cleanup_errors=True) as scratch:
+        models = staged(folder.resolve())
+        if not models:
+            raise FileNotFoundError(f"{folder.name} holds no model: lay it out with stage(folder, base, adapters)")
+        upstream = _started(folder.resolve(), timeout, device, Path(scratch))
         try:
-            yield server
+            app = gateway.build(
+                models, f"http://{HOST}:{upstream.port}/v1", api_key=api_key, request_timeout=request_timeout,
+                log=upstream.note, alive=lambda: upstream.running,
+            )  # fmt: skip
+            server = Server(upstream, gateway.Gateway(app, bound), folder.resolve(), api_key, request_timeout)
+            try:
+                server._gateway.start()
+                yield server
+            finally:
+                server.stop()
         finally:
-            server.stop()
+            upstream.stop()
 
 
-def _started(folder: Path, port: int | None, timeout: float, device: str, scratch: Path) -> Server:
+def _started(folder: Path, timeout: float, device: str, scratch: Path) -> Upstream:
     """A healthy server. A free port can be taken by another between looking and starting: then try the next."""
     for attempt in range(3):
-        chosen = _free_port() if port is None else _checked_port(port)
-        server = _launch(folder, chosen, device, scratch)
+        upstream = _launch(folder, _free_port(), device, scratch)
         try:
-            _wait_until_healthy(server, timeout)
+            _wait_until_healthy(upstream, timeout)
         except BaseException as error:
-            server.stop()
-            raced = "address already in use" in server.log.lower()
+            upstream.stop()
+            raced = "address already in use" in upstream.log.lower()
             if not (isinstance(error, ServingUnavailable) and raced):
                 raise
-            if port is not None or attempt == 2:
-                raise ServingUnavailable(_taken(chosen)) from None
+            if attempt == 2:
+                raise ServingUnavailable(_taken(upstream.port)) from None
         else:
-            return server
+            return upstream
     raise AssertionError("unreachable")
 
 
-def _launch(folder: Path, port: int, device: str, scratch: Path) -> Server:
+def _launch(folder: Path, port: int, device: str, scratch: Path) -> Upstream:
     environment = os.environ | {
         "HF_HUB_OFFLINE": "1",
         "HF_HUB_CACHE": str(scratch / "hub"),
@@ -314,28 +377,29 @@ def _launch(folder: Path, port: int, device: str, scratch: Path) -> Server:
     arguments = ["serve", "--host", HOST, "--port", str(port), "--device", device]
     arguments += ["--dtype", "float32"] if device == "cpu" else []
     log = scratch / "server.log"
-    with log.open("wb") as out:
+    with log.open("ab") as out:
         process = subprocess.Popen(
             [sys.executable, "-c", _PROGRAM, *arguments], cwd=folder, env=environment, stdin=subprocess.PIPE,
             stdout=out, stderr=subprocess.STDOUT,
         )  # fmt: skip
-    return Server(process, port, log, folder)
+    return Upstream(process, port, log)
 
 
-def _wait_until_healthy(server: Server, timeout: float) -> None:
+def _wait_until_healthy(upstream: Upstream, timeout: float) -> None:
+    plain = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
-        if not server.running:
-            raise ServingUnavailable(f"the server ended before it was ready. Its last words:\n{_tail(server.log)}")
+        if not upstream.running:
+            raise ServingUnavailable(f"the server ended before it was ready. Its last words:\n{_tail(upstream.log)}")
         try:
-            with urllib.request.urlopen(f"http://{HOST}:{server.port}/health", timeout=2) as answer:
+            with plain.open(f"http://{HOST}:{upstream.port}/health", timeout=2) as answer:
                 if answer.status == 200:
                     return
         except (urllib.error.URLError, OSError):
             time.sleep(0.1)
     raise ServingUnavailable(
         f"the server wasn't ready after {timeout:g} seconds; on a slow machine pass a larger timeout. Its last words:\n"
-        f"{_tail(server.log)}"
+        f"{_tail(upstream.log)}"
     )
 
 
@@ -349,19 +413,21 @@ def _free_port() -> int:
         return probe.getsockname()[1]
 
 
-def _checked_port(port: int) -> int:
-    if isinstance(port, bool) or not isinstance(port, int) or not 1 <= port <= 65_535:
+def _bound(port: int | None) -> socket.socket:
+    """A socket at `port`, or at a free one."""
+    if port is not None and (isinstance(port, bool) or not isinstance(port, int) or not 1 <= port <= 65_535):
         raise ServingUnavailable(f"a port is a whole number from 1 to 65535, not {port!r}; leave it out for a free one")
-    with socket.socket() as probe:
-        if os.name != "nt":
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, port))
-        except PermissionError:
+    bound = socket.socket()
+    if os.name != "nt":
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        bound.bind((HOST, port or 0))
+    except OSError as error:
+        bound.close()
+        if isinstance(error, PermissionError):
             raise ServingUnavailable(f"port {port} needs an administrator's rights: take one above 1023") from None
-        except OSError:
-            raise ServingUnavailable(_taken(port)) from None
-    return port
+        raise ServingUnavailable(_taken(cast(int, port))) from None
+    return bound
 
 
 def _taken(port: int) -> str:
