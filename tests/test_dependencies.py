@@ -38,12 +38,10 @@ LOCK = [Requirement(line) for line in LOCK_LINES if not line.startswith("#")]
 # Declared and never imported by name: what each is for. A package that gets imported leaves this list.
 NOT_IMPORTED = {
     "basedpyright": "a command: make types",
-    "fastapi": "transformers serve is built on it",
     "jupyterlab": "opens the notebooks; start.py runs it as a command",
     "pytest-xdist": "a pytest plugin: runs tests in two processes",
     "ruff": "a command: make lint",
     "tensorboard": 'what report_to="tensorboard" writes with: transformers imports it',
-    "uvicorn": "runs transformers serve",
 }
 
 

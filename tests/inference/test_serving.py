@@ -1,9 +1,13 @@
-"""A real `transformers serve`, called by the real client: answers, adapters, streams, errors, and a clean end."""
+"""A real server, started, called by the real client and ended; what lies in its folder; and requests that share a base.
+
+What it refuses and how it streams is tested in `test_gateway.py`.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -14,6 +18,7 @@ import urllib.request
 
 import pytest
 import torch
+from openai import InternalServerError, NotFoundError, OpenAI
 from safetensors.torch import load_file, save_file
 
 from utils.evaluate.metrics import complete
@@ -140,7 +145,15 @@ def server(folder):
 def ask(server, model, prompt, **settings):
     settings = {"max_tokens": 30, "temperature": 0} | settings
     messages = [{"role": "user", "content": prompt}]
-    return server.client().chat.completions.create(model=model, messages=messages, **settings)
+    client = server if isinstance(server, OpenAI) else server.client()
+    return client.chat.completions.create(model=model, messages=messages, **settings)
+
+
+@pytest.fixture
+def direct(server):
+    """A client of transformers' server, past the gateway."""
+    with server.client(base_url=f"http://{serving.HOST}:{server.upstream.port}/v1", max_retries=1) as client:
+        yield client
 
 
 def text_of(answer):
@@ -185,17 +198,15 @@ def test_temperature_and_seed_work(server):
     assert draw(1) == draw(1) != draw(2)
 
 
-def test_without_do_sample_the_temperature_is_ignored(server, folder):
+def test_without_do_sample_the_temperature_is_ignored(direct, folder):
     """The trap that stage() avoids, shown on the same server."""
     serving.stage(folder / "as-saved", str(TINY_DIR), {}, do_sample=False)
-    answers = {text_of(ask(server, "as-saved/base", "Tell me a story.", temperature=1.5, seed=s)) for s in range(3)}
+    answers = {text_of(ask(direct, "as-saved/base", "Tell me a story.", temperature=1.5, seed=s)) for s in range(3)}
     assert len(answers) == 1
 
 
-def test_a_peft_folder_alone_can_not_be_served(server, folder):
+def test_a_peft_folder_alone_can_not_be_served(direct, folder):
     """What the module's docstring says: without config.json, and with it but without the weights."""
-    from openai import InternalServerError
-
     bare = folder / "bare"
     bare.mkdir()
     for file in adapter_dir("style").iterdir():
@@ -204,24 +215,45 @@ def test_a_peft_folder_alone_can_not_be_served(server, folder):
         if step:
             (bare / step).write_bytes((TINY_DIR / step).read_bytes())
         with pytest.raises(InternalServerError):
-            server.client(max_retries=0).chat.completions.create(model="bare", messages=[])
+            direct.chat.completions.create(model="bare", messages=[])
 
 
-def test_an_unknown_model_is_an_error_and_the_server_lives_on(server):
-    from openai import InternalServerError
-
-    with pytest.raises(InternalServerError):
+def test_a_server_says_in_its_log_what_was_asked(server):
+    with pytest.raises(NotFoundError):
         ask(server, "nobody", "Hi")
-    assert server.running and text_of(ask(server, "style", "Say it like a pirate: My friend found the toy."))
-    assert "nobody" in server.log
+    ask(server, "style", "Say it like a pirate: My friend found the toy.", max_tokens=1)
+    assert server.running and re.search(r"404 POST /v1/chat/completions: The model 'nobody' does not exist", server.log)
+    assert re.search(r"^200 style: .*, \d+\.\d\d s$", server.log, re.MULTILINE)
 
 
-def test_the_list_of_models_never_names_one_from_the_users_cache(server):
-    """transformers lists the Hub's cache, an empty folder for our server, and since 5.24 also what is loaded."""
-    ask(server, "style", "Say it like a pirate: My friend found the toy.")
-    listed = {model.id for model in server.client().models.list()}
-    assert all((server.folder / name / "config.json").is_file() for name in listed)
-    assert listed in (set(), listed | {"style"}), "what was asked for last is loaded"
+def test_what_is_laid_out_later_is_not_served(server, folder):
+    serving.stage(folder / "later", str(TINY_DIR), {})
+    assert "later" not in {model.id for model in server.client().models.list()}
+    with pytest.raises(NotFoundError):
+        ask(server, "later/base", "Hi")
+
+
+def test_a_client_leaves_a_proxy_aside(server, monkeypatch):
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    assert {model.id for model in server.client().models.list()} == {"base", *ADAPTERS}
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"api_key": ""}, "an api_key is a text"),
+        ({"request_timeout": 0}, "request_timeout is a number of seconds above"),
+    ],
+)
+def test_a_key_or_a_time_out_that_would_mean_nothing_is_refused(folder, settings, words):
+    with pytest.raises(ValueError, match=words), serving.serve(folder, **settings):
+        pass
+
+
+def test_a_folder_without_a_model_is_not_served(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"holds no model: lay it out with stage"), serving.serve(tmp_path):
+        pass
 
 
 def test_a_taken_port_is_named(folder):

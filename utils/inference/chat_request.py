@@ -216,7 +216,7 @@ def _prompt_tokens(model: Staged, messages: list[dict[str, str]]) -> int:
     """How long the prompt is. Raises Refused for what the model's chat template can't write, or leaves out."""
     try:
         text = render(model.tokenizer, cast(Any, messages))
-        tokens = len(model.tokenizer(text, add_special_tokens=False).input_ids)
+        tokens = len(model.tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
     except (ValueError, TypeError) as error:  # half of a surrogate pair is no text, and a TypeError
         raise Refused(400, f"Invalid 'messages': {error}", "messages", "invalid_value") from None
     for number, message in enumerate(messages):
