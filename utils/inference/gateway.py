@@ -25,10 +25,11 @@ from typing import Any, cast
 
 import uvicorn
 from fastapi import Depends, FastAPI, Request
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, Response
 from openai import APIConnectionError, APIError, AsyncOpenAI, DefaultAsyncHttpxClient
 
 from utils.inference.chat_request import Refused, Staged, Wanted, find, read
+from utils.inference.closed_stream import ClosedStream
 
 MAX_BODY = 1_000_000
 
@@ -239,7 +240,7 @@ def build(
 
         if wanted.stream:  # the first piece is waited for, so that a fault until then has its HTTP status
             first = await answer.next()
-            return StreamingResponse(_events(answer, first, wanted, head, done), media_type="text/event-stream")
+            return ClosedStream(_events(answer, first, wanted, head, done), media_type="text/event-stream")
         try:
             whole = await _whole(answer, request, wanted, head)
         finally:

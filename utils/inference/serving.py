@@ -45,6 +45,7 @@ from utils.inference.chat_request import BASE, staged
 from utils.lora import fingerprint
 from utils.lora.adapter_config import CONFIG, short, targeted
 from utils.lora.checkpoint import WEIGHTS, check_files, other_model, read_header, refuse_untouched
+from utils.models.device import ROOT
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -64,7 +65,11 @@ def watch():
     sys.stdin.buffer.read()
     os._exit(1)
 threading.Thread(target=watch, daemon=True).start()
+sys.path.append(sys.argv.pop(1))
+from transformers.cli.serving import chat_completion
 from transformers.cli.transformers import main
+from utils.inference.closed_stream import ClosedStream
+chat_completion.StreamingResponse = ClosedStream
 main()
 """
 
@@ -379,7 +384,7 @@ def _launch(folder: Path, port: int, device: str, scratch: Path) -> Upstream:
     log = scratch / "server.log"
     with log.open("ab") as out:
         process = subprocess.Popen(
-            [sys.executable, "-c", _PROGRAM, *arguments], cwd=folder, env=environment, stdin=subprocess.PIPE,
+            [sys.executable, "-c", _PROGRAM, str(ROOT), *arguments], cwd=folder, env=environment, stdin=subprocess.PIPE,
             stdout=out, stderr=subprocess.STDOUT,
         )  # fmt: skip
     return Upstream(process, port, log)
