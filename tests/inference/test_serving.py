@@ -13,8 +13,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -70,6 +72,35 @@ def test_two_streams_side_by_side_each_keep_their_adapter(peft_model):
                 pieces[name] += [piece for piece in [next(stream, "")] if piece]
         for name, stream in streams.items():
             assert "".join([*pieces[name], *stream]) == alone[name]
+
+
+def test_streams_in_threads_of_their_own_each_keep_their_adapter(peft_model):
+    """Twelve at once, while another thread goes on switching the adapter of the model that they came from."""
+    model, tokenizer = peft_model
+    long = {"max_new_tokens": 24, "eos_token_id": -1}
+    alone, ended = {}, threading.Event()
+    for name in ("base", *ADAPTERS):
+        with TextStream(serving.for_request(model, name), tokenizer, PROMPT, **long) as stream:
+            alone[name] = "".join(stream)
+    assert len(set(alone.values())) == 3
+
+    def switch():
+        while not ended.is_set():
+            for name in ADAPTERS:
+                model.set_adapter(name)
+
+    def answer(name):
+        with TextStream(serving.for_request(model, name), tokenizer, PROMPT, **long) as stream:
+            return "".join(stream)
+
+    names = ["base", *ADAPTERS] * 4
+    with ThreadPoolExecutor(len(names) + 1) as pool:
+        switching = pool.submit(switch)
+        try:
+            assert list(pool.map(answer, names)) == [alone[name] for name in names]
+        finally:
+            ended.set()
+        switching.result()
 
 
 def test_a_request_has_the_models_tensors_and_leaves_the_model_as_it_was(peft_model):

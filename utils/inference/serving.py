@@ -290,7 +290,9 @@ class Server:
 
         arguments: dict[str, Any] = {"timeout": self._request_timeout + 10, "max_retries": 0, "base_url": self.url}
         arguments |= {"api_key": self._api_key or "none is needed"} | settings
-        return OpenAI(**({"http_client": DefaultHttpxClient(trust_env=False)} | arguments))
+        if "http_client" not in arguments:
+            arguments["http_client"] = DefaultHttpxClient(trust_env=False)
+        return OpenAI(**arguments)
 
     def stop(self) -> None:
         """Stop the gateway and transformers' server, and wait until both are gone. Stopping twice is fine."""
