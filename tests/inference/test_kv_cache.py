@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
 
 from utils.inference import kv_cache
 from utils.models import load_base
@@ -72,6 +73,23 @@ def test_a_model_goes_on_from_its_cache_with_and_without_an_adapter(caplog):
             last = model(input_ids=ids[:, -1:], cache=cache).logits[:, -1]
         torch.testing.assert_close(last, whole)
     assert "past_key_values" not in caplog.text
+
+
+def test_a_step_with_a_cache_computes_more_the_more_tokens_are_in_it():
+    """The layers' products are those of one token; attention's are with every key before it."""
+    base, _ = load_base()
+    c = base.config
+    linear = 2 * sum(p.numel() for p in base.parameters() if p.dim() == 2)  # the embedding is the head, too
+    base.set_attn_implementation("eager")  # its two products are counted
+    for past in (16, 480):
+        ids = torch.randint(5, 900, (1, past))
+        with torch.inference_mode():
+            cache = base(input_ids=ids, use_cache=True).cache
+            with FlopCounterMode(display=False) as counted:
+                base(input_ids=ids[:, -1:], cache=cache)
+        scores = c.num_hidden_layers * c.num_attention_heads * 2 * 2 * c.head_dim * (past + 1)
+        rotary = counted.get_total_flops() - linear - scores
+        assert 0 <= rotary < 0.001 * linear, "the angles of rotary embeddings are a product, too"
 
 
 def test_a_llamas_cache():

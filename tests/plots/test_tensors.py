@@ -91,31 +91,6 @@ def test_a_heat_map_that_has_no_table_is_refused(rows, columns, values, words):
         plots.heat_map(rows, columns, values, unit="%", **LABELS)
 
 
-def test_each_panel_has_a_bar_for_each_token_and_a_cross_for_what_is_ruled_out():
-    panels = {"as it is": [0.6, 0.3, 0.1], "top-k 2": [0.67, 0.33, 0.0]}
-    figure = plots.token_panels([" was", " had", " lived"], panels, title="Next")
-    first, second = figure.axes
-    assert [bar.get_width() for bar in first.patches] == [0.6, 0.3, 0.1]
-    assert [bar.get_width() for bar in second.patches] == [0.67, 0.33, 0.0]
-    assert first.patches[0].get_y() > first.patches[2].get_y(), "the first token is not on top"
-    assert [t.get_text() for t in first.get_yticklabels()] == [" was", " had", " lived"]
-    assert [t.get_text() for t in second.get_yticklabels()] == ["", "", ""]
-    assert len(first.lines[0].get_xdata()) == 0 and list(second.lines[0].get_ydata()) == [0]
-    assert first.get_xlim() == second.get_xlim(), "panels with scales of their own can't be compared"
-    assert [ax.get_title(loc="left") for ax in figure.axes] == list(panels)
-    assert {ax.get_xlabel() for ax in figure.axes} == {"probability"} and figure.get_suptitle() == "Next"
-
-
-def test_token_panels_of_one_setting():
-    assert len(plots.token_panels(["a"], {"x": [1.0]}, title="T").axes) == 1
-
-
-@pytest.mark.parametrize(("panels", "said"), [({}, "no panels"), ({"a": [1.0]}, "1 probabilities for 2 tokens")])
-def test_token_panels_refuse_what_does_not_fit(panels, said):
-    with pytest.raises(ValueError, match=said):
-        plots.token_panels(["a", "b"], panels, title="T")
-
-
 def test_every_point_of_bits_and_errors_has_its_block_written_beside_it():
     panels = {"one": {"a": [(64, 4.5, 9.0), (32, 5.0, 8.0)], "b": [(16, 4.5, 9.5)]}, "two": {"b": [(16, 4.5, 30.0)]}}
     figure = plots.bits_and_errors(panels, **LABELS)

@@ -18,6 +18,7 @@ import torch
 
 from utils.data.chat import Example, encode, prompt_completions, render
 from utils.data.records import Message, Record
+from utils.models.context import positions, room_for_answer
 from utils.models.ends import end_ids
 from utils.notebook import in_notebook
 from utils.train.loop import in_mode
@@ -57,7 +58,8 @@ def answer(
     with ``stop_strings=["!"]`` an answer also ends with that text, which stays in it. Prompts are padded on the left,
     so that every answer begins right behind its prompt; the answer is cut by token ids, not by characters. `progress`
     names a bar that appears in a terminal when the answers take more than three seconds; "" shows none. `context` is
-    how many positions the model has: an answer ends there at the latest. `tools` holds those of each prompt, or None.
+    how many positions the model has, by default what its config says: an answer ends there at the latest, whatever
+    longer prompts share its batch. `tools` holds those of each prompt, or None.
     Raises ValueError when there are no prompts, when one leaves no room for an answer, and for settings of
     :data:`OTHER_OUTPUT`.
     """
@@ -79,27 +81,33 @@ def answer(
     if stops:
         settings["tokenizer"] = tokenizer  # generate looks up which tokens can make the strings
     stops = [stops] if isinstance(stops, str) else stops
+    context = positions(model) if context is None else context
+
+    def asked(part: list[str]) -> None:
+        inputs = tokenizer(
+            part, add_special_tokens=False, padding=True, padding_side="left",
+            return_tensors="pt", return_token_type_ids=False, verbose=False,
+        ).to(model.device)  # fmt: skip
+        length = inputs.input_ids.shape[1]
+        room = room_for_answer(length, max_new_tokens, context)
+        if room < max_new_tokens and len(part) > 1:  # the longest prompt would cut the others' answers short
+            for text in part:
+                asked([text])
+            return
+        output = model.generate(**inputs, max_new_tokens=room, **settings)
+        for row in output[:, length:].tolist():
+            end = next((i for i, token in enumerate(row) if token in ends), None)
+            if end is None and any(stop in cast(str, tokenizer.decode(row)) for stop in stops):
+                end = len(row)
+                while row[end - 1] == settings["pad_token_id"]:  # what waits for the longer answers of its batch
+                    end -= 1
+            text = cast(str, tokenizer.decode(row[:end], skip_special_tokens=True)).strip()
+            found.append(Answer(text, len(row) if end is None else end, end is not None))
+
     with in_mode(model, False):
         starts = range(0, len(prompts), batch_size)
         for start in tqdm(starts, desc=progress, disable=not progress or in_notebook(), delay=3, leave=False):
-            inputs = tokenizer(
-                texts[start : start + batch_size], add_special_tokens=False, padding=True, padding_side="left",
-                return_tensors="pt", return_token_type_ids=False,
-            ).to(model.device)  # fmt: skip
-            room, length = max_new_tokens, inputs.input_ids.shape[1]
-            if context is not None and length >= context:
-                raise ValueError(f"a prompt has {length} tokens and the model {context} positions")
-            if context is not None:
-                room = min(room, context - length)
-            output = model.generate(**inputs, max_new_tokens=room, **settings)
-            for row in output[:, inputs.input_ids.shape[1] :].tolist():
-                end = next((i for i, token in enumerate(row) if token in ends), None)
-                if end is None and any(stop in cast(str, tokenizer.decode(row)) for stop in stops):
-                    end = len(row)
-                    while row[end - 1] == settings["pad_token_id"]:  # what waits for the longer answers of its batch
-                        end -= 1
-                text = cast(str, tokenizer.decode(row[:end], skip_special_tokens=True)).strip()
-                found.append(Answer(text, len(row) if end is None else end, end is not None))
+            asked(texts[start : start + batch_size])
     return found
 
 

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from utils.data.chat import IGNORED, Example, collate, encode, prompt_completions, token_id
 from utils.data.records import Record
 from utils.evaluate.metrics import answer, chrf, perplexity, questions, wilson
+from utils.models.context import positions
 from utils.train.loop import in_mode
 
 if TYPE_CHECKING:
@@ -142,7 +143,7 @@ def evaluate(
     """
     if not len(rows):
         raise ValueError("there are no records to evaluate on: hold some out")
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    context = positions(model)
     encoded = encode(tokenizer, rows)
     fitting = [
         i for i, (prompt, wanted) in enumerate(encoded) if context is None or len(prompt) + len(wanted) <= context

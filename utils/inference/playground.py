@@ -39,7 +39,8 @@ class Playground:
         that is None.
 
         The model, its active adapter and PyTorch's random state are left as they were. Raises ValueError for an empty
-        prompt, an unknown adapter, a temperature below 0 or a top_p outside of (0, 1].
+        prompt, one longer than the model has positions, an unknown adapter, a temperature below 0 or a top_p outside of
+        (0, 1].
         """
         if not isinstance(prompt, str) or not prompt.strip():
             raise ValueError("the prompt is empty: type something to answer")

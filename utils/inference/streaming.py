@@ -17,6 +17,7 @@ import torch
 from utils.data.chat import render
 from utils.inference.serving import for_request
 from utils.lora.refusals import check_count
+from utils.models.context import positions, room_for_answer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -41,9 +42,9 @@ class TextStream:
     (:func:`utils.inference.serving.for_request`), so several streams can go on under several adapters.
 
     Iterating raises StreamFailed, with generate's own error as its cause, and StreamTimeout when no piece came in
-    `timeout` seconds; either ends the stream. Making one raises ValueError for an empty prompt, a `timeout` that isn't
-    above 0 or a `max_new_tokens` below 1. A thread can't be ended from outside: after :meth:`cancel` or a time-out the
-    model still finishes the token that it is at.
+    `timeout` seconds; either ends the stream. Making one raises ValueError for an empty prompt, one that leaves no room
+    in the model's positions, a `timeout` that isn't above 0 or a `max_new_tokens` below 1. A thread can't be ended from
+    outside: after :meth:`cancel` or a time-out the model still finishes the token that it is at.
     """
 
     def __init__(
@@ -71,8 +72,10 @@ class TextStream:
         self._ended = False
         self._streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, timeout=timeout, skip_special_tokens=True)
         inputs = tokenizer(
-            render(tokenizer, prompt), add_special_tokens=False, return_tensors="pt", return_token_type_ids=False
-        ).to(model.device)
+            render(tokenizer, prompt), add_special_tokens=False, return_tensors="pt", return_token_type_ids=False,
+            verbose=False,
+        ).to(model.device)  # fmt: skip
+        max_new_tokens = room_for_answer(inputs.input_ids.shape[1], max_new_tokens, positions(model))
         criteria = StoppingCriteriaList([*settings.pop("stopping_criteria", []), self._stop])
         arguments = {"do_sample": False, "pad_token_id": tokenizer.pad_token_id} | settings
         arguments |= {"max_new_tokens": max_new_tokens, "stopping_criteria": criteria, "streamer": self._streamer}

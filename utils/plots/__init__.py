@@ -20,7 +20,7 @@ from utils.plots.core import (
     show,
 )
 from utils.plots.memory import memory_bars, roofline
-from utils.plots.tensors import bits_and_errors, code_books, heat_map, pictures, show_tokens, token_panels
+from utils.plots.tensors import bits_and_errors, code_books, heat_map, pictures, show_tokens
 from utils.plots.training import (
     budget_race,
     by_rank,
@@ -65,7 +65,6 @@ __all__ = [
     "show_tokens",
     "shrinkage",
     "sprint",
-    "token_panels",
     "trial_curves",
     "ward",
 ]

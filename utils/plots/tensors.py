@@ -12,7 +12,6 @@ from matplotlib.figure import Figure
 from utils.plots.core import (
     _RC,
     COLORS,
-    HATCHES,
     LINES,
     MARKERS,
     SIZE,
@@ -159,32 +158,4 @@ def heat_map(
         ax.grid(visible=False)
         ax.set(title=title, xlabel=xlabel, ylabel=ylabel)
         figure.colorbar(picture, ax=ax, label=unit)
-    return figure
-
-
-def token_panels(tokens: Sequence[str], panels: Mapping[str, Sequence[float]], *, title: str) -> Figure:
-    """Next-token probabilities side by side: a panel for each way to change them, a bar for each token, the first on
-    top. A token that can't be drawn, its probability exactly 0, has a cross instead of a bar.
-
-    Raises ValueError when there are no panels, or one has another number of probabilities than there are tokens.
-    """
-    if not panels:
-        raise ValueError("no panels to show: pass at least one name: probabilities")
-    for name, values in panels.items():
-        if len(values) != len(tokens):
-            raise ValueError(f"panel {name!r} has {len(values)} probabilities for {len(tokens)} tokens")
-    figure, axes = new_panels(len(panels), size=(1.0 + 1.6 * len(panels), 0.9 + 0.22 * len(tokens)))
-    rows = list(range(len(tokens)))[::-1]
-    most = max(max(values) for values in panels.values())
-    with rc_context(_RC):
-        for i, (ax, (name, values)) in enumerate(zip(axes, panels.items(), strict=True)):
-            color, hatch = COLORS[i % len(COLORS)], HATCHES[i % len(HATCHES)]
-            ax.barh(rows, values, 0.7, color=color, hatch=hatch, edgecolor="white")
-            gone = [row for row, value in zip(rows, values, strict=True) if value == 0]
-            ax.plot([0.03 * most] * len(gone), gone, linestyle="none", marker="x", markersize=4, color="#777777")
-            ax.set_title(name, loc="left", fontsize=10, fontweight="normal")
-            ax.set(xlabel="probability", xlim=(0, 1.05 * most), ylim=(-0.6, len(tokens) - 0.4))
-            ax.set_yticks(rows, [token.replace("$", r"\$") for token in tokens] if i == 0 else [""] * len(tokens))
-            ax.grid(visible=False, axis="y")
-        figure.suptitle(title, fontsize=11, fontweight="bold", x=0.01, ha="left")
     return figure

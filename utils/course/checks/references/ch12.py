@@ -20,14 +20,6 @@ def nucleus(logits, p):
     return logits.masked_fill(gone.scatter(0, order, gone), -float("inf"))
 
 
-# -------- penalize
-def penalize(logits, seen, penalty):
-    result = logits.clone()
-    scores = logits[seen]
-    result[seen] = torch.where(scores < 0, scores * penalty, scores / penalty)
-    return result
-
-
 # -------- cached_step
 def cached_step(q, k, v, past_k, past_v):
     k, v = torch.cat([past_k, k]), torch.cat([past_v, v])
@@ -46,3 +38,11 @@ def pad_left(rows, pad_id):
 def answer_ids(output, prompt_length, eos_id):
     answer = output[prompt_length:]
     return answer[: answer.index(eos_id)] if eos_id in answer else answer
+
+
+# -------- penalize
+def penalize(logits, seen, penalty):
+    result = logits.clone()
+    scores = logits[seen]
+    result[seen] = torch.where(scores < 0, scores * penalty, scores / penalty)
+    return result
