@@ -381,6 +381,23 @@ def combined_error(adapters: Sequence[Adapter], weights: Sequence[float], combin
     return math.sqrt(wrong / total)
 
 
+def relative_norm(adapters: Sequence[Adapter], weights: Sequence[float], combined: Adapter) -> float:
+    """The norm of `combined` over all layers, by the norm of the weighted sum of the corrections."""
+    own = sum(f.delta().square().sum().item() for f in combined.values())
+    exact = sum(weighted_sum(adapters, weights, layer).square().sum().item() for layer in combined)
+    return math.sqrt(own / exact)
+
+
+def shuffled(adapter: Adapter, seed: int = 0) -> Adapter:
+    """A control: the same numbers at other places of each factor, the norm of each layer's correction kept."""
+    draw, mixed = torch.Generator().manual_seed(seed), {}
+    for name, f in adapter.items():
+        a, b = (m.flatten()[torch.randperm(m.numel(), generator=draw)].view_as(m) for m in (f.A, f.B))
+        fresh = f._replace(A=a, B=b)
+        mixed[name] = fresh._replace(scaling=f.scaling * (f.delta().norm() / fresh.delta().norm()).item())
+    return mixed
+
+
 def padded(adapter: Adapter, r: int) -> Adapter:
     """The same corrections with factors of rank `r`: rows of zeros under `A`, columns of zeros behind `B`.
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from utils.course.checks.behaviour import numbers_within, same_factors, without_loop
+from utils.course.checks.behaviour import same_factors, without_loop
 from utils.course.checks.references import ch11 as lesson
 from utils.course.checks.registry import Mistake, exercise
 
