@@ -131,7 +131,7 @@ def test_the_record_says_what_alora_costs():
         if task == "translation":
             assert min(activated) < 0.7 < max(activated), "it isn't free where the whole prompt matters"
         else:
-            assert min(activated) > 0.95
+            assert min(activated) > 0.9
 
 
 @pytest.mark.slow

@@ -1,8 +1,7 @@
-"""Chapter 11's exercises: the gathered update, padding, where an aLoRA begins, cat, cross terms."""
+"""Chapter 11's exercises: the gathered update, padding, where an aLoRA begins, cat."""
 
 from __future__ import annotations
 
-import math
 import random
 
 import torch
@@ -343,82 +342,4 @@ exercise(
         "torch.cat([...]) for A along dim=0, for B along dim=1.",
     ],
     why="Side by side each B meets its own A only, so there are no cross terms; the price is the sum of the ranks.",
-)
-
-# ---------------------------------------------------------------------------------------------------- cross terms
-
-
-def _cross_case(w1: float, w2: float):
-    return lambda: (_factors(2), _factors(2), w1, w2)
-
-
-def _drawn_cross(rng: random.Random) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], float, float]:
-    r, d_in, d_out = rng.sample(range(1, 8), 3)
-    w1, w2 = rng.sample([0.1, 0.25, 0.5, 0.8, 1.5, 3.0], 2)
-    return _factors(r, d_in, d_out), _factors(r, d_in, d_out), w1, w2
-
-
-exercise(
-    "cross_terms",
-    reference=lesson.cross_terms,
-    cases=[_cross_case(0.7, 0.3), _cross_case(2.0, 1.0), _cross_case(0.5, 0.25)],
-    drawn=_drawn_cross,
-    mistakes=[
-        Mistake(
-            lambda first, second, w1, w2: (w1 + w2) / 2 * (first[1] @ second[0] + second[1] @ first[0]),
-            "the weight is the geometric mean, sqrt(w1 * w2), and not half of the sum.",
-        ),
-        Mistake(
-            lambda first, second, w1, w2: math.sqrt(w1 * w2) * (first[1] @ second[0] - second[1] @ first[0]),
-            "both cross terms are added: neither has a minus.",
-        ),
-        Mistake(
-            lambda first, second, w1, w2: w1 * first[1] @ second[0] + w2 * second[1] @ first[0],
-            "each cross term carries the roots of both weights, sqrt(w1 * w2).",
-        ),
-        Mistake(
-            lambda first, second, w1, w2: math.sqrt(w1 * w2) * lesson.cross_terms(first, second, w1, w2),
-            "each factor carries a root: the product of the two roots is the root of w1 * w2, not w1 * w2.",
-        ),
-        Mistake(
-            lambda first, second, w1, w2: math.sqrt(w1 * w2) * first[1] @ second[0],
-            "one of the two is missing: there is B1 @ A2, and there is B2 @ A1.",
-        ),
-        Mistake(
-            lambda first, second, w1, w2: 2 * math.sqrt(w1 * w2) * first[1] @ second[0],
-            "B1 @ A2 was taken twice: B2 @ A1 is another matrix.",
-        ),
-        Mistake(
-            lambda first, second, w1, w2: math.sqrt(w1) * first[1] @ second[0] + math.sqrt(w2) * second[1] @ first[0],
-            "each cross term lacks a root: its B brings one and its A brings the other.",
-        ),
-        Mistake(
-            lambda first, second, w1, w2: (
-                lesson.cross_terms(first, second, w1, w2)
-                + (w1 - 1) * first[1] @ first[0]
-                + (w2 - 1) * second[1] @ second[0]
-            ),
-            "you took off B1 @ A1 + B2 @ A2 without the weights: the sum that linear should give has them.",
-        ),
-        Mistake(
-            lambda first, second, w1, w2: lesson.cross_terms(first, second, 1, 1),
-            "the weights have no effect yet.",
-        ),
-        Mistake(
-            lambda first, second, w1, w2: w1 * first[1] @ first[0] + w2 * second[1] @ second[0],
-            "that is the weighted sum itself; asked for is what linear adds to it.",
-        ),
-        Mistake(
-            lambda first, second, w1, w2: (
-                lesson.cross_terms(first, second, w1, w2) + w1 * first[1] @ first[0] + w2 * second[1] @ second[0]
-            ),
-            "that is all that linear gives; take the weighted sum off.",
-        ),
-    ],
-    hints=[
-        "Multiply out (sqrt(w1) B1 + sqrt(w2) B2) @ (sqrt(w1) A1 + sqrt(w2) A2): four products.",
-        "Two of the four are w1 B1 A1 and w2 B2 A2. The other two are the cross terms.",
-    ],
-    why="A sum of factors multiplied out has four products, and only two of them are the adapters'.",
-    points=2,
 )

@@ -35,9 +35,3 @@ def cat_adapters(first, second, w1, w2):
     A = torch.cat([w1 * scaling1 * A1, w2 * scaling2 * A2])
     B = torch.cat([B1, B2], dim=1)
     return A, B
-
-
-# -------- cross_terms
-def cross_terms(first, second, w1, w2):
-    (A1, B1), (A2, B2) = first, second
-    return (w1 * w2) ** 0.5 * (B1 @ A2 + B2 @ A1)
