@@ -170,3 +170,42 @@ def test_two_active_adapters_are_cat_with_weights_one_and_one(pair):
         c.into_peft(model, "sum", c.combine(pair, [1.0, 1.0], "cat"))
         model.set_adapter("sum")
         torch.testing.assert_close(model(input_ids=IDS).logits, both, rtol=1e-3, atol=1e-3)
+
+
+def test_what_add_weighted_adapter_lets_through():
+    """rsLoRA's square root, a call that fails half-way and keeps the name, the union of other targets."""
+    config = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj"], use_rslora=True, init_lora_weights=False)
+    rs = get_peft_model(load_base()[0], config, adapter_name="left")
+    rs.add_adapter("right", config)
+    rs.add_weighted_adapter(["left", "right"], [1.0, 1.0], "both", "cat")
+    wrong = next(iter(c.from_peft(rs, "both").values()))
+    assert (wrong.r, wrong.scaling) == (8, pytest.approx(8**0.5)), "1 was meant"
+    mine = c.combine([c.from_peft(rs, name) for name in ("left", "right")], [1.0, 1.0], "cat")
+    assert next(iter(mine.values())).scaling == 1
+
+    model = PeftModel.from_pretrained(load_base()[0], adapter_dir("sentiment"), "sentiment")
+    model.load_adapter(adapter_dir("summarization"), adapter_name="summarization")
+    duo = ["sentiment", "summarization"]
+    with pytest.raises(TypeError):
+        model.add_weighted_adapter(duo, [0.5, 0.5], "mended", "ties")
+    model.add_weighted_adapter(duo, [0.5, 0.5], "mended", "ties", density=0.5)
+    assert max(f.delta().abs().max().item() for f in c.from_peft(model, "mended").values()) == 0, "the name was taken"
+
+    slot = _slot(0)
+    slot.add_adapter("other", LoraConfig(r=8, target_modules=["q_proj"], init_lora_weights=False))
+    names = ["slot", "other"]
+    slot.add_weighted_adapter(names, [0.5, 0.5], "union", "cat")
+    assert c.from_peft(slot, "union").keys() == c.from_peft(slot, "slot").keys()
+    with pytest.raises(ValueError, match="other targets"):
+        c.combine([c.from_peft(slot, name) for name in names], [0.5, 0.5], "cat")
+
+
+def test_a_taken_name_is_overwritten_and_a_deleted_one_replaced_with_a_warning():
+    model = PeftModel.from_pretrained(load_base()[0], adapter_dir("sentiment"), "sentiment")
+    model.load_adapter(adapter_dir("style"), adapter_name="sentiment")
+    assert c.largest_difference(c.from_peft(model, "sentiment"), c.read_adapter(adapter_dir("style"))) == 0
+    model.load_adapter(adapter_dir("style"), adapter_name="style")
+    model.set_adapter("style")
+    with pytest.warns(UserWarning, match="was active"):
+        model.delete_adapter("style")
+    assert model.active_adapters == ["sentiment"]
