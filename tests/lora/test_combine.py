@@ -402,6 +402,46 @@ def test_a_swapped_adapter_is_saved_as_what_it_is(setting, tmp_path):
     model.save_pretrained(tmp_path / "slot", save_embedding_layers=False)
     again = PeftModel.from_pretrained(_small().unload(), tmp_path / "slot" / "slot")
     torch.testing.assert_close(again(ids), expected, rtol=1e-5, atol=1e-5)
+    for module in model.modules():
+        if hasattr(module, "set_scale"):
+            module.set_scale("slot", 1)  # computes with the alpha and the rank that each layer holds
+    torch.testing.assert_close(model(ids), expected, rtol=1e-5, atol=1e-5)
+
+
+def _compilations(model):
+    """The model compiled by a backend that compiles nothing, and a list that grows with every compilation."""
+    made = []
+
+    def backend(graph, _):
+        made.append(graph)
+        return graph.forward
+
+    return torch.compile(model, backend=backend), made
+
+
+@pytest.mark.parametrize("setting", [{"lora_alpha": 3}, {"r": 1}, {"r": 4}, {"target_modules": ["up"]}], ids=str)
+@pytest.mark.parametrize("prepared", [False, True])
+def test_a_prepared_slot_is_compiled_once(prepared, setting, tmp_path):
+    from peft import PeftModel
+    from peft.utils.hotswap import prepare_model_for_compiled_hotswap
+
+    torch._dynamo.reset()
+    other, ids = _small(setting), torch.arange(8)[None]
+    for p in other.parameters():
+        if p.requires_grad:
+            torch.nn.init.normal_(p, std=0.3)
+    other.save_pretrained(tmp_path / "other", save_embedding_layers=False)
+    slot = _small({"r": 4} if not prepared else {}, name="slot").eval()
+    if prepared:
+        prepare_model_for_compiled_hotswap(slot, target_rank=4)
+    compiled, made = _compilations(slot)
+    compiled(ids)
+    before = len(made)
+    c.hotswap(compiled, "slot", tmp_path / "other" / "a")
+    expected = PeftModel.from_pretrained(_small().unload(), tmp_path / "other" / "a").eval()(ids)
+    torch.testing.assert_close(compiled(ids), expected, rtol=1e-5, atol=1e-5)
+    scaling = (setting.get("lora_alpha", 8)) / setting.get("r", 2)
+    assert len(made) - before == (0 if prepared or scaling == 2 else 1), "another scaling is a constant in the graph"
 
 
 @pytest.mark.parametrize(

@@ -368,3 +368,13 @@ def test_prompts_fit_the_base_models_context_with_room():
     """Short prompts keep the training runs of the lessons within their seconds."""
     longest = max(len(e.prompt) + len(e.answer) for task in TASKS for e in tinyworld.task_examples(task, "train", 1000))
     assert longest < 700
+
+
+def test_two_questions_share_their_stories():
+    both = tinyworld.moral_and_hero("test", 40)
+    assert [e.prompt for e in both["moral"]] == [e.prompt for e in both["hero"]]
+    rows = tinyworld.task_examples("summarization", "test", 40)
+    assert [f"Moral: {e.prompt}" for e in both["moral"]] == [row.prompt for row in rows]
+    assert [e.answer for e in both["moral"]] == [row.answer for row in rows]
+    assert all(e.answer in tinyworld.NAMES and e.answer in e.prompt for e in both["hero"])
+    assert len({e.answer for e in both["hero"]}) > 10

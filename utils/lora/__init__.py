@@ -7,7 +7,8 @@ __getattr__, __dir__, __all__ = front_door(
     {
         "adalora": "AdaLoRA RankAllocator Schedule orthogonality",
         "checkpoint": "convert_pickle load_adapter read_header read_matrices save_adapter",
-        "combine": "HOW combined_error from_peft hotswap into_peft largest_difference mask_seed weighted_sum",
+        "combine": "HOW combined_error from_peft hotswap into_peft largest_difference mask_seed relative_norm shuffled "
+        "weighted_sum",
         "config_fields": "FIELDS",
         "fused": "SHARE use_fused",
         "layer": (

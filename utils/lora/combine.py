@@ -148,9 +148,11 @@ def hotswap(model: PeftModel, name: str, folder: str | Path) -> None:
     """Put the adapter in `folder` into the tensors of the adapter `name`: PEFT's ``hotswap_adapter``, after which the
     adapter's settings say what is in it.
 
-    PEFT swaps the numbers and the scaling and leaves `r` and `lora_alpha` in the settings as they were, so that an
-    adapter saved after a swap is another one. A smaller rank is padded with zeros, and layers that the new adapter
-    leaves alone get zeros; the slot keeps its own rank and its own targets. Raises KeyError for an unknown name, and
+    PEFT swaps the numbers and the scaling and leaves `r` and `lora_alpha`, in the settings and in each layer, as they
+    were, so that an adapter saved after a swap is another one, and ``set_scale`` computes with the old alpha. A smaller
+    rank is padded with zeros, and layers that the new adapter leaves alone get zeros; the slot keeps its own rank and
+    its own targets. A compiled model is not compiled again for it when it was prepared
+    (``prepare_model_for_compiled_hotswap``). Raises KeyError for an unknown name, and
     ValueError, before anything changes, when `folder` or the slot holds more than plain LoRA (:func:`read_adapter`,
     :func:`from_peft`), when the new adapter has a layer that the slot hasn't, another shape or a larger rank, and when
     the slot is merged.
@@ -179,6 +181,10 @@ def hotswap(model: PeftModel, name: str, folder: str | Path) -> None:
     r, scaling = ranks.pop(), next(iter(new.values())).scaling
     config.r, config.rank_pattern, config.alpha_pattern = r, {}, {}
     config.lora_alpha = int(r * scaling) if float(r * scaling).is_integer() else r * scaling
+    for module in model.modules():
+        if name in getattr(module, "lora_A", ()):
+            layer = cast(Any, module)
+            layer.r[name], layer.lora_alpha[name] = r, config.lora_alpha
 
 
 @contextmanager
@@ -373,6 +379,23 @@ def combined_error(adapters: Sequence[Adapter], weights: Sequence[float], combin
         wrong += (factors.delta() - exact).square().sum().item()
         total += exact.square().sum().item()
     return math.sqrt(wrong / total)
+
+
+def relative_norm(adapters: Sequence[Adapter], weights: Sequence[float], combined: Adapter) -> float:
+    """The norm of `combined` over all layers, by the norm of the weighted sum of the corrections."""
+    own = sum(f.delta().square().sum().item() for f in combined.values())
+    exact = sum(weighted_sum(adapters, weights, layer).square().sum().item() for layer in combined)
+    return math.sqrt(own / exact)
+
+
+def shuffled(adapter: Adapter, seed: int = 0) -> Adapter:
+    """A control: the same numbers at other places of each factor, the norm of each layer's correction kept."""
+    draw, mixed = torch.Generator().manual_seed(seed), {}
+    for name, f in adapter.items():
+        a, b = (m.flatten()[torch.randperm(m.numel(), generator=draw)].view_as(m) for m in (f.A, f.B))
+        fresh = f._replace(A=a, B=b)
+        mixed[name] = fresh._replace(scaling=f.scaling * (f.delta().norm() / fresh.delta().norm()).item())
+    return mixed
 
 
 def padded(adapter: Adapter, r: int) -> Adapter:

@@ -40,7 +40,7 @@ FIELDS: dict[str, Field] = {
     "lora_bias": Field("not here", "a bias on lora_B, for adapters taken out of a full fine-tuning"),
     "target_parameters": Field("here", "bare parameters instead of layers, for mixtures of experts"),
     "layer_replication": Field("not here", "makes a deeper model by repeating blocks"),
-    "alora_invocation_tokens": Field("not here", "an adapter that switches on at a given text"),
+    "alora_invocation_tokens": Field("later", "an adapter that switches on at a given text"),
     "loftq_config": Field("not here", "begin where quantization erred"),
     "eva_config": Field("not here", "begin from the data's activations"),
     "corda_config": Field("not here", "begin from the activations' covariance"),

@@ -43,7 +43,7 @@ from utils.tinyworld.corpus import (
     story_request,
     with_article,
 )
-from utils.tinyworld.tasks import TASKS, UNSEEN, Task, pirate, task_examples, unseen_word_examples
+from utils.tinyworld.tasks import TASKS, UNSEEN, Task, moral_and_hero, pirate, task_examples, unseen_word_examples
 
 __all__ = [
     "ANIMALS",
@@ -81,6 +81,7 @@ __all__ = [
     "echo",
     "invented_word",
     "middle",
+    "moral_and_hero",
     "new_cast",
     "opening",
     "pirate",

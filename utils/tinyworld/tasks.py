@@ -8,6 +8,7 @@ Attributes:
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable, Iterator
 from typing import Literal, get_args
 
@@ -17,6 +18,7 @@ from utils.tinyworld.corpus import (
     GLAD,
     GOOD_EVENTS,
     MORALS,
+    NAMES,
     OPENINGS,
     PIRATE,
     SORRY,
@@ -128,6 +130,20 @@ def task_examples(task: Task, split: Split, n: int, seed: int = 0) -> list[Examp
                 return example
 
     return list(_distinct(make, random.Random(f"{task}/{split}/{seed}"), f"{task} ({split})", n))
+
+
+def moral_and_hero(split: Split, n: int) -> dict[str, list[Example]]:
+    """Two questions that stay unsaid, about the same `n` stories: "moral" and "hero", whose prompts are the stories.
+
+    For adapters that share a prompt (chapter 11). The stories are summarization's; the hero is the first name in one.
+    """
+    rows = task_examples("summarization", split, n)
+    stories = [row.prompt.removeprefix("Moral: ") for row in rows]
+    heroes = [next(word for word in re.findall(r"\w+", story) if word in NAMES) for story in stories]
+    return {
+        "moral": [Example(story, row.answer) for story, row in zip(stories, rows, strict=True)],
+        "hero": [Example(story, hero) for story, hero in zip(stories, heroes, strict=True)],
+    }
 
 
 def unseen_word_examples(n: int, seed: int = 0) -> list[Example]:

@@ -1,70 +1,16 @@
-"""Chapter 11's exercises: memory of many adapters, the gathered correction, padding, cat, cross terms, SVD, TIES."""
+"""Chapter 11's exercises: the gathered update, padding, where an aLoRA begins, cat."""
 
 from __future__ import annotations
 
-import math
 import random
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from utils.course.checks.behaviour import numbers_within, same_factors, without_loop
+from utils.course.checks.behaviour import same_factors, without_loop
 from utils.course.checks.references import ch11 as lesson
 from utils.course.checks.registry import Mistake, exercise
-
-# ----------------------------------------------------------------------------------- one base or a copy for each task
-
-
-exercise(
-    "bytes_to_serve",
-    reference=lesson.bytes_to_serve,
-    cases=[(1000, [10, 20]), (500, [7]), (4000, [100, 100, 300])],
-    drawn=lambda rng: (rng.randint(100, 10**10), rng.choices([17, 999, 2 * 10**6, 10**8], k=rng.randint(1, 6))),
-    mistakes=[
-        Mistake(
-            lambda base, adapters: (base + len(adapters) * adapters[0], len(adapters) * base),
-            "the first adapter's size was taken for all: they may differ, so add them up.",
-        ),
-        Mistake(
-            lambda base, adapters: (base + sum(adapters), (len(adapters) + 1) * base),
-            "one copy too many: a merged copy for each adapter, and no base beside them.",
-        ),
-        Mistake(
-            lambda base, adapters: (base + sum(adapters), len(set(adapters)) * base),
-            "adapters of the same size are different adapters: each has a copy of its own.",
-        ),
-        Mistake(
-            lambda base, adapters: (base + sum(set(adapters)), len(adapters) * base),
-            "adapters of one size were counted once: each has its own bytes.",
-        ),
-        Mistake(
-            lambda base, adapters: (sum(adapters), len(adapters) * base),
-            "the adapters compute nothing alone: the base has to be there once.",
-        ),
-        Mistake(
-            lambda base, adapters: (base + sum(adapters), base),
-            "one merged copy serves one task; there is one copy for each adapter.",
-        ),
-        Mistake(
-            lambda base, adapters: (len(adapters) * base + sum(adapters), len(adapters) * base),
-            "the adapters share one base: count it once in the first number.",
-        ),
-        Mistake(
-            lambda base, adapters: (base + sum(adapters), len(adapters) * base + sum(adapters)),
-            "merging adds the correction into the weights that are there: a merged copy is as large as the base.",
-        ),
-        Mistake(
-            lambda base, adapters: (len(adapters) * base, base + sum(adapters)),
-            "the two are exchanged: first one base with its adapters, then the copies.",
-        ),
-    ],
-    hints=[
-        "The base is there once, each adapter once.",
-        "A merged copy is as large as the base: len(adapters) copies.",
-    ],
-    why="An adapter costs its own bytes beside a shared base, and a whole base once it is merged.",
-)
 
 # ------------------------------------------------------------------------------------------- the gathered correction
 
@@ -237,6 +183,81 @@ exercise(
     why="A zero row in A computes a zero, and the zero column of B that meets it adds nothing to the product.",
 )
 
+# ------------------------------------------------------------------------------------------- where an aLoRA begins
+
+
+def _starts(ids: list[int], invocation: list[int]) -> list[int]:
+    n = len(invocation)
+    return [i for i in range(len(ids) - n + 1) if ids[i : i + n] == invocation]
+
+
+def _drawn_prompt(rng: random.Random) -> tuple[list[int], list[int]]:
+    """Few different tokens, so that an invocation is there often, more than once, overlapping, or only begun."""
+    kinds = rng.randint(1, 4)
+    ids = [rng.randint(1, kinds) for _ in range(rng.randint(1, 12))]
+    return ids, [rng.randint(1, kinds) for _ in range(rng.randint(1, 3))]
+
+
+exercise(
+    "invoked_at",
+    reference=lesson.invoked_at,
+    cases=[
+        ([5, 9, 9, 3, 7], [3]),
+        ([3, 5, 9, 3, 9, 8], [3, 9]),
+        ([3, 9, 5, 3, 9, 6, 3, 8], [3, 9]),
+        ([4, 3, 9], [3, 9]),
+        ([4, 5, 3], [3, 9]),
+        ([2, 2, 2, 7], [2, 2]),
+        ([6], [3, 9]),
+    ],
+    drawn=_drawn_prompt,
+    mistakes=[
+        Mistake(
+            lambda ids, invocation: next(iter(_starts(ids, invocation)), len(ids)),
+            "that is the first occurrence: the last one counts, since earlier turns of a chat hold the invocation too.",
+        ),
+        Mistake(
+            lambda ids, invocation: min(lesson.invoked_at(ids, invocation) + len(invocation), len(ids)),
+            "that is where the invocation ends: the adapter acts on the invocation's own tokens, from the first one.",
+        ),
+        Mistake(
+            lambda ids, invocation: min(lesson.invoked_at(ids, invocation) + 1, len(ids)),
+            "one too late: the adapter acts from the invocation's first token.",
+        ),
+        Mistake(
+            lambda ids, invocation: len(ids) - lesson.invoked_at(ids, invocation),
+            "that counts from the end, as PEFT's alora_offsets do: a position is asked for, counted from 0.",
+        ),
+        Mistake(
+            lambda ids, invocation: max((i for i, t in enumerate(ids) if t == invocation[0]), default=len(ids)),
+            "only the invocation's first token was looked for: all of its tokens have to stand there, in this order.",
+        ),
+        Mistake(
+            lambda ids, invocation: max(_starts(ids, invocation), default=0),
+            "without an invocation the adapter does nothing: return len(ids). From 0 on it would act on every token.",
+        ),
+        Mistake(
+            lambda ids, invocation: max(_starts(ids, invocation), default=-1),
+            "without an invocation return len(ids): the adapter acts on nothing, and ids[:len(ids)] is all the base's.",
+        ),
+        Mistake(
+            lambda ids, invocation: max(_starts(ids, invocation), default=None),
+            "without an invocation return len(ids), a number: the adapter acts from there, on nothing.",
+        ),
+        Mistake(
+            lambda ids, invocation: max(_starts(ids[:-1], invocation), default=len(ids)),
+            "an invocation at the very end is missed, and there it usually stands: the last place to look at is "
+            "len(ids) - len(invocation), and range ends before its second number.",
+        ),
+    ],
+    hints=[
+        "ids[i : i + n] == invocation compares n tokens at once; n is len(invocation).",
+        "Collect every i for which it holds, from 0 to len(ids) - n, and take the last.",
+        "Is there none? Then len(ids).",
+    ],
+    why="The last occurrence is this turn's. What stands before it was read by the base, in any turn, and is shared.",
+)
+
 # ----------------------------------------------------------------------------------------------------------- cat
 
 
@@ -321,246 +342,4 @@ exercise(
         "torch.cat([...]) for A along dim=0, for B along dim=1.",
     ],
     why="Side by side each B meets its own A only, so there are no cross terms; the price is the sum of the ranks.",
-)
-
-# ---------------------------------------------------------------------------------------------------- cross terms
-
-
-def _cross_case(w1: float, w2: float):
-    return lambda: (_factors(2), _factors(2), w1, w2)
-
-
-def _drawn_cross(rng: random.Random) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], float, float]:
-    r, d_in, d_out = rng.sample(range(1, 8), 3)
-    w1, w2 = rng.sample([0.1, 0.25, 0.5, 0.8, 1.5, 3.0], 2)
-    return _factors(r, d_in, d_out), _factors(r, d_in, d_out), w1, w2
-
-
-exercise(
-    "cross_terms",
-    reference=lesson.cross_terms,
-    cases=[_cross_case(0.7, 0.3), _cross_case(2.0, 1.0), _cross_case(0.5, 0.25)],
-    drawn=_drawn_cross,
-    mistakes=[
-        Mistake(
-            lambda first, second, w1, w2: (w1 + w2) / 2 * (first[1] @ second[0] + second[1] @ first[0]),
-            "the weight is the geometric mean, sqrt(w1 * w2), and not half of the sum.",
-        ),
-        Mistake(
-            lambda first, second, w1, w2: math.sqrt(w1 * w2) * (first[1] @ second[0] - second[1] @ first[0]),
-            "both cross terms are added: neither has a minus.",
-        ),
-        Mistake(
-            lambda first, second, w1, w2: w1 * first[1] @ second[0] + w2 * second[1] @ first[0],
-            "each cross term carries the roots of both weights, sqrt(w1 * w2).",
-        ),
-        Mistake(
-            lambda first, second, w1, w2: math.sqrt(w1 * w2) * lesson.cross_terms(first, second, w1, w2),
-            "each factor carries a root: the product of the two roots is the root of w1 * w2, not w1 * w2.",
-        ),
-        Mistake(
-            lambda first, second, w1, w2: math.sqrt(w1 * w2) * first[1] @ second[0],
-            "one of the two is missing: there is B1 @ A2, and there is B2 @ A1.",
-        ),
-        Mistake(
-            lambda first, second, w1, w2: 2 * math.sqrt(w1 * w2) * first[1] @ second[0],
-            "B1 @ A2 was taken twice: B2 @ A1 is another matrix.",
-        ),
-        Mistake(
-            lambda first, second, w1, w2: math.sqrt(w1) * first[1] @ second[0] + math.sqrt(w2) * second[1] @ first[0],
-            "each cross term lacks a root: its B brings one and its A brings the other.",
-        ),
-        Mistake(
-            lambda first, second, w1, w2: (
-                lesson.cross_terms(first, second, w1, w2)
-                + (w1 - 1) * first[1] @ first[0]
-                + (w2 - 1) * second[1] @ second[0]
-            ),
-            "you took off B1 @ A1 + B2 @ A2 without the weights: the sum that linear should give has them.",
-        ),
-        Mistake(
-            lambda first, second, w1, w2: lesson.cross_terms(first, second, 1, 1),
-            "the weights have no effect yet.",
-        ),
-        Mistake(
-            lambda first, second, w1, w2: w1 * first[1] @ first[0] + w2 * second[1] @ second[0],
-            "that is the weighted sum itself; asked for is what linear adds to it.",
-        ),
-        Mistake(
-            lambda first, second, w1, w2: (
-                lesson.cross_terms(first, second, w1, w2) + w1 * first[1] @ first[0] + w2 * second[1] @ second[0]
-            ),
-            "that is all that linear gives; take the weighted sum off.",
-        ),
-    ],
-    hints=[
-        "Multiply out (sqrt(w1) B1 + sqrt(w2) B2) @ (sqrt(w1) A1 + sqrt(w2) A2): four products.",
-        "Two of the four are w1 B1 A1 and w2 B2 A2. The other two are the cross terms.",
-    ],
-    why="A sum of factors multiplied out has four products, and only two of them are the adapters'.",
-    points=2,
-)
-
-# ----------------------------------------------------------------------------------------------- what the SVD loses
-
-
-def _drawn_values(rng: random.Random) -> tuple[Tensor, int]:
-    values = sorted((rng.uniform(0.3, 5) for _ in range(rng.randint(1, 7))), reverse=True)
-    return torch.tensor(values), rng.randint(1, len(values))
-
-
-exercise(
-    "svd_error",
-    reference=lesson.svd_error,
-    cases=[
-        (torch.tensor([4.0, 2.0, 1.0, 0.5]), 2),
-        (torch.tensor([3.0, 3.0, 1.0]), 1),
-        (torch.tensor([5.0, 1.0, 0.2, 0.1]), 3),
-    ],
-    drawn=_drawn_values,
-    # sqrt(1 - what is kept) is right as well: for a loss of 2% float32 leaves it about four digits.
-    compare=numbers_within(1e-3),
-    mistakes=[
-        Mistake(
-            lambda s, rank: 100 * lesson.svd_error(s, rank),
-            "that is in percent: a relative error lies between 0 and 1.",
-        ),
-        Mistake(
-            lambda s, rank: float((s[rank:].square().sum() / s[:rank].square().sum()).sqrt()),
-            "you divided by the norm of what is kept: the whole is asked for.",
-        ),
-        Mistake(
-            lambda s, rank: float(s[rank] / s[0]) if rank < len(s) else 0.0,
-            "that is the error in the spectral norm, the largest value lost over the largest: here all of them count.",
-        ),
-        Mistake(
-            lambda s, rank: float((s[rank + 1 :].square().sum() / s.square().sum()).sqrt()),
-            "one too many is kept: the first `rank` values are s[0] to s[rank - 1].",
-        ),
-        Mistake(
-            lambda s, rank: float((s[:rank].square().sum() / s.square().sum()).sqrt()),
-            "that is the part which is kept; asked for is what is lost.",
-        ),
-        Mistake(
-            lambda s, rank: float(1 - s[:rank].norm() / s.norm()),
-            "1 minus the share of the norm that is kept isn't the share that is lost: squares add up, norms don't.",
-        ),
-        Mistake(
-            lambda s, rank: float(s[len(s) - rank :].norm() / s.norm()),
-            "those are the last `rank` values: what is lost begins behind the first `rank`, s[rank:].",
-        ),
-        Mistake(
-            lambda s, rank: float(s[rank:].square().sum() / s.square().sum()),
-            "the squares are right, the root is missing: a norm is the root of a sum of squares.",
-        ),
-        Mistake(
-            lambda s, rank: float(s[rank:].sum() / s.sum()),
-            "you summed the singular values; the matrix's norm is the root of the sum of their squares.",
-        ),
-        Mistake(
-            lambda s, rank: float(s[rank:].square().sum().sqrt()),
-            "that is the lost part's norm; divide it by the norm of the whole.",
-        ),
-        Mistake(
-            lambda s, rank: lesson.svd_error(s, rank - 1),
-            "one too many is lost: s[0] to s[rank - 1] are kept.",
-        ),
-    ],
-    hints=["What is lost are s[rank:].", "The norm of a matrix is the root of the sum of its squared singular values."],
-    why="What the cut leaves out is a matrix with the other singular values, and a norm adds their squares.",
-)
-
-# ------------------------------------------------------------------------------------------------------------ TIES
-
-
-def _agreeing(stacked: Tensor, votes: Tensor) -> tuple[Tensor, Tensor]:
-    """The sum of the entries that have the sign which `votes` elect, and how many these are."""
-    agree = stacked.sign() == torch.where(votes.sum(0) >= 0, 1, -1)
-    return (stacked * agree).sum(0), agree.sum(0).clamp(min=1)
-
-
-def _tensors(*rows: list[float]):
-    return lambda: (torch.tensor(rows),)
-
-
-def _drawn_stack(rng: random.Random) -> tuple[Tensor]:
-    """Whole numbers, so that a tie is one whatever the order of the sum; zeros, as trimming leaves them."""
-    sizes = [rng.randint(2, 5), *(rng.randint(1, 4) for _ in range(rng.randint(1, 3)))]
-    return (torch.randint(-3, 4, sizes).float() * (torch.rand(sizes) < 0.8),)
-
-
-exercise(
-    "elect_and_merge",
-    reference=lesson.elect_and_merge,
-    cases=[
-        _tensors([3.0, -1.0, 1.0, 0.0], [-1.0, -1.0, -1.0, 2.0], [-1.0, 5.0, 0.0, 0.0]),
-        _tensors([1.0, -2.0, 0.0], [2.0, -4.0, 0.0]),
-        lambda: (torch.randn(4, 3, 2),),
-    ],
-    drawn=_drawn_stack,
-    mistakes=[
-        Mistake(
-            lambda stacked: torch.div(
-                (stacked * (stacked.sign() == stacked.sum(0).sign())).sum(0),
-                (stacked.sign() == stacked.sum(0).sign()).sum(0).clamp(min=1),
-            ),
-            "a tie elects nobody with sign() of the sum, which is 0 there: a tie counts as plus.",
-        ),
-        Mistake(
-            lambda stacked: torch.div((stacked * (stacked >= 0)).sum(0), (stacked > 0).sum(0).clamp(min=1)),
-            "plus is elected everywhere: the sign is that of the sum, which may be minus.",
-        ),
-        Mistake(
-            lambda stacked: -torch.div(*_agreeing(-stacked, -stacked)),
-            "a tie counts as plus: where the sum is 0 the positive entries are taken.",
-        ),
-        Mistake(
-            lambda stacked: torch.div(_agreeing(stacked, stacked)[0], (stacked != 0).sum(0).clamp(min=1)),
-            "you divided by how many are not zero: divide by how many agree.",
-        ),
-        Mistake(
-            lambda stacked: torch.div(
-                (stacked * ((stacked >= 0) == (stacked.sum(0) >= 0))).sum(0),
-                ((stacked >= 0) == (stacked.sum(0) >= 0)).sum(0).clamp(min=1),
-            ),
-            "a zero counts as plus and thins out the mean: an entry that trimming set to zero agrees with nobody.",
-        ),
-        Mistake(
-            lambda stacked: torch.div(
-                _agreeing(stacked, stacked)[0], (stacked.sign() == torch.where(stacked.sum(0) >= 0, 1, -1)).sum(0)
-            ),
-            "where no entry has the elected sign you divide 0 by 0, which is nan: clamp the count to 1.",
-        ),
-        Mistake(
-            lambda stacked: stacked.mean(0),
-            "that is the mean of all. First elect a sign, and leave out whoever has the other one.",
-        ),
-        Mistake(
-            lambda stacked: _agreeing(stacked, stacked)[0] / len(stacked),
-            "you divided by the number of tensors; divide by the number of those that agree.",
-        ),
-        Mistake(
-            lambda stacked: _agreeing(stacked, stacked)[0],
-            "that is the sum of those that agree; TIES takes their mean.",
-        ),
-        Mistake(
-            lambda stacked: torch.div(*_agreeing(stacked, stacked.sign())),
-            "each tensor had one vote. Here the larger entry has more to say: the sign of the sum.",
-        ),
-        Mistake(
-            lambda stacked: (
-                (stacked * (stacked.sign() == stacked.sum(0).sign())).sum(0)
-                / (stacked.sign() == stacked.sum(0).sign()).sum(0)
-            ),
-            "two things go wrong: at a tie the sum's sign is 0, and plus should be elected; where nobody agrees you "
-            "divide 0 by 0.",
-        ),
-    ],
-    hints=[
-        "elected = torch.where(stacked.sum(dim=0) >= 0, 1, -1)",
-        "agree = stacked.sign() == elected; a zero has the sign 0 and never agrees.",
-        "(stacked * agree).sum(dim=0) / agree.sum(dim=0).clamp(min=1)",
-    ],
-    why="Entries that pull the other way are left out instead of cancelled, and the mean is over those that stay.",
-    points=2,
 )

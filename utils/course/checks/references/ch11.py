@@ -7,11 +7,6 @@ import torch
 
 # fmt: off
 
-# -------- bytes_to_serve
-def bytes_to_serve(base, adapters):
-    return base + sum(adapters), len(adapters) * base
-
-
 # -------- gathered
 def gathered(x, A, B, scaling, index):
     low = torch.einsum("bti,bri->btr", x, A[index])  # (batch, length, r)
@@ -27,27 +22,16 @@ def pad_rank(A, B, r):
     return A, B
 
 
+# -------- invoked_at
+def invoked_at(ids, invocation):
+    n = len(invocation)
+    starts = [i for i in range(len(ids) - n + 1) if ids[i : i + n] == invocation]
+    return starts[-1] if starts else len(ids)
+
+
 # -------- cat_adapters
 def cat_adapters(first, second, w1, w2):
     (A1, B1, scaling1), (A2, B2, scaling2) = first, second
     A = torch.cat([w1 * scaling1 * A1, w2 * scaling2 * A2])
     B = torch.cat([B1, B2], dim=1)
     return A, B
-
-
-# -------- cross_terms
-def cross_terms(first, second, w1, w2):
-    (A1, B1), (A2, B2) = first, second
-    return (w1 * w2) ** 0.5 * (B1 @ A2 + B2 @ A1)
-
-
-# -------- svd_error
-def svd_error(s, rank):
-    return float((s[rank:].square().sum() / s.square().sum()).sqrt())
-
-
-# -------- elect_and_merge
-def elect_and_merge(stacked):
-    elected = torch.where(stacked.sum(dim=0) >= 0, 1, -1)
-    agree = stacked.sign() == elected
-    return (stacked * agree).sum(dim=0) / agree.sum(dim=0).clamp(min=1)
