@@ -28,7 +28,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
 from tools.ensemble import provenance, write
-from utils.data.chat import batches
+from utils.data.labels import batches
 from utils.evaluate.merged_answers import Answered, answered
 from utils.lora.merging import dequantized
 from utils.models import ROOT, load_4bit, load_base
@@ -61,14 +61,14 @@ def _beside(base: Any, folder: str | Path) -> Any:
 def _merged(base: Any, folder: str | Path) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PEFT says that a merge into 4 bits rounds
-        return _beside(base, folder).merge_and_unload().float()
+        return _beside(base, folder).merge_and_unload()
 
 
 WAYS = {
     "beside the 16-bit base": lambda folder: _beside(load_base(torch.float32)[0], folder),
     "into 4 bits": lambda folder: _merged(load_4bit()[0], folder),
-    "dequantized, bf16": lambda folder: _merged(dequantized(load_4bit(compute_dtype=torch.bfloat16)[0]), folder),
-    "into the original, bf16": lambda folder: _merged(load_base(torch.bfloat16)[0], folder),
+    "dequantized, bf16": lambda folder: _merged(dequantized(load_4bit(compute_dtype=torch.bfloat16)[0]), folder).float(),
+    "into the original, bf16": lambda folder: _merged(load_base(torch.bfloat16)[0], folder).float(),
 }
 
 
