@@ -1,10 +1,10 @@
 """Measure what merging changes of what a QLoRA adapter answers, and write assets/measurements/merging.json.
 
-    python -m tools.measure_merging              everything (one CPU core: a quarter of an hour)
+    python -m tools.measure_merging              everything (one CPU core: ten minutes)
     python -m tools.measure_merging --trial      one run of two steps, in seconds; written only where --out says
 
-An adapter is trained beside the tiny base in NF4, for each seed anew: half learnt (60 steps of style, 150 of
-translation), when many answers are undecided, and learnt (180 steps of style). Then it is put into service in several
+An adapter is trained beside the tiny base in NF4, for each seed anew: half learnt (60 steps of style), when many
+answers are undecided, and learnt (180 steps). Then it is put into service in several
 ways, and each is compared with the adapter beside the base that it was trained on, on 200 held-out prompts: the
 divergence of the predictions, how many answer tokens and answers change, in which direction. Two rows are no merges but
 controls: the same adapter beside the 16-bit base, and the base quantized, seen from there.
@@ -35,7 +35,7 @@ from utils.models import ROOT, load_4bit, load_base
 from utils.tinyworld import task_examples
 
 OUT = ROOT / "assets" / "measurements" / "merging.json"
-JOBS = (("style", 60), ("translation", 150), ("style", 180))
+JOBS = (("style", 60), ("style", 180))
 SEEDS, LR, BATCH, EXAMPLES, PROMPTS = range(12), 4e-3, 8, 400, 200
 
 
