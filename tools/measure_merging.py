@@ -67,7 +67,9 @@ def _merged(base: Any, folder: str | Path) -> Any:
 WAYS = {
     "beside the 16-bit base": lambda folder: _beside(load_base(torch.float32)[0], folder),
     "into 4 bits": lambda folder: _merged(load_4bit()[0], folder),
-    "dequantized, bf16": lambda folder: _merged(dequantized(load_4bit(compute_dtype=torch.bfloat16)[0]), folder).float(),
+    "dequantized, bf16": lambda folder: _merged(
+        dequantized(load_4bit(compute_dtype=torch.bfloat16)[0]), folder
+    ).float(),
     "into the original, bf16": lambda folder: _merged(load_base(torch.bfloat16)[0], folder).float(),
 }
 

@@ -48,7 +48,9 @@ def test_changes_are_counted_by_hand():
     other = Answered(torch.tensor([[0.0, 2.0], [2.0, 0.0], [0.0, 3.0]]), torch.tensor([False, True, False]))
     p = torch.tensor([2.0, 0.0], dtype=torch.float64).softmax(0)
     found = other.changes(reference)
-    assert found.nats == pytest.approx(2 * (p[0] - p[1]).item() / 3)  # the two exchange their probabilities at one token
+    assert found.nats == pytest.approx(
+        2 * (p[0] - p[1]).item() / 3
+    )  # the two exchange their probabilities at one token
     assert (found.tokens, found.lost, found.won) == (1, 1, 1)
     assert found.drift == pytest.approx((8 / (2 + 2 + 4.5)) ** 0.5)
 
