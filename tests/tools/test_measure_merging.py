@@ -1,4 +1,4 @@
-"""assets/measurements/merging.json says what chapter 10 and the ledger say of it, and its tool still makes such rows."""
+"""The record merging.json says what chapter 10 and the ledger say of it, and its tool still makes such rows."""
 
 import json
 

@@ -363,7 +363,7 @@ CHOICES: dict[str, dict[str, Choice]] = {
                 _slower("merge_and_unload", "batch 1, graph", (), 0.995, 1.005),
                 Cell(
                     "10_save_load_merge",
-                    'lost, won, changed = (sum(r["ways"][way][what] for r in mine) for what in ("lost", "won", "tokens"))',
+                    "for count in (60, 180):",
                     ("dequantized, bf16           8 tokens, answers lost   1, won   0",),
                 ),
             ),
