@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from utils.evaluate import merged_answers
-from utils.evaluate.merged_answers import answered, answers_in_new_process
+from utils.evaluate.merged_answers import Answered, answered, answers_in_new_process
 from utils.evaluate.metrics import complete, exact_match
 from utils.lora.checkpoint import load_adapter
 from utils.lora.merging import merge_files
@@ -29,16 +29,46 @@ def test_one_pass_says_what_generating_would_say(task):
     found = answered(model, tokenizer, examples)
     answers = complete(model, tokenizer, [e.prompt for e in examples])
     assert found.right.tolist() == [a == e.answer for a, e in zip(answers, examples, strict=True)]
-    assert found.drift(found) == 0 < base.drift(found)
+    assert found.changes(found) == (0, 0, 0, 0, 0)
+    changes = base.changes(found)
+    assert (changes.lost, changes.won) == (int((found.right & ~base.right).sum()), 0) and min(changes[:2]) > 0
 
 
 def test_batches_do_not_matter_and_the_order_is_kept():
     model, tokenizer = load_base()
     load_adapter(model, FOLDER)
     whole, parts = (answered(model, tokenizer, EXAMPLES, batch_size=n) for n in (20, 7))
-    assert parts.drift(whole) < 1e-5 and torch.equal(parts.right, whole.right)
+    assert parts.changes(whole).drift < 1e-5 and torch.equal(parts.right, whole.right)
     alone = answered(model, tokenizer, EXAMPLES[3:4])
     assert torch.equal(alone.right, whole.right[3:4])
+
+
+def test_changes_are_counted_by_hand():
+    reference = Answered(torch.tensor([[2.0, 0.0], [2.0, 0.0], [0.0, 3.0]]), torch.tensor([True, False, False]))
+    other = Answered(torch.tensor([[0.0, 2.0], [2.0, 0.0], [0.0, 3.0]]), torch.tensor([False, True, False]))
+    p = torch.tensor([2.0, 0.0], dtype=torch.float64).softmax(0)
+    found = other.changes(reference)
+    assert found.nats == pytest.approx(
+        2 * (p[0] - p[1]).item() / 3
+    )  # the two exchange their probabilities at one token
+    assert (found.tokens, found.lost, found.won) == (1, 1, 1)
+    assert found.drift == pytest.approx((8 / (2 + 2 + 4.5)) ** 0.5)
+
+
+def test_a_shift_of_the_logits_is_no_change():
+    torch.manual_seed(0)
+    reference = Answered(torch.randn(7, 9), torch.ones(3, dtype=torch.bool))
+    other = Answered(reference.logits + torch.randn(7, 9), reference.right)
+    shifted = Answered(other.logits + 5 + torch.randn(7, 1), reference.right)
+    assert shifted.changes(reference) == pytest.approx(other.changes(reference), rel=1e-5)
+    assert Answered(reference.logits + 5, reference.right).changes(reference) == pytest.approx((0,) * 5, abs=1e-6)
+
+
+def test_what_can_not_be_compared():
+    reference = Answered(torch.randn(7, 9), torch.ones(3, dtype=torch.bool))
+    for other in (Answered(reference.logits[:6], reference.right), Answered(reference.logits, reference.right[:2])):
+        with pytest.raises(ValueError, match="ask both models the same"):
+            other.changes(reference)
 
 
 def test_no_examples():

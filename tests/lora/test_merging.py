@@ -1,12 +1,15 @@
 """Merging: one rounding, equal to PEFT's to the bit, 4-bit bases, and a saved model in a process of its own."""
 
 import math
+import shutil
 import warnings
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from utils import lora
@@ -28,8 +31,6 @@ LAYER = "model.layers.0.mlp.up_proj"
 
 
 def peft_model(base):
-    from peft import PeftModel
-
     return PeftModel.from_pretrained(base, FOLDER)
 
 
@@ -347,21 +348,50 @@ def test_an_adapter_is_put_beside_a_base_in_four_bits_and_not_merged_into_it():
         merge_files(model, FOLDER)
     load_adapter(model, FOLDER)
     theirs = answered(peft_model(load_4bit()[0]), tokenizer, EXAMPLES)
-    assert answered(model, tokenizer, EXAMPLES).drift(theirs) < 1e-5
+    assert answered(model, tokenizer, EXAMPLES).changes(theirs).nats < 1e-9
 
 
 def test_dequantizing_first_is_far_closer_than_merging_into_four_bits():
-    """Claim C34, in this model: by a factor of ten at least, against the 4-bit base with its adapter beside it."""
-    model, tokenizer = load_4bit()
-    beside = peft_model(model)
-    reference = answered(beside, tokenizer, EXAMPLES)
+    """Claim C34, in this model, with its control: what quantizing the base does when nothing is merged."""
+    _, tokenizer = load_base()
+
+    def see(model):
+        return answered(model, tokenizer, EXAMPLES)
+
+    whole, beside = see(peft_model(load_base()[0])), see(peft_model(load_4bit()[0]))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        into = answered(beside.merge_and_unload(), tokenizer, EXAMPLES).drift(reference)
+        into = see(peft_model(load_4bit()[0]).merge_and_unload()).changes(beside)
     first = dequantized(load_4bit(compute_dtype=torch.bfloat16)[0])
     merge_files(first, FOLDER)
-    drift = answered(first.float(), tokenizer, EXAMPLES).drift(reference)
-    assert into > 0.05 and 0 < drift < 0.1 * into
+    merged = see(first.float()).changes(beside)
+    assert into.nats > 100 * merged.nats > 0 and (merged.tokens, merged.lost, merged.won) == (0, 0, 0)
+    control = beside.changes(whole)
+    assert control.nats / 4 < into.nats < 4 * control.nats and into.drift < 2 * control.drift
+
+
+def test_peft_s_safe_merge_rounds_twice_and_its_plain_merge_once():
+    """Which chapter 10 shows: safe_merge rounds the update to the weight's dtype before it adds it (peft 0.21.2)."""
+    ours, _ = load_base(torch.bfloat16)
+    names = merge_files(ours, FOLDER)
+    for safe, least, most in ((False, 0, 0), (True, 0.1, 0.3)):
+        theirs = peft_model(load_base(torch.bfloat16)[0]).merge_and_unload(safe_merge=safe)
+        pairs = [(ours.get_submodule(n).weight, theirs.get_submodule(n).weight) for n in names]
+        differ = sum((a != b).sum().item() for a, b in pairs) / sum(a.numel() for a, _ in pairs)
+        assert least <= differ <= most
+
+
+def test_peft_s_safe_merge_leaves_the_layers_before_the_broken_one_merged(tmp_path):
+    broken = shutil.copytree(FOLDER, tmp_path / "broken")
+    tensors = load_file(broken / "adapter_model.safetensors")
+    tensors[f"base_model.model.{LAYER}.lora_A.weight"][0, 0] = float("nan")
+    save_file(tensors, broken / "adapter_model.safetensors", metadata={"format": "pt"})
+    adapted = PeftModel.from_pretrained(load_base()[0], broken)
+    with pytest.raises(ValueError, match="NaNs detected in the merged weights"):
+        adapted.merge_and_unload(safe_merge=True)
+    before = load_base()[0].get_submodule("model.layers.0.self_attn.q_proj").weight
+    assert not torch.equal(adapted.base_model.model.get_submodule("model.layers.0.self_attn.q_proj").weight, before)
+    assert torch.isfinite(adapted.base_model.model.get_submodule(LAYER).get_base_layer().weight).all()
 
 
 def test_lora_merge_and_files_merge_agree_up_to_rounding():

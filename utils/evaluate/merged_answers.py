@@ -38,9 +38,41 @@ class Answered(NamedTuple):
         """The share, 0 to 1, of examples that greedy decoding gets right."""
         return float(self.right.float().mean())
 
-    def drift(self, reference: Answered) -> float:
-        """The size of the difference of all logits from the reference's, over the size of the reference's."""
-        return relative_error(reference.logits, self.logits)
+    def changes(self, reference: Answered) -> Changes:
+        """What another model makes of the same examples, compared with the reference's. Raises ValueError when the two
+        don't have the same tokens and examples.
+        """
+        if self.logits.shape != reference.logits.shape or self.right.shape != reference.right.shape:
+            raise ValueError(
+                f"{len(self.right)} examples with {len(self.logits)} tokens can't be compared with the reference's "
+                f"{len(reference.right)} with {len(reference.logits)}: ask both models the same"
+            )
+        p, q = (one.logits.double().log_softmax(dim=-1) for one in (reference, self))
+        centred = [one.logits - one.logits.mean(dim=-1, keepdim=True) for one in (reference, self)]
+        return Changes(
+            nats=float((p.exp() * (p - q)).sum(dim=-1).mean()),
+            tokens=int((p.argmax(-1) != q.argmax(-1)).sum()),
+            lost=int((reference.right & ~self.right).sum()),
+            won=int((~reference.right & self.right).sum()),
+            drift=relative_error(*centred),
+        )
+
+
+class Changes(NamedTuple):
+    """What differs between two models on the same examples. All five are the same when a model's logits are shifted at
+    a token, all by one number, since that changes no prediction.
+
+    nats: the Kullback-Leibler divergence from the reference, in nats, averaged over the answer tokens. tokens: at how
+    many of them another token is the most likely one. lost, won: examples that only the reference has right, and that
+    only this model has. drift: the size of the difference of the logits, each token's about its mean, over that of the
+    reference's.
+    """
+
+    nats: float
+    tokens: int
+    lost: int
+    won: int
+    drift: float
 
 
 @torch.inference_mode()

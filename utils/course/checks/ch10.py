@@ -1,5 +1,5 @@
-"""Chapter 10's exercises: a tensor's bytes, an adapter's size, merging with one rounding, what arrives, how far apart
-two models predict, and 4 bits.
+"""Chapter 10's exercises: merging with one rounding, what arrives, how far apart two models predict, 4 bits, and a
+tensor's bytes.
 """
 
 from __future__ import annotations
@@ -75,84 +75,6 @@ exercise(
         "Both offsets count from the first byte of the data. So the same number is added to both.",
     ],
     why="In front of the data stand eight bytes and the header; both ends of a tensor move by the same number.",
-)
-
-# -------------------------------------------------------------------------------------------------- an adapter's bytes
-
-
-def _drawn_shapes(rng: random.Random) -> tuple[list[tuple[int, int]], int, int]:
-    shapes = [(rng.randint(1, 300), rng.randint(1, 300)) for _ in range(rng.randint(0, 5))]
-    return shapes, rng.choice([1, 2, 8, 16, 64]), rng.choice([1, 2, 4, 8])
-
-
-exercise(
-    "adapter_bytes",
-    reference=lesson.adapter_bytes,
-    cases=[([(64, 64), (16, 64)], 8, 4), ([(512, 192)] * 3, 16, 2), ([(10, 20), (20, 10), (7, 5)], 1, 4)],
-    drawn=_drawn_shapes,
-    mistakes=[
-        Mistake(
-            lambda shapes, r, each: 4 * sum(r * (d_out + d_in) for d_out, d_in in shapes),
-            "four bytes a number is float32; in bf16 it is two: use `each`.",
-        ),
-        Mistake(
-            lambda shapes, r, each: each * sum(r * d_out * r * d_in for d_out, d_in in shapes),
-            "the two matrices' numbers are added, not multiplied: r * in and out * r.",
-        ),
-        Mistake(
-            lambda shapes, r, each: each * sum({shape: r * sum(shape) for shape in shapes}.values()),
-            "layers of the same shape were counted once: each has matrices of its own.",
-        ),
-        Mistake(
-            lambda shapes, r, each: each * sum(d_out * d_in for d_out, d_in in shapes),
-            "that is the weights themselves. An adapter holds lora_A, (r, in), and lora_B, (out, r), of each.",
-        ),
-        Mistake(
-            lambda shapes, r, each: each * sum(r * d_in for _, d_in in shapes),
-            "that is lora_A alone; lora_B has r numbers for each output.",
-        ),
-        Mistake(
-            lambda shapes, r, each: each * sum(r * d_out for d_out, _ in shapes),
-            "only lora_B is counted; lora_A has r numbers for each input.",
-        ),
-        Mistake(
-            lambda shapes, r, each: each * sum(r * d_out + d_in for d_out, d_in in shapes),
-            "r multiplies d_out alone: lora_A has r rows as well, r * (d_out + d_in).",
-        ),
-        Mistake(
-            lambda shapes, r, each: each * sum(r * (d_out + d_in) + r * r for d_out, d_in in shapes),
-            "r * r too many for each layer: between lora_A and lora_B there is no third matrix.",
-        ),
-        Mistake(
-            lambda shapes, r, each: each * sum(r * (d_out + d_in) for d_out, d_in in shapes) / 1e6,
-            "that is in MB; return the bytes, a whole number.",
-        ),
-        Mistake(
-            lambda shapes, r, each: each * sum(2 * r * d_in for _, d_in in shapes),
-            "2 * r * in is right for square weights only: lora_B is (out, r).",
-        ),
-        Mistake(
-            lambda shapes, r, each: each * sum(2 * r * d_out for d_out, _ in shapes),
-            "2 * r * out is right for square weights only: lora_A is (r, in).",
-        ),
-        Mistake(
-            lambda shapes, r, each: sum(r * (d_out + d_in) for d_out, d_in in shapes),
-            "you counted numbers. Each takes `each` bytes.",
-        ),
-        Mistake(
-            lambda shapes, r, each: each * sum(d_out + d_in for d_out, d_in in shapes),
-            "the rank is missing: lora_A has r rows and lora_B r columns.",
-        ),
-        Mistake(
-            lambda shapes, r, each: each * r * (shapes[0][0] + shapes[0][1]) * len(shapes),
-            "you took the first layer's shape for all of them; in a Llama the MLP's differ.",
-        ),
-    ],
-    hints=[
-        "lora_A is (r, in) and lora_B is (out, r): how many numbers together?",
-        "Sum over the layers, times `each`.",
-    ],
-    why="lora_A has r * in numbers and lora_B out * r; nothing of the base is in the file.",
 )
 
 # --------------------------------------------------------------------------------------- merge, and round only once

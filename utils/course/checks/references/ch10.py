@@ -5,17 +5,6 @@ Generated from lessons/10_save_load_merge.md by `make notebooks`: edit the lesso
 
 # fmt: off
 
-# -------- tensor_range
-def tensor_range(length, offsets):
-    start_of_data = 8 + length
-    return start_of_data + offsets[0], start_of_data + offsets[1]
-
-
-# -------- adapter_bytes
-def adapter_bytes(shapes, r, each):
-    return each * sum(r * (d_out + d_in) for d_out, d_in in shapes)
-
-
 # -------- merge_rounded
 def merge_rounded(weight, lora_A, lora_B, scaling):
     delta = scaling * (lora_B @ lora_A)
@@ -43,3 +32,9 @@ from utils.quant import dequantize, quantize
 
 def merge_four_bit(restored, delta):
     return dequantize(quantize(restored + delta, double=True))
+
+
+# -------- tensor_range
+def tensor_range(length, offsets):
+    start_of_data = 8 + length
+    return start_of_data + offsets[0], start_of_data + offsets[1]
