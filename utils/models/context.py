@@ -10,7 +10,7 @@ from typing import Any
 
 def positions(model: Any) -> int | None:
     """The most tokens, prompt and answer together, that the model was made for; None when its config doesn't say."""
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     return getattr(text, "max_position_embeddings", None)
 
