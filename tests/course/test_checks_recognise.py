@@ -107,6 +107,9 @@ def test_several_results():
     both = lambda a, b: (a + b, a * b)  # noqa: E731
     swapped = judged(both, lambda a, b: (a * b, a + b), calls)
     assert swapped == "the 2 results are right, but in another order than the task asks for."
+    halves = lambda a, b: (torch.full((2,), a * 1.0).half(), torch.full((3,), b * 1.0).half())  # noqa: E731
+    in_place = judged(halves, lambda a, b: tuple(x.float() for x in halves(a, b)), calls)
+    assert "order" not in in_place  # of another dtype, and each in its place
     assert judged(both, lambda a, b: a * b, calls) == "that is result 2 of 2 alone: return all of them."
     assert judged(both, lambda a, b: (a + b, a * b + a % 4), calls) == (
         "only result 2 of 2 is wrong; the rest is right in every case."

@@ -200,10 +200,20 @@ def test_what_add_weighted_adapter_lets_through():
         c.combine([c.from_peft(slot, name) for name in names], [0.5, 0.5], "cat")
 
 
-def test_a_taken_name_is_overwritten_and_a_deleted_one_replaced_with_a_warning():
+def test_a_taken_name_keeps_its_old_alpha_and_rank_and_a_deleted_one_is_replaced_with_a_warning(tmp_path):
+    louder = LoraConfig.from_pretrained(adapter_dir("style"))
+    louder.lora_alpha = 64
+    PeftModel.from_pretrained(load_base()[0], adapter_dir("style"), config=louder).save_pretrained(
+        tmp_path, save_embedding_layers=False
+    )
     model = PeftModel.from_pretrained(load_base()[0], adapter_dir("sentiment"), "sentiment")
-    model.load_adapter(adapter_dir("style"), adapter_name="sentiment")
-    assert c.largest_difference(c.from_peft(model, "sentiment"), c.read_adapter(adapter_dir("style"))) == 0
+    model.load_adapter(tmp_path, adapter_name="sentiment")
+    now, meant = c.from_peft(model, "sentiment"), c.read_adapter(tmp_path)
+    assert model.peft_config["sentiment"].lora_alpha == 16
+    assert all(torch.equal(now[name].B, meant[name].B) for name in meant)  # the new matrices
+    assert {(now[name].scaling, meant[name].scaling) for name in meant} == {(2.0, 8.0)}  # under the old alpha
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        model.load_adapter(adapter_dir("translation"), adapter_name="sentiment")
     model.load_adapter(adapter_dir("style"), adapter_name="style")
     model.set_adapter("style")
     with pytest.warns(UserWarning, match="was active"):
