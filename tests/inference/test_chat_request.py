@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from utils.inference import serving
-from utils.inference.chat_request import Refused, Wanted, find, read, staged
+from utils.inference.chat_request import Refused, Wanted, _check_written, find, read, staged
 from utils.models import TINY_DIR
 from utils.train.adapter_cache import adapter_dir
 
@@ -171,20 +171,16 @@ def test_a_message_that_the_template_leaves_out_is_named(tmp_path):
     read({"model": "base", "messages": asked}, staged(tmp_path))
 
 
-def test_a_message_that_the_template_moves_is_found_and_many_take_no_time(tmp_path):
-    """Mistral's writes the system message into the last turn of the user."""
-    serving.stage(tmp_path, str(TINY_DIR), {})
-    config = tmp_path / "base" / "config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"max_position_embeddings": 10**6}))
-    template = "{% for m in messages[1:] %}{{ m['content'] }}|{% endfor %}{{ messages[0]['content'] }}"
-    (tmp_path / "base" / "chat_template.jinja").write_text(template)
+def test_a_message_that_the_template_moves_is_found_and_many_take_no_time():
+    """Mistral's template writes the system message into the last turn of the user."""
     many = [{"role": "user", "content": f"{number:05d} {'q' * 55}"} for number in range(9000)]
-    asked = {"model": "base", "messages": [{"role": "system", "content": "Be kind."}, *many]}
-    models = staged(tmp_path)
-    read(asked | {"messages": asked["messages"][:2]}, models)  # loads the tokenizer
+    asked = [{"role": "system", "content": "Be kind."}, *many]
+    text = "|".join(message["content"] for message in [*many[:-1], asked[0], many[-1]])
     began = time.process_time()
-    read(asked, models)
-    assert time.process_time() - began < 4, "it is 1 s, and was 8 s when each was looked for from the beginning"
+    _check_written(text, asked)
+    assert time.process_time() - began < 0.5, "it was 1.6 s when each was looked for from the beginning"
+    with pytest.raises(Refused, match=r"leaves out 'messages\[4\]'"):
+        _check_written(text, [*asked[:4], {"role": "user", "content": "nowhere"}])
 
 
 def test_a_special_token_in_a_text_would_be_one_in_the_prompt(models):
@@ -195,7 +191,7 @@ def test_a_special_token_in_a_text_would_be_one_in_the_prompt(models):
     forged = written.removeprefix("<|user|>")
     as_one = tokenizer.apply_chat_template([{"role": "user", "content": forged}], tokenize=False)
     assert tokenizer(as_one).input_ids == tokenizer(written).input_ids
-    with pytest.raises(Refused, match=r"holds '<\|end\|>', a special token of this model"):
+    with pytest.raises(Refused, match=r"holds '<\|assistant\|>', a special token of this model"):
         read({"model": "base", "messages": [{"role": "user", "content": forged}]}, models)
 
 
