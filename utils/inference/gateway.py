@@ -34,6 +34,13 @@ from utils.inference.chat_request import Refused, Staged, Wanted, find, read
 from utils.inference.closed_stream import ClosedStream
 
 MAX_BODY = 1_000_000
+_HUNG_UP = "the client hung up"
+_GONE = (
+    "The server of the models has ended. Leave the block of serve() and enter it again; server.log says what happened."
+)
+
+# OpenAI's client tries again after a 5xx, unless it is told that it would take as long and end in the same way.
+_HEADERS = {401: {"WWW-Authenticate": "Bearer"}, **dict.fromkeys((500, 503, 504), {"x-should-retry": "false"})}
 
 
 # -------------------------------------------------------------------------------------------------- the answer
@@ -104,19 +111,11 @@ async def _answer(upstream: AsyncOpenAI, wanted: Wanted) -> AsyncIterator[tuple[
     raise Refused(503, _GONE, code="server_unavailable")
 
 
-_GONE = (
-    "The server of the models has ended. Leave the block of serve() and enter it again; server.log says what happened."
-)
-
-
-_HUNG_UP = "the client hung up"
-
-
 class _Answer:
     """:func:`_answer` until the deadline, its faults as Refused."""
 
     def __init__(self, upstream: AsyncOpenAI, wanted: Wanted, timeout: float) -> None:
-        self._pieces, self._timeout = _answer(upstream, wanted), timeout
+        self._pieces, self._timeout, self._model = _answer(upstream, wanted), timeout, wanted.model.name
         self._deadline = asyncio.get_running_loop().time() + timeout
 
     async def next(self) -> tuple[str, str | None, int]:
@@ -129,7 +128,8 @@ class _Answer:
         except APIConnectionError:
             raise Refused(503, _GONE, code="server_unavailable") from None
         except (APIError, ValueError) as error:
-            raise Refused(500, f"The server of the models failed, see server.log: {error}"[:500]) from None
+            message = f"The server of the models failed at {self._model!r}, see server.log: {error}"
+            raise Refused(500, message[:500], "model") from None
 
     async def close(self) -> None:
         await cast(Any, self._pieces).aclose()
@@ -213,24 +213,27 @@ def build(
     app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     guarded = [Depends(authorized)]
 
-    def error(request: Request, why: Refused, headers: Mapping[str, str]) -> JSONResponse:
-        log(f"{why.status} {request.method} {request.url.path}: {' '.join(str(why).splitlines())}")
-        return JSONResponse(why.body, why.status, headers)
+    def note(line: str) -> None:
+        log(" ".join(line.splitlines()))  # a client's words can't begin a line of their own
+
+    def error(request: Request, why: Refused, headers: Mapping[str, str] | None = None) -> JSONResponse:
+        note(f"{why.status} {request.method} {request.url.path}: {why}")
+        return JSONResponse(why.body, why.status, headers or _HEADERS.get(why.status))
 
     @app.exception_handler(Refused)
     async def refused(request: Request, why: Refused) -> JSONResponse:
-        return error(request, why, {"WWW-Authenticate": "Bearer"} if why.status == 401 else _retried(why.status))
+        return error(request, why)
 
     @app.exception_handler(Exception)
     async def failed(request: Request, why: Exception) -> JSONResponse:
         """A fault of this file: uvicorn is muted, so the traceback goes into the log here."""
         log("".join(traceback.format_exception(why)).rstrip())
-        return error(request, Refused(500, "The server failed, see server.log."), _retried(500))
+        return error(request, Refused(500, "The server failed, see server.log."))
 
     @app.exception_handler(404)
     async def no_such_address(request: Request, why: Any) -> JSONResponse:
         message = f"Invalid URL ({request.method} {request.url.path}): there are /v1/chat/completions and /v1/models."
-        return error(request, Refused(404, message, code="unknown_url"), {})
+        return error(request, Refused(404, message, code="unknown_url"))
 
     @app.exception_handler(405)
     async def no_such_method(request: Request, why: Any) -> JSONResponse:
@@ -261,7 +264,7 @@ def build(
         head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": wanted.model.name}
 
         def done(status: int, what: str) -> None:
-            log(f"{status} {wanted.model.name}: {what}, {time.monotonic() - began:.2f} s")
+            note(f"{status} {wanted.model.name}: {what}, {time.monotonic() - began:.2f} s")
 
         if wanted.stream:  # the first piece is waited for, so that a fault until then has its HTTP status
             first = await answer.next()
@@ -280,11 +283,6 @@ def build(
         return JSONResponse(head | {"object": "chat.completion", "choices": [choice], "usage": _usage(wanted, tokens)})
 
     return app
-
-
-def _retried(status: int) -> dict[str, str]:
-    """OpenAI's header that keeps its client from trying again, which would take as long and end in the same way."""
-    return {"x-should-retry": "false"} if status >= 500 else {}
 
 
 async def _parsed(request: Request, timeout: float) -> Any:

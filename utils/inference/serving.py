@@ -125,12 +125,14 @@ def stage(folder: str | Path, base: str, adapters: Mapping[str, str | Path], *, 
     to a PEFT folder. A merged model is a whole one: pass its folder as the `base` of a stage of its own. `do_sample` is
     written into the generation settings: the server takes a request's ``temperature`` but leaves sampling switched on
     or off as it finds it, and without it the temperature does nothing (0 switches it off for a request). Returns the
-    names. Nothing is laid out when anything is wrong: raises ValueError for a name that a request can't carry, a base
-    whose settings or tokenizer can't be loaded, an adapter that is damaged or of another base
-    (:func:`utils.lora.checkpoint.check_files`), and one that lies where it would be laid out; FileNotFoundError for a
-    folder that holds no model or no adapter in safetensors; and ValueError when `folder` holds another model, which
-    could be asked for too, or parts of one. What PEFT saves says nothing of the base's weights: an adapter of another
-    base of the same shape and name is served, and only one that this course saved is refused.
+    names.
+
+    Nothing is laid out when anything is wrong: raises FileNotFoundError for a folder that holds no model or no adapter
+    in safetensors. Raises ValueError for a name that a request can't carry; for a base whose settings or tokenizer
+    can't be loaded; for an adapter that is damaged or of another base (:func:`utils.lora.checkpoint.check_files`); for
+    what lies where it would be laid out; and when `folder` holds another model, which could be asked for too, or a part
+    of one. Of the base's weights PEFT writes nothing into an adapter: one of another base of the same name and shape
+    can be told only when this course saved it.
     """
     folder, source = Path(folder), _model_folder(base)
     for name, path in adapters.items():
@@ -313,7 +315,7 @@ class Upstream:
 class Server:
     """A running server: `url` is what a client calls ``base_url``, `folder` holds the models to ask for.
 
-    An interrupt (Ctrl-C, or a notebook's) ends what this process does, and the server goes on until its block ends.
+    An interrupt (Ctrl-C, or a notebook's) reaches this process alone: the server goes on until its block ends.
     """
 
     def __init__(
@@ -367,10 +369,11 @@ def serve(
 ) -> Iterator[Server]:
     """The models of `folder` behind OpenAI's protocol, ready when the block begins and gone when it ends.
 
-    What can be asked for is what :func:`stage` laid out, and nothing else on the disk. `port` None takes a free one.
-    `timeout` is the longest wait until the server is ready, and `request_timeout` the longest time for an answer, with
-    waiting in line and loading the model, both in seconds. With an `api_key` a request without it gets a 401. It
-    listens on this machine only, loads a model at the first request for it, and computes in float32 on the CPU.
+    What can be asked for is what :func:`stage` laid out, and nothing else on the disk. `port` None takes a free one; a
+    request that comes before the block begins waits. `timeout` is the longest wait until the server is ready, and
+    `request_timeout` the longest time for an answer, with waiting in line and loading the model, both in seconds. With
+    an `api_key` a request without it gets a 401. It listens on this machine only, loads a model at the first request
+    for it, and computes in float32 on the CPU.
 
     transformers' own server, which the gateway asks, listens on a port of its own and has no key: whoever else works on
     this machine could ask it for any model on the disk. Raises ServingUnavailable when a package is missing, the port
