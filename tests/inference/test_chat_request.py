@@ -195,8 +195,11 @@ def test_a_special_token_in_a_text_would_be_one_in_the_prompt(models):
         read({"model": "base", "messages": [{"role": "user", "content": forged}]}, models)
 
 
-@pytest.mark.parametrize("damage", ["deleted", "no tokenizer", "broken config"])
-def test_a_model_that_can_not_be_loaded_is_the_servers_fault(tmp_path, damage):
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [("deleted", "folder is gone"), ("no tokenizer", "tokenizer"), ("broken config", "config file")],
+)
+def test_a_model_that_can_not_be_loaded_is_the_servers_fault(tmp_path, damage, words):
     serving.stage(tmp_path, str(TINY_DIR), {})
     models = staged(tmp_path)
     if damage == "deleted":
@@ -205,7 +208,7 @@ def test_a_model_that_can_not_be_loaded_is_the_servers_fault(tmp_path, damage):
         (tmp_path / "base" / "tokenizer.json").unlink()
     else:
         (tmp_path / "base" / "config.json").write_text("{")
-    with pytest.raises(Refused, match="The model 'base' can't be loaded") as caught:
+    with pytest.raises(Refused, match=f"The model 'base' can't be loaded: .*{words}") as caught:
         read({"model": "base", "messages": HI}, models)
     assert (caught.value.status, caught.value.body["error"]["type"]) == (500, "server_error")
 

@@ -86,7 +86,8 @@ class Staged:
         try:
             return kind.from_pretrained(self.folder, local_files_only=True, trust_remote_code=False)
         except Exception as error:  # whatever transformers raises of files that were deleted or damaged
-            raise Refused(500, f"The model {self.name!r} can't be loaded: {short(error)}", "model") from None
+            why = short(error) if self.folder.is_dir() else "its folder is gone"
+            raise Refused(500, f"The model {self.name!r} can't be loaded: {why}", "model") from None
 
     def listed(self) -> dict[str, Any]:
         """The entry in ``/v1/models``, with the fields that vLLM adds."""
