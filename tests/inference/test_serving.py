@@ -254,7 +254,7 @@ def test_a_server_says_in_its_log_what_was_asked(server):
         ask(server, "nobody", "Hi")
     ask(server, "style", "Say it like a pirate: My friend found the toy.", max_tokens=1)
     assert server.running and re.search(r"404 POST /v1/chat/completions: The model 'nobody' does not exist", server.log)
-    assert re.search(r"^200 style: .*, \d+\.\d\d s$", server.log, re.MULTILINE)
+    assert re.search(r"^200 style: 1 tokens, length, \d+\.\d\d s$", server.log, re.MULTILINE)
 
 
 def test_what_is_laid_out_later_is_not_served(server, folder):
@@ -273,8 +273,12 @@ def test_a_client_leaves_a_proxy_aside(server, monkeypatch):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"api_key": ""}, "an api_key is a text"),
-        ({"request_timeout": 0}, "request_timeout is a number of seconds above"),
+        *[({"api_key": key}, "an api_key is a text") for key in ("", " ", "a ", " a", "schlüssel", "a\nb", "a\x7f", 5)],
+        *[
+            ({name: seconds}, f"^{name} is a number of seconds above")
+            for name in ("request_timeout", "timeout")
+            for seconds in (0, -1, None, "5", True, float("nan"), float("inf"), 1e300)
+        ],
     ],
 )
 def test_a_key_or_a_time_out_that_would_mean_nothing_is_refused(folder, settings, words):
@@ -294,6 +298,13 @@ def test_a_taken_port_is_named(folder):
         port = other.getsockname()[1]
         with pytest.raises(serving.ServingUnavailable, match=f"port {port} is taken"), serving.serve(folder, port=port):
             pass
+
+
+def test_a_port_can_be_bound_once(folder):
+    """Of two processes that start at once, the second hears of it before its server has started."""
+    with serving._bound(None) as first:
+        with pytest.raises(serving.ServingUnavailable, match="is taken"):
+            serving._bound(first.getsockname()[1])
 
 
 @pytest.mark.parametrize("port", [0, -1, 65_536, "8000", True])
@@ -346,23 +357,47 @@ def test_a_port_lost_in_the_race_is_replaced_and_then_given_up(folder, monkeypat
     assert len(tried) == 3
 
 
-@pytest.mark.skipif(os.name == "nt", reason="kills a process by a signal")
-def test_the_server_ends_with_the_process_that_started_it(folder, tmp_path):
-    """A notebook's kernel that is killed runs no clean-up. The server's program is replaced by one that starts fast."""
+def starter(folder, scratch, then):
+    """A process that starts a server, whose program is replaced by one that starts fast, and does `then`."""
     script = (
         "import sys, time; from utils.inference import serving\n"
         "serving._PROGRAM = serving._PROGRAM.split('from transformers')[0] + 'import time; time.sleep(60)'\n"
-        f"server = serving._launch({str(folder)!r}, 1, 'cpu', __import__('pathlib').Path({str(tmp_path)!r}))\n"
-        "print(server.process.pid, flush=True); time.sleep(60)"
+        f"server = serving._launch({str(folder)!r}, 1, 'cpu', __import__('pathlib').Path({str(scratch)!r}))\n"
+        "print(server.process.pid, flush=True)\n"
     )
-    parent = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-c", script + then], cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+
+
+@pytest.mark.skipif(os.name == "nt", reason="interrupts a process by a signal")
+def test_an_interrupt_leaves_the_server_running(folder, tmp_path):
+    """A terminal's Ctrl-C and a notebook's interrupt go to the whole group of processes."""
+    parent = starter(
+        folder, tmp_path,
+        "try: print('ready', flush=True); time.sleep(60)\n"
+        "except KeyboardInterrupt: time.sleep(1); print(server.running); server.stop(); print(server.running)",
+    )  # fmt: skip
+    parent.stdout.readline(), parent.stdout.readline()
+    os.killpg(parent.pid, signal.SIGINT)
+    assert parent.communicate(timeout=60)[0].split() == ["True", "False"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="kills a process by a signal")
+def test_the_server_ends_with_the_process_that_started_it(folder, tmp_path):
+    """A notebook's kernel that is killed runs no clean-up."""
+    scratch = tmp_path / "serving"
+    scratch.mkdir()
+    parent = starter(folder, scratch, "time.sleep(60)")
     child = int(parent.stdout.readline())
+    assert scratch.exists()
     os.kill(parent.pid, signal.SIGKILL)
     parent.wait()
     parent.stdout.close()
     for _ in range(100):
         state = subprocess.run(["ps", "-o", "stat=", "-p", str(child)], capture_output=True, text=True).stdout.strip()
         if not state or state.startswith("Z"):
+            assert not scratch.exists(), "nor is its log left behind"
             return
         time.sleep(0.1)
     os.kill(child, signal.SIGKILL)
@@ -376,6 +411,7 @@ def test_stopping_is_clean_even_after_an_error(folder):
         raise KeyError
     server.stop()
     assert not server.running
+    assert "/health" in server.log, "what happened can be read when the block has ended"
     with socket.socket() as probe:
         assert probe.connect_ex((serving.HOST, server.port)) != 0
 
@@ -383,7 +419,7 @@ def test_stopping_is_clean_even_after_an_error(folder):
 # ------------------------------------------------------------------------------------------------------- staging
 
 
-@pytest.mark.parametrize("name", ["", "a b", "../x", "x/y", "base", "a@b", "a.gguf", "x" * 300])
+@pytest.mark.parametrize("name", ["", "a b", "../x", "x/y", "base", "a@b", "a.gguf", "x" * 300, 5, None])
 def test_names_that_no_request_can_carry_are_refused(tmp_path, name):
     with pytest.raises(ValueError, match="can't name an adapter"):
         serving.stage(tmp_path, str(TINY_DIR), {name: adapter_dir("style")})
@@ -424,11 +460,14 @@ def test_an_adapter_that_is_damaged_or_of_another_base_is_refused_before_anythin
     save_file(matrices, part / "adapter_model.safetensors")
     cut = damaged(tmp_path / "cut")
     (cut / "adapter_model.safetensors").write_bytes(b"half")
+    empty = damaged(tmp_path / "empty")
+    (empty / "adapter_config.json").write_text("{}")
     for folder, words in (
         (damaged(tmp_path / "alpha", lora_alpha="16"), "lora_alpha must be positive"),
         (damaged(tmp_path / "fewer", target_modules=["q_proj"]), "doesn't name that layer"),
         (part, "names 'k_proj', and there are no matrices for it"),
         (cut, "truncated or damaged"),
+        (empty, "names no kind of adapter that PEFT knows, but None"),
         (wide, r"another base than .*tiny-llama: it corrects .*up_proj.weight of \(\d+, 40\), which is"),
         (tmp_path / "stranger", r"another base than .*tiny-llama: of the embedding .* blocks of rows differ"),
     ):
@@ -438,6 +477,65 @@ def test_an_adapter_that_is_damaged_or_of_another_base_is_refused_before_anythin
     inject(mine := fresh_base(), ["q_proj"], 2, 4)
     save_adapter(mine, tmp_path / "mine", dtype=torch.bfloat16)
     serving.stage(tmp_path / "out", str(TINY_DIR), {"mine": tmp_path / "mine"})
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "words"),
+    [
+        ("config.json", "{", "The model .* can't be loaded"),
+        ("tokenizer.json", None, "The model .* can't be loaded"),
+        ("generation_config.json", "{", r"generation_config\.json is damaged"),
+        ("generation_config.json", "[]", r"generation_config\.json is damaged"),
+        ("adapter_config.json", "{}", "is an adapter's folder, and no base"),
+    ],
+)
+def test_a_base_that_could_not_be_served_is_refused_before_anything_is_laid_out(tmp_path, file, content, words):
+    shutil.copytree(TINY_DIR, tmp_path / "model")
+    if content is None:
+        (tmp_path / "model" / file).unlink()
+    else:
+        (tmp_path / "model" / file).write_text(content)
+    with pytest.raises(ValueError, match=words):
+        serving.stage(tmp_path / "out", str(tmp_path / "model"), {"style": adapter_dir("style")})
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_in_the_base_is_no_file_of_it(tmp_path):
+    shutil.copytree(TINY_DIR, tmp_path / "model")
+    (tmp_path / "model" / "sub.json").mkdir()
+    serving.stage(tmp_path / "out", str(tmp_path / "model"), {})
+    assert not (tmp_path / "out" / "base" / "sub.json").exists()
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_nothing_is_laid_out_over_its_own_source(tmp_path):
+    """An adapter or a base where it would be laid out, two that would change places, and a link to one of them."""
+    own, base = tmp_path / "own", str(TINY_DIR)
+    shutil.copytree(ADAPTERS["style"], own / "style")
+    shutil.copytree(ADAPTERS["sentiment"], own / "sentiment")
+    shutil.copytree(TINY_DIR, tmp_path / "whole" / "base")
+    serving.stage(tmp_path / "linked", str(tmp_path / "whole" / "base"), {})
+    for folder, given, adapters in (
+        (own, base, {"style": own / "style"}),
+        (own, base, {"style": own / "sentiment", "sentiment": own / "style"}),
+        (tmp_path / "whole", str(tmp_path / "whole" / "base"), ADAPTERS),
+        (tmp_path / "whole", str(tmp_path / "linked" / "base"), {}),
+    ):
+        before = contents(folder)
+        with pytest.raises(ValueError, match="would be overwritten: take another folder"):
+            serving.stage(folder, given, adapters)
+        assert contents(folder) == before
+
+
+def test_files_of_another_model_are_not_mixed_in(tmp_path):
+    """Of model.safetensors and an index of several files beside it the loader takes one."""
+    serving.stage(tmp_path, str(TINY_DIR), {})
+    (tmp_path / "base" / "model.safetensors.index.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"base holds model\.safetensors\.index\.json, which is of another model"):
+        serving.stage(tmp_path, str(TINY_DIR), {})
 
 
 def test_what_is_more_than_plain_lora_is_served_too(tmp_path):

@@ -31,6 +31,7 @@ from utils.lora.checkpoint import CONFIG, WEIGHTS, load_adapter, save_adapter
 from utils.lora.combine import read_adapter
 from utils.lora.layer import inject, lora_layers
 from utils.lora.merging import merge_files
+from utils.models import TINY_DIR
 
 OURS, PEFTS = "a file of ours", "a file of PEFT's"
 X = torch.linspace(-1, 1, 18).view(3, 6)
@@ -270,7 +271,8 @@ def damaged(draw: random.Random, folder: Path) -> Iterator[Trial]:
 def base_folder(folder: Path) -> Path:
     """The model as files."""
     folder.mkdir()
-    (folder / "config.json").write_text("{}")
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        (folder / name).write_bytes((TINY_DIR / name).read_bytes())
     weights = {f"{name}.weight": module.weight.detach() for name, module in base().named_children() if name != "2"}
     save_file(weights, folder / "model.safetensors")
     return folder

@@ -10,6 +10,8 @@ Attributes:
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,9 +19,11 @@ from pathlib import Path
 from typing import Any, cast
 
 from utils.data.chat import render
+from utils.lora.adapter_config import short
 
 BASE = "base"
 _COLDEST = 1e-4  # a temperature below it is 0: dividing by it makes the scores infinite
+_NARROWEST = 1e-9  # top_p 0 is this: the likeliest token alone
 
 # What a request may say and what isn't done, each with the values that ask for nothing.
 _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
@@ -30,7 +34,8 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "web_search_options": (), "service_tier": ("auto", "default"),
 }  # fmt: skip
 _TAKEN = {"model", "messages", "max_tokens", "max_completion_tokens", "temperature", "top_p", "stop", "seed", "stream"}
-_TAKEN |= {"stream_options", "user", "metadata", "safety_identifier", "prompt_cache_key"}  # the last four: who asks
+_WHO_ASKS = ("user", "safety_identifier", "prompt_cache_key", "prompt_cache_retention")  # read, and of no effect
+_TAKEN |= {"stream_options", "metadata", *_WHO_ASKS}
 _ROLES = ("user", "assistant", "system", "developer")
 
 
@@ -60,14 +65,29 @@ class Staged:
         """How many tokens the model can have before it: its prompt and the answer together."""
         from transformers import AutoConfig
 
-        return getattr(AutoConfig.from_pretrained(self.folder).get_text_config(), "max_position_embeddings", None)
+        return getattr(self._loaded(AutoConfig).get_text_config(), "max_position_embeddings", None)
 
     @cached_property
     def tokenizer(self) -> Any:
         """The folder's own, with the chat template that transformers' server takes too."""
         from transformers import AutoTokenizer
 
-        return AutoTokenizer.from_pretrained(self.folder)
+        return self._loaded(AutoTokenizer)
+
+    @cached_property
+    def control(self) -> re.Pattern[str] | None:
+        """The tokenizer's special tokens as they are written, the longest first."""
+        added = getattr(self.tokenizer, "added_tokens_decoder", {}).values()
+        special = {token.content for token in added if token.special} | set(self.tokenizer.all_special_tokens)
+        return re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True)))) if special else None
+
+    def _loaded(self, kind: Any) -> Any:
+        """The folder's config or tokenizer. Raises Refused, 500: it is no client's fault when they are broken."""
+        try:
+            return kind.from_pretrained(self.folder, local_files_only=True, trust_remote_code=False)
+        except Exception as error:  # whatever transformers raises of files that were deleted or damaged
+            why = short(error) if self.folder.is_dir() else "its folder is gone"
+            raise Refused(500, f"The model {self.name!r} can't be loaded: {why}", "model") from None
 
     def listed(self) -> dict[str, Any]:
         """The entry in ``/v1/models``, with the fields that vLLM adds."""
@@ -102,6 +122,12 @@ def read(body: Any, models: Mapping[str, Staged]) -> Wanted:
     """The request in `body`, parsed JSON. Raises Refused for what OpenAI refuses, and for what isn't done here."""
     if not isinstance(body, dict):
         raise Refused(400, "We could not parse the body of your request: it must be a JSON object.")
+    try:
+        json.dumps(body, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:  # half of a surrogate pair is no text
+        raise Refused(400, f"We could not parse the JSON body of your request: {short(error)}") from None
+    if unknown := [name for name in body if name not in _TAKEN and name not in _UNSUPPORTED]:
+        raise Refused(400, f"Unknown parameter: '{unknown[0][:100]}'.", unknown[0][:100], "unknown_parameter")
     body = {name: value for name, value in body.items() if value is not None}
     model = body.get("model", "")
     if not isinstance(model, str):
@@ -113,37 +139,44 @@ def read(body: Any, models: Mapping[str, Staged]) -> Wanted:
         if name in _UNSUPPORTED:
             if not any(type(value) is type(none) and value == none for none in _UNSUPPORTED[name]):
                 raise _unsupported(name)
-        elif name not in _TAKEN:
-            raise Refused(400, f"Unknown parameter: '{name}'.", name, "unknown_parameter")
+        elif name in _WHO_ASKS and not isinstance(value, str):
+            raise _wrong_type(name, "a string")
+    metadata = body.get("metadata", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise _wrong_type("metadata", "an object of strings")
 
     messages = _messages(body.get("messages"))
     if "max_tokens" in body and "max_completion_tokens" in body:
         raise Refused(400, "Give max_tokens or max_completion_tokens, not both.", "max_tokens", "invalid_value")
     limit = "max_completion_tokens" if "max_completion_tokens" in body else "max_tokens"
-    asked = _number(body, limit, int, 1)
+    asked = _number(body, limit, int, 1, 2**63 - 1)
     settings = {
         "temperature": _number(body, "temperature", float, 0, 2),
-        "top_p": _number(body, "top_p", float, 0, 1, above=True),
+        "top_p": _number(body, "top_p", float, 0, 1),
         "seed": _number(body, "seed", int, -(2**63), 2**63 - 1),
     }
     if settings["temperature"] is not None and settings["temperature"] < _COLDEST:
         settings["temperature"] = 0
+    if settings["top_p"] is not None:
+        settings["top_p"] = max(settings["top_p"], _NARROWEST)
     stream = body.get("stream", False)
     if not isinstance(stream, bool):
         raise _wrong_type("stream", "a boolean")
     options = body.get("stream_options", {})
     if "stream_options" in body and not stream:
         raise Refused(400, "stream_options is only allowed when stream is true.", "stream_options", "invalid_value")
-    if not isinstance(options, dict) or not all(isinstance(value, bool) for value in options.values()):
+    if not isinstance(options, dict) or not all(isinstance(value, bool | None) for value in options.values()):
         raise _wrong_type("stream_options", "an object such as {'include_usage': true}")
-    if unknown := options.keys() - {"include_usage"}:
-        raise Refused(400, f"Unknown parameter: {min(unknown)!r}.", "stream_options", "unknown_parameter")
+    if unknown := options.keys() - {"include_usage", "include_obfuscation"}:
+        raise Refused(400, f"Unknown parameter: {min(unknown)[:100]!r}.", "stream_options", "unknown_parameter")
+    stops = _stops(body.get("stop"))
 
-    prompt = _prompt_tokens(found, messages)
+    text, prompt = _prompt(found, messages)
     settings["max_tokens"] = _room(found, prompt, asked)
+    _check_written(text, messages)
     forward = {"model": model, "messages": messages}
     forward |= {name: value for name, value in settings.items() if value is not None}
-    return Wanted(found, forward, _stops(body.get("stop")), stream, options.get("include_usage", False), prompt)
+    return Wanted(found, forward, stops, stream, bool(options.get("include_usage")), prompt)
 
 
 def find(name: str, models: Mapping[str, Staged]) -> Staged:
@@ -163,26 +196,25 @@ def _unsupported(name: str) -> Refused:
     return Refused(400, message, name, "unsupported_parameter")
 
 
-def _number(
-    body: Mapping[str, Any], name: str, kind: type, low: int, high: int | None = None, above: bool = False
-) -> Any:
-    """The number of that name, None when it isn't given; from `low` (`above` it) to `high`."""
+def _number(body: Mapping[str, Any], name: str, kind: type, low: int, high: int) -> Any:
+    """The number of that name, None when it isn't given; from `low` to `high`."""
     value = body.get(name)
     if value is None:
         return None
     word = "integer" if kind is int else "decimal"
     if isinstance(value, bool) or not isinstance(value, (int, kind)):
         raise _wrong_type(name, f"a number ({word})")
-    if not (value > low if above else value >= low):  # NaN, which Python's JSON knows, is neither
-        needed = f"{'>' if above else '>='} {low}"
-        raise Refused(400, f"Invalid '{name}': expected {needed}, got {value}.", name, f"{word}_below_min_value")
-    if high is not None and value > high:
-        raise Refused(400, f"Invalid '{name}': expected <= {high}, got {value}.", name, f"{word}_above_max_value")
+    if not value >= low:  # so is NaN, which Python's JSON knows
+        message = f"Invalid '{name}': expected >= {low}, got {short(value)}."
+        raise Refused(400, message, name, f"{word}_below_min_value")
+    if value > high:
+        message = f"Invalid '{name}': expected <= {high}, got {short(value)}."
+        raise Refused(400, message, name, f"{word}_above_max_value")
     return value
 
 
 def _messages(messages: Any) -> list[dict[str, str]]:
-    """Messages of a role and a text each; a list of texts is joined."""
+    """Messages of a role and a text each. A list of texts is joined by spaces, as transformers' server does."""
     if messages is None:
         raise Refused(400, "Missing required parameter: 'messages'.", "messages", "missing_required_parameter")
     if not isinstance(messages, list):
@@ -195,8 +227,10 @@ def _messages(messages: Any) -> list[dict[str, str]]:
         if not isinstance(message, dict):
             raise _wrong_type(at, "an object with role and content")
         for name in message.keys() - {"role", "content", "name"}:
-            if message[name] not in (None, []):
-                raise _unsupported(f"{at}.{name}")
+            if message[name] not in (None, []):  # the client sends its own answers back with empty fields
+                raise _unsupported(f"{at}.{name[:100]}")
+        if not isinstance(message.get("name"), str | None):
+            raise _wrong_type(f"{at}.name", "a string")
         role, content = message.get("role"), message.get("content")
         if role not in _ROLES:
             known = ", ".join(_ROLES)
@@ -212,18 +246,36 @@ def _messages(messages: Any) -> list[dict[str, str]]:
     return read
 
 
-def _prompt_tokens(model: Staged, messages: list[dict[str, str]]) -> int:
-    """How long the prompt is. Raises Refused for what the model's chat template can't write, or leaves out."""
+def _prompt(model: Staged, messages: list[dict[str, str]]) -> tuple[str, int]:
+    """The prompt in the model's chat form, and its number of tokens.
+
+    Raises Refused for what the chat template can't write, and for a special token in a text: it would count as one,
+    and a text with a turn's marks in it would be several turns.
+    """
+    if control := model.control:
+        for number, message in enumerate(messages):
+            if found := control.search(message["content"]):
+                at, what = f"messages[{number}].content", f"holds {found[0]!r}, a special token of this model"
+                raise Refused(400, f"Invalid '{at}': it {what}.", at, "invalid_value")
     try:
         text = render(model.tokenizer, cast(Any, messages))
-        tokens = len(model.tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
-    except (ValueError, TypeError) as error:  # half of a surrogate pair is no text, and a TypeError
+        return text, len(model.tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
+    except (ValueError, TypeError) as error:
         raise Refused(400, f"Invalid 'messages': {error}", "messages", "invalid_value") from None
+
+
+def _check_written(text: str, messages: list[dict[str, str]]) -> None:
+    """Raises Refused for a message that the chat template left out of `text`."""
+    end = 0
     for number, message in enumerate(messages):
-        if message["content"].strip() not in text:
+        content = message["content"].strip()
+        at = text.find(content, end)
+        if at < 0:  # a template may write a system message later than it came
+            at = text.find(content)
+        if at < 0:
             where = f"messages[{number}]"
             raise Refused(400, f"The model's chat template leaves out '{where}'.", f"{where}.role", "invalid_value")
-    return tokens
+        end = at + len(content)
 
 
 def _room(model: Staged, prompt: int, asked: int | None) -> int | None:

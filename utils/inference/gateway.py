@@ -18,6 +18,7 @@ import json
 import socket
 import threading
 import time
+import traceback
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -27,11 +28,19 @@ import uvicorn
 from fastapi import Depends, FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from openai import APIConnectionError, APIError, AsyncOpenAI, DefaultAsyncHttpxClient
+from starlette.requests import ClientDisconnect
 
 from utils.inference.chat_request import Refused, Staged, Wanted, find, read
 from utils.inference.closed_stream import ClosedStream
 
 MAX_BODY = 1_000_000
+_HUNG_UP = "the client hung up"
+_GONE = (
+    "The server of the models has ended. Leave the block of serve() and enter it again; server.log says what happened."
+)
+
+# OpenAI's client tries again after a 5xx, unless it is told that it would take as long and end in the same way.
+_HEADERS = {401: {"WWW-Authenticate": "Bearer"}, **dict.fromkeys((500, 503, 504), {"x-should-retry": "false"})}
 
 
 # -------------------------------------------------------------------------------------------------- the answer
@@ -102,16 +111,11 @@ async def _answer(upstream: AsyncOpenAI, wanted: Wanted) -> AsyncIterator[tuple[
     raise Refused(503, _GONE, code="server_unavailable")
 
 
-_GONE = (
-    "The server of the models has ended. Leave the block of serve() and enter it again; server.log says what happened."
-)
-
-
 class _Answer:
     """:func:`_answer` until the deadline, its faults as Refused."""
 
     def __init__(self, upstream: AsyncOpenAI, wanted: Wanted, timeout: float) -> None:
-        self._pieces, self._timeout = _answer(upstream, wanted), timeout
+        self._pieces, self._timeout, self._model = _answer(upstream, wanted), timeout, wanted.model.name
         self._deadline = asyncio.get_running_loop().time() + timeout
 
     async def next(self) -> tuple[str, str | None, int]:
@@ -124,22 +128,22 @@ class _Answer:
         except APIConnectionError:
             raise Refused(503, _GONE, code="server_unavailable") from None
         except (APIError, ValueError) as error:
-            raise Refused(500, f"The server of the models failed, see server.log: {error}"[:500]) from None
+            message = f"The server of the models failed at {self._model!r}, see server.log: {error}"
+            raise Refused(500, message[:500], "model") from None
 
     async def close(self) -> None:
         await cast(Any, self._pieces).aclose()
 
 
-async def _whole(answer: _Answer, request: Request, wanted: Wanted, head: dict[str, Any]) -> JSONResponse | None:
+async def _whole(answer: _Answer, request: Request) -> tuple[str, str, int] | None:
+    """The text, the reason to finish and the number of tokens; None when the client has hung up."""
     text, reason, tokens = "", None, 0
     while reason is None:
         piece, reason, tokens = await answer.next()
         text += piece
         if await request.is_disconnected():
             return None
-    message = {"role": "assistant", "content": text, "refusal": None}
-    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": reason}
-    return JSONResponse(head | {"object": "chat.completion", "choices": [choice], "usage": _usage(wanted, tokens)})
+    return text, reason, tokens
 
 
 async def _events(answer: _Answer, first: tuple[str, str | None, int], wanted: Wanted, head: dict[str, Any], done: Any):
@@ -150,6 +154,7 @@ async def _events(answer: _Answer, first: tuple[str, str | None, int], wanted: W
         chunk = head | {"object": "chat.completion.chunk", "choices": choices}
         return f"data: {json.dumps(chunk | ({'usage': usage} if wanted.include_usage else {}))}\n\n"
 
+    outcome = 499, _HUNG_UP
     try:
         yield event({"role": "assistant", "content": ""})
         piece, reason, tokens = first
@@ -162,12 +167,16 @@ async def _events(answer: _Answer, first: tuple[str, str | None, int], wanted: W
         yield event({}, reason)
         if wanted.include_usage:
             yield event(None, usage=_usage(wanted, tokens))
+        outcome = 200, f"{tokens} tokens, {reason}"
         yield "data: [DONE]\n\n"
-        done(200, f"{tokens} tokens, {reason}")
     except Refused as error:
+        outcome = error.status, str(error)
         yield f"data: {json.dumps(error.body)}\n\n"
-        done(error.status, str(error))
+    except Exception:
+        outcome = 500, "failed"
+        raise
     finally:
+        done(*outcome)
         await answer.close()
 
 
@@ -195,58 +204,83 @@ def build(
             yield
 
     def authorized(request: Request) -> None:
-        given = request.headers.get("authorization", "")
-        if api_key is not None and not hmac.compare_digest(given.encode(), f"Bearer {api_key}".encode()):
-            message = "Incorrect API key provided." if given else "You didn't provide an API key."
+        scheme, _, key = request.headers.get("authorization", "").partition(" ")
+        right = scheme.lower() == "bearer" and hmac.compare_digest(key.encode(), (api_key or "").encode())
+        if api_key is not None and not right:
+            message = "Incorrect API key provided." if scheme else "You didn't provide an API key."
             raise Refused(401, message, code="invalid_api_key")
 
-    app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+    app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     guarded = [Depends(authorized)]
 
+    def note(line: str) -> None:
+        log(" ".join(line.splitlines()))  # a client's words can't begin a line of their own
+
+    def error(request: Request, why: Refused, headers: Mapping[str, str] | None = None) -> JSONResponse:
+        note(f"{why.status} {request.method} {request.url.path}: {why}")
+        return JSONResponse(why.body, why.status, headers or _HEADERS.get(why.status))
+
     @app.exception_handler(Refused)
-    async def refused(request: Request, error: Refused) -> JSONResponse:
-        log(f"{error.status} {request.method} {request.url.path}: {error}")
-        return JSONResponse(error.body, error.status)
+    async def refused(request: Request, why: Refused) -> JSONResponse:
+        return error(request, why)
+
+    @app.exception_handler(Exception)
+    async def failed(request: Request, why: Exception) -> JSONResponse:
+        """A fault of this file: uvicorn is muted, so the traceback goes into the log here."""
+        log("".join(traceback.format_exception(why)).rstrip())
+        return error(request, Refused(500, "The server failed, see server.log."))
 
     @app.exception_handler(404)
-    @app.exception_handler(405)
-    async def no_such_address(request: Request, error: Any) -> JSONResponse:
+    async def no_such_address(request: Request, why: Any) -> JSONResponse:
         message = f"Invalid URL ({request.method} {request.url.path}): there are /v1/chat/completions and /v1/models."
-        return await refused(request, Refused(error.status_code, message, code="unknown_url"))
+        return error(request, Refused(404, message, code="unknown_url"))
 
-    @app.get("/health")
+    @app.exception_handler(405)
+    async def no_such_method(request: Request, why: Any) -> JSONResponse:
+        message = f"Not allowed to {request.method} {request.url.path}: it takes {why.headers['Allow']}."
+        return error(request, Refused(405, message, code="method_not_allowed"), why.headers)
+
+    reading = ["GET", "HEAD"]
+
+    @app.api_route("/health", methods=reading)
     async def health() -> dict[str, str]:
         if not alive():
             raise Refused(503, _GONE, code="server_unavailable")
         return {"status": "ok"}
 
-    @app.get("/v1/models", dependencies=guarded)
-    async def list_models() -> dict[str, Any]:
+    @app.api_route("/v1/models", dependencies=guarded, methods=reading)
+    def list_models() -> dict[str, Any]:
         return {"object": "list", "data": [model.listed() for model in models.values()]}
 
-    @app.get("/v1/models/{name:path}", dependencies=guarded)
-    async def one_model(name: str) -> dict[str, Any]:
+    @app.api_route("/v1/models/{name:path}", dependencies=guarded, methods=reading)
+    def one_model(name: str) -> dict[str, Any]:
         return find(name, models).listed()
 
     @app.post("/v1/chat/completions", dependencies=guarded)
     async def chat_completions(request: Request) -> Response:
         began = time.monotonic()
-        wanted = read(await _parsed(request, request_timeout), models)
+        wanted = await asyncio.to_thread(read, await _parsed(request, request_timeout), models)  # may take seconds
         answer = _Answer(app.state.upstream, wanted, request_timeout)
         head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": wanted.model.name}
 
         def done(status: int, what: str) -> None:
-            log(f"{status} {wanted.model.name}: {what}, {time.monotonic() - began:.2f} s")
+            note(f"{status} {wanted.model.name}: {what}, {time.monotonic() - began:.2f} s")
 
         if wanted.stream:  # the first piece is waited for, so that a fault until then has its HTTP status
             first = await answer.next()
             return ClosedStream(_events(answer, first, wanted, head, done), media_type="text/event-stream")
         try:
-            whole = await _whole(answer, request, wanted, head)
+            whole = await _whole(answer, request)
         finally:
             await answer.close()
-        done(200 if whole else 499, "answered" if whole else "the client hung up")
-        return whole or Response(status_code=499)
+        if whole is None:
+            done(499, _HUNG_UP)
+            return Response(status_code=499)
+        text, reason, tokens = whole
+        done(200, f"{tokens} tokens, {reason}")
+        message = {"role": "assistant", "content": text, "refusal": None}
+        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": reason}
+        return JSONResponse(head | {"object": "chat.completion", "choices": [choice], "usage": _usage(wanted, tokens)})
 
     return app
 
@@ -259,6 +293,8 @@ async def _parsed(request: Request, timeout: float) -> Any:
             async for part in request.stream():
                 size += len(part)
                 body += part if size <= MAX_BODY else b""
+    except ClientDisconnect:
+        raise Refused(499, _HUNG_UP) from None
     except TimeoutError:
         raise Refused(408, f"The request wasn't here after {timeout:g} seconds.", code="timeout") from None
     if size > MAX_BODY:

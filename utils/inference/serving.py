@@ -15,6 +15,7 @@ own.
 
 Attributes:
     BASE: The name under which the base without an adapter is served.
+    LONGEST: The longest time-out, in seconds: ten days.
     PACKAGES: What the server needs beside transformers.
 """
 
@@ -41,9 +42,9 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from safetensors import safe_open
 from torch import nn
 
-from utils.inference.chat_request import BASE, staged
+from utils.inference.chat_request import BASE, Refused, Staged, staged
 from utils.lora import fingerprint
-from utils.lora.adapter_config import CONFIG, short, targeted
+from utils.lora.adapter_config import CONFIG, read_settings, short, targeted
 from utils.lora.checkpoint import WEIGHTS, check_files, other_model, read_header, refuse_untouched
 from utils.models.device import ROOT
 
@@ -55,16 +56,21 @@ if TYPE_CHECKING:
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
 HOST = "127.0.0.1"
+_OF_A_MODEL = (".safetensors", ".json", ".jinja", ".model", ".txt")
+_GENERATION = "generation_config.json"
+LONGEST = 864_000
 PACKAGES = ("fastapi", "uvicorn", "pydantic", "openai")
 _EMBEDDING = r".*\b(embed_tokens|wte|embed_in|word_embeddings)\.weight"
 
 # The server ends with whoever started it: when that process dies, its end of the pipe closes, and the read returns.
+# Then nobody else is left to delete the folder of the log.
 _PROGRAM = """
-import os, sys, threading
-def watch():
+import os, shutil, sys, threading
+def watch(scratch):
     sys.stdin.buffer.read()
+    shutil.rmtree(scratch, ignore_errors=True)
     os._exit(1)
-threading.Thread(target=watch, daemon=True).start()
+threading.Thread(target=watch, args=[sys.argv.pop(1)], daemon=True).start()
 sys.path.append(sys.argv.pop(1))
 from transformers.cli.serving import chat_completion
 from transformers.cli.transformers import main
@@ -119,14 +125,19 @@ def stage(folder: str | Path, base: str, adapters: Mapping[str, str | Path], *, 
     to a PEFT folder. A merged model is a whole one: pass its folder as the `base` of a stage of its own. `do_sample` is
     written into the generation settings: the server takes a request's ``temperature`` but leaves sampling switched on
     or off as it finds it, and without it the temperature does nothing (0 switches it off for a request). Returns the
-    names. Nothing is laid out when anything is wrong: raises ValueError for a name that a request can't carry, or an
-    adapter that is damaged or of another base (:func:`utils.lora.checkpoint.check_files`), FileNotFoundError for a
-    folder that holds no model or no adapter in safetensors; and ValueError when `folder` holds another model, which
-    could be asked for too.
+    names.
+
+    Nothing is laid out when anything is wrong: raises FileNotFoundError for a folder that holds no model or no adapter
+    in safetensors. Raises ValueError for a name that a request can't carry; for a base whose settings or tokenizer
+    can't be loaded; for an adapter that is damaged or of another base (:func:`utils.lora.checkpoint.check_files`); for
+    what lies where it would be laid out; and when `folder` holds another model, which could be asked for too, or a part
+    of one. Of the base's weights PEFT writes nothing into an adapter: one of another base of the same name and shape
+    can be told only when this course saved it.
     """
     folder, source = Path(folder), _model_folder(base)
     for name, path in adapters.items():
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", name) or name == BASE or name.endswith(".gguf"):
+        good = isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", name)
+        if not good or name == BASE or name.endswith(".gguf"):
             raise ValueError(
                 f"{short(name)} can't name an adapter in a request: use letters, digits, '-' and '_', 100 at the most, "
                 f"and not {BASE!r}, which is the model without one"
@@ -137,25 +148,47 @@ def stage(folder: str | Path, base: str, adapters: Mapping[str, str | Path], *, 
                     f"the adapter {name!r} has no {file}: save it with model.save_pretrained(folder)"
                 )
         _check_adapter(Path(path), source, base)
-    names = [BASE, *adapters]
-    if left := [path.parent.name for path in sorted(folder.glob("*/config.json")) if path.parent.name not in names]:
+    files = [file for file in sorted(source.iterdir()) if file.suffix in _OF_A_MODEL and file.is_file()]
+    settings = _generation_settings(source, do_sample)
+    _check_base(source)
+    plan = {BASE: files}
+    plan |= {name: [*files, Path(path) / WEIGHTS, Path(path) / CONFIG] for name, path in adapters.items()}
+    _check_room(folder, plan)
+    for name, sources in plan.items():
+        target = folder / name
+        target.mkdir(parents=True, exist_ok=True)
+        for file in sources:
+            at = target / file.name
+            at.unlink(missing_ok=True)
+            if file.suffix == ".safetensors" and file.name != WEIGHTS:
+                _link(file.resolve(), at)
+            else:
+                shutil.copyfile(file, at)
+        (target / _GENERATION).write_text(json.dumps(settings, indent=1), encoding="utf-8")
+    return list(plan)
+
+
+def _check_room(folder: Path, plan: Mapping[str, list[Path]]) -> None:
+    """Raise ValueError when laying out `plan` would overwrite one of its own files, or mix two models."""
+    if left := [path.parent.name for path in sorted(folder.glob("*/config.json")) if path.parent.name not in plan]:
         raise ValueError(
             f"{folder.name} holds {', '.join(left)} already, which could be asked for too: take an empty folder, or "
             "delete what isn't to be served"
         )
-    for name in names:
-        target = folder / name
-        target.mkdir(parents=True, exist_ok=True)
-        for file in sorted(source.iterdir()):
-            if file.suffix == ".safetensors":
-                _link(file.resolve(), target / file.name)
-            elif file.suffix in (".json", ".jinja", ".model", ".txt"):
-                shutil.copyfile(file, target / file.name)
-        _generation_settings(target, do_sample)
-        if name != BASE:
-            shutil.copyfile(Path(adapters[name]) / WEIGHTS, target / WEIGHTS)
-            shutil.copyfile(Path(adapters[name]) / CONFIG, target / CONFIG)
-    return names
+    targets = {(folder / name).resolve() for name in plan}
+    for name, sources in plan.items():
+        if inside := next((file for file in sources if file.resolve().parent in targets), None):
+            raise ValueError(
+                f"{inside} lies in {folder.name}, where what is served is laid out, and would be overwritten: take "
+                "another folder"
+            )
+        known = {_GENERATION, *(file.name for file in sources)}
+        for file in sorted((folder / name).glob("*")):
+            if file.suffix in _OF_A_MODEL and file.name not in known:
+                raise ValueError(
+                    f"{folder.name}/{name} holds {file.name}, which is of another model: take an empty folder, or "
+                    "delete it"
+                )
 
 
 def _model_folder(base: str) -> Path:
@@ -172,9 +205,20 @@ def _model_folder(base: str) -> Path:
                 f"{base} is no folder, and no model of that name is in the Hub's cache: load it once with load_base()"
             ) from None
         folder = Path(found).parent
+    if (folder / CONFIG).is_file():
+        raise ValueError(f"{folder.name} is an adapter's folder, and no base: pass it among the adapters")
     if not (folder / "config.json").is_file() or not list(folder.glob("*.safetensors")):
         raise FileNotFoundError(f"{folder.name} holds no model: config.json or its safetensors are missing")
     return folder
+
+
+def _check_base(source: Path) -> None:
+    """Raise ValueError when the base's settings or its tokenizer can't be loaded."""
+    try:
+        model = Staged(source)
+        _ = model.context, model.tokenizer
+    except Refused as error:
+        raise ValueError(f"the base can't be served. {error}") from None
 
 
 def _check_adapter(adapter: Path, source: Path, base: str) -> None:
@@ -182,6 +226,10 @@ def _check_adapter(adapter: Path, source: Path, base: str) -> None:
     `source`: as :func:`utils.lora.checkpoint.fitting_adapter` does with a model, by what the files tell.
     """
     if (files := check_files(adapter)) is None:
+        from peft import PEFT_TYPE_TO_CONFIG_MAPPING
+
+        if (kind := read_settings(adapter).get("peft_type")) not in PEFT_TYPE_TO_CONFIG_MAPPING:
+            raise ValueError(f"{adapter / CONFIG} names no kind of adapter that PEFT knows, but {short(kind)}")
         return
     listed = targets if isinstance(targets := files.config.get("target_modules"), list) else []
     weights = {name: file for file in source.glob("*.safetensors") for name in read_header(file).entries}
@@ -213,17 +261,19 @@ def _check_adapter(adapter: Path, source: Path, base: str) -> None:
 
 
 def _link(file: Path, at: Path) -> None:
-    at.unlink(missing_ok=True)
     try:
         at.symlink_to(file)
     except OSError:  # Windows without the right to make links
         shutil.copyfile(file, at)
 
 
-def _generation_settings(folder: Path, do_sample: bool) -> None:
-    path = folder / "generation_config.json"
-    settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    path.write_text(json.dumps(settings | {"do_sample": do_sample}, indent=1), encoding="utf-8")
+def _generation_settings(source: Path, do_sample: bool) -> dict[str, Any]:
+    path = source / _GENERATION
+    try:
+        settings = json.loads(path.read_bytes()) if path.is_file() else {}
+        return {**settings, "do_sample": do_sample}
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({short(error)}): copy the model again") from None
 
 
 # ------------------------------------------------------------------------------------------------------ the server
@@ -233,7 +283,7 @@ class Upstream:
     """transformers' server, in a process of its own that ends with this one."""
 
     def __init__(self, process: subprocess.Popen, port: int, log: Path) -> None:
-        self.process, self.port, self._log = process, port, log
+        self.process, self.port, self._log, self._kept = process, port, log, ""
 
     @property
     def running(self) -> bool:
@@ -241,15 +291,15 @@ class Upstream:
 
     @property
     def log(self) -> str:
-        return self._log.read_text(encoding="utf-8", errors="replace") if self._log.exists() else ""
+        return self._log.read_text(encoding="utf-8", errors="replace") if self._log.exists() else self._kept
 
     def note(self, line: str) -> None:
         """Add a line to the log."""
-        with self._log.open("a", encoding="utf-8") as log:
+        with self._log.open("a", encoding="utf-8", errors="backslashreplace") as log:
             log.write(f"{line}\n")
 
     def stop(self) -> None:
-        """Stop the process, gently at first, and wait until it is gone. Stopping twice is fine."""
+        """Stop the process, gently at first, and wait until it is gone. Stopping twice is fine. The log stays."""
         if self.running:
             self.process.terminate()
             try:
@@ -259,10 +309,14 @@ class Upstream:
         self.process.wait()
         if self.process.stdin:
             self.process.stdin.close()
+        self._kept = self.log
 
 
 class Server:
-    """A running server: `url` is what a client calls ``base_url``, `folder` holds the models to ask for."""
+    """A running server: `url` is what a client calls ``base_url``, `folder` holds the models to ask for.
+
+    An interrupt (Ctrl-C, or a notebook's) reaches this process alone: the server goes on until its block ends.
+    """
 
     def __init__(
         self, upstream: Upstream, gateway: Gateway, folder: Path, api_key: str | None, request_timeout: float
@@ -277,7 +331,10 @@ class Server:
 
     @property
     def log(self) -> str:
-        """What the server wrote so far: a line for each request, and the tracebacks of those that failed."""
+        """What the server wrote so far: a line for each request, and the tracebacks of those that failed.
+
+        It can still be read when the block has ended.
+        """
         return self.upstream.log
 
     def client(self, **settings: Any) -> OpenAI:
@@ -312,15 +369,17 @@ def serve(
 ) -> Iterator[Server]:
     """The models of `folder` behind OpenAI's protocol, ready when the block begins and gone when it ends.
 
-    What can be asked for is what :func:`stage` laid out, and nothing else on the disk. `port` None takes a free one.
-    `timeout` is the longest wait until the server is ready, and `request_timeout` the longest time for an answer, with
-    waiting in line and loading the model, both in seconds. With an `api_key` a request without it gets a 401. It
-    listens on this machine only, loads a model at the first request for it, and computes in float32 on the CPU.
+    What can be asked for is what :func:`stage` laid out, and nothing else on the disk. `port` None takes a free one; a
+    request that comes before the block begins waits. `timeout` is the longest wait until the server is ready, and
+    `request_timeout` the longest time for an answer, with waiting in line and loading the model, both in seconds. With
+    an `api_key` a request without it gets a 401. It listens on this machine only, loads a model at the first request
+    for it, and computes in float32 on the CPU.
 
     transformers' own server, which the gateway asks, listens on a port of its own and has no key: whoever else works on
     this machine could ask it for any model on the disk. Raises ServingUnavailable when a package is missing, the port
     is taken, the server dies or isn't healthy in time, each with what to do; FileNotFoundError when there is no such
-    folder, or no model in it; ValueError for an empty `api_key` or a `request_timeout` that isn't above 0.
+    folder, or no model in it; ValueError for an `api_key` that no header can carry, or a time that isn't a number above
+    0 (:data:`LONGEST` at the most).
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -330,10 +389,15 @@ def serve(
         raise ServingUnavailable(
             f"the server needs {', '.join(missing)}: run  pip install {' '.join(missing)}  and restart Python"
         )
-    if api_key is not None and not (isinstance(api_key, str) and api_key.strip()):
-        raise ValueError("an api_key is a text that isn't empty; leave it out to serve without one")
-    if not request_timeout > 0:
-        raise ValueError(f"request_timeout is a number of seconds above 0, not {request_timeout}")
+    if api_key is not None and not (isinstance(api_key, str) and re.fullmatch(r"[!-~]([ -~]*[!-~])?", api_key)):
+        raise ValueError(
+            "an api_key is a text of ASCII letters, digits and signs that isn't empty and has no space around it, for "
+            "it travels in a header; leave it out to serve without one"
+        )
+    for name, seconds in (("timeout", timeout), ("request_timeout", request_timeout)):
+        number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
+        if not (number and 0 < seconds <= LONGEST):
+            raise ValueError(f"{name} is a number of seconds above 0, {LONGEST:,} at the most, not {short(seconds)}")
     from utils.inference import gateway
 
     with _bound(port) as bound, tempfile.TemporaryDirectory(prefix="serving-", ignore_cleanup_errors=True) as scratch:
@@ -386,8 +450,10 @@ def _launch(folder: Path, port: int, device: str, scratch: Path) -> Upstream:
     log = scratch / "server.log"
     with log.open("ab") as out:
         process = subprocess.Popen(
-            [sys.executable, "-c", _PROGRAM, str(ROOT), *arguments], cwd=folder, env=environment, stdin=subprocess.PIPE,
-            stdout=out, stderr=subprocess.STDOUT,
+            [sys.executable, "-c", _PROGRAM, str(scratch), str(ROOT), *arguments], cwd=folder, env=environment,
+            stdin=subprocess.PIPE, stdout=out, stderr=subprocess.STDOUT,
+            # an interrupt goes to a whole group of processes: this one is in a group of its own
+            start_new_session=True, creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
         )  # fmt: skip
     return Upstream(process, port, log)
 
@@ -421,7 +487,7 @@ def _free_port() -> int:
 
 
 def _bound(port: int | None) -> socket.socket:
-    """A socket at `port`, or at a free one."""
+    """A socket that listens at `port`, or at a free one: bound alone, a second one could be bound to the port too."""
     if port is not None and (isinstance(port, bool) or not isinstance(port, int) or not 1 <= port <= 65_535):
         raise ServingUnavailable(f"a port is a whole number from 1 to 65535, not {port!r}; leave it out for a free one")
     bound = socket.socket()
@@ -429,6 +495,7 @@ def _bound(port: int | None) -> socket.socket:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         bound.bind((HOST, port or 0))
+        bound.listen(2048)
     except OSError as error:
         bound.close()
         if isinstance(error, PermissionError):
