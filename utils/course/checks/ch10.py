@@ -345,8 +345,8 @@ def _kl_by_softmax(reference: Tensor, logits: Tensor) -> Tensor:
 
 
 def _sure_models() -> tuple[Tensor, Tensor]:
-    """Two models that are so sure that the other tokens' probabilities are 0 in any dtype, and their logarithms not."""
-    return torch.tensor([[900.0, 0.0, 1.0]]), torch.tensor([[800.0, 1.0, 0.0]])
+    """Two models that are so sure of what isn't said that its probability is 0 in any dtype, and its logarithm not."""
+    return torch.tensor([[4.0, 2.0, -900.0]]), torch.tensor([[2.0, 3.0, -800.0]])
 
 
 def _same_divergence(expected: float, got: Any) -> bool | str:
