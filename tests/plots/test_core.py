@@ -116,6 +116,16 @@ def test_the_bars_are_means_and_every_seed_is_a_dot():
     assert sorted(t.get_text() for t in ax.get_legend().get_texts()) == ["mean", "one seed"]
 
 
+def test_equal_seeds_are_stacked_and_zero_has_a_line():
+    groups = {"first": [0, 0, 0, -1], "second": [2, 2, 1, 0]}
+    (ax,) = plots.seed_bars(groups, title="T", xlabel="x", stacked=True).axes
+    dots, zero = ax.lines
+    places = list(zip(*dots.get_data(), strict=True))
+    assert [x for x, _ in places] == [*groups["first"], *groups["second"]] and len(set(places)) == 8
+    assert sum(y for _, y in places[:3]) / 3 == pytest.approx(1) and max(abs(y - 1) for _, y in places[:4]) < 0.5
+    assert list(zero.get_xdata()) == [0, 0]
+
+
 @pytest.mark.parametrize("groups", [{}, {"a": [1.0], "b": []}])
 def test_seed_bars_of_nothing_are_refused(groups):
     with pytest.raises(ValueError, match="nothing to plot"):

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -169,20 +170,29 @@ def bars(
     return figure
 
 
-def seed_bars(groups: Mapping[str, Sequence[float]], *, title: str, xlabel: str) -> Figure:
+def seed_bars(groups: Mapping[str, Sequence[float]], *, title: str, xlabel: str, stacked: bool = False) -> Figure:
     """A horizontal bar for each group at the mean of its values, the first group on top, and a dot for each value.
 
-    Raises ValueError when there are no groups or one of them is empty.
+    Where values lie on both sides of it, 0 has a line. `stacked`: equal values of a group lie above each other, in rows
+    high enough to count them. Raises ValueError when there are no groups or one of them is empty.
     """
     if not groups or not all(len(values) for values in groups.values()):
         raise ValueError("nothing to plot: pass at least one name: values, each with a value")
-    figure, ax = new_figure(size=(SIZE[0], 0.8 + 0.32 * len(groups)))
+    groups = {name: list(values) for name, values in groups.items()}
+    figure, ax = new_figure(size=(SIZE[0], 0.8 + (0.65 if stacked else 0.32) * len(groups)))
     with rc_context(_RC):
         at = list(range(len(groups)))[::-1]
+        most = max(max(Counter(values).values()) for values in groups.values()) if stacked else 1
         means = [sum(values) / len(values) for values in groups.values()]
         ax.barh(at, means, 0.6, color=COLORS[0], alpha=0.35, edgecolor="white", label="mean")
-        dots = [(value, y) for y, values in zip(at, groups.values(), strict=True) for value in values]
+        dots = []
+        for y, values in zip(at, groups.values(), strict=True):
+            for i, value in enumerate(values):
+                same, before = values.count(value), values[:i].count(value)
+                dots.append((value, y + 0.8 / most * (before - (same - 1) / 2) if stacked else y))
         ax.plot(*zip(*dots, strict=True), linestyle="none", marker="o", markersize=4, color="#222222", label="one seed")
+        if min(value for value, _ in dots) < 0 < max(value for value, _ in dots):
+            ax.axvline(0, color="#222222", linewidth=1.0)
         ax.set_yticks(at, list(groups))
         ax.grid(visible=False, axis="y")
         ax.set(title=title, xlabel=xlabel)

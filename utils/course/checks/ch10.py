@@ -338,14 +338,22 @@ def _kl(reference: Tensor, logits: Tensor) -> Tensor:
     return p.exp() * (p - q)
 
 
+def _kl_by_softmax(reference: Tensor, logits: Tensor) -> Tensor:
+    """The terms of the sum by way of the probabilities, which underflow."""
+    p, q = (one.double().softmax(dim=-1) for one in (reference, logits))
+    return p * (p.log() - q.log())
+
+
 def _sure_models() -> tuple[Tensor, Tensor]:
-    """Two models that are so sure that the other tokens' probabilities are 0 in any dtype, and their logarithms not."""
-    return torch.tensor([[900.0, 0.0, 1.0]]), torch.tensor([[800.0, 1.0, 0.0]])
+    """Two models that are so sure of what isn't said that its probability is 0 in any dtype, and its logarithm not."""
+    return torch.tensor([[4.0, 2.0, -900.0]]), torch.tensor([[2.0, 3.0, -800.0]])
 
 
 def _same_divergence(expected: float, got: Any) -> bool | str:
     if not isinstance(got, float) or math.isclose(expected, got, rel_tol=1e-6, abs_tol=1e-14):
         return difference(expected, got) or True
+    if math.isnan(got) or math.isinf(got):
+        return "a probability became 0 and its logarithm minus infinity: take log_softmax, which keeps the logarithm."
     if abs(expected - got) < 1e-5 * (1 + expected):
         return (
             "expected {}, got {}: near, and not near enough. Between models this close the last digits count, so "
@@ -376,6 +384,10 @@ exercise(
         Mistake(
             lambda reference, logits: (_kl(reference, logits).sum(-1).mean() / math.log(2)).item(),
             "that is in bits, with the logarithm to base 2. A nat is the natural logarithm's.",
+        ),
+        Mistake(
+            lambda reference, logits: _kl_by_softmax(reference, logits).sum(-1).mean().item(),
+            "a probability became 0 and its logarithm minus infinity: take log_softmax, which keeps the logarithm.",
         ),
         Mistake(
             lambda reference, logits: -_kl(reference, logits).sum(-1).mean().item(),
