@@ -183,16 +183,16 @@ exercise(
         ),
         Mistake(
             lambda logits, p: logits.masked_fill(_falling(logits).cumsum(-1) - _falling(logits) >= p, _NEVER),
-            "your mask is in sorted order and the logits in the vocabulary's: scatter takes each entry to its token.",
+            "your mask is in sorted order, the logits aren't: scatter takes each of its entries to its token.",
         ),
         Mistake(
             lambda logits, p: logits.masked_fill(_falling(logits).cumsum(-1) > p, _NEVER),
-            "your mask is in sorted order and the logits in the vocabulary's: scatter takes each entry to its token. And "
+            "your mask is in sorted order, the logits aren't: scatter takes each of its entries to its token. And "
             "the token with which the sum passes p belongs to the set.",
         ),
         Mistake(
             lambda logits, p: logits.masked_fill(_falling(logits).cumsum(-1) >= p, _NEVER),
-            "your mask is in sorted order and the logits in the vocabulary's: scatter takes each entry to its token. And "
+            "your mask is in sorted order, the logits aren't: scatter takes each of its entries to its token. And "
             "the token with which the sum reaches p belongs to the set.",
         ),
         Mistake(
@@ -533,8 +533,8 @@ exercise(
         ),
         Mistake(
             lambda output, prompt_length, eos_id: output[prompt_length : output.index(eos_id)],
-            "index(eos_id) starts at the beginning, where the prompt may hold an EOS token too, and raises an error where "
-            "there is none: take the prompt off first, then look.",
+            "index(eos_id) starts at the beginning, where the prompt may hold an EOS token too, and raises an error "
+            "where there is none: take the prompt off first, then look.",
         ),
         Mistake(
             lambda output, prompt_length, eos_id: output[prompt_length:],
