@@ -187,13 +187,8 @@ exercise(
         ),
         Mistake(
             lambda logits, p: logits.masked_fill(_falling(logits).cumsum(-1) > p, _NEVER),
-            "your mask is in sorted order, the logits aren't: scatter takes each of its entries to its token. And "
-            "the token with which the sum passes p belongs to the set.",
-        ),
-        Mistake(
-            lambda logits, p: logits.masked_fill(_falling(logits).cumsum(-1) >= p, _NEVER),
-            "your mask is in sorted order, the logits aren't: scatter takes each of its entries to its token. And "
-            "the token with which the sum reaches p belongs to the set.",
+            "two things: your mask is in sorted order, and scatter must take its entries to their tokens; and the token "
+            "with which the sum passes p belongs to the set.",
         ),
         Mistake(
             lambda logits, p: lesson.nucleus(logits, p).clamp(min=-1e9),
