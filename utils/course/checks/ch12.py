@@ -63,7 +63,7 @@ exercise(
         ),
         Mistake(
             lambda logits, temperature: torch.softmax(logits.div_(temperature), dim=-1),
-            "your function changes its input: div_ overwrites the logits. Without the _ it makes new ones.",
+            "your function changes its input: /= and div_ overwrite the logits, logits / temperature makes new ones.",
         ),
         Mistake(
             lambda logits, temperature: torch.softmax(logits * temperature, dim=-1),
@@ -182,6 +182,15 @@ exercise(
             "gone[order] goes the wrong way: the mask is in sorted order, and scatter brings it to the tokens' places.",
         ),
         Mistake(
+            lambda logits, p: logits.masked_fill(_falling(logits).cumsum(-1) - _falling(logits) >= p, _NEVER),
+            "your mask is in sorted order, the logits aren't: scatter takes each of its entries to its token.",
+        ),
+        Mistake(
+            lambda logits, p: logits.masked_fill(_falling(logits).cumsum(-1) > p, _NEVER),
+            "two things: your mask is in sorted order, and scatter must take its entries to their tokens; and the token "
+            "with which the sum passes p belongs to the set.",
+        ),
+        Mistake(
             lambda logits, p: lesson.nucleus(logits, p).clamp(min=-1e9),
             "a large negative number is no -inf: a token outside of the nucleus can't be drawn at all.",
         ),
@@ -193,8 +202,8 @@ exercise(
         Mistake(_sorted_answer, "the answer is in sorted order: bring the scores back to their tokens' places."),
     ],
     hints=[
-        "falling, order = logits.sort(descending=True); then the probabilities of falling and their cumsum.",
-        "A token stays if the sum of those before it, cumsum minus its own, is below p.",
+        "Sort, falling, and add the probabilities up: a token stays if the sum of those *before* it is below p.",
+        "falling, order = logits.sort(descending=True); the sum before is falling's softmax's cumsum minus its own.",
         "gone.scatter(0, order, gone) brings a mask in sorted order back to the vocabulary's order.",
     ],
     why="Asking for the sum of those before a token keeps the one that carries the sum past p, and never none.",
@@ -363,7 +372,8 @@ exercise(
         ),
     ],
     hints=[
-        "k = torch.cat([past_k, k]), and the same for v.",
+        "Put the new key behind the past ones, the new value too; then the one query attends to all of them.",
+        "torch.cat([past_k, k]), and the same for v.",
         "scores = q @ k.T / sqrt(dim), softmax over the last axis, times v. No mask: nothing comes later.",
     ],
     why="What the past tokens computed doesn't change, so one row of scores against all keys is all the work there is.",
@@ -461,7 +471,7 @@ exercise(
         ),
     ],
     hints=[
-        "length = max(len(row) for row in rows); a row lacks length - len(row) tokens.",
+        "A row lacks as many tokens as the longest is longer: that many go in front, in the ids and in the mask.",
         "[pad_id] * missing + row, and [0] * missing + [1] * len(row).",
     ],
     why="The model goes on behind the last token, so that has to be the prompt's. Only a row's length tells padding "
@@ -515,6 +525,11 @@ exercise(
                 output[: output.index(eos_id)][prompt_length:] if eos_id in output else output[prompt_length:]
             ),
             "a prompt may hold an EOS token too (the end of an earlier turn): take the prompt off first, then look.",
+        ),
+        Mistake(
+            lambda output, prompt_length, eos_id: output[prompt_length : output.index(eos_id)],
+            "index(eos_id) starts at the beginning, where the prompt may hold an EOS token too, and raises an error "
+            "where there is none: take the prompt off first, then look.",
         ),
         Mistake(
             lambda output, prompt_length, eos_id: output[prompt_length:],
