@@ -187,7 +187,7 @@ exercise(
         ),
         Mistake(
             lambda logits, p: logits.masked_fill(_falling(logits).cumsum(-1) > p, _NEVER),
-            "two things: your mask is in sorted order, and scatter must take its entries to their tokens; and the token "
+            "two things: your mask is in sorted order, and scatter must take its entries to their tokens; the token "
             "with which the sum passes p belongs to the set.",
         ),
         Mistake(
