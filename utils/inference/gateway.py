@@ -28,7 +28,6 @@ import uvicorn
 from fastapi import Depends, FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from openai import APIConnectionError, APIError, AsyncOpenAI, DefaultAsyncHttpxClient
-from starlette.requests import ClientDisconnect
 
 from utils.inference.chat_request import Refused, Staged, Wanted, find, read
 from utils.inference.closed_stream import ClosedStream
@@ -287,14 +286,16 @@ def build(
 
 async def _parsed(request: Request, timeout: float) -> Any:
     """The body as JSON. It is read to its end even when it is too long, so that the client gets to read the answer."""
-    body, size = bytearray(), 0
+    body, size, more = bytearray(), 0, True
     try:
         async with asyncio.timeout(timeout):
-            async for part in request.stream():
+            while more:
+                event = await request.receive()
+                if event["type"] == "http.disconnect":
+                    raise Refused(499, _HUNG_UP)
+                part, more = event.get("body", b""), event.get("more_body", False)
                 size += len(part)
                 body += part if size <= MAX_BODY else b""
-    except ClientDisconnect:
-        raise Refused(499, _HUNG_UP) from None
     except TimeoutError:
         raise Refused(408, f"The request wasn't here after {timeout:g} seconds.", code="timeout") from None
     if size > MAX_BODY:
