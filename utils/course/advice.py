@@ -387,7 +387,8 @@ CHOICES: dict[str, dict[str, Choice]] = {
             (
                 Cell(
                     "11_many_adapters",
-                    'print(f"an adapter {each / 1e6:.0f} MB, 20 on a base {shared / 1e9:.1f} GB, 20 copies {copies / 1e9:.0f} GB")',
+                    'print(f"an adapter {each / 1e6:.0f} MB, 20 on a base {shared / 1e9:.1f} GB, '
+                    '20 copies {copies / 1e9:.0f} GB")',
                     ("20 on a base 15.1 GB, 20 copies 270 GB",),
                 ),
             ),
