@@ -375,7 +375,7 @@ def test_an_interrupt_leaves_the_server_running(folder, tmp_path):
     """A terminal's Ctrl-C and a notebook's interrupt go to the whole group of processes."""
     parent = starter(
         folder, tmp_path,
-        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a job in the background\n"
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job has none\n"
         "try: print('ready', flush=True); time.sleep(60)\n"
         "except KeyboardInterrupt: time.sleep(1); print(server.running); server.stop(); print(server.running)",
     )  # fmt: skip
