@@ -1,4 +1,4 @@
-"""Chapter 16's records: where they are from, what they may be quoted for, and the goals, missed ones included."""
+"""Chapter 18's records: where they are from, what they may be quoted for, and the goals, missed ones included."""
 
 import importlib
 import json

@@ -406,7 +406,7 @@ CHOICES: dict[str, dict[str, Choice]] = {
                     ("perplexity with the adapter off, minus the base's: 0.0",),
                 ),
                 Cell(
-                    "14_variants",
+                    "16_what_an_update_does",
                     'print("at 0.8 at least 95% are right:", down[0.8].task >= 0.95)',
                     ("at 0.8 at least 95% are right: True", "and less than half of the forgetting is left: True"),
                 ),

@@ -1,4 +1,4 @@
-"""How the clinic's patients were made ill. Chapter 13's third part is a riddle; this file holds the answers.
+"""How the clinic's patients were made ill. Chapter 13 is a riddle; this file holds the answers.
 
 Attributes:
     WIDTH: Tokens to which :func:`everything_learnt` pads: about twice what an example of the sentiment task has.

@@ -1,412 +1,366 @@
-"""Chapter 15's exercises: hold out by groups, the loss of answers, the share that stops, luck, and what fits a card."""
+"""Chapter 15's exercises: the variants of LoRA."""
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable
+from fractions import Fraction
 
 import torch
 from torch import Tensor
 
+from utils.course.checks.behaviour import same_factors, same_gradients
 from utils.course.checks.references import ch15 as lesson
-from utils.course.checks.registry import Mistake, exercise
+from utils.course.checks.registry import Mistake, Wrong, exercise
 
-# --------------------------------------------------------------------------------------------- hold out whole groups
-
-
-def _key(prompt: str) -> str:
-    return " ".join(prompt.casefold().split())
-
-
-def _groups(prompts: list[str], key: Callable[[str], str]) -> list[int]:
-    """Each prompt's group: prompts with the same `key` are one, numbered as they come."""
-    numbers: dict[str, int] = {}
-    return [numbers.setdefault(key(prompt), len(numbers)) for prompt in prompts]
-
-
-_PROMPTS = ["Hi", "Who?", "hi ", "Where to?", "WHO?", "When?", "Where  to?", "Why?", "how", "Why?", "How", "What?"]
-
-
-def _drawn_prompts(rng: random.Random) -> tuple[list[str], int]:
-    def said(text: str) -> str:
-        gap = rng.choice([" ", "  ", "\t", "\n"])
-        return rng.choice(["", " "]) + gap.join(rng.choice([text, text.upper()]).split()) + rng.choice(["", "\n"])
-
-    texts = ["hi", "who are you", "whoareyou", "why not", "when", "where to", "what", "how so"]
-    return [said(rng.choice(texts)) for _ in range(rng.randint(0, 14))], rng.randint(2, 5)
-
-
-def _sorted_first(prompts: list[str], every: int) -> list[int]:
-    order = sorted({_key(prompt) for prompt in prompts})
-    return [row for row, prompt in enumerate(prompts) if order.index(_key(prompt)) % every == every - 1]
-
-
-def _numbered(prompts: list[str], every: int, numbers: dict[str, int]) -> list[int]:
-    """The rows to hold out when the prompts are numbered so."""
-    return [row for row, prompt in enumerate(prompts) if numbers[_key(prompt)] % every == every - 1]
-
-
-def _by_first_row(prompts: list[str], every: int) -> list[int]:
-    return _numbered(prompts, every, {_key(prompts[row]): row for row in reversed(range(len(prompts)))})
-
-
-def _by_last_row(prompts: list[str], every: int) -> list[int]:
-    return _numbered(prompts, every, {_key(prompt): row for row, prompt in enumerate(prompts)})
-
-
-def _only_stripped(prompts: list[str], every: int) -> list[int]:
-    numbers = _groups(prompts, lambda prompt: prompt.casefold().strip())
-    return [row for row, number in enumerate(numbers) if number % every == every - 1]
-
-
-def _last_group(prompts: list[str], every: int) -> list[int]:
-    return [row for row, number in enumerate(_groups(prompts, _key)) if number == every - 1]
-
+# ------------------------------------------------------------------------------------------ variants (parts 1 and 2)
 
 exercise(
-    "held_out_rows",
-    reference=lesson.held_out_rows,
-    cases=[(_PROMPTS, 2), (_PROMPTS, 3), (["a", "b", "A", "c", "B ", "d", "c"], 2)],
-    drawn=_drawn_prompts,
+    "same_as_rslora",
+    reference=lesson.same_as_rslora,
+    cases=[(16, 4), (16, 8), (8, 64), (32, 1)],
+    drawn=lambda rng: (rng.choice([1, 8, 16, 32, 0.5, 12.5]), rng.choice([2, 3, 4, 8, 12, 16, 32, 64, 256])),
     mistakes=[
         Mistake(
-            _sorted_first,
-            "the prompts are numbered in the order of the alphabet: the first that comes gets 0, the next new one 1.",
+            lambda lora_alpha, r: lora_alpha * math.isqrt(r),
+            "the root was rounded down: lora_alpha need not be a whole number.",
         ),
         Mistake(
-            _by_first_row,
-            "a prompt's number is the row in which it first came: count the different prompts, 0, 1, 2, without gaps.",
+            lambda lora_alpha, r: math.sqrt(lora_alpha * r),
+            "the root is taken of both: lora_alpha stands outside of it.",
         ),
         Mistake(
-            _by_last_row,
-            "a prompt that comes again gets a new number: the number of its first time stays.",
+            lambda lora_alpha, r: round(lora_alpha * math.sqrt(r)),
+            "it was rounded to a whole number: PEFT takes any number for lora_alpha, and rounding changes the scaling.",
         ),
         Mistake(
-            _only_stripped,
-            "strip() mends the ends only, and two spaces between words still make another prompt.",
+            lambda lora_alpha, r: lora_alpha / math.sqrt(r),
+            "that is rsLoRA's scaling itself. Plain LoRA divides your number by r, so it has to be r times as much.",
         ),
         Mistake(
-            _last_group,
-            "one group alone is held out: of each `every` numbers the last, so every - 1, 2 * every - 1 and so on.",
+            lambda lora_alpha, r: lora_alpha * r,
+            "divided by r that leaves lora_alpha, and rsLoRA has lora_alpha / sqrt(r).",
         ),
         Mistake(
-            lambda prompts, every: [r for r, n in enumerate(_groups(prompts, _key)) if (n + 2) % every == 0],
-            "one too early: with every=10 the numbers 9, 19, 29 are held out, where number % every is every - 1.",
+            lambda lora_alpha, r: lora_alpha / r,
+            "that is plain LoRA's scaling with the old lora_alpha; a new lora_alpha is wanted.",
         ),
         Mistake(
-            lambda prompts, every: [
-                r for r, n in enumerate(_groups(prompts, lambda p: "".join(_key(p).split()))) if n % every == every - 1
-            ],
-            "all spaces were taken out, so that two different prompts may become one: leave one of each run.",
+            lambda lora_alpha, r: math.sqrt(r),
+            "that is by how much lora_alpha has to grow. Multiply lora_alpha by it.",
         ),
         Mistake(
-            lambda prompts, every: [row for row in range(len(prompts)) if row % every == every - 1],
-            "you counted rows. The same prompt is then on both sides: number the different prompts, and count those.",
-        ),
-        Mistake(
-            lambda prompts, every: [r for r, n in enumerate(_groups(prompts, str)) if n % every == every - 1],
-            'to you "Hi" and "hi " are different prompts: compare them in small letters, with single spaces.',
-        ),
-        Mistake(
-            lambda prompts, every: [r for r, n in enumerate(_groups(prompts, str.casefold)) if n % every == every - 1],
-            'white space is still compared: " ".join(text.split()) makes it single and takes it off the ends.',
-        ),
-        Mistake(
-            lambda prompts, every: [r for r, n in enumerate(_groups(prompts, _key)) if n % every == 0],
-            "the first of each `every` prompts is held out; it should be the last: number % every == every - 1.",
-        ),
-        Mistake(
-            lambda prompts, every: [
-                row for row in range(len(prompts)) if row not in lesson.held_out_rows(prompts, every)
-            ],
-            "these are the rows to train on: return those to hold out.",
+            lambda lora_alpha, r: math.sqrt(lora_alpha) * r,
+            "the root is at the wrong place: rsLoRA takes the root of r, and lora_alpha stays as it is.",
         ),
     ],
     hints=[
-        'A dictionary from " ".join(prompt.casefold().split()) to a number: 0 for the first, 1 for the next new one.',
-        "number.setdefault(key, len(number)) gives a new key the next number, and leaves a known one alone.",
-        "Hold a row out when its prompt's number % every == every - 1.",
+        "Call it x. Plain LoRA scales by x / r, rsLoRA by lora_alpha / sqrt(r): set them equal.",
+        "r / sqrt(r) = sqrt(r).",
     ],
-    why="What is counted is prompts and not rows, so every row of a prompt goes to the same side.",
+    why="x / r = lora_alpha / sqrt(r) gives x = lora_alpha * sqrt(r): at one rank the two differ in a number, and only "
+    "as r changes do they part.",
+)
+
+
+def _drawn_dora(rng: random.Random) -> tuple[Tensor, Tensor, Tensor, Tensor, float]:
+    d_out, d_in, r = rng.sample(range(1, 9), 3)
+    *tensors, s = _dora_case(d_out, d_in, r, rng.choice([0.25, 1.5, 2.0, 4.0]))()
+    dtype = rng.choice([torch.float32, torch.float64])
+    return *(tensor.to(dtype) for tensor in tensors), s  # pyright: ignore[reportReturnType]
+
+
+def _dora_case(d_out: int, d_in: int, r: int, s: float):
+    return lambda: (
+        torch.randn(d_out, d_in), torch.randn(r, d_in), torch.randn(d_out, r), torch.rand(d_out) + 0.5, s
+    )  # fmt: skip
+
+
+exercise(
+    "dora_weight",
+    reference=lesson.dora_weight,
+    cases=[_dora_case(5, 7, 2, 2.0), _dora_case(6, 4, 1, 0.5), _dora_case(4, 4, 2, 2.0)],
+    drawn=_drawn_dora,
+    new_result=True,
+    test=same_gradients(lesson.dora_weight, _dora_case(5, 7, 2, 2.0), ("W", "A", "B", "m", "s")),
+    mistakes=[
+        Mistake(
+            lambda W, A, B, m, s: lesson.dora_weight(W, A, B, m, s).detach(),
+            expect="no gradient passes through your result",
+        ),
+        Mistake(
+            lambda W, A, B, m, s: lesson.dora_weight(W.add_(s * B @ A), 0 * A, B, m, s),
+            "your function changes its input: W is frozen, and adding the update in place spoils it.",
+        ),
+        Mistake(
+            lambda W, A, B, m, s: m[:, None] * (W + s * B @ A) / (W + s * B @ A).abs().sum(1, keepdim=True),
+            "the length of a row is the root of its summed squares; you added absolute values.",
+        ),
+        Mistake(
+            lambda W, A, B, m, s: m[:, None] * (W + s * B @ A),
+            "the rows keep their lengths and are scaled on top: divide each by its length first.",
+        ),
+        Mistake(
+            lambda W, A, B, m, s: lesson.dora_weight(W, A, B, m, 1.0),
+            "the scaling s has no effect: the update is s * B @ A.",
+        ),
+        Mistake(
+            lambda W, A, B, m, s: m[:, None] * (W + s * B @ A) / torch.linalg.norm(W, dim=1, keepdim=True),
+            "you divide by the lengths of W's rows. Divide by those of the changed weight.",
+        ),
+        Mistake(
+            lambda W, A, B, m, s: m[:, None] * W / torch.linalg.norm(W, dim=1, keepdim=True) + s * B @ A,
+            "the update is added behind the division, so it changes lengths too. Add it to W, then divide.",
+        ),
+        Mistake(
+            lambda W, A, B, m, s: m[:, None] * (W + s * B @ A) / torch.linalg.norm(W + s * B @ A, dim=0),
+            "these are the lengths of the columns. One row makes one output: norm(..., dim=1, keepdim=True).",
+        ),
+        Mistake(
+            lambda W, A, B, m, s: m[:, None] * (W + s * B @ A) / torch.linalg.norm(W + s * B @ A, dim=1),
+            "without keepdim=True the lengths are (out,), and PyTorch lays them along the columns. keepdim=True makes "
+            "them (out, 1).",
+        ),
+        Mistake(
+            lambda W, A, B, m, s: m * (W + s * B @ A) / torch.linalg.norm(W + s * B @ A, dim=1, keepdim=True),
+            "m is (out,), and PyTorch lays it along the columns. It belongs to the rows: m[:, None] is (out, 1).",
+        ),
+        Mistake(
+            lambda W, A, B, m, s: m * (W + s * B @ A) / torch.linalg.norm(W + s * B @ A, dim=1),
+            "m and the lengths are (out,), and PyTorch lays both along the columns. They belong to the rows: m[:, "
+            "None], and keepdim=True in the norm.",
+        ),
+        Mistake(
+            lambda W, A, B, m, s: (W + s * B @ A) / torch.linalg.norm(W + s * B @ A, dim=1, keepdim=True),
+            "every row has length 1, and the learnt lengths have no effect: multiply row i by m[i].",
+        ),
+        Mistake(
+            lambda W, A, B, m, s: m[:, None] * (W + s * B @ A) / torch.linalg.norm(W + s * B @ A),
+            "you divide all rows by one number, the norm of the whole matrix. Each row has its own: dim=1.",
+        ),
+        Mistake(
+            lambda W, A, B, m, s: m[:, None] * (W + s * B @ A) / (W + s * B @ A).square().sum(1, keepdim=True),
+            "you divide by the squared lengths: the root is missing.",
+        ),
+    ],
+    hints=[
+        "Three steps: the changed weight W + s * B @ A, the length of each of its rows, and m over that length.",
+        "torch.linalg.norm(V, dim=1, keepdim=True) is (out, 1), and m[:, None] too.",
+    ],
+    why="Dividing by a row's length leaves its direction, and m gives it a length of its own.",
     points=2,
 )
 
-# ------------------------------------------------------------------------------------------------ the loss of answers
+
+def _falls(between, *, before: bool = True):
+    """A budget that is `first` up to `begin` (with before=False, not even there), `last` from `end` on, and between
+    them `between(first - last, last, share)`, where the share of the way that is done goes from 0 to 1.
+    """
+
+    def budget(step: int, first: int, last: int, begin: int, end: int):
+        if step >= end:
+            return last
+        if before and step <= begin:
+            return first
+        return between(first - last, last, (step - begin) / (end - begin))
+
+    return budget
 
 
-def _losses_case(rows: int, length: int):
-    def make() -> tuple[Tensor, Tensor]:
-        labels = torch.randint(0, 50, (rows, length))
-        for row in range(rows):
-            labels[row, : row + 2] = -100
-            labels[row, length - row :] = -100
-        labels[0, 2] = 0  # a token like any other
-        return torch.rand(rows, length) * 4 + 0.5, labels
-
-    return make
-
-
-def _drawn_losses(rng: random.Random) -> tuple[Tensor, Tensor]:
-    rows, length = rng.sample(range(1, 9), 2)
-    labels = torch.randint(-100, 3, (rows, length)).clamp(min=-1)
-    labels[labels < 0] = -100
-    labels[rng.randrange(rows), rng.randrange(length)] = rng.randrange(3)
-    return torch.rand(rows, length) * 4 + 0.5, labels
-
-
-exercise(
-    "answer_loss",
-    reference=lesson.answer_loss,
-    cases=[_losses_case(3, 9), _losses_case(4, 12), _losses_case(2, 7)],
-    drawn=_drawn_losses,
-    mistakes=[
-        Mistake(
-            lambda losses, labels: losses.mean().item(),
-            "prompt and padding are counted too: take the places where labels != -100.",
-        ),
-        Mistake(
-            lambda losses, labels: (losses * (labels != -100)).mean().item(),
-            "you put zeros in the other places and then divided by all of them: divide by the answers' tokens alone.",
-        ),
-        Mistake(
-            lambda losses, labels: (
-                torch.stack([row[kept != -100].mean() for row, kept in zip(losses, labels, strict=True)]).mean().item()
-            ),
-            "that is the mean of the rows' means, in which a token of a short answer counts more than one of a long.",
-        ),
-        Mistake(
-            lambda losses, labels: losses[labels > 0].mean().item(),
-            "you left token 0 out, which may well stand in an answer: the mark is -100, so compare with that.",
-        ),
-        Mistake(
-            lambda losses, labels: losses[labels != -100].sum().item(),
-            "that is the sum: divide by how many tokens there are.",
-        ),
-        Mistake(
-            lambda losses, labels: losses[labels == -100].mean().item(),
-            "that is the loss of prompt and padding: the answer is where labels is not -100.",
-        ),
-        Mistake(
-            lambda losses, labels: losses[:, labels[0] != -100].mean().item(),
-            "the first row's places were taken for all rows: every row has its own mask.",
-        ),
-        Mistake(
-            lambda losses, labels: losses[labels != -100].median().item(),
-            "that is the median: the mean is asked for, which is what training makes small.",
-        ),
-        Mistake(
-            lambda losses, labels: losses[labels != -100].sum().item() / len(losses),
-            "you divided by the number of rows: divide by the number of answer tokens.",
-        ),
-        Mistake(
-            lambda losses, labels: math.exp(losses[labels != -100].mean().item()),
-            "that is the perplexity, e to the power of the loss.",
-        ),
-        Mistake(
-            lambda losses, labels: losses.masked_fill_(labels == -100, 0.0).sum().item() / int((labels != -100).sum()),
-            "your function changes its input: losses are overwritten. masked_fill, without the _, makes a new tensor.",
-        ),
-    ],
-    hints=["labels != -100 is True where the answer is.", "losses[mask] keeps those places, in one row."],
-    why="A mean over tokens, and not over rows, is what the training loss is, so the two can be compared.",
-)
-
-# --------------------------------------------------------------------------------------------------- who stops
-
-
-def _drawn_rows(rng: random.Random) -> tuple[list[list[int]], int]:
-    width = rng.randint(1, 6)
-    return [rng.choices([0, 1, 2, 3, 5], k=width) for _ in range(rng.randint(1, 7))], rng.choice([0, 1, 2, 9])
+def _drawn_budget(rng: random.Random) -> tuple[int, int, int, int, int]:
+    while True:
+        last, begin = rng.randint(1, 60), rng.randint(0, 40)
+        first, end = last + rng.randint(0, 90), begin + rng.randint(2, 60)
+        step = rng.randint(0, end + 20)
+        exact = (first - last) * (1 - Fraction(step - begin, end - begin)) ** 3
+        # Where the exact budget is whole, rounding down hangs on the last bit of a float.
+        if not begin < step < end or Fraction(1, 50) < exact % 1 < Fraction(49, 50):
+            return step, first, last, begin, end
 
 
 exercise(
-    "stop_rate",
-    reference=lesson.stop_rate,
+    "cubic_budget",
+    reference=lesson.cubic_budget,
     cases=[
-        ([[5, 6, 1, 0, 0], [5, 7, 8, 9, 4], [3, 4, 5, 6, 1], [2, 2, 2, 2, 2]], 1),
-        ([[9, 9, 9], [9, 2, 2], [4, 2, 2]], 2),
-        ([[3, 8, 3, 7], [7, 3, 3, 3]], 7),
-    ],
-    drawn=_drawn_rows,
+        (0, 100, 20, 10, 50),
+        (10, 100, 20, 10, 50),
+        (20, 100, 20, 10, 50),
+        (30, 96, 32, 10, 50),
+        (49, 100, 20, 10, 50),
+        (50, 100, 20, 10, 50),
+        (80, 100, 20, 10, 50),
+    ],  # fmt: skip
+    drawn=_drawn_budget,
     mistakes=[
         Mistake(
-            lambda rows, eos_id: sum(row[-1] == eos_id for row in rows) / len(rows),
-            "you looked at the last place only. A short answer has its end mark earlier, and padding behind it.",
+            lambda step, first, last, begin, end: int(
+                last + (first - last) * (1 - (step - begin) / (end - begin)) ** 3
+            ),
+            "the formula holds between `begin` and `end`: before it the budget is first, from `end` on it is last.",
         ),
         Mistake(
-            lambda rows, eos_id: sum(eos_id not in row for row in rows) / len(rows),
-            "that is the share that runs on to the limit.",
+            _falls(lambda fall, last, done: int(fall * (1 - done) + last)),
+            "the budget falls along a line. Raise what is left of the way to the third power.",
         ),
         Mistake(
-            lambda rows, eos_id: sum(row.count(eos_id) for row in rows) / len(rows),
-            "you counted end marks. Where padding is the end mark too, one answer has several: count answers.",
+            _falls(lambda fall, last, done: int(fall * done**3 + last)),
+            "after `begin` the budget jumps down and then grows: take the share of the way that is left, 1 - ...",
         ),
         Mistake(
-            lambda rows, eos_id: 100 * sum(eos_id in row for row in rows) / len(rows),
-            "right, in percent; a share lies between 0 and 1.",
+            _falls(lambda fall, last, done: int(fall * (1 - done**3) + last)),
+            "this falls slowly at first, then fast. The third power belongs to the share that is left, not to the one "
+            "that is done.",
         ),
         Mistake(
-            lambda rows, eos_id: sum(eos_id in row for row in rows),
-            "that is a number of answers; the share of them is asked for.",
+            _falls(lambda fall, last, done: int((fall + last) * (1 - done) ** 3)),
+            "this falls towards 0. It should fall from first to last: scale their difference, then add last.",
         ),
         Mistake(
-            lambda rows, eos_id: sum(row[-1] != 0 for row in rows) / len(rows),
-            "that asks for padding at the end: an answer has ended where eos_id stands somewhere in its row.",
+            _falls(lambda fall, last, done: int(fall * (1 - done) ** 3 + last), before=False),
+            "before `begin` nothing is pruned yet, and your budget is larger than there are triplets.",
         ),
         Mistake(
-            lambda rows, eos_id: sum(1 in row for row in rows) / len(rows),
-            "the EOS token is not 1 with every tokenizer: use eos_id.",
+            lambda step, first, last, begin, end: (
+                first if step <= begin else int((first - last) * (1 - (step - begin) / (end - begin)) ** 3 + last)
+            ),
+            "behind `end` your budget goes on falling, even below zero. From `end` on it is last.",
         ),
         Mistake(
-            lambda rows, eos_id: sum(eos_id in row or 0 in row for row in rows) / len(rows),
-            "0 counts as an end too: only eos_id says that an answer has ended, whatever the padding is.",
+            lambda step, first, last, begin, end: _falls(lambda fall, low, _: int(fall * (1 - step / end) ** 3 + low))(
+                step, first, last, begin, end
+            ),
+            "the way begins at `begin`, not at step 0: its share that is done is (step - begin) / (end - begin).",
         ),
         Mistake(
-            lambda rows, eos_id: sum(eos_id in row[1:] for row in rows) / len(rows),
-            "an answer that is the EOS token alone has ended as well: look at the first place, too.",
+            _falls(lambda fall, last, done: int(fall * (1 - done) ** 2 + last)),
+            "that is the second power of what is left; the third is asked for.",
         ),
         Mistake(
-            lambda rows, eos_id: (rows == eos_id).any(dim=1).float().mean().item(),
-            "that is how a tensor is asked. rows is a list of lists, so rows == eos_id is one False: go through them.",
+            _falls(lambda fall, last, done: fall * (1 - done) ** 3 + last),
+            "nobody can keep a part of a triplet: round down with int(...).",
         ),
         Mistake(
-            lambda rows, eos_id: sum(eos_id in row[:-1] for row in rows) / len(rows),
-            "an answer whose last token is the EOS token has ended as well: look at the whole row.",
-        ),
-        Mistake(
-            lambda rows, eos_id: sum(eos_id in row for row in rows) / sum(map(len, rows)),
-            "you divided by the number of tokens: the share is one of answers.",
-        ),
-        Mistake(
-            lambda rows, eos_id: float(all(eos_id in row for row in rows)),
-            "that says whether all of them ended: the share that did is asked for.",
-        ),
-    ],
-    hints=["eos_id in row says whether one answer ended.", "True counts as 1 in sum(...)."],
-    why="An answer that ran into the limit has no EOS token, wherever the padding of the others begins.",
-)
-
-# --------------------------------------------------------------------------------------------------------------- luck
-
-
-def _tail(changed: int, up_to: int) -> float:
-    return sum(math.comb(changed, k) for k in range(up_to + 1)) / 2**changed
-
-
-exercise(
-    "luck",
-    reference=lesson.luck,
-    cases=[(5, 0), (2, 6), (9, 4), (3, 3), (0, 0)],
-    drawn=lambda rng: (rng.randint(0, 40), rng.randint(0, 12)),
-    mistakes=[
-        Mistake(
-            lambda gained, lost: min(1.0, 2 * _tail(gained + lost, min(gained, lost) - 1)),
-            "k runs from 0 to the smaller count, which belongs to it: range(fewer + 1).",
-        ),
-        Mistake(
-            lambda gained, lost: 1 - min(1.0, 2 * _tail(gained + lost, min(gained, lost))),
-            "that is the probability of something less uneven; the small number is the one that speaks against luck.",
-        ),
-        Mistake(
-            lambda gained, lost: math.erfc(abs(gained - lost) / math.sqrt(2 * (gained + lost or 1))),
-            "that is the normal curve's approximation: with few answers it is far off, and the exact sum is short.",
-        ),
-        Mistake(
-            lambda gained, lost: min(1.0, 2 * _tail(max(gained, lost), min(gained, lost))),
-            "n is the number of all coins, gained + lost.",
-        ),
-        Mistake(
-            lambda gained, lost: _tail(gained + lost, min(gained, lost)),
-            "that is one side only. Coins may be as uneven the other way: twice that, and never more than 1.",
-        ),
-        Mistake(
-            lambda gained, lost: 2 * _tail(gained + lost, min(gained, lost)),
-            "a probability above 1: where both counts are equal the two sides overlap. Take min(1.0, ...).",
-        ),
-        Mistake(
-            lambda gained, lost: min(1.0, 2 * math.comb(gained + lost, min(gained, lost)) / 2 ** (gained + lost)),
-            "that is the probability of this split alone: add the more uneven ones, k = 0 up to the smaller count.",
-        ),
-        Mistake(
-            lambda gained, lost: min(1.0, 2 * _tail(gained + lost, lost)),
-            "you added from 0 up to lost, also where lost is the larger one: take min(gained, lost).",
+            _falls(lambda fall, last, done: round(fall * (1 - done) ** 3 + last)),
+            "nearly: this rounds to the nearest whole number. Round down, with int(...).",
         ),
     ],
     hints=[
-        "n = gained + lost coins. math.comb(n, k) / 2**n is the probability of k heads.",
-        "Sum it for k from 0 to the smaller of the two counts; twice that, and at most 1.",
+        "Three cases: up to begin, from end on, and between.",
+        "Between: left = 1 - (step - begin) / (end - begin) goes from 1 to 0.",
+        "int((first - last) * left**3 + last)",
     ],
-    why="Only answers that changed say anything, and a fair coin decides each if the adapter does nothing: 8 of 10 is "
-    "luck one time in nine.",
+    why="The third power of what is left prunes fast while there is much to prune, and slowly towards the end.",
     points=2,
 )
 
-# -------------------------------------------------------------------------------------------------------- what fits
+
+def _pissa_case(d_out: int, d_in: int, r: int):
+    return lambda: (torch.randn(r, d_in), torch.randn(d_out, r), torch.randn(r, d_in), torch.randn(d_out, r))
 
 
-_WAYS = ("full", "LoRA", "LoRA, checkpointing", "QLoRA")
-_NEEDS = [dict(zip(_WAYS, gb, strict=True)) for gb in ((110.0, 36.0, 18.0, 6.8), (26.0, 12.6, 7.2, 8.1))]
-
-
-def _drawn_needs(rng: random.Random) -> tuple[dict[str, float], float]:
-    ways = rng.sample([*_WAYS, "DoRA", "8-bit Adam"], rng.randint(1, 5))
-    needs = {way: rng.choice([5.0, 6.8, 7.2, 12.6, 16.4, 24.5, 80.0]) for way in ways}
-    return needs, rng.choice([4, 7, 12, 12.6, 16, 24, 80, 100])
+def _drawn_pissa(rng: random.Random) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    d_out, d_in = rng.sample(range(2, 9), 2)
+    return _pissa_case(d_out, d_in, rng.randint(1, 3))()
 
 
 exercise(
-    "what_fits",
-    reference=lesson.what_fits,
-    cases=[(needs, card) for needs in _NEEDS for card in (6, 8, 12.6, 19, 24, 36, 80, 110)],
-    drawn=_drawn_needs,
+    "pissa_difference",
+    reference=lesson.pissa_difference,
+    cases=[_pissa_case(5, 7, 2), _pissa_case(4, 3, 1)],
+    drawn=_drawn_pissa,
+    compare=same_factors,
     mistakes=[
         Mistake(
-            lambda needs, card_gb: max(
-                (way for way in needs if needs[way] <= card_gb), key=lambda way: needs[way], default="none"
-            ),
-            "that is the one that fills the card most: the order of `needs` says which you like best.",
+            lambda A, B, A0, B0: (torch.cat([-A, A0]), torch.cat([B, B0], dim=1)),
+            "the sign is the wrong way round: that is B0 A0 - B A.",
         ),
         Mistake(
-            lambda needs, card_gb: [way for way, gb in needs.items() if gb <= card_gb] or "none",
-            "those are all that fit: the first of them is asked for.",
+            lambda A, B, A0, B0: (torch.cat([A, A]), torch.cat([B, -B0], dim=1)),
+            "A stands there twice: the second half of A belongs to the old factors, A0.",
         ),
         Mistake(
-            lambda needs, card_gb: next((way for way, gb in needs.items() if int(gb) <= card_gb), "none"),
-            "int(...) rounds the GB down, and so a way passes that needs a little more than the card has.",
+            lambda A, B, A0, B0: (torch.cat([A, A0]), torch.cat([B, B0], dim=1)),
+            "this is the sum B A + B0 A0. Give one of the old factors a minus sign, and one alone: two make a plus.",
         ),
         Mistake(
-            lambda needs, card_gb: next(iter(needs)) if needs[next(iter(needs))] <= card_gb else "none",
-            'only the first way was tried: the return of "none" belongs behind the loop.',
+            lambda A, B, A0, B0: (A - A0, B - B0),
+            "(B - B0)(A - A0) has the cross terms B A0 and B0 A in it. Put the factors beside each other instead.",
         ),
         Mistake(
-            lambda needs, card_gb: lesson.what_fits(needs, card_gb - 1),
-            "you kept 1 GB of the card back: that margin is in `needs`, and twice is too much.",
+            lambda A, B, A0, B0: (torch.cat([-A0, A]), torch.cat([B, B0], dim=1)),
+            "A stands below, but B stands first: B meets A0 and B0 meets A. Keep the same order in both.",
         ),
         Mistake(
-            lambda needs, card_gb: lesson.what_fits(needs, 0.9 * card_gb),
-            "you left a tenth of the card free; the safety margin is in the numbers already.",
+            lambda A, B, A0, B0: B @ A - B0 @ A0,
+            "that is the product itself, a full matrix. An adapter stores two factors: return the pair (A, B).",
         ),
         Mistake(
-            lambda needs, card_gb: next((way for way, gb in needs.items() if gb < card_gb), "none"),
-            "a way that needs just what the card has fits: compare with <=.",
+            lambda A, B, A0, B0: (torch.cat([B, B0], dim=1), torch.cat([A, -A0])),
+            "the right two factors, in the wrong order: return A first, then B.",
         ),
         Mistake(
-            lambda needs, card_gb: next((way for way, gb in reversed(needs.items()) if gb <= card_gb), "none"),
-            "you began with the last way, which is the one that you like least: keep the order of `needs`.",
-        ),
-        Mistake(
-            lambda needs, card_gb: min(needs, key=needs.get) if min(needs.values()) <= card_gb else "none",
-            "that is the way that needs least. The task wants the first that fits, the one you like best.",
-        ),
-        Mistake(
-            lambda needs, card_gb: next((way for way, gb in needs.items() if gb <= card_gb), None),
-            'where nothing fits the answer is the text "none", not None.',
+            lambda A, B, A0, B0: (torch.cat([A, -A0], dim=1), torch.cat([B, B0])),
+            "you joined along the wrong sides, and the product has twice the rows and columns. A grows by rows (dim=0) "
+            "and B by columns (dim=1): what grows is the rank.",
         ),
     ],
     hints=[
-        "for way, gb in needs.items() goes through them in their order.",
-        'Return the first way whose gb <= card_gb; after the loop, return "none".',
+        "Chapter 11's cat: rows of A below each other, columns of B beside each other, and the product is the sum.",
+        "B A - B0 A0 = B A + B0 (-A0).",
     ],
-    why="A dictionary keeps its order, and the margin is counted once: in the needs.",
+    why="Side by side each old factor meets its own partner only, and the minus makes their product a subtraction.",
+    points=2,
+)
+
+_NOT_FOR = {
+    "the base alone does not fit on the card": "leaves the frozen base as large as it was, and it is the base that "
+    "fills the card.",
+    "ten thousand users, an adapter each, and little room to store them": "stores as much for each user as plain LoRA. "
+    "(A smaller base wouldn't help either: it is there once.)",
+    "lora_alpha was found at r=8, and now r=64 is to be tried": "doesn't change how the scaling depends on r, and so "
+    "the old lora_alpha doesn't fit the new rank.",
+    "which layers need rank is to be found out by training": "gives every layer the same rank. One variant begins with "
+    "too much everywhere and prunes.",
+    "a first run on a new task": "answers one particular weakness, and you don't know yet whether you have it. Begin "
+    "with what every tool supports.",
+}
+
+
+def _right_choice(choose: dict) -> None:
+    names = {name.lower(): name for name in lesson.choose.values()}
+    for situation, right in lesson.choose.items():
+        if choose.get(situation) is None:
+            raise Wrong(f"no variant yet for '{situation}'.")
+        said = choose[situation]
+        if said not in names.values():
+            known = ", ".join(sorted(names.values()))
+            raise Wrong(f"'{situation}': {said!r} is none of the five names. They are spelt {known}.")
+        if said != right:
+            raise Wrong(f"'{situation}': {said} {_NOT_FOR[situation]}")
+
+
+def _but(**changes: str | None) -> dict[str, str | None]:
+    places: dict[str, str] = dict(zip(("card", "users", "rank", "layers", "first"), lesson.choose, strict=True))
+    return lesson.choose | {places[word]: variant for word, variant in changes.items()}
+
+
+exercise(
+    "choose",
+    reference=lesson.choose,
+    compare=lambda expected, got: isinstance(got, dict),  # what is in it, _right_choice says more kindly
+    test=_right_choice,
+    mistakes=[
+        Mistake(_but(card="VeRA", users="QLoRA"), expect="VeRA leaves the frozen base as large as it was"),
+        Mistake(_but(users="LoRA", first="VeRA"), expect="LoRA stores as much for each user as plain LoRA"),
+        Mistake(_but(rank="AdaLoRA", layers="rsLoRA"), expect="AdaLoRA doesn't change how the scaling depends on r"),
+        Mistake(_but(layers="VeRA"), expect="VeRA gives every layer the same rank"),
+        Mistake(_but(first="rsLoRA"), expect="rsLoRA answers one particular weakness"),
+        Mistake(_but(card="qlora"), expect="'qlora' is none of the five names"),
+        Mistake(_but(rank=None), expect="no variant yet for 'lora_alpha was found at r=8"),
+    ],
+    hints=[
+        "Ask of each: is it the base that is too large, the adapter, the scaling, or where the rank is?",
+        "Every name is used once: LoRA, QLoRA, rsLoRA, VeRA, AdaLoRA.",
+    ],
+    why="Each variant mends one weakness; without that weakness plain LoRA is what every tool supports.",
 )

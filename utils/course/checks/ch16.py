@@ -1,389 +1,338 @@
-"""Chapter 16's exercises: a layer's arithmetic, a product's shortest time, the backward pass, the bytes kept."""
+"""Chapter 16's exercises: what an update does, and preferences."""
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Callable
-from operator import add, itemgetter
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from utils.course.checks.behaviour import without_autograd, without_matrix
+from utils.course.checks.behaviour import same_gradients
 from utils.course.checks.references import ch16 as lesson
 from utils.course.checks.registry import Mistake, exercise
+from utils.evaluate import spectrum
 
-# ----------------------------------------------------------------------------------------------------- the arithmetic
-
-
-def _drawn_sizes(draw: random.Random) -> tuple[int, int, int, int]:
-    """n, d_in, d_out and r, all different."""
-    n, d_in, d_out, r = draw.sample((1, 2, 5, 8, 16, 30, 64, 100, 192, 512, 777, 4096, 8192, 11008), 4)
-    return n, d_in, d_out, r
+# ------------------------------------------------------------------------------------------- effects (parts 3 and 4)
 
 
-def _flops(message: str, *, frozen: int = 2, thin: int = 3) -> Mistake:
-    """The mistake of whoever counts another number of products: of the frozen weight's 2, or of LoRA's 3 pairs."""
+def _spread(rows: int, columns: int, step: float = 0.7) -> Tensor:
+    """A matrix with well separated singular values, so that its singular vectors don't hang on rounding."""
+    n = min(rows, columns)
+    left, right = (torch.linalg.qr(torch.randn(size, n, dtype=torch.float64)).Q for size in (rows, columns))
+    return left * step ** torch.arange(n, dtype=torch.float64) @ right.T
 
-    def answer(n: int, d_in: int, d_out: int, r: int) -> tuple[int, int]:
-        base, lora = lesson.layer_flops(n, d_in, d_out, r)
-        return base * frozen // 2, lora * thin // 3
 
-    return Mistake(answer, message)
+def _rank_case(values: list[float], rows: int = 6, columns: int = 5):
+    def make():
+        left, right = (torch.linalg.qr(torch.randn(n, len(values), dtype=torch.float64)).Q for n in (rows, columns))
+        return (left * torch.tensor(values, dtype=torch.float64) @ right.T,)
+
+    return make
+
+
+def _number(value: Tensor) -> Any:
+    """A tensor of one number as that number; others as they are."""
+    return value.item() if value.numel() == 1 else value
 
 
 exercise(
-    "layer_flops",
-    reference=lesson.layer_flops,
-    cases=[(8192, 4096, 4096, 16), (100, 30, 20, 2), (512, 4096, 11008, 8)],
-    drawn=_drawn_sizes,
+    "stable_rank",
+    reference=lesson.stable_rank,
+    cases=[_rank_case([2.0, 2.0, 2.0]), _rank_case([4.0, 2.0, 1.0, 0.5]), _rank_case([3.0], 4, 7)],
+    drawn=lambda rng: _rank_case(
+        [rng.uniform(0.1, 5) for _ in range(rng.randint(1, 4))], *rng.sample(range(4, 9), 2)
+    )(),
     mistakes=[
         Mistake(
-            lambda *sizes: tuple(count // 2 for count in lesson.layer_flops(*sizes)),
-            "each step of a product is a multiplication and an addition: two operations.",
-        ),
-        _flops("the frozen weight has no gradient: the base computes y and dx, two products and not three.", frozen=3),
-        _flops("that is the forward pass alone; the backward pass has products of its own.", frozen=1, thin=1),
-        _flops(
-            "two of the six thin products are missing: the gradients of A and of B train, so they are computed.", thin=2
+            lambda update: _number(torch.linalg.svdvals(update).sum() / torch.linalg.svdvals(update)[0]),
+            "you summed the singular values; the stable rank sums their squares and divides by the largest square.",
         ),
         Mistake(
-            lambda n, d_in, d_out, r: (4 * n * d_in * d_out, 4 * n * d_in * d_out + 6 * n * r * (d_in + d_out)),
-            "the second number is what LoRA adds, without the base.",
+            lambda update: _number(torch.linalg.svdvals(update).square().sum() / torch.linalg.svdvals(update)[0]),
+            "the sum is right; divide it by the largest singular value's square. Twice the matrix has the same rank.",
         ),
         Mistake(
-            lambda *sizes: lesson.layer_flops(*sizes)[::-1],
-            "the two are exchanged: first the frozen layer, then what LoRA adds.",
-        ),
-        Mistake(lambda *sizes: sum(lesson.layer_flops(*sizes)), "that is the sum of both; return the two numbers."),
-        Mistake(
-            lambda n, d_in, d_out, r: (4 * n * d_in * d_out, 12 * n * r * d_in),
-            "you took the layer for square: three of the thin products have d_out in them and three d_in.",
+            lambda update: _number(torch.linalg.matrix_rank(update)),
+            "that is the rank itself, which counts a tiny singular value as much as a large one.",
         ),
         Mistake(
-            lambda n, d_in, d_out, r: (4 * d_in * d_out, 6 * r * (d_in + d_out)),
-            "that is one token; there are n of them.",
+            lambda update: _number(torch.linalg.svdvals(update)[0] ** 2 / torch.linalg.svdvals(update).square().sum()),
+            "upside down: that is the share of the largest one.",
         ),
         Mistake(
-            lambda n, d_in, d_out, r: (4 * n * d_in * d_out, 12 * n * d_in * d_out * r),
-            "each thin product has two of the sizes n, d_in, d_out and r as its sides and one inside: never all four.",
+            lambda update: _number(torch.linalg.svdvals(update).norm() / torch.linalg.svdvals(update)[0]),
+            "that is the ratio of two norms. The stable rank is its square.",
         ),
-        _flops("your LoRA has its two forward products only; four more follow in the backward pass.", thin=1),
-        _flops(
-            "the frozen layer computes a second product on the way back: dx = g W, which the layers below need.",
-            frozen=1,
+        Mistake(
+            lambda update: _number(torch.linalg.svdvals(update).square().mean() / torch.linalg.svdvals(update)[0] ** 2),
+            "you took the mean of the squares. Eight equal ones should give 8: take their sum.",
+        ),
+        Mistake(
+            lambda update: _number(torch.linalg.svdvals(update).square() / torch.linalg.svdvals(update)[0] ** 2),
+            "these are the squares, each over the largest. The stable rank is one number, their sum.",
+        ),
+        Mistake(
+            lambda update: lesson.stable_rank(update.abs()),
+            "abs() makes another matrix: the singular values are of the update as it is.",
+        ),
+        Mistake(
+            lambda update: _number(update.square().sum() / update.abs().max() ** 2),
+            "you divided by the largest entry's square: the largest singular value is asked for.",
+        ),
+        Mistake(
+            lambda update: spectrum.effective_rank(update),
+            "that is the effective rank, from the entropy. The stable one needs squares only.",
         ),
     ],
     hints=[
-        "A product of (n, k) and (k, m) is 2 * n * k * m operations.",
-        "The base: y = x W^T and dx = g W, both 2 * n * d_in * d_out.",
-        "LoRA: x A^T, h B^T, g B, q A, g^T h and q^T x. Three of them have d_in in them and three d_out.",
+        "torch.linalg.svdvals(update) gives the singular values, the largest first.",
+        "(s**2).sum() divided by the square of s[0].",
     ],
-    why="Each product has a partner backward for x and one for the weight. The frozen W is spared the second.",
+    why="All energy over the strongest direction's: how many directions as strong as that one there would be.",
 )
 
-# ------------------------------------------------------------------------------------------- a product's shortest time
+
+def _cosines(base, tuned, leading):
+    """The cosine of every left singular vector of `base` (rows) with the first `leading` of `tuned` (columns)."""
+    old, new = (torch.linalg.svd(w, full_matrices=False).U for w in (base, tuned))
+    return old.T @ new[:, :leading]
 
 
-def _time(message: str, *, ops: float = 2, size: float = 2) -> Mistake:
-    """The mistake of whoever counts `ops` operations for a step of a product, and `size` bytes for a number."""
+def _same_place(base, tuned, threshold, leading):
+    old, new = (torch.linalg.svd(w, full_matrices=False).U[:, :leading] for w in (base, tuned))
+    return int(((old * new).sum(0).abs() < threshold).sum())
+
+
+def _planted(rows: int, columns: int, size: float, threshold: float, leading: int):
+    def make():
+        base = _spread(rows, columns)
+        new = torch.outer(torch.randn(rows, dtype=torch.float64), torch.randn(columns, dtype=torch.float64))
+        return base, base + size * new / new.norm(), threshold, leading
+
+    return make
+
+
+def _planted_twice():
+    """Two new directions, and only the first is asked for."""
+    base, once, *_ = _planted(32, 24, 40.0, 0.7, 1)()
+    new = torch.outer(torch.randn(32, dtype=torch.float64), torch.randn(24, dtype=torch.float64))
+    return base, once + 10 * new / new.norm(), 0.7, 1
+
+
+def _turned(leading: int):
+    def make():
+        base = _spread(12, 12)
+        return base, -base.flip(1), 0.5, leading
+
+    return make
+
+
+def _swapped():
+    """Two directions change places, and one of them was not among the base's leading: all were there before."""
+    u, s, vh = torch.linalg.svd(_spread(12, 12), full_matrices=False)
+    order = torch.tensor([8, *range(1, 8), 0, *range(9, 12)])
+    return u * s @ vh, u[:, order] * s @ vh, 0.5, 6
+
+
+def _right_only():
+    """Only the inputs' side is new: no left singular vector changes."""
+    u, s, vh = torch.linalg.svd(_spread(12, 12), full_matrices=False)
+    other = torch.linalg.qr(torch.randn(12, 12, dtype=torch.float64)).Q
+    return u * s @ vh, u * s @ other, 0.5, 6
+
+
+def _drawn_turned(rng: random.Random) -> tuple[Tensor, Tensor, float, int]:
+    """Some of the leading vectors are turned out of the base's space, each by an angle of its own, and all are shuffled
+    a little; no cosine is near the threshold, where rounding would decide."""
+    rows, columns = rng.randint(14, 18), rng.randint(5, 7)
+    square = torch.linalg.qr(torch.randn(rows, rows, dtype=torch.float64)).Q
+    u, free = square[:, :columns], square[:, columns:]
+    v = torch.linalg.qr(torch.randn(columns, columns, dtype=torch.float64)).Q
+    values = 0.6 ** torch.arange(columns, dtype=torch.float64)
+    threshold = rng.choice([0.3, 0.5, 0.7, 0.9])
+    turned = u.clone()
+    for place in rng.sample(range(columns), rng.randint(0, columns - 1)):
+        cosine = rng.choice([c for c in (0.1, 0.4, 0.6, 0.8, 0.95) if abs(c - threshold) > 0.02])
+        turned[:, place] = rng.choice([-1, 1]) * (cosine * u[:, place] + (1 - cosine**2) ** 0.5 * free[:, place])
+    order = torch.tensor(rng.sample(range(columns), columns))
+    return u * values @ v, turned[:, order] * values @ v, threshold, rng.randint(1, columns)
+
+
+exercise(
+    "count_intruders",
+    reference=lesson.count_intruders,
+    cases=[
+        _planted(32, 24, 20.0, 0.7, 4),
+        _planted_twice,
+        _turned(8),
+        _swapped,
+        _right_only,
+        _planted(16, 16, 0.0, 0.9, 5),
+    ],
+    drawn=_drawn_turned,
+    mistakes=[
+        Mistake(
+            lambda base, tuned, threshold, leading: int(
+                (_cosines(base, tuned, leading).square().amax(0) < threshold).sum()
+            ),
+            "that is the cosine's square, which is smaller, so too many are counted: the threshold is one of |cosine|.",
+        ),
+        Mistake(
+            lambda base, tuned, threshold, leading: lesson.count_intruders(tuned, base, threshold, leading),
+            "base and tuned are exchanged: the leading vectors of tuned are compared with all of base.",
+        ),
+        Mistake(
+            lambda base, tuned, threshold, leading: int((_cosines(base, tuned, leading).amax(0) < threshold).sum()),
+            "the sign of a singular vector means nothing: take the cosine's absolute value before the largest.",
+        ),
+        Mistake(
+            lambda base, tuned, threshold, leading: int(
+                (_cosines(base, tuned, leading).abs().amax(0) > threshold).sum()
+            ),
+            "those are the directions that were there before; the intruders are below the threshold.",
+        ),
+        Mistake(
+            _same_place,
+            "you compared each vector with the base's vector of the same number. It may have changed places: compare "
+            "with all of them.",
+        ),
+        Mistake(
+            lambda base, tuned, threshold, leading: lesson.count_intruders(base.T, tuned.T, threshold, leading),
+            "those are the right singular vectors, directions of the input; asked for are the left ones.",
+        ),
+        Mistake(
+            lambda base, tuned, threshold, leading: int(
+                (_cosines(base, tuned, leading).abs().mean(0) < threshold).sum()
+            ),
+            "the mean cosine is small for every vector, and the smallest is too. One base vector that is close is "
+            "enough: take the largest.",
+        ),
+        Mistake(
+            lambda base, tuned, threshold, leading: lesson.count_intruders(base, tuned, threshold, min(base.shape)),
+            "all singular vectors were counted; only the first `leading` of the tuned weight matter.",
+        ),
+        Mistake(
+            lambda base, tuned, threshold, leading: int(
+                (_cosines(base, tuned, leading)[:leading].abs().amax(0) < threshold).sum()
+            ),
+            "you compared with the base's first `leading` vectors only. A direction that was there, further down, "
+            "isn't new: compare with all of them.",
+        ),
+        Mistake(
+            lambda base, tuned, threshold, leading: int(
+                (_cosines(base, tuned, leading).abs().amax(1) < threshold).sum()
+            ),
+            "the largest was taken along the wrong side: you counted the base's vectors. Each column of old.T @ new "
+            "belongs to a new one, so take the maximum over dim=0.",
+        ),
+        Mistake(
+            lambda base, tuned, threshold, leading: int((_cosines(base, tuned, leading).abs() < threshold).sum()),
+            "you counted pairs. First take each new vector's largest cosine, then count those below the threshold.",
+        ),
+    ],
+    hints=[
+        "torch.linalg.svd(w, full_matrices=False).U holds the left singular vectors as columns.",
+        "old.T @ new has the cosine of every old with every new vector: they are unit vectors already.",
+        "(...).abs().max(dim=0).values is each new vector's closest. Count those below the threshold.",
+    ],
+    why="A direction is new when no direction of the base lies near it, whatever its number and its sign.",
+    points=2,
+)
+
+
+def _of_lead(loss: Callable[[Any, Any], Any], message: str | None = None, expect: str | None = None) -> Mistake:
+    """The mistake of whoever has the right lead, before beta, and returns `loss(lead, beta)`."""
     return Mistake(
-        lambda n, k, m, flops, memory: lesson.product_time(n, k, m, flops * 2 / ops, memory * 2 / size), message
+        lambda chosen, rejected, ref_chosen, ref_rejected, beta: loss(
+            chosen - rejected - (ref_chosen - ref_rejected), beta
+        ),
+        message,
+        expect,
     )
 
 
-def _both(decide: Callable[[float, float], float], message: str) -> Mistake:
-    """The mistake of whoever makes one time of the two, arithmetic's and memory's, by `decide`."""
-
-    def answer(n: int, k: int, m: int, flops: float, memory: float) -> float:
-        two = (flops, math.inf), (math.inf, memory)
-        return decide(*(lesson.product_time(n, k, m, *speeds) for speeds in two))
-
-    return Mistake(answer, message)
+def _preferences(n: int, beta: float):
+    return lambda: (*(torch.randn(n, dtype=torch.float64) * size - 20 for size in (2, 2, 1, 1)), beta)
 
 
-def _drawn_product(draw: random.Random) -> tuple[int, int, int, float, float]:
-    """Now arithmetic decides and now memory, on slow devices and fast ones."""
-    n, k, m = draw.sample((16, 30, 64, 100, 512, 777, 4096, 8192, 11008), 3)
-    flops = draw.choice((1e12, 6.5e13, 8e14))
-    return n, k, m, flops, flops / draw.choice((5.0, 20.0, 80.0, 400.0))
+def _hopeless() -> tuple[Tensor, Tensor, Tensor, Tensor, float]:
+    """A pair whose sigmoid is 0 in any dtype, and its logarithm not."""
+    chosen, *others = (torch.tensor([value], dtype=torch.float64) for value in (-2500.0, -20.0, -30.0, -25.0))
+    return chosen, *others, 0.5  # pyright: ignore[reportReturnType]
 
 
 exercise(
-    "product_time",
-    reference=lesson.product_time,
-    cases=[(8192, 4096, 4096, 8e14, 3e12), (8192, 4096, 16, 8e14, 3e12), (8192, 16, 64, 8e14, 3e12), (9, 9, 9, 1, 1)],
-    drawn=_drawn_product,
-    mistakes=[
-        _both(add, "arithmetic and memory work at the same time: the slower one decides, not the sum."),
-        _both(min, "both have to be done: the slower one decides."),
-        _time("you counted numbers; in 16 bits each of them is two bytes.", size=1),
-        _time("that is four bytes a number; 16 bits are two.", size=4),
-        Mistake(
-            lambda n, k, m, flops, memory: max(2 * n * k * m / flops, 2 * (n * k + k * m) / memory),
-            "the result has to be written, too: n * m numbers.",
-        ),
-        _time("a multiplication and an addition are two operations.", ops=1),
-        _time(
-            "twice too short: a number has two bytes, and a multiplication with its addition is two operations.",
-            ops=1,
-            size=1,
-        ),
-        _time("memory counts bytes, and you counted bits: 16 bits are two bytes.", size=16),
-        Mistake(
-            lambda n, k, m, flops, memory: 1e6 * lesson.product_time(n, k, m, flops, memory),
-            "those are microseconds; return seconds.",
-        ),
-        Mistake(
-            lambda n, k, m, flops, memory: 1e3 * lesson.product_time(n, k, m, flops, memory),
-            "those are milliseconds; return seconds.",
-        ),
-        Mistake(
-            lambda n, k, m, flops, memory: 2 * n * k * m / flops,
-            "that is the arithmetic alone: where memory takes longer, memory decides.",
-        ),
-        Mistake(
-            lambda n, k, m, flops, memory: 2 * (n * k + k * m + n * m) / memory,
-            "that is the memory alone: where arithmetic takes longer, arithmetic decides.",
-        ),
-        Mistake(
-            lambda n, k, m, flops, memory: max(2 * n * k * m / flops, 2 * (n * k + k * m + 2 * n * m) / memory),
-            "a product doesn't read what it writes: the result moves once.",
-        ),
-        Mistake(
-            lambda n, k, m, flops, memory: max(2 * n * k * m / flops, 2 * n * m / memory),
-            "the two inputs have to be read as well: n * k and k * m numbers.",
-        ),
-        Mistake(
-            lambda n, k, m, flops, memory: max(2 * n * k * m / flops, 2 * n * k * m / memory),
-            "no number moves once for each operation: the three matrices have n * k, k * m and n * m numbers.",
-        ),
-        Mistake(
-            lambda n, k, m, flops, memory: max(flops / (2 * n * k * m), memory / (2 * (n * k + k * m + n * m))),
-            "upside down: more operations take longer, so the speed is what you divide by.",
-        ),
-    ],
-    hints=[
-        "Operations: 2 * n * k * m. Numbers that move: n * k, k * m and n * m.",
-        "max(operations / flops, bytes / memory)",
-    ],
-    why="Arithmetic and memory work at the same time, so the slower one decides. That is the whole roofline.",
-)
-
-# ------------------------------------------------------------------------------------------------- the backward pass
-
-
-Gradients = tuple[Tensor, Tensor, Tensor]
-
-
-def _made(n: int, d_in: int, d_out: int, r: int, s: float, **how: Any) -> tuple[Any, ...]:
-    shapes = (n, d_out), (n, d_in), (d_out, d_in), (r, d_in), (d_out, r)
-    g, x, W, A, B = (torch.randn(shape, **how) for shape in shapes)
-    return g, x, s * (x @ A.T), W, A, B, s
-
-
-def _layer(n: int, d_in: int, d_out: int, r: int, s: float):
-    return lambda: _made(n, d_in, d_out, r, s)
-
-
-def _without_data() -> tuple[Any, ...]:
-    """What the lesson counts: 16-bit tensors on the meta device."""
-    return _made(7, 6, 5, 2, 2.0, dtype=torch.bfloat16, device="meta")
-
-
-def _drawn_layer(draw: random.Random) -> tuple[Any, ...]:
-    n, d_in, d_out, r = draw.sample(range(1, 10), 4)
-    s = draw.choice((0.25, 0.5, 1.0, 1.5, 2.0, 8.0))
-    return _made(n, d_in, d_out, r, s, dtype=draw.choice((torch.float32, torch.float64)))
-
-
-def _autograd(g: Tensor, x: Tensor, h: Tensor, W: Tensor, A: Tensor, B: Tensor, s: float) -> tuple[Tensor, ...]:
-    x, A, B = (tensor.detach().requires_grad_() for tensor in (x, A, B))
-    return torch.autograd.grad(x @ W.T + s * (x @ A.T) @ B.T, (x, A, B), g)
-
-
-def _parts(change: Callable[..., tuple[Any, Any, Any]]) -> Callable[..., Gradients]:
-    """A wrong answer from the right gradients: `change` gets them and the arguments, and gives the three back."""
-    return lambda *given: change(*lesson.lora_backward(*given), *given)
-
-
-exercise(
-    "lora_backward",
-    reference=lesson.lora_backward,
-    cases=[_layer(7, 6, 5, 2, 2.0), _layer(3, 4, 8, 3, 0.5), _layer(1, 5, 5, 1, 4.0), _without_data],
-    drawn=_drawn_layer,
-    test=(
-        without_matrix(_layer(7, 6, 5, 3, 1.5), (5, 6), "a matrix of W's size"),
-        without_autograd(_layer(7, 6, 5, 3, 1.5)),
+    "dpo_loss",
+    reference=lesson.dpo_loss,
+    cases=[_preferences(1, 0.5), _preferences(4, 0.1), _preferences(3, 1.0), _hopeless],
+    drawn=lambda rng: _preferences(rng.randint(1, 6), rng.choice([0.05, 0.1, 0.3, 0.5]))(),
+    test=same_gradients(
+        lesson.dpo_loss, _preferences(4, 0.3), ("chosen", "rejected", "ref_chosen", "ref_rejected", "beta")
     ),
     mistakes=[
-        Mistake(
-            lambda g, x, h, W, A, B, s: lesson.lora_backward(g, x, h, W, A, B, 1.0),
-            "the scaling is missing from q, and with it from dx and dA; only dB has it, through h.",
+        _of_lead(
+            lambda lead, beta: -torch.log(torch.sigmoid(beta * lead)).mean(),
+            "the sigmoid of a very negative lead is 0, and its logarithm -inf: F.logsigmoid does both at once.",
+        ),
+        _of_lead(
+            lambda lead, beta: 1 - torch.sigmoid(beta * lead).mean(),
+            "that is 1 minus the probability: the loss is its negative logarithm, so that an unlikely one costs a lot.",
+        ),
+        _of_lead(
+            lambda lead, beta: (-F.logsigmoid(beta * lead).mean()).detach(),
+            expect="no gradient passes through your result",
         ),
         Mistake(
-            lambda g, x, h, W, A, B, s: (g @ W, (g @ B).T @ x, g.T @ h),
-            "two things: dx lacks the path through A and B, and dA lacks the scaling.",
+            lambda chosen, rejected, ref_chosen, ref_rejected, beta: lesson.dpo_loss(chosen, rejected, 0, 0, beta),
+            "the reference has no effect: a reward is beta times the log-probability *above the reference's*.",
+        ),
+        _of_lead(
+            lambda lead, beta: -F.logsigmoid(-beta * lead).mean(),
+            "the sign is turned round: this loss falls when the rejected answer leads.",
+        ),
+        _of_lead(
+            lambda lead, beta: -torch.sigmoid(beta * lead).mean(),
+            "the logarithm is missing: the loss is -log sigmoid(lead), so that an unlikely preference costs a lot.",
+        ),
+        _of_lead(
+            lambda lead, beta: -beta * F.logsigmoid(lead).mean(),
+            "beta belongs inside the sigmoid, to the rewards.",
+        ),
+        _of_lead(
+            lambda lead, beta: -F.logsigmoid(beta * lead.mean()),
+            "you took the mean of the leads first. Every pair has its own loss; the mean is over those.",
+        ),
+        _of_lead(
+            lambda lead, beta: -F.logsigmoid(beta * lead).sum(),
+            "that is the sum over the pairs; the loss is their mean.",
+        ),
+        _of_lead(
+            lambda lead, beta: -F.logsigmoid(beta * lead),
+            "that is one loss for each pair; return their mean.",
+        ),
+        _of_lead(
+            lambda lead, beta: F.logsigmoid(beta * lead).mean(),
+            "the minus is missing: a loss falls as the preferred answer's chance rises.",
+        ),
+        _of_lead(
+            lambda lead, beta: -F.logsigmoid(lead).mean(),
+            "beta has no effect: a reward is beta times the difference of log-probabilities.",
         ),
         Mistake(
-            _parts(lambda dx, dA, dB, g, x, h, W, A, B, s: (g @ W, dA, dB)),
-            "x reaches the output on two paths: dx lacks the one through A and B.",
-        ),
-        Mistake(
-            _parts(lambda dx, dA, dB, g, x, h, W, A, B, s: (s * (g @ B) @ A, dA, dB)),
-            "x reaches the output on two paths: dx lacks the one through W.",
-        ),
-        Mistake(
-            _parts(lambda dx, dA, dB, g, x, h, W, A, B, s: (g @ W + g @ B @ A, dA, dB)),
-            "dA and dB are right, and in dx the path through A and B lacks the scaling.",
-        ),
-        Mistake(
-            _parts(lambda dx, dA, dB, g, x, h, W, A, B, s: (s * (g @ W) + s * (g @ B) @ A, dA, dB)),
-            "in dx the path through W has no scaling: only the one through A and B has.",
-        ),
-        Mistake(
-            _parts(lambda dx, dA, dB, g, x, h, W, A, B, s: (dx, (g @ B).T @ x, dB)),
-            "dx and dB are right, and dA lacks the scaling: use q, which has it.",
-        ),
-        Mistake(
-            _parts(lambda dx, dA, dB, g, x, h, W, A, B, s: (dx, dA, dB / s)),
-            "dx and dA are right, and dB lacks the scaling: h, which the forward pass kept, has it.",
-        ),
-        Mistake(
-            _parts(lambda dx, dA, dB, g, x, h, W, A, B, s: (dx, dA, s * dB)),
-            "dx and dA are right, and dB has the scaling twice: h holds it already.",
-        ),
-        Mistake(
-            _parts(lambda dx, dA, dB, g, x, h, W, A, B, s: (g @ W + s * s * (g @ B) @ A, s * dA, dB)),
-            "the scaling is in dx and dA twice: if q has it, don't multiply by it again.",
-        ),
-        Mistake(
-            _parts(lambda dx, dA, dB, g, x, h, W, A, B, s: (g @ W + s * s * (g @ B) @ A, s * dA, s * dB)),
-            "the scaling is there twice in all three: q has it once, and so has h.",
-        ),
-        Mistake(
-            _parts(lambda dx, dA, dB, *_: (dx, dA.T, dB.T)),
-            "dA and dB are transposed: a gradient has its parameter's shape, (r, d_in) and (d_out, r).",
-        ),
-        Mistake(
-            lambda *given: itemgetter(0, 2, 1)(lesson.lora_backward(*given)),
-            "dA and dB are exchanged: first the gradient of A, then that of B.",
-        ),
-        Mistake(
-            lambda *given: itemgetter(1, 2, 0)(lesson.lora_backward(*given)),
-            "the order is the gradient of x, then that of A, then that of B.",
-        ),
-        Mistake(
-            _parts(lambda dx, dA, dB, g, *_: (dx, dA / len(g), dB / len(g))),
-            "you averaged dA and dB over the tokens: they are sums, and if the loss is a mean, g has that factor.",
-        ),
-        Mistake(
-            _parts(lambda dx, dA, dB, *_: (-dx, -dA, -dB)),
-            "all three have the wrong sign: the minus of a step is the optimizer's.",
-        ),
-        Mistake(
-            _parts(lambda *all_of_it: tuple(gradient.float() for gradient in all_of_it[:3])),
-            "your gradients are in float32, whatever the inputs are: keep their dtype.",
-        ),
-        Mistake(
-            _parts(lambda dx, dA, dB, g, x, h, W, A, B, s: (g @ (W + s * B @ A), dA, dB)),
-            expect="you make a matrix of W's size",
-        ),
-        Mistake(_autograd, expect="you let autograd do it"),
-    ],
-    hints=[
-        "q = scaling * (g @ B) is needed twice: (n, r), the gradient that reaches A's output.",
-        "dx = g @ W + q @ A, since x goes through W and through A.",
-        "dA = q.T @ x, and dB = g.T @ h: h has the scaling in it already.",
-        "torch.addmm(q @ A, g, W) is q @ A + g @ W without a separate addition.",
-    ],
-    why="All that LoRA needs passes through r numbers a token, so no matrix of W's size is made, and the addition "
-    "rides on the large product, which is busy with arithmetic anyway.",
-    points=3,
-)
-
-# ---------------------------------------------------------------------------------------------------- what is kept
-
-
-exercise(
-    "kept_bytes",
-    reference=lesson.kept_bytes,
-    cases=[(8192, 4096, 4096, 16), (40, 256, 192, 8), (10, 3, 5, 1)],
-    drawn=_drawn_sizes,
-    mistakes=[
-        Mistake(
-            lambda n, d_in, d_out, r: (2 * n * d_in + 2 * n * r, lesson.kept_bytes(n, d_in, d_out, r)[1]),
-            "the plain layer converts x to float32 for its adapters, and keeps that: four bytes a number.",
-        ),
-        Mistake(
-            lambda n, d_in, d_out, r: (4 * n * d_in, 2 * n * d_in + 2 * r * (d_in + d_out)),
-            "h is missing: (n, r) numbers, which the gradient of B needs.",
-        ),
-        Mistake(
-            lambda n, d_in, d_out, r: (4 * n * d_in + 4 * n * r, 2 * n * d_in + 2 * n * r),
-            "the fast layer's rounded copies of A and B are missing: r * (d_in + d_out) numbers of two bytes.",
-        ),
-        Mistake(
-            lambda n, d_in, d_out, r: (
-                lesson.kept_bytes(n, d_in, d_out, r)[0] + 4 * n * d_out,
-                lesson.kept_bytes(n, d_in, d_out, r)[1] + 2 * n * d_out,
+            lambda chosen, rejected, ref_chosen, ref_rejected, beta: lesson.dpo_loss(
+                chosen, rejected, -ref_chosen, -ref_rejected, beta
             ),
-            "no gradient of this layer needs y, so it isn't kept here.",
-        ),
-        Mistake(
-            lambda n, d_in, d_out, r: lesson.kept_bytes(n, d_in, d_out, r)[::-1],
-            "the two are exchanged: first the plain layer, then the fast one.",
-        ),
-        Mistake(
-            lambda n, d_in, d_out, r: (4 * n * d_in, 2 * n * d_in),
-            "that is x alone. Both keep h as well, (n, r), and the fast layer its rounded A and B.",
-        ),
-        Mistake(
-            lambda n, d_in, d_out, r: (
-                lesson.kept_bytes(n, d_in, d_out, r)[0] + 4 * r * (d_in + d_out),
-                lesson.kept_bytes(n, d_in, d_out, r)[1],
-            ),
-            "the plain layer's A and B are parameters, which are there anyway: they don't count.",
-        ),
-        Mistake(
-            lambda n, d_in, d_out, r: (
-                lesson.kept_bytes(n, d_in, d_out, r)[0] + 2 * n * d_in,
-                lesson.kept_bytes(n, d_in, d_out, r)[1],
-            ),
-            "the plain layer keeps the float32 copy of x alone: W is frozen, so nothing needs the 16-bit x itself.",
-        ),
-        Mistake(
-            lambda n, d_in, d_out, r: (n * d_in + n * r, n * d_in + n * r + r * (d_in + d_out)),
-            "you counted numbers; in float32 each takes four bytes, in 16 bits two.",
-        ),
-        Mistake(
-            lambda *sizes: tuple(count + 2 * sizes[0] * sizes[2] for count in lesson.kept_bytes(*sizes)),
-            "y is handed on, not kept: no gradient of x, A or B asks for it.",
-        ),
-        Mistake(
-            lambda *sizes: tuple(count + 2 * sizes[1] * sizes[2] for count in lesson.kept_bytes(*sizes)),
-            "W is a parameter, which is there anyway: it doesn't count.",
-        ),
-        Mistake(
-            lambda n, d_in, d_out, r: (4 * n * d_in + 2 * n * r, lesson.kept_bytes(n, d_in, d_out, r)[1]),
-            "the plain layer's h is in float32 as well: four bytes a number.",
-        ),
-        Mistake(
-            lambda n, d_in, d_out, r: (4 * n * (d_in + r), 2 * n * (d_in + r) + 4 * r * (d_in + d_out)),
-            "the fast layer's copies of A and B are rounded to 16 bits: two bytes a number.",
-        ),
-        Mistake(
-            lambda *sizes: tuple(count / 2**20 for count in lesson.kept_bytes(*sizes)),
-            "those are MiB; return bytes, whole numbers.",
+            "the references are added, or exchanged. From each answer its own is taken away: chosen - ref_chosen.",
         ),
     ],
     hints=[
-        "Both keep an x of (n, d_in) and an h of (n, r); what differs is the size of a number.",
-        "The plain layer's parameters A and B are there anyway and don't count. The fast layer's rounded copies do.",
-        "Four bytes in the plain layer, two in the fast one.",
+        "reward = beta * (log-probability - the reference's), for the preferred and for the rejected answer.",
+        "The lead is the preferred one's reward minus the other's.",
+        "-F.logsigmoid(lead).mean(), with torch.nn.functional as F.",
     ],
-    why="Kept is what the gradients of A and B are made of: x and h. Everything else is there anyway or isn't needed.",
+    why="The loss asks that the preferred answer's log-probability grow more, from the reference's, than the other's.",
     points=2,
 )

@@ -1,26 +1,9 @@
 """The answers to chapter 13's exercises, cell by cell as the lesson solves them.
 
-Generated from lessons/13_tune_and_troubleshoot.md by `make notebooks`: edit the lesson, not this file.
+Generated from lessons/13_my_run_went_wrong.md by `make notebooks`: edit the lesson, not this file.
 """
 
 import math
-
-# fmt: off
-
-# -------- halving_steps
-def halving_steps(trials, shortest, longest, eta):
-    total = done = 0
-    until = shortest
-    while trials and until <= longest:
-        total += trials * (until - done)
-        trials, done, until = trials // eta, until, until * eta
-    return total
-
-
-# -------- honest_winner
-def honest_winner(first, again):
-    winner = first.index(min(first))
-    return winner, first[winner], sum(again[winner]) / len(again[winner])
 
 
 # -------- adam8bit_bytes

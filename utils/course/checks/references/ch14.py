@@ -1,70 +1,22 @@
 """The answers to chapter 14's exercises, cell by cell as the lesson solves them.
 
-Generated from lessons/14_variants.md by `make notebooks`: edit the lesson, not this file.
+Generated from lessons/14_choosing_settings.md by `make notebooks`: edit the lesson, not this file.
 """
 
-import math
-
-import torch
 
 # fmt: off
 
-# -------- same_as_rslora
-def same_as_rslora(lora_alpha, r):
-    return lora_alpha * math.sqrt(r)
+# -------- halving_steps
+def halving_steps(trials, shortest, longest, eta):
+    total = done = 0
+    until = shortest
+    while trials and until <= longest:
+        total += trials * (until - done)
+        trials, done, until = trials // eta, until, until * eta
+    return total
 
 
-# -------- dora_weight
-def dora_weight(W, A, B, m, s):
-    turned = W + s * B @ A
-    return m[:, None] * turned / torch.linalg.norm(turned, dim=1, keepdim=True)
-
-
-# -------- cubic_budget
-def cubic_budget(step, first, last, begin, end):
-    if step <= begin:
-        return first
-    if step >= end:
-        return last
-    left = 1 - (step - begin) / (end - begin)
-    return int((first - last) * left**3 + last)
-
-
-# -------- pissa_difference
-def pissa_difference(A, B, A0, B0):
-    return torch.cat([A, -A0]), torch.cat([B, B0], dim=1)
-
-
-# -------- choose
-situations = {
-    "the base alone does not fit on the card": None,
-    "ten thousand users, an adapter each, and little room to store them": None,
-    "lora_alpha was found at r=8, and now r=64 is to be tried": None,
-    "which layers need rank is to be found out by training": None,
-    "a first run on a new task": None,
-}
-names = ["QLoRA", "VeRA", "rsLoRA", "AdaLoRA", "LoRA"]
-choose = dict(zip(situations, names))
-
-
-# -------- stable_rank
-def stable_rank(update):
-    s = torch.linalg.svdvals(update)
-    return ((s**2).sum() / s[0] ** 2).item()
-
-
-# -------- count_intruders
-def count_intruders(base, tuned, threshold, leading):
-    old = torch.linalg.svd(base, full_matrices=False).U
-    new = torch.linalg.svd(tuned, full_matrices=False).U[:, :leading]
-    closest = (old.T @ new).abs().max(dim=0).values  # (leading,)
-    return int((closest < threshold).sum())
-
-
-# -------- dpo_loss
-import torch.nn.functional as F
-
-
-def dpo_loss(chosen, rejected, ref_chosen, ref_rejected, beta):
-    lead = beta * (chosen - ref_chosen) - beta * (rejected - ref_rejected)
-    return -F.logsigmoid(lead).mean()
+# -------- honest_winner
+def honest_winner(first, again):
+    winner = first.index(min(first))
+    return winner, first[winner], sum(again[winner]) / len(again[winner])

@@ -1,42 +1,50 @@
 """The answers to chapter 15's exercises, cell by cell as the lesson solves them.
 
-Generated from lessons/15_capstone.md by `make notebooks`: edit the lesson, not this file.
+Generated from lessons/15_variants.md by `make notebooks`: edit the lesson, not this file.
 """
+
+import math
+
+import torch
 
 # fmt: off
 
-# -------- held_out_rows
-def held_out_rows(prompts, every):
-    numbers = {}
-    keys = [" ".join(prompt.casefold().split()) for prompt in prompts]
-    for key in keys:
-        numbers.setdefault(key, len(numbers))
-    return [row for row, key in enumerate(keys) if numbers[key] % every == every - 1]
+# -------- same_as_rslora
+def same_as_rslora(lora_alpha, r):
+    return lora_alpha * math.sqrt(r)
 
 
-# -------- answer_loss
-def answer_loss(losses, labels):
-    return losses[labels != -100].mean().item()
+# -------- dora_weight
+def dora_weight(W, A, B, m, s):
+    turned = W + s * B @ A
+    return m[:, None] * turned / torch.linalg.norm(turned, dim=1, keepdim=True)
 
 
-# -------- stop_rate
-def stop_rate(rows, eos_id):
-    return sum(eos_id in row for row in rows) / len(rows)
+# -------- cubic_budget
+def cubic_budget(step, first, last, begin, end):
+    if step <= begin:
+        return first
+    if step >= end:
+        return last
+    left = 1 - (step - begin) / (end - begin)
+    return int((first - last) * left**3 + last)
 
 
-# -------- luck
-import math
+# -------- pissa_difference
+def pissa_difference(A, B, A0, B0):
+    return torch.cat([A, -A0]), torch.cat([B, B0], dim=1)
 
 
-def luck(gained, lost):
-    n, fewer = gained + lost, min(gained, lost)
-    tail = sum(math.comb(n, k) for k in range(fewer + 1)) / 2**n
-    return min(1.0, 2 * tail)
+# -------- choose
+situations = {
+    "the base alone does not fit on the card": None,
+    "ten thousand users, an adapter each, and little room to store them": None,
+    "lora_alpha was found at r=8, and now r=64 is to be tried": None,
+    "which layers need rank is to be found out by training": None,
+    "a first run on a new task": None,
+}
+names = ["QLoRA", "VeRA", "rsLoRA", "AdaLoRA", "LoRA"]
+choose = dict(zip(situations, names))
 
 
-# -------- what_fits
-def what_fits(needs, card_gb):
-    for way, gb in needs.items():
-        if gb <= card_gb:
-            return way
-    return "none"
+# -------- dpo_loss

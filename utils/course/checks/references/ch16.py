@@ -1,36 +1,40 @@
 """The answers to chapter 16's exercises, cell by cell as the lesson solves them.
 
-Generated from lessons/16_what_a_lora_step_costs.md by `make notebooks`: edit the lesson, not this file.
+Generated from lessons/16_what_an_update_does.md by `make notebooks`: edit the lesson, not this file.
 """
 
 import torch
 
-# fmt: off
-
-# -------- layer_flops
-def layer_flops(n, d_in, d_out, r):
-    frozen = 2 * (2 * n * d_in * d_out)
-    lora = 3 * 2 * n * r * d_in + 3 * 2 * n * r * d_out
-    return frozen, lora
-
-
-# -------- product_time
-def product_time(n, k, m, flops, memory):
-    moved = 2 * (n * k + k * m + n * m)
-    return max(2 * n * k * m / flops, moved / memory)
+# -------- choose
+situations = {
+    "the base alone does not fit on the card": None,
+    "ten thousand users, an adapter each, and little room to store them": None,
+    "lora_alpha was found at r=8, and now r=64 is to be tried": None,
+    "which layers need rank is to be found out by training": None,
+    "a first run on a new task": None,
+}
+names = ["QLoRA", "VeRA", "rsLoRA", "AdaLoRA", "LoRA"]
+choose = dict(zip(situations, names))
 
 
-# -------- lora_backward
-def lora_backward(g, x, h, W, A, B, scaling):
-    q = scaling * (g @ B)
-    dx = torch.addmm(q @ A, g, W)  # q A + g W
-    dA = q.T @ x
-    dB = g.T @ h
-    return dx, dA, dB
+# -------- stable_rank
+def stable_rank(update):
+    s = torch.linalg.svdvals(update)
+    return ((s**2).sum() / s[0] ** 2).item()
 
 
-# -------- kept_bytes
-def kept_bytes(n, d_in, d_out, r):
-    plain = 4 * (n * d_in + n * r)
-    fast = 2 * (n * d_in + n * r + r * (d_in + d_out))
-    return plain, fast
+# -------- count_intruders
+def count_intruders(base, tuned, threshold, leading):
+    old = torch.linalg.svd(base, full_matrices=False).U
+    new = torch.linalg.svd(tuned, full_matrices=False).U[:, :leading]
+    closest = (old.T @ new).abs().max(dim=0).values  # (leading,)
+    return int((closest < threshold).sum())
+
+
+# -------- dpo_loss
+import torch.nn.functional as F
+
+
+def dpo_loss(chosen, rejected, ref_chosen, ref_rejected, beta):
+    lead = beta * (chosen - ref_chosen) - beta * (rejected - ref_rejected)
+    return -F.logsigmoid(lead).mean()

@@ -1,0 +1,412 @@
+"""Chapter 17's exercises: hold out by groups, the loss of answers, the share that stops, luck, and what fits a card."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from utils.course.checks.references import ch17 as lesson
+from utils.course.checks.registry import Mistake, exercise
+
+# --------------------------------------------------------------------------------------------- hold out whole groups
+
+
+def _key(prompt: str) -> str:
+    return " ".join(prompt.casefold().split())
+
+
+def _groups(prompts: list[str], key: Callable[[str], str]) -> list[int]:
+    """Each prompt's group: prompts with the same `key` are one, numbered as they come."""
+    numbers: dict[str, int] = {}
+    return [numbers.setdefault(key(prompt), len(numbers)) for prompt in prompts]
+
+
+_PROMPTS = ["Hi", "Who?", "hi ", "Where to?", "WHO?", "When?", "Where  to?", "Why?", "how", "Why?", "How", "What?"]
+
+
+def _drawn_prompts(rng: random.Random) -> tuple[list[str], int]:
+    def said(text: str) -> str:
+        gap = rng.choice([" ", "  ", "\t", "\n"])
+        return rng.choice(["", " "]) + gap.join(rng.choice([text, text.upper()]).split()) + rng.choice(["", "\n"])
+
+    texts = ["hi", "who are you", "whoareyou", "why not", "when", "where to", "what", "how so"]
+    return [said(rng.choice(texts)) for _ in range(rng.randint(0, 14))], rng.randint(2, 5)
+
+
+def _sorted_first(prompts: list[str], every: int) -> list[int]:
+    order = sorted({_key(prompt) for prompt in prompts})
+    return [row for row, prompt in enumerate(prompts) if order.index(_key(prompt)) % every == every - 1]
+
+
+def _numbered(prompts: list[str], every: int, numbers: dict[str, int]) -> list[int]:
+    """The rows to hold out when the prompts are numbered so."""
+    return [row for row, prompt in enumerate(prompts) if numbers[_key(prompt)] % every == every - 1]
+
+
+def _by_first_row(prompts: list[str], every: int) -> list[int]:
+    return _numbered(prompts, every, {_key(prompts[row]): row for row in reversed(range(len(prompts)))})
+
+
+def _by_last_row(prompts: list[str], every: int) -> list[int]:
+    return _numbered(prompts, every, {_key(prompt): row for row, prompt in enumerate(prompts)})
+
+
+def _only_stripped(prompts: list[str], every: int) -> list[int]:
+    numbers = _groups(prompts, lambda prompt: prompt.casefold().strip())
+    return [row for row, number in enumerate(numbers) if number % every == every - 1]
+
+
+def _last_group(prompts: list[str], every: int) -> list[int]:
+    return [row for row, number in enumerate(_groups(prompts, _key)) if number == every - 1]
+
+
+exercise(
+    "held_out_rows",
+    reference=lesson.held_out_rows,
+    cases=[(_PROMPTS, 2), (_PROMPTS, 3), (["a", "b", "A", "c", "B ", "d", "c"], 2)],
+    drawn=_drawn_prompts,
+    mistakes=[
+        Mistake(
+            _sorted_first,
+            "the prompts are numbered in the order of the alphabet: the first that comes gets 0, the next new one 1.",
+        ),
+        Mistake(
+            _by_first_row,
+            "a prompt's number is the row in which it first came: count the different prompts, 0, 1, 2, without gaps.",
+        ),
+        Mistake(
+            _by_last_row,
+            "a prompt that comes again gets a new number: the number of its first time stays.",
+        ),
+        Mistake(
+            _only_stripped,
+            "strip() mends the ends only, and two spaces between words still make another prompt.",
+        ),
+        Mistake(
+            _last_group,
+            "one group alone is held out: of each `every` numbers the last, so every - 1, 2 * every - 1 and so on.",
+        ),
+        Mistake(
+            lambda prompts, every: [r for r, n in enumerate(_groups(prompts, _key)) if (n + 2) % every == 0],
+            "one too early: with every=10 the numbers 9, 19, 29 are held out, where number % every is every - 1.",
+        ),
+        Mistake(
+            lambda prompts, every: [
+                r for r, n in enumerate(_groups(prompts, lambda p: "".join(_key(p).split()))) if n % every == every - 1
+            ],
+            "all spaces were taken out, so that two different prompts may become one: leave one of each run.",
+        ),
+        Mistake(
+            lambda prompts, every: [row for row in range(len(prompts)) if row % every == every - 1],
+            "you counted rows. The same prompt is then on both sides: number the different prompts, and count those.",
+        ),
+        Mistake(
+            lambda prompts, every: [r for r, n in enumerate(_groups(prompts, str)) if n % every == every - 1],
+            'to you "Hi" and "hi " are different prompts: compare them in small letters, with single spaces.',
+        ),
+        Mistake(
+            lambda prompts, every: [r for r, n in enumerate(_groups(prompts, str.casefold)) if n % every == every - 1],
+            'white space is still compared: " ".join(text.split()) makes it single and takes it off the ends.',
+        ),
+        Mistake(
+            lambda prompts, every: [r for r, n in enumerate(_groups(prompts, _key)) if n % every == 0],
+            "the first of each `every` prompts is held out; it should be the last: number % every == every - 1.",
+        ),
+        Mistake(
+            lambda prompts, every: [
+                row for row in range(len(prompts)) if row not in lesson.held_out_rows(prompts, every)
+            ],
+            "these are the rows to train on: return those to hold out.",
+        ),
+    ],
+    hints=[
+        'A dictionary from " ".join(prompt.casefold().split()) to a number: 0 for the first, 1 for the next new one.',
+        "number.setdefault(key, len(number)) gives a new key the next number, and leaves a known one alone.",
+        "Hold a row out when its prompt's number % every == every - 1.",
+    ],
+    why="What is counted is prompts and not rows, so every row of a prompt goes to the same side.",
+    points=2,
+)
+
+# ------------------------------------------------------------------------------------------------ the loss of answers
+
+
+def _losses_case(rows: int, length: int):
+    def make() -> tuple[Tensor, Tensor]:
+        labels = torch.randint(0, 50, (rows, length))
+        for row in range(rows):
+            labels[row, : row + 2] = -100
+            labels[row, length - row :] = -100
+        labels[0, 2] = 0  # a token like any other
+        return torch.rand(rows, length) * 4 + 0.5, labels
+
+    return make
+
+
+def _drawn_losses(rng: random.Random) -> tuple[Tensor, Tensor]:
+    rows, length = rng.sample(range(1, 9), 2)
+    labels = torch.randint(-100, 3, (rows, length)).clamp(min=-1)
+    labels[labels < 0] = -100
+    labels[rng.randrange(rows), rng.randrange(length)] = rng.randrange(3)
+    return torch.rand(rows, length) * 4 + 0.5, labels
+
+
+exercise(
+    "answer_loss",
+    reference=lesson.answer_loss,
+    cases=[_losses_case(3, 9), _losses_case(4, 12), _losses_case(2, 7)],
+    drawn=_drawn_losses,
+    mistakes=[
+        Mistake(
+            lambda losses, labels: losses.mean().item(),
+            "prompt and padding are counted too: take the places where labels != -100.",
+        ),
+        Mistake(
+            lambda losses, labels: (losses * (labels != -100)).mean().item(),
+            "you put zeros in the other places and then divided by all of them: divide by the answers' tokens alone.",
+        ),
+        Mistake(
+            lambda losses, labels: (
+                torch.stack([row[kept != -100].mean() for row, kept in zip(losses, labels, strict=True)]).mean().item()
+            ),
+            "that is the mean of the rows' means, in which a token of a short answer counts more than one of a long.",
+        ),
+        Mistake(
+            lambda losses, labels: losses[labels > 0].mean().item(),
+            "you left token 0 out, which may well stand in an answer: the mark is -100, so compare with that.",
+        ),
+        Mistake(
+            lambda losses, labels: losses[labels != -100].sum().item(),
+            "that is the sum: divide by how many tokens there are.",
+        ),
+        Mistake(
+            lambda losses, labels: losses[labels == -100].mean().item(),
+            "that is the loss of prompt and padding: the answer is where labels is not -100.",
+        ),
+        Mistake(
+            lambda losses, labels: losses[:, labels[0] != -100].mean().item(),
+            "the first row's places were taken for all rows: every row has its own mask.",
+        ),
+        Mistake(
+            lambda losses, labels: losses[labels != -100].median().item(),
+            "that is the median: the mean is asked for, which is what training makes small.",
+        ),
+        Mistake(
+            lambda losses, labels: losses[labels != -100].sum().item() / len(losses),
+            "you divided by the number of rows: divide by the number of answer tokens.",
+        ),
+        Mistake(
+            lambda losses, labels: math.exp(losses[labels != -100].mean().item()),
+            "that is the perplexity, e to the power of the loss.",
+        ),
+        Mistake(
+            lambda losses, labels: losses.masked_fill_(labels == -100, 0.0).sum().item() / int((labels != -100).sum()),
+            "your function changes its input: losses are overwritten. masked_fill, without the _, makes a new tensor.",
+        ),
+    ],
+    hints=["labels != -100 is True where the answer is.", "losses[mask] keeps those places, in one row."],
+    why="A mean over tokens, and not over rows, is what the training loss is, so the two can be compared.",
+)
+
+# --------------------------------------------------------------------------------------------------- who stops
+
+
+def _drawn_rows(rng: random.Random) -> tuple[list[list[int]], int]:
+    width = rng.randint(1, 6)
+    return [rng.choices([0, 1, 2, 3, 5], k=width) for _ in range(rng.randint(1, 7))], rng.choice([0, 1, 2, 9])
+
+
+exercise(
+    "stop_rate",
+    reference=lesson.stop_rate,
+    cases=[
+        ([[5, 6, 1, 0, 0], [5, 7, 8, 9, 4], [3, 4, 5, 6, 1], [2, 2, 2, 2, 2]], 1),
+        ([[9, 9, 9], [9, 2, 2], [4, 2, 2]], 2),
+        ([[3, 8, 3, 7], [7, 3, 3, 3]], 7),
+    ],
+    drawn=_drawn_rows,
+    mistakes=[
+        Mistake(
+            lambda rows, eos_id: sum(row[-1] == eos_id for row in rows) / len(rows),
+            "you looked at the last place only. A short answer has its end mark earlier, and padding behind it.",
+        ),
+        Mistake(
+            lambda rows, eos_id: sum(eos_id not in row for row in rows) / len(rows),
+            "that is the share that runs on to the limit.",
+        ),
+        Mistake(
+            lambda rows, eos_id: sum(row.count(eos_id) for row in rows) / len(rows),
+            "you counted end marks. Where padding is the end mark too, one answer has several: count answers.",
+        ),
+        Mistake(
+            lambda rows, eos_id: 100 * sum(eos_id in row for row in rows) / len(rows),
+            "right, in percent; a share lies between 0 and 1.",
+        ),
+        Mistake(
+            lambda rows, eos_id: sum(eos_id in row for row in rows),
+            "that is a number of answers; the share of them is asked for.",
+        ),
+        Mistake(
+            lambda rows, eos_id: sum(row[-1] != 0 for row in rows) / len(rows),
+            "that asks for padding at the end: an answer has ended where eos_id stands somewhere in its row.",
+        ),
+        Mistake(
+            lambda rows, eos_id: sum(1 in row for row in rows) / len(rows),
+            "the EOS token is not 1 with every tokenizer: use eos_id.",
+        ),
+        Mistake(
+            lambda rows, eos_id: sum(eos_id in row or 0 in row for row in rows) / len(rows),
+            "0 counts as an end too: only eos_id says that an answer has ended, whatever the padding is.",
+        ),
+        Mistake(
+            lambda rows, eos_id: sum(eos_id in row[1:] for row in rows) / len(rows),
+            "an answer that is the EOS token alone has ended as well: look at the first place, too.",
+        ),
+        Mistake(
+            lambda rows, eos_id: (rows == eos_id).any(dim=1).float().mean().item(),
+            "that is how a tensor is asked. rows is a list of lists, so rows == eos_id is one False: go through them.",
+        ),
+        Mistake(
+            lambda rows, eos_id: sum(eos_id in row[:-1] for row in rows) / len(rows),
+            "an answer whose last token is the EOS token has ended as well: look at the whole row.",
+        ),
+        Mistake(
+            lambda rows, eos_id: sum(eos_id in row for row in rows) / sum(map(len, rows)),
+            "you divided by the number of tokens: the share is one of answers.",
+        ),
+        Mistake(
+            lambda rows, eos_id: float(all(eos_id in row for row in rows)),
+            "that says whether all of them ended: the share that did is asked for.",
+        ),
+    ],
+    hints=["eos_id in row says whether one answer ended.", "True counts as 1 in sum(...)."],
+    why="An answer that ran into the limit has no EOS token, wherever the padding of the others begins.",
+)
+
+# --------------------------------------------------------------------------------------------------------------- luck
+
+
+def _tail(changed: int, up_to: int) -> float:
+    return sum(math.comb(changed, k) for k in range(up_to + 1)) / 2**changed
+
+
+exercise(
+    "luck",
+    reference=lesson.luck,
+    cases=[(5, 0), (2, 6), (9, 4), (3, 3), (0, 0)],
+    drawn=lambda rng: (rng.randint(0, 40), rng.randint(0, 12)),
+    mistakes=[
+        Mistake(
+            lambda gained, lost: min(1.0, 2 * _tail(gained + lost, min(gained, lost) - 1)),
+            "k runs from 0 to the smaller count, which belongs to it: range(fewer + 1).",
+        ),
+        Mistake(
+            lambda gained, lost: 1 - min(1.0, 2 * _tail(gained + lost, min(gained, lost))),
+            "that is the probability of something less uneven; the small number is the one that speaks against luck.",
+        ),
+        Mistake(
+            lambda gained, lost: math.erfc(abs(gained - lost) / math.sqrt(2 * (gained + lost or 1))),
+            "that is the normal curve's approximation: with few answers it is far off, and the exact sum is short.",
+        ),
+        Mistake(
+            lambda gained, lost: min(1.0, 2 * _tail(max(gained, lost), min(gained, lost))),
+            "n is the number of all coins, gained + lost.",
+        ),
+        Mistake(
+            lambda gained, lost: _tail(gained + lost, min(gained, lost)),
+            "that is one side only. Coins may be as uneven the other way: twice that, and never more than 1.",
+        ),
+        Mistake(
+            lambda gained, lost: 2 * _tail(gained + lost, min(gained, lost)),
+            "a probability above 1: where both counts are equal the two sides overlap. Take min(1.0, ...).",
+        ),
+        Mistake(
+            lambda gained, lost: min(1.0, 2 * math.comb(gained + lost, min(gained, lost)) / 2 ** (gained + lost)),
+            "that is the probability of this split alone: add the more uneven ones, k = 0 up to the smaller count.",
+        ),
+        Mistake(
+            lambda gained, lost: min(1.0, 2 * _tail(gained + lost, lost)),
+            "you added from 0 up to lost, also where lost is the larger one: take min(gained, lost).",
+        ),
+    ],
+    hints=[
+        "n = gained + lost coins. math.comb(n, k) / 2**n is the probability of k heads.",
+        "Sum it for k from 0 to the smaller of the two counts; twice that, and at most 1.",
+    ],
+    why="Only answers that changed say anything, and a fair coin decides each if the adapter does nothing: 8 of 10 is "
+    "luck one time in nine.",
+    points=2,
+)
+
+# -------------------------------------------------------------------------------------------------------- what fits
+
+
+_WAYS = ("full", "LoRA", "LoRA, checkpointing", "QLoRA")
+_NEEDS = [dict(zip(_WAYS, gb, strict=True)) for gb in ((110.0, 36.0, 18.0, 6.8), (26.0, 12.6, 7.2, 8.1))]
+
+
+def _drawn_needs(rng: random.Random) -> tuple[dict[str, float], float]:
+    ways = rng.sample([*_WAYS, "DoRA", "8-bit Adam"], rng.randint(1, 5))
+    needs = {way: rng.choice([5.0, 6.8, 7.2, 12.6, 16.4, 24.5, 80.0]) for way in ways}
+    return needs, rng.choice([4, 7, 12, 12.6, 16, 24, 80, 100])
+
+
+exercise(
+    "what_fits",
+    reference=lesson.what_fits,
+    cases=[(needs, card) for needs in _NEEDS for card in (6, 8, 12.6, 19, 24, 36, 80, 110)],
+    drawn=_drawn_needs,
+    mistakes=[
+        Mistake(
+            lambda needs, card_gb: max(
+                (way for way in needs if needs[way] <= card_gb), key=lambda way: needs[way], default="none"
+            ),
+            "that is the one that fills the card most: the order of `needs` says which you like best.",
+        ),
+        Mistake(
+            lambda needs, card_gb: [way for way, gb in needs.items() if gb <= card_gb] or "none",
+            "those are all that fit: the first of them is asked for.",
+        ),
+        Mistake(
+            lambda needs, card_gb: next((way for way, gb in needs.items() if int(gb) <= card_gb), "none"),
+            "int(...) rounds the GB down, and so a way passes that needs a little more than the card has.",
+        ),
+        Mistake(
+            lambda needs, card_gb: next(iter(needs)) if needs[next(iter(needs))] <= card_gb else "none",
+            'only the first way was tried: the return of "none" belongs behind the loop.',
+        ),
+        Mistake(
+            lambda needs, card_gb: lesson.what_fits(needs, card_gb - 1),
+            "you kept 1 GB of the card back: that margin is in `needs`, and twice is too much.",
+        ),
+        Mistake(
+            lambda needs, card_gb: lesson.what_fits(needs, 0.9 * card_gb),
+            "you left a tenth of the card free; the safety margin is in the numbers already.",
+        ),
+        Mistake(
+            lambda needs, card_gb: next((way for way, gb in needs.items() if gb < card_gb), "none"),
+            "a way that needs just what the card has fits: compare with <=.",
+        ),
+        Mistake(
+            lambda needs, card_gb: next((way for way, gb in reversed(needs.items()) if gb <= card_gb), "none"),
+            "you began with the last way, which is the one that you like least: keep the order of `needs`.",
+        ),
+        Mistake(
+            lambda needs, card_gb: min(needs, key=needs.get) if min(needs.values()) <= card_gb else "none",
+            "that is the way that needs least. The task wants the first that fits, the one you like best.",
+        ),
+        Mistake(
+            lambda needs, card_gb: next((way for way, gb in needs.items() if gb <= card_gb), None),
+            'where nothing fits the answer is the text "none", not None.',
+        ),
+    ],
+    hints=[
+        "for way, gb in needs.items() goes through them in their order.",
+        'Return the first way whose gb <= card_gb; after the loop, return "none".',
+    ],
+    why="A dictionary keeps its order, and the margin is counted once: in the needs.",
+)

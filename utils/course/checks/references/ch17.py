@@ -1,0 +1,42 @@
+"""The answers to chapter 17's exercises, cell by cell as the lesson solves them.
+
+Generated from lessons/17_capstone.md by `make notebooks`: edit the lesson, not this file.
+"""
+
+# fmt: off
+
+# -------- held_out_rows
+def held_out_rows(prompts, every):
+    numbers = {}
+    keys = [" ".join(prompt.casefold().split()) for prompt in prompts]
+    for key in keys:
+        numbers.setdefault(key, len(numbers))
+    return [row for row, key in enumerate(keys) if numbers[key] % every == every - 1]
+
+
+# -------- answer_loss
+def answer_loss(losses, labels):
+    return losses[labels != -100].mean().item()
+
+
+# -------- stop_rate
+def stop_rate(rows, eos_id):
+    return sum(eos_id in row for row in rows) / len(rows)
+
+
+# -------- luck
+import math
+
+
+def luck(gained, lost):
+    n, fewer = gained + lost, min(gained, lost)
+    tail = sum(math.comb(n, k) for k in range(fewer + 1)) / 2**n
+    return min(1.0, 2 * tail)
+
+
+# -------- what_fits
+def what_fits(needs, card_gb):
+    for way, gb in needs.items():
+        if gb <= card_gb:
+            return way
+    return "none"
