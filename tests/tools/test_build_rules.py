@@ -57,6 +57,8 @@ EDITS = {
     "no reason": (AFTER, NOT_COMPARED.replace("a time is another one", "odd") + AFTER, "# Not compared", "says why"),
     "marker": (AFTER, f"```python\n# NBVAL_IGNORE_OUTPUT\nx = 1\n```\n\n{AFTER}", "# NBVAL", "not a comment"),
     "paper": ("- [a paper or a page, and why]", "- *LoRA*, arXiv 2106.09685.", "- *LoRA*", "write [*the title*](https"),
+    "number": (AFTER, f"See [12](13_a.md).\n\n{AFTER}", "See", "'[12](13_a.md)' is called 12 and leads to chapter 13"),
+    "chapter": (AFTER, f"[Chapter 1, \"A\"](00_a.md#b)\n\n{AFTER}", "[Chapter", "is called 1 and leads to chapter 0"),
     "bare address": (AFTER, f"See https://arxiv.org/abs/1412.6980.\n\n{AFTER}", "See", "arXiv's 1412.6980 is no link"),
     "escaped sign": (AFTER, f"$$a \\, b$$\n\n{AFTER}", "$$a", "'\\\\,' in $$a \\, b$$ is lost on GitHub"),
     "index": (AFTER, f"Then $(a b)_i$.\n\n{AFTER}", "Then", "')_' in $(a b)_i$ is lost on GitHub"),

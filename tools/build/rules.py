@@ -38,6 +38,9 @@ EATEN = re.compile(r"\\[^A-Za-z\s]|[)}\]'|]_|\*")
 
 COMMENT_MARKERS = re.compile(r"^\s*#\s*(NBVAL_\w+|PYTEST_VALIDATE_IGNORE_OUTPUT)\s*$", re.M)
 
+# A link that is called by a chapter's number: [13](13_x.md), [chapter 13](13_x.md), [chapter 13, "A heading"](13_x.md#y).
+NUMBERED = re.compile(r"\[(?:[Cc]hapter\s+)?(\d+)(?!\d|\.\d)[^\]\[]*\]\((\d\d)_\w+\.md[)#]")
+
 Found = Iterator[tuple[int, str]]
 
 
@@ -225,6 +228,13 @@ def _pictures(lesson: Lesson, course: Course) -> Found:
             yield line, fault
 
 
+def _numbers(lesson: Lesson, course: Course) -> Found:
+    """A link that is called by a chapter's number leads to that chapter."""
+    for line, found in _in_prose(lesson, NUMBERED):
+        if int(found[1]) != int(found[2]):
+            yield line, f"the link {found[0]!r} is called {found[1]} and leads to chapter {int(found[2])}"
+
+
 def _papers(lesson: Lesson, course: Course) -> Found:
     """A paper's number at arXiv is the address of a link."""
     for line, found in _in_prose(lesson, UNLINKED_PAPER):
@@ -253,6 +263,7 @@ RULES: tuple[Callable[[Lesson, Course], Found], ...] = (
     _lengths,
     _not_compared,
     _closing,
+    _numbers,
     _papers,
     _pictures,
     _formulas,
