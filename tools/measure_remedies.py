@@ -4,8 +4,8 @@
     python -m tools.measure_remedies --trial        four steps of few runs, on any machine; nothing of it is a result
 
 Two tasks, two methods, nine seeds. Every remedy has its own knob and, besides, several learning rates. SELECT's seeds
-choose a setting for each remedy: of those whose exact match on the dev prompts reaches a target, the one with the lowest
-perplexity of stories. What is reported of it comes from other seeds, other prompts and other stories: :func:`best` does
+choose a setting for each remedy: of those whose exact match on the dev prompts reaches a target, the one with the
+lowest perplexity of stories. What is reported of it comes from other seeds, other prompts and other stories: :func:`best` does
 both. Runs that differ in their trainable tensors alone are trained in one stack (tools/ensemble.py).
 
 Attributes:
@@ -199,7 +199,8 @@ def soups(task: Any, method: str, runs: Sequence[Run], stack: Ensemble, device: 
     base, tokenizer = load_base(torch.float32)
     base.requires_grad_(True)
     own = {n: p.detach().clone() for n, p in base.named_parameters()}
-    scaling = {n: layer.scaling for n, layer in injected_layers(stack.model).items()}
+    layers = injected_layers(stack.model) if method == "LoRA" else {}
+    scaling = {n: layer.scaling for n, layer in layers.items()}
     mixed, starts = [], []
     for lr, (first, seeds) in product(sorted({r.lr for r in runs}), SOUPS.items()):
         places = [i for i, r in enumerate(runs) if r.lr == lr and r.seed in seeds]
