@@ -5,7 +5,7 @@
 
 Two tasks, two methods, nine seeds. Every remedy has its own knob and, besides, several learning rates. SELECT's seeds
 choose a setting for each remedy: of those whose exact match on the dev prompts reaches a target, the one with the
-lowest perplexity of stories. What is reported of it comes from other seeds, other prompts and other stories: :func:`best` does
+lowest perplexity of stories. What is reported of it comes from other seeds, prompts and stories: :func:`best` does
 both. Runs that differ in their trainable tensors alone are trained in one stack (tools/ensemble.py).
 
 Attributes:
