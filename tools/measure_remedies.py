@@ -194,8 +194,11 @@ def averages(steps: int, kept: Tensors) -> Callable[..., None]:
     return after
 
 
-def soups(task: Any, method: str, runs: Sequence[Run], stack: Ensemble, device: str) -> tuple[list[Run], Ensemble]:
-    """The mean over three seeds of what they changed, as a stack of plain models: one for each rate and SOUPS."""
+def soups(task: Any, method: str, runs: Sequence[Run], stack: Ensemble, marks: Marks, device: str) -> list[dict]:
+    """The rows of the mean over three seeds of what they changed, measured as plain models: for each rate and SOUPS.
+
+    A group of seeds that isn't whole among the runs has none.
+    """
     base, tokenizer = load_base(torch.float32)
     base.requires_grad_(True)
     own = {n: p.detach().clone() for n, p in base.named_parameters()}
@@ -215,7 +218,11 @@ def soups(task: Any, method: str, runs: Sequence[Run], stack: Ensemble, device: 
             start = {n: stack.parameters[n][places].mean(0) for n in own}
         mixed.append(Run(lr, 3.0, first))
         starts.append(start)
-    return mixed, Ensemble(base, tokenizer, starts, [0.0] * len(mixed), [r.seed for r in mixed], device=device)
+    if not mixed:
+        return []
+    seeds = [run.seed for run in mixed]
+    mixture = Ensemble(base, tokenizer, starts, [0.0] * len(mixed), seeds, device=device)
+    return rows_of(task, method, "average of seeds", mixed, marks.of(mixture))
 
 
 def rows_of(task: str, method: str, remedy: str, runs: Sequence[Run], marks: Sequence[dict]) -> list[dict]:
@@ -265,8 +272,7 @@ def one_stack(job: dict, runs: Sequence[Run]) -> list[dict]:
         }
         rows += rows_of(task, method, "scale", [r._replace(knob=factor) for r in runs], marks.of(stack))
     stack.parameters = trained
-    mixed, mixture = soups(task, method, runs, stack, device)
-    return rows + rows_of(task, method, "average of seeds", mixed, marks.of(mixture) if mixed else [])
+    return rows + soups(task, method, runs, stack, marks, device)
 
 
 def one_job(job: dict) -> list[dict]:

@@ -80,13 +80,21 @@ def test_a_soup_of_loras_is_the_mean_of_their_updates():
     runs = [tool.Run(0.01, 0.0, seed) for seed in tool.SELECT]
     stack = tool.stack_of("style", "LoRA", runs, "cpu")
     stack.train(task_examples("style", "train", 8), steps=3, batch_size=2)
-    mixed, mixture = tool.soups("style", "LoRA", runs, stack, "cpu")
-    assert [(run.lr, run.seed) for run in mixed] == [(0.01, 0)]
+    seen = []
+
+    class Marks:
+        def of(self, mixture):
+            seen.append(mixture)
+            return [{"dev": 1.0}]
+
+    (row,) = tool.soups("style", "LoRA", runs, stack, Marks(), "cpu")
+    assert (row["remedy"], row["lr"], row["seed"], row["dev"]) == ("average of seeds", 0.01, 0, 1.0)
     name = "model.layers.1.mlp.up_proj"
     own = load_base(torch.float32)[0].get_submodule(name).weight
     A, B = (stack.parameters[f"{name}.lora_{m}"] for m in "AB")
     wanted = own + 2 * torch.stack([b @ a for a, b in zip(A, B, strict=True)]).mean(0)
-    assert torch.allclose(mixture.parameters[f"{name}.weight"][0], wanted, atol=1e-6)
+    assert torch.allclose(seen[0].parameters[f"{name}.weight"][0], wanted, atol=1e-6)
+    assert tool.soups("style", "LoRA", runs[:2], stack, Marks(), "cpu") == []
 
 
 def test_copying_is_counted_as_the_gate_counts_it():

@@ -407,8 +407,8 @@ CHOICES: dict[str, dict[str, Choice]] = {
                 ),
                 Cell(
                     "16_what_an_update_does",
-                    'print("change of equal size      style: task  gone (5 seeds)          translation: task  gone (5 seeds)")',
-                    ("whole update                 99%    80%",),
+                    'print("equal change        style: task  gone (5 seeds)        translation: task  gone (5 seeds)")',
+                    ("whole update                99%   80%",),
                 ),
                 _BIDERMAN,
             ),
