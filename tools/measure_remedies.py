@@ -102,11 +102,11 @@ class Marks:
     @torch.no_grad()
     def copying(self, stack: Ensemble) -> list[float]:
         """Each run's share of right tokens where random words follow themselves, as gates.copy_accuracy counts them."""
-        logits, right, total = vmap(stack._logits, in_dims=(0, 0, None)), 0, 0
+        logits, right, total = vmap(stack._logits, in_dims=(0, 0, None)), torch.zeros(stack.count), 0
         for once in self.copies:
             ids = torch.cat([once, once])[None].to(stack.device)
             said = logits(stack.parameters, stack.fixed, ids)[:, 0, len(once) : -1].argmax(-1)
-            right = right + (said == ids[0, len(once) + 1 :]).sum(1)
+            right = right + (said == ids[0, len(once) + 1 :]).sum(1).cpu()
             total += len(once) - 1
         return (right / total).tolist()
 
@@ -201,7 +201,7 @@ def soups(task: Any, method: str, runs: Sequence[Run], stack: Ensemble, marks: M
     """
     base, tokenizer = load_base(torch.float32)
     base.requires_grad_(True)
-    own = {n: p.detach().clone() for n, p in base.named_parameters()}
+    own = {n: p.detach().cpu().clone() for n, p in base.named_parameters()}
     layers = injected_layers(stack.model) if method == "LoRA" else {}
     scaling = {n: layer.scaling for n, layer in layers.items()}
     mixed, starts = [], []
