@@ -200,3 +200,39 @@ def test_all_matrices_one_behind_the_other():
 def test_bad_input_is_refused_in_words(call, text):
     with pytest.raises(ValueError, match=text):
         call()
+
+
+# ----------------------------------------------------------------------------------------- intruders and their controls
+
+
+def test_damped_multiplies_the_chosen_singular_values_alone():
+    W = torch.randn(9, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    before, after = torch.linalg.svdvals(W), torch.linalg.svdvals(spectrum.damped(W, [0, 4], 0.5))
+    wanted = before * torch.tensor([0.5, 1, 1, 1, 0.5, 1], dtype=torch.float64)
+    assert torch.allclose(after, wanted.sort(descending=True).values)
+    assert torch.equal(spectrum.damped(W, [], 0.5), W)
+
+
+def test_changes_are_of_equal_size_and_along_what_they_say():
+    g = torch.Generator().manual_seed(0)
+    base = torch.randn(24, 16, generator=g)
+    new = 20 * torch.outer(torch.randn(24, generator=g), torch.randn(16, generator=g)) / 20
+    update = new + 0.3 * torch.randn(24, 16, generator=g)
+    changed = spectrum.equal_changes(base, base + update, 0.75, threshold=0.7)
+    sizes = {name: (weight - base - update).norm().item() for name, weight in changed.items()}
+    assert sizes["intruders"] > 0
+    u, s, vh = torch.linalg.svd(update, full_matrices=False)
+    rest = (u[:, 1:] * s[1:] @ vh[1:]).norm().item()
+    for name, size in sizes.items():
+        wanted = min(sizes["intruders"], rest) if name == "without its first" else sizes["intruders"]
+        assert size == pytest.approx(wanted, rel=1e-4)
+    whole = changed["whole update"] - base
+    assert torch.nn.functional.cosine_similarity(whole.flatten(), update.flatten(), 0) > 0.9999
+    alone = torch.linalg.svdvals(changed["first alone"] - base - update)
+    assert alone[1] < 1e-4 * alone[0]
+
+
+def test_where_nothing_is_new_nothing_changes():
+    base = torch.randn(12, 10, generator=torch.Generator().manual_seed(0))
+    for weight in spectrum.equal_changes(base, base.clone(), 0.5).values():
+        assert torch.allclose(weight, base, atol=1e-6)

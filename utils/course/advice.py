@@ -407,8 +407,8 @@ CHOICES: dict[str, dict[str, Choice]] = {
                 ),
                 Cell(
                     "16_what_an_update_does",
-                    'print("at 0.8 at least 95% are right:", down[0.8].task >= 0.95)',
-                    ("at 0.8 at least 95% are right: True", "and less than half of the forgetting is left: True"),
+                    'print("equal change        style: task  gone (5 seeds)        translation: task  gone (5 seeds)")',
+                    ("whole update                99%   80%",),
                 ),
                 _BIDERMAN,
             ),

@@ -11,7 +11,7 @@ Attributes:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Float
@@ -161,3 +161,53 @@ def all_closest_cosines(
     if base.keys() != tuned.keys():
         raise ValueError(f"the two hold different layers: {sorted(base.keys() ^ tuned.keys())[:3]}")
     return torch.cat([closest_cosines(base[name], tuned[name], leading) for name in base])
+
+
+# ----------------------------------------------------------------------------------------- intruders and their controls
+
+
+def damped(W: Float[Tensor, "d_out d_in"], chosen: Sequence[int] | Tensor, times: float) -> Float[Tensor, "d_out d_in"]:
+    """W with the singular values numbered in `chosen` (0 is the largest) multiplied by `times`; its dtype, by float64.
+
+    This is what ``peft.tuners.lora.intruders.reduce_intruder_dimension`` does to the intruders of base plus update,
+    before it cuts the update back to its rank. Raises ValueError for what is no matrix of finite numbers.
+    """
+    _checked(W)
+    U, S, Vh = torch.linalg.svd(W.double(), full_matrices=False)
+    picked = torch.as_tensor(chosen, dtype=torch.long, device=W.device)
+    return (W + (times - 1) * (U[:, picked] * S[picked]) @ Vh[picked]).to(W.dtype)
+
+
+def equal_changes(
+    base: Float[Tensor, "d_out d_in"],
+    tuned: Float[Tensor, "d_out d_in"],
+    times: float,
+    threshold: float = 0.5,
+    leading: int = LEADING,
+) -> dict[str, Float[Tensor, "d_out d_in"]]:
+    """The tuned weight with its intruders damped by `times`, and four other weights that differ from it by as much.
+
+    As much is the Frobenius norm of the difference from `tuned`. ``intruders``: those of :func:`intruders`.
+    ``other leading``: as many of the leading directions that aren't intruders, or all of those there are. ``whole
+    update``: the update times a factor. ``without its first``: the update's singular directions but the first.
+    ``first alone``: that one. A part that is too small to change so much is taken out whole. Raises ValueError as
+    :func:`closest_cosines` does.
+    """
+    new = closest_cosines(base, tuned, leading) < threshold
+    found, kept = new.nonzero()[:, 0], (~new).nonzero()[:, 0][: int(new.sum())]
+    update = (tuned - base).double()
+    wanted = (damped(tuned.double(), found, times) - tuned.double()).norm()
+    U, S, Vh = torch.linalg.svd(tuned.double(), full_matrices=False)
+    u, s, vh = torch.linalg.svd(update, full_matrices=False)
+    parts = {
+        "other leading": (U[:, kept] * S[kept]) @ Vh[kept],
+        "whole update": update,
+        "without its first": (u[:, 1:] * s[1:]) @ vh[1:],
+        "first alone": (u[:, :1] * s[:1]) @ vh[:1],
+    }
+    changed = {"intruders": damped(tuned, found, times)}
+    for name, part in parts.items():
+        size = part.norm()
+        share = float(min(wanted / size, 1)) if size > 0 else 0.0
+        changed[name] = (tuned.double() - share * part).to(tuned.dtype)
+    return changed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import statistics
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from utils.course.checks.behaviour import same_gradients
+from utils.course.checks.compare import difference
 from utils.course.checks.references import ch16 as lesson
 from utils.course.checks.registry import Mistake, exercise
 from utils.evaluate import spectrum
@@ -38,9 +40,108 @@ def _number(value: Tensor) -> Any:
     return value.item() if value.numel() == 1 else value
 
 
+def _setting(dev: list[float], stories: list[float], lr: float) -> dict[str, Any]:
+    return {"lr": lr, "dev": dev, "stories_dev": stories}
+
+
+def _settings(*rows: tuple[list[float], list[float]], target: float = 0.95):
+    return lambda: ([_setting(dev, read, 0.001 * 2**i) for i, (dev, read) in enumerate(rows)], target)
+
+
+def _drawn_settings(rng: random.Random) -> tuple[list[dict[str, Any]], float]:
+    seeds = rng.randint(2, 4)
+    rows = [
+        ([rng.randint(80, 100) / 100 for _ in range(seeds)], [rng.uniform(1.6, 6) for _ in range(seeds)])
+        for _ in range(rng.randint(1, 7))
+    ]
+    return _settings(*rows, target=rng.choice([0.885, 0.905, 0.925, 0.955]))()
+
+
+def _reached(settings, target):
+    return [s for s in settings if statistics.mean(s["dev"]) >= target]
+
+
+def _least(settings, key):
+    return min(settings, key=key, default=None)
+
+
+exercise(
+    "choose_setting",
+    reference=lesson.choose_setting,
+    cases=[
+        _settings(
+            ([1.0, 0.9, 1.0], [4.0, 5.0, 9.0]), ([0.9, 0.96, 1.0], [2.0, 3.0, 2.5]), ([0.5, 0.4, 1.0], [1.7] * 3)
+        ),
+        _settings(([0.94, 0.95, 0.95], [2.0, 2.0, 2.0]), ([0.9, 1.0, 0.9], [1.8, 1.8, 1.8])),
+        _settings(([0.5, 1.0], [3.0, 3.0]), ([1.0, 1.0], [3.5, 3.5]), target=0.75),
+        _settings(([1.0, 1.0, 1.0], [1.7, 9.0, 1.7]), ([0.98, 0.98, 0.98], [2.0, 2.1, 2.2])),
+        _settings(([1.0, 1.0, 1.0], [1.7, 1.7, 4.0]), ([0.98, 0.98, 0.98], [2.0, 2.1, 2.2]), target=0.99),
+        _settings(([1.0, 1.0], [3.0, 3.0]), ([1.0, 1.0], [1.9, 2.0]), ([1.0, 1.0], [1.8, 2.4])),
+    ],
+    drawn=_drawn_settings,
+    mistakes=[
+        Mistake(
+            lambda settings, target: _least(settings, lambda s: statistics.mean(s["stories_dev"])),
+            "the target wasn't asked for: an adapter that learnt nothing forgets nothing. Leave out the settings whose "
+            "mean exact match is below it.",
+        ),
+        Mistake(
+            lambda settings, target: _least(_reached(settings, target), lambda s: -statistics.mean(s["dev"])),
+            "that is the most accurate one. Among those that reach the target the lowest perplexity counts.",
+        ),
+        Mistake(
+            lambda settings, target: _least(_reached(settings, target), lambda s: -statistics.mean(s["stories_dev"])),
+            "that is the highest perplexity: a lower one keeps more.",
+        ),
+        Mistake(
+            lambda settings, target: _least(
+                [s for s in settings if min(s["dev"]) >= target], lambda s: statistics.mean(s["stories_dev"])
+            ),
+            "you asked every seed to reach the target; their mean has to.",
+        ),
+        Mistake(
+            lambda settings, target: _least(
+                [s for s in settings if max(s["dev"]) >= target], lambda s: statistics.mean(s["stories_dev"])
+            ),
+            "one lucky seed is enough for you; the mean over the seeds has to reach the target.",
+        ),
+        Mistake(
+            lambda settings, target: _least(
+                [s for s in settings if statistics.mean(s["dev"]) > target], lambda s: statistics.mean(s["stories_dev"])
+            ),
+            "a mean that equals the target has reached it: use >=.",
+        ),
+        Mistake(
+            lambda settings, target: _least(_reached(settings, target), lambda s: min(s["stories_dev"])),
+            "you took each setting's luckiest seed. Compare the mean perplexities.",
+        ),
+        Mistake(
+            lambda settings, target: _least(_reached(settings, target), lambda s: s["stories_dev"][0]),
+            "you compared the first seed alone. Compare the mean perplexities.",
+        ),
+        Mistake(
+            lambda settings, target: next(iter(_reached(settings, target)), None),
+            "that is the first setting that reaches the target, not the one with the lowest perplexity.",
+        ),
+    ],
+    hints=[
+        'First keep the settings with mean(s["dev"]) >= target.',
+        'min(kept, key=lambda s: mean(s["stories_dev"]), default=None) takes care of an empty list.',
+    ],
+    why="Equal accuracy first, then the least that was broken. A mean over seeds, so that no lucky one decides.",
+    points=2,
+)
+
+
+def _as_number(expected: Any, got: Any) -> bool | str:
+    """A tensor of one number is as good as the number."""
+    return difference(expected, got.item() if isinstance(got, Tensor) and got.ndim == 0 else got) or True
+
+
 exercise(
     "stable_rank",
     reference=lesson.stable_rank,
+    compare=_as_number,
     cases=[_rank_case([2.0, 2.0, 2.0]), _rank_case([4.0, 2.0, 1.0, 0.5]), _rank_case([3.0], 4, 7)],
     drawn=lambda rng: _rank_case(
         [rng.uniform(0.1, 5) for _ in range(rng.randint(1, 4))], *rng.sample(range(4, 9), 2)
@@ -164,6 +265,7 @@ def _drawn_turned(rng: random.Random) -> tuple[Tensor, Tensor, float, int]:
 exercise(
     "count_intruders",
     reference=lesson.count_intruders,
+    compare=_as_number,
     cases=[
         _planted(32, 24, 20.0, 0.7, 4),
         _planted_twice,

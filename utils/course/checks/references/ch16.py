@@ -3,18 +3,17 @@
 Generated from lessons/16_what_an_update_does.md by `make notebooks`: edit the lesson, not this file.
 """
 
-import torch
+from statistics import mean
 
-# -------- choose
-situations = {
-    "the base alone does not fit on the card": None,
-    "ten thousand users, an adapter each, and little room to store them": None,
-    "lora_alpha was found at r=8, and now r=64 is to be tried": None,
-    "which layers need rank is to be found out by training": None,
-    "a first run on a new task": None,
-}
-names = ["QLoRA", "VeRA", "rsLoRA", "AdaLoRA", "LoRA"]
-choose = dict(zip(situations, names))
+import torch
+import torch.nn.functional as F
+
+# fmt: off
+
+# -------- choose_setting
+def choose_setting(settings, target):
+    reached = [s for s in settings if mean(s["dev"]) >= target]
+    return min(reached, key=lambda s: mean(s["stories_dev"]), default=None)
 
 
 # -------- stable_rank
@@ -32,9 +31,6 @@ def count_intruders(base, tuned, threshold, leading):
 
 
 # -------- dpo_loss
-import torch.nn.functional as F
-
-
 def dpo_loss(chosen, rejected, ref_chosen, ref_rejected, beta):
     lead = beta * (chosen - ref_chosen) - beta * (rejected - ref_rejected)
     return -F.logsigmoid(lead).mean()
