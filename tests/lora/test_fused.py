@@ -24,8 +24,8 @@ F32 = {"rtol": 1e-5, "atol": 1e-5}
 """float32 rounds at 6e-8; sums of a few hundred products of numbers near 1 stay an order below this."""
 ROUNDING = 2.0**-9
 """bf16 has 8 significant bits: rounding moves a number by at most 2**-8 of itself, and a tensor, whose many roundings
-spread evenly, by less than half of that in its norm: 2**-9 (a test below). Roundings are as good as random, so a product
-with a rounded factor moves by no larger share than the factor did. float32 sums add 2**-24 each, which is nothing."""
+spread evenly, by less than half of that in its norm: 2**-9 (a test below). Roundings are as good as random, so a
+product with a rounded factor moves by no larger share than the factor did. float32 sums add 2**-24 each: nothing."""
 
 shapes = st.lists(st.integers(1, 4), max_size=3)
 
