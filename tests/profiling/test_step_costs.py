@@ -6,13 +6,13 @@ import json
 import pytest
 import torch
 
-from utils.models import ASSETS
+from utils.models import ASSETS, ROOT
 from utils.profiling.step_costs import LayerRecord, StepRecord, layer_step
 from utils.profiling.traffic import operations
 
 LAYER, SECOND, STEP = LayerRecord(), LayerRecord("layer_h200"), StepRecord()
 SIZES = [(4096, 4096), (4096, 11008), (11008, 4096)]
-PEFT, TOGETHER = "PEFT as it comes", "fast, together"
+PEFT, SIXTEEN, TOGETHER = "PEFT as it comes", "PEFT, 16-bit adapters", "fast, together"
 
 
 def median(row):
@@ -95,11 +95,24 @@ def test_a_ratio_is_of_the_medians_and_a_line_has_time_spread_and_peak(batch):
 @pytest.mark.parametrize("targets", ["q,k,v,o", "all-linear"])
 @pytest.mark.parametrize("batch", [4, 8])
 def test_what_the_first_screen_says_of_whole_steps(targets, batch):
-    peft, sixteen, fused = (times(way, targets, batch) for way in (PEFT, f"{PEFT[:4]}, 16-bit adapters", TOGETHER))
+    peft, sixteen, fused = (times(way, targets, batch) for way in (PEFT, SIXTEEN, TOGETHER))
     full = times("full", batch=batch)
     assert 1 <= fused < peft and 1 <= sixteen < peft
     assert fused < full and sixteen < full
     assert STEP.row(TOGETHER, targets, batch)["peak_mib"] < STEP.row(PEFT, targets, batch)["peak_mib"]
+
+
+def test_the_first_screens_table_is_the_record():
+    lesson = (ROOT / "lessons" / "18_what_a_lora_step_costs.md").read_text(encoding="utf-8")
+    head = "| way | call | ms | over the frozen model | GB |\n|---|---|---|---|---|\n"
+    written = [line.split(" | ")[-3:] for line in lesson.partition(head)[2].partition("\n\n")[0].splitlines()]
+    ways = [("frozen", "none"), ("full", "none")]
+    ways += [(way, "all-linear") for way in (PEFT, f"{PEFT}, autocast", SIXTEEN, f"{SIXTEEN}, autocast", TOGETHER)]
+    rows = [STEP.row(*way) for way in ways]
+    assert [[cell.strip(" |") for cell in line] for line in written] == [
+        [f"{median(row):.0f}", f"{times(*way):.2f}", f"{row['peak_mib'] * 2**20 / 1e9:.0f}"]
+        for way, row in zip(ways, rows, strict=True)
+    ]
 
 
 def test_the_count_of_bytes_predicts_a_lower_bound():
