@@ -1,17 +1,17 @@
 """A whole training step of Llama-2-7B's shape: the frozen floor, full fine-tuning, PEFT, and our fused layers.
 
-Writes ``step.json``. A row is one way to train at one batch: the time of forward, backward and AdamW (torch's fused
-one, transformers' default) between two CUDA events, and the largest memory of a step. All ways use the same base in
-bfloat16, batch, rank and float32 adapters unless they say 16 bits. "Autocast" is what a Trainer with ``bf16=True``
-adds. The frozen model, with the gradient of its embeddings' output, is the least that any adapter method on all blocks
-has to compute. "Full" trains all weights, in bfloat16 unless it says float32. "Again" is a second measurement after all
-others of that size, which shows how far the machine drifts.
+Writes ``whole_step.json``; ``step.json``, of which chapter 1 quotes two rows, is an earlier run at rank 8. A row is one
+way to train at one batch: the time of forward, backward and AdamW (torch's fused one, transformers' default) between
+two CUDA events, and the largest memory of a step. All ways use the same base in bfloat16, batch, rank and float32
+adapters unless they say 16 bits. "Autocast" is what a Trainer with ``bf16=True`` adds. The frozen model, with the
+gradient of its embeddings' output, is the least that any adapter method on all blocks has to compute. "Full" trains all
+weights, in bfloat16 unless it says float32. "Again" is a second measurement after all others of that size, which shows
+how far the machine drifted. About three minutes on an H200.
 
 Attributes:
     SIZES: Batch and length.
-    WAYS: Of LoRA, for each size and each choice of layers.
-    AGAIN: What is measured twice.
-    WHOLE: Ways without LoRA, for each size. Those that change the base come last.
+    WHOLE: Ways without LoRA. The full ones move the base a little; all LoRA ways of a size get the same one.
+    WAYS: Ways of LoRA, by the layers that have it.
 """
 
 from __future__ import annotations
@@ -216,11 +216,11 @@ def measure(model: nn.Module, record: Record, plan: Plan, *, steps: int, keep: d
 
 
 def run(out: Path, trial: bool, seconds: float) -> None:
-    """Write ``step.json`` into `out`."""
+    """Write ``whole_step.json`` into `out`."""
     began = time.monotonic()
     device = torch.device("cuda" if torch.cuda.is_available() and not trial else "cpu")
     record = Record(
-        out / "step.json",
+        out / "whole_step.json",
         ("TRIAL: tiny shapes on a CPU, no measurement of anything. " if trial else "")
         + "a training step (forward, backward, fused AdamW) of Llama-2-7B's shape with random weights, in bfloat16 "
         "unless a way says float32; milliseconds; peak_mib is the largest allocation during the steps",

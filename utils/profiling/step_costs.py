@@ -74,10 +74,10 @@ class LayerRecord:
 
 
 class StepRecord:
-    """assets/measurements/step.json, written by tools/gpu/step.py: a whole training step of Llama-2-7B's shape."""
+    """assets/measurements/whole_step.json: training steps of Llama-2-7B's shape, by tools/gpu/step.py."""
 
     def __init__(self) -> None:
-        self.head = json.loads((ASSETS / "measurements" / "step.json").read_text(encoding="utf-8"))
+        self.head = json.loads((ASSETS / "measurements" / "whole_step.json").read_text(encoding="utf-8"))
         self.rows = self.head["rows"]
 
     def row(self, way: str, targets: str = "none", batch: int = 8) -> dict[str, Any]:
