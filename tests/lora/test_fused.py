@@ -23,9 +23,9 @@ F64 = {"rtol": 1e-12, "atol": 1e-12}
 F32 = {"rtol": 1e-5, "atol": 1e-5}
 """float32 rounds at 6e-8; sums of a few hundred products of numbers near 1 stay an order below this."""
 ROUNDING = 2.0**-9
-"""bf16 keeps 8 bits: rounding moves a number by at most 2**-9 of itself, and so a tensor by at most 2**-9 of its norm.
-Roundings are as good as random, so a product with a rounded factor moves by no larger share than the factor did.
-float32 sums add 2**-24 each, which is nothing beside it."""
+"""bf16 has 8 significant bits: rounding moves a number by at most 2**-8 of itself, and a tensor, whose many roundings
+spread evenly, by less than half of that in its norm: 2**-9 (a test below). Roundings are as good as random, so a
+product with a rounded factor moves by no larger share than the factor did. float32 sums add 2**-24 each: nothing."""
 
 shapes = st.lists(st.integers(1, 4), max_size=3)
 
@@ -160,6 +160,14 @@ def exact(layer, x, grad):
 def off(found, expected):
     """The norm of the difference over the norm of what was expected."""
     return float((found.double().reshape(expected.shape) - expected).norm() / expected.norm())
+
+
+def test_rounding_to_bf16_moves_a_number_by_up_to_half_a_last_bit_and_a_tensor_by_less():
+    between = torch.linspace(1, 2, 100_001, dtype=torch.float64)
+    worst = ((between.bfloat16().double() - between).abs() / between).max().item()
+    assert 2**-9 < 0.99 * 2**-8 < worst <= 2**-8
+    drawn = torch.randn(100_000, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    assert 0.8 * ROUNDING < off(drawn.bfloat16(), drawn) < ROUNDING
 
 
 @pytest.mark.parametrize("adapters", [torch.float32, torch.bfloat16])

@@ -6,23 +6,29 @@ import json
 import pytest
 import torch
 
-from utils.models import ASSETS
-from utils.profiling.step_costs import LayerRecord, StepRecord, deep_gradients, layer_step
+from utils.models import ASSETS, ROOT
+from utils.profiling.step_costs import LayerRecord, StepRecord, layer_step
 from utils.profiling.traffic import operations
 
 LAYER, SECOND, STEP = LayerRecord(), LayerRecord("layer_h200"), StepRecord()
 SIZES = [(4096, 4096), (4096, 11008), (11008, 4096)]
-PEFT, TOGETHER = "PEFT as it comes", "fast, together"
+PEFT, SIXTEEN, TOGETHER = "PEFT as it comes", "PEFT, 16-bit adapters", "fast, together"
 
 
 def median(row):
     return next(row[unit]["median"] for unit in ("microseconds", "milliseconds") if unit in row)
 
 
-@pytest.mark.parametrize(("record", "gpu"), [(LAYER, "H100"), (SECOND, "H200"), (STEP, "H100")])
+@pytest.mark.parametrize(("record", "gpu"), [(LAYER, "H200"), (SECOND, "H200"), (STEP, "H200")])
 def test_a_record_says_where_when_and_with_what_and_every_time_has_its_spread(record, gpu):
     head = record.head
-    assert gpu in head["hardware"] and head["date"] and head["commit"] and head["seed"] == 0
+    assert (
+        gpu in head["hardware"]
+        and "TRIAL" not in head["what"]
+        and head["date"]
+        and head["commit"]
+        and head["seed"] == 0
+    )
     assert {"torch", "transformers", "peft", "cuda"} <= head["versions"].keys()
     assert len({row["key"] for row in record.rows}) == len(record.rows)
     for row in record.rows:
@@ -65,12 +71,48 @@ def test_three_layers_together_stay_within_the_goal():
     assert median(LAYER.three(PEFT)) >= 1.9 * median(LAYER.three(TOGETHER))
 
 
+def times(way, targets="none", batch=8, over="frozen"):
+    """A way's median over another's, from the rows themselves."""
+    one, other = STEP.row(way, targets, batch), STEP.row(over, batch=batch)
+    assert one["length"] == other["length"] == 512
+    return median(one) / median(other)
+
+
+def test_the_record_of_steps_has_every_planned_row_and_the_same_settings():
+    step = importlib.import_module("tools.gpu.step")
+    assert [row["key"] for row in STEP.rows] == [plan.key for plan in step.plans()]
+    assert (STEP.head["rank"], STEP.head["lora_alpha"]) == (16, 32) == (step.R, step.ALPHA)
+
+
+@pytest.mark.parametrize("batch", [4, 8])
+def test_a_ratio_is_of_the_medians_and_a_line_has_time_spread_and_peak(batch):
+    row = STEP.row("full", batch=batch)
+    assert STEP.ratio("full", batch=batch) == times("full", batch=batch)
+    line = STEP.line("full", batch=batch)
+    assert f"{median(row):.0f} ms" in line and f"{row['peak_mib'] * 2**20 / 1e9:.1f} GB" in line
+
+
 @pytest.mark.parametrize("targets", ["q,k,v,o", "all-linear"])
-def test_a_whole_step_is_a_quarter_faster_than_pefts_and_takes_less_memory(targets):
-    ours, peft = STEP.row(targets, TOGETHER), STEP.row(targets, PEFT)
-    assert median(peft) >= 1.25 * median(ours)
-    assert ours["peak_mib"] < peft["peak_mib"]
-    assert ours["batch"] == peft["batch"] == 4 and ours["length"] == peft["length"] == 512
+@pytest.mark.parametrize("batch", [4, 8])
+def test_what_the_first_screen_says_of_whole_steps(targets, batch):
+    peft, sixteen, fused = (times(way, targets, batch) for way in (PEFT, SIXTEEN, TOGETHER))
+    full = times("full", batch=batch)
+    assert 1 <= fused < peft and 1 <= sixteen < peft
+    assert fused < full and sixteen < full
+    assert STEP.row(TOGETHER, targets, batch)["peak_mib"] < STEP.row(PEFT, targets, batch)["peak_mib"]
+
+
+def test_the_first_screens_table_is_the_record():
+    lesson = (ROOT / "lessons" / "18_what_a_lora_step_costs.md").read_text(encoding="utf-8")
+    head = "| way | call | ms | over the frozen model | GB |\n|---|---|---|---|---|\n"
+    written = [line.split(" | ")[-3:] for line in lesson.partition(head)[2].partition("\n\n")[0].splitlines()]
+    ways = [("frozen", "none"), ("full", "none")]
+    ways += [(way, "all-linear") for way in (PEFT, f"{PEFT}, autocast", SIXTEEN, f"{SIXTEEN}, autocast", TOGETHER)]
+    rows = [STEP.row(*way) for way in ways]
+    assert [[cell.strip(" |") for cell in line] for line in written] == [
+        [f"{median(row):.0f}", f"{times(*way):.2f}", f"{row['peak_mib'] * 2**20 / 1e9:.0f}"]
+        for way, row in zip(ways, rows, strict=True)
+    ]
 
 
 def test_the_count_of_bytes_predicts_a_lower_bound():
@@ -89,33 +131,69 @@ def test_what_was_not_measured_is_not_made_up():
     with pytest.raises(ValueError, match="0 rows"):
         LAYER.row("fast", tokens=123)
     with pytest.raises(ValueError, match="0 rows"):
-        STEP.row("all-linear", TOGETHER, checkpointing=True)
+        STEP.row(TOGETHER, "all-linear", batch=3)
 
 
-def test_deep_gradients_are_the_same_model_for_everybody():
-    from utils.lora import inject
-    from utils.lora.fused import use_fused
+def test_missing_parentheses_move_a_quarter_of_a_gigabyte_more():
+    from utils.lora import LoRALinear
 
-    def plain(model):
-        inject(model, ["q_proj", "down_proj"], 4, 8)
-        return model
+    def moved(with_parentheses):
+        class Layer(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx, x, W, A, B):
+                h = 2.0 * (x @ A.T) if with_parentheses else 2.0 * x @ A.T
+                ctx.save_for_backward(x, h, W, A, B)
+                return (h @ B.T).addmm_(x, W.T)
 
-    def fast(model):
-        use_fused(plain(model))
-        return model
+            @staticmethod
+            def backward(ctx, g):
+                x, h, W, A, B = ctx.saved_tensors
+                q = 2.0 * (g @ B) if with_parentheses else 2.0 * g @ B
+                return (q @ A).addmm_(g, W), None, q.T @ x, g.T @ h
 
-    one, other = (deep_gradients(how, torch.float64, layers=2) for how in (plain, fast))
-    torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+        def wrap(linear):
+            layer = LoRALinear(linear, r=16, lora_alpha=32)
+            layer.compute = lambda of, x: Layer.apply(x, of.weight, of.lora_A.bfloat16(), of.lora_B.bfloat16())
+            return layer
+
+        return operations(layer_step(wrap))
+
+    for right, gigabytes in ((False, 1.145), (True, 0.877)):
+        assert sum(op.moved for op in moved(right)) / 1e9 == pytest.approx(gigabytes, abs=0.001)
+    extra = sum(op.moved for op in moved(False)) - sum(op.moved for op in moved(True))
+    assert extra == pytest.approx(4 * 8192 * 4096 * 2, rel=0.01), "x read and written once more, and g"
 
 
-def test_the_tools_run_in_trial_and_go_on_where_they_stopped(tmp_path, capsys):
+def test_the_layers_tool_runs_in_trial_and_goes_on_where_it_stopped(tmp_path, capsys):
     layer = importlib.import_module("tools.gpu.layer")
 
     layer.run(tmp_path, True, 60.0)
     before = json.loads((tmp_path / "layer.json").read_text())
-    assert any(row.get("way") == "fast" for row in before["rows"])
+    rows = {row["way"]: row for row in before["rows"] if "d_in" in row and "way" in row}
+    assert rows.keys() >= {"frozen", "full", "fast", PEFT, f"{PEFT}, autocast"} and "TRIAL" in before["what"]
+    assert rows[PEFT]["off"]["dA"] < rows[f"{PEFT}, autocast"]["off"]["dA"], "autocast rounds what float32 doesn't"
+    assert "off" not in rows["full"]
     capsys.readouterr()
     layer.run(tmp_path, True, 60.0)
     assert json.loads((tmp_path / "layer.json").read_text())["rows"] == before["rows"]
     assert capsys.readouterr().out == ""
     assert not (ASSETS / "measurements" / ".layer.json").exists()
+
+
+def test_every_way_of_a_step_starts_from_the_same_base_and_leaves_it_frozen(tmp_path):
+    step = importlib.import_module("tools.gpu.step")
+    record = importlib.import_module("tools.gpu.record").Record(tmp_path / "step.json", "a trial", seed=0)
+    model = step.base_model(True, torch.device("cpu")).requires_grad_(False)
+    names, keep = set(model.state_dict()), {}
+    ways = ("frozen", PEFT, f"{PEFT}, autocast", "PEFT, 16-bit adapters", TOGETHER, "full, no optimizer", "full")
+    for way in ways:
+        targets = "none" if way.startswith(("frozen", "full")) else "all-linear"
+        step.measure(model, record, step.Plan(2, 16, targets, way), steps=4, keep=keep)
+        assert set(model.state_dict()) == names and not any(p.requires_grad for p in model.parameters())
+        assert all(p.grad is None for p in model.parameters())
+    rows = {row["way"]: row for row in record.rows}
+    assert rows["full, no optimizer"]["loss"] == rows["full"]["loss"] == rows["frozen"]["loss"], "nothing moved before"
+    for way in ways[2:5]:
+        assert rows[way]["loss"] == pytest.approx(rows[PEFT]["loss"], rel=2e-3)
+        assert 0 < rows[way]["gradients_off_peft"] < 0.05
+    assert {row["milliseconds"]["runs"] for row in record.rows} == {4}

@@ -1,9 +1,11 @@
-"""One LoRA layer, forward and backward: the frozen layer's own time (the floor), PEFT, and ways to compute it.
+"""One LoRA layer, forward and backward: the frozen layer's own time (the floor), full fine-tuning, PEFT, our layer.
 
 Writes ``layer.json``. A row is one way at one size: the time of forward and backward between two CUDA events, after
 the cache was overwritten, the ways in turn and several rounds; the memory that it takes beyond what is there before;
-and how far its output and gradients are from float64, as the norm of the difference over the norm. Other rows have
-the time of each product alone, with the bytes that it can't avoid, and the machine's two ceilings.
+and how far its output and gradients are from float64, as the norm of the difference over the norm. "Full" trains the
+weight itself, "autocast" computes under autocast to bfloat16. Other rows have the time of each product alone, with the
+bytes that it can't avoid, and the machine's two ceilings. What chapter 18 reads comes first; other ranks and
+torch.compile follow, where `seconds` are left.
 """
 
 from __future__ import annotations
@@ -28,8 +30,21 @@ SEED = 0
 SHAPES = ((4096, 4096), (4096, 11_008), (11_008, 4096))
 TOKENS = (8192, 2048, 512)
 RANKS = (16, 8, 64)
-FLOOR = "frozen"
+FLOOR, FULL = "frozen", "full"
+WITHOUT_LORA = (FLOOR, FULL)
 GRAPHED = (FLOOR, "fast", "fast, Triton", "PEFT as it comes")
+
+
+class Autocast(nn.Module):
+    """A layer that computes under autocast to bfloat16, as in a Trainer with ``bf16=True``."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, torch.bfloat16):
+            return self.layer(x)
 
 
 class Clock:
@@ -89,13 +104,19 @@ def layers(base: nn.Linear, r: int, *, trial: bool, compiled: bool) -> dict[str,
         same.weight = base.weight
         return same
 
+    trains = own()
+    trains.weight = nn.Parameter(base.weight.detach().clone())
     found: dict[str, nn.Module] = {
         FLOOR: own(),
+        FULL: trains,
         "PEFT as it comes": peft_layer(own(), r, fp32=True),
+        "PEFT as it comes, autocast": Autocast(peft_layer(own(), r, fp32=True)),
         "PEFT, 16-bit adapters": peft_layer(own(), r, fp32=False),
+        "PEFT, 16-bit adapters, autocast": Autocast(peft_layer(own(), r, fp32=False)),
         "plain": LoRALinear(own(), r, 2 * r),
         "plain, 16-bit adapters": LoRALinear(own(), r, 2 * r),
         "fast": fused_layer(own(), r),
+        "fast, autocast": Autocast(fused_layer(own(), r)),
     }
     found |= others(own, r, trial=trial)
     if compiled:
@@ -108,7 +129,7 @@ def layers(base: nn.Linear, r: int, *, trial: bool, compiled: bool) -> dict[str,
     a = torch.randn(r, base.in_features, generator=generator, device=base.weight.device) / base.in_features**0.5
     b = torch.randn(base.out_features, r, generator=generator, device=base.weight.device) / r**0.5
     for name, layer in found.items():
-        if name == FLOOR:
+        if name in WITHOUT_LORA:
             continue
         lora_a, lora_b = factors(layer)
         if "16-bit" in name:
@@ -204,7 +225,7 @@ def measure(
                 clear(layer, x)
             y = layer(x)
             y.backward(grad)
-            if name != FLOOR:
+            if name not in WITHOUT_LORA:
                 a, b = factors(layer)
                 values = (y.detach(), x.grad, a.grad, b.grad)
                 row["off"] = dict(zip(("y", "dx", "dA", "dB"), map(off, values, true), strict=True))
@@ -316,7 +337,10 @@ def three(record: Record, clock: Clock, device: torch.device, tokens: int, d: in
         layer.compute = shared
     sets = {
         FLOOR: bases,
+        FULL: [nn.Linear(d, d, bias=False, device=device, dtype=dtype) for _ in range(3)],
         "PEFT as it comes": [peft_layer(base, r, fp32=True) for base in bases],
+        "PEFT as it comes, autocast": [Autocast(peft_layer(base, r, fp32=True)) for base in bases],
+        "PEFT, 16-bit adapters": [peft_layer(base, r, fp32=False) for base in bases],
         "fast": [fused_layer(base, r) for base in bases],
         "fast, together": together,
     }
@@ -352,7 +376,7 @@ def three(record: Record, clock: Clock, device: torch.device, tokens: int, d: in
     for name, times in taken.items():
         ratio = round(statistics.median(times) / statistics.median(taken[FLOOR]), 3)
         row: dict[str, Any] = {"microseconds": spread(times)._asdict(), "ratio": ratio}
-        if name != FLOOR:
+        if name not in WITHOUT_LORA:
             row["dx_off_peft"] = off(dx[name], dx["PEFT as it comes"].double())
         print(
             f"  {key:34s} {name:26s} {row['microseconds']['median']:8.1f} us {ratio:6.3f} {row.get('dx_off_peft')}",
@@ -369,7 +393,8 @@ def run(out: Path, trial: bool, seconds: float) -> None:
     shapes, all_tokens, ranks = ((((64, 96),), (16,), (4,))) if trial else (SHAPES, TOKENS, RANKS)
     record = Record(
         out / "layer.json",
-        "forward and backward of one LoRA layer in bfloat16, random numbers, lora_alpha = 2 r; microseconds",
+        ("TRIAL: tiny shapes on a CPU, no measurement of anything. " if trial else "")
+        + "forward and backward of one LoRA layer in bfloat16, random numbers, lora_alpha = 2 r; microseconds",
         seed=SEED,
         tf32=torch.backends.cuda.matmul.allow_tf32,
     )
@@ -377,10 +402,10 @@ def run(out: Path, trial: bool, seconds: float) -> None:
     parts(record, clock, device, *((16, 64, 96, 4) if trial else (8192, 4096, 4096, 16)), trial=trial)
     first, others_ = all_tokens[0], all_tokens[1:]
     sizes = [(shape, first, ranks[0], False) for shape in shapes]
-    sizes += [(shape, tokens, ranks[0], False) for tokens in others_ for shape in shapes]
+    sizes += [(shape, tokens, ranks[0], False) for shape in shapes for tokens in others_]
+    sizes += [(shape, first, r, False) for r in ranks[1:] for shape in shapes]
     if not trial:
         sizes += [(shapes[0], tokens, ranks[0], True) for tokens in all_tokens]
-    sizes += [(shape, first, r, False) for r in ranks[1:] for shape in shapes]
     for number, (shape, tokens, r, compiled) in enumerate(sizes):
         if time.monotonic() - began > seconds:
             print(f"  stopped after {seconds:.0f} s: {len(sizes) - number} sizes are left for the next run", flush=True)

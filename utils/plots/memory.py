@@ -13,6 +13,7 @@ from utils.plots.core import (
     MARKERS,
     bars,
     new_figure,
+    plain_log_ticks,
 )
 
 
@@ -41,11 +42,11 @@ def memory_bars(
 
 
 def roofline(flops: float, memory: float, points: Mapping[str, Sequence[tuple[float, float]]], *, title: str) -> Figure:
-    """What a device can reach, and what was reached: operations a second over operations for each byte moved.
+    """What a device can reach, and what was reached: operations per second over arithmetic intensity.
 
-    `flops` and `memory` are the device's operations and bytes a second; `points` maps a legend entry to pairs of
-    operations for each byte and operations a second. Raises ValueError when there are no points, or a rate isn't
-    positive.
+    `flops` and `memory` are the device's operations and bytes per second, in trillions; `points` maps a legend entry to
+    pairs of operations per byte moved and trillion operations per second. Raises ValueError when there are no points,
+    or a rate isn't positive.
     """
     if not points or flops <= 0 or memory <= 0:
         raise ValueError("a roofline needs two positive rates and at least one group of points")
@@ -54,19 +55,26 @@ def roofline(flops: float, memory: float, points: Mapping[str, Sequence[tuple[fl
     across = [x for group in points.values() for x, _ in group]
     left, right = min(*across, ridge / 4) / 2, max(*across, ridge * 4) * 2
     with rc_context(_RC):
-        ax.plot([left, ridge, right], [memory * left, flops, flops], color="black", label="roof")
+        ax.plot([left, ridge, right], [memory * left, flops, flops], color="black", label="roofline")
         for i, (name, group) in enumerate(points.items()):
             xs, ys = zip(*group, strict=True)
-            ax.plot(xs, ys, MARKERS[i % len(MARKERS)], color=COLORS[i % len(COLORS)], label=name)
+            hollow = {
+                "markerfacecolor": "none",
+                "markersize": 9,
+                "markeredgewidth": 1.8,
+            }  # points may lie on each other
+            ax.plot(xs, ys, MARKERS[i % len(MARKERS)], color=COLORS[i % len(COLORS)], label=name, **hollow)
         beside = {"textcoords": "offset points", "fontsize": 9}
-        ax.annotate("limited by memory", (left * 1.5, memory * left * 1.5), xytext=(-10, 20), rotation=33, **beside)
-        ax.annotate("limited by arithmetic", (right, flops), xytext=(0, -16), ha="right", **beside)
+        ax.annotate("memory-bound", (left * 1.5, memory * left * 1.5), xytext=(-10, 20), rotation=33, **beside)
+        ax.annotate("compute-bound", (right, flops), xytext=(0, -16), ha="right", **beside)
         ax.set(
             title=title,
-            xlabel="operations for each byte moved",
-            ylabel="operations a second",
+            xlabel="arithmetic intensity (operations per byte moved)",
+            ylabel="trillion operations per second",
             xscale="log",
             yscale="log",
         )
+        for axis in (ax.xaxis, ax.yaxis):
+            plain_log_ticks(axis)
         ax.legend(loc="lower right")
     return figure

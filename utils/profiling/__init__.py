@@ -12,7 +12,7 @@ __getattr__, __dir__, __all__ = front_door(
         "latency": "measure_latency timed",
         "memory": "GB Setup full_finetuning lora mixed_precision predict qlora",
         "memory_widget": "explore",
-        "step_costs": "LayerRecord StepRecord deep_gradients layer_step",
+        "step_costs": "LayerRecord StepRecord layer_step",
         "traffic": "operations",
     },
 )

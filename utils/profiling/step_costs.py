@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from utils.models.device import ASSETS
 from utils.profiling.traffic import Operation
@@ -23,7 +23,7 @@ def _only(rows: list[dict[str, Any]], wanted: dict[str, Any]) -> dict[str, Any]:
 class LayerRecord:
     """A record in assets/measurements that tools/gpu/layer.py wrote: one layer's step, and a GPU's two speeds.
 
-    `name` is layer, or layer_h200, which has torch.compile's rows and some with r=64, and no single products.
+    `name` is layer, or layer_h200, an earlier run with torch.compile's rows and without the single products.
     """
 
     def __init__(self, name: str = "layer") -> None:
@@ -74,15 +74,32 @@ class LayerRecord:
 
 
 class StepRecord:
-    """assets/measurements/step.json, written by tools/gpu/step.py: a whole training step of Llama-2-7B's shape."""
+    """assets/measurements/whole_step.json: training steps of Llama-2-7B's shape, by tools/gpu/step.py."""
 
     def __init__(self) -> None:
-        self.head = json.loads((ASSETS / "measurements" / "step.json").read_text(encoding="utf-8"))
+        self.head = json.loads((ASSETS / "measurements" / "whole_step.json").read_text(encoding="utf-8"))
         self.rows = self.head["rows"]
 
-    def row(self, targets: str, way: str, checkpointing: bool = False) -> dict[str, Any]:
-        """A way to train. Raises ValueError when it wasn't measured."""
-        return _only(self.rows, {"targets": targets, "way": way, "checkpointing": checkpointing, "graph": False})
+    def row(self, way: str, targets: str = "none", batch: int = 8) -> dict[str, Any]:
+        """A way to train on `batch` sequences of 512 tokens. Raises ValueError when it wasn't measured.
+
+        `targets` are the layers with LoRA: "q,k,v,o", "all-linear" or "none".
+        """
+        return _only(self.rows, {"way": way, "targets": targets, "batch": batch})
+
+    def ratio(self, way: str, targets: str = "none", batch: int = 8, over: str = "frozen") -> float:
+        """A way's median time over that of a way without LoRA. Raises ValueError when it wasn't measured."""
+        mine, theirs = self.row(way, targets, batch), self.row(over, batch=batch)
+        return mine["milliseconds"]["median"] / theirs["milliseconds"]["median"]
+
+    def line(self, way: str, targets: str = "none", batch: int = 8) -> str:
+        """A way's median and quartiles in milliseconds, its time over the frozen model's, and its peak in GB."""
+        row = self.row(way, targets, batch)
+        if "out_of_memory" in row:
+            return "out of memory"
+        ms, peak = row["milliseconds"], row["peak_mib"] * 2**20 / 1e9
+        spread = f"({ms['lower']:.0f}-{ms['upper']:.0f})"
+        return f"{ms['median']:4.0f} ms {spread:9} {self.ratio(way, targets, batch):5.2f} {peak:6.1f} GB"
 
 
 def layer_step(
@@ -94,32 +111,3 @@ def layer_step(
         x = torch.empty(n, d_in, dtype=torch.bfloat16, requires_grad=True)
         g = torch.empty(n, d_out, dtype=torch.bfloat16)
     return lambda: layer(x).backward(g)
-
-
-def deep_gradients(
-    how: Callable[[nn.Module], nn.Module], dtype: torch.dtype = torch.bfloat16, *, layers: int = 24
-) -> Tensor:  # fmt: skip
-    """The adapters' gradients, as one float64 vector, of a random Llama that is 64 wide and `layers` deep.
-
-    `how` adds LoRA to the model and returns it. Base and adapters are the same numbers for every `how`; the base is
-    rounded to bfloat16, and then everything computes in `dtype`, except that adapters stay as `how` made them unless
-    `dtype` is float64.
-    """
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        config = LlamaConfig(
-            vocab_size=512, hidden_size=64, intermediate_size=176, num_hidden_layers=layers, num_attention_heads=4,
-            num_key_value_heads=4, initializer_range=0.16,
-        )  # fmt: skip
-        model = how(LlamaForCausalLM(config).bfloat16()).train()
-    draw = torch.Generator().manual_seed(0)
-    adapters = {name: p for name, p in model.named_parameters() if "lora_" in name}
-    for p in adapters.values():
-        p.data.copy_(torch.randn(p.shape, generator=draw) / (2 * p.shape[1] ** 0.5))
-    if dtype == torch.float64:
-        model = model.double()
-    ids = torch.randint(0, 512, (2, 32), generator=torch.Generator().manual_seed(0))
-    model(input_ids=ids, labels=ids).loss.backward()
-    return torch.cat([cast(Tensor, p.grad).double().flatten() for p in adapters.values()])

@@ -107,11 +107,13 @@ def _trained(argument: Any) -> list[Tensor]:
 
 
 def without_matrix(make: Make, shape: tuple[int, int], words: str) -> Test:
-    """No tensor of this shape, or of its transpose, is computed. Take sizes that are all different, and not the shape
-    of an argument's own matrix alone: views of what is there already don't count. words: what the task forbids."""
+    """No tensor of this shape, or of its transpose, is computed; dimensions of one, such as einsum makes, are passed
+    over. Take sizes that are all different, and not the shape of an argument's own matrix alone: views of what is there
+    already don't count. words: what the task forbids."""
 
     def test(answer: Any) -> None:
-        made = [found for found in _made(answer, make) if found in (shape, shape[::-1])]
+        shapes = (tuple(size for size in found if size != 1) for found in _made(answer, make))
+        made = [found for found in shapes if found in (shape, shape[::-1])]
         if made:
             raise Wrong(f"you make {words}, a tensor of shape {made[0]}, which the task wants to do without.")
 

@@ -153,6 +153,10 @@ exercise(
             "a product doesn't read what it writes: the result moves once.",
         ),
         Mistake(
+            lambda n, k, m, flops, memory: max(2 * n * k * m / flops, 2 * (n * k + n * m) / memory),
+            "the second input has to be read as well: k * m numbers.",
+        ),
+        Mistake(
             lambda n, k, m, flops, memory: max(2 * n * k * m / flops, 2 * n * m / memory),
             "the two inputs have to be read as well: n * k and k * m numbers.",
         ),
