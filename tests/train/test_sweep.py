@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tools import race_variants
-from tools.ensemble import story_rows, write
+from tools.ensemble import at_best_rate, story_rows, write
 from utils import models
 from utils.data import chat
 from utils.lora.nf4_linear import NF4Linear
@@ -71,18 +71,36 @@ def test_the_comparison_would_see_another_seed_or_decay(monkeypatch):
 
 
 def test_a_second_call_trains_only_what_is_missing(tmp_path):
-    job = {"entry": "LoRA r=1", "task": "style", "rates": [1e-3, 2e-3], "seeds": [0, 1], "steps": 5, "held_out": 4,
-           "device": "cpu", "file": str(tmp_path / "part.json")}  # fmt: skip
-    there = [{"lr": 1e-3, "seed": s, "dev": 0.5, "test": 0.25, "loss": 1.0, "perplexity": 2.0} for s in (0, 1, 9)]
-    write(tmp_path / "part.json", {"steps": 5, "runs": there})
-    assert race_variants.done_already(job) == there[:2], "a run with a seed that isn't wanted is left out"
-    assert race_variants.done_already(job | {"steps": 6}) == []
+    job = {"entry": "LoRA r=1", "task": "style", "rates": [1e-3, 2e-3], "choose": [0, 1], "report": [5, 6], "steps": 5,
+           "held_out": 4, "device": "cpu", "file": str(tmp_path / "part.json")}  # fmt: skip
+
+    def run(lr, seed, test=0.25):
+        return {"lr": lr, "seed": seed, "dev": 0.5, "test": test, "loss": 1.0, "perplexity": 2.0}
+
+    there = [run(1e-3, s) for s in (0, 1, 9)]
+    reported = [run(1e-3, 5, 0.75), run(2e-3, 6)]
+    write(tmp_path / "part.json", {"steps": 5, "choosing": there, "reported": reported})
+    assert race_variants.done_already(job) == (there[:2], reported), "a run with a seed that isn't wanted is left out"
+    assert race_variants.done_already(job | {"steps": 6}) == ([], [])
+    assert not race_variants.finished(job)
     race_variants.one_part(job)
     part = json.loads((tmp_path / "part.json").read_text())
-    assert [(r["lr"], r["seed"]) for r in part["runs"]] == [(1e-3, 0), (1e-3, 1), (2e-3, 0), (2e-3, 1)]
-    assert part["runs"][:2] == there[:2], "what was there is kept"
+    assert [(r["lr"], r["seed"]) for r in part["choosing"]] == [(1e-3, 0), (1e-3, 1), (2e-3, 0), (2e-3, 1)]
+    assert part["choosing"][:2] == there[:2], "what was there is kept"
+    assert [(r["lr"], r["seed"]) for r in part["reported"]] == [(1e-3, 5), (1e-3, 6)], "at the chosen rate alone"
+    assert part["reported"][0] == reported[0] and race_variants.finished(job)
     row = race_variants.summarize(part)
-    assert row["lr"] == 1e-3 and row["test_mean"] == 0.25 and row["test_spread"] == 0 and row["lr_at_the_grids_edge"]
+    assert row["lr"] == 1e-3 and row["lr_at_the_grids_edge"] and row["test_by_seed"][0] == 0.75
+    assert row["test_low"] < row["test_mean"] < row["test_high"]
+
+
+def test_entries_are_compared_with_lora_by_seed_and_corrected_for_their_number():
+    lora, better = [0.1 * i for i in range(8)], [0.1 * i + 0.05 for i in range(8)]
+    rows = [{"entry": n, "task": "style", "test_by_seed": v} for n, v in
+            (("LoRA", lora), ("DoRA", better), ("PiSSA", lora[:-1] + [0.6]))]  # fmt: skip
+    dora, pissa = race_variants.compared(rows)
+    assert (dora["entry"], dora["difference"], dora["p"], dora["p_holm"]) == ("DoRA", 0.05, 2 / 256, round(4 / 256, 5))
+    assert pissa["p"] == pissa["p_holm"] == 1 and pissa["low"] < 0 < pissa["high"]
 
 
 def test_budgets_are_what_the_module_says():
@@ -141,3 +159,7 @@ def test_the_record_is_of_these_entries_rates_and_courses():
         course = sweep.COURSES[part["task"]]
         assert tuple(part["rates"]) == sweep.ENTRIES[part["entry"]].rates, part["entry"]
         assert part["steps"] == course.steps
+        assert (part["choose"], part["report"]) == (list(race_variants.CHOOSE), list(race_variants.REPORT))
+        assert not set(part["choose"]) & set(part["report"]), "the seeds that choose are not those that are reported"
+        (lr,) = {run["lr"] for run in part["reported"]}
+        assert lr == at_best_rate(part["choosing"])[0]["lr"]

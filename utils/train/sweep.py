@@ -39,22 +39,23 @@ class SweepEntry(NamedTuple):
     rates: tuple[float, ...]
 
 
-def _rates(first: float, count: int) -> tuple[float, ...]:
-    return tuple(first * 2**i for i in range(count))
+def _rates(middle: float) -> tuple[float, ...]:
+    """Nine rates around the middle, each the root of two times the one before: from a quarter of it to four times."""
+    return tuple(float(f"{middle * 2 ** (i / 2):.2g}") for i in range(-4, 5))
 
 
 ENTRIES: dict[str, SweepEntry] = {
-    "full fine-tuning": SweepEntry("full", None, _rates(2.5e-4, 6)),
-    "LoRA": SweepEntry("LoRA", 8, _rates(1e-3, 6)),
-    "QLoRA": SweepEntry("QLoRA", 8, _rates(1e-3, 6)),
-    "DoRA": SweepEntry("DoRA", 7, _rates(1e-3, 6)),
-    "rsLoRA": SweepEntry("rsLoRA", 8, _rates(5e-4, 6)),
-    "LoRA+": SweepEntry("LoRA+", 8, _rates(2.5e-4, 6)),
-    "PiSSA": SweepEntry("PiSSA", 8, _rates(2.5e-4, 8)),
-    "AdaLoRA": SweepEntry("AdaLoRA", 8, _rates(2e-3, 7)),
-    "VeRA r=3630": SweepEntry("VeRA", 3630, _rates(2e-3, 8)),
-    "VeRA r=256": SweepEntry("VeRA", 256, _rates(8e-3, 6)),
-    "LoRA r=1": SweepEntry("LoRA", 1, _rates(2e-3, 6)),
+    "full fine-tuning": SweepEntry("full", None, _rates(1.4e-3)),
+    "LoRA": SweepEntry("LoRA", 8, _rates(5.6e-3)),
+    "QLoRA": SweepEntry("QLoRA", 8, _rates(5.6e-3)),
+    "DoRA": SweepEntry("DoRA", 7, _rates(5.6e-3)),
+    "rsLoRA": SweepEntry("rsLoRA", 8, _rates(4e-3)),
+    "LoRA+": SweepEntry("LoRA+", 8, _rates(2e-3)),
+    "PiSSA": SweepEntry("PiSSA", 8, _rates(5.6e-3)),
+    "AdaLoRA": SweepEntry("AdaLoRA", 8, _rates(4.5e-2)),
+    "VeRA r=3630": SweepEntry("VeRA", 3630, _rates(9e-2)),
+    "VeRA r=256": SweepEntry("VeRA", 256, _rates(0.13)),
+    "LoRA r=1": SweepEntry("LoRA", 1, _rates(2e-2)),
 }
 
 
