@@ -191,7 +191,7 @@ def summarize(part: dict) -> dict:
 
 
 def compared(results: Sequence[dict]) -> list[dict]:
-    """Each entry against plain LoRA on the same task: the difference by seed, exact p, and p by Holm over all of them."""
+    """Each entry against plain LoRA on the same task: difference by seed, exact p, p by Holm over all of them."""
     by_name = {(row["entry"], row["task"]): row["test_by_seed"] for row in results}
     pairs = [(name, task) for name, task in by_name if name != YARDSTICK and (YARDSTICK, task) in by_name]
     found = [paired(by_name[pair], by_name[YARDSTICK, pair[1]]) for pair in pairs]

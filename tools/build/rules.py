@@ -38,7 +38,7 @@ EATEN = re.compile(r"\\[^A-Za-z\s]|[)}\]'|]_|\*")
 
 COMMENT_MARKERS = re.compile(r"^\s*#\s*(NBVAL_\w+|PYTEST_VALIDATE_IGNORE_OUTPUT)\s*$", re.M)
 
-# A link that is called by a chapter's number: [13](13_x.md), [chapter 13](13_x.md), [chapter 13, "A heading"](13_x.md#y).
+# A link called by a chapter's number: [13](13_x.md), [chapter 13](13_x.md), [chapter 13, "A heading"](13_x.md#y).
 NUMBERED = re.compile(r"\[(?:[Cc]hapter\s+)?(\d+)(?!\d|\.\d)[^\]\[]*\]\((\d\d)_\w+\.md[)#]")
 
 Found = Iterator[tuple[int, str]]

@@ -41,8 +41,8 @@ def paired(ours: Sequence[float], theirs: Sequence[float]) -> Difference:
     """`ours - theirs`, seed by seed: a seed decides the order of the data for both, so what it gives both cancels.
 
     p is exact: of all 2^n ways to swap the two labels within seeds, the share whose mean is at least as far from 0.
-    With 12 seeds no p is below 2/4096. Raises ValueError when the two don't have as many seeds, and what :func:`interval`
-    raises.
+    With 12 seeds no p is below 2/4096. Raises ValueError when the two don't have as many seeds, and what
+    :func:`interval` raises.
     """
     if len(ours) != len(theirs):
         raise ValueError(f"a pair for every seed: got {len(ours)} and {len(theirs)} values")
