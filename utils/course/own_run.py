@@ -14,12 +14,19 @@ from utils.train.run_folder import what_is_left
 from utils.train.settings import Settings
 
 LITTLE = 1_000_000
+MODELS = """the model, by the environment:
+  COURSE_PROFILE=small  SmolLM2-135M-Instruct, on a CPU or any card; the choice for a first run on a file of yours
+  COURSE_PROFILE=7b     Qwen2.5-7B-Instruct in 4 bits, on a CUDA card of 16 GB
+  COURSE_MODEL=NAME     beside one of these, another model or folder
+  without it            the course's tiny model, which knows picture-book stories and nothing else"""
+TINY = "This is the course's tiny model: it shows how a run goes. For a model that knows language COURSE_PROFILE=small"
 
 
 def command_line(description: str) -> argparse.ArgumentParser:
     """The parser. Its result has `data`, `out` and every field of :class:`utils.train.settings.Settings`."""
     parser = argparse.ArgumentParser(
         description=description,
+        epilog=MODELS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS,
     )

@@ -2,6 +2,7 @@
 
 Attributes:
     QUANTILES: The lengths that a report shows.
+    FEW: Below so many held-out records an evaluation can tell nothing from luck.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 QUANTILES = {"shortest": 0.0, "median": 0.5, "90%": 0.9, "99%": 0.99, "longest": 1.0}
+FEW = 20
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,31 @@ class Report:
             )
         lost_at(self.max_length, self.firsts, self.lengths)
         return self
+
+    def warnings(self) -> list[str]:
+        """What should make one stop and look before a run, a sentence each; an empty list when there is nothing."""
+        said = []
+        if self.marks:
+            named = ", ".join(f"{mark} in {n:,}" for mark, n in self.marks.items())
+            said.append(
+                f"special tokens stand written out in texts ({named}), and an EOS token there ends an answer half-way: "
+                "take them out"
+            )
+        cut = self.endless - self.unended
+        if cut:
+            most = self.quantiles["longest"]
+            room = self.context is None or most <= self.context
+            cure = f"--max-length {most} keeps all whole" if room else "shorten them, or take a model with more positions"
+            said.append(f"{self._share(cut, self.usable)} of the answers lose their end, so they don't teach it: {cure}")
+        if self.unended:
+            said.append(f"the chat template learns no EOS token in {self.unended:,} answers: they won't end")
+        if self.lost:
+            said.append(f"{self._share(self.lost, self.usable)} of the records aren't trained on: the cut takes all")
+        if self.contradictions:
+            said.append(f"{self.contradictions:,} prompts have more than one answer: exact match can't be reached there")
+        if 0 < self.held_out < FEW:
+            said.append(f"{self.held_out} held-out records are too few to tell anything from luck: --held-out {FEW}")
+        return [f"Look: {text}." for text in said]
 
     def _share(self, part: int, whole: int) -> str:
         return f"{part:,} of {whole:,}" + (f" ({part / whole:.1%})" if whole else "")
