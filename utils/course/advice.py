@@ -86,9 +86,9 @@ class Plan(NamedTuple):
 
 # ---------------------------------------------------------------------------------------------------- the evidence
 
-_LOADING, _LATENCY, _SWEEP, _ALPHA, _TECHNIQUES, _BATCH, _FORGETTING = (
+_LOADING, _LATENCY, _SWEEP, _ALPHA, _TECHNIQUES, _BATCH = (
     f"assets/measurements/{name}.json"
-    for name in ("loading_7b", "latency_gpu", "rank_sweep", "alpha_rule", "techniques", "batch_size", "forgetting")
+    for name in ("loading_7b", "latency_gpu", "rank_sweep", "alpha_rule", "techniques", "batch_size")
 )
 _LORA = "LoRA r=8 q,k,v,o"
 
@@ -134,13 +134,6 @@ def _by_batch(size: int, r: int | None, low: float, high: float) -> Record:
     who = "full fine-tuning" if r is None else f"LoRA r={r}"
     what = f"right translations after 15,360 examples in batches of {size}, {who},"
     return Record(_BATCH, ("rows", which, "test_mean"), low, high, what)
-
-
-def _damped(strength: str | None, value: str, low: float, high: float) -> Record:
-    """Of the style adapter trained at 0.003, seed 1: its score or the stories' perplexity, at a part of its strength."""
-    row = ("rates", {"method": "LoRA", "lr": 0.003, "steps": 180, "seed": 1})
-    what = f"{'exact match' if value == 'task' else 'perplexity of stories'}, adapter at {strength or 'full strength'},"
-    return Record(_FORGETTING, (*row, *(("by_factor", strength) if strength else ()), value), low, high, what)
 
 
 def _best_rate(rule: str, r: int, rate: float) -> Record:
@@ -459,10 +452,14 @@ CHOICES: dict[str, dict[str, Choice]] = {
                     """print("perplexity with the adapter off, minus the base's:", off - before)""",
                     ("perplexity with the adapter off, minus the base's: 0.0",),
                 ),
-                _damped(None, "task", 0.99, 1.0),
-                _damped("0.8", "task", 0.99, 1.0),
-                _damped(None, "stories", 2.2, 2.4),
-                _damped("0.8", "stories", 1.75, 1.85),
+                Cell(
+                    "17_capstone",
+                    """    for at, shown in (("1", runs), ("0.8", [row["by_factor"]["0.8"] for row in runs])):""",
+                    (
+                        "rate 0.003  strength 1     100%  100%   99%     2.07   2.28   2.40",
+                        "rate 0.003  strength 0.8   100%  100%   99%     1.77   1.80   1.88",
+                    ),
+                ),
                 _BIDERMAN,
             ),
         ),

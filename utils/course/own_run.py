@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from utils.train.run_folder import what_is_left
 from utils.train.settings import Settings
@@ -56,6 +57,13 @@ def command_line(description: str) -> argparse.ArgumentParser:
     add("--four-bit", action="store_true", help="QLoRA: the base in 4 bits (default: under COURSE_PROFILE=7b)")
     add("--checkpointing", action="store_true", help="less memory, more time (default: under COURSE_PROFILE=7b)")
     return parser
+
+
+def loading(profile: str, tokenizer: Any) -> str:
+    """What is being loaded, in a line; of the tiny model that it is only that."""
+    if profile == "tiny":
+        return f"{TINY}\nLoading it ..."
+    return f"Loading {tokenizer.name_or_path} ..."
 
 
 def settings_of(given: argparse.Namespace) -> Settings:
