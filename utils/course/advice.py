@@ -442,8 +442,8 @@ CHOICES: dict[str, dict[str, Choice]] = {
     },
     "And what it forgets?": {
         "measure": Choice(
-            "measure it on other texts; lower the learning rate, train shorter, turn the adapter down, or off outside its "
-            "task",
+            "measure it on other texts; lower the learning rate, train shorter, turn the adapter down, or off outside "
+            "its task",
             "always",
             "At 0.8 of its strength an adapter kept its exact match and lost most of its damage to stories; off, all.",
             (

@@ -127,14 +127,20 @@ class Report:
         if cut:
             most = self.quantiles["longest"]
             room = self.context is None or most <= self.context
-            cure = f"--max-length {most} keeps all whole" if room else "shorten them, or take a model with more positions"
-            said.append(f"{self._share(cut, self.usable)} of the answers lose their end, so they don't teach it: {cure}")
+            cure = (
+                f"--max-length {most} keeps all whole" if room else "shorten them, or take a model with more positions"
+            )
+            said.append(
+                f"{self._share(cut, self.usable)} of the answers lose their end, so they don't teach it: {cure}"
+            )
         if self.unended:
             said.append(f"the chat template learns no EOS token in {self.unended:,} answers: they won't end")
         if self.lost:
             said.append(f"{self._share(self.lost, self.usable)} of the records aren't trained on: the cut takes all")
         if self.contradictions:
-            said.append(f"{self.contradictions:,} prompts have more than one answer: exact match can't be reached there")
+            said.append(
+                f"{self.contradictions:,} prompts have more than one answer: exact match can't be reached there"
+            )
         if 0 < self.held_out < FEW:
             said.append(f"{self.held_out} held-out records are too few to tell anything from luck: --held-out {FEW}")
         return [f"Look: {text}." for text in said]
