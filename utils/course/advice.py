@@ -535,10 +535,15 @@ def advise(
 def _rate(width: int, full: bool, much: bool) -> str:
     """The learning rate to begin with, in words, for a model of this hidden size: :func:`usual_rate`'s, by width."""
     rate = usual_rate("7b", width)
+    around = "try a third of it and three times it"
     if full:
-        return f"{rate / 10:.0e} for a width of {width:,}, a tenth of LoRA's {rate:.0e}; try three times less and more"
-    half = f", {rate / 2:.0e} with r=64 and lora_alpha=128" if much else ""
-    return f"{rate:.0e} for a width of {width:,}{half}; try three times less and more"
+        return f"{_short(rate / 10)} for a width of {width:,}, a tenth of LoRA's {_short(rate)}; {around}"
+    half = f", {_short(rate / 2)} with r=64 and lora_alpha=128" if much else ""
+    return f"{_short(rate)} for a width of {width:,}{half}; {around}"
+
+
+def _short(rate: float) -> str:
+    return f"{rate:.0e}".replace("e-0", "e-")
 
 
 def _has_experts(config: PretrainedConfig) -> bool:

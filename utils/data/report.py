@@ -51,7 +51,8 @@ class Report:
     number, that lose something and that lose all that they would teach, and aren't trained on. endless: the records
     whose last answer has no EOS token once they are cut; of these so many had none before: `unended`. context: the
     positions of the model, None when nobody said; beyond: the rows, held-out ones too, that are longer than that even
-    when they are cut. rows: what the trainer gets, cut, each with ``input_ids`` and ``labels``.
+    when they are cut. rows: what the trainer gets, cut, each with ``input_ids`` and ``labels``. ragged: the records
+    whose last answer begins or ends with white space.
     """
 
     count: int
@@ -73,6 +74,7 @@ class Report:
     beyond: int
     rows: list[dict[str, Any]] = field(repr=False)
     firsts: list[int | None] = field(repr=False)
+    ragged: int = 0
 
     @property
     def empty(self) -> dict[str, int]:
@@ -126,21 +128,21 @@ class Report:
         cut = self.endless - self.unended
         if cut:
             most = self.quantiles["longest"]
-            room = self.context is None or most <= self.context
-            cure = (
-                f"--max-length {most} keeps all whole" if room else "shorten them, or take a model with more positions"
-            )
-            said.append(
-                f"{self._share(cut, self.usable)} of the answers lose their end, so they don't teach it: {cure}"
-            )
+            cure = f"--max-length {most} keeps all whole"
+            if self.context is not None and most > self.context:
+                cure = "shorten them, or take a model with more positions"
+            said.append(f"{self._share(cut, self.usable)} answers lose their end, and so don't teach to stop: {cure}")
         if self.unended:
             said.append(f"the chat template learns no EOS token in {self.unended:,} answers: they won't end")
         if self.lost:
             said.append(f"{self._share(self.lost, self.usable)} of the records aren't trained on: the cut takes all")
         if self.contradictions:
-            said.append(
-                f"{self.contradictions:,} prompts have more than one answer: exact match can't be reached there"
-            )
+            said.append(f"{self.contradictions:,} prompts have more than one answer: exact match can't reach 100%")
+        if self.ragged:
+            said.append(f"{self.ragged:,} answers begin or end with white space, which is learned too: strip them")
+        if 4 * self.near > self.usable:
+            near = self._share(self.near, self.usable)
+            said.append(f"{near} prompts are nearly another one: the file is smaller than it looks")
         if 0 < self.held_out < FEW:
             said.append(f"{self.held_out} held-out records are too few to tell anything from luck: --held-out {FEW}")
         return [f"Look: {text}." for text in said]
@@ -317,4 +319,5 @@ def data_report(
         beyond=beyond,
         rows=rows,
         firsts=firsts,
+        ragged=sum(answer != answer.strip() for _, answer in pairs),
     )
