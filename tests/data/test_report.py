@@ -248,8 +248,8 @@ def test_records_whose_answers_begin_beyond_the_model_are_refused_with_the_lengt
 
 
 def talk(n, answer):
-    return [{"instruction": f"Say number {k * k + 17}, then {'abcdefghijklmnopqrstuvwxyz'[k % 26] * 9}.", "output": answer}
-            for k in range(n)]  # fmt: skip
+    words = "abcdefghijklmnopqrstuvwxyz"
+    return [{"instruction": f"Say {k * k + 17}, then {words[k % 26] * 9}.", "output": answer} for k in range(n)]
 
 
 def test_of_good_data_nothing_is_said_and_each_fault_has_its_sentence(tokenizer):

@@ -344,7 +344,7 @@ CHOICES: dict[str, dict[str, Choice]] = {
     },
     "Which learning rate?": {
         "lora": Choice(
-            "by the model's width: 2e-4 at 3,584, 9e-4 at 576; try three times less and more",
+            "by the model's width: 2e-4 at 3,584, 8e-4 at 576; try three times less and more",
             "LoRA",
             "LoRA's best rate was 4 to 16 times full fine-tuning's here, about 10 times at scale; it falls with width.",
             (
