@@ -454,7 +454,7 @@ CHOICES: dict[str, dict[str, Choice]] = {
                 ),
                 Cell(
                     "17_capstone",
-                    """    for at, shown in (("1", runs), ("0.8", [row["by_factor"]["0.8"] for row in runs])):""",
+                    """for at, shown in (("1", runs), ("0.8", [row["by_factor"]["0.8"] for row in runs])):""",
                     (
                         "rate 0.003  strength 1     100%  100%   99%     2.07   2.28   2.40",
                         "rate 0.003  strength 0.8   100%  100%   99%     1.77   1.80   1.88",
