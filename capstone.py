@@ -11,7 +11,7 @@ import gc
 from dataclasses import asdict
 from pathlib import Path
 
-from utils.course.own_run import command_line, one_line, settings_of
+from utils.course.own_run import command_line, loading, one_line, settings_of
 from utils.data import read_own
 from utils.quiet import quiet_upstream
 from utils.train import data_facts, hold_out
@@ -33,7 +33,7 @@ def look_over(reading, split, tokenizer, settings):
     check_template(reading, tokenizer)
     cut, known = settings.max_length, settings.positions
     report = data_report(split.train, tokenizer, cut, split.held_out, context=known).checked()
-    print(report)
+    print(report, *report.warnings(), sep="\n")
     return report.rows, data_report(split.dev, tokenizer, cut).rows if split.dev else []
 
 
@@ -144,7 +144,7 @@ def fine_tune(data, out, settings):
         settings = settings.filled(profile(), load_config(tokenizer.name_or_path))
         rows, dev = look_over(reading, split, tokenizer, settings)
         settings = settings.timed(len(rows))
-        print(settings.sentence(len(rows), len(dev)), "Loading the base ...", sep="\n")
+        print(settings.sentence(len(rows), len(dev)), loading(profile(), tokenizer), sep="\n")
         model, tokenizer = load(settings.four_bit)
         check_targets(model, settings.targets)
         before = ask(model, tokenizer, split.held_out)

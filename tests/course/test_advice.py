@@ -12,11 +12,12 @@ from tools import build_claims as tool
 from utils.course import advice as module
 from utils.course.advice import CHOICES, RANKS, Source, advise, as_table, cite, short_link, whole_guide
 from utils.course.claims import Cell, Record, Test
+from utils.lora.target_modules import tiny_random
 from utils.models import ROOT
 from utils.models.configs import llama_config
 from utils.profiling import fit
-from utils.profiling.memory import GB, predict
-from utils.train.settings import Settings
+from utils.profiling.memory import GB, Setup, predict
+from utils.train.settings import Settings, usual_rate
 
 remembered = functools.cache(predict)  # a prediction takes seconds, and the cards ask for the same ones again
 
@@ -128,7 +129,7 @@ def test_what_was_once_advised_into_running_out_of_memory(model, card_gb, needs,
         (7, 80, {}, {BASE: "16", BLOCKS: "off", SEQUENCES: "planned"}),
         (13, 8, {}, {BASE: "none"}),
         (13, 16, {}, {BASE: "4", BLOCKS: "on"}),
-        ("SmolLM2-135M", 80, {"examples": 50_000, "new_knowledge": True}, {WAY: "full", RANK: "64", VARIANT: "rslora"}),
+        ("SmolLM2-135M", 80, {"examples": 50_000, "new_knowledge": True}, {WAY: "full", RANK: "64", VARIANT: "plain"}),
         ("SmolLM2-135M", 80, {"examples": 50_000}, {WAY: "lora", RANK: "8"}),
         ("SmolLM2-135M", 80, {"new_knowledge": True}, {RANK: "16", WAY: "lora"}),
         ("SmolLM2-135M", 80, {"fast_answers": True}, {MERGE: "merge"}),
@@ -141,14 +142,20 @@ def test_the_right_choice_is_made(model, card_gb, more, expected):
     assert expected.items() <= found.items()
 
 
-def test_every_choice_is_given_to_somebody():
+def mixture():
+    """The configuration of a tiny mixture of experts."""
+    return tiny_random("gpt-oss").config
+
+
+def test_every_choice_is_given_to_somebody(monkeypatch):
+    monkeypatch.setattr(fit, "predict", predict)  # a configuration can't be remembered
     situations = [
         {"card_gb": g, "examples": n, "new_knowledge": k, "tasks": t, "fast_answers": f, "users": u}
         for g in (1.2, 2, 80) for n, k in ((500, False), (500, True), (50_000, True)) for t in (1, 4)
         for f in (True, False) for u in (1, 10_000)
     ]  # fmt: skip
     plans = [advise("SmolLM2-135M", **settings) for settings in situations]
-    plans.append(advise(7, card_gb=16, examples=500))
+    plans += [advise(7, card_gb=16, examples=500), advise(mixture(), card_gb=16, examples=500, batch=1, length=16)]
     given = {id(a.choice) for plan in plans for a in plan.advice}
     assert [f"{q} {key}" for q, key, choice in ALL if id(choice) not in given] == []
 
@@ -204,5 +211,47 @@ def test_whatever_is_advised_about_rank_and_alpha_keeps_the_scale_or_alpha():
     """
     named = {key: scales(choice.answer) for key, choice in CHOICES[RANK].items()}
     assert named == {"8": [2.0], "16": [2.0], "64": [0.5, 2.0]}
-    assert "use_rslora" not in CHOICES[VARIANT]["plain"].answer and "not 2r: 16" in CHOICES[VARIANT]["rslora"].answer
+    assert not any("rslora" in choice.answer.lower() for _, _, choice in ALL), "one answer to alpha, and no second one"
     assert Settings(r=64, rslora=True).scale == 2.0, "and so does capstone.py --r 64 --rslora"
+
+
+LAYERS, RATE = "Which layers?", "Which learning rate?"
+
+
+def answers(plan) -> dict[str, str]:
+    return {a.question: a.answer for a in plan.advice}
+
+
+def test_a_mixture_of_experts_is_told_of_its_experts(monkeypatch):
+    """ "all-linear" was once advised always; on gpt-oss and its like it is attention alone."""
+    monkeypatch.setattr(fit, "predict", predict)
+    plan = advise(mixture(), card_gb=16, examples=500, batch=1, length=16)
+    assert picked(plan)[LAYERS] == "experts" and "target_parameters" in answers(plan)[LAYERS]
+    assert picked(advise("SmolLM2-135M", card_gb=16, examples=500))[LAYERS] == "all"
+
+
+def test_the_learning_rate_is_that_of_the_models_width():
+    """The same sentence was once said of 0.135B and of 30B."""
+    found = [answers(advise(model, card_gb=80, examples=500))[RATE] for model in (0.135, 1, 7)]
+    rates = [float(text.split()[0]) for text in found]
+    assert rates == sorted(rates, reverse=True) and rates == [usual_rate("7b", width) for width in (576, 2048, 4096)]
+    much = advise("SmolLM2-135M", card_gb=80, examples=50_000, new_knowledge=True)
+    assert picked(much)[RATE] == "full" and answers(much)[RATE].startswith(
+        "8e-5 for a width of 576, a tenth of LoRA's 8e-4"
+    )
+    assert answers(much)[RATE] in as_table(much)
+
+
+def test_one_answer_for_a_7b_model_on_a_card_of_16_gb():
+    """There were once three. Chapter 6's estimator, the exercise's table and the guide say the same."""
+    from utils.course.checks.references.ch17 import what_fits
+
+    ways = {
+        "lora": {"method": "lora"},
+        "lora, checkpointing": {"method": "lora", "checkpointing": True},
+        "qlora, checkpointing": {"method": "qlora", "checkpointing": True},
+    }
+    needs = {way: fit.needed(remembered(Setup("Llama-2-7B", batch=4, **f)).peak) / GB for way, f in ways.items()}
+    plan = advise(7, card_gb=16, examples=3000)
+    assert what_fits(needs, 16) == "qlora, checkpointing" == f"{plan.run.method}, checkpointing"
+    assert plan.needs / GB == pytest.approx(needs["qlora, checkpointing"]) and picked(plan)[BASE] == "4"

@@ -9,7 +9,7 @@ from collections import namedtuple
 import pytest
 import torch
 
-from utils.course.own_run import command_line, one_line, settings_of
+from utils.course.own_run import command_line, loading, one_line, settings_of
 from utils.models import ModelUnavailable
 from utils.train.settings import Settings
 
@@ -40,6 +40,13 @@ def test_every_setting_has_an_option():
 def test_the_help_says_each_default():
     options = command_line("LoRA").format_help().split("options:")[1]
     assert options.count("(default:") == 13
+
+
+def test_which_model_it_is_is_said_and_the_tiny_one_is_called_tiny(tokenizer):
+    """Without COURSE_PROFILE a newcomer's file once trained a model that knows picture-book stories, unsaid."""
+    assert "COURSE_PROFILE=small" in command_line("LoRA").format_help().split("options:")[1]
+    assert loading("tiny", tokenizer).startswith("This is the course's tiny model")
+    assert loading("small", tokenizer) == f"Loading {tokenizer.name_or_path} ..."
 
 
 @pytest.mark.parametrize(

@@ -242,3 +242,31 @@ def test_records_whose_answers_begin_beyond_the_model_are_refused_with_the_lengt
     with pytest.raises(ValueError, match=rf"begin after {first} tokens at the earliest, and the model has {first} pos"):
         data_report([long], tokenizer, 400, context=first).checked()
     assert data_report([ZOE, long], tokenizer, 400, context=first).checked()  # one of them fits
+
+
+# ------------------------------------------------------------------------------------------------- what to stop at
+
+
+def talk(n, answer):
+    words = "abcdefghijklmnopqrstuvwxyz"
+    return [{"instruction": f"Say {k * k + 17}, then {words[k % 26] * 9}.", "output": answer} for k in range(n)]
+
+
+def test_of_good_data_nothing_is_said_and_each_fault_has_its_sentence(tokenizer):
+    """Answers that lost their EOS token, and special tokens in texts, once went into training without a word."""
+    good = talk(24, "Arr! Thar be one.")
+    assert data_report(good[:4], tokenizer, 512, good[4:]).warnings() == []
+    few = data_report(good[:4], tokenizer, 512, good[4:10]).warnings()
+    assert few == ["Look: 6 held-out records are too few to tell anything from luck: --held-out 20."]
+    for answer, said in (
+        ("Arr!<|end|> Thar.", r"special tokens stand written out in texts \(<\|end\|> in 4\)"),
+        ("  Arr!\n", "4 answers begin or end with white space"),
+        ("Arr! " * 80, r"4 of 4 \(100.0%\) answers lose their end, and so don't teach to stop: --max-length \d+ keeps"),
+    ):
+        assert any(re.search(said, line) for line in data_report(talk(4, answer), tokenizer, 90).warnings()), answer
+    [line] = data_report(talk(4, ("Arr! " * 80).strip()), tokenizer, 90, context=100).warnings()
+    assert line.endswith("shorten them, or take a model with more positions.")
+    twins = [{**r, "instruction": r["instruction"] + "?" * k} for r in good[:2] for k in range(4)]
+    assert any("are nearly another one" in line for line in data_report(twins, tokenizer, 512).warnings())
+    two = data_report([good[0], {**good[0], "output": "No."}], tokenizer, 512).warnings()
+    assert two == ["Look: 1 prompts have more than one answer: exact match can't reach 100%."]

@@ -8,6 +8,7 @@ Attributes:
     CHOICES: Every answer that the guide knows, by question and a short key.
     RANKS: The rank of each answer to "Which rank, and alpha?".
     MANY_USERS: From so many adapters on, what they take on disk may decide.
+    EXPERTS: The fields in which configurations say how many experts a block has.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from utils.course.claims import Cell, Record, Test
 from utils.models.configs import shape_of
 from utils.profiling.fit import card_bytes, first_that_fits, needed
-from utils.profiling.memory import GB, Prediction, Setup, predict
+from utils.profiling.memory import GB, Prediction, Setup, config_of, predict
+from utils.train.settings import usual_rate
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -49,10 +51,11 @@ class Choice:
 
 
 class Advice(NamedTuple):
-    """A question, and the choice that was made."""
+    """A question, the choice that was made, and its answer for this model: the choice's own, or a computed one."""
 
     question: str
     choice: Choice
+    answer: str
 
 
 class Plan(NamedTuple):
@@ -83,15 +86,14 @@ class Plan(NamedTuple):
 
 # ---------------------------------------------------------------------------------------------------- the evidence
 
-_LOADING, _LATENCY, _SWEEP, _ALPHA, _TECHNIQUES = (
+_LOADING, _LATENCY, _SWEEP, _ALPHA, _TECHNIQUES, _BATCH = (
     f"assets/measurements/{name}.json"
-    for name in ("loading_7b", "latency_gpu", "rank_sweep", "alpha_rule", "techniques")
+    for name in ("loading_7b", "latency_gpu", "rank_sweep", "alpha_rule", "techniques", "batch_size")
 )
 _LORA = "LoRA r=8 q,k,v,o"
 
 _SCHULMAN = Source("Schulman et al., LoRA Without Regret, 2025", "https://thinkingmachines.ai/blog/lora/")
 _BIDERMAN = Source("Biderman et al., LoRA Learns Less and Forgets Less, 2024", "https://arxiv.org/abs/2405.09673")
-_RSLORA = Source("Kalajdzievski, rsLoRA, 2023", "https://arxiv.org/abs/2312.03732")
 _DORA = Source("Liu et al., DoRA, 2024", "https://arxiv.org/abs/2402.09353")
 _QLORA = Source("Dettmers et al., QLoRA, 2023", "https://arxiv.org/abs/2305.14314")
 
@@ -125,6 +127,13 @@ def _score(steps: int, targets: str, r: int | None, low: float, high: float) -> 
         _SWEEP, ("rows", {"steps": steps, "targets": targets, "r": r}, "test_mean"), low, high,
         f"right translations after {steps} steps, {targets}{rank},",
     )  # fmt: skip
+
+
+def _by_batch(size: int, r: int | None, low: float, high: float) -> Record:
+    which = {"batch_size": size, **({"targets": "full fine-tuning"} if r is None else {"r": r})}
+    who = "full fine-tuning" if r is None else f"LoRA r={r}"
+    what = f"right translations after 15,360 examples in batches of {size}, {who},"
+    return Record(_BATCH, ("rows", which, "test_mean"), low, high, what)
 
 
 def _best_rate(rule: str, r: int, rate: float) -> Record:
@@ -261,12 +270,39 @@ CHOICES: dict[str, dict[str, Choice]] = {
             ),
         ),
     },
+    "How many sequences in one optimizer step?": {
+        "small": Choice(
+            "8 to 32, accumulated where memory holds fewer",
+            "always",
+            "After equally many examples in batches of 256, LoRA had learned next to nothing; at 16 and 64 all of it.",
+            (
+                _by_batch(16, 16, 0.95, 1.0),
+                _by_batch(64, 16, 0.95, 1.0),
+                _by_batch(256, 16, 0.0, 0.1),
+                _by_batch(256, None, 0.9, 1.0),
+                _SCHULMAN,
+            ),
+        ),
+    },
     "Which layers?": {
         "all": Choice(
             'all linear layers: target_modules="all-linear"',
-            "always, to begin with",
+            "the model is dense",
             "At equal parameters, attention alone learns much less; the MLP matters most.",
             (_score(300, "q,v", 42, 0.0, 0.1), _score(300, "all-linear", 8, 0.75, 1.0), _SCHULMAN),
+        ),
+        "experts": Choice(
+            "all linear layers and the experts: LoraConfig(**propose_targets(model).fields), which fills in "
+            "target_parameters; lora_dropout=0",
+            "a mixture of experts",
+            'Experts are parameters, not layers, so "all-linear" adapts attention alone, without a word from PEFT.',
+            (
+                Test(
+                    "tests/lora/test_target_modules.py",
+                    "test_of_gpt_oss_the_proposals_fields_train_the_experts_and_its_targets_alone_warn",
+                ),
+                _SCHULMAN,
+            ),
         ),
     },
     "Which rank, and alpha?": {
@@ -307,9 +343,9 @@ CHOICES: dict[str, dict[str, Choice]] = {
         ),
     },
     "Which learning rate?": {
-        "ten": Choice(
-            "ten times full fine-tuning's: 2e-4 for a 7B model, 1e-3 for one of 135M; try three times less and more",
-            "always",
+        "lora": Choice(
+            "by the model's width: 2e-4 at 3,584, 8e-4 at 576; try three times less and more",
+            "LoRA",
             "LoRA's best rate was 4 to 16 times full fine-tuning's here, about 10 times at scale; it falls with width.",
             (
                 Record(
@@ -319,6 +355,22 @@ CHOICES: dict[str, dict[str, Choice]] = {
                     16.0,
                     "best rate of LoRA, r=8, over full fine-tuning's,",
                     over=("rows", {"steps": 300, "targets": "full fine-tuning"}, "lr"),
+                ),
+                _SCHULMAN,
+            ),
+        ),
+        "full": Choice(
+            "a tenth of LoRA's: 2e-5 at a width of 3,584; and LoRA's for the LoRA beside it",
+            "full fine-tuning",
+            "Every weight moves, and on translation the best rate was a quarter to a sixteenth of LoRA's.",
+            (
+                Record(
+                    _SWEEP,
+                    ("rows", {"steps": 300, "targets": "full fine-tuning"}, "lr"),
+                    1 / 16,
+                    1 / 4,
+                    "best rate of full fine-tuning over LoRA's, r=8,",
+                    over=("rows", {"steps": 300, "targets": "all-linear", "r": 8}, "lr"),
                 ),
                 _SCHULMAN,
             ),
@@ -338,12 +390,6 @@ CHOICES: dict[str, dict[str, Choice]] = {
                 ),
                 _DORA,
             ),
-        ),
-        "rslora": Choice(
-            "rsLoRA with lora_alpha at 2 sqrt(r), not 2r: 16 at r=64",
-            "the rank is raised and there is no time to search the rate again",
-            "It is LoRA with alpha times the root of r. A scale of 5.7 at r=8 was worth 16 points on translation.",
-            (_race("rsLoRA", "translation", 0.85, 1.0), _race("LoRA", "translation", 0.6, 0.9), _RSLORA),
         ),
         "vera": Choice(
             "VeRA",
@@ -396,9 +442,10 @@ CHOICES: dict[str, dict[str, Choice]] = {
     },
     "And what it forgets?": {
         "measure": Choice(
-            "measure it on other texts; lower the rate, train shorter, turn the adapter down, or off outside its task",
+            "measure it on other texts; lower the learning rate, train shorter, turn the adapter down, or off outside "
+            "its task",
             "always",
-            "The learning rate decides most of it; at 0.8 of the adapter less, and the task was right; off, nothing.",
+            "At 0.8 of its strength an adapter kept its exact match and lost most of its damage to stories; off, all.",
             (
                 Cell(
                     "04_a_lora_layer_from_scratch",
@@ -406,9 +453,12 @@ CHOICES: dict[str, dict[str, Choice]] = {
                     ("perplexity with the adapter off, minus the base's: 0.0",),
                 ),
                 Cell(
-                    "16_what_an_update_does",
-                    'print("equal change        style: task  gone (5 seeds)        translation: task  gone (5 seeds)")',
-                    ("whole update                99%   80%",),
+                    "17_capstone",
+                    """for at, shown in (("1", runs), ("0.8", [row["by_factor"]["0.8"] for row in runs])):""",
+                    (
+                        "rate 0.003  strength 1     100%  100%   99%     2.07   2.28   2.40",
+                        "rate 0.003  strength 0.8   100%  100%   99%     1.77   1.80   1.88",
+                    ),
                 ),
                 _BIDERMAN,
             ),
@@ -444,7 +494,8 @@ def advise(
     :func:`utils.models.configs.shape_of` finds a known shape. batch, length: sequences of a step, and tokens in each.
     examples: how many there are to train on. new_knowledge: whether they teach more than a form or a style. tasks: how
     many adapters the same base will carry. fast_answers: whether latency matters. users: how many adapters have to be
-    stored, one for each user. From 1,000 on the advice is VeRA, whose step is predicted as LoRA's.
+    stored, one for each user. From 1,000 on the advice is VeRA, whose step is predicted as LoRA's. The learning rate is
+    that of :func:`utils.train.settings.usual_rate` for the model's width.
 
     Raises ValueError for a number that isn't positive and for a model that is larger than every known shape.
     """
@@ -453,6 +504,7 @@ def advise(
         if not value > 0:
             raise ValueError(f"{name} must be more than 0, not {value}")
     shape = shape_of(model) if isinstance(model, int | float) else model
+    config = config_of(shape).get_text_config()
     much = new_knowledge and examples >= MUCH_DATA
     rank = "64" if much else "16" if new_knowledge else "8"
     room = card_bytes(card_gb)
@@ -464,15 +516,39 @@ def advise(
         "The base in 16 bits or in 4?": "none" if run is None else "4" if run.method == "qlora" else "16",
         "Activation checkpointing?": "off" if run is not None and not run.checkpointing else "on",
         "How many sequences at once?": "planned" if run is not None and run.batch == batch else "one",
-        "Which layers?": "all",
+        "How many sequences in one optimizer step?": "small",
+        "Which layers?": "experts" if _has_experts(config) else "all",
         "Which rank, and alpha?": rank,
-        "Which learning rate?": "ten",
-        "Which variant?": "vera" if users >= MANY_USERS else "rslora" if much else "plain",
+        "Which learning rate?": "full" if run is not None and run.method == "full" else "lora",
+        "Which variant?": "vera" if users >= MANY_USERS else "plain",
         "Merge, or keep the adapter apart?": "many" if tasks > 1 else "merge" if fast_answers else "apart",
         "And what it forgets?": "measure",
     }
-    advice = [Advice(question, CHOICES[question][key]) for question, key in picked.items()]
+    computed = {"Which learning rate?": _rate(config.hidden_size, picked["Which learning rate?"] == "full", much)}
+    advice = [
+        Advice(question, choice := CHOICES[question][key], computed.get(question, choice.answer))
+        for question, key in picked.items()
+    ]
     return Plan(advice, _in_words(model, shape), run, needs, room)
+
+
+def _rate(width: int, full: bool, much: bool) -> str:
+    """The learning rate to begin with, in words, for a model of this hidden size: :func:`usual_rate`'s, by width."""
+    rate = usual_rate("7b", width)
+    around = "try a third of it and three times it"
+    if full:
+        return f"{_short(rate / 10)} for a width of {width:,}, a tenth of LoRA's {_short(rate)}; {around}"
+    half = f", {_short(rate / 2)} with r=64 and lora_alpha=128" if much else ""
+    return f"{_short(rate)} for a width of {width:,}{half}; {around}"
+
+
+def _short(rate: float) -> str:
+    return f"{rate:.0e}".replace("e-0", "e-")
+
+
+def _has_experts(config: PretrainedConfig) -> bool:
+    """Whether a configuration is that of a mixture of experts, by the names that transformers gives their number."""
+    return any((getattr(config, name, None) or 0) > 1 for name in EXPERTS)
 
 
 def _full(planned: Setup, room: int) -> tuple[Setup, Prediction] | None:
@@ -518,7 +594,7 @@ def short_link(evidence: Evidence) -> str:
 def as_table(plan: Plan) -> str:
     """A plan in Markdown: the run in a sentence, then a table of question, choice, why, evidence."""
     rows = [
-        f"| {a.question} | **{a.choice.answer}** | {a.choice.why} | {'; '.join(map(cite, a.choice.evidence))} |"
+        f"| {a.question} | **{a.answer}** | {a.choice.why} | {'; '.join(map(cite, a.choice.evidence))} |"
         for a in plan.advice
     ]
     return "\n".join([plan.summary, "", "| question | choose | why | evidence |", "|---|---|---|---|", *rows])
@@ -536,3 +612,4 @@ def whole_guide() -> str:
 
 
 MANY_USERS = 1000
+EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")

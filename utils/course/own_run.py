@@ -9,17 +9,25 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from utils.train.run_folder import what_is_left
 from utils.train.settings import Settings
 
 LITTLE = 1_000_000
+MODELS = """the model, by the environment:
+  COURSE_PROFILE=small  SmolLM2-135M-Instruct, on a CPU or any card; the choice for a first run on a file of yours
+  COURSE_PROFILE=7b     Qwen2.5-7B-Instruct in 4 bits, on a CUDA card of 16 GB
+  COURSE_MODEL=NAME     beside one of these, another model or folder
+  without it            the course's tiny model, which knows picture-book stories and nothing else"""
+TINY = "This is the course's tiny model: it shows how a run goes. For a model that knows language COURSE_PROFILE=small"
 
 
 def command_line(description: str) -> argparse.ArgumentParser:
     """The parser. Its result has `data`, `out` and every field of :class:`utils.train.settings.Settings`."""
     parser = argparse.ArgumentParser(
         description=description,
+        epilog=MODELS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS,
     )
@@ -49,6 +57,13 @@ def command_line(description: str) -> argparse.ArgumentParser:
     add("--four-bit", action="store_true", help="QLoRA: the base in 4 bits (default: under COURSE_PROFILE=7b)")
     add("--checkpointing", action="store_true", help="less memory, more time (default: under COURSE_PROFILE=7b)")
     return parser
+
+
+def loading(profile: str, tokenizer: Any) -> str:
+    """What is being loaded, in a line; of the tiny model that it is only that."""
+    if profile == "tiny":
+        return f"{TINY}\nLoading it ..."
+    return f"Loading {tokenizer.name_or_path} ..."
 
 
 def settings_of(given: argparse.Namespace) -> Settings:

@@ -2,6 +2,7 @@
 
 Attributes:
     QUANTILES: The lengths that a report shows.
+    FEW: Below so many held-out records an evaluation can tell nothing from luck.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 QUANTILES = {"shortest": 0.0, "median": 0.5, "90%": 0.9, "99%": 0.99, "longest": 1.0}
+FEW = 20
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,8 @@ class Report:
     number, that lose something and that lose all that they would teach, and aren't trained on. endless: the records
     whose last answer has no EOS token once they are cut; of these so many had none before: `unended`. context: the
     positions of the model, None when nobody said; beyond: the rows, held-out ones too, that are longer than that even
-    when they are cut. rows: what the trainer gets, cut, each with ``input_ids`` and ``labels``.
+    when they are cut. rows: what the trainer gets, cut, each with ``input_ids`` and ``labels``. ragged: the records
+    whose last answer begins or ends with white space.
     """
 
     count: int
@@ -71,6 +74,7 @@ class Report:
     beyond: int
     rows: list[dict[str, Any]] = field(repr=False)
     firsts: list[int | None] = field(repr=False)
+    ragged: int = 0
 
     @property
     def empty(self) -> dict[str, int]:
@@ -111,6 +115,37 @@ class Report:
             )
         lost_at(self.max_length, self.firsts, self.lengths)
         return self
+
+    def warnings(self) -> list[str]:
+        """What should make one stop and look before a run, a sentence each; an empty list when there is nothing."""
+        said = []
+        if self.marks:
+            named = ", ".join(f"{mark} in {n:,}" for mark, n in self.marks.items())
+            said.append(
+                f"special tokens stand written out in texts ({named}), and an EOS token there ends an answer half-way: "
+                "take them out"
+            )
+        cut = self.endless - self.unended
+        if cut:
+            most = self.quantiles["longest"]
+            cure = f"--max-length {most} keeps all whole"
+            if self.context is not None and most > self.context:
+                cure = "shorten them, or take a model with more positions"
+            said.append(f"{self._share(cut, self.usable)} answers lose their end, and so don't teach to stop: {cure}")
+        if self.unended:
+            said.append(f"the chat template learns no EOS token in {self.unended:,} answers: they won't end")
+        if self.lost:
+            said.append(f"{self._share(self.lost, self.usable)} of the records aren't trained on: the cut takes all")
+        if self.contradictions:
+            said.append(f"{self.contradictions:,} prompts have more than one answer: exact match can't reach 100%")
+        if self.ragged:
+            said.append(f"{self.ragged:,} answers begin or end with white space, which is learned too: strip them")
+        if 4 * self.near > self.usable:
+            near = self._share(self.near, self.usable)
+            said.append(f"{near} prompts are nearly another one: the file is smaller than it looks")
+        if 0 < self.held_out < FEW:
+            said.append(f"{self.held_out} held-out records are too few to tell anything from luck: --held-out {FEW}")
+        return [f"Look: {text}." for text in said]
 
     def _share(self, part: int, whole: int) -> str:
         return f"{part:,} of {whole:,}" + (f" ({part / whole:.1%})" if whole else "")
@@ -284,4 +319,5 @@ def data_report(
         beyond=beyond,
         rows=rows,
         firsts=firsts,
+        ragged=sum(answer != answer.strip() for _, answer in pairs),
     )

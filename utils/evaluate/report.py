@@ -21,6 +21,7 @@ import torch.nn.functional as F
 
 from utils.data.chat import IGNORED, Example, collate, encode, prompt_completions, token_id
 from utils.data.records import Record
+from utils.data.report import FEW
 from utils.evaluate.metrics import answer, chrf, perplexity, questions, wilson
 from utils.models.context import positions
 from utils.train.loop import in_mode
@@ -32,7 +33,6 @@ ROOM = 16
 MOST_TOKENS = 512
 LOSS_TOKENS = 2048
 SHORT = 100
-FEW = 20
 
 
 class Reply(NamedTuple):

@@ -1,13 +1,10 @@
-"""Chapter 17's exercises: hold out by groups, the loss of answers, the share that stops, luck, and what fits a card."""
+"""Chapter 17's exercises: hold out by groups, luck, and what fits a card."""
 
 from __future__ import annotations
 
 import math
 import random
 from collections.abc import Callable
-
-import torch
-from torch import Tensor
 
 from utils.course.checks.references import ch17 as lesson
 from utils.course.checks.registry import Mistake, exercise
@@ -130,161 +127,6 @@ exercise(
     ],
     why="What is counted is prompts and not rows, so every row of a prompt goes to the same side.",
     points=2,
-)
-
-# ------------------------------------------------------------------------------------------------ the loss of answers
-
-
-def _losses_case(rows: int, length: int):
-    def make() -> tuple[Tensor, Tensor]:
-        labels = torch.randint(0, 50, (rows, length))
-        for row in range(rows):
-            labels[row, : row + 2] = -100
-            labels[row, length - row :] = -100
-        labels[0, 2] = 0  # a token like any other
-        return torch.rand(rows, length) * 4 + 0.5, labels
-
-    return make
-
-
-def _drawn_losses(rng: random.Random) -> tuple[Tensor, Tensor]:
-    rows, length = rng.sample(range(1, 9), 2)
-    labels = torch.randint(-100, 3, (rows, length)).clamp(min=-1)
-    labels[labels < 0] = -100
-    labels[rng.randrange(rows), rng.randrange(length)] = rng.randrange(3)
-    return torch.rand(rows, length) * 4 + 0.5, labels
-
-
-exercise(
-    "answer_loss",
-    reference=lesson.answer_loss,
-    cases=[_losses_case(3, 9), _losses_case(4, 12), _losses_case(2, 7)],
-    drawn=_drawn_losses,
-    mistakes=[
-        Mistake(
-            lambda losses, labels: losses.mean().item(),
-            "prompt and padding are counted too: take the places where labels != -100.",
-        ),
-        Mistake(
-            lambda losses, labels: (losses * (labels != -100)).mean().item(),
-            "you put zeros in the other places and then divided by all of them: divide by the answers' tokens alone.",
-        ),
-        Mistake(
-            lambda losses, labels: (
-                torch.stack([row[kept != -100].mean() for row, kept in zip(losses, labels, strict=True)]).mean().item()
-            ),
-            "that is the mean of the rows' means, in which a token of a short answer counts more than one of a long.",
-        ),
-        Mistake(
-            lambda losses, labels: losses[labels > 0].mean().item(),
-            "you left token 0 out, which may well stand in an answer: the mark is -100, so compare with that.",
-        ),
-        Mistake(
-            lambda losses, labels: losses[labels != -100].sum().item(),
-            "that is the sum: divide by how many tokens there are.",
-        ),
-        Mistake(
-            lambda losses, labels: losses[labels == -100].mean().item(),
-            "that is the loss of prompt and padding: the answer is where labels is not -100.",
-        ),
-        Mistake(
-            lambda losses, labels: losses[:, labels[0] != -100].mean().item(),
-            "the first row's places were taken for all rows: every row has its own mask.",
-        ),
-        Mistake(
-            lambda losses, labels: losses[labels != -100].median().item(),
-            "that is the median: the mean is asked for, which is what training makes small.",
-        ),
-        Mistake(
-            lambda losses, labels: losses[labels != -100].sum().item() / len(losses),
-            "you divided by the number of rows: divide by the number of answer tokens.",
-        ),
-        Mistake(
-            lambda losses, labels: math.exp(losses[labels != -100].mean().item()),
-            "that is the perplexity, e to the power of the loss.",
-        ),
-        Mistake(
-            lambda losses, labels: losses.masked_fill_(labels == -100, 0.0).sum().item() / int((labels != -100).sum()),
-            "your function changes its input: losses are overwritten. masked_fill, without the _, makes a new tensor.",
-        ),
-    ],
-    hints=["labels != -100 is True where the answer is.", "losses[mask] keeps those places, in one row."],
-    why="A mean over tokens, and not over rows, is what the training loss is, so the two can be compared.",
-)
-
-# --------------------------------------------------------------------------------------------------- who stops
-
-
-def _drawn_rows(rng: random.Random) -> tuple[list[list[int]], int]:
-    width = rng.randint(1, 6)
-    return [rng.choices([0, 1, 2, 3, 5], k=width) for _ in range(rng.randint(1, 7))], rng.choice([0, 1, 2, 9])
-
-
-exercise(
-    "stop_rate",
-    reference=lesson.stop_rate,
-    cases=[
-        ([[5, 6, 1, 0, 0], [5, 7, 8, 9, 4], [3, 4, 5, 6, 1], [2, 2, 2, 2, 2]], 1),
-        ([[9, 9, 9], [9, 2, 2], [4, 2, 2]], 2),
-        ([[3, 8, 3, 7], [7, 3, 3, 3]], 7),
-    ],
-    drawn=_drawn_rows,
-    mistakes=[
-        Mistake(
-            lambda rows, eos_id: sum(row[-1] == eos_id for row in rows) / len(rows),
-            "you looked at the last place only. A short answer has its end mark earlier, and padding behind it.",
-        ),
-        Mistake(
-            lambda rows, eos_id: sum(eos_id not in row for row in rows) / len(rows),
-            "that is the share that runs on to the limit.",
-        ),
-        Mistake(
-            lambda rows, eos_id: sum(row.count(eos_id) for row in rows) / len(rows),
-            "you counted end marks. Where padding is the end mark too, one answer has several: count answers.",
-        ),
-        Mistake(
-            lambda rows, eos_id: 100 * sum(eos_id in row for row in rows) / len(rows),
-            "right, in percent; a share lies between 0 and 1.",
-        ),
-        Mistake(
-            lambda rows, eos_id: sum(eos_id in row for row in rows),
-            "that is a number of answers; the share of them is asked for.",
-        ),
-        Mistake(
-            lambda rows, eos_id: sum(row[-1] != 0 for row in rows) / len(rows),
-            "that asks for padding at the end: an answer has ended where eos_id stands somewhere in its row.",
-        ),
-        Mistake(
-            lambda rows, eos_id: sum(1 in row for row in rows) / len(rows),
-            "the EOS token is not 1 with every tokenizer: use eos_id.",
-        ),
-        Mistake(
-            lambda rows, eos_id: sum(eos_id in row or 0 in row for row in rows) / len(rows),
-            "0 counts as an end too: only eos_id says that an answer has ended, whatever the padding is.",
-        ),
-        Mistake(
-            lambda rows, eos_id: sum(eos_id in row[1:] for row in rows) / len(rows),
-            "an answer that is the EOS token alone has ended as well: look at the first place, too.",
-        ),
-        Mistake(
-            lambda rows, eos_id: (rows == eos_id).any(dim=1).float().mean().item(),
-            "that is how a tensor is asked. rows is a list of lists, so rows == eos_id is one False: go through them.",
-        ),
-        Mistake(
-            lambda rows, eos_id: sum(eos_id in row[:-1] for row in rows) / len(rows),
-            "an answer whose last token is the EOS token has ended as well: look at the whole row.",
-        ),
-        Mistake(
-            lambda rows, eos_id: sum(eos_id in row for row in rows) / sum(map(len, rows)),
-            "you divided by the number of tokens: the share is one of answers.",
-        ),
-        Mistake(
-            lambda rows, eos_id: float(all(eos_id in row for row in rows)),
-            "that says whether all of them ended: the share that did is asked for.",
-        ),
-    ],
-    hints=["eos_id in row says whether one answer ended.", "True counts as 1 in sum(...)."],
-    why="An answer that ran into the limit has no EOS token, wherever the padding of the others begins.",
 )
 
 # --------------------------------------------------------------------------------------------------------------- luck

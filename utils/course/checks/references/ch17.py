@@ -3,6 +3,8 @@
 Generated from lessons/17_capstone.md by `make notebooks`: edit the lesson, not this file.
 """
 
+import math
+
 # fmt: off
 
 # -------- held_out_rows
@@ -14,20 +16,7 @@ def held_out_rows(prompts, every):
     return [row for row, key in enumerate(keys) if numbers[key] % every == every - 1]
 
 
-# -------- answer_loss
-def answer_loss(losses, labels):
-    return losses[labels != -100].mean().item()
-
-
-# -------- stop_rate
-def stop_rate(rows, eos_id):
-    return sum(eos_id in row for row in rows) / len(rows)
-
-
 # -------- luck
-import math
-
-
 def luck(gained, lost):
     n, fewer = gained + lost, min(gained, lost)
     tail = sum(math.comb(n, k) for k in range(fewer + 1)) / 2**n
