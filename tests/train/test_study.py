@@ -339,11 +339,6 @@ def test_two_seeds_draw_differently_and_one_seed_alike():
     assert len({json.dumps(p) for p in found[0]}) == 3
 
 
-def test_the_best_so_far_falls_and_ignores_pruned_trials():
-    assert study.best_so_far([(3, 2.0), (1, None), (3, 5.0), (3, 1.0)]) == ([3, 4, 7, 10], [2.0, 2.0, 2.0, 1.0])
-    assert study.best_so_far([(1, None)]) == ([1], [math.inf])
-
-
 # ----------------------------------------------------------------------------------------------------------- the tool
 
 
