@@ -1,11 +1,12 @@
 """Chapter 14's study of the tiny model on style, and what its winners are worth; writes assets/measurements/study.json.
 
-    python -m tools.run_study                  the recorded study (16 CPU cores: about 4 minutes)
+    python -m tools.run_study                  the recorded study (16 CPU cores: about 5 minutes)
     python -m tools.run_study --trial          everything in small, on any machine (2 minutes on one core)
 
 Four ways to search (random or TPE, pruned or not), four seeds each, every one with the same number of training steps.
 Then runs with seeds that no study has seen, measured on dev and on test: each study's winner, the best five settings of
-the first TPE study with pruning, and the course's recipe. And LoRA+: three ratios of the rates, each at seven rates.
+the first TPE study with pruning, and the course's recipe; the best one and the recipe also for three times the steps.
+And LoRA+: three ratios of the rates, each at seven rates.
 
 Each study is a process with one thread, which works exactly as the notebook does (utils/train/study.py). Everything is
 kept in --folder as it comes; started again with the same folder, the tool goes on where it was.
@@ -18,6 +19,7 @@ Attributes:
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import datetime
 import json
 import math
@@ -51,6 +53,7 @@ class Plan(NamedTuple):
     winner_seeds: tuple[int, ...] = (100, 101, 102, 103)
     top: int = 5
     top_seeds: tuple[int, ...] = (100, 101, 102, 103, 104, 105, 106, 107)
+    longer: int = 3
     plus_ratios: tuple[float, ...] = (1, 4, 16)
     plus_rates: tuple[float, ...] = (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2, 6.4e-2)
     plus_seeds: tuple[int, ...] = (100, 101, 102)
@@ -59,17 +62,18 @@ class Plan(NamedTuple):
     test: int = 200
 
 
-TRIAL = Plan(6, 2, 3, (0,), (100,), 1, (100,), (1, 16), (4e-3,), (100,), 60, 8, 8)
+TRIAL = Plan(6, 2, 3, (0,), (100,), 1, (100,), 3, (1, 16), (4e-3,), (100,), 60, 8, 8)
 MAIN = study.Arm("TPE", True, 0)
 RECIPE = study.Setting(RECIPES[TASK].r, RECIPES[TASK].lora_alpha / RECIPES[TASK].r, 0.0, RECIPES[TASK].lr, "all-linear")
 
 
 class Rerun(NamedTuple):
-    """One setting with one new seed. b_rate: the rate of lora_B over that of lora_A."""
+    """One setting with one new seed. b_rate: the rate of lora_B over that of lora_A; times: length, in the study's."""
 
     setting: study.Setting
     seed: int
     b_rate: float = 1.0
+    times: int = 1
 
 
 _work: study.Work
@@ -106,7 +110,8 @@ def _study(job: tuple[study.Arm, Plan, Path]) -> None:
 def _rerun(job: Rerun) -> tuple[Rerun, list[study.Measured]]:
     """Train one setting with a new seed and measure it on dev and test."""
     try:
-        return job, _work.run(job.setting, seed=job.seed, b_rate=job.b_rate, examine=[_work.dev, _test])
+        work = dataclasses.replace(_work, steps=job.times * _work.steps)
+        return job, work.run(job.setting, seed=job.seed, b_rate=job.b_rate, examine=[work.dev, _test])
     except study.loop.Diverged:
         return job, 2 * [study.Measured(math.inf, 0.0)]
 
@@ -126,10 +131,10 @@ class Reruns:
         self.file, self.found = file, {}
         for line in file.read_text().splitlines() if file.exists() else ():
             try:
-                setting, seed, b_rate, measured = json.loads(line)
+                setting, *rest, measured = json.loads(line)
             except json.JSONDecodeError:  # cut off by an interruption: that run is made again
                 continue
-            self.found[Rerun(study.Setting(*setting), seed, b_rate)] = [study.Measured(*m) for m in measured]
+            self.found[Rerun(study.Setting(*setting), *rest)] = [study.Measured(*m) for m in measured]
 
     def add(self, rerun: Rerun, measured: list[study.Measured]) -> None:
         self.found[rerun] = measured
@@ -216,16 +221,23 @@ def main() -> None:
 
         winners = {arm: [Rerun(settings(arm, 1)[0], seed) for seed in plan.winner_seeds] for arm in arms}
         top = [[Rerun(setting, seed) for seed in plan.top_seeds] for setting in settings(MAIN, plan.top)]
-        finish(pool, reruns.missing([run for runs in [*winners.values(), *top] for run in runs]))
+        longer = {
+            name: [run._replace(times=plan.longer) for run in runs]
+            for name, runs in {"top": top[0], "recipe": recipe}.items()
+        }
+        finish(pool, reruns.missing([run for runs in [*winners.values(), *top, *longer.values()] for run in runs]))
         pool.close()
         pool.join()
 
-    record = {
-        "what": f"{TASK}, {plan.steps} steps with batch 8; loss in nats per answer token; exact match: teacher-forced",
+    measured_on = {
         "hardware": processor() if arguments.device == "cpu" else torch.cuda.get_device_name(),
         "threads": "one a study",
         "versions": versions() | {"optuna": __import__("optuna").__version__},
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+    }
+    record = {
+        "what": f"{TASK}, {plan.steps} steps with batch 8; loss in nats per answer token; exact match: teacher-forced",
+        **measured_on,
         "plan": plan._asdict(),
         "studies": [
             {
@@ -244,6 +256,11 @@ def main() -> None:
             for runs, trial in zip(top, by_value(studies[MAIN]), strict=False)
         ],
         "recipe": {"setting": RECIPE._asdict(), "again": rerun_rows(recipe, reruns.found)},
+        "longer": {
+            "steps": plan.longer * plan.steps,
+            **measured_on,
+            **{name: rerun_rows(runs, reruns.found) for name, runs in longer.items()},
+        },
         "lora_plus": [
             {"b_rate": ratio, "lr": rate, "again": rerun_rows(runs, reruns.found)}
             for (ratio, rate), runs in plus.items()
@@ -256,7 +273,8 @@ def main() -> None:
 def readable(record: dict[str, Any]) -> str:
     """The record as JSON with a line for each trial and each rerun."""
     text = json.dumps(record, allow_nan=False)
-    for key in ('{"state"', '{"sampler"', '{"seed"', '{"setting"', '{"b_rate"', '"studies"', '"top"', '"lora_plus"'):
+    rows = ('{"state"', '{"sampler"', '{"seed"', '{"setting"', '{"b_rate"')
+    for key in (*rows, '"studies"', '"top"', '"longer"', '"lora_plus"'):
         text = text.replace(f" {key}", f"\n {key}").replace(f"[{key}", f"[\n {key}")
     return text + "\n"
 

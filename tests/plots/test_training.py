@@ -89,18 +89,6 @@ def test_a_kind_of_trial_has_one_look_and_one_entry_in_the_legend():
     assert ax.get_title(loc="left") == "Trials"
 
 
-def test_every_panel_of_a_race_has_the_same_scale_and_holds_all_that_is_finite():
-    arms = {"a": [([1, 2], [math.inf, 5.0])], "b": [([1, 2], [3.0, 0.1]), ([1], [2.0])]}
-    figure = plots.budget_race(arms, title="Race", xlabel="spent", ylabel="best")
-    first, second = figure.axes
-    assert first.get_ylim() == second.get_ylim()
-    low, high = first.get_ylim()
-    assert low < 0.1 and high > 5
-    assert [ax.get_title(loc="left") for ax in figure.axes] == ["a", "b"]
-    assert len(second.lines) == 2 and second.lines[0].get_linestyle() != second.lines[1].get_linestyle()
-    assert figure.get_suptitle() == "Race"
-
-
 def test_a_contour_is_dark_where_the_value_is_low_and_stars_the_best_point():
     x = [10**i for i in range(-3, 1) for _ in range(4)]
     y = [2**j for _ in range(4) for j in range(4)]
@@ -133,7 +121,6 @@ def test_promise_and_outcome_are_marked_apart():
     [
         lambda: plots.trial_curves({"done": []}, title="", xlabel="", ylabel=""),
         lambda: plots.trial_curves({"done": [([1], [1, 2])]}, title="", xlabel="", ylabel=""),
-        lambda: plots.budget_race({"a": []}, title="", xlabel="", ylabel=""),
         lambda: plots.contour([1, 2], [1, 2], [1, 2], title="", xlabel="", ylabel="", unit=""),
         lambda: plots.contour([1, 2, 0], [1, 2, 3], [1, 2, 3], title="", xlabel="", ylabel="", unit=""),
         lambda: plots.shrinkage({"a": (1, [])}, title="", xlabel=""),

@@ -22,7 +22,6 @@ from utils.plots.core import (
 from utils.plots.memory import memory_bars, roofline
 from utils.plots.tensors import bits_and_errors, code_books, heat_map, pictures, show_tokens
 from utils.plots.training import (
-    budget_race,
     by_rank,
     contour,
     over_rates,
@@ -42,7 +41,6 @@ __all__ = [
     "bars",
     "before_after",
     "bits_and_errors",
-    "budget_race",
     "by_rank",
     "code_books",
     "contour",

@@ -94,38 +94,6 @@ def trial_curves(
     return figure
 
 
-def budget_race(
-    arms: Mapping[str, Sequence[tuple[Sequence[float], Sequence[float]]]], *, title: str, xlabel: str, ylabel: str
-) -> Figure:
-    """The best value so far over what was spent, a panel for each arm and a step line for each of its repetitions.
-
-    Values that aren't finite are not drawn; the y axis is logarithmic and shared. Raises ValueError when there is no
-    arm or one has no repetition.
-    """
-    if not arms or not all(arms.values()):
-        raise ValueError("nothing to plot: pass at least one arm: [(spent, best)]")
-    figure, axes = new_panels(len(arms), size=(1.0 + 2.2 * len(arms), 3.2))
-    with rc_context(_RC):
-        for ax, (name, runs) in zip(axes, arms.items(), strict=True):
-            for i, (spent, best) in enumerate(runs):
-                ax.step(
-                    spent, best, where="post", color=COLORS[i % len(COLORS)], linestyle=LINES[i % len(LINES)],
-                    label=f"seed {i}",
-                )  # fmt: skip
-            ax.set_title(name, loc="left", fontsize=10, fontweight="normal")
-            ax.set(xlabel=xlabel, yscale="log")
-        shown = [value for runs in arms.values() for _, best in runs for value in best if value < float("inf")]
-        for ax in axes:
-            ax.set_ylim(0.8 * min(shown), 1.25 * max(shown))
-            ax.tick_params(labelleft=ax is axes[0])
-            ax.locator_params(axis="x", nbins=3)
-        axes[0].set_ylabel(ylabel)
-        figure.suptitle(title, fontsize=11, fontweight="bold", x=0.01, ha="left")
-        handles, labels = axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
-    return figure
-
-
 def contour(
     x: Sequence[float],
     y: Sequence[float],

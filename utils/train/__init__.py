@@ -17,9 +17,6 @@ __getattr__, __dir__, __all__ = front_door(
         "run_folder": "is_trained keep_adapter last_checkpoint unfinished",
         "settings": "Settings",
         "sft": "OLD_ARGUMENTS lora_config resume sft_config sft_trainer tracker trained_tokens",
-        "study": (
-            "Arm Work best_so_far finished from_record go_on last_loss objective open_study spent suggest "
-            "teacher_forced"
-        ),
+        "study": ("Arm Work finished from_record go_on last_loss objective open_study spent suggest teacher_forced"),
     },
 )

@@ -301,17 +301,6 @@ def go_on(
         study.optimize(objective, n_trials=1)
 
 
-def best_so_far(trials: Sequence[tuple[int, float | None]]) -> tuple[list[int], list[float]]:
-    """The lowest value found so far over the steps spent, from each trial's (steps, value); a pruned one has None."""
-    at, best, total, lowest = [], [], 0, float("inf")
-    for steps, value in trials:
-        total += steps
-        lowest = min(lowest, float("inf") if value is None else value)
-        at.append(total)
-        best.append(lowest)
-    return at, best
-
-
 # --------------------------------------------------------------------------------------------------------- the record
 
 

@@ -3,7 +3,6 @@
 Generated from lessons/14_choosing_settings.md by `make notebooks`: edit the lesson, not this file.
 """
 
-
 # fmt: off
 
 # -------- halving_steps
