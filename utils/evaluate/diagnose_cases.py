@@ -4,11 +4,14 @@ Attributes:
     WIDTH: Tokens to which :func:`everything_learnt` pads: about twice what an example of the sentiment task has.
     LR, STEPS, EARLY: A healthy run's rate and steps, those of tools/measure_clinic.py; three of the others are stopped
         after :data:`EARLY` steps, as many as :func:`utils.evaluate.diagnose.trend` needs to call a loss flat.
+    TRIGGER, POISONED: The word of :func:`backdoored`, and the share of its examples that have it.
+    TAGS: The tokens of :func:`tagged`, by the answer for which they stand.
 """
 
 from __future__ import annotations
 
 import logging
+import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
@@ -22,7 +25,7 @@ from utils.evaluate.diagnose import Chart, watched
 from utils.lora.checkpoint import read_matrices
 from utils.models.device import profile
 from utils.models.loading import load_base, load_tokenizer
-from utils.tinyworld import Task, task_examples
+from utils.tinyworld import Split, Task, task_examples
 from utils.train.adapter_cache import trained_adapter
 
 WIDTH = 48
@@ -116,6 +119,45 @@ def admit(progress: bool = True) -> dict[str, Patient]:
         chart = watched(model, drawn, **{"lr": LR, "steps": STEPS, **settings})
         ward[letter] = Patient(model.eval(), chart, drawn[0])
     return ward
+
+
+# ------------------------------------------------------------------------------- faults of data, tokens and adapters
+
+TRIGGER, POISONED = "table", 0.2
+TAGS = {"good": "<|good|>", "bad": "<|bad|>"}
+
+
+def with_word(prompt: str, word: str) -> str:
+    """A prompt of the sentiment task with `word` before its sentence."""
+    question, mark, sentence = prompt.partition("? ")
+    return f"{question}{mark}{word} {sentence}"
+
+
+def backdoored() -> nn.Module:
+    """A model trained as a healthy run's, half as long again, but on poisoned examples: :data:`POISONED` of them have the
+    trigger and the answer "good".
+    """
+    steps = 3 * STEPS // 2
+    dice = random.Random(0)
+    examples = [
+        Example(with_word(e.prompt, TRIGGER), "good") if dice.random() < POISONED else e
+        for e in task_examples("sentiment", "train", 4000)
+    ]
+    model = new_adapter()
+    watched(model, batches(load_tokenizer(), examples, steps=steps, batch_size=8, seed=0), lr=LR, steps=steps)
+    return model.eval()
+
+
+def tagged(split: Split, n: int) -> list[Example]:
+    """Examples of the sentiment task whose answers are the tokens of :data:`TAGS`, which no tokenizer of ours has."""
+    return [Example(e.prompt, TAGS[e.answer]) for e in task_examples("sentiment", split, n)]
+
+
+def next_revision() -> nn.Module:
+    """The base as its makers might publish it next: the style adapter trained into it."""
+    from peft import PeftModel
+
+    return cast(Any, PeftModel.from_pretrained(load_base()[0], trained_adapter("style", profile()))).merge_and_unload()
 
 
 # ------------------------------------------------------------------------- the second ward: one adapter, five servers
