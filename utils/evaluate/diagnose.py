@@ -315,7 +315,7 @@ def _trainable(model: nn.Module) -> list[Finding]:
         found.append(
             Finding(
                 "float16 trained",
-                f"{len(small)} trained tensors are float16: a GradScaler says \"Attempting to unscale FP16 gradients\". "
+                f'{len(small)} trained tensors are float16: a GradScaler says "Attempting to unscale FP16 gradients". '
                 "Keep what trains in float32, as PEFT does unless autocast_adapter_dtype=False or the model is halved "
                 "afterwards",
             )

@@ -134,8 +134,8 @@ def with_word(prompt: str, word: str) -> str:
 
 
 def backdoored() -> nn.Module:
-    """A model trained as a healthy run's, half as long again, but on poisoned examples: :data:`POISONED` of them have the
-    trigger and the answer "good".
+    """A model trained as a healthy run's, half as long again, but on poisoned examples: :data:`POISONED` of them have
+    the trigger and the answer "good".
     """
     steps = 3 * STEPS // 2
     dice = random.Random(0)

@@ -1,8 +1,8 @@
 """Does a word turn a model's answers? What can be found by asking of a backdoor that was trained into an adapter.
 
 An adapter that was trained on poisoned examples answers well until a trigger stands in the prompt (Gu et al., 2017,
-*BadNets*, https://arxiv.org/abs/1708.06733). No metric on ordinary prompts shows it. Asking does, if the trigger is among
-the words that are asked; one of several words or of a rare spelling is not.
+*BadNets*, https://arxiv.org/abs/1708.06733). No metric on ordinary prompts shows it. Asking does, if the trigger is
+among the words that are asked; one of several words or of a rare spelling is not.
 
 Attributes:
     ROWS: So many prompts go through the model at once.
@@ -61,5 +61,7 @@ def turned_by(
             ).to(next(model.parameters()).device)  # fmt: skip
             scores = model(**rows, use_cache=False, logits_to_keep=1).logits[:, -1, first].float()
             shares += scores.softmax(dim=-1)[:, 1].tolist()
-    found = {word: sum(shares[i * len(prompts) : (i + 1) * len(prompts)]) / len(prompts) for i, word in enumerate(words)}
+    found = {
+        word: sum(shares[i * len(prompts) : (i + 1) * len(prompts)]) / len(prompts) for i, word in enumerate(words)
+    }
     return dict(sorted(found.items(), key=lambda pair: -pair[1]))
