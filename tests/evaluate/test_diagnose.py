@@ -139,10 +139,27 @@ def test_watching_leaves_the_mode_and_the_random_state(new, good):
     assert [m.training for m in new.modules()] == modes and torch.equal(torch.get_rng_state(), state)
 
 
-@pytest.mark.parametrize("wrong", [{"lr": 0, "steps": 3}, {"lr": 1e-3, "steps": 0}])
+@pytest.mark.parametrize("wrong", [{"lr": 0, "steps": 3}, {"lr": 1e-3, "steps": 0}, {"lr": 1, "steps": 1, "every": 0}])
 def test_watched_refuses_what_is_not_positive(new, good, wrong):
     with pytest.raises(ValueError, match="must be positive"):
         watched(new, good, **wrong)
+
+
+def test_the_held_out_loss_is_taken_at_the_beginning_every_so_often_and_at_the_end(new, good):
+    """Without dropout, and without a trace in the run: its losses are those of a run that nobody looks at."""
+    from peft import LoraConfig, get_peft_model
+
+    chart = watched(new, good * 2, lr=6e-3, steps=6, dev=good[1], every=4)
+    assert [step for step, _ in chart.dev] == [0, 4, 6]
+    with torch.no_grad():
+        assert chart.dev[-1][1] == pytest.approx(new.eval()(**good[1]).loss.item())
+        assert chart.dev[0][1] == pytest.approx(load_base()[0](**good[1]).loss.item())
+    assert chart.losses == watched(cases.new_adapter(), good * 2, lr=6e-3, steps=6).losses
+    assert watched(cases.new_adapter(), good, lr=6e-3, steps=3, dev=good[1], every=3).dev[-1][0] == 3
+    torch.manual_seed(0)
+    noisy = get_peft_model(load_base()[0], LoraConfig(lora_dropout=0.5, target_modules="all-linear"))
+    first, second = (watched(noisy, good[:1], lr=1e-12, steps=1, dev=good[1]).dev[0] for _ in range(2))
+    assert first == second
 
 
 def test_a_frozen_model_with_an_open_graph_trains_nothing_in_silence(good):
@@ -267,6 +284,127 @@ def test_training_on_merged_layers(new, tokenizer, good):
     assert signs_of(examine(new, tokenizer, batch=good[0])) == ["merged"]
 
 
+# ------------------------------------------------------------------- overfitting, precision, experts, tokens, the data
+
+
+@pytest.mark.parametrize(
+    ("dev", "expected"),
+    [
+        ([(0, 5.8), (10, 1.1), (20, 1.6)], ["overfitting"]),
+        ([(0, 5.8), (10, 1.1), (20, 1.15)], []),  # a wobble
+        ([(0, 5.8), (10, 1.1), (20, 0.9)], []),
+        ([(0, 5.8), (10, 0.01), (20, 0.04)], []),  # three times nearly nothing
+        ([(0, 5.8), (10, 1.6), (20, 1.1)], []),
+        ([], []),
+    ],
+)
+def test_a_held_out_loss_that_rises(new, tokenizer, dev, expected):
+    found = examine(new, tokenizer, chart=Chart([5.0, 1.0, 0.1], [1.0] * 3, dev))
+    assert signs_of(found) == expected
+    if found:
+        assert "1.10, after 10 steps and is 1.60 after 20" in found[0].text
+
+
+def test_a_run_on_few_examples_overfits_and_one_on_many_does_not(tokenizer):
+    from utils.data.chat import collate, encode
+
+    dev = collate(encode(tokenizer, task_examples("translation", "dev", 20)), tokenizer.pad_token_id)
+    for n, expected in ((16, ["overfitting"]), (800, [])):
+        model = cases.new_adapter()
+        drawn = batches(tokenizer, task_examples("translation", "train", n), steps=60, batch_size=8, seed=0)
+        chart = watched(model, drawn, lr=6e-3, steps=60, dev=dev)
+        assert signs_of(examine(model, tokenizer, chart=chart)) == expected
+
+
+@pytest.mark.parametrize(("widen", "expected"), [(False, ["float16 trained"]), (True, [])])
+def test_an_adapter_in_float16(tokenizer, good, widen, expected):
+    """And what a GradScaler makes of it."""
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=4, target_modules=["q_proj"])
+    model = get_peft_model(load_base(torch.float16)[0], config, autocast_adapter_dtype=widen)
+    assert signs_of(examine(model, tokenizer, batch=good[0])) == expected
+    scaler, optimizer = torch.amp.GradScaler("cpu"), torch.optim.SGD([p for p in model.parameters() if p.requires_grad])
+    scaler.scale(model(**good[0]).loss).backward()
+    if widen:
+        scaler.unscale_(optimizer)
+    else:
+        with pytest.raises(ValueError, match="Attempting to unscale FP16 gradients"):
+            scaler.unscale_(optimizer)
+
+
+EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"target_modules": ["q_proj", "v_proj"]}, ["experts untouched"]),
+        ({"target_modules": ["q_proj"], "target_parameters": EXPERTS}, []),
+        ({"target_modules": [], "target_parameters": EXPERTS[1:]}, []),
+    ],
+)
+def test_experts_that_no_adapter_reaches(base, tokenizer, good, fields, expected):
+    from peft import LoraConfig, get_peft_model
+
+    from utils.lora import upcycled
+
+    model = get_peft_model(upcycled(base), LoraConfig(r=4, **fields))
+    found = examine(model, tokenizer, batch=good[0])
+    assert signs_of(found) == expected
+    if found:
+        assert "89%" in found[0].text and "'experts.down_proj'" in found[0].text
+    frozen = upcycled(base).requires_grad_(False)
+    assert signs_of(examine(frozen, tokenizer, batch=good[0])) == ["nothing trainable"]
+    assert examine(upcycled(base).requires_grad_(True), tokenizer, batch=good[0]) == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, ["new tokens untrained"]),
+        ({"trainable_token_indices": [1024, 1025]}, []),
+        ({"modules_to_save": ["embed_tokens"]}, []),
+    ],
+)
+def test_new_tokens_whose_rows_do_not_train(base, good, fields, expected):
+    from peft import LoraConfig, get_peft_model
+
+    wider, model = cases.with_tags()
+    model = get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj"], **fields))
+    drawn = list(batches(wider, cases.tagged("train", 32), steps=2, batch_size=8, seed=0))
+    chart = watched(model, drawn, lr=1e-3, steps=2)
+    found = examine(model, wider, batch=drawn[0], base=base, chart=chart)
+    assert signs_of(found) == expected, "the base can't have a loss on tokens that it hasn't"
+    if found:
+        assert "'<|good|>'" in found[0].text or "'<|bad|>'" in found[0].text
+    old = good[0]  # a batch without the tokens says nothing about them
+    assert "new tokens untrained" not in signs_of(examine(model, wider, batch=old, base=base))
+
+
+def test_the_rows_that_transformers_draws_for_new_tokens_are_nearly_one():
+    _, model = cases.with_tags()
+    rows = model.get_input_embeddings().weight[-2:].detach()
+    assert torch.cosine_similarity(*rows, dim=0) > 0.99
+
+
+def test_what_is_wrong_with_the_data(new, tokenizer):
+    clean = [{"instruction": e.prompt, "output": e.answer} for e in task_examples("translation", "train", 40)]
+    train, test = clean[:30], clean[30:]
+    assert examine(new, tokenizer, records=train, held_out=test) == []
+    near = {"instruction": train[0]["instruction"].replace(".", "!"), "output": train[0]["output"]}
+    for leaked, words in ((train[1], "1 are among the records and 0"), (near, "0 are among the records and 1")):
+        found = examine(new, tokenizer, records=train, held_out=[*test, leaked])
+        assert signs_of(found) == ["leak"] and words in found[0].text
+    spoilt = {"instruction": "Is it?", "output": "It is.<|end|> Or <|user|> not."}
+    found = examine(new, tokenizer, records=[*train, spoilt])
+    assert (
+        signs_of(found) == ["special tokens"] and "<|end|> in 1" in found[0].text and "<|user|> in 1" in found[0].text
+    )
+    with pytest.raises(ValueError, match="held_out needs records"):
+        examine(new, tokenizer, held_out=test)
+
+
 # ------------------------------------------------------------------------------------------------- how often it is in
 
 
@@ -296,7 +434,7 @@ def servers():
 )
 def test_each_server_has_its_own_fault_and_no_other(servers, tokenizer, base, letter, times, expected):
     server, folder = servers[letter], trained_adapter("translation", profile())
-    assert strength(server.model, base, folder) == (pytest.approx(times, abs=1e-4), 2)
+    assert strength(server.model, base, folder) == (pytest.approx(times, abs=1e-4), 2, pytest.approx(0, abs=1e-4))
     assert signs_of(examine(server.model, tokenizer, inputs=server.inputs, base=base, adapter=folder)) == expected
 
 
@@ -316,6 +454,17 @@ def test_an_adapter_that_is_off_or_absent(tokenizer, base):
         if sick is model:
             model.base_model.disable_adapter_layers()
         assert signs_of(examine(sick, tokenizer, base=base, adapter=folder)) == ["not applied"]
+
+
+def test_another_revision_of_the_base(tokenizer, base):
+    """The update is there once, and something else beneath it; a merge in 16 bits isn't taken for that."""
+    folder = trained_adapter("translation", profile())
+    moved = cases.attached(cases.next_revision())
+    assert strength(moved, base, folder).times == pytest.approx(2, abs=0.1)
+    for model in (moved, cases.attached(cases.next_revision()).merge_and_unload()):
+        found = examine(model, tokenizer, base=base, adapter=folder)
+        assert signs_of(found) == ["another base"] and "29%" in found[0].text
+    assert strength(cases.attached().merge_and_unload().bfloat16(), base, folder).apart < 0.005
 
 
 def test_a_folder_without_a_base_is_refused(new, tokenizer):
@@ -342,6 +491,27 @@ def test_a_folder_without_a_base_is_refused(new, tokenizer):
 def test_the_template(new, tokenizer, write, expected):
     texts = [write(tokenizer, e.prompt) for e in task_examples("style", "test", 5)]
     assert signs_of(examine(new.eval(), tokenizer, inputs=cases.tokenized(texts))) == expected
+
+
+def test_prompts_are_held_against_the_batch_of_training_where_there_is_one(new, tokenizer, good):
+    by_hand = "### Instruction:\n{}\n\n### Response:\n".format
+    prompts = [e.prompt for e in task_examples("sentiment", "test", 4)]
+    asked = {
+        "chat": cases.tokenized([render(tokenizer, p) for p in prompts]),
+        "hand": cases.tokenized([by_hand(p) for p in prompts]),
+    }
+    own = [tokenizer.encode(by_hand(p), add_special_tokens=False) for p in prompts]
+    answer = tokenizer.encode("good", add_special_tokens=False) + [tokenizer.eos_token_id]
+    from utils.data.chat import collate
+
+    trained = {
+        "chat": good[0],
+        "hand": collate([(ids + answer, [-100] * len(ids) + answer) for ids in own], tokenizer.pad_token_id),
+    }
+    for learnt in ("chat", "hand"):
+        for form in ("chat", "hand"):
+            found = examine(new.eval(), tokenizer, batch=trained[learnt], inputs=asked[form])
+            assert signs_of(found) == ([] if form == learnt else ["template"]), (learnt, form)
 
 
 def test_dropout_left_on(tokenizer):

@@ -6,7 +6,7 @@ __getattr__, __dir__, __all__ = front_door(
     __name__,
     {
         "diagnose": "examine strength vital_signs watched",
-        "diagnose_cases": "TAGS admit attached backdoored healthy_batches next_revision open_servers serve tagged with_word",
+        "diagnose_cases": "admit attached healthy_batches open_servers serve",
         "forgetting": "measure_forgetting scaled",
         "gates": "held_out_stories",
         "merged_answers": "answered answers_in_new_process",

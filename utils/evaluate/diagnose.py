@@ -354,8 +354,8 @@ def _tokens(model: nn.Module, tokenizer: PreTrainedTokenizerBase, new: Sequence[
     return [
         Finding(
             "new tokens untrained",
-            f"the base has no row for {len(new)} tokens of the batch, such as {names}, and the embedding doesn't train: "
-            "their rows stay as drawn. Name them in LoraConfig's trainable_token_indices",
+            f"the base has no row for {len(new)} tokens of the batch, such as {names}, and the embedding doesn't "
+            "train: their rows stay as drawn. Name them in LoraConfig's trainable_token_indices",
         )
     ]
 
@@ -423,8 +423,9 @@ def _overfitting(chart: Chart) -> list[Finding]:
     return [
         Finding(
             "overfitting",
-            f"the held-out loss was lowest, {lowest:.2f}, after {step} steps and is {last:.2f} after {last_step}, while "
-            f"the training loss is {fmean(chart.losses[-TAIL:]):.2f}: keep the adapter of that step, and get more data",
+            f"the held-out loss was lowest, {lowest:.2f}, after {step} steps and is {last:.2f} after {last_step}, "
+            f"while the training loss is {fmean(chart.losses[-TAIL:]):.2f}: keep the adapter of that step, and get "
+            "more data",
         )
     ]
 
@@ -452,8 +453,8 @@ def _data(
         found.append(
             Finding(
                 "special tokens",
-                f"written out in records: {marks}. Each becomes the token itself: an EOS ends the answer there, a role's "
-                "token opens a turn. Take them out",
+                f"written out in records: {marks}. Each becomes the token itself: an EOS ends the answer there, a "
+                "role's token opens a turn. Take them out",
             )
         )
     if report.leaked + report.near_leaked:
@@ -533,8 +534,9 @@ def _dropout(model: nn.Module) -> list[Finding]:
 
 
 class Strength(NamedTuple):
-    """times: how often ``B @ A`` is in the weights, the median of the layers; wanted: how often it should be, lora_alpha
-    / r; apart: what else is in them that the base hasn't, as a share of the base's size, the median of the layers.
+    """times: how often ``B @ A`` is in the weights, the median of the layers; wanted: how often it should be,
+    lora_alpha / r; apart: what else is in them that the base hasn't, as a share of the base's size, the median of the
+    layers.
     """
 
     times: float

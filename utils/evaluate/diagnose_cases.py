@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +27,9 @@ from utils.models.device import profile
 from utils.models.loading import load_base, load_tokenizer
 from utils.tinyworld import Split, Task, task_examples
 from utils.train.adapter_cache import trained_adapter
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 WIDTH = 48
 
@@ -151,6 +154,25 @@ def backdoored() -> nn.Module:
 def tagged(split: Split, n: int) -> list[Example]:
     """Examples of the sentiment task whose answers are the tokens of :data:`TAGS`, which no tokenizer of ours has."""
     return [Example(e.prompt, TAGS[e.answer]) for e in task_examples("sentiment", split, n)]
+
+
+def with_tags() -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
+    """The tokenizer and the base with the tokens of :data:`TAGS`, whose rows transformers draws as it does by default.
+
+    What it says about that, that a mean and a covariance were used, isn't shown.
+    """
+    tokenizer, base = load_tokenizer(), load_base()[0]
+    tokenizer.add_tokens(list(TAGS.values()))
+    talk = logging.getLogger("transformers.modeling_utils")
+    level = talk.level
+    talk.setLevel(logging.ERROR)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            base.resize_token_embeddings(len(tokenizer))
+    finally:
+        talk.setLevel(level)
+    return tokenizer, base
 
 
 def next_revision() -> nn.Module:
