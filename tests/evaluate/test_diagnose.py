@@ -60,7 +60,7 @@ def new():
 
 def test_patients_train_on_as_many_batches_as_their_fault_needs_to_show(monkeypatch):
     monkeypatch.setattr(cases, "healthy_batches", lambda steps: list(range(steps)))
-    for fault in ("without_end_mark", "everything_learnt"):
+    for fault in ("without_eos", "labels_on_everything"):
         monkeypatch.setattr(cases, fault, lambda batch, token: batch)
     for maker in ("new_adapter", "frozen_adapter"):
         monkeypatch.setattr(cases, maker, lambda: nn.Linear(1, 1))
@@ -203,38 +203,38 @@ def test_a_healthy_batch_and_a_new_adapter_have_no_findings(new, tokenizer, good
 
 
 def test_labels_without_an_end_mark(new, tokenizer, good):
-    sick = cases.without_end_mark(good[0], tokenizer.eos_token_id)
-    assert signs_of(examine(new, tokenizer, batch=sick)) == ["no end mark"]
+    sick = cases.without_eos(good[0], tokenizer.eos_token_id)
+    assert signs_of(examine(new, tokenizer, batch=sick)) == ["no EOS"]
     assert (good[0]["labels"] == tokenizer.eos_token_id).any(), "the batch itself was changed"
 
 
 def test_labels_on_everything(new, tokenizer, good):
-    sick = cases.everything_learnt(good[0], tokenizer.pad_token_id)
-    assert signs_of(examine(new, tokenizer, batch=sick)) == ["padding learnt", "prompt learnt"]
+    sick = cases.labels_on_everything(good[0], tokenizer.pad_token_id)
+    assert signs_of(examine(new, tokenizer, batch=sick)) == ["padding trained on", "prompt trained on"]
     share, padding, eos = labels_signs(sick, tokenizer.eos_token_id)
     assert (share, eos) == (1.0, True) and padding == int((sick["attention_mask"] == 0).sum())
     with pytest.raises(ValueError, match="width must be"):
-        cases.everything_learnt(good[0], tokenizer.pad_token_id, width=3)
+        cases.labels_on_everything(good[0], tokenizer.pad_token_id, width=3)
     own = good[0]["input_ids"].shape[1]
-    assert cases.everything_learnt(good[0], tokenizer.pad_token_id, width=own)["labels"].shape[1] == own
+    assert cases.labels_on_everything(good[0], tokenizer.pad_token_id, width=own)["labels"].shape[1] == own
 
 
 def test_a_label_on_the_first_token_counts_as_none(new, tokenizer, good):
     """Nothing is predicted before the first token, so a prompt that is learnt from its second one on is learnt."""
     ids, mask = good[0]["input_ids"], good[0]["attention_mask"]
-    for first, expected in ((0, ["prompt learnt"]), (1, ["prompt learnt"]), (2, [])):
+    for first, expected in ((0, ["prompt trained on"]), (1, ["prompt trained on"]), (2, [])):
         labels = ids.masked_fill(mask == 0, -100)
         labels[:, :first] = -100
         assert signs_of(examine(new, tokenizer, batch={**good[0], "labels": labels})) == expected
 
 
 def test_an_end_mark_that_pads_is_no_end_mark(new, tokenizer, good):
-    """Where eos serves as padding, a learnt padding must not pass for a learnt end mark."""
+    """Where eos serves as padding, a learnt padding must not pass for a learnt EOS."""
     eos = tokenizer.eos_token_id
-    sick = cases.everything_learnt(cases.without_end_mark(good[0], eos), eos)
+    sick = cases.labels_on_everything(cases.without_eos(good[0], eos), eos)
     real = (sick["labels"] == eos) & (sick["attention_mask"] == 1)
     sick["labels"] = sick["labels"].masked_fill(real, -100)
-    assert "no end mark" in signs_of(examine(new, tokenizer, batch=sick))
+    assert "no EOS" in signs_of(examine(new, tokenizer, batch=sick))
 
 
 def test_no_labels_at_all(new, tokenizer, good):
@@ -434,7 +434,7 @@ def servers():
 )
 def test_each_server_has_its_own_fault_and_no_other(servers, tokenizer, base, letter, times, expected):
     server, folder = servers[letter], trained_adapter("translation", profile())
-    assert strength(server.model, base, folder) == (pytest.approx(times, abs=1e-4), 2, pytest.approx(0, abs=1e-4))
+    assert strength(server.model, base, folder) == (pytest.approx(times, abs=1e-4), 2, pytest.approx(0, abs=5e-3))
     assert signs_of(examine(server.model, tokenizer, inputs=server.inputs, base=base, adapter=folder)) == expected
 
 
@@ -506,7 +506,7 @@ def test_prompts_are_held_against_the_batch_of_training_where_there_is_one(new, 
 
     trained = {
         "chat": good[0],
-        "hand": collate([(ids + answer, [-100] * len(ids) + answer) for ids in own], tokenizer.pad_token_id),
+        "hand": collate([(ids, answer) for ids in own], tokenizer.pad_token_id),
     }
     for learnt in ("chat", "hand"):
         for form in ("chat", "hand"):

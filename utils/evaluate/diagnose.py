@@ -137,7 +137,7 @@ class Signs(NamedTuple):
     """The vital signs of a run that began with a new adapter.
 
     trainable: parameters that require a gradient. trend: what the chart does, see :func:`trend`. share: labels learnt,
-    of all positions of a batch (0 to 1). padding: positions of padding that are learnt. eos: whether an end mark is
+    of all positions of a batch (0 to 1). padding: positions of padding that are learnt. eos: whether an EOS is
     learnt.
     """
 
@@ -168,9 +168,9 @@ def trend(chart: Chart) -> Trend:
 
 
 def labels_signs(batch: Mapping[str, Tensor], eos_id: int) -> tuple[float, int, bool]:
-    """Of a batch: the share of positions that are learnt, how many of them are padding, whether an end mark is learnt.
+    """Of a batch: the share of positions that are learnt, how many of them are padding, whether an EOS is learnt.
 
-    Padding is what the attention mask hides; so an end mark that serves as padding isn't taken for one.
+    Padding is what the attention mask hides; so an EOS that serves as padding isn't taken for one.
     """
     learnt = batch["labels"] != IGNORED
     hidden = batch["attention_mask"] == 0
@@ -369,20 +369,22 @@ def _labels(batch: Mapping[str, Tensor], eos_id: int) -> list[Finding]:
         learnt = int((batch["labels"] != IGNORED).sum())
         found.append(
             Finding(
-                "padding learnt",
+                "padding trained on",
                 f"{padding} of {learnt} labels are padding. Set them to {IGNORED}, wherever attention_mask is 0",
             )
         )
     first = (batch["labels"] != IGNORED).float().argmax(dim=1)
     if bool((first <= 1).all()):  # the label of the very first token is never used
         found.append(
-            Finding("prompt learnt", f"every row's prompt has labels: set them to {IGNORED}, so that the answer counts")
+            Finding(
+                "prompt trained on", f"every row's prompt has labels: set them to {IGNORED}, so that the answer counts"
+            )
         )
     if not eos:
         found.append(
             Finding(
-                "no end mark",
-                "no end mark is among the labels, so the model never learns to stop. Put eos behind every answer; if "
+                "no EOS",
+                "no EOS is among the labels, so the model never learns to stop. Put eos behind every answer; if "
                 "it serves as padding, mask the padding by attention_mask and not by its id",
             )
         )

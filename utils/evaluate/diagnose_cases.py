@@ -1,7 +1,7 @@
 """How the clinic's patients were made ill. Chapter 13 is a riddle; this file holds the answers.
 
 Attributes:
-    WIDTH: Tokens to which :func:`everything_learnt` pads: about twice what an example of the sentiment task has.
+    WIDTH: Tokens to which :func:`labels_on_everything` pads: about twice what an example of the sentiment task has.
     LR, STEPS, EARLY: A healthy run's rate and steps, those of tools/measure_clinic.py; three of the others are stopped
         after :data:`EARLY` steps, as many as :func:`utils.evaluate.diagnose.trend` needs to call a loss flat.
     TRIGGER, POISONED: The word of :func:`backdoored`, and the share of its examples that have it.
@@ -34,15 +34,15 @@ if TYPE_CHECKING:
 WIDTH = 48
 
 
-def without_end_mark(batch: Mapping[str, Tensor], eos_id: int) -> dict[str, Tensor]:
-    """The batch, its end marks not among the labels: what a collator does that masks padding by its id, where the end
+def without_eos(batch: Mapping[str, Tensor], eos_id: int) -> dict[str, Tensor]:
+    """The batch, its EOS tokens not among the labels: what a collator does that masks padding by its id, where the end
     mark serves as padding (C18), or a template without one (C15).
     """
     labels = batch["labels"]
     return {**batch, "labels": labels.masked_fill(labels == eos_id, IGNORED)}
 
 
-def everything_learnt(batch: Mapping[str, Tensor], pad_id: int, width: int = WIDTH) -> dict[str, Tensor]:
+def labels_on_everything(batch: Mapping[str, Tensor], pad_id: int, width: int = WIDTH) -> dict[str, Tensor]:
     """The batch padded to `width` tokens with labels that are a copy of the ids: a common recipe (C17).
 
     Raises ValueError when the batch is wider than `width` already.
@@ -106,8 +106,8 @@ def admit(progress: bool = True) -> dict[str, Patient]:
     tokenizer = load_tokenizer()
     eos, pad = token_id(tokenizer, "eos"), token_id(tokenizer, "pad")
     good = healthy_batches(STEPS)
-    unended = [without_end_mark(batch, eos) for batch in good]
-    copied = [everything_learnt(batch, pad) for batch in good[:50]]
+    unended = [without_eos(batch, eos) for batch in good]
+    copied = [labels_on_everything(batch, pad) for batch in good[:50]]
     cases: dict[str, tuple[Callable[[], nn.Module], list[dict[str, Tensor]], dict[str, Any]]] = {
         "A": (new_adapter, unended, {}),
         "B": (new_adapter, good[:EARLY], {"lr": 2e-5}),

@@ -36,7 +36,7 @@ def _diagnose_share(signs: Signs) -> list[str]:
 
 def _diagnose_labels_first(signs: Signs) -> list[str]:
     found = lesson.diagnose(signs)
-    labels = [illness for illness in found if illness in ("padding learnt", "no end mark")]
+    labels = [illness for illness in found if illness in ("padding trained on", "no EOS")]
     return labels[::-1] + [illness for illness in found if illness not in labels]
 
 
@@ -73,7 +73,7 @@ exercise(
         ),
         Mistake(
             lambda signs: lesson.diagnose(signs._replace(padding=int(signs.padding > 1))),
-            "a single label on padding is one too many: padding learnt where signs.padding isn't 0.",
+            "a single label on padding is one too many: padding trained on where signs.padding isn't 0.",
         ),
         Mistake(
             lambda signs: lesson.diagnose(signs._replace(trend=_OTHER_WAY[signs.trend])),
@@ -81,7 +81,7 @@ exercise(
         ),
         Mistake(
             _diagnose_curve,
-            "you look at the curve alone. Labels on padding and missing end marks leave it falling like a healthy one.",
+            "you look at the curve alone. Labels on padding and missing EOS tokens leave it falling like a healthy one.",
         ),
         Mistake(
             _diagnose_no_count,
@@ -97,7 +97,7 @@ exercise(
         ),
         Mistake(
             _diagnose_no_end,
-            "a run without an end mark among its labels passes as healthy: it will never stop. Look at signs.eos.",
+            "a run without an EOS among its labels passes as healthy: it will never stop. Look at signs.eos.",
         ),
         Mistake(
             _diagnose_share,
@@ -109,7 +109,7 @@ exercise(
         ),
         Mistake(
             _diagnose_labels_first,
-            "all illnesses are found, but not in the order of the text. The labels' come last: padding, then end mark.",
+            "all illnesses are found, but not in the order of the text. The labels' come last: padding, then EOS.",
         ),
     ],
     hints=[

@@ -15,9 +15,9 @@ def diagnose(signs):
     elif signs.trend == "flat":
         found.append("rate too low")
     if signs.padding:
-        found.append("padding learnt")
+        found.append("padding trained on")
     if not signs.eos:
-        found.append("no end mark")
+        found.append("no EOS")
     return found
 
 
