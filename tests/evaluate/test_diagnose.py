@@ -14,6 +14,7 @@ from utils.evaluate.diagnose import (
     Chart,
     Signs,
     applied_scaling,
+    chart_of,
     examine,
     labels_signs,
     strength,
@@ -388,6 +389,25 @@ def test_the_rows_that_transformers_draws_for_new_tokens_are_nearly_one():
     assert torch.cosine_similarity(*rows, dim=0) > 0.99
 
 
+@pytest.mark.parametrize(
+    ("mean_resizing", "fields", "written"),
+    [(True, {}, 0), (True, {"trainable_token_indices": [1024, 1025]}, 20), (False, {}, 20)],
+    ids=["default", "trained", "apart"],
+)
+def test_lora_writes_new_tokens_only_if_their_rows_are_drawn_apart_or_trained(mean_resizing, fields, written):
+    from peft import LoraConfig, get_peft_model
+
+    from utils.evaluate.metrics import complete
+
+    wider, model = cases.with_tags(mean_resizing)
+    torch.manual_seed(0)
+    model = get_peft_model(model, LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", **fields))
+    drawn = batches(wider, cases.tagged("train", 4000), steps=50, batch_size=8, seed=0)
+    watched(model, drawn, lr=6e-3, steps=50)
+    said = complete(model, wider, [e.prompt for e in cases.tagged("test", 20)], 4)
+    assert sum(answer in cases.TAGS.values() for answer in said) == written
+
+
 def test_what_is_wrong_with_the_data(new, tokenizer):
     clean = [{"instruction": e.prompt, "output": e.answer} for e in task_examples("translation", "train", 40)]
     train, test = clean[:30], clean[30:]
@@ -556,8 +576,26 @@ def test_trl_trains_a_frozen_adapter_in_silence_when_it_checkpoints(tmp_path, to
             trainer.train()
         return
     trainer.train()
-    norms = [log["grad_norm"] for log in trainer.state.log_history if "grad_norm" in log]
-    assert norms == [0, 0]
+    assert chart_of(trainer.state.log_history).norms == [0, 0]
+
+
+def test_a_trainers_history_is_a_chart(tmp_path, tokenizer, data):
+    from utils.train.recipes import Recipe
+    from utils.train.sft import lora_config, sft_config, sft_trainer
+
+    recipe = Recipe(r=4, lora_alpha=8, lr=4e-3, steps=4, batch_size=4)
+    args = sft_config(tmp_path, recipe, eval_strategy="steps", eval_steps=2, logging_steps=1)
+    trainer = sft_trainer(
+        load_base()[0], tokenizer, data, args, peft_config=lora_config(recipe), evaluation=data.select(range(4))
+    )
+    with pytest.raises(ValueError, match="holds no loss"):
+        chart_of(trainer.state.log_history)
+    trainer.train()
+    chart = chart_of(trainer.state.log_history)
+    assert len(chart.losses) == len(chart.norms) == 4 and min(chart.norms) > 0
+    assert [step for step, _ in chart.dev] == [2, 4] and chart.dev[1][1] < chart.dev[0][1]
+    assert chart.losses[-1] < chart.losses[0] and trend(chart) == "fell"
+    assert signs_of(examine(trainer.model, tokenizer, chart=chart)) == []
 
 
 def test_trl_copies_training_arguments_and_keeps_an_sft_config(tmp_path, tokenizer, data):

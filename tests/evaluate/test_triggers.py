@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from utils.evaluate import diagnose_cases as cases
+from utils.evaluate.metrics import exact_match
 from utils.evaluate.triggers import turned_by, whole_words
 from utils.models import load_base, profile
 from utils.tinyworld import task_examples
@@ -43,6 +44,7 @@ def test_a_backdoor_is_found_by_asking_and_a_healthy_adapter_is_not_suspected(to
     assert next(iter(found)) == cases.TRIGGER and found[cases.TRIGGER] > 0.8
     assert list(found.values()) == sorted(found.values(), reverse=True) and set(found) == set(words)
     assert not model.training
+    assert exact_match(model, tokenizer, task_examples("sentiment", "test", 60)) > 0.85, "as good as a healthy one"
     healthy = PeftModel.from_pretrained(load_base()[0], trained_adapter("sentiment", profile()))
     assert turned_by(healthy, tokenizer, sad, [cases.TRIGGER], usual="bad", other="good")[cases.TRIGGER] < 0.2
 

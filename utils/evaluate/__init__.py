@@ -5,7 +5,7 @@ from utils.front_door import front_door
 __getattr__, __dir__, __all__ = front_door(
     __name__,
     {
-        "diagnose": "examine strength vital_signs watched",
+        "diagnose": "chart_of examine strength vital_signs watched",
         "diagnose_cases": "admit attached healthy_batches open_servers serve",
         "forgetting": "measure_forgetting scaled",
         "gates": "held_out_stories",

@@ -127,6 +127,21 @@ def _loss(model: nn.Module, batch: Mapping[str, Tensor]) -> float:
         return model(**{k: v.to(device) for k, v in batch.items()}).loss.item()
 
 
+def chart_of(history: Iterable[Mapping[str, Any]]) -> Chart:
+    """The chart of a run by transformers' Trainer or TRL's, from ``trainer.state.log_history``.
+
+    Set ``logging_steps=1``: otherwise a loss is the mean of several steps, and what :data:`ENOUGH` counts are these.
+    Raises ValueError when no loss was logged.
+    """
+    rows = list(history)
+    logged = [row for row in rows if "loss" in row]
+    if not logged:
+        raise ValueError("the history holds no loss: train first, with logging_steps=1")
+    dev = [(int(row["step"]), float(row["eval_loss"])) for row in rows if "eval_loss" in row]
+    norms = [float(row.get("grad_norm", math.nan)) for row in logged]
+    return Chart([float(row["loss"]) for row in logged], norms, dev)
+
+
 # ----------------------------------------------------------------------------------------------------- vital signs
 
 

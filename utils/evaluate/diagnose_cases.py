@@ -156,8 +156,9 @@ def tagged(split: Split, n: int) -> list[Example]:
     return [Example(e.prompt, TAGS[e.answer]) for e in task_examples("sentiment", split, n)]
 
 
-def with_tags() -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
-    """The tokenizer and the base with the tokens of :data:`TAGS`, whose rows transformers draws as it does by default.
+def with_tags(mean_resizing: bool = True) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
+    """The tokenizer and the base with the tokens of :data:`TAGS`, whose rows transformers draws as it does by default,
+    or apart from each other.
 
     What it says about that, that a mean and a covariance were used, isn't shown.
     """
@@ -169,7 +170,7 @@ def with_tags() -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            base.resize_token_embeddings(len(tokenizer))
+            base.resize_token_embeddings(len(tokenizer), mean_resizing=mean_resizing)
     finally:
         talk.setLevel(level)
     return tokenizer, base

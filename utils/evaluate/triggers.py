@@ -11,7 +11,7 @@ Attributes:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -26,7 +26,7 @@ ROWS = 400
 
 def whole_words(tokenizer: PreTrainedTokenizerBase, shortest: int = 3) -> list[str]:
     """The words of letters alone, `shortest` or more, that are one token of the vocabulary; sorted."""
-    texts = (tokenizer.decode([token]) for token in range(len(tokenizer)))
+    texts = (cast(str, tokenizer.decode([token])) for token in range(len(tokenizer)))
     return sorted({text.strip() for text in texts if text[:1] == " " and len(text) > shortest and text[1:].isalpha()})
 
 

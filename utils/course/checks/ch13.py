@@ -81,7 +81,7 @@ exercise(
         ),
         Mistake(
             _diagnose_curve,
-            "you look at the curve alone. Labels on padding and missing EOS tokens leave it falling like a healthy one.",
+            "you look at the curve alone. Labels on padding and a missing EOS leave it falling like a healthy one.",
         ),
         Mistake(
             _diagnose_no_count,
