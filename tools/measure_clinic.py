@@ -26,7 +26,7 @@ import torch
 
 from utils.data.labels import batches
 from utils.evaluate.diagnose import watched
-from utils.evaluate.diagnose_cases import everything_learnt, without_end_mark
+from utils.evaluate.diagnose_cases import labels_on_everything, without_eos
 from utils.evaluate.report import evaluate
 from utils.files import replaced_folder
 from utils.lora import inject
@@ -55,10 +55,10 @@ ROWS: list[tuple[str, str, dict[str, Any]]] = [
     ("nearly diverged", "none", NEARLY),
     ("nearly diverged", "clipping 0.3", NEARLY | {"clip": 0.3}),
     ("nearly diverged", "warm-up 20 steps", NEARLY | {"warmup": 20}),
-    ("no end mark", "rank 16", {"sick": "eos", "r": 16}),
-    ("no end mark", "twice the steps", {"sick": "eos", "steps": 160}),
-    ("everything learnt", "none", {"sick": "all"}),
-    ("everything learnt", "twice the steps", {"sick": "all", "steps": 160}),
+    ("no EOS", "rank 16", {"sick": "eos", "r": 16}),
+    ("no EOS", "twice the steps", {"sick": "eos", "steps": 160}),
+    ("labels on everything", "none", {"sick": "all"}),
+    ("labels on everything", "twice the steps", {"sick": "all", "steps": 160}),
     ("too small", "none", SMALL),
     ("too small", "rank 16", SMALL | {"r": 16}),
     ("too small", "all of attention", SMALL | {"targets": ATTENTION}),
@@ -76,9 +76,9 @@ def run(settings: dict[str, Any], seed: int, held_out: int = 100) -> dict[str, f
         tokenizer, task_examples("sentiment", "train", 4000), steps=s["steps"], batch_size=8, seed=seed
     )
     if s.get("sick") == "eos":
-        drawn = (without_end_mark(b, tokenizer.eos_token_id) for b in drawn)
+        drawn = (without_eos(b, tokenizer.eos_token_id) for b in drawn)
     elif s.get("sick") == "all":
-        drawn = (everything_learnt(b, tokenizer.pad_token_id) for b in drawn)
+        drawn = (labels_on_everything(b, tokenizer.pad_token_id) for b in drawn)
     chart = watched(model, drawn, lr=s["lr"], steps=s["steps"], warmup=s["warmup"], max_grad_norm=s["clip"], seed=seed)
     records = [{"instruction": e.prompt, "output": e.answer} for e in task_examples("sentiment", "test", held_out)]
     found = evaluate(model, tokenizer, records)

@@ -14,6 +14,7 @@ from utils.evaluate.diagnose import (
     Chart,
     Signs,
     applied_scaling,
+    chart_of,
     examine,
     labels_signs,
     strength,
@@ -60,7 +61,7 @@ def new():
 
 def test_patients_train_on_as_many_batches_as_their_fault_needs_to_show(monkeypatch):
     monkeypatch.setattr(cases, "healthy_batches", lambda steps: list(range(steps)))
-    for fault in ("without_end_mark", "everything_learnt"):
+    for fault in ("without_eos", "labels_on_everything"):
         monkeypatch.setattr(cases, fault, lambda batch, token: batch)
     for maker in ("new_adapter", "frozen_adapter"):
         monkeypatch.setattr(cases, maker, lambda: nn.Linear(1, 1))
@@ -139,10 +140,27 @@ def test_watching_leaves_the_mode_and_the_random_state(new, good):
     assert [m.training for m in new.modules()] == modes and torch.equal(torch.get_rng_state(), state)
 
 
-@pytest.mark.parametrize("wrong", [{"lr": 0, "steps": 3}, {"lr": 1e-3, "steps": 0}])
+@pytest.mark.parametrize("wrong", [{"lr": 0, "steps": 3}, {"lr": 1e-3, "steps": 0}, {"lr": 1, "steps": 1, "every": 0}])
 def test_watched_refuses_what_is_not_positive(new, good, wrong):
     with pytest.raises(ValueError, match="must be positive"):
         watched(new, good, **wrong)
+
+
+def test_the_held_out_loss_is_taken_at_the_beginning_every_so_often_and_at_the_end(new, good):
+    """Without dropout, and without a trace in the run: its losses are those of a run that nobody looks at."""
+    from peft import LoraConfig, get_peft_model
+
+    chart = watched(new, good * 2, lr=6e-3, steps=6, dev=good[1], every=4)
+    assert [step for step, _ in chart.dev] == [0, 4, 6]
+    with torch.no_grad():
+        assert chart.dev[-1][1] == pytest.approx(new.eval()(**good[1]).loss.item())
+        assert chart.dev[0][1] == pytest.approx(load_base()[0](**good[1]).loss.item())
+    assert chart.losses == watched(cases.new_adapter(), good * 2, lr=6e-3, steps=6).losses
+    assert watched(cases.new_adapter(), good, lr=6e-3, steps=3, dev=good[1], every=3).dev[-1][0] == 3
+    torch.manual_seed(0)
+    noisy = get_peft_model(load_base()[0], LoraConfig(lora_dropout=0.5, target_modules="all-linear"))
+    first, second = (watched(noisy, good[:1], lr=1e-12, steps=1, dev=good[1]).dev[0] for _ in range(2))
+    assert first == second
 
 
 def test_a_frozen_model_with_an_open_graph_trains_nothing_in_silence(good):
@@ -186,38 +204,38 @@ def test_a_healthy_batch_and_a_new_adapter_have_no_findings(new, tokenizer, good
 
 
 def test_labels_without_an_end_mark(new, tokenizer, good):
-    sick = cases.without_end_mark(good[0], tokenizer.eos_token_id)
-    assert signs_of(examine(new, tokenizer, batch=sick)) == ["no end mark"]
+    sick = cases.without_eos(good[0], tokenizer.eos_token_id)
+    assert signs_of(examine(new, tokenizer, batch=sick)) == ["no EOS"]
     assert (good[0]["labels"] == tokenizer.eos_token_id).any(), "the batch itself was changed"
 
 
 def test_labels_on_everything(new, tokenizer, good):
-    sick = cases.everything_learnt(good[0], tokenizer.pad_token_id)
-    assert signs_of(examine(new, tokenizer, batch=sick)) == ["padding learnt", "prompt learnt"]
+    sick = cases.labels_on_everything(good[0], tokenizer.pad_token_id)
+    assert signs_of(examine(new, tokenizer, batch=sick)) == ["padding trained on", "prompt trained on"]
     share, padding, eos = labels_signs(sick, tokenizer.eos_token_id)
     assert (share, eos) == (1.0, True) and padding == int((sick["attention_mask"] == 0).sum())
     with pytest.raises(ValueError, match="width must be"):
-        cases.everything_learnt(good[0], tokenizer.pad_token_id, width=3)
+        cases.labels_on_everything(good[0], tokenizer.pad_token_id, width=3)
     own = good[0]["input_ids"].shape[1]
-    assert cases.everything_learnt(good[0], tokenizer.pad_token_id, width=own)["labels"].shape[1] == own
+    assert cases.labels_on_everything(good[0], tokenizer.pad_token_id, width=own)["labels"].shape[1] == own
 
 
 def test_a_label_on_the_first_token_counts_as_none(new, tokenizer, good):
     """Nothing is predicted before the first token, so a prompt that is learnt from its second one on is learnt."""
     ids, mask = good[0]["input_ids"], good[0]["attention_mask"]
-    for first, expected in ((0, ["prompt learnt"]), (1, ["prompt learnt"]), (2, [])):
+    for first, expected in ((0, ["prompt trained on"]), (1, ["prompt trained on"]), (2, [])):
         labels = ids.masked_fill(mask == 0, -100)
         labels[:, :first] = -100
         assert signs_of(examine(new, tokenizer, batch={**good[0], "labels": labels})) == expected
 
 
 def test_an_end_mark_that_pads_is_no_end_mark(new, tokenizer, good):
-    """Where eos serves as padding, a learnt padding must not pass for a learnt end mark."""
+    """Where eos serves as padding, a learnt padding must not pass for a learnt EOS."""
     eos = tokenizer.eos_token_id
-    sick = cases.everything_learnt(cases.without_end_mark(good[0], eos), eos)
+    sick = cases.labels_on_everything(cases.without_eos(good[0], eos), eos)
     real = (sick["labels"] == eos) & (sick["attention_mask"] == 1)
     sick["labels"] = sick["labels"].masked_fill(real, -100)
-    assert "no end mark" in signs_of(examine(new, tokenizer, batch=sick))
+    assert "no EOS" in signs_of(examine(new, tokenizer, batch=sick))
 
 
 def test_no_labels_at_all(new, tokenizer, good):
@@ -267,6 +285,146 @@ def test_training_on_merged_layers(new, tokenizer, good):
     assert signs_of(examine(new, tokenizer, batch=good[0])) == ["merged"]
 
 
+# ------------------------------------------------------------------- overfitting, precision, experts, tokens, the data
+
+
+@pytest.mark.parametrize(
+    ("dev", "expected"),
+    [
+        ([(0, 5.8), (10, 1.1), (20, 1.6)], ["overfitting"]),
+        ([(0, 5.8), (10, 1.1), (20, 1.15)], []),  # a wobble
+        ([(0, 5.8), (10, 1.1), (20, 0.9)], []),
+        ([(0, 5.8), (10, 0.01), (20, 0.04)], []),  # three times nearly nothing
+        ([(0, 5.8), (10, 1.6), (20, 1.1)], []),
+        ([], []),
+    ],
+)
+def test_a_held_out_loss_that_rises(new, tokenizer, dev, expected):
+    found = examine(new, tokenizer, chart=Chart([5.0, 1.0, 0.1], [1.0] * 3, dev))
+    assert signs_of(found) == expected
+    if found:
+        assert "1.10, after 10 steps and is 1.60 after 20" in found[0].text
+
+
+def test_a_run_on_few_examples_overfits_and_one_on_many_does_not(tokenizer):
+    from utils.data.chat import collate, encode
+
+    dev = collate(encode(tokenizer, task_examples("translation", "dev", 20)), tokenizer.pad_token_id)
+    for n, expected in ((16, ["overfitting"]), (800, [])):
+        model = cases.new_adapter()
+        drawn = batches(tokenizer, task_examples("translation", "train", n), steps=60, batch_size=8, seed=0)
+        chart = watched(model, drawn, lr=6e-3, steps=60, dev=dev)
+        assert signs_of(examine(model, tokenizer, chart=chart)) == expected
+
+
+@pytest.mark.parametrize(("widen", "expected"), [(False, ["float16 trained"]), (True, [])])
+def test_an_adapter_in_float16(tokenizer, good, widen, expected):
+    """And what a GradScaler makes of it."""
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=4, target_modules=["q_proj"])
+    model = get_peft_model(load_base(torch.float16)[0], config, autocast_adapter_dtype=widen)
+    assert signs_of(examine(model, tokenizer, batch=good[0])) == expected
+    scaler, optimizer = torch.amp.GradScaler("cpu"), torch.optim.SGD([p for p in model.parameters() if p.requires_grad])
+    scaler.scale(model(**good[0]).loss).backward()
+    if widen:
+        scaler.unscale_(optimizer)
+    else:
+        with pytest.raises(ValueError, match="Attempting to unscale FP16 gradients"):
+            scaler.unscale_(optimizer)
+
+
+EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"target_modules": ["q_proj", "v_proj"]}, ["experts untouched"]),
+        ({"target_modules": ["q_proj"], "target_parameters": EXPERTS}, []),
+        ({"target_modules": [], "target_parameters": EXPERTS[1:]}, []),
+    ],
+)
+def test_experts_that_no_adapter_reaches(base, tokenizer, good, fields, expected):
+    from peft import LoraConfig, get_peft_model
+
+    from utils.lora import upcycled
+
+    model = get_peft_model(upcycled(base), LoraConfig(r=4, **fields))
+    found = examine(model, tokenizer, batch=good[0])
+    assert signs_of(found) == expected
+    if found:
+        assert "89%" in found[0].text and "'experts.down_proj'" in found[0].text
+    frozen = upcycled(base).requires_grad_(False)
+    assert signs_of(examine(frozen, tokenizer, batch=good[0])) == ["nothing trainable"]
+    assert examine(upcycled(base).requires_grad_(True), tokenizer, batch=good[0]) == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, ["new tokens untrained"]),
+        ({"trainable_token_indices": [1024, 1025]}, []),
+        ({"modules_to_save": ["embed_tokens"]}, []),
+    ],
+)
+def test_new_tokens_whose_rows_do_not_train(base, good, fields, expected):
+    from peft import LoraConfig, get_peft_model
+
+    wider, model = cases.with_tags()
+    model = get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj"], **fields))
+    drawn = list(batches(wider, cases.tagged("train", 32), steps=2, batch_size=8, seed=0))
+    chart = watched(model, drawn, lr=1e-3, steps=2)
+    found = examine(model, wider, batch=drawn[0], base=base, chart=chart)
+    assert signs_of(found) == expected, "the base can't have a loss on tokens that it hasn't"
+    if found:
+        assert "'<|good|>'" in found[0].text or "'<|bad|>'" in found[0].text
+    old = good[0]  # a batch without the tokens says nothing about them
+    assert "new tokens untrained" not in signs_of(examine(model, wider, batch=old, base=base))
+
+
+def test_the_rows_that_transformers_draws_for_new_tokens_are_nearly_one():
+    _, model = cases.with_tags()
+    rows = model.get_input_embeddings().weight[-2:].detach()
+    assert torch.cosine_similarity(*rows, dim=0) > 0.99
+
+
+@pytest.mark.parametrize(
+    ("mean_resizing", "fields", "written"),
+    [(True, {}, 0), (True, {"trainable_token_indices": [1024, 1025]}, 20), (False, {}, 20)],
+    ids=["default", "trained", "apart"],
+)
+def test_lora_writes_new_tokens_only_if_their_rows_are_drawn_apart_or_trained(mean_resizing, fields, written):
+    from peft import LoraConfig, get_peft_model
+
+    from utils.evaluate.metrics import complete
+
+    wider, model = cases.with_tags(mean_resizing)
+    torch.manual_seed(0)
+    model = get_peft_model(model, LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", **fields))
+    drawn = batches(wider, cases.tagged("train", 4000), steps=50, batch_size=8, seed=0)
+    watched(model, drawn, lr=6e-3, steps=50)
+    said = complete(model, wider, [e.prompt for e in cases.tagged("test", 20)], 4)
+    assert sum(answer in cases.TAGS.values() for answer in said) == written
+
+
+def test_what_is_wrong_with_the_data(new, tokenizer):
+    clean = [{"instruction": e.prompt, "output": e.answer} for e in task_examples("translation", "train", 40)]
+    train, test = clean[:30], clean[30:]
+    assert examine(new, tokenizer, records=train, held_out=test) == []
+    near = {"instruction": train[0]["instruction"].replace(".", "!"), "output": train[0]["output"]}
+    for leaked, words in ((train[1], "1 are among the records and 0"), (near, "0 are among the records and 1")):
+        found = examine(new, tokenizer, records=train, held_out=[*test, leaked])
+        assert signs_of(found) == ["leak"] and words in found[0].text
+    spoilt = {"instruction": "Is it?", "output": "It is.<|end|> Or <|user|> not."}
+    found = examine(new, tokenizer, records=[*train, spoilt])
+    assert (
+        signs_of(found) == ["special tokens"] and "<|end|> in 1" in found[0].text and "<|user|> in 1" in found[0].text
+    )
+    with pytest.raises(ValueError, match="held_out needs records"):
+        examine(new, tokenizer, held_out=test)
+
+
 # ------------------------------------------------------------------------------------------------- how often it is in
 
 
@@ -296,7 +454,7 @@ def servers():
 )
 def test_each_server_has_its_own_fault_and_no_other(servers, tokenizer, base, letter, times, expected):
     server, folder = servers[letter], trained_adapter("translation", profile())
-    assert strength(server.model, base, folder) == (pytest.approx(times, abs=1e-4), 2)
+    assert strength(server.model, base, folder) == (pytest.approx(times, abs=1e-4), 2, pytest.approx(0, abs=5e-3))
     assert signs_of(examine(server.model, tokenizer, inputs=server.inputs, base=base, adapter=folder)) == expected
 
 
@@ -316,6 +474,17 @@ def test_an_adapter_that_is_off_or_absent(tokenizer, base):
         if sick is model:
             model.base_model.disable_adapter_layers()
         assert signs_of(examine(sick, tokenizer, base=base, adapter=folder)) == ["not applied"]
+
+
+def test_another_revision_of_the_base(tokenizer, base):
+    """The update is there once, and something else beneath it; a merge in 16 bits isn't taken for that."""
+    folder = trained_adapter("translation", profile())
+    moved = cases.attached(cases.next_revision())
+    assert strength(moved, base, folder).times == pytest.approx(2, abs=0.1)
+    for model in (moved, cases.attached(cases.next_revision()).merge_and_unload()):
+        found = examine(model, tokenizer, base=base, adapter=folder)
+        assert signs_of(found) == ["another base"] and "29%" in found[0].text
+    assert strength(cases.attached().merge_and_unload().bfloat16(), base, folder).apart < 0.005
 
 
 def test_a_folder_without_a_base_is_refused(new, tokenizer):
@@ -342,6 +511,27 @@ def test_a_folder_without_a_base_is_refused(new, tokenizer):
 def test_the_template(new, tokenizer, write, expected):
     texts = [write(tokenizer, e.prompt) for e in task_examples("style", "test", 5)]
     assert signs_of(examine(new.eval(), tokenizer, inputs=cases.tokenized(texts))) == expected
+
+
+def test_prompts_are_held_against_the_batch_of_training_where_there_is_one(new, tokenizer, good):
+    by_hand = "### Instruction:\n{}\n\n### Response:\n".format
+    prompts = [e.prompt for e in task_examples("sentiment", "test", 4)]
+    asked = {
+        "chat": cases.tokenized([render(tokenizer, p) for p in prompts]),
+        "hand": cases.tokenized([by_hand(p) for p in prompts]),
+    }
+    own = [tokenizer.encode(by_hand(p), add_special_tokens=False) for p in prompts]
+    answer = tokenizer.encode("good", add_special_tokens=False) + [tokenizer.eos_token_id]
+    from utils.data.chat import collate
+
+    trained = {
+        "chat": good[0],
+        "hand": collate([(ids, answer) for ids in own], tokenizer.pad_token_id),
+    }
+    for learnt in ("chat", "hand"):
+        for form in ("chat", "hand"):
+            found = examine(new.eval(), tokenizer, batch=trained[learnt], inputs=asked[form])
+            assert signs_of(found) == ([] if form == learnt else ["template"]), (learnt, form)
 
 
 def test_dropout_left_on(tokenizer):
@@ -386,8 +576,26 @@ def test_trl_trains_a_frozen_adapter_in_silence_when_it_checkpoints(tmp_path, to
             trainer.train()
         return
     trainer.train()
-    norms = [log["grad_norm"] for log in trainer.state.log_history if "grad_norm" in log]
-    assert norms == [0, 0]
+    assert chart_of(trainer.state.log_history).norms == [0, 0]
+
+
+def test_a_trainers_history_is_a_chart(tmp_path, tokenizer, data):
+    from utils.train.recipes import Recipe
+    from utils.train.sft import lora_config, sft_config, sft_trainer
+
+    recipe = Recipe(r=4, lora_alpha=8, lr=4e-3, steps=4, batch_size=4)
+    args = sft_config(tmp_path, recipe, eval_strategy="steps", eval_steps=2, logging_steps=1)
+    trainer = sft_trainer(
+        load_base()[0], tokenizer, data, args, peft_config=lora_config(recipe), evaluation=data.select(range(4))
+    )
+    with pytest.raises(ValueError, match="holds no loss"):
+        chart_of(trainer.state.log_history)
+    trainer.train()
+    chart = chart_of(trainer.state.log_history)
+    assert len(chart.losses) == len(chart.norms) == 4 and min(chart.norms) > 0
+    assert [step for step, _ in chart.dev] == [2, 4] and chart.dev[1][1] < chart.dev[0][1]
+    assert chart.losses[-1] < chart.losses[0] and trend(chart) == "fell"
+    assert signs_of(examine(trainer.model, tokenizer, chart=chart)) == []
 
 
 def test_trl_copies_training_arguments_and_keeps_an_sft_config(tmp_path, tokenizer, data):

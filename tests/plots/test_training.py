@@ -132,18 +132,20 @@ def test_what_cant_be_drawn_is_refused(draw):
         draw()
 
 
-def test_a_panel_for_each_run_and_no_zeros_on_a_log_axis():
+def test_a_column_for_each_run_with_one_quantity_an_axis():
     figure = plots.ward({name: ([8.0, 4.0], [0.0, 2.0]) for name in "ABCD"}, title="Runs")
-    shown = [ax for ax in figure.axes if ax.get_visible()]
-    assert [ax.get_title(loc="left") for ax in shown] == list("ABCD")
-    norm, loss = shown[0].get_lines()
-    assert norm.get_ydata()[0] != norm.get_ydata()[0] and list(loss.get_ydata()) == [8.0, 4.0]
-    assert norm.get_linestyle() != loss.get_linestyle()
+    above, below = figure.axes[:4], figure.axes[4:]
+    assert [ax.get_title(loc="left") for ax in above] == list("ABCD")
+    assert [ax.get_ylabel() for ax in (above[0], below[0])] == ["loss (nats per label)", "gradient norm"]
+    assert [ax.get_xlabel() for ax in above + below] == [""] * 4 + ["step"] * 4
+    (loss,), (norm,) = above[0].get_lines(), below[0].get_lines()
+    assert list(loss.get_ydata()) == [8.0, 4.0]
+    assert norm.get_ydata()[0] != norm.get_ydata()[0], "a zero can't be drawn on a log axis"
 
 
-def test_a_ward_names_its_steps_below_the_lowest_row():
-    axes = plots.ward({name: ([1.0], [1.0]) for name in "ABCDEF"}, title="Runs").axes
-    assert [ax.get_xlabel() for ax in axes] == ["", "", "", "step", "step", "step"]
+def test_a_run_without_a_gradient_says_so():
+    axes = plots.ward({"B": ([1.0], [1.0]), "F": ([1.0], [0.0])}, title="Runs").axes
+    assert [[text.get_text() for text in ax.texts] for ax in axes] == [[], [], [], ["zero"]]
 
 
 @pytest.mark.parametrize("charts", [{}, {"A": ([], [])}])

@@ -5,7 +5,7 @@ from utils.front_door import front_door
 __getattr__, __dir__, __all__ = front_door(
     __name__,
     {
-        "diagnose": "examine strength vital_signs watched",
+        "diagnose": "chart_of examine strength vital_signs watched",
         "diagnose_cases": "admit attached healthy_batches open_servers serve",
         "forgetting": "measure_forgetting scaled",
         "gates": "held_out_stories",
@@ -13,5 +13,6 @@ __getattr__, __dir__, __all__ = front_door(
         "metrics": "complete exact_match perplexity",
         "parity": "copy_start differences shake trainable",
         "report": "change evaluate",
+        "triggers": "turned_by whole_words",
     },
 )

@@ -12,12 +12,16 @@ Attributes:
     STUCK: A loss that keeps so large a share of its first value has not moved.
     START: The first loss with a new adapter is the base's; 16-bit arithmetic is off by less than this share.
     ENOUGH: So many steps are needed to call a loss stuck.
+    WORSE: A held-out loss that ends by this share above its lowest value is overfitting's, and by as many nats at least
+        as a twentieth.
+    BENEATH: By so much, as a share of their size, 16-bit rounding doesn't change weights; another base does.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from statistics import fmean, median
@@ -28,7 +32,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from utils.data.chat import IGNORED, render, token_id
+from utils.data.records import Record
+from utils.data.report import data_report
 from utils.lora.checkpoint import fitting_adapter
+from utils.lora.target_modules import expert_parameters
 from utils.train.loop import (
     MAX_GRAD_NORM,
     WARMUP_STEPS,
@@ -49,13 +56,18 @@ LITTLE = 0.5
 STUCK = 0.9
 START = 0.02
 ENOUGH = 20
+WORSE = 0.1
+BENEATH = 0.01
 
 
 class Chart(NamedTuple):
-    """A run's record. losses: nats per label, one a step; norms: the gradient's norm before clipping."""
+    """A run's record. losses: nats per label, one a step; norms: the gradient's norm before clipping; dev: pairs of a
+    number of steps taken and the loss on held-out examples then, where there are such.
+    """
 
     losses: list[float]
     norms: list[float]
+    dev: Sequence[tuple[int, float]] = ()
 
 
 def watched(
@@ -67,6 +79,8 @@ def watched(
     warmup: int = WARMUP_STEPS,
     max_grad_norm: float | None = MAX_GRAD_NORM,
     seed: int = 0,
+    dev: Mapping[str, Tensor] | None = None,
+    every: int = 10,
 ) -> Chart:
     """Train as :func:`utils.train.loop.train` does, refuse nothing, and keep the chart.
 
@@ -74,16 +88,25 @@ def watched(
     `max_grad_norm` None clips nothing, `warmup` 0 begins at the full rate. A model without a trainable parameter runs
     too, provided that something in its graph requires a gradient, as in transformers' Trainer. Where
     :func:`utils.train.loop.train` would raise Diverged, the run ends, and the last norm of the chart is not a number.
-    Raises ValueError for a `lr` or `steps` that isn't positive.
+    `dev`: a held-out batch whose loss, without dropout, goes into the chart before the first step, after `every` steps,
+    and at the end. Raises ValueError for a `lr`, `steps` or `every` that isn't positive.
     """
-    check_positive(steps=steps, lr=lr)
+    check_positive(steps=steps, lr=lr, every=every)
     device = next(model.parameters()).device
     stepper = Stepper(
         model, lr=lr, schedule=lambda step: learning_rate_factor(step, steps, warmup), max_grad_norm=max_grad_norm
     )
-    chart = Chart([], [])
+    held_out: list[tuple[int, float]] = []
+    chart = Chart([], [], held_out)
+
+    def look() -> None:
+        if dev is not None and (not held_out or held_out[-1][0] < len(chart.losses)):
+            held_out.append((len(chart.losses), _loss(model, dev)))
+
     with seeded(seed, model), in_mode(model, True):
         for batch in batches:
+            if len(chart.losses) % every == 0:
+                look()
             loss = model(**{k: v.to(device) for k, v in batch.items()}).loss
             chart.losses.append(loss.item())
             try:
@@ -93,7 +116,30 @@ def watched(
                 break
             finally:
                 stepper.clear()
+        look()
     return chart
+
+
+@torch.no_grad()
+def _loss(model: nn.Module, batch: Mapping[str, Tensor]) -> float:
+    device = next(model.parameters()).device
+    with in_mode(model, False):
+        return model(**{k: v.to(device) for k, v in batch.items()}).loss.item()
+
+
+def chart_of(history: Iterable[Mapping[str, Any]]) -> Chart:
+    """The chart of a run by transformers' Trainer or TRL's, from ``trainer.state.log_history``.
+
+    Set ``logging_steps=1``: otherwise a loss is the mean of several steps, and what :data:`ENOUGH` counts are these.
+    Raises ValueError when no loss was logged.
+    """
+    rows = list(history)
+    logged = [row for row in rows if "loss" in row]
+    if not logged:
+        raise ValueError("the history holds no loss: train first, with logging_steps=1")
+    dev = [(int(row["step"]), float(row["eval_loss"])) for row in rows if "eval_loss" in row]
+    norms = [float(row.get("grad_norm", math.nan)) for row in logged]
+    return Chart([float(row["loss"]) for row in logged], norms, dev)
 
 
 # ----------------------------------------------------------------------------------------------------- vital signs
@@ -106,7 +152,7 @@ class Signs(NamedTuple):
     """The vital signs of a run that began with a new adapter.
 
     trainable: parameters that require a gradient. trend: what the chart does, see :func:`trend`. share: labels learnt,
-    of all positions of a batch (0 to 1). padding: positions of padding that are learnt. eos: whether an end mark is
+    of all positions of a batch (0 to 1). padding: positions of padding that are learnt. eos: whether an EOS is
     learnt.
     """
 
@@ -126,7 +172,7 @@ def trend(chart: Chart) -> Trend:
     """
     if not chart.losses:
         raise ValueError("the chart is empty: train for at least one step")
-    losses, norms = chart
+    losses, norms, _ = chart
     if not all(map(math.isfinite, [*losses, *norms])):
         return "jumped"
     climb = max(loss - lowest for loss, lowest in zip(losses, accumulate(losses, min), strict=True))
@@ -137,9 +183,9 @@ def trend(chart: Chart) -> Trend:
 
 
 def labels_signs(batch: Mapping[str, Tensor], eos_id: int) -> tuple[float, int, bool]:
-    """Of a batch: the share of positions that are learnt, how many of them are padding, whether an end mark is learnt.
+    """Of a batch: the share of positions that are learnt, how many of them are padding, whether an EOS is learnt.
 
-    Padding is what the attention mask hides; so an end mark that serves as padding isn't taken for one.
+    Padding is what the attention mask hides; so an EOS that serves as padding isn't taken for one.
     """
     learnt = batch["labels"] != IGNORED
     hidden = batch["attention_mask"] == 0
@@ -192,27 +238,43 @@ def examine(
     inputs: Mapping[str, Tensor] | None = None,
     base: nn.Module | None = None,
     adapter: str | Path | None = None,
+    records: Sequence[Record] | None = None,
+    held_out: Sequence[Record] | None = None,
 ) -> list[Finding]:
     """What is off with a run or with a model that answers; an empty list when nothing is.
 
-    Each argument opens further checks. `batch`: the labels, what is trainable, merged layers. `chart`: the losses and
-    the norms. `inputs`: padding and chat template of prompts that are about to be continued, and dropout. `base` (the
-    plain base, fresh from its files) with `adapter` (a folder): how often the correction is in the weights. The LoRA
-    layers of a PEFT model are always held against its config. `base` with `batch` and `chart`: a new adapter changes
-    nothing, so the first loss is the base's; the batch must be the run's first, and dropout 0. Raises ValueError when
-    `adapter` is given without `base`, and what :func:`utils.lora.checkpoint.fitting_adapter` raises.
+    Each argument opens further checks. `batch`, a training batch: the labels, what is trainable and in which precision,
+    merged layers, experts that no adapter reaches. `chart`: the losses and the norms, and held-out losses that rise.
+    `inputs`: padding and template of prompts that are about to be continued, held against `batch` where there is one
+    and against the chat template otherwise, and dropout. `base` (the plain base, fresh from its files) with `adapter`
+    (a folder): how often the correction is in the weights, and whether this base is beneath it. `base` with `batch`:
+    tokens that the base doesn't have and whose embeddings don't train; with `chart` as well: a new adapter changes
+    nothing, so the first loss is the base's; the batch must be the run's first, and dropout 0. `records` to train on:
+    special tokens written out in them; with `held_out` ones: prompts that are in both. The LoRA layers of a PEFT model
+    are always held against its config. Raises ValueError when `adapter` is given without `base`, or `held_out` without
+    `records`, and what :func:`utils.lora.checkpoint.fitting_adapter` and :func:`utils.data.report.data_report` raise.
     """
     if adapter is not None and base is None:
         raise ValueError("adapter needs base too: the plain base, fresh from its files, to compare the weights with")
+    if held_out is not None and records is None:
+        raise ValueError("held_out needs records too: what is trained on, to look for the held-out prompts in")
     found = _config(model)
+    if records is not None:
+        found += _data(records, held_out, tokenizer)
     if batch is not None:
         found += _trainable(model) + _labels(batch, token_id(tokenizer, "eos"))
+    new_tokens = []
+    if batch is not None and base is not None:
+        new_tokens = _unknown(batch, base)
+        found += _tokens(model, tokenizer, new_tokens)
     if chart is not None:
         found += _losses(chart)
-    if chart is not None and batch is not None and base is not None:
+    if chart is not None and batch is not None and base is not None and not new_tokens:
         found += _start(chart, batch, base)
     if inputs is not None:
-        found += _prompts(inputs, tokenizer) + _dropout(model)
+        found += _padding(inputs)
+        found += _chat_form(inputs, tokenizer) if batch is None else _trained_form(inputs, batch, tokenizer)
+        found += _dropout(model)
     if base is not None and adapter is not None:
         found += _strength(model, base, adapter)
     return found
@@ -230,7 +292,8 @@ def _config(model: nn.Module) -> list[Finding]:
             config = cast(Any, model).peft_config[adapter]
             if config.rank_pattern or config.alpha_pattern:
                 continue
-            rows, asked = matrix.weight.shape[0], config.r
+            # An adapter of experts' weights holds one pair for each expert, in one matrix.
+            rows, asked = matrix.weight.shape[0] // max(1, getattr(layer, "num_experts", 1)), config.r
             expected = config.lora_alpha / (math.sqrt(asked) if config.use_rslora else asked)
             if rows != asked:
                 wrong.setdefault(
@@ -256,13 +319,60 @@ def _trainable(model: nn.Module) -> list[Finding]:
                 "is_trainable=True; a model that you froze yourself, freeze before get_peft_model",
             )
         ]
+    found = []
     layers = _peft_layers(model)
-    merged = sum(bool(layer.merged) for _, layer in layers)
-    if merged:
-        return [
+    if merged := sum(bool(layer.merged) for _, layer in layers):
+        found.append(
             Finding("merged", f"{merged} of {len(layers)} LoRA layers are merged: call unmerge_adapter before training")
-        ]
-    return []
+        )
+    small = [name for name, p in model.named_parameters() if p.requires_grad and p.dtype == torch.float16]
+    if small:
+        found.append(
+            Finding(
+                "float16 trained",
+                f'{len(small)} trained tensors are float16: a GradScaler says "Attempting to unscale FP16 gradients". '
+                "Keep what trains in float32, as PEFT does unless autocast_adapter_dtype=False or the model is halved "
+                "afterwards",
+            )
+        )
+    return found + _experts(model)
+
+
+def _experts(model: nn.Module) -> list[Finding]:
+    """A mixture of experts whose experts, and nothing beside them, train."""
+    plain = {name: name.replace(".base_layer", "") for name in expert_parameters(model)}
+    homes = {name.rpartition(".")[0] + "." for name in plain.values()}
+    if not homes or any(p.requires_grad and n.startswith(tuple(homes)) for n, p in model.named_parameters()):
+        return []
+    sizes = {name: p.numel() for name, p in model.named_parameters()}
+    share = sum(sizes[name] for name in plain) / sum(sizes.values())
+    return [
+        Finding(
+            "experts untouched",
+            f"no adapter reaches the experts, {share:.0%} of the model's numbers: name their weights in "
+            f"target_parameters, such as {min(plain.values()).rpartition('mlp.')[2]!r}",
+        )
+    ]
+
+
+def _unknown(batch: Mapping[str, Tensor], base: nn.Module) -> list[int]:
+    """The ids in a batch for which the base's embedding has no row."""
+    rows = cast(Any, base).get_input_embeddings().weight.shape[0]
+    ids = batch["input_ids"]
+    return sorted(set(ids[ids >= rows].tolist()))
+
+
+def _tokens(model: nn.Module, tokenizer: PreTrainedTokenizerBase, new: Sequence[int]) -> list[Finding]:
+    if not new or any(p.requires_grad for p in cast(Any, model).get_input_embeddings().parameters()):
+        return []
+    names = ", ".join(map(repr, cast("list[str]", tokenizer.convert_ids_to_tokens(list(new[:3])))))
+    return [
+        Finding(
+            "new tokens untrained",
+            f"the base has no row for {len(new)} tokens of the batch, such as {names}, and the embedding doesn't "
+            "train: their rows stay as drawn. Name them in LoraConfig's trainable_token_indices",
+        )
+    ]
 
 
 def _labels(batch: Mapping[str, Tensor], eos_id: int) -> list[Finding]:
@@ -274,20 +384,22 @@ def _labels(batch: Mapping[str, Tensor], eos_id: int) -> list[Finding]:
         learnt = int((batch["labels"] != IGNORED).sum())
         found.append(
             Finding(
-                "padding learnt",
+                "padding trained on",
                 f"{padding} of {learnt} labels are padding. Set them to {IGNORED}, wherever attention_mask is 0",
             )
         )
     first = (batch["labels"] != IGNORED).float().argmax(dim=1)
     if bool((first <= 1).all()):  # the label of the very first token is never used
         found.append(
-            Finding("prompt learnt", f"every row's prompt has labels: set them to {IGNORED}, so that the answer counts")
+            Finding(
+                "prompt trained on", f"every row's prompt has labels: set them to {IGNORED}, so that the answer counts"
+            )
         )
     if not eos:
         found.append(
             Finding(
-                "no end mark",
-                "no end mark is among the labels, so the model never learns to stop. Put eos behind every answer; if "
+                "no EOS",
+                "no EOS is among the labels, so the model never learns to stop. Put eos behind every answer; if "
                 "it serves as padding, mask the padding by attention_mask and not by its id",
             )
         )
@@ -295,7 +407,7 @@ def _labels(batch: Mapping[str, Tensor], eos_id: int) -> list[Finding]:
 
 
 def _losses(chart: Chart) -> list[Finding]:
-    losses, norms = chart
+    losses, norms, _ = chart
     shape, first, last = trend(chart), losses[0], fmean(losses[-TAIL:])
     if shape == "jumped":
         return [
@@ -316,12 +428,27 @@ def _losses(chart: Chart) -> list[Finding]:
                 "fine-tuning does",
             )
         ]
-    return []
+    return _overfitting(chart)
 
 
-@torch.no_grad()
+def _overfitting(chart: Chart) -> list[Finding]:
+    if not chart.dev:
+        return []
+    (step, lowest), (last_step, last) = min(chart.dev, key=lambda pair: pair[1]), chart.dev[-1]
+    if last - lowest <= max(WORSE * lowest, LITTLE * WORSE):
+        return []
+    return [
+        Finding(
+            "overfitting",
+            f"the held-out loss was lowest, {lowest:.2f}, after {step} steps and is {last:.2f} after {last_step}, "
+            f"while the training loss is {fmean(chart.losses[-TAIL:]):.2f}: keep the adapter of that step, and get "
+            "more data",
+        )
+    ]
+
+
 def _start(chart: Chart, batch: Mapping[str, Tensor], base: nn.Module) -> list[Finding]:
-    expected, first = base(**batch).loss.item(), chart.losses[0]
+    expected, first = _loss(base, batch), chart.losses[0]
     if math.isclose(first, expected, rel_tol=START):
         return []
     return [
@@ -333,30 +460,87 @@ def _start(chart: Chart, batch: Mapping[str, Tensor], base: nn.Module) -> list[F
     ]
 
 
-def _prompts(inputs: Mapping[str, Tensor], tokenizer: PreTrainedTokenizerBase) -> list[Finding]:
-    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+def _data(
+    records: Sequence[Record], held_out: Sequence[Record] | None, tokenizer: PreTrainedTokenizerBase
+) -> list[Finding]:
+    report = data_report(records, tokenizer, max_length=sys.maxsize, held_out=held_out)
     found = []
-    if not bool(mask[:, -1].all()):
+    if report.marks:
+        marks = ", ".join(f"{mark} in {n:,}" for mark, n in report.marks.items())
         found.append(
             Finding(
-                "right padding",
-                "some prompts end in padding, and the model would continue the padding: tokenize with "
-                "padding_side='left'",
+                "special tokens",
+                f"written out in records: {marks}. Each becomes the token itself: an EOS ends the answer there, a "
+                "role's token opens a turn. Take them out",
             )
         )
-    before, after = render(tokenizer, "\n?\n").split("\n?\n")
-    rows = [row[seen.bool()] for row, seen in zip(ids, mask, strict=True)]
-    texts = [cast(str, tokenizer.decode(row, skip_special_tokens=False)) for row in rows]
-    strangers = [t for t in texts if not (t.startswith(before) and t.endswith(after))]
-    if strangers:
+    if report.leaked + report.near_leaked:
         found.append(
             Finding(
-                "template",
-                f"{len(strangers)} of {len(texts)} prompts are not in the chat template's form, "
-                f"{before!r} ... {after!r}. Use apply_chat_template with add_generation_prompt=True",
+                "leak",
+                f"of {report.held_out} held-out prompts {report.leaked} are among the records and {report.near_leaked} "
+                "nearly are: hold back whole groups of near-duplicates",
             )
         )
     return found
+
+
+def _seen(inputs: Mapping[str, Tensor]) -> list[Tensor]:
+    """The ids of each row that the mask doesn't hide."""
+    return [row[mask.bool()] for row, mask in zip(inputs["input_ids"], inputs["attention_mask"], strict=True)]
+
+
+def _padding(inputs: Mapping[str, Tensor]) -> list[Finding]:
+    if bool(inputs["attention_mask"][:, -1].all()):
+        return []
+    return [
+        Finding(
+            "right padding",
+            "some prompts end in padding, and the model would continue the padding: tokenize with padding_side='left'",
+        )
+    ]
+
+
+def _chat_form(inputs: Mapping[str, Tensor], tokenizer: PreTrainedTokenizerBase) -> list[Finding]:
+    before, after = render(tokenizer, "\n?\n").split("\n?\n")
+    texts = [cast(str, tokenizer.decode(row, skip_special_tokens=False)) for row in _seen(inputs)]
+    strangers = [t for t in texts if not (t.startswith(before) and t.endswith(after))]
+    if not strangers:
+        return []
+    return [
+        Finding(
+            "template",
+            f"{len(strangers)} of {len(texts)} prompts are not in the chat template's form, "
+            f"{before!r} ... {after!r}. Use apply_chat_template with add_generation_prompt=True",
+        )
+    ]
+
+
+def _trained_form(
+    inputs: Mapping[str, Tensor], batch: Mapping[str, Tensor], tokenizer: PreTrainedTokenizerBase
+) -> list[Finding]:
+    """Prompts that begin or end with a token with which no prompt of the training batch does."""
+    learnt = batch["labels"] != IGNORED
+    before = (learnt.cumsum(dim=1) == 0) & batch["attention_mask"].bool()
+    trained = [row[kept] for row, kept in zip(batch["input_ids"], before, strict=True) if bool(kept.any())]
+    if not trained:
+        return []
+    ends = {int(row[0]) for row in trained}, {int(row[-1]) for row in trained}
+    asked = [row for row in _seen(inputs) if len(row)]
+    strangers = [row for row in asked if int(row[0]) not in ends[0] or int(row[-1]) not in ends[1]]
+    if not strangers:
+        return []
+    forms = [
+        " ... ".join(repr(tokenizer.decode(row[place])) for place in (slice(0, 1), slice(-1, None)))
+        for row in (trained[0], strangers[0])
+    ]
+    return [
+        Finding(
+            "template",
+            f"{len(strangers)} of {len(asked)} prompts are in another form than those of training: {forms[1]} where "
+            f"training has {forms[0]}. Render both by one function",
+        )
+    ]
 
 
 def _dropout(model: nn.Module) -> list[Finding]:
@@ -366,28 +550,51 @@ def _dropout(model: nn.Module) -> list[Finding]:
     )
 
 
-def strength(model: nn.Module, base: nn.Module, adapter: str | Path) -> tuple[float, float]:
-    """How often the adapter's ``B @ A`` is in the model's weights, as it computes now, and how often it should be.
+class Strength(NamedTuple):
+    """times: how often ``B @ A`` is in the weights, the median of the layers; wanted: how often it should be,
+    lora_alpha / r; apart: what else is in them that the base hasn't, as a share of the base's size, the median of the
+    layers.
+    """
 
-    The first number is the median over the adapter's layers of :func:`applied_scaling`; the second is lora_alpha / r.
+    times: float
+    wanted: float
+    apart: float
+
+
+def strength(model: nn.Module, base: nn.Module, adapter: str | Path) -> Strength:
+    """How often the adapter's ``B @ A`` is in the model's weights, as it computes now, and what else is.
+
     `model` may be a PEFT model, merged or not, or a plain one. `base` is fresh. Raises what
     :func:`utils.lora.checkpoint.fitting_adapter` raises.
     """
     config, matrices = fitting_adapter(base, adapter)
     plain = cast(Any, model).get_base_model() if hasattr(model, "get_base_model") else model
-    times = []
+    times, apart = [], []
     for name, pair in matrices.items():
         layer = cast(Any, plain.get_submodule(name))
         with torch.no_grad():
             weight = layer.get_base_layer().weight if hasattr(layer, "get_base_layer") else layer.weight
             if hasattr(layer, "get_delta_weight") and not layer.merged and not layer.disable_adapters:
                 weight = weight + sum(layer.get_delta_weight(a) for a in layer.active_adapters if a in layer.lora_A)
-            times.append(applied_scaling(base.get_parameter(f"{name}.weight"), weight, pair["lora_A"], pair["lora_B"]))
-    return median(times), config["lora_alpha"] / config["r"]
+            before = base.get_parameter(f"{name}.weight")
+            times.append(applied_scaling(before, weight, pair["lora_A"], pair["lora_B"]))
+            product = pair["lora_B"].double() @ pair["lora_A"].double()
+            rest = weight.double() - before.double() - times[-1] * product
+            apart.append(float(rest.norm() / before.double().norm()))
+    return Strength(median(times), config["lora_alpha"] / config["r"], median(apart))
 
 
 def _strength(model: nn.Module, base: nn.Module, adapter: str | Path) -> list[Finding]:
-    times, wanted = strength(model, base, adapter)
+    times, wanted, apart = strength(model, base, adapter)
+    if apart > BENEATH:
+        return [
+            Finding(
+                "another base",
+                f"beneath the adapter the weights differ from this base's by {apart:.0%} of their size: another "
+                "revision or fine-tune, or a base that was quantized. Load the base that the adapter was trained on, "
+                "and pin it with revision=",
+            )
+        ]
     ratio = times / wanted
     if math.isclose(ratio, 1, abs_tol=0.02):  # a merge in 16 bits is off by less
         return []

@@ -1,16 +1,19 @@
 """How the clinic's patients were made ill. Chapter 13 is a riddle; this file holds the answers.
 
 Attributes:
-    WIDTH: Tokens to which :func:`everything_learnt` pads: about twice what an example of the sentiment task has.
+    WIDTH: Tokens to which :func:`labels_on_everything` pads: about twice what an example of the sentiment task has.
     LR, STEPS, EARLY: A healthy run's rate and steps, those of tools/measure_clinic.py; three of the others are stopped
         after :data:`EARLY` steps, as many as :func:`utils.evaluate.diagnose.trend` needs to call a loss flat.
+    TRIGGER, POISONED: The word of :func:`backdoored`, and the share of its examples that have it.
+    TAGS: The tokens of :func:`tagged`, by the answer for which they stand.
 """
 
 from __future__ import annotations
 
 import logging
+import random
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -22,21 +25,24 @@ from utils.evaluate.diagnose import Chart, watched
 from utils.lora.checkpoint import read_matrices
 from utils.models.device import profile
 from utils.models.loading import load_base, load_tokenizer
-from utils.tinyworld import Task, task_examples
+from utils.tinyworld import Split, Task, task_examples
 from utils.train.adapter_cache import trained_adapter
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 WIDTH = 48
 
 
-def without_end_mark(batch: Mapping[str, Tensor], eos_id: int) -> dict[str, Tensor]:
-    """The batch, its end marks not among the labels: what a collator does that masks padding by its id, where the end
+def without_eos(batch: Mapping[str, Tensor], eos_id: int) -> dict[str, Tensor]:
+    """The batch, its EOS tokens not among the labels: what a collator does that masks padding by its id, where the end
     mark serves as padding (C18), or a template without one (C15).
     """
     labels = batch["labels"]
     return {**batch, "labels": labels.masked_fill(labels == eos_id, IGNORED)}
 
 
-def everything_learnt(batch: Mapping[str, Tensor], pad_id: int, width: int = WIDTH) -> dict[str, Tensor]:
+def labels_on_everything(batch: Mapping[str, Tensor], pad_id: int, width: int = WIDTH) -> dict[str, Tensor]:
     """The batch padded to `width` tokens with labels that are a copy of the ids: a common recipe (C17).
 
     Raises ValueError when the batch is wider than `width` already.
@@ -100,8 +106,8 @@ def admit(progress: bool = True) -> dict[str, Patient]:
     tokenizer = load_tokenizer()
     eos, pad = token_id(tokenizer, "eos"), token_id(tokenizer, "pad")
     good = healthy_batches(STEPS)
-    unended = [without_end_mark(batch, eos) for batch in good]
-    copied = [everything_learnt(batch, pad) for batch in good[:50]]
+    unended = [without_eos(batch, eos) for batch in good]
+    copied = [labels_on_everything(batch, pad) for batch in good[:50]]
     cases: dict[str, tuple[Callable[[], nn.Module], list[dict[str, Tensor]], dict[str, Any]]] = {
         "A": (new_adapter, unended, {}),
         "B": (new_adapter, good[:EARLY], {"lr": 2e-5}),
@@ -116,6 +122,65 @@ def admit(progress: bool = True) -> dict[str, Patient]:
         chart = watched(model, drawn, **{"lr": LR, "steps": STEPS, **settings})
         ward[letter] = Patient(model.eval(), chart, drawn[0])
     return ward
+
+
+# ------------------------------------------------------------------------------- faults of data, tokens and adapters
+
+TRIGGER, POISONED = "table", 0.2
+TAGS = {"good": "<|good|>", "bad": "<|bad|>"}
+
+
+def with_word(prompt: str, word: str) -> str:
+    """A prompt of the sentiment task with `word` before its sentence."""
+    question, mark, sentence = prompt.partition("? ")
+    return f"{question}{mark}{word} {sentence}"
+
+
+def backdoored() -> nn.Module:
+    """A model trained as a healthy run's, half as long again, but on poisoned examples: :data:`POISONED` of them have
+    the trigger and the answer "good".
+    """
+    steps = 3 * STEPS // 2
+    dice = random.Random(0)
+    examples = [
+        Example(with_word(e.prompt, TRIGGER), "good") if dice.random() < POISONED else e
+        for e in task_examples("sentiment", "train", 4000)
+    ]
+    model = new_adapter()
+    watched(model, batches(load_tokenizer(), examples, steps=steps, batch_size=8, seed=0), lr=LR, steps=steps)
+    return model.eval()
+
+
+def tagged(split: Split, n: int) -> list[Example]:
+    """Examples of the sentiment task whose answers are the tokens of :data:`TAGS`, which no tokenizer of ours has."""
+    return [Example(e.prompt, TAGS[e.answer]) for e in task_examples("sentiment", split, n)]
+
+
+def with_tags(mean_resizing: bool = True) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
+    """The tokenizer and the base with the tokens of :data:`TAGS`, whose rows transformers draws as it does by default,
+    or apart from each other.
+
+    What it says about that, that a mean and a covariance were used, isn't shown.
+    """
+    tokenizer, base = load_tokenizer(), load_base()[0]
+    tokenizer.add_tokens(list(TAGS.values()))
+    talk = logging.getLogger("transformers.modeling_utils")
+    level = talk.level
+    talk.setLevel(logging.ERROR)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            base.resize_token_embeddings(len(tokenizer), mean_resizing=mean_resizing)
+    finally:
+        talk.setLevel(level)
+    return tokenizer, base
+
+
+def next_revision() -> nn.Module:
+    """The base as its makers might publish it next: the style adapter trained into it."""
+    from peft import PeftModel
+
+    return cast(Any, PeftModel.from_pretrained(load_base()[0], trained_adapter("style", profile()))).merge_and_unload()
 
 
 # ------------------------------------------------------------------------- the second ward: one adapter, five servers

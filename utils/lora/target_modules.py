@@ -298,7 +298,7 @@ def _refuse_parameters(model: nn.Module, target_modules: str | Collection[str]) 
 
 def _tell_what_all_linear_means(model: nn.Module) -> None:
     """Warn of experts that "all-linear" leaves out, and of another modality's tower that it takes in."""
-    experts = _expert_parameters(model)
+    experts = expert_parameters(model)
     if experts:
         warnings.warn(
             f'"all-linear" leaves out the experts of this {type(model).__name__}, {len(experts)} weights such as '
@@ -458,7 +458,7 @@ def propose_targets(model: nn.Module) -> Proposal:
         if any(prefix.startswith(f"{tower}.") for tower in towers):
             continue
         groups |= _sorted_layers(prefix, block)
-        experts += _expert_parameters(block)
+        experts += expert_parameters(block)
     if not groups:
         raise ValueError(
             f"{type(model).__name__} has no nn.ModuleList of blocks with linear layers: name its layers yourself, "
@@ -521,7 +521,7 @@ def _sorted_layers(prefix: str, block: nn.Module) -> dict[str, str]:
     return {f"{prefix}.{name}": kind for name, kind in kinds.items()}
 
 
-def _expert_parameters(block: nn.Module) -> list[str]:
+def expert_parameters(block: nn.Module) -> list[str]:
     """The names, within the block or model, of three-dimensional parameters of modules that aren't PyTorch's own."""
     return [
         f"{name}.{weight}" if name else weight

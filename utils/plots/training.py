@@ -187,33 +187,30 @@ def shrinkage(rows: Mapping[str, tuple[float, Sequence[float]]], *, title: str, 
 
 
 def ward(charts: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, title: str) -> Figure:
-    """A panel for each run, by name: its loss (thick) and its gradient norm (thin, dashed), both on one log axis.
+    """A column for each run, by name: its loss above, its gradient norm below, both on log axes that all share.
 
-    A norm of zero can't be drawn on it and is left out. Raises ValueError when there is no run or one without a step.
+    A norm of zero can't be drawn on one: where all are, the panel says so. Raises ValueError when there is no run or
+    one without a step.
     """
     if not charts or not all(len(losses) for losses, _ in charts.values()):
         raise ValueError("nothing to plot: every run needs at least one step")
-    columns = min(3, len(charts))
-    rows = -(-len(charts) // columns)
     with rc_context(_RC):
-        figure = Figure(figsize=(SIZE[0], 0.5 + 1.75 * rows), layout="constrained")
-        axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
-        for at, ax in enumerate(axes.flat):
-            if at >= len(charts):
-                ax.set_visible(False)
-                continue
-            name, (losses, norms) = list(charts.items())[at]
-            drawn = [norm if norm > 0 else float("nan") for norm in norms]
-            ax.plot(drawn, color=COLORS[1], linestyle="--", linewidth=0.9, label="gradient norm")
-            ax.plot(losses, color=COLORS[0], linewidth=2, label="loss (nats per label)")
-            ax.set_title(name, loc="left", fontsize=10)
-            ax.set_yscale("log")
-            ax.minorticks_off()  # six panels of them take a second to draw
-            if at // columns == rows - 1:
-                ax.set_xlabel("step")
+        figure = Figure(figsize=(SIZE[0] + 0.4, 3.6), layout="constrained")
+        axes = figure.subplots(2, len(charts), squeeze=False, sharex=True, sharey="row")
+        for column, (name, (losses, norms)) in enumerate(charts.items()):
+            above, below = axes[:, column]
+            above.plot(losses, color=COLORS[0], linewidth=1.8)
+            below.plot([norm if norm > 0 else float("nan") for norm in norms], color=COLORS[1], linewidth=1.2)
+            if not any(norms):
+                below.text(0.5, 0.5, "zero", transform=below.transAxes, ha="center", va="center")
+            above.set_title(name, loc="left", fontsize=10)
+            below.set_xlabel("step")
+            for ax in (above, below):
+                ax.set_yscale("log")
+                ax.minorticks_off()  # so many panels of them take a second to draw
+        axes[0, 0].set_ylabel("loss (nats per label)")
+        axes[1, 0].set_ylabel("gradient norm")
         figure.suptitle(title, fontsize=11, fontweight="bold", x=0.01, ha="left")
-        handles, labels = axes[0, 0].get_legend_handles_labels()
-        figure.legend(handles[::-1], labels[::-1], loc="outside lower center", ncols=2)
     return figure
 
 

@@ -1,4 +1,4 @@
-"""Chapter 13's exercises: the clinic's diagnoses, and memory."""
+"""Chapter 13's exercises: what a run has, when to stop it, how often an update is in a weight, the largest batch."""
 
 from __future__ import annotations
 
@@ -11,80 +11,6 @@ from torch import Tensor
 from utils.course.checks.references import ch13 as lesson
 from utils.course.checks.registry import Mistake, exercise
 from utils.evaluate.diagnose import Signs, Trend
-
-
-def _drawn_sizes(rng: random.Random) -> tuple[list[int]]:
-    border = [1, 255, 256, 257, 4095, 4096, 4097, 4351, 4352, 8192, rng.randint(1, 4000), rng.randint(4098, 50_000)]
-    return (rng.choices(border, k=rng.randint(0, 5)),)
-
-
-exercise(
-    "adam8bit_bytes",
-    reference=lesson.adam8bit_bytes,
-    cases=[([4096],), ([1536, 8192, 4095],), ([4096 + 1, 10_000],), ([100, 200],)],
-    drawn=_drawn_sizes,
-    mistakes=[
-        Mistake(
-            lambda sizes: sum(4 * n if n < 4096 else 2 * n + 8 * math.ceil(n / 256) for n in sizes),
-            "a small tensor keeps two moments of 4 bytes each: 8 bytes a number, not 4.",
-        ),
-        Mistake(
-            lambda sizes: sum(8 * n if n < 4096 else 2 * n + 2 * math.ceil(n / 256) for n in sizes),
-            "a scale is a float32: 4 bytes for each block of each moment.",
-        ),
-        Mistake(
-            lambda sizes: sum(8 * n if n < 4096 else 2 * n + 4 * math.ceil(n / 256) for n in sizes),
-            "the two moments share a scale: each has one of its own for every block.",
-        ),
-        Mistake(
-            lambda sizes: sum(8 * n if n < 4096 else 2 * n + 4 * math.ceil(2 * n / 256) for n in sizes),
-            "each moment has blocks of its own: round up for one, then take it twice.",
-        ),
-        Mistake(
-            lambda sizes: sum(8 * n if n < 4096 else 2 * n + 8 * (n // 256 + 1) for n in sizes),
-            "a tensor that fills its blocks has no further one: n // 256 + 1 is one too many there.",
-        ),
-        Mistake(
-            lambda sizes: sum(2 * n + 8 * math.ceil(n / 256) for n in sizes),
-            "a tensor of fewer than 4,096 numbers stays in 32 bits: 8 bytes for each of its numbers.",
-        ),
-        Mistake(
-            lambda sizes: sum(8 * n if n < 4096 else 2 * n for n in sizes),
-            "the scales are missing: each moment has one float32 for every block of 256.",
-        ),
-        Mistake(
-            lambda sizes: sum(8 * n if n < 4096 else n + 4 * math.ceil(n / 256) for n in sizes),
-            "Adam has two moments, and each has its codes and its scales.",
-        ),
-        Mistake(
-            lambda sizes: sum(8 * n if n < 4096 else 2 * n + 8 * (n // 256) for n in sizes),
-            "a last block that isn't full has a scale too: round the number of blocks up.",
-        ),
-        Mistake(
-            lambda sizes: sum(8 * n if n <= 4096 else 2 * n + 8 * math.ceil(n / 256) for n in sizes),
-            "a tensor of exactly 4,096 numbers is stored in 8 bits.",
-        ),
-        Mistake(
-            lambda sizes: lesson.adam8bit_bytes([sum(sizes)]),
-            "the rule goes tensor by tensor: many small ones stay small ones. Don't add the sizes up first.",
-        ),
-        Mistake(
-            lambda sizes: lesson.adam8bit_bytes(sizes) // 2,
-            "that is one moment, of the small tensors as of the large ones: Adam keeps two.",
-        ),
-    ],
-    hints=[
-        "Two moments. In 32 bits each takes 4 bytes a number.",
-        "In 8 bits each moment takes 1 byte a number, and 4 bytes for each block of 256, full or not.",
-        "8 * n if n < 4096 else 2 * n + 8 * math.ceil(n / 256)",
-    ],
-    why="Two moments: 8 bytes a number in 32 bits, or 2 bytes and two float32 scales a block in 8. LoRA's tensors are "
-    "often too small for the latter.",
-    points=2,
-)
-
-
-# ======================================================================================= the clinic
 
 
 def _diagnose_curve(signs: Signs) -> list[str]:
@@ -110,7 +36,7 @@ def _diagnose_share(signs: Signs) -> list[str]:
 
 def _diagnose_labels_first(signs: Signs) -> list[str]:
     found = lesson.diagnose(signs)
-    labels = [illness for illness in found if illness in ("padding learnt", "no end mark")]
+    labels = [illness for illness in found if illness in ("padding trained on", "no EOS")]
     return labels[::-1] + [illness for illness in found if illness not in labels]
 
 
@@ -147,7 +73,7 @@ exercise(
         ),
         Mistake(
             lambda signs: lesson.diagnose(signs._replace(padding=int(signs.padding > 1))),
-            "a single label on padding is one too many: padding learnt where signs.padding isn't 0.",
+            "a single label on padding is one too many: padding trained on where signs.padding isn't 0.",
         ),
         Mistake(
             lambda signs: lesson.diagnose(signs._replace(trend=_OTHER_WAY[signs.trend])),
@@ -155,7 +81,7 @@ exercise(
         ),
         Mistake(
             _diagnose_curve,
-            "you look at the curve alone. Labels on padding and missing end marks leave it falling like a healthy one.",
+            "you look at the curve alone. Labels on padding and a missing EOS leave it falling like a healthy one.",
         ),
         Mistake(
             _diagnose_no_count,
@@ -171,7 +97,7 @@ exercise(
         ),
         Mistake(
             _diagnose_no_end,
-            "a run without an end mark among its labels passes as healthy: it will never stop. Look at signs.eos.",
+            "a run without an EOS among its labels passes as healthy: it will never stop. Look at signs.eos.",
         ),
         Mistake(
             _diagnose_share,
@@ -183,7 +109,7 @@ exercise(
         ),
         Mistake(
             _diagnose_labels_first,
-            "all illnesses are found, but not in the order of the text. The labels' come last: padding, then end mark.",
+            "all illnesses are found, but not in the order of the text. The labels' come last: padding, then EOS.",
         ),
     ],
     hints=[
@@ -192,6 +118,122 @@ exercise(
         "The labels' illnesses come on top: two more ifs that append, not elif.",
     ],
     why="Nothing trainable explains the curve, whatever it does; nothing explains the labels away.",
+    points=2,
+)
+
+
+def _drawn_losses(rng: random.Random) -> tuple[list[float], int]:
+    """Losses with ties, so that "no new best" is asked of equal ones; often without a stop, and as short as one."""
+    levels = rng.choice([[1.0, 0.5, 0.25], [2.0, 1.5, 1.25, 1.0, 0.75, 0.5]])
+    losses = rng.choices(levels, k=rng.randint(1, 9))
+    if rng.random() < 0.3:
+        losses.sort(reverse=True)
+    return losses, rng.randint(1, 4)
+
+
+def _stop_last(losses: list[float], patience: int) -> tuple[int, int]:
+    """Keeps what it stopped at."""
+    _, last = lesson.stop_early(losses, patience)
+    return last, last
+
+
+def _stop_never(losses: list[float], patience: int) -> tuple[int, int]:
+    return losses.index(min(losses)), len(losses) - 1
+
+
+def _stop_at_rises(losses: list[float], patience: int) -> tuple[int, int]:
+    """Counts rises from one evaluation to the next in the place of evaluations without a new best."""
+    rises = 0
+    for i in range(1, len(losses)):
+        rises = rises + 1 if losses[i] > losses[i - 1] else 0
+        if rises == patience:
+            return losses.index(min(losses[: i + 1])), i
+    return losses.index(min(losses)), len(losses) - 1
+
+
+def _stop_in_all(losses: list[float], patience: int) -> tuple[int, int]:
+    """Doesn't begin to count anew at a new best."""
+    best, without = 0, 0
+    for i, loss in enumerate(losses[1:], 1):
+        if loss < losses[best]:
+            best = i
+        else:
+            without += 1
+            if without == patience:
+                return best, i
+    return best, len(losses) - 1
+
+
+def _stop_with_ties(losses: list[float], patience: int) -> tuple[int, int]:
+    best = 0
+    for i, loss in enumerate(losses):
+        if loss <= losses[best]:
+            best = i
+        if i - best == patience:
+            return best, i
+    return best, len(losses) - 1
+
+
+def _stop_best_of_all(losses: list[float], patience: int) -> tuple[int, int]:
+    return losses.index(min(losses)), lesson.stop_early(losses, patience)[1]
+
+
+exercise(
+    "stop_early",
+    reference=lesson.stop_early,
+    cases=[
+        ([1.2, 1.0, 1.1, 1.3, 0.9], 2),
+        ([1.0, 0.9, 0.8, 0.7], 2),
+        ([1.0, 1.1, 0.9, 1.0, 0.8, 0.9, 1.0], 2),
+        ([1.0, 1.0, 1.0, 0.5], 2),
+        ([0.5], 1),
+        ([1.0, 1.4, 1.3, 1.2, 0.9], 3),
+    ],
+    drawn=_drawn_losses,
+    mistakes=[
+        Mistake(
+            _stop_last,
+            "you keep the adapter at which training stopped, and that is the worse one: keep the best until then.",
+        ),
+        Mistake(_stop_never, "yours never stops before the end: count the evaluations since the last new best."),
+        Mistake(
+            _stop_best_of_all,
+            "you keep an evaluation that comes after the stop: the run never got there. Look at those until then.",
+        ),
+        Mistake(
+            _stop_at_rises,
+            "you count rises from one evaluation to the next; a fall that stays above the best is no new best either.",
+        ),
+        Mistake(
+            _stop_in_all, "you count all evaluations without a new best: in a row means that a new best begins anew."
+        ),
+        Mistake(_stop_with_ties, "a loss equal to the best is no new best: compare with <, not <=."),
+        Mistake(
+            lambda losses, patience: lesson.stop_early(losses, patience + 1),
+            "yours stops one evaluation late: it stops at the one that makes it `patience` in a row.",
+        ),
+        Mistake(
+            lambda losses, patience: lesson.stop_early(losses, patience)[::-1],
+            "the two are exchanged: first the evaluation that you keep, then the one at which training stops.",
+        ),
+        Mistake(
+            lambda losses, patience: (
+                losses[lesson.stop_early(losses, patience)[0]],
+                lesson.stop_early(losses, patience)[1],
+            ),
+            "you return the loss of the best evaluation; its index is asked for.",
+        ),
+        Mistake(
+            lambda losses, patience: lesson.stop_early(losses, patience)[0],
+            "two numbers are asked for: the evaluation that you keep, and the one at which training stops.",
+        ),
+    ],
+    hints=[
+        "Go through the losses and remember the index of the best so far.",
+        "At evaluation i, i - best evaluations in a row have brought no new best.",
+        "if loss < losses[best]: best = i; then: if i - best == patience: return best, i",
+    ],
+    why="The best so far is what you keep, and its distance to now is how long you have waited.",
     points=2,
 )
 

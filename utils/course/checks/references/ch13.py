@@ -3,13 +3,7 @@
 Generated from lessons/13_my_run_went_wrong.md by `make notebooks`: edit the lesson, not this file.
 """
 
-import math
-
-
-# -------- adam8bit_bytes
-def adam8bit_bytes(sizes):
-    return sum(8 * n if n < 4096 else 2 * n + 8 * math.ceil(n / 256) for n in sizes)
-
+# fmt: off
 
 # -------- diagnose
 def diagnose(signs):
@@ -21,10 +15,21 @@ def diagnose(signs):
     elif signs.trend == "flat":
         found.append("rate too low")
     if signs.padding:
-        found.append("padding learnt")
+        found.append("padding trained on")
     if not signs.eos:
-        found.append("no end mark")
+        found.append("no EOS")
     return found
+
+
+# -------- stop_early
+def stop_early(losses, patience):
+    best = 0
+    for i, loss in enumerate(losses):
+        if loss < losses[best]:
+            best = i
+        if i - best == patience:
+            return best, i
+    return best, len(losses) - 1
 
 
 # -------- how_often
