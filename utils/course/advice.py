@@ -380,7 +380,7 @@ CHOICES: dict[str, dict[str, Choice]] = {
         "plain": Choice(
             "plain LoRA; change one thing at a time, and over several seeds",
             "always, to begin with",
-            "At equal parameters, each at its own rate, no variant was surely ahead; seeds alone moved it by 36 points.",
+            "At equal parameters, each at its own rate, no variant was surely ahead; seeds moved LoRA by 36 points.",
             (
                 _race("LoRA", "translation", 0.6, 0.95),
                 _race("DoRA", "translation", 0.6, 0.95),
