@@ -28,7 +28,6 @@ from utils.plots.training import (
     over_rates,
     run_log,
     shrinkage,
-    sprint,
     trial_curves,
     ward,
 )
@@ -64,7 +63,6 @@ __all__ = [
     "show",
     "show_tokens",
     "shrinkage",
-    "sprint",
     "trial_curves",
     "ward",
 ]
