@@ -8,8 +8,6 @@ import pytest
 
 from utils import plots
 
-CURVES = {"LoRA": ([0, 4, 8], [9, 6, 3]), "same": ([0, 4, 8], [9, 5, 2.5]), "slow": ([0, 4, 8], [9, 8.5, 8])}
-
 
 @pytest.fixture
 def shown(monkeypatch):
@@ -173,34 +171,6 @@ def test_over_rates_writes_plain_numbers_on_a_logarithmic_y_axis_too():
     figure.draw_without_rendering()
     written = [t.get_text() for t in ax.get_yticklabels()]
     assert ax.get_yscale() == "log" and {"2", "5", "10", "20", "50"} <= set(written)
-
-
-def test_sprint_shows_losses_and_what_each_run_is_ahead_of_the_first():
-    figure = plots.sprint(CURVES, title="T", xlabel="steps", ylabel="loss", apart=["slow"])
-    left, right = figure.axes
-    assert (left.get_xlabel(), left.get_ylabel(), right.get_xlabel()) == ("steps", "loss", "steps")
-    assert [list(line.get_ydata()) for line in left.lines] == [y for _, y in CURVES.values()]
-    assert [list(line.get_ydata()) for line in right.lines] == [[0, 0, 0], [0, 1, 0.5]], "below the first is ahead"
-    assert [t.get_text() for t in figure.legends[0].get_texts()] == list(CURVES)
-    looks = [(line.get_color(), line.get_linestyle(), line.get_marker()) for line in left.lines]
-    assert [look[1:] for look in looks[:2]] == [(line.get_linestyle(), line.get_marker()) for line in right.lines]
-
-
-def test_seven_runs_of_a_sprint_look_different_in_grey():
-    curves = {str(i): ([0, 1], [2, i]) for i in range(7)}
-    figure = plots.sprint(curves, title="T", xlabel="x", ylabel="y")
-    assert len({line.get_marker() for line in figure.axes[0].lines}) == 7
-
-
-@pytest.mark.parametrize(("curves", "apart", "words"), [
-    ({"LoRA": ([0], [1])}, (), "at least two"),
-    (CURVES | {"odd": ([0, 5, 8], [1, 2, 3])}, (), "'odd' was not measured"),
-    (CURVES | {"short": ([0, 4, 8], [1, 2])}, (), "'short' was not measured"),
-    (CURVES, ["slwo"], "slwo"), (CURVES, ["LoRA"], "not the first"),
-])  # fmt: skip
-def test_sprint_refuses_what_it_can_not_compare(curves, apart, words):
-    with pytest.raises(ValueError, match=words):
-        plots.sprint(curves, title="T", xlabel="x", ylabel="y", apart=apart)
 
 
 def history():

@@ -8,7 +8,6 @@ import torch
 from tools import race_variants
 from tools.ensemble import at_best_rate, story_rows, write
 from utils import models
-from utils.data import chat
 from utils.lora.nf4_linear import NF4Linear
 from utils.tinyworld import task_examples
 from utils.train import sweep
@@ -119,34 +118,6 @@ def test_budgets_are_what_the_module_says():
             assert expected_parameters(model, "all-linear", entry.variant, entry.r) == pytest.approx(budget, rel=0.065)
     small = [expected_parameters(model, "all-linear", *sweep.ENTRIES[n][:2]) for n in ("VeRA r=256", "LoRA r=1")]
     assert small[0] == pytest.approx(small[1], rel=0.04)
-
-
-@pytest.mark.parametrize("name", ["LoRA", "AdaLoRA"])
-def test_a_sprint_is_a_run_that_is_looked_at_and_not_changed_by_it(name):
-    entry, lr = sweep.ENTRIES[name], sweep.ENTRIES[name].rates[2]
-    examples, held_out = task_examples("style", "train", 40), task_examples("style", "dev", 6)
-    settings = {"steps": 10, "batch_size": 2, "lr": lr, "seed": 3}
-    model, tokenizer = models.load_base()
-    batch = chat.collate(chat.encode(tokenizer, held_out), tokenizer.pad_token_id)
-    with torch.no_grad():
-        start = model(**batch).loss.item()
-    taken, losses = sweep.sprint(entry, model, tokenizer, examples, held_out, **settings)
-    assert taken == [0, 4, 8, 10], "every fourth step, and the last"
-    again, _ = models.load_base()
-    sweep.build(entry, again, 3)
-    sweep.train(entry, again, tokenizer, examples, **settings)
-    with torch.no_grad():
-        end = again(**batch).loss.item()
-    assert losses[0] == pytest.approx(start, rel=1e-5)
-    assert losses[-1] == end, "the same run to the bit: looking takes no random number and leaves the mode alone"
-    assert losses[-1] < losses[0]
-
-
-def test_a_sprint_refuses_to_look_every_zero_steps():
-    model, tokenizer = models.load_base()
-    few = task_examples("style", "dev", 2)
-    with pytest.raises(ValueError, match="every must be positive"):
-        sweep.sprint(sweep.ENTRIES["LoRA"], model, tokenizer, few, few, steps=1, batch_size=1, lr=1e-3, every=0)
 
 
 def test_an_entry_of_lora_without_a_rank_is_refused():

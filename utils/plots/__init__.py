@@ -27,7 +27,6 @@ from utils.plots.training import (
     over_rates,
     run_log,
     shrinkage,
-    sprint,
     trial_curves,
     ward,
 )
@@ -62,7 +61,6 @@ __all__ = [
     "show",
     "show_tokens",
     "shrinkage",
-    "sprint",
     "trial_curves",
     "ward",
 ]

@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from utils.data import chat
 from utils.data.chat import Example
 from utils.lora import nf4_linear, variants
 from utils.lora.adalora import ORTHOGONALITY_WEIGHT, AdaLoRA, RankAllocator, Schedule, orthogonality
@@ -127,42 +126,3 @@ def train(
     return loop.train(
         model, tokenizer, examples, steps=steps, lr=lr, batch_size=batch_size, seed=seed, progress=progress, **hooks
     )
-
-
-def sprint(
-    entry: SweepEntry,
-    model: Any,
-    tokenizer: Any,
-    examples: Sequence[Example],
-    held_out: Sequence[Example],
-    *,
-    steps: int,
-    batch_size: int,
-    lr: float,
-    seed: int = 0,
-    every: int = 4,
-) -> tuple[list[int], list[float]]:
-    """Build the entry into a fresh base, train it, and look at held-out examples on the way.
-
-    Returns the numbers of steps taken at each look (0, every, 2 * every, ... and the last) and the loss on `held_out`
-    there, in nats per token of the answers. The model is changed in place. Raises ValueError when `every` isn't
-    positive, and what :func:`utils.train.loop.train` raises.
-    """
-    if every <= 0:
-        raise ValueError(f"every must be positive, not {every}")
-    build(entry, model, seed)
-    batch = chat.collate(chat.encode(tokenizer, held_out), chat.token_id(tokenizer, "pad"))
-    taken: list[int] = []
-    losses: list[float] = []
-
-    @torch.no_grad()
-    def look(step: int) -> None:
-        if (step + 1) % every == 0 or step + 1 == steps:
-            taken.append(step + 1)
-            losses.append(model(**{k: v.to(model.device) for k, v in batch.items()}).loss.item())
-
-    look(-1)
-    train(
-        entry, model, tokenizer, examples, steps=steps, batch_size=batch_size, lr=lr, seed=seed, after_step=look
-    )  # fmt: skip
-    return taken, losses

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from utils.course.checks.behaviour import same_factors, same_gradients
 from utils.course.checks.references import ch15 as lesson
-from utils.course.checks.registry import Mistake, Wrong, exercise
+from utils.course.checks.registry import Mistake, exercise
 
-# ------------------------------------------------------------------------------------------ variants (parts 1 and 2)
+# ------------------------------------------------------------------------------------------ variants
 
 exercise(
     "same_as_rslora",
@@ -310,57 +310,4 @@ exercise(
     ],
     why="Side by side each old factor meets its own partner only, and the minus makes their product a subtraction.",
     points=2,
-)
-
-_NOT_FOR = {
-    "the base alone does not fit on the card": "leaves the frozen base as large as it was, and it is the base that "
-    "fills the card.",
-    "ten thousand users, an adapter each, and little room to store them": "stores as much for each user as plain LoRA. "
-    "(A smaller base wouldn't help either: it is there once.)",
-    "lora_alpha was found at r=8, and now r=64 is to be tried": "doesn't change how the scaling depends on r, and so "
-    "the old lora_alpha doesn't fit the new rank.",
-    "which layers need rank is to be found out by training": "gives every layer the same rank. One variant begins with "
-    "too much everywhere and prunes.",
-    "a first run on a new task": "answers one particular weakness, and you don't know yet whether you have it. Begin "
-    "with what every tool supports.",
-}
-
-
-def _right_choice(choose: dict) -> None:
-    names = {name.lower(): name for name in lesson.choose.values()}
-    for situation, right in lesson.choose.items():
-        if choose.get(situation) is None:
-            raise Wrong(f"no variant yet for '{situation}'.")
-        said = choose[situation]
-        if said not in names.values():
-            known = ", ".join(sorted(names.values()))
-            raise Wrong(f"'{situation}': {said!r} is none of the five names. They are spelt {known}.")
-        if said != right:
-            raise Wrong(f"'{situation}': {said} {_NOT_FOR[situation]}")
-
-
-def _but(**changes: str | None) -> dict[str, str | None]:
-    places: dict[str, str] = dict(zip(("card", "users", "rank", "layers", "first"), lesson.choose, strict=True))
-    return lesson.choose | {places[word]: variant for word, variant in changes.items()}
-
-
-exercise(
-    "choose",
-    reference=lesson.choose,
-    compare=lambda expected, got: isinstance(got, dict),  # what is in it, _right_choice says more kindly
-    test=_right_choice,
-    mistakes=[
-        Mistake(_but(card="VeRA", users="QLoRA"), expect="VeRA leaves the frozen base as large as it was"),
-        Mistake(_but(users="LoRA", first="VeRA"), expect="LoRA stores as much for each user as plain LoRA"),
-        Mistake(_but(rank="AdaLoRA", layers="rsLoRA"), expect="AdaLoRA doesn't change how the scaling depends on r"),
-        Mistake(_but(layers="VeRA"), expect="VeRA gives every layer the same rank"),
-        Mistake(_but(first="rsLoRA"), expect="rsLoRA answers one particular weakness"),
-        Mistake(_but(card="qlora"), expect="'qlora' is none of the five names"),
-        Mistake(_but(rank=None), expect="no variant yet for 'lora_alpha was found at r=8"),
-    ],
-    hints=[
-        "Ask of each: is it the base that is too large, the adapter, the scaling, or where the rank is?",
-        "Every name is used once: LoRA, QLoRA, rsLoRA, VeRA, AdaLoRA.",
-    ],
-    why="Each variant mends one weakness; without that weakness plain LoRA is what every tool supports.",
 )

@@ -9,11 +9,6 @@ import torch
 
 # fmt: off
 
-# -------- same_as_rslora
-def same_as_rslora(lora_alpha, r):
-    return lora_alpha * math.sqrt(r)
-
-
 # -------- dora_weight
 def dora_weight(W, A, B, m, s):
     turned = W + s * B @ A
@@ -35,16 +30,6 @@ def pissa_difference(A, B, A0, B0):
     return torch.cat([A, -A0]), torch.cat([B, B0], dim=1)
 
 
-# -------- choose
-situations = {
-    "the base alone does not fit on the card": None,
-    "ten thousand users, an adapter each, and little room to store them": None,
-    "lora_alpha was found at r=8, and now r=64 is to be tried": None,
-    "which layers need rank is to be found out by training": None,
-    "a first run on a new task": None,
-}
-names = ["QLoRA", "VeRA", "rsLoRA", "AdaLoRA", "LoRA"]
-choose = dict(zip(situations, names))
-
-
-# -------- dpo_loss
+# -------- same_as_rslora
+def same_as_rslora(lora_alpha, r):
+    return lora_alpha * math.sqrt(r)
