@@ -41,9 +41,8 @@ def test_a_record_says_where_when_and_with_what_and_every_time_has_its_spread(re
 @pytest.mark.parametrize(("d_in", "d_out"), SIZES)
 def test_a_layers_results_are_pefts_within_bf16_rounding(d_in, d_out):
     roundings = {"y": 5, "dx": 5, "dA": 3, "dB": 3}  # as tests/lora/test_fused.py derives them
-    for tokens in (512, 2048, 8192):
-        off = LAYER.row("fast", tokens, d_in, d_out)["off"]
-        assert all(off[name] <= count * 2**-9 for name, count in roundings.items())
+    off = LAYER.row("fast", 8192, d_in, d_out)["off"]  # the record ended before smaller sizes
+    assert all(off[name] <= count * 2**-9 for name, count in roundings.items())
 
 
 @pytest.mark.parametrize(("d_in", "d_out", "over_floor", "faster"), [(*s, *b) for s, b in zip(SIZES, (
@@ -92,14 +91,43 @@ def test_a_ratio_is_of_the_medians_and_a_line_has_time_spread_and_peak(batch):
     assert f"{median(row):.0f} ms" in line and f"{row['peak_mib'] * 2**20 / 1e9:.1f} GB" in line
 
 
-@pytest.mark.parametrize("targets", ["q,k,v,o", "all-linear"])
-@pytest.mark.parametrize("batch", [4, 8])
-def test_what_the_first_screen_says_of_whole_steps(targets, batch):
-    peft, sixteen, fused = (times(way, targets, batch) for way in (PEFT, SIXTEEN, TOGETHER))
-    full = times("full", batch=batch)
-    assert 1 <= fused < peft and 1 <= sixteen < peft
-    assert fused < full and sixteen < full
-    assert STEP.row(TOGETHER, targets, batch)["peak_mib"] < STEP.row(PEFT, targets, batch)["peak_mib"]
+@pytest.mark.parametrize(("targets", "peft_over_full"), [("q,k,v,o", 0.87), ("all-linear", 1.12)])
+def test_what_the_first_screen_says_of_whole_steps(targets, peft_over_full):
+    ways = TOGETHER, SIXTEEN, f"{PEFT}, autocast", PEFT
+    fused, sixteen, autocast, peft = (times(way, targets) for way in ways)
+    full = times("full")
+    assert 1 <= fused < sixteen < autocast < min(peft, full)
+    assert peft / full == pytest.approx(peft_over_full, abs=0.01)
+    for batch in (4, 8):
+        peaks = [STEP.row(way, targets, batch)["peak_mib"] for way in (TOGETHER, PEFT)]
+        assert peaks[0] < peaks[1]
+
+
+def test_most_of_the_gain_is_the_adapters_dtype_and_a_step_gains_less_than_a_layer():
+    peft, sixteen, fused, alone = (median(STEP.row(way, "all-linear")) for way in (PEFT, SIXTEEN, TOGETHER, "fast"))
+    assert 0.7 < (peft - sixteen) / (peft - fused) < 0.9
+    assert fused < STEP.row("fast", "all-linear")["milliseconds"]["lower"] and alone < sixteen
+    assert peft / fused < 0.75 * median(LAYER.row(PEFT)) / median(LAYER.row("fast"))
+
+
+def test_ratios_are_read_where_repeats_agree():
+    def apart(way, targets, batch):
+        return abs(median(STEP.row(f"{way}, again", targets, batch)) / median(STEP.row(way, targets, batch)) - 1)
+
+    settings = ("frozen", "none"), (PEFT, "all-linear"), (TOGETHER, "all-linear")
+    assert max(apart(*setting, 8) for setting in settings) < 0.005
+    assert apart(TOGETHER, "all-linear", 4) > 0.2, "launches: no ratio of LoRA's ways at 4 x 512 is quoted"
+
+
+def test_full_fine_tuning_in_float32_takes_more_time_and_twice_the_memory():
+    exact, rounded = STEP.row("full, float32, autocast", batch=4), STEP.row("full", batch=4)
+    assert 1.2 < median(exact) / median(rounded) < 1.4
+    assert 2 < exact["peak_mib"] / rounded["peak_mib"] < 2.1
+
+
+def test_triton_did_not_shorten_the_layer():
+    for end in ("", ", graph"):
+        assert median(LAYER.row(f"fast, Triton{end}")) > median(LAYER.row(f"fast{end}"))
 
 
 def test_the_first_screens_table_is_the_record():
@@ -124,7 +152,7 @@ def test_the_count_of_bytes_predicts_a_lower_bound():
 
     floor = LAYER.least(operations(layer_step(lambda linear: linear.requires_grad_(False))))
     ratio = LAYER.least(operations(layer_step(with_peft))) / floor
-    assert 0.75 * LAYER.row(PEFT)["ratio"] < ratio < LAYER.row(PEFT)["ratio"]
+    assert 0.7 * LAYER.row(PEFT)["ratio"] < ratio < LAYER.row(PEFT)["ratio"]
 
 
 def test_what_was_not_measured_is_not_made_up():
