@@ -333,7 +333,8 @@ def best(settings: Sequence[dict], target: float) -> dict | None:
     """Of one task's, method's and remedy's settings: the one that SELECT's seeds would choose, as REPORT's have it.
 
     Chosen is the lowest mean perplexity of the dev stories among those whose mean exact match on the dev prompts
-    reaches `target`; None where none does. The numbers that come back are REPORT's: lists, one number a seed.
+    reaches `target`; None where none does. The numbers that come back are REPORT's: lists, one number a seed, and the
+    mean perplexity.
     """
 
     def over(setting: dict, name: str, seeds: Sequence[int]) -> list[float]:
@@ -345,7 +346,8 @@ def best(settings: Sequence[dict], target: float) -> dict | None:
         return None
     chosen = min(reached, key=lambda s: statistics.mean(over(s, "stories_dev", SELECT)))
     head = {k: chosen[k] for k in ("task", "method", "remedy", "knob", "lr")}
-    return head | {name: over(chosen, name, REPORT) for name in ("test", "stories_test", "copying")}
+    found = {name: over(chosen, name, REPORT) for name in ("test", "stories_test", "copying")}
+    return head | {"stories_mean": round(statistics.mean(found["stories_test"]), 4)} | found
 
 
 def record_of(rows: Sequence[dict], device: str, trial: bool) -> dict[str, Any]:

@@ -48,7 +48,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 OUT = ROOT / "assets" / "measurements"
 COPIES = (LEARNER, SOLVED)
-REAL_MODEL = ("06", "10", "15")
+REAL_MODEL = ("06", "10", "17")
 SHOWN = 300
 PROBE = """\
 import json as _json, sys as _sys

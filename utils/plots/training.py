@@ -17,7 +17,6 @@ from utils.plots.core import (
     SIZE,
     lines,
     new_figure,
-    new_panels,
     plain_log_ticks,
 )
 
