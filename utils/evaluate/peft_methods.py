@@ -80,7 +80,7 @@ def methods() -> dict[str, Callable[[], Any]]:
             continue
         fields = getattr(config, "__dataclass_fields__", {})
         chosen: dict[str, Any] = {"target_modules": "all-linear"} if "target_modules" in fields else {}
-        chosen |= {"r": R} if "r" in fields else {}
+        chosen |= {"r": R} if "r" in fields and kind.value != "ADALORA" else {}
         chosen |= EXTRA.get(kind.value, {})
         made[kind.value] = lambda config=config, chosen=chosen: config(**chosen)
     for name, options in OPTIONS.items():
