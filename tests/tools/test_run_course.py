@@ -137,14 +137,20 @@ def test_bad_arguments_are_refused_before_anything_runs(tmp_path, monkeypatch, a
     assert not list(tmp_path.iterdir())
 
 
+# Chapters that were split off since the record's commit: no row is theirs until `make cuda` has run them on a GPU.
+AWAITED = ("13_my_run_went_wrong", "14_choosing_settings", "16_what_an_update_does")
+
+
 def test_the_record_of_a_gpu_has_every_notebook_without_an_error_and_its_page():
     folder = ASSETS / "measurements"
     found = json.loads((folder / "course.json").read_text())
     record = SimpleNamespace(rows=found.pop("rows"), head=found)
     rows = {row["key"]: row for row in record.rows}
     paths = {(profile, path) for profile in ("tiny", "small") for path in tool.chosen([], profile)}
-    expected = {f"{profile} {path.parent.name}/{path.stem}" for profile, path in paths}
-    assert set(rows) == expected and record.head["hardware"].startswith("NVIDIA")
+    awaited = {f"tiny {copy}/{stem}" for copy in tool.COPIES for stem in AWAITED}
+    assert not set(rows) & awaited, "it has run since: take it out of AWAITED"
+    assert set(rows) | awaited == {f"{profile} {path.parent.name}/{path.stem}" for profile, path in paths}
+    assert record.head["hardware"].startswith("NVIDIA")
     for key, row in rows.items():
         assert row["state"] == "ran" and not row["errors"], key
         assert row["checks"] > 0 or "notebooks/" in key, f"{key}: a solved notebook passes its checks"
