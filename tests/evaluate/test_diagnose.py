@@ -620,3 +620,14 @@ def test_trl_copies_training_arguments_and_keeps_an_sft_config(tmp_path, tokeniz
 
 def test_a_plain_module_is_examined_too(tokenizer, good):
     assert signs_of(examine(nn.Linear(2, 2).requires_grad_(False), tokenizer, batch=good[0])) == ["nothing trainable"]
+
+
+def test_watched_takes_no_step_beyond_those_its_rate_is_planned_for(new, good):
+    chart = watched(new, [*good, *good, *good][: 3 * len(good)], lr=1e-3, steps=2)
+    assert len(chart.losses) == len(chart.norms) == 2
+
+
+def test_a_packed_batch_without_a_mask_has_no_padding(tokenizer):
+    packed = {"input_ids": torch.tensor([[5, 6, 2, 7, 2]]), "labels": torch.tensor([[-100, 6, 2, -100, 2]])}
+    assert labels_signs(packed, 2) == (pytest.approx(0.6), 0, True)
+    assert labels_signs(packed | {"attention_mask": torch.ones(1, 5)}, 2) == labels_signs(packed, 2)

@@ -22,7 +22,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import accumulate
+from itertools import accumulate, islice
 from pathlib import Path
 from statistics import fmean, median
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
@@ -84,7 +84,8 @@ def watched(
 ) -> Chart:
     """Train as :func:`utils.train.loop.train` does, refuse nothing, and keep the chart.
 
-    `batches` may be sick ones, or fewer than the `steps` that the rate is planned for: one may stop early.
+    `batches` may be sick ones, or fewer than the `steps` that the rate is planned for: one may stop early. What comes
+    after so many is left alone.
     `max_grad_norm` None clips nothing, `warmup` 0 begins at the full rate. A model without a trainable parameter runs
     too, provided that something in its graph requires a gradient, as in transformers' Trainer. Where
     :func:`utils.train.loop.train` would raise Diverged, the run ends, and the last norm of the chart is not a number.
@@ -104,7 +105,7 @@ def watched(
             held_out.append((len(chart.losses), _loss(model, dev)))
 
     with seeded(seed, model), in_mode(model, True):
-        for batch in batches:
+        for batch in islice(batches, steps):  # beyond `steps` the planned rate is zero, and then negative
             if len(chart.losses) % every == 0:
                 look()
             loss = model(**{k: v.to(device) for k, v in batch.items()}).loss
@@ -182,13 +183,19 @@ def trend(chart: Chart) -> Trend:
     return "flat" if stuck else "fell"
 
 
+def _unmasked(batch: Mapping[str, Tensor]) -> Tensor:
+    """What the attention mask lets through, (batch, length); a packed batch has no mask, and no padding to hide."""
+    mask = batch.get("attention_mask")
+    return torch.ones_like(batch["input_ids"], dtype=torch.bool) if mask is None else mask.bool()
+
+
 def labels_signs(batch: Mapping[str, Tensor], eos_id: int) -> tuple[float, int, bool]:
     """Of a batch: the share of positions that are learnt, how many of them are padding, whether an EOS is learnt.
 
     Padding is what the attention mask hides; so an EOS that serves as padding isn't taken for one.
     """
     learnt = batch["labels"] != IGNORED
-    hidden = batch["attention_mask"] == 0
+    hidden = ~_unmasked(batch)
     eos = bool(((batch["labels"] == eos_id) & ~hidden).any())
     return float(learnt.float().mean()), int((learnt & hidden).sum()), eos
 
@@ -521,7 +528,7 @@ def _trained_form(
 ) -> list[Finding]:
     """Prompts that begin or end with a token with which no prompt of the training batch does."""
     learnt = batch["labels"] != IGNORED
-    before = (learnt.cumsum(dim=1) == 0) & batch["attention_mask"].bool()
+    before = (learnt.cumsum(dim=1) == 0) & _unmasked(batch)
     trained = [row[kept] for row, kept in zip(batch["input_ids"], before, strict=True) if bool(kept.any())]
     if not trained:
         return []
