@@ -151,7 +151,7 @@ def test_dora_unmerges_rows_that_it_made_nothing_of(dtype):
 
 
 def test_dora_keeps_a_row_of_zeros_where_pefts_becomes_nan(batches):
-    """peft#2049: Llama-3.1-8B has rows of zeros. Ours train on without them, the rest as PEFT's do."""
+    """peft#2049: a base with rows of zeros. Ours train on without them, the rest as PEFT's do."""
     from peft import LoraConfig, get_peft_model
 
     def base():

@@ -1,10 +1,12 @@
 """One contract for every method that PEFT has: built on the same small model with defaults, what does it do?
 
-Where does it start, what does it train, can it be merged, which rank has the change, can PEFT turn it into a LoRA?
+Where does it start, what does it train, can it be merged, which rank has the change, and does PEFT's conversion to
+LoRA keep what it does? PEFT's own word that a method "supports" the conversion isn't enough: it is tried.
 A method that needs data, another package or another kind of model is left out, and :data:`LEFT_OUT` says why.
 
 Attributes:
     R: The rank (or its counterpart) where a config has one.
+    KEEP: The share of the squared singular values that a conversion to LoRA keeps.
     LEFT_OUT: Methods and options that can't be built here, with the reason.
 """
 
@@ -23,6 +25,7 @@ from torch import Tensor, nn
 from utils.evaluate.parity import shake
 
 R = 4
+KEEP = 0.9999
 NEEDS_A_PROMPT = "trains a prompt or a cache in front of the text, no weights"
 LEFT_OUT = {
     "PROMPT_TUNING": NEEDS_A_PROMPT, "MULTITASK_PROMPT_TUNING": NEEDS_A_PROMPT, "P_TUNING": NEEDS_A_PROMPT,
@@ -35,6 +38,8 @@ LEFT_OUT = {
     "LoRA, eva": "needs activations of your data before training",
     "LoRA, corda": "needs covariances of your data before training",
     "LoRA, lora_ga": "needs gradients of your data before training",
+    "LoRA, arrow": "routes among LoRA adapters that were trained before",
+    "LoRA, bdlora": "lays LoRA's blocks out over several GPUs: it has to be told which layer is split how",
     "LoRA, loftq": "needs scipy, and quantizes the base itself",
     "LoRA, use_qalora": "needs a base quantized by GPTQ; on any other PEFT ignores it or fails",
 }  # fmt: skip
@@ -43,6 +48,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "LoRA, pissa": {"init_lora_weights": "pissa"}, "LoRA, olora": {"init_lora_weights": "olora"},
     "LoRA, orthogonal": {"init_lora_weights": "orthogonal"}, "LoRA, gaussian": {"init_lora_weights": "gaussian"},
     "LoRA, mica": {"init_lora_weights": "mica"}, "LoRA, False": {"init_lora_weights": False},
+    "LoRA, aLoRA": {"alora_invocation_tokens": [20, 21], "task_type": "CAUSAL_LM"},
+    "LoRA, KaSA": {"kasa_config": peft.tuners.lora.config.KasaConfig()},
+    "LoRA, VeLoRA": {"velora_config": peft.tuners.lora.config.VeloraConfig()},
+    "LoRA, MonteCLoRA": {"monteclora_config": peft.tuners.lora.config.MontecloraConfig()},
 }  # fmt: skip
 EXTRA: dict[str, dict[str, Any]] = {
     "ADALORA": {"total_step": 100, "init_r": R, "target_r": 2, "task_type": "CAUSAL_LM"},
@@ -61,6 +70,8 @@ class Contract(NamedTuple):
         merged: After random training the merged model's logits equal the adapted ones; None where it can't merge.
         rank: Largest rank of the change of one weight after random training; None where it can't merge.
         to_lora: PEFT says that it can be converted to a LoRA.
+        lost: Of its effect on the logits after random training, the share that is lost (or wrong) once it is converted
+            with :data:`KEEP` and loaded on a fresh base, as norms; None where PEFT refuses.
         milliseconds: Of a forward and backward pass, CPU time, the fastest of 8.
     """
 
@@ -69,6 +80,7 @@ class Contract(NamedTuple):
     merged: bool | None
     rank: int | None
     to_lora: bool
+    lost: float | None
     milliseconds: float
 
 
@@ -108,14 +120,24 @@ def contract(make_base: Callable[[], Any], config: Any, ids: Tensor) -> Contract
         to_lora = bool(model.supports_lora_conversion())
         with torch.no_grad():
             shake(model)
+            lost = _lost(make_base(), model, ids, before) if to_lora else None
             merged, rank = _merged(base, model, ids)
-    return Contract(round(start.item(), 4), trained, merged, rank, to_lora, round(milliseconds, 1))
+    return Contract(round(start.item(), 4), trained, merged, rank, to_lora, lost, round(milliseconds, 1))
 
 
 def _milliseconds(model: Any, ids: Tensor) -> float:
     began = time.process_time()
     model(input_ids=ids, labels=ids).loss.backward()
     return 1000 * (time.process_time() - began)
+
+
+def _lost(base: Any, model: Any, ids: Tensor, before: Tensor) -> float:
+    """The share of the adapter's effect on the logits that its conversion to LoRA loses."""
+    wanted = model(input_ids=ids).logits
+    config, weights = peft.convert_to_lora(model, rank=KEEP)
+    converted = peft.get_peft_model(base, config).eval()
+    peft.set_peft_model_state_dict(converted, weights)
+    return round(((converted(input_ids=ids).logits - wanted).norm() / (wanted - before).norm()).item(), 2)
 
 
 def _merged(base: nn.Module, model: Any, ids: Tensor) -> tuple[bool | None, int | None]:
