@@ -41,12 +41,12 @@ def lora_config(**fields):
     return LoraConfig(**{"r": 4, "lora_alpha": 16, "target_modules": "all-linear", "lora_dropout": 0.0} | fields)
 
 
-def compare(ours, peft, batches, close=CLOSE, **keywords):
+def compare(ours, peft, batches, close=CLOSE, after=10, **keywords):
     start = {name: p.detach().clone() for name, p in trainable(ours).items()}
     found = differences(ours, peft, batches, lr=LR, **keywords)
     assert found.output <= close and found.gradient <= close, found
     # Adam divides a gradient by its own size, so a gradient's rounding counts more
-    assert found.trained <= 10 * close and found.trained_output <= 100 * close, found
+    assert found.trained <= 10 * close and found.trained_output <= after * close, found
     assert largest(start, trainable(ours)) > 0.01, "nothing was trained"
 
 
@@ -73,7 +73,8 @@ def test_a_variant_trains_as_pefts_does(name, batches):
         copy_start(ours, peft)
     before = {n: p.detach().clone() for n, p in trainable(ours).items()}
     assert largest(before, trainable(peft)) < 1e-6
-    compare(ours, peft, batches)
+    # PiSSA takes a large part of the weight away and adds it again: 4.5e-4 on an AMD EPYC, under 1e-4 elsewhere
+    compare(ours, peft, batches, after=100 if name == "PiSSA" else 10)
 
 
 @pytest.mark.parametrize("name", ["LoRA", "DoRA"])
@@ -89,7 +90,7 @@ def test_dropout_falls_where_pefts_does(name, batches):
     for model in (ours.train(), peft.train()):
         torch.manual_seed(3)
         outputs.append(model(**batches[0]).logits)
-    assert largest({"": outputs[0]}, {"": outputs[1]}) < 3 * CLOSE  # 1.5e-5 for PiSSA on an AMD EPYC
+    assert largest({"": outputs[0]}, {"": outputs[1]}) < CLOSE
 
 
 def test_dora_treats_the_norm_as_a_constant():
