@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from utils import lora, models
 from utils.evaluate import spectrum
-from utils.lora.lowrank import energy_captured
 
 SHAPES = st.sampled_from([(24, 24), (16, 40), (40, 16)])
 SEEDS = st.integers(0, 10_000)
@@ -62,38 +61,6 @@ def test_soft_ranks_by_hand():
 
 
 # ------------------------------------------------------------------------------------------------ shared directions
-
-
-def test_the_cosine_of_a_known_angle():
-    x = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
-    y = torch.tensor([[1.0, 0.0], [0.0, math.cos(0.3)], [0.0, math.sin(0.3)]])
-    assert spectrum.principal_cosines(x, y) == pytest.approx([1.0, math.cos(0.3)], abs=1e-6)
-
-
-@given(SEEDS)
-@settings(max_examples=25, deadline=None)
-def test_only_the_span_counts(seed):
-    x = torch.randn(20, 3, generator=generator(seed), dtype=torch.float64)
-    y = torch.randn(20, 5, generator=generator(seed + 1), dtype=torch.float64)
-    mixed = y @ (orthogonal(5, seed) * torch.tensor([1.0, 2, 3, 4, 5]))
-    assert spectrum.principal_cosines(x, mixed) == pytest.approx(spectrum.principal_cosines(x, y), abs=1e-9)
-    assert spectrum.principal_cosines(x, x @ orthogonal(3, seed)) == pytest.approx([1, 1, 1])
-
-
-@given(SHAPES, st.integers(1, 10), SEEDS)
-@settings(max_examples=25, deadline=None)
-def test_the_share_within_the_leading_directions_is_the_energy_they_capture(shape, n, seed):
-    W = torch.randn(shape, generator=generator(seed), dtype=torch.float64)
-    leading = torch.linalg.svd(W).U[:, :n]
-    assert spectrum.share_within(W, leading) == pytest.approx(energy_captured(W, n))
-    other = torch.randn(len(W), n, generator=generator(seed + 1), dtype=torch.float64)
-    assert spectrum.share_within(W, other) <= energy_captured(W, n) + 1e-12
-
-
-def test_random_directions_hold_their_number_over_the_height():
-    W = torch.randn(60, 40, generator=generator(0))
-    shares = [spectrum.share_within(W, torch.randn(60, 6, generator=generator(i))) for i in range(200)]
-    assert sum(shares) / len(shares) == pytest.approx(0.1, abs=0.005)
 
 
 # ------------------------------------------------------------------------------------------------ intruder dimensions
@@ -187,10 +154,6 @@ def test_all_matrices_one_behind_the_other():
         (lambda: spectrum.effective_rank(torch.zeros(3, 3)), "matrix of zeros"),
         (lambda: spectrum.stable_rank(torch.ones(3)), "expected a matrix"),
         (lambda: spectrum.stable_rank(torch.full((2, 2), math.nan)), "diverge"),
-        (lambda: spectrum.orthonormal_basis(torch.ones(3, 2)), "don't span 2"),
-        (lambda: spectrum.principal_cosines(torch.eye(3), torch.eye(4)), "different spaces"),
-        (lambda: spectrum.share_within(torch.zeros(3, 3), torch.eye(3)), "zeros has no share"),
-        (lambda: spectrum.share_within(torch.eye(3), torch.eye(4)), "3 rows and the directions have 4"),
         (lambda: spectrum.closest_cosines(torch.eye(3), torch.eye(4), 1), "not the same one"),
         (lambda: spectrum.closest_cosines(torch.eye(3), torch.eye(3), 4), "has 1 to 3 singular vectors"),
         (lambda: spectrum.intruders(torch.eye(3), torch.eye(3), 1.5, 1), "between 0 and 1"),

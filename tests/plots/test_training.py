@@ -152,27 +152,6 @@ def test_a_ward_of_nothing_is_refused(charts):
         plots.ward(charts, title="Runs")
 
 
-def test_over_rates_has_a_logarithmic_axis_with_few_plain_numbers():
-    rates = [0.001 * 2**i for i in range(11)]
-    figure = plots.over_rates({"a": (rates, range(11)), "b": (rates[:3], [1, 2, 3])}, title="T", xlabel="x", ylabel="y")
-    (ax,) = figure.axes
-    figure.draw_without_rendering()
-    assert ax.get_xscale() == "log"
-    assert 3 <= len(ax.get_xticks()) <= 6 and ax.get_xticklabels()[0].get_text() == "0.001"
-    with pytest.raises(ValueError, match="no series"):
-        plots.over_rates({}, title="T", xlabel="x", ylabel="y")
-
-
-def test_over_rates_writes_plain_numbers_on_a_logarithmic_y_axis_too():
-    figure = plots.over_rates(
-        {"a": ([0.001, 0.002, 0.004], [1.6, 4, 80])}, title="T", xlabel="x", ylabel="y", log_y=True
-    )
-    (ax,) = figure.axes
-    figure.draw_without_rendering()
-    written = [t.get_text() for t in ax.get_yticklabels()]
-    assert ax.get_yscale() == "log" and {"2", "5", "10", "20", "50"} <= set(written)
-
-
 def history():
     steps = [{"step": n, "loss": 4 / n, "grad_norm": 2 / n, "learning_rate": 0.1, "entropy": 1.0} for n in (1, 2, 3)]
     return [*steps, {"step": 3, "eval_loss": 1.5, "eval_entropy": 0.9}, {"step": 3, "train_runtime": 1.0}]

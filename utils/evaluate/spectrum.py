@@ -1,4 +1,4 @@
-"""What an update looks like inside a weight: its rank in two soft senses, shared directions, intruder dimensions.
+"""What an update looks like inside a weight: its rank in two soft senses, intruder dimensions and their controls.
 
 An update is a tuned weight minus the base's, both (d_out, d_in) as PyTorch keeps them; for LoRA it is
 ``scaling * lora_B @ lora_A``. A singular vector here is a left one, a direction of the layer's output, as in
@@ -53,45 +53,6 @@ def effective_rank(W: Float[Tensor, "d_out d_in"]) -> float:
     if S[0] == 0:
         raise ValueError("a matrix of zeros has no direction at all, and so no effective rank")
     return torch.exp(torch.special.entr(S / S.sum()).sum()).item()
-
-
-def orthonormal_basis(vectors: Float[Tensor, "d n"]) -> Float[Tensor, "d n"]:
-    """An orthonormal basis of what the columns span, in float64. Raises ValueError when they depend on each other."""
-    _checked(vectors)
-    U, S, _ = torch.linalg.svd(vectors.double(), full_matrices=False)
-    if len(vectors) < vectors.shape[1] or S[-1] <= 1e-7 * S[0]:
-        raise ValueError(
-            f"the {vectors.shape[1]} columns don't span {vectors.shape[1]} dimensions: leave out those that depend on "
-            "the others"
-        )
-    return U
-
-
-def principal_cosines(X: Float[Tensor, "d n"], Y: Float[Tensor, "d m"]) -> list[float]:
-    """The cosines of the principal angles between the spans of X's and Y's columns, the largest first.
-
-    1 for a shared direction, 0 for one that the other span knows nothing of; min(n, m) of them (Björck and Golub, 1973,
-    https://doi.org/10.1090/S0025-5718-1973-0348991-3). Raises ValueError when the columns have different lengths or one
-    side's are dependent.
-    """
-    if len(X) != len(Y):
-        raise ValueError(f"columns of length {len(X)} and {len(Y)} live in different spaces")
-    return torch.linalg.svdvals(orthonormal_basis(X).T @ orthonormal_basis(Y)).clamp(max=1).tolist()
-
-
-def share_within(update: Float[Tensor, "d_out d_in"], vectors: Float[Tensor, "d_out n"]) -> float:
-    """The share, 0 to 1, of an update's squared norm whose output lies in what the columns of `vectors` span.
-
-    For random directions it is n / d_out on average, and no n directions hold more than
-    :func:`utils.lora.lowrank.energy_captured` says. Raises ValueError for an update of zeros or of another height.
-    """
-    _checked(update)
-    if len(update) != len(vectors):
-        raise ValueError(f"the update has {len(update)} rows and the directions have {len(vectors)}")
-    total = update.double().square().sum()
-    if total == 0:
-        raise ValueError("an update of zeros has no share to give")
-    return ((orthonormal_basis(vectors).T @ update.double()).square().sum() / total).item()
 
 
 # --------------------------------------------------------------------------------------------- intruder dimensions

@@ -256,28 +256,3 @@ def run_log(history: Sequence[Mapping[str, float]], *, title: str, max_norm: flo
         last.legend(found.values(), found.keys(), loc="center", frameon=False)
         figure.suptitle(title, fontsize=11, fontweight="bold", x=0.01, ha="left")
     return figure
-
-
-def over_rates(
-    series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
-    *,
-    title: str,
-    xlabel: str,
-    ylabel: str,
-    log_y: bool = False,
-) -> Figure:
-    """Curves over learning rates on a logarithmic axis, with plain numbers on the axes and the legend beside them.
-
-    Raises what :func:`lines` raises.
-    """
-    figure = lines(series, title=title, xlabel=xlabel, ylabel=ylabel, log_x=True, log_y=log_y)
-    ax = figure.axes[0]
-    with rc_context(_RC):
-        if log_y:
-            plain_log_ticks(ax.yaxis)
-        rates = sorted({x for xs, _ in series.values() for x in xs})
-        ax.set_xticks(rates[:: -(-len(rates) // 6)])
-        ax.xaxis.set_major_formatter("{x:g}")
-        ax.minorticks_off()
-        ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    return figure

@@ -12,7 +12,7 @@ Attributes:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -102,27 +102,18 @@ def train(
     lr: float,
     seed: int = 0,
     progress: bool = False,
-    after_step: Callable[[int], None] | None = None,
 ) -> list[float]:
     """Train a model that :func:`build` has made, with the entry's own rates and hooks, and return the losses.
 
-    `after_step` is called with the step's number, behind the entry's own hook. Raises what
-    :func:`utils.train.loop.train` raises.
+    Raises what :func:`utils.train.loop.train` raises.
     """
-    hooks: dict[str, Any] = {"after_step": after_step}
+    hooks: dict[str, Any] = {}
     if entry.variant == "LoRA+":
         hooks["groups"] = variants.lora_plus_groups(model, lr, LORA_PLUS_RATIO)
     if entry.variant == "AdaLoRA":
         parameters = dict(model.named_parameters())
         hooks["extra_loss"] = lambda: ORTHOGONALITY_WEIGHT * orthogonality(parameters)
-        prune = RankAllocator(model, schedule(entry, steps)).step
-
-        def prune_first(step: int) -> None:
-            prune(step)
-            if after_step:
-                after_step(step)
-
-        hooks["after_step"] = prune_first
+        hooks["after_step"] = RankAllocator(model, schedule(entry, steps)).step
     return loop.train(
         model, tokenizer, examples, steps=steps, lr=lr, batch_size=batch_size, seed=seed, progress=progress, **hooks
     )
