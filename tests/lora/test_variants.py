@@ -41,12 +41,12 @@ def lora_config(**fields):
     return LoraConfig(**{"r": 4, "lora_alpha": 16, "target_modules": "all-linear", "lora_dropout": 0.0} | fields)
 
 
-def compare(ours, peft, batches, close=CLOSE, after=10, **keywords):
+def compare(ours, peft, batches, close=CLOSE, **keywords):
     start = {name: p.detach().clone() for name, p in trainable(ours).items()}
     found = differences(ours, peft, batches, lr=LR, **keywords)
     assert found.output <= close and found.gradient <= close, found
     # Adam divides a gradient by its own size, so a gradient's rounding counts more
-    assert found.trained <= 10 * close and found.trained_output <= after * close, found
+    assert found.trained <= 10 * close and found.trained_output <= 10 * close, found
     assert largest(start, trainable(ours)) > 0.01, "nothing was trained"
 
 
@@ -73,8 +73,7 @@ def test_a_variant_trains_as_pefts_does(name, batches):
         copy_start(ours, peft)
     before = {n: p.detach().clone() for n, p in trainable(ours).items()}
     assert largest(before, trainable(peft)) < 1e-6
-    # PiSSA takes a large part of the weight away and adds it again: 4.5e-4 on an AMD EPYC, under 1e-4 elsewhere
-    compare(ours, peft, batches, after=100 if name == "PiSSA" else 10)
+    compare(ours, peft, batches)
 
 
 @pytest.mark.parametrize("name", ["LoRA", "DoRA"])
