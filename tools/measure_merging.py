@@ -39,9 +39,7 @@ JOBS = (("style", 60), ("style", 180))
 SEEDS, LR, BATCH, EXAMPLES, PROMPTS = range(12), 4e-3, 8, 400, 200
 
 
-def trained(
-    task: str, steps: int, seed: int, folder: str | Path, examples: int = EXAMPLES, lr: float = LR
-) -> None:
+def trained(task: str, steps: int, seed: int, folder: str | Path, examples: int = EXAMPLES, lr: float = LR) -> None:
     """Train LoRA (r=8, alpha=16, all linear layers) beside the base in 4 bits and save it, as chapter 10 does."""
     torch.manual_seed(seed)
     _, tokenizer = load_base()

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 import tools.real_model as package
-from tools.ensemble import results_of, write
+from tools.ensemble import provenance, results_of, write
 from tools.real_model import findings
 from tools.real_model.plan import PLANS, SECTIONS, Job
 
@@ -70,6 +70,7 @@ def main() -> None:
     jobs = jobs_of(args.model, sections, args.work, device, args.trial)
     if args.trial:
         jobs = list({(job["section"], job["kind"], job.get("remedy")): job for job in reversed(jobs)}.values())
+    write(args.work / findings.ABOUT, provenance(device))
     done = sum(len(rows) > 0 for rows in results_of(run_job, jobs, workers=args.workers, seconds=args.seconds))
     print(f"{done} of {len(jobs)} jobs are there")
 

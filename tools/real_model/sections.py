@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tools import measure_capacity, measure_merging, race_variants
-from tools.ensemble import Ensemble, Rows, in_parts, number, story_rows
+from tools.ensemble import Ensemble, in_parts, number, story_rows
 from tools.measure_remedies import Divergence, averages, decays
 from tools.real_model import general
 from tools.real_model.plan import TRIAL, Job, Plan

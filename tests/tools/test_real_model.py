@@ -1,0 +1,124 @@
+"""The experiments on a real model: what the table says of rows that are known, and that every kind of job runs."""
+
+import json
+import math
+
+import pytest
+
+from tools.real_model import __main__ as command
+from tools.real_model import findings, general
+from tools.real_model.findings import FINDINGS, Finding, at_best, at_equal_accuracy, table, verdict
+from tools.real_model.plan import PLANS, SECTIONS
+from tools.sweep_rank import FULL
+from utils.models import load_tokenizer
+
+ABOVE = Finding("a", "08", "is above 0.1", "points", 0.1, True, lambda rows: {})
+BELOW = ABOVE._replace(above=False)
+
+
+@pytest.mark.parametrize(
+    ("finding", "values", "tiny", "said"),
+    [
+        (ABOVE, [0.5, 0.6, 0.55], [], "holds"),
+        (ABOVE, [0.0, 0.01, -0.01], [], "doesn't"),
+        (ABOVE, [0.0, 0.6, 0.1], [], "open"),
+        (ABOVE, [0.5], [], "not measured"),
+        (ABOVE, [0.2, 0.21, 0.19], [0.5, 0.6, 0.55], "holds, weaker"),
+        (ABOVE, [0.4, 0.41, 0.39], [0.5, 0.6, 0.55], "holds"),
+        (BELOW, [0.0, 0.01, -0.01], [], "holds"),
+        (BELOW, [0.5, 0.6, 0.55], [], "doesn't"),
+    ],
+)
+def test_a_finding_holds_where_the_whole_interval_is_on_its_side(finding, values, tiny, said):
+    assert verdict(finding, values, tiny) == said
+
+
+def test_the_rate_is_chosen_on_dev_and_a_run_that_diverged_is_the_worst():
+    rows = [{"lr": lr, "seed": s, "dev": dev, "test": test}
+            for lr, dev, test in ((0.1, 0.5, 0.9), (0.2, 0.8, 0.1), (0.4, None, 1.0)) for s in (0, 1)]  # fmt: skip
+    assert at_best(rows) == {0: 0.1, 1: 0.1}
+    assert at_best([r | {"dev": None} for r in rows if r["lr"] == 0.4]) == {0: 1.0, 1: 1.0}
+    assert at_best([]) == {}
+
+
+def _remedy(remedy, lr, dev, general_dev, general_test, knob=0.0):
+    return [{"section": "remedies", "task": "style", "targets": "all-linear", "remedy": remedy, "knob": knob, "lr": lr,
+             "seed": s, "dev": dev, "general_dev": general_dev, "general": general_test} for s in (0, 1)]  # fmt: skip
+
+
+def test_remedies_are_compared_at_nine_tenths_of_the_best_accuracy():
+    rows = [*_remedy("rate", 1e-3, 1.0, 9.0, 90.0), *_remedy("rate", 1e-4, 0.5, 2.0, 20.0),
+            *_remedy("kl", 1e-3, 0.95, 3.0, 30.0), *_remedy("kl", 1e-3, 0.91, 2.5, 25.0, knob=2.0)]  # fmt: skip
+    assert at_equal_accuracy(rows, "general", "rate", "lora", "style") == {0: 90.0, 1: 90.0}
+    assert at_equal_accuracy(rows, "general", "kl", "lora", "style") == {0: 25.0, 1: 25.0}
+    assert at_equal_accuracy(rows, "general", "replay", "lora", "style") == {}
+    (kl,) = [f for f in FINDINGS if f.key == "kl style"]
+    assert kl.effect(rows) == pytest.approx({s: math.log(25 / 90) for s in (0, 1)})
+
+
+def test_full_fine_tuning_is_told_from_lora_and_no_finding_is_there_twice():
+    rows = [{"section": "ranks", "targets": t, "r": r, "lr": lr, "seed": 0, "dev_loss": loss, "dev": 0, "test": 0}
+            for t, r in (("all-linear", 8), (FULL, None)) for lr, loss in ((1e-4, 2.0), (8e-4, 1.0))]  # fmt: skip
+    rows = [{k: v for k, v in row.items() if v is not None} for row in rows]
+    rows[2]["dev_loss"], rows[3]["dev_loss"] = 1.0, 2.0
+    (rate,) = [f for f in FINDINGS if f.key == "method rate"]
+    assert rate.effect(rows) == {0: pytest.approx(3.0)}
+    assert len({f.key for f in FINDINGS}) == len(FINDINGS)
+
+
+def test_nothing_measured_is_said():
+    assert {entry[m]["verdict"] for entry in table([]) for m in ("tiny", "small")} == {"not measured"}
+
+
+@pytest.mark.parametrize("model", PLANS)
+def test_every_job_has_a_file_of_its_own_and_trains_what_there_is(model, tmp_path):
+    jobs = command.jobs_of(model, list(SECTIONS), tmp_path, "cpu", trial=True)
+    assert len({job["file"] for job in jobs}) == len(jobs)
+    assert {job["section"] for job in jobs} == set(SECTIONS)
+
+
+WANTED = ("base", "sweep", "kl", "form", "update", "combine", "overfit", "variant", "strings")
+
+
+def test_a_trial_of_the_tiny_model_measures_every_kind(tmp_path, monkeypatch):
+    monkeypatch.setenv("COURSE_PROFILE", "tiny")
+    jobs = command.jobs_of("tiny", list(SECTIONS), tmp_path, "cpu", trial=True)
+    first = {job.get("remedy") or job["kind"]: job for job in reversed(jobs)}
+    for kind in WANTED:
+        rows = command.run_job(first[kind])
+        assert rows and all(row["model"] == "tiny" for row in rows), kind
+        assert json.loads(open(first[kind]["file"], encoding="utf-8").read()) == rows
+    (tmp_path / findings.ABOUT).write_text('{"hardware": "CPU"}', encoding="utf-8")
+    findings.record(tmp_path, tmp_path / "record" / "real_model.json")
+    record = json.loads((tmp_path / "record" / "real_model.json").read_text(encoding="utf-8"))
+    assert len(record["findings"]) == len(FINDINGS) and record["hardware"] == "CPU"
+
+
+def test_a_job_that_is_done_is_not_trained_again(tmp_path):
+    (job,) = [j for j in command.jobs_of("tiny", ["combining"], tmp_path, "cpu", trial=True)]
+    (tmp_path / "tiny-combining-style_translation.json").write_text('[{"kept": 1}]', encoding="utf-8")
+    assert command.run_job(job) == [{"kept": 1}]
+
+
+def test_a_job_that_fails_says_so_and_leaves_no_file(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COURSE_PROFILE", "tiny")
+    (job,) = command.jobs_of("tiny", ["combining"], tmp_path, "cpu", trial=True)
+    assert command.run_job(job | {"tasks": ["poems", "style"]}) == []
+    assert "FAILED" in capsys.readouterr().out and not list(tmp_path.iterdir())
+
+
+def test_the_questions_have_one_right_word_each_and_replay_asks_none_of_them():
+    import re
+
+    asked = [question for question, _ in general.QUESTIONS]
+    assert len(asked) == len(set(asked)) == 50 and not set(asked) & set(general.replay_prompts(180))
+    for question, word in general.QUESTIONS[:20]:
+        assert re.search(rf"\b({word})\b", f"It is {word}.") and not re.search(rf"\b({word})\b", question)
+
+
+def test_general_windows_are_whole_and_never_too_many():
+    tokenizer = load_tokenizer()
+    rows = general.general_rows(tokenizer, 6, 64)
+    assert rows.shape == (6, 64) and len({tuple(row.tolist()) for row in rows}) == 6
+    with pytest.raises(ValueError, match="have .* windows of 64 tokens, not 1000000"):
+        general.general_rows(tokenizer, 10**6, 64)
