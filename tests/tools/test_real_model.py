@@ -5,12 +5,14 @@ import math
 
 import pytest
 
+from tools.ensemble import Ensemble
 from tools.real_model import __main__ as command
 from tools.real_model import findings, general
 from tools.real_model.findings import FINDINGS, Finding, at_best, at_equal_accuracy, table, verdict
-from tools.real_model.plan import PLANS, SECTIONS
+from tools.real_model.plan import PLANS, SECTIONS, calibrated
 from tools.sweep_rank import FULL
-from utils.models import load_tokenizer
+from utils.evaluate.metrics import complete
+from utils.models import load_base, load_tokenizer
 
 ABOVE = Finding("a", "08", "is above 0.1", "points", 0.1, True, lambda rows: {})
 BELOW = ABOVE._replace(above=False)
@@ -75,6 +77,23 @@ def test_every_job_has_a_file_of_its_own_and_trains_what_there_is(model, tmp_pat
     jobs = command.jobs_of(model, list(SECTIONS), tmp_path, "cpu", trial=True)
     assert len({job["file"] for job in jobs}) == len(jobs)
     assert {job["section"] for job in jobs} == set(SECTIONS)
+
+
+def test_the_pilot_says_how_many_steps_a_task_is_given():
+    rows = [
+        {"task": "style", "steps": steps, "dev": dev} for steps, dev in ((20, 0.1), (40, 0.7), (40, 0.3), (80, 1.0))
+    ]
+    plan = calibrated(PLANS["small"], [*rows, {"task": "style", "steps": 60, "dev": None}])
+    assert plan.short == PLANS["small"].short | {"style": 40}
+
+
+def test_what_a_stack_says_is_what_its_model_says_alone():
+    model, tokenizer = load_base()
+    prompts = ["Say it like a pirate: Zoe went to the lake.", "Tell me a story."]
+    alone = complete(model, tokenizer, prompts, max_new_tokens=8)
+    model.requires_grad_(True)
+    stack = Ensemble(model, tokenizer, [dict(model.named_parameters())] * 2, [0.0] * 2, [0, 0], device="cpu")
+    assert general.spoken(stack, prompts, 8) == [alone, alone]
 
 
 WANTED = ("base", "sweep", "kl", "form", "update", "combine", "overfit", "variant", "strings")

@@ -14,7 +14,7 @@ import torch
 import tools.real_model as package
 from tools.ensemble import provenance, results_of, write
 from tools.real_model import findings
-from tools.real_model.plan import PLANS, SECTIONS, Job
+from tools.real_model.plan import PLANS, SECTIONS, Job, calibrated
 
 
 def run_job(job: Job) -> list[dict]:
@@ -43,11 +43,13 @@ def run_job(job: Job) -> list[dict]:
 
 
 def jobs_of(model: str, sections: list[str], work: Path, device: str, trial: bool) -> list[Job]:
-    """The jobs of the sections, in the order that was asked for."""
+    """The jobs of the sections, in the order that was asked for, with the steps that the pilot in `work` found."""
+    pilot = [row for file in sorted(work.glob(f"{model}-pilot-*.json")) for row in json.loads(file.read_text())]
+    plan = calibrated(PLANS[model], pilot)
     return [
         {**job, "model": model, "device": device, "trial": trial,
          "file": str(work / f"{model}-{section}-{job['name']}.json".replace(" ", "_").replace("+", "_"))}
-        for section in sections for job in SECTIONS[section](PLANS[model])
+        for section in sections for job in SECTIONS[section](plan)
     ]  # fmt: skip
 
 
@@ -67,6 +69,9 @@ def main() -> None:
         return findings.record(args.work)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     sections = args.sections or [name for name in SECTIONS if name != "pilot"]
+    if not args.sections and not args.trial:
+        for _ in results_of(run_job, jobs_of(args.model, ["pilot"], args.work, device, False), workers=args.workers):
+            pass
     jobs = jobs_of(args.model, sections, args.work, device, args.trial)
     if args.trial:
         jobs = list({(job["section"], job["kind"], job.get("remedy")): job for job in reversed(jobs)}.values())

@@ -68,30 +68,39 @@ def general_rows(tokenizer: Any, windows: int, length: int = 256) -> Tensor:
 
 
 @torch.no_grad()
-def spoken(stack: Ensemble, prompts: list[str], new_tokens: int) -> list[list[str]]:
+def spoken(stack: Ensemble, prompts: list[str], new_tokens: int, chunk: int = 10) -> list[list[str]]:
     """What each run of a stack answers to each prompt, greedily: all the text up to its end mark.
 
-    Prompts of one length go through together, without a cache: a stack has none.
+    `chunk` prompts go through together, without a cache: a stack has none. What a shorter one lacks is filled on its
+    right, where a causal model's earlier positions don't see it.
     """
     tokenizer, logits = stack.tokenizer, vmap(stack._logits, in_dims=(0, 0, 0))
     encoded = [tokenizer(render(tokenizer, p), add_special_tokens=False).input_ids for p in prompts]
-    said = [["" for _ in prompts] for _ in range(stack.count)]
-    for length in sorted(set(map(len, encoded))):
-        places = [i for i, ids in enumerate(encoded) if len(ids) == length]
-        ids = torch.tensor([encoded[i] for i in places], device=stack.device).expand(stack.count, -1, -1)
-        for _ in range(new_tokens):
-            best = logits(stack.parameters, stack.fixed, ids)[:, :, -1].argmax(-1, keepdim=True)
-            ids = torch.cat([ids, best], dim=-1)
-        for run, answers in enumerate(ids[:, :, length:].tolist()):
-            for place, answer in zip(places, answers, strict=True):
+    said: list[list[str]] = [[] for _ in range(stack.count)]
+    for start in range(0, len(encoded), chunk):
+        part = encoded[start : start + chunk]
+        lengths = torch.tensor([len(ids) for ids in part], device=stack.device)
+        ids = torch.full((len(part), int(lengths.max()) + new_tokens), tokenizer.pad_token_id, device=stack.device)
+        for row, given in zip(ids, part, strict=True):
+            row[: len(given)] = torch.tensor(given)
+        ids = ids.repeat(stack.count, 1, 1)
+        rows = torch.arange(len(part), device=stack.device)
+        for new in range(new_tokens):
+            longest = int(lengths.max()) + new
+            ids[:, rows, lengths + new] = logits(stack.parameters, stack.fixed, ids[:, :, :longest])[
+                :, rows, lengths + new - 1
+            ].argmax(-1)
+        for run, answers in enumerate(ids.tolist()):
+            for length, row in zip(lengths.tolist(), answers, strict=True):
+                answer = row[length : length + new_tokens]
                 end = answer.index(tokenizer.eos_token_id) if tokenizer.eos_token_id in answer else len(answer)
-                said[run][place] = tokenizer.decode(answer[:end], skip_special_tokens=True)
+                said[run].append(tokenizer.decode(answer[:end], skip_special_tokens=True))
     return said
 
 
 def answered_right(stack: Ensemble, questions: tuple[tuple[str, str], ...] = QUESTIONS) -> list[float]:
     """Each run's share of the questions whose answer holds the right word."""
-    said = spoken(stack, [question for question, _ in questions], new_tokens=16)
+    said = spoken(stack, [question for question, _ in questions], new_tokens=12)
     return [
         sum(bool(re.search(rf"\b({word})\b", a, re.IGNORECASE)) for a, (_, word) in zip(run, questions, strict=True))
         / len(questions)

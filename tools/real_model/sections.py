@@ -244,10 +244,11 @@ def form(bench: Bench, job: Job) -> list[dict]:
     """LoRA beside a base whose linear layers hold what a format can hold."""
     original, tokenizer = models.load_base(torch.float32)
     changed, _ = models.load_base(torch.float32)
-    values = {f"{n}.weight": rounded(changed.get_submodule(n).weight.detach().cpu(), job["form"])
+    changed.to(bench.device)
+    values = {f"{n}.weight": rounded(changed.get_submodule(n).weight.detach(), job["form"])
               for n in find_targets(changed, "all-linear")}  # fmt: skip
     changed.load_state_dict(values, strict=False)
-    far = divergence_from(bench, changed.to(bench.device), original.to(bench.device), tokenizer)
+    far = divergence_from(bench, changed, original.to(bench.device), tokenizer)
     del original
     train, steps = bench.rows(job["task"], "train"), steps_of(bench, job)
 
@@ -271,13 +272,12 @@ def best_of(bench: Bench, job: Job, method: str, task: str, steps: int) -> tuple
     rates = job["rates"][:1] if bench.trial else job["rates"]
     seeds = job["seeds"][: TRIAL["seeds"]] if bench.trial else job["seeds"]
     train = bench.rows(task, "train")
-    by_rate = {}
-    for lr in rates if len(rates) > 1 else []:
-        runs = [Run(targets, r, lr, seeds[0])]
-        stack = stack_of(runs, bench.device)
-        stack.train(train, steps=steps, batch_size=job["batch"])
-        by_rate[lr] = stack.marks(bench.rows(task, "dev"), chunk=10)[0][0]
-    top = [lr for lr, dev in by_rate.items() if dev == max(by_rate.values())] or rates
+    tried = [Run(targets, r, lr, seeds[0]) for lr in rates]
+    stack = stack_of(tried, bench.device)
+    stack.train(train, steps=steps, batch_size=job["batch"])
+    by_rate = dict(zip(rates, stack.marks(bench.rows(task, "dev"), chunk=10)[0], strict=True))
+    del stack
+    top = [lr for lr, dev in by_rate.items() if dev == max(by_rate.values())]
     runs = [Run(targets, r, top[len(top) // 2], seed) for seed in seeds]
     stack = stack_of(runs, bench.device)
     stack.train(train, steps=steps, batch_size=job["batch"])
