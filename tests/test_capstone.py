@@ -140,7 +140,7 @@ SYSTEM = [
         (["--target-parameters", "experts.down_proj"], "no weight of this LlamaForCausalLM, which has no experts"),
         (["--exclude", "vision_tower"], "--exclude vision_tower names no part of this LlamaForCausalLM"),
         (["--general", "none.txt"], "there is no file none.txt"),
-        (["--general", "short.csv"], "short.csv holds 17 tokens, and a perplexity needs 256"),
+        (["--general", "short.csv"], "short.csv holds 23 tokens, and a perplexity needs 256"),
     ],
 )
 def test_what_is_refused_is_refused_before_a_model_is_loaded(tmp_path, data, monkeypatch, capsys, change, said):

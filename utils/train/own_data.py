@@ -210,6 +210,6 @@ def other_texts(path: str | Path | None, tokenizer: PreTrainedTokenizerBase) -> 
     tokens = len(tokenizer(text, add_special_tokens=False).input_ids)
     if tokens < GENERAL_TOKENS:
         raise ValueError(
-            f"{path} holds {tokens} tokens, and a perplexity needs {GENERAL_TOKENS}: pass some pages of text as --general"
+            f"{path} holds {tokens} tokens, and a perplexity needs {GENERAL_TOKENS}: give --general some pages"
         )
     return [text], Path(path).name
