@@ -252,6 +252,15 @@ def test_it_trains_on_the_rows_of_the_report_and_stops_when_the_dev_loss_rises(t
     assert trainer.evaluate()["eval_loss"] == pytest.approx(min(looks), rel=1e-4)
 
 
+def test_in_a_terminal_each_dev_loss_is_a_line(tmp_path, monkeypatch, capsys, quick):
+    """The chapter's first screen sends its reader to the dev loss, and a terminal once showed a bar alone."""
+    rows = [{"instruction": e.prompt, "output": e.answer} for e in task_examples("style", "train", 130)]
+    (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    capstone.main(["--data", str(tmp_path / "mine.jsonl"), "--out", str(tmp_path / "out"), "--steps", "4"])
+    said = re.findall(r"step (\d) of 4: dev loss (\d\.\d+)", capsys.readouterr().out)
+    assert [step for step, _ in said] == ["1", "2", "3", "4"] and float(said[-1][1]) < float(said[0][1])
+
+
 def test_the_settings_reach_the_trainer_and_the_adapter(tmp_path, data):
     given = Settings(r=4, rslora=True, targets=["q_proj", "v_proj"], accumulation=3, batch_size=2, seed=5, steps=1)
     settings = given.filled("tiny", load_config(TINY_DIR))

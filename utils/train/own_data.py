@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 HELD_OUT_SHARE = 0.1
 HELD_OUT_AT_MOST = 200
 GENERAL_TEXTS = 40
-GENERAL = "40 generated picture-book stories"
+GENERAL = "40 generated picture-book texts"
 GENERAL_TOKENS, GENERAL_CHARACTERS = 256, 100_000
 FEWEST_PROMPTS = 10
 
