@@ -158,8 +158,8 @@ CHOICES: dict[str, dict[str, Choice]] = {
         "lora": Choice(
             "LoRA",
             "full fine-tuning in float32 doesn't fit, or there is little to learn: a form, a style, a task",
-            "It reaches full fine-tuning's score on such tasks. A 7B step takes 17 GB with checkpointing and 36 without, "
-            "full fine-tuning 146.",
+            "It reaches full fine-tuning's score on such tasks. A 7B step takes 17 GB with checkpointing, 36 without; "
+            "full fine-tuning takes 146.",
             (
                 Cell(
                     "17_capstone",
@@ -317,7 +317,7 @@ CHOICES: dict[str, dict[str, Choice]] = {
         "8": Choice(
             "r=8, lora_alpha=16",
             "a form, a style, a task",
-            "Two of our tasks reached 100% with it; r=16, chapter 8's start for any task, is as safe and twice the size. "
+            "Two of our tasks reached 100% with it; r=16, chapter 8's start for an unknown task, takes twice the room. "
             "alpha / r stays at 2, because changing it changes B's rate.",
             (
                 Cell(
@@ -355,8 +355,8 @@ CHOICES: dict[str, dict[str, Choice]] = {
         "lora": Choice(
             "by the model's width: 2e-4 at 3,584, 8e-4 at 576; try three times less and more",
             "LoRA",
-            "LoRA's best rate was 4 to 16 times full fine-tuning's here, about 10 times at scale; it falls with the width "
-            "of Llama models, and hardly with that of Qwen's.",
+            "LoRA's best rate was 4 to 16 times full fine-tuning's here, about 10 times at scale; in Llama models it "
+            "falls with width, in Qwen models hardly.",
             (
                 Record(
                     _SWEEP,
