@@ -64,6 +64,7 @@ def sft_settings(folder, settings, dev=False):
         gradient_accumulation_steps=settings.accumulation,
         learning_rate=settings.lr,
         warmup_steps=settings.warmup,
+        weight_decay=settings.weight_decay,
         max_length=settings.max_length,
         seed=settings.seed,
         **trainer_precision(),  # bf16 or fp16 or neither, and whether to stay on the CPU
@@ -135,7 +136,7 @@ def ask(model, tokenizer, records, general=None):
 
 
 def reload(folder, four_bit):
-    """A fresh base with the saved adapter on it: what whoever gets the folder will have."""
+    """A fresh base with the saved adapter on it: what a recipient of the folder will have."""
     from peft import PeftModel
 
     base, tokenizer = load(four_bit)

@@ -262,9 +262,12 @@ def test_in_a_terminal_each_dev_loss_is_a_line(tmp_path, monkeypatch, capsys, qu
 
 
 def test_the_settings_reach_the_trainer_and_the_adapter(tmp_path, data):
-    given = Settings(r=4, rslora=True, targets=["q_proj", "v_proj"], accumulation=3, batch_size=2, seed=5, steps=1)
+    given = Settings(
+        r=4, rslora=True, targets=["q_proj", "v_proj"], accumulation=3, batch_size=2, seed=5, steps=1, weight_decay=3.0
+    )
     settings = given.filled("tiny", load_config(TINY_DIR))
     made = capstone.sft_settings(tmp_path, settings)
+    assert made.weight_decay == 3.0
     assert (made.gradient_accumulation_steps, made.per_device_train_batch_size, made.seed) == (3, 2, 5)
     model, tokenizer = capstone.load(four_bit=False)
     config = capstone.train(model, tokenizer, *prepared(data), settings, tmp_path).model.active_peft_config

@@ -28,11 +28,12 @@ def test_every_setting_has_an_option():
     got = parsed(*(
         "--r 16 --alpha 8 --rslora --targets q_proj v_proj --lr 1e-3 --epochs 2 --batch-size 2 --accumulation 4 "
         "--seed 7 --max-length 100 --checkpointing --four-bit --held-out 0.2 --general mine.txt --exclude vision_tower "
+        "--weight-decay 3 "
         "--target-parameters experts.up_proj experts.down_proj"
     ).split())  # fmt: skip
     assert got == Settings(
         r=16, alpha=8, rslora=True, targets=["q_proj", "v_proj"], lr=1e-3, epochs=2, batch_size=2, accumulation=4,
-        max_length=100, checkpointing=True, four_bit=True, held_out=0.2, seed=7, general="mine.txt",
+        max_length=100, checkpointing=True, four_bit=True, held_out=0.2, seed=7, general="mine.txt", weight_decay=3,
         exclude=["vision_tower"], target_parameters=["experts.up_proj", "experts.down_proj"],
     )  # fmt: skip
     assert parsed("--held-out", "test.jsonl").held_out == "test.jsonl" and parsed("--steps", "9").steps == 9
@@ -41,7 +42,7 @@ def test_every_setting_has_an_option():
 
 def test_the_help_says_each_default():
     options = command_line("LoRA").format_help().split("options:")[1]
-    assert options.count("(default:") == 16
+    assert options.count("(default:") == 17
 
 
 def test_which_model_it_is_is_said_and_the_tiny_one_is_called_tiny(tokenizer):

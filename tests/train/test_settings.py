@@ -54,6 +54,8 @@ def test_what_isnt_a_number_above_zero_is_refused(name, said, value):
         ({"targets": []}, "targets are names of layers"),
         ({"targets": ["q_proj", " "]}, "targets are names of layers"),
         ({"target_parameters": []}, "target_parameters holds names, at least one"),
+        ({"weight_decay": -1}, "weight_decay is a number of 0 or more"),
+        ({"weight_decay": math.nan}, "weight_decay is a number of 0 or more"),
         ({"exclude": [" "]}, "exclude holds names, at least one"),
         ({"r": 64, "rslora": True, "alpha": 128}, r"alpha / sqrt\(r\) = 16, and above 8 .*: take alpha=16, which"),
         ({"r": 8, "alpha": 128}, "alpha / r = 16, .* take alpha=16"),

@@ -42,6 +42,7 @@ def command_line(description: str) -> argparse.ArgumentParser:
         type=float,
         help="the peak learning rate (default: by the model's width, 4e-3 for the tiny model, 2e-4 at 7B)",
     )
+    add("--weight-decay", type=float, help="AdamW's, on A and B: a large one, such as 3, forgets less (default: 0)")
     add("--r", type=int, help="the rank (default: 8)")
     add("--alpha", type=float, help="lora_alpha (default: 2 r, with --rslora 2 sqrt(r): a scale of 2)")
     add("--rslora", action="store_true", help="scale by alpha / sqrt(r), not alpha / r (default: off)")

@@ -45,13 +45,13 @@ class Settings:
 
     r: the rank. alpha: lora_alpha. rslora: the correction is scaled by alpha / sqrt(r) in the place of alpha / r.
     targets: "all-linear", or names of layers. target_parameters: names of weights that are no layers, a mixture's
-    experts. exclude: parts that get no adapter, such as a vision tower. lr: the peak learning rate. epochs, steps: how
-    long, in passes over the training records or in optimizer steps; not both. batch_size: records at once.
-    accumulation: batches of one step. max_length: tokens where a record is cut. checkpointing: whether blocks keep
-    their input alone and are computed twice, for memory. four_bit: QLoRA. held_out: the share to test with, or a number
-    of records, or a file of them. general: a text file that shows what is forgotten; None for the course's stories.
-    seed: of the split, the adapter's start, and the order of the records. positions: of the model, in tokens; None when
-    its config doesn't say.
+    experts. exclude: parts that get no adapter, such as a vision tower. lr: the peak learning rate. weight_decay:
+    AdamW's, on A and B. epochs, steps: how long, in passes over the training records or in optimizer steps; not both.
+    batch_size: records at once. accumulation: batches of one step. max_length: tokens where a record is cut.
+    checkpointing: whether blocks keep their input alone and are computed twice, for memory. four_bit: QLoRA. held_out:
+    the share to test with, or a number of records, or a file of them. general: a text file that shows what is
+    forgotten; None for the course's stories. seed: of the split, the adapter's start, and the order of the records.
+    positions: of the model, in tokens; None when its config doesn't say.
     """
 
     r: int = 8
@@ -61,6 +61,7 @@ class Settings:
     target_parameters: Sequence[str] | None = None
     exclude: Sequence[str] | None = None
     lr: float | None = None
+    weight_decay: float = 0.0
     epochs: float | None = None
     steps: int | None = None
     batch_size: int | None = None
@@ -87,6 +88,8 @@ class Settings:
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise ValueError(f"{words} is a number above 0, such as {example}, not {value}")
+        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
+            raise ValueError(f"weight_decay is a number of 0 or more, such as 3, not {self.weight_decay}")
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed is a number from 0 to 2**32 - 1, not {self.seed}")
         if self.epochs is not None and self.steps is not None:
@@ -194,6 +197,7 @@ class Settings:
             "target_modules": targets,
             **{name: ", ".join(names) for name, names in more.items() if names},
             "learning rate": f"{self.lr:g}",
+            **({"weight decay": f"{self.weight_decay:g}"} if self.weight_decay else {}),
             "steps": self.steps,
             "batch size": f"{self.batch_size}" + (f" x {self.accumulation}" if (self.accumulation or 1) > 1 else ""),
             "max_length": self.max_length,
