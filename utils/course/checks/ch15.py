@@ -113,10 +113,8 @@ exercise(
         ),
         Mistake(_norm_as_a_constant, expect="who detach the norm"),
         Mistake(
-            lambda W, A, B, m, s: (
-                m[:, None] / torch.linalg.norm(W + s * B @ A, dim=1, keepdim=True) * W + s * B @ A
-            ),
-            "m over the length multiplies W alone: the update belongs into the same bracket, m / length * (W + s * B @ A).",
+            lambda W, A, B, m, s: m[:, None] / torch.linalg.norm(W + s * B @ A, dim=1, keepdim=True) * W + s * B @ A,
+            "m over the length multiplies W alone: the update belongs in the bracket with it, since both are scaled.",
         ),
         Mistake(
             lambda W, A, B, m, s: lesson.dora_weight(W.add_(s * B @ A), 0 * A, B, m, s),
