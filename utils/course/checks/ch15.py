@@ -160,7 +160,7 @@ exercise(
         ),
         Mistake(
             lambda W, A, B, m, s: (W + s * B @ A) / torch.linalg.norm(W + s * B @ A, dim=1, keepdim=True),
-            "every row has length 1, and the learnt lengths have no effect: multiply row i by m[i].",
+            "every row has length 1, and the learned lengths have no effect: multiply row i by m[i].",
         ),
         Mistake(
             lambda W, A, B, m, s: m[:, None] * (W + s * B @ A) / torch.linalg.norm(W + s * B @ A),
