@@ -253,7 +253,7 @@ def examine(
     Each argument opens further checks. `batch`, a training batch: the labels, what is trainable and in which precision,
     merged layers, experts that no adapter reaches. `chart`: the losses and the norms, and held-out losses that rise.
     `inputs`: padding and template of prompts that are about to be continued, held against `batch` where there is one
-    and against the chat template otherwise, whether generation ends at the tokenizer's EOS, and dropout. `base` (the plain base, fresh from its files) with `adapter`
+    and against the chat template otherwise, whether generation ends at the tokenizer's EOS, dropout. `base` (the plain base, fresh from its files) with `adapter`
     (a folder): how often the correction is in the weights, and whether this base is beneath it. `base` with `batch`:
     tokens that the base doesn't have and whose embeddings don't train; with `chart` as well: a new adapter changes
     nothing, so the first loss is the base's; the batch must be the run's first, and dropout 0. `records` to train on:
