@@ -253,13 +253,14 @@ def examine(
     Each argument opens further checks. `batch`, a training batch: the labels, what is trainable and in which precision,
     merged layers, experts that no adapter reaches. `chart`: the losses and the norms, and held-out losses that rise.
     `inputs`: padding and template of prompts that are about to be continued, held against `batch` where there is one
-    and against the chat template otherwise, whether generation ends at the tokenizer's EOS, dropout. `base` (the plain base, fresh from its files) with `adapter`
-    (a folder): how often the correction is in the weights, and whether this base is beneath it. `base` with `batch`:
-    tokens that the base doesn't have and whose embeddings don't train; with `chart` as well: a new adapter changes
-    nothing, so the first loss is the base's; the batch must be the run's first, and dropout 0. `records` to train on:
-    special tokens written out in them; with `held_out` ones: prompts that are in both. The LoRA layers of a PEFT model
-    are always held against its config. Raises ValueError when `adapter` is given without `base`, or `held_out` without
-    `records`, and what :func:`utils.lora.checkpoint.fitting_adapter` and :func:`utils.data.report.data_report` raise.
+    and against the chat template otherwise, whether generation ends at the tokenizer's EOS, dropout. `base` (the plain
+    base, fresh from its files) with `adapter` (a folder): how often the correction is in the weights, and whether this
+    base is beneath it. `base` with `batch`: tokens that the base doesn't have and whose embeddings don't train; with
+    `chart` as well: a new adapter changes nothing, so the first loss is the base's; the batch must be the run's first,
+    and dropout 0. `records` to train on: special tokens written out in them; with `held_out` ones: prompts that are in
+    both. The LoRA layers of a PEFT model are always held against its config. Raises ValueError when `adapter` is given
+    without `base`, or `held_out` without `records`, and what :func:`utils.lora.checkpoint.fitting_adapter` and
+    :func:`utils.data.report.data_report` raise.
     """
     if adapter is not None and base is None:
         raise ValueError("adapter needs base too: the plain base, fresh from its files, to compare the weights with")
