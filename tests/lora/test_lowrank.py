@@ -63,6 +63,7 @@ def test_the_factors_have_loras_shapes_and_multiply_to_the_approximation(case):
     W, r = case
     B, A = lowrank.best_factors(W, r)
     assert B.shape == (W.shape[0], r) and A.shape == (r, W.shape[1])
+    assert B.is_contiguous() and A.is_contiguous()  # else PiSSA's products round otherwise than PEFT's
     torch.testing.assert_close(B @ A, lowrank.best_rank_r(W, r))
 
 

@@ -41,12 +41,12 @@ def lora_config(**fields):
     return LoraConfig(**{"r": 4, "lora_alpha": 16, "target_modules": "all-linear", "lora_dropout": 0.0} | fields)
 
 
-def compare(ours, peft, batches, close=CLOSE, after=10, **keywords):
+def compare(ours, peft, batches, close=CLOSE, **keywords):
     start = {name: p.detach().clone() for name, p in trainable(ours).items()}
     found = differences(ours, peft, batches, lr=LR, **keywords)
     assert found.output <= close and found.gradient <= close, found
     # Adam divides a gradient by its own size, so a gradient's rounding counts more
-    assert found.trained <= 10 * close and found.trained_output <= after * close, found
+    assert found.trained <= 10 * close and found.trained_output <= 10 * close, found
     assert largest(start, trainable(ours)) > 0.01, "nothing was trained"
 
 
@@ -73,8 +73,7 @@ def test_a_variant_trains_as_pefts_does(name, batches):
         copy_start(ours, peft)
     before = {n: p.detach().clone() for n, p in trainable(ours).items()}
     assert largest(before, trainable(peft)) < 1e-6
-    # PiSSA takes a large part of the weight away and adds it again: 4.5e-4 on an AMD EPYC, under 1e-4 elsewhere
-    compare(ours, peft, batches, after=100 if name == "PiSSA" else 10)
+    compare(ours, peft, batches)
 
 
 @pytest.mark.parametrize("name", ["LoRA", "DoRA"])
@@ -414,6 +413,18 @@ def test_pissa_begins_as_the_base_up_to_rounding_and_is_taken_off_again(batches)
     lora.remove(ours)
     for name, p in ours.named_parameters():
         assert torch.allclose(p, before[name], atol=1e-6), name
+
+
+def test_pefts_pissa_switched_off_is_not_the_base(batches):
+    """What chapter 15 warns of: "adapter off" is the residual there, so no reference for DPO. LoRA is the control."""
+    with torch.no_grad():
+        expected = models.load_base()[0](**batches[0]).logits
+        off = {}
+        for init in (True, "pissa"):
+            model = peft_model(lora_config(init_lora_weights=init)).eval()
+            with model.disable_adapter():
+                off[init] = (model(**batches[0]).logits - expected).abs().max().item()
+    assert off[True] < 1e-4 < 1 < off["pissa"]
 
 
 @pytest.mark.parametrize(("name", "r"), [("LoRA", 4), ("rsLoRA", 4), ("PiSSA", 8), ("AdaLoRA", 4)])

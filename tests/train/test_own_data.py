@@ -20,9 +20,11 @@ from utils.lora import inject
 from utils.models import ROOT, load_base, load_tokenizer
 from utils.train.loop import train
 from utils.train.own_data import (
+    GENERAL,
     data_facts,
     general_texts,
     hold_out,
+    other_texts,
     prompt_key,
     split_records,
     train_on_file,
@@ -152,6 +154,35 @@ def test_the_facts_are_the_files(tmp_path):
     path.write_text("\n".join(json.dumps(record(f"p {n}")) for n in range(30)))
     facts = data_facts(path, split_records(read_own(path).records))
     assert facts == ("a.jsonl", hashlib.sha256(path.read_bytes()).hexdigest(), 27, 3, 0, 0)
+
+
+def test_numbers_and_empty_answers_are_refused_with_what_to_do(tmp_path):
+    """All lines with one fault are one line of the message."""
+    rows = [{"question": f"{n} + {n}?", "answer": 2 * n if n < 6 else ""} for n in range(12)]
+    path = tmp_path / "sums.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(BadRecords) as refused:
+        read_own(path)
+    assert str(refused.value).splitlines()[1:] == [
+        "  lines 1, 2, 3, 4 and 2 more: answer is a number, not text (in JSON put it in quotation marks)",
+        "  lines 7, 8, 9, 10 and 2 more: answer is empty: write out what should be learned, or take the record out",
+    ]
+
+
+def test_the_other_texts_are_stories_or_a_file(tmp_path, tokenizer):
+    assert other_texts(None, tokenizer) == (general_texts(), GENERAL)
+    path = tmp_path / "wiki.txt"
+    path.write_text("The tide rose. " * 20_000, encoding="utf-8")
+    texts, name = other_texts(path, tokenizer)
+    assert name == "wiki.txt" and [len(text) for text in texts] == [100_000]
+    path.write_text("The tide rose.", encoding="utf-8")
+    with pytest.raises(ValueError, match="holds .* tokens, and a perplexity needs 256: give --general some pages"):
+        other_texts(path, tokenizer)
+    path.write_bytes("Ebbe und Flüsse. ".encode("latin-1") * 300)
+    with pytest.raises(ValueError, match="isn't text in UTF-8"):
+        other_texts(path, tokenizer)
+    with pytest.raises(FileNotFoundError, match="there is no file"):
+        other_texts(tmp_path / "none.txt", tokenizer)
 
 
 def test_the_general_texts_are_always_the_same_and_enough_for_a_window():

@@ -67,12 +67,13 @@ def best_rank_r(W: Float[Tensor, "d_out d_in"], r: int) -> Float[Tensor, "d_out 
 def best_factors(W: Float[Tensor, "d_out d_in"], r: int) -> tuple[Float[Tensor, "d_out r"], Float[Tensor, "r d_in"]]:
     """`B` (d_out, r) and `A` (r, d_in) whose product is :func:`best_rank_r`.
 
-    Each takes the square root of the singular values. Raises ValueError as :func:`best_rank_r` does.
+    Each takes the square root of the singular values, and lies in memory row by row, as a layer's weight does: a
+    product with one that doesn't rounds otherwise. Raises ValueError as :func:`best_rank_r` does.
     """
     _checked_rank(W, r)
     U, S, Vh = torch.linalg.svd(W, full_matrices=False)
     root = S[:r].sqrt()
-    return U[:, :r] * root, root[:, None] * Vh[:r]
+    return (U[:, :r] * root).contiguous(), (root[:, None] * Vh[:r]).contiguous()
 
 
 def energy_captured(W: Float[Tensor, "d_out d_in"], r: int) -> float:
