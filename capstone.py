@@ -11,7 +11,7 @@ import gc
 from dataclasses import asdict
 from pathlib import Path
 
-from utils.course.own_run import command_line, loading, one_line, settings_of
+from utils.course.own_run import command_line, loading, one_line, settings_of, what_now
 from utils.data import read_own
 from utils.quiet import quiet_upstream
 from utils.train import data_facts, hold_out
@@ -29,11 +29,17 @@ def prepare(path, settings):
 def look_over(reading, split, tokenizer, settings):
     """Say what will be learned, or refuse it; the encoded rows to train on, and those of the dev split."""
     from utils.data import check_template, data_report
+    from utils.lora.run_targets import look_at_targets, skeleton
+    from utils.models import load_config
+    from utils.train import other_texts
 
     check_template(reading, tokenizer)
+    other_texts(settings.general, tokenizer)
+    base = skeleton(load_config(tokenizer.name_or_path))  # its names, without weights
+    targets = look_at_targets(base, settings.targets, settings.target_parameters, settings.exclude)
     cut, known = settings.max_length, settings.positions
     report = data_report(split.train, tokenizer, cut, split.held_out, context=known).checked()
-    print(report, *report.warnings(), sep="\n")
+    print(report, *report.warnings(), *targets, sep="\n")
     return report.rows, data_report(split.dev, tokenizer, cut).rows if split.dev else []
 
 
@@ -58,6 +64,7 @@ def sft_settings(folder, settings, dev=False):
         gradient_accumulation_steps=settings.accumulation,
         learning_rate=settings.lr,
         warmup_steps=settings.warmup,
+        weight_decay=settings.weight_decay,
         max_length=settings.max_length,
         seed=settings.seed,
         **trainer_precision(),  # bf16 or fp16 or neither, and whether to stay on the CPU
@@ -78,11 +85,15 @@ def looks(every, dev):
 def lora_config(settings):
     from peft import LoraConfig
 
+    from utils.lora.run_targets import excluding
+
     return LoraConfig(
         r=settings.r,
         lora_alpha=settings.alpha,
         use_rslora=settings.rslora,
         target_modules=settings.targets,
+        target_parameters=settings.target_parameters,
+        exclude_modules=excluding(settings.exclude),
         task_type="CAUSAL_LM",
     )
 
@@ -115,17 +126,17 @@ def train(model, tokenizer, rows, dev, settings, folder):
     return trainer
 
 
-def ask(model, tokenizer, records):
-    """What the model makes of the held-out records, and of texts of another kind."""
+def ask(model, tokenizer, records, general=None):
+    """What the model makes of the held-out records, and of other texts: the file `general`, or picture-book stories."""
     from utils.evaluate import evaluate
-    from utils.train import GENERAL, general_texts
+    from utils.train import other_texts
 
-    others = {"general": general_texts(), "general_name": GENERAL}
-    return evaluate(model, tokenizer, records, **others, progress="asking")
+    texts, name = other_texts(general, tokenizer)
+    return evaluate(model, tokenizer, records, general=texts, general_name=name, progress="asking")
 
 
 def reload(folder, four_bit):
-    """A fresh base with the saved adapter on it: what whoever gets the folder will have."""
+    """A fresh base with the saved adapter on it: what a recipient of the folder will have."""
     from peft import PeftModel
 
     base, tokenizer = load(four_bit)
@@ -136,7 +147,6 @@ def fine_tune(data, out, settings):
     """All of it. The folder `out` is there when everything is done; until then `out`.partial holds what there is."""
     reading, split, facts = prepare(data, settings.checked())
     from utils.course.model_card import base_name, write_card
-    from utils.lora.target_modules import check_targets
     from utils.models import load_config, load_tokenizer, profile
 
     with unfinished(out, {"data": split.digest(), "base": base_name(profile()), **asdict(settings)}) as partial:
@@ -146,15 +156,14 @@ def fine_tune(data, out, settings):
         settings = settings.timed(len(rows))
         print(settings.sentence(len(rows), len(dev)), loading(profile(), tokenizer), sep="\n")
         model, tokenizer = load(settings.four_bit)
-        check_targets(model, settings.targets)
-        before = ask(model, tokenizer, split.held_out)
+        before = ask(model, tokenizer, split.held_out, settings.general)
         done = is_trained(partial) or keep_adapter(
             train(model, tokenizer, rows, dev, settings, partial / CHECKPOINTS), partial
         )
         in_4bit = getattr(model, "is_loaded_in_4bit", False)
         del model
         model, tokenizer = reload(partial, settings.four_bit)
-        after = ask(model, tokenizer, split.held_out)
+        after = ask(model, tokenizer, split.held_out, settings.general)
         shown = settings.table() | {"base in 4 bits": in_4bit}
         write_card(partial, facts, done, shown, before, after, profile=profile(), name="-".join(Path(out).name.split()))
     return before, after
@@ -168,7 +177,7 @@ def main(arguments=None):
         before, after = fine_tune(given.data, given.out, settings_of(given))
         from utils.evaluate.report import comparison
 
-        print(comparison(before, after))
+        print(comparison(before, after), what_now(given), sep="\n")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
@@ -16,6 +17,7 @@ from safetensors.torch import load_file
 
 import capstone
 from utils.evaluate.report import Evaluation, Reply
+from utils.lora.target_modules import tiny_random
 from utils.models import ROOT, TINY_DIR, load_config, load_tokenizer, loading
 from utils.profiling.activations import is_checkpointing
 from utils.tinyworld import task_examples
@@ -52,7 +54,7 @@ def quick(monkeypatch) -> list[str]:
     """Evaluation without a model: what it was asked."""
     asked = []
 
-    def ask(model, tokenizer, records):
+    def ask(model, tokenizer, records, general=None):
         asked.append(model.__class__.__name__)
         return Evaluation(tuple(Reply(r["instruction"], r["output"], "", 0, False) for r in records), 1.0, None)
 
@@ -78,6 +80,8 @@ def test_it_runs_from_any_folder_as_a_reader_would_run_it(finished):
     assert "54 records to train on, 3.57 epochs, 25 steps of 8; learning rate 0.004, r=8, alpha=16" in said
     assert "| exact match | 0 of 6 | " in said and "%" not in said.split("| base |")[1], "six records make no share"
     assert "6 held-out records are too few to tell this from luck" in said
+    assert "No dev set (that takes 100 records to train on): the weights of the last step are kept\n" in said
+    assert said.endswith("capstone.py --data " + shlex.quote(done.args[3]) + " --out my-adapter-seed-1 --seed 1\n")
     noise = [line for line in done.stderr.replace("\r", "\n").splitlines() if line.strip()]
     assert [line for line in noise if not line.startswith(("training", "asking"))] == [], "beside bars nothing is said"
     card = (tmp_path / "my-adapter" / "README.md").read_text(encoding="utf-8")
@@ -132,6 +136,11 @@ SYSTEM = [
         (["--held-out", "1.5"], "held_out is a share between 0 and 1"),
         (["--held-out", "900"], "held_out=900 of 70 records leaves nothing to train on"),
         (["--held-out", "none.jsonl"], "there is no file none.jsonl"),
+        (["--targets", "v_prj"], "'v_prj' matches no module. Did you mean 'v_proj'"),
+        (["--target-parameters", "experts.down_proj"], "no weight of this LlamaForCausalLM, which has no experts"),
+        (["--exclude", "vision_tower"], "--exclude vision_tower names no part of this LlamaForCausalLM"),
+        (["--general", "none.txt"], "there is no file none.txt"),
+        (["--general", "short.csv"], "short.csv holds 23 tokens, and a perplexity needs 256"),
     ],
 )
 def test_what_is_refused_is_refused_before_a_model_is_loaded(tmp_path, data, monkeypatch, capsys, change, said):
@@ -147,13 +156,6 @@ def test_what_is_refused_is_refused_before_a_model_is_loaded(tmp_path, data, mon
         capstone.main([part for pair in given.items() for part in pair])
     assert left.value.code == 1 and said in capsys.readouterr().err
     assert sorted(os.listdir(tmp_path)) == ["long.jsonl", "short.csv", "system.jsonl"]
-
-
-def test_unknown_targets_are_refused_by_name_before_anything_is_asked(tmp_path, data, quick, capsys):
-    with pytest.raises(SystemExit):
-        capstone.main(["--data", str(data), "--out", str(tmp_path / "new"), "--targets", "q_proj", "v_prj"])
-    assert "'v_prj'" in (said := capsys.readouterr().err) and "v_proj" in said
-    assert quick == [] and list(tmp_path.iterdir()) == []
 
 
 # ------------------------------------------------------------------------------------------------ stopped, and going on
@@ -212,7 +214,7 @@ def test_an_adapter_is_safe_as_soon_as_it_is_trained(tmp_path, data, quick, monk
     options = ["--data", str(data), "--out", str(tmp_path / "out"), "--steps", "2", "--targets", "q_proj"]
     ask = capstone.ask
 
-    def fails(model, tokenizer, records):
+    def fails(model, tokenizer, records, general=None):
         if "Peft" in type(model).__name__:
             raise error
         return ask(model, tokenizer, records)
@@ -250,14 +252,49 @@ def test_it_trains_on_the_rows_of_the_report_and_stops_when_the_dev_loss_rises(t
     assert trainer.evaluate()["eval_loss"] == pytest.approx(min(looks), rel=1e-4)
 
 
+def test_in_a_terminal_each_dev_loss_is_a_line(tmp_path, monkeypatch, capsys, quick):
+    """The chapter's first screen sends its reader to the dev loss, and a terminal once showed a bar alone."""
+    rows = [{"instruction": e.prompt, "output": e.answer} for e in task_examples("style", "train", 130)]
+    (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    capstone.main(["--data", str(tmp_path / "mine.jsonl"), "--out", str(tmp_path / "out"), "--steps", "4"])
+    said = re.findall(r"step (\d) of 4: dev loss (\d\.\d+)", capsys.readouterr().out)
+    assert [step for step, _ in said] == ["1", "2", "3", "4"] and float(said[-1][1]) < float(said[0][1])
+
+
 def test_the_settings_reach_the_trainer_and_the_adapter(tmp_path, data):
-    given = Settings(r=4, rslora=True, targets=["q_proj", "v_proj"], accumulation=3, batch_size=2, seed=5, steps=1)
+    given = Settings(
+        r=4, rslora=True, targets=["q_proj", "v_proj"], accumulation=3, batch_size=2, seed=5, steps=1, weight_decay=3.0
+    )
     settings = given.filled("tiny", load_config(TINY_DIR))
     made = capstone.sft_settings(tmp_path, settings)
+    assert made.weight_decay == 3.0
     assert (made.gradient_accumulation_steps, made.per_device_train_batch_size, made.seed) == (3, 2, 5)
     model, tokenizer = capstone.load(four_bit=False)
     config = capstone.train(model, tokenizer, *prepared(data), settings, tmp_path).model.active_peft_config
     assert (config.r, config.lora_alpha, config.use_rslora, config.target_modules) == (4, 4, True, {"q_proj", "v_proj"})
+
+
+def test_experts_and_what_is_left_out_reach_the_adapter():
+    """Of gpt-oss "all-linear" alone is attention; of a model that reads pictures it takes in what reads them."""
+    from peft import get_peft_model
+
+    def adapted(name, **given):
+        model = get_peft_model(tiny_random(name), capstone.lora_config(replace(SETTINGS, **given)))
+        return {n.partition(".lora_A")[0] for n, _ in model.named_parameters() if "lora_A" in n}
+
+    assert not any("experts" in name for name in adapted("gpt-oss"))
+    given = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+    assert sum("experts" in name for name in adapted("gpt-oss", target_parameters=given)) == 4
+    everywhere, spared = adapted("Llava"), adapted("Llava", exclude=["vision_tower"])
+    assert spared == {name for name in everywhere if "vision_tower" not in name} and len(spared) < len(everywhere)
+
+
+def test_a_readers_own_text_shows_what_is_forgotten(tmp_path, tokenizer, base):
+    other = tmp_path / "mine.txt"
+    other.write_text("Once upon a time there was a fox who had a red ball. " * 40, encoding="utf-8")
+    rows = [{"instruction": "Say hello.", "output": "Hello!"}]
+    found = capstone.ask(base, tokenizer, rows, str(other))
+    assert found.general_name == "mine.txt" and found.general != capstone.ask(base, tokenizer, rows).general
 
 
 def test_the_file_may_change_while_it_trains_and_the_card_names_what_was_read(tmp_path, data, quick, monkeypatch):
@@ -354,7 +391,7 @@ def test_what_was_saved_is_what_is_evaluated(tmp_path, data):
 
 def test_it_is_short():
     lines = (ROOT / "capstone.py").read_text(encoding="utf-8").splitlines()
-    assert len([line for line in lines if line.strip()]) <= 140
+    assert len([line for line in lines if line.strip()]) <= 150
 
 
 def test_a_run_is_known_by_its_base_and_by_every_record(tmp_path, data, monkeypatch):

@@ -9,7 +9,7 @@ from collections import namedtuple
 import pytest
 import torch
 
-from utils.course.own_run import command_line, loading, one_line, settings_of
+from utils.course.own_run import command_line, loading, one_line, settings_of, what_now
 from utils.models import ModelUnavailable
 from utils.train.settings import Settings
 
@@ -27,11 +27,14 @@ def test_without_options_the_settings_are_the_defaults():
 def test_every_setting_has_an_option():
     got = parsed(*(
         "--r 16 --alpha 8 --rslora --targets q_proj v_proj --lr 1e-3 --epochs 2 --batch-size 2 --accumulation 4 "
-        "--seed 7 --max-length 100 --checkpointing --four-bit --held-out 0.2"
+        "--seed 7 --max-length 100 --checkpointing --four-bit --held-out 0.2 --general mine.txt --exclude vision_tower "
+        "--weight-decay 3 "
+        "--target-parameters experts.up_proj experts.down_proj"
     ).split())  # fmt: skip
     assert got == Settings(
         r=16, alpha=8, rslora=True, targets=["q_proj", "v_proj"], lr=1e-3, epochs=2, batch_size=2, accumulation=4,
-        max_length=100, checkpointing=True, four_bit=True, held_out=0.2, seed=7,
+        max_length=100, checkpointing=True, four_bit=True, held_out=0.2, seed=7, general="mine.txt", weight_decay=3,
+        exclude=["vision_tower"], target_parameters=["experts.up_proj", "experts.down_proj"],
     )  # fmt: skip
     assert parsed("--held-out", "test.jsonl").held_out == "test.jsonl" and parsed("--steps", "9").steps == 9
     assert parsed("--targets", "all-linear").targets == "all-linear"
@@ -39,7 +42,7 @@ def test_every_setting_has_an_option():
 
 def test_the_help_says_each_default():
     options = command_line("LoRA").format_help().split("options:")[1]
-    assert options.count("(default:") == 13
+    assert options.count("(default:") == 17
 
 
 def test_which_model_it_is_is_said_and_the_tiny_one_is_called_tiny(tokenizer):
@@ -47,6 +50,15 @@ def test_which_model_it_is_is_said_and_the_tiny_one_is_called_tiny(tokenizer):
     assert "COURSE_PROFILE=small" in command_line("LoRA").format_help().split("options:")[1]
     assert loading("tiny", tokenizer).startswith("This is the course's tiny model")
     assert loading("small", tokenizer) == f"Loading {tokenizer.name_or_path} ..."
+
+
+def test_the_last_lines_say_where_things_are_and_the_next_command():
+    said = what_now(command_line("LoRA").parse_args(["--data", "my file.jsonl", "--out", "runs/one"]))
+    assert (
+        said.startswith("runs/one holds the adapter, README.md") and 'under "How to use" in runs/one/README.md' in said
+    )
+    command = said.splitlines()[-1].partition(": ")[2]
+    assert command == "python capstone.py --data 'my file.jsonl' --out runs/one-seed-1 --seed 1"
 
 
 @pytest.mark.parametrize(

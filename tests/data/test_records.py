@@ -122,7 +122,7 @@ def test_the_report_names_every_line_and_reason_and_nothing_is_read(tmp_path):
         "  line 4: output is empty",
         "  line 5: output is null, not text",
         "  line 6: is a list, not an object with the fields instruction, output",
-        "  line 7: output is a number, not text",
+        "  line 7: output is a number, not text (in JSON put it in quotation marks)",
         "  line 8: input is a list, not text",
         "  line 9: names the field 'instruction' twice",
     ]

@@ -257,7 +257,11 @@ def test_of_good_data_nothing_is_said_and_each_fault_has_its_sentence(tokenizer)
     good = talk(24, "Arr! Thar be one.")
     assert data_report(good[:4], tokenizer, 512, good[4:]).warnings() == []
     few = data_report(good[:4], tokenizer, 512, good[4:10]).warnings()
-    assert few == ["Look: 6 held-out records are too few to tell anything from luck: --held-out 20."]
+    assert few == ["Look: 6 held-out records are too few to tell anything from luck: collect 40 or more in all."]
+    one = data_report(good[:4], tokenizer, 512, good[4:5]).warnings()
+    assert one == ["Look: 1 held-out record is too few to tell anything from luck: collect 40 or more in all."]
+    many = data_report(talk(39, "Arr!"), tokenizer, 512, good[4:5]).warnings()
+    assert "Look: 1 held-out record is too few to tell anything from luck: --held-out 20." in many
     for answer, said in (
         ("Arr!<|end|> Thar.", r"special tokens stand written out in texts \(<\|end\|> in 4\)"),
         ("  Arr!\n", "4 answers begin or end with white space"),

@@ -155,7 +155,7 @@ def evaluation(answers, wanted="yes", loss=1.0) -> Evaluation:
 def test_a_few_records_get_no_percentage_and_no_probability(count):
     text = comparison(evaluation(["no"] * count), evaluation(["yes"] * count), examples=0)
     assert f"| exact match | 0 of {count} | {count} of {count} |" in text
-    assert "%" not in text and "probability" not in text and "too few to tell this from luck: hold out 20" in text
+    assert "%" not in text and "probability" not in text and "too few to tell this from luck; it takes 20" in text
 
 
 def test_many_records_get_both_with_an_interval():

@@ -415,6 +415,18 @@ def test_pissa_begins_as_the_base_up_to_rounding_and_is_taken_off_again(batches)
         assert torch.allclose(p, before[name], atol=1e-6), name
 
 
+def test_pefts_pissa_switched_off_is_not_the_base(batches):
+    """What chapter 15 warns of: "adapter off" is the residual there, so no reference for DPO. LoRA is the control."""
+    with torch.no_grad():
+        expected = models.load_base()[0](**batches[0]).logits
+        off = {}
+        for init in (True, "pissa"):
+            model = peft_model(lora_config(init_lora_weights=init)).eval()
+            with model.disable_adapter():
+                off[init] = (model(**batches[0]).logits - expected).abs().max().item()
+    assert off[True] < 1e-4 < 1 < off["pissa"]
+
+
 @pytest.mark.parametrize(("name", "r"), [("LoRA", 4), ("rsLoRA", 4), ("PiSSA", 8), ("AdaLoRA", 4)])
 def test_a_variant_that_is_a_plain_lora_is_saved_as_one(name, r, batches, tmp_path):
     """On the base as it was, by our reader and by PEFT's: rsLoRA with another lora_alpha, PiSSA with twice the rank."""

@@ -192,6 +192,68 @@ def test_missing_parentheses_move_a_quarter_of_a_gigabyte_more():
     assert extra == pytest.approx(4 * 8192 * 4096 * 2, rel=0.01), "x read and written once more, and g"
 
 
+def copies(found):
+    return sum(op.name == "_to_copy" for op in found)
+
+
+def test_under_autocast_peft_can_leave_the_copies_out_and_nothing_else_changes():
+    from peft import LoraConfig, get_peft_model
+    from peft.helpers import disable_input_dtype_casting
+    from torch import nn
+
+    torch.manual_seed(0)
+    config = LoraConfig(r=8, lora_alpha=16, target_modules=["0"], init_lora_weights=False)
+    layer = get_peft_model(nn.Sequential(nn.Linear(96, 64, bias=False, dtype=torch.bfloat16)), config)
+    given, g = torch.randn(32, 96).bfloat16(), torch.randn(32, 64).bfloat16()
+    trained = [p for p in layer.parameters() if p.requires_grad]
+    assert {p.dtype for p in trained} == {torch.float32}
+
+    def measured(off):
+        x, results = given.clone().requires_grad_(), []
+
+        def step():
+            with torch.autocast("cpu", torch.bfloat16), disable_input_dtype_casting(layer, active=off):
+                results.append(layer(x))
+            results[0].backward(g)
+
+        layer.zero_grad()
+        return copies(operations(step)), [*results, x.grad, *(p.grad.clone() for p in trained)]
+
+    (as_it_comes, first), (without, second) = measured(False), measured(True)
+    assert as_it_comes == without + 4
+    assert all(map(torch.equal, first, second))
+    with pytest.raises(RuntimeError, match="dtype"), disable_input_dtype_casting(layer):
+        layer(given)
+
+
+def test_the_copies_can_go_in_an_sft_trainer_that_checkpoints(tmp_path):
+    from datasets import Dataset
+    from peft import LoraConfig
+    from peft.helpers import disable_input_dtype_casting
+    from trl import SFTConfig, SFTTrainer
+
+    from utils.models import load_base
+
+    rows = Dataset.from_list([{"text": f"the cat number {i} sits on the mat"} for i in range(8)])
+
+    def measured(off):
+        model, tokenizer = load_base(torch.bfloat16)
+        args = SFTConfig(
+            output_dir=str(tmp_path), max_steps=2, per_device_train_batch_size=4, logging_steps=1, learning_rate=1e-3,
+            bf16=True, use_cpu=True, save_strategy="no", report_to=[], disable_tqdm=True,
+        )  # fmt: skip
+        config = LoraConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM")
+        trainer = SFTTrainer(model, args=args, train_dataset=rows, processing_class=tokenizer, peft_config=config)
+        assert args.gradient_checkpointing, "TRL's default"
+        assert {p.dtype for p in trainer.model.parameters() if p.requires_grad} == {torch.float32}
+        with disable_input_dtype_casting(trainer.model, active=off):
+            count = copies(operations(trainer.train))
+        return count, [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+    (as_it_comes, first), (without, second) = measured(False), measured(True)
+    assert len(first) == 2 and first == second and without < 0.7 * as_it_comes
+
+
 def test_the_layers_tool_runs_in_trial_and_goes_on_where_it_stopped(tmp_path, capsys):
     layer = importlib.import_module("tools.gpu.layer")
 

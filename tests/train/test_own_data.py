@@ -20,12 +20,13 @@ from utils.lora import inject
 from utils.models import ROOT, load_base, load_tokenizer
 from utils.train.loop import train
 from utils.train.own_data import (
+    GENERAL,
     data_facts,
     general_texts,
     hold_out,
+    other_texts,
     prompt_key,
     split_records,
-    train_on_file,
 )
 
 
@@ -154,6 +155,35 @@ def test_the_facts_are_the_files(tmp_path):
     assert facts == ("a.jsonl", hashlib.sha256(path.read_bytes()).hexdigest(), 27, 3, 0, 0)
 
 
+def test_numbers_and_empty_answers_are_refused_with_what_to_do(tmp_path):
+    """All lines with one fault are one line of the message."""
+    rows = [{"question": f"{n} + {n}?", "answer": 2 * n if n < 6 else ""} for n in range(12)]
+    path = tmp_path / "sums.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(BadRecords) as refused:
+        read_own(path)
+    assert str(refused.value).splitlines()[1:] == [
+        "  lines 1, 2, 3, 4 and 2 more: answer is a number, not text (in JSON put it in quotation marks)",
+        "  lines 7, 8, 9, 10 and 2 more: answer is empty: write out what should be learned, or take the record out",
+    ]
+
+
+def test_the_other_texts_are_stories_or_a_file(tmp_path, tokenizer):
+    assert other_texts(None, tokenizer) == (general_texts(), GENERAL)
+    path = tmp_path / "wiki.txt"
+    path.write_text("The tide rose. " * 20_000, encoding="utf-8")
+    texts, name = other_texts(path, tokenizer)
+    assert name == "wiki.txt" and [len(text) for text in texts] == [100_000]
+    path.write_text("The tide rose.", encoding="utf-8")
+    with pytest.raises(ValueError, match="holds .* tokens, and a perplexity needs 256: give --general some pages"):
+        other_texts(path, tokenizer)
+    path.write_bytes("Ebbe und Flüsse. ".encode("latin-1") * 300)
+    with pytest.raises(ValueError, match="isn't text in UTF-8"):
+        other_texts(path, tokenizer)
+    with pytest.raises(FileNotFoundError, match="there is no file"):
+        other_texts(tmp_path / "none.txt", tokenizer)
+
+
 def test_the_general_texts_are_always_the_same_and_enough_for_a_window():
     assert general_texts() == general_texts() and len(" ".join(general_texts()).split()) > 1000
 
@@ -214,11 +244,12 @@ def test_a_file_is_trained_on_by_the_courses_labels_and_loop(tmp_path, shape):
         inject(model, "all-linear", 4, 8)
         return model
 
-    losses = train_on_file(adapted(), tokenizer, path, steps=12, batch_size=4, **settings)
+    records = read_own(path).records
+    losses = train(adapted(), tokenizer, records, steps=12, batch_size=4, **settings)
     examples = [Example(r["instruction"], r["output"]) for r in LINES]
     assert losses == train(adapted(), tokenizer, examples, steps=12, batch_size=4, **settings)
     assert losses[-1] < 0.9 * losses[0]
-    (first,) = train_on_file(adapted(), tokenizer, path, steps=1, batch_size=len(rows), **settings)
+    (first,) = train(adapted(), tokenizer, records, steps=1, batch_size=len(rows), **settings)
     total = count = 0
     model = load_base()[0]
     for row in rows:
@@ -228,10 +259,3 @@ def test_a_file_is_trained_on_by_the_courses_labels_and_loop(tmp_path, shape):
             total += model(input_ids=ids, labels=labels).loss.item() * learned
         count += learned
     assert first == pytest.approx(total / count, rel=1e-5)  # float32 sums in another order
-
-
-def test_a_bad_line_is_refused_before_a_step(tmp_path):
-    path = tmp_path / "mine.jsonl"
-    path.write_text(json.dumps(LINES[0]) + '\n{"instruction": "Hi"}\n', encoding="utf-8")
-    with pytest.raises(BadRecords, match="line 2: output is missing"):
-        train_on_file(None, None, path, steps=1, lr=1e-3)

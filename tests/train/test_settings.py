@@ -9,10 +9,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from utils.course.advice import CHOICES
 from utils.models import PROFILES, TINY_DIR, load_config
 from utils.models.configs import real_config
 from utils.train.recipes import BY_PROFILE, recipe
-from utils.train.settings import MOST_SCALE, SCALE, WIDTHS, Settings, usual_alpha, usual_epochs, usual_rate
+from utils.train.settings import (
+    MOST_SCALE,
+    SCALE,
+    STEP,
+    WIDTH_POWER,
+    WIDTHS,
+    Settings,
+    usual_alpha,
+    usual_epochs,
+    usual_rate,
+)
 
 CONFIG = load_config(TINY_DIR)
 
@@ -42,6 +53,10 @@ def test_what_isnt_a_number_above_zero_is_refused(name, said, value):
         ({"held_out": -0.1}, "not -0.1"),
         ({"targets": []}, "targets are names of layers"),
         ({"targets": ["q_proj", " "]}, "targets are names of layers"),
+        ({"target_parameters": []}, "target_parameters holds names, at least one"),
+        ({"weight_decay": -1}, "weight_decay is a number of 0 or more"),
+        ({"weight_decay": math.nan}, "weight_decay is a number of 0 or more"),
+        ({"exclude": [" "]}, "exclude holds names, at least one"),
         ({"r": 64, "rslora": True, "alpha": 128}, r"alpha / sqrt\(r\) = 16, and above 8 .*: take alpha=16, which"),
         ({"r": 8, "alpha": 128}, "alpha / r = 16, .* take alpha=16"),
     ],
@@ -120,11 +135,41 @@ def test_a_7b_model_fits_the_card_that_its_profile_asks_for():
         num_key_value_heads=4,
     )  # fmt: skip
     filled = Settings().filled("7b", config)
-    assert (filled.batch_size, filled.accumulation, filled.max_length) == (2, 2, 1024)
+    assert (filled.batch_size, filled.accumulation, filled.max_length) == (2, 4, 1024)
     assert (Settings(batch_size=4).filled("7b", config).accumulation, filled.lr) == (1, 2e-4)
     setup = Setup(config, "qlora", filled.batch_size, filled.max_length, r=filled.r, checkpointing=filled.checkpointing)
     assert needed(predict(setup).peak) < 16 * GB
     assert WIDTHS["7b"] == config.hidden_size
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_a_step_has_as_many_records_as_the_guide_advises(name):
+    """It was 4 under small and 7b, where the guide said 8 to 32."""
+    filled = Settings().filled(name, CONFIG)
+    assert filled.batch_size * filled.accumulation == STEP == 8
+    assert CHOICES["How many sequences in one optimizer step?"]["small"].answer.startswith(f"{STEP} to 32")
+    assert Settings(accumulation=3).filled(name, CONFIG).batch_size == filled.batch_size
+    assert Settings(batch_size=4).filled(name, CONFIG).accumulation == 1
+
+
+def test_it_is_said_when_no_dev_set_chooses():
+    timed = Settings().filled("tiny", CONFIG).timed(50)
+    assert timed.sentence(50, 0).endswith("(that takes 100 records to train on): the weights of the last step are kept")
+    assert timed.sentence(500, 0).endswith("(too few different prompts): the weights of the last step are kept")
+    assert "No dev set" not in timed.sentence(500, 50)
+
+
+def test_every_step_is_said_without_a_number():
+    timed = Settings(steps=5).filled("tiny", CONFIG).timed(400)
+    assert "the loss of 40 more after every step chooses" in timed.sentence(400, 40)
+
+
+def test_the_rate_stays_near_the_cookbooks_also_for_qwen():
+    """tinker-cookbook's get_lr: 5e-4 (2000 / width) ** p, p = 0.781 for Llama and 0.0775 for Qwen."""
+    for width in (896, 1536, 2048, 2560, 3584, 4096, 5120):
+        for power in (WIDTH_POWER, 0.0775):
+            theirs = 5e-4 * (2000 / width) ** power
+            assert 1 / 2.5 <= usual_rate("7b", width) / theirs <= 2.5
 
 
 def test_a_cut_beyond_the_models_positions_is_refused():

@@ -5,6 +5,7 @@ import math
 import re
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import optuna
@@ -470,28 +471,106 @@ def test_at_three_times_the_steps_the_winners_lead_over_the_recipe_is_gone():
 LESSON = (ROOT / "lessons" / "14_choosing_settings.md").read_text(encoding="utf-8")
 
 
-def test_the_first_screens_call_continues_after_a_restart_and_tries_the_present_setting_once(tmp_path, monkeypatch):
+def lesson_code(begins, fence="```python"):
+    """The lesson's one cell that begins so."""
+    (code,) = re.findall(rf"^{re.escape(fence)}\n({re.escape(begins)}.*?)^```$", LESSON, re.M | re.S)
+    return compile(code, "the lesson", "exec")
+
+
+def billions(trial):
+    lr, log2_r = trial.suggest_float("lr", 2e-5, 2e-3, log=True), trial.suggest_int("log2_r", 3, 6)
+    return math.log(lr / 1e-4) ** 2 + log2_r
+
+
+@pytest.mark.parametrize("dies_at", [0, 1, 10, 23])
+def test_the_first_screens_lines_run_again_after_a_crash_end_with_24_trials(dies_at, tmp_path, monkeypatch):
+    """Killed trials don't count, pruned ones do, and the present setting is tried once, also after an early crash."""
     monkeypatch.chdir(tmp_path)
-    (code,) = re.findall(r"^```python \.noeval\n(.*?)^```$", LESSON, re.M | re.S)
 
-    def toy(trial):
-        lr, log2_r = trial.suggest_float("lr", 2e-5, 2e-3, log=True), trial.suggest_int("log2_r", 3, 6)
-        return math.log(lr / 1e-4) ** 2 + log2_r
+    def objective(trial):
+        value = billions(trial)
+        if trial.number == dies_at:
+            raise KeyboardInterrupt
+        if trial.number % 3 == 2:
+            raise optuna.TrialPruned
+        return value
 
-    for trials in (24, 48):
-        names = {"optuna": optuna, "objective": toy}
-        exec(compile(code, "the first screen", "exec"), names)
-        done = names["study"].trials
-        assert len(done) == trials and done[0].params == {"lr": 2e-4, "log2_r": 4}
-        assert sum(trial.params == done[0].params for trial in done) == 1
+    code = lesson_code("study = optuna.create_study(\n    study_name=", "```python .noeval")
+    names = {"optuna": optuna, "torch": torch, "objective": objective}
+    with pytest.raises(KeyboardInterrupt):
+        exec(code, names)
+    for _ in range(2):  # the second time there is nothing left to do
+        exec(code, names)
+        found = study.finished(names["study"])
+        assert len(found) == 24 and len(names["study"].trials) == 25
+        assert [trial.params for trial in found].count({"lr": 2e-4, "log2_r": 4}) == 1
+
+
+def test_what_doesnt_fit_into_memory_is_pruned_and_freed_and_another_error_is_raised():
+    class Weights:
+        pass
+
+    kept, left = [], []
+
+    def train(setting, seed, evaluated, callbacks):
+        weights = Weights()
+        kept.append(weakref.ref(weights))
+        raise torch.OutOfMemoryError if setting["log2_r"] > 2 else ZeroDivisionError
+
+    names = {
+        "optuna": optuna, "torch": torch, "math": math, "train": train, "held_out": {"dev": None},
+        "Report": lambda trial: None,
+    }  # fmt: skip
+    exec(lesson_code("def objective(trial)"), names)
+    one = optuna.create_study()
+    for log2_r in (5, 1):
+        one.enqueue_trial({"lr": 1e-3, "log2_r": log2_r})
+    callback = lambda *_: left.append(kept[-1]() is not None)  # noqa: E731 - the place where the lesson frees the cache
+    with pytest.raises(ZeroDivisionError):
+        one.optimize(names["objective"], n_trials=2, gc_after_trial=True, callbacks=[callback])
+    assert [trial.state.name for trial in one.trials] == ["PRUNED", "FAIL"]
+    assert left == [False], "the trial's model must be gone when the cache is freed"
+
+
+def test_the_lessons_objective_answers_infinity_for_a_run_that_diverged():
+    names = {
+        "optuna": optuna, "torch": torch, "math": math, "held_out": {"dev": None}, "Report": lambda trial: None,
+        "train": lambda setting, *_: {"eval_loss": math.nan if setting["lr"] > 1e-2 else 1.5},
+    }  # fmt: skip
+    exec(lesson_code("def objective(trial)"), names)
+    assert names["objective"](optuna.trial.FixedTrial({"lr": 1e-3, "log2_r": 3})) == 1.5
+    assert names["objective"](optuna.trial.FixedTrial({"lr": 5e-2, "log2_r": 3})) == math.inf
+
+
+def test_a_seeded_sampler_draws_the_same_again_after_a_restart_and_an_unseeded_one_doesnt():
+    for seed, alike in ((0, True), (None, False)):
+        storage = optuna.storages.InMemoryStorage()
+        for _ in range(2):
+            sampler = optuna.samplers.TPESampler(n_startup_trials=8, seed=seed)
+            one = optuna.create_study(storage=storage, study_name="s", sampler=sampler, load_if_exists=True)
+            one.optimize(billions, n_trials=3)
+        drawn_lr = [trial.params["lr"] for trial in one.trials]
+        assert (drawn_lr[:3] == drawn_lr[3:]) == alike
+
+
+def test_pruning_kept_every_good_setting_of_the_record():
+    """Random studies with and without pruning begin with the same settings; the first eight can't be pruned."""
+    ways = {True: [], False: []}
+    for one in RECORD["studies"]:
+        if one["sampler"] == "random":
+            ways[one["pruning"]] += one["trials"][8:24]
+    setting = ("r", "ratio", "lr", "lora_dropout", "targets")
+    assert all(a[name] == b[name] for a, b in zip(ways[True], ways[False], strict=True) for name in setting)
+    order = sorted(range(64), key=lambda i: study.last_loss(ways[False][i]))
+    states = [ways[True][i]["state"] for i in order]
+    assert states.count("pruned") == 49 and states.index("pruned") == 15
 
 
 @pytest.fixture
 def report():
     """The lesson's callback, and what it is called with."""
-    (code,) = re.findall(r"^```python\n(class Report.*?)^```$", LESSON, re.M | re.S)
     names = {"transformers": transformers, "math": math, "optuna": optuna}
-    exec(compile(code, "the lesson", "exec"), names)
+    exec(lesson_code("class Report"), names)
     one = optuna.create_study(pruner=optuna.pruners.ThresholdPruner(upper=1.0))
     trial = one.ask()
     control = transformers.TrainerControl()

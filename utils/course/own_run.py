@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import shlex
 import shutil
 import sys
 from collections.abc import Iterator
@@ -41,17 +42,39 @@ def command_line(description: str) -> argparse.ArgumentParser:
         type=float,
         help="the peak learning rate (default: by the model's width, 4e-3 for the tiny model, 2e-4 at 7B)",
     )
+    add("--weight-decay", type=float, help="AdamW's, on A and B: a large one, such as 3, forgets less (default: 0)")
     add("--r", type=int, help="the rank (default: 8)")
     add("--alpha", type=float, help="lora_alpha (default: 2 r, with --rslora 2 sqrt(r): a scale of 2)")
     add("--rslora", action="store_true", help="scale by alpha / sqrt(r), not alpha / r (default: off)")
     add("--targets", nargs="+", metavar="NAME", help="layers that get an adapter (default: all-linear)")
+    add(
+        "--target-parameters",
+        nargs="+",
+        metavar="NAME",
+        help="weights that are no layers and get one too, such as a mixture's experts (default: none)",
+    )
+    add(
+        "--exclude",
+        nargs="+",
+        metavar="NAME",
+        help="parts that get none, such as vision_tower (default: none)",
+    )
     add("--batch-size", type=int, help="records at once (default: 8 for the tiny model, 4 for the small one, 2 at 7B)")
-    add("--accumulation", type=int, help="batches in one step (default: 1, at 7B 2)")
+    add(
+        "--accumulation",
+        type=int,
+        help="batches in one step (default: as many as make it 8 records; with --batch-size 1)",
+    )
     add("--max-length", type=int, help="tokens where a record is cut (default: 1024, or what the model has)")
     add(
         "--held-out",
         type=_held_out,
         help="the share to test with, a number of records, or a file (default: 0.1, at most 200)",
+    )
+    add(
+        "--general",
+        metavar="FILE",
+        help="a text file of what the model mustn't forget, some pages of it (default: generated stories)",
     )
     add("--seed", type=int, help="of split, start and order (default: 0)")
     add("--four-bit", action="store_true", help="QLoRA: the base in 4 bits (default: under COURSE_PROFILE=7b)")
@@ -64,6 +87,18 @@ def loading(profile: str, tokenizer: Any) -> str:
     if profile == "tiny":
         return f"{TINY}\nLoading it ..."
     return f"Loading {tokenizer.name_or_path} ..."
+
+
+def what_now(given: argparse.Namespace) -> str:
+    """The last lines of a run: where things are, how the adapter is asked, and the command of a second run."""
+    out = Path(given.out)
+    again = ["python", "capstone.py", "--data", given.data, "--out", f"{out}-seed-1", "--seed", "1"]
+    return (
+        f"{out} holds the adapter, README.md (its card, with these results) and evaluation.json (every answer).\n"
+        f'To ask it: the lines under "How to use" in {out / "README.md"}.\n'
+        "To see how much is luck, the same with another seed and otherwise the same options: "
+        f"{shlex.join(map(str, again))}"
+    )
 
 
 def settings_of(given: argparse.Namespace) -> Settings:

@@ -312,6 +312,8 @@ def _pairs(
             ]
             return _conversation([*given, *after], row, answer, system)
         problems = [(field, p) for field in (question, answer) if (p := text_problem(row[field]))]
+        if (answer, "is empty") in problems:
+            problems[-1] = (answer, "is empty: write out what should be learned, or take the record out")
         problems += [p for field in extras if (p := _extra_problem(row, field))]
         if problems:
             return problems

@@ -92,6 +92,8 @@ def kind_of(value: Any) -> str:
 
 def text_problem(value: Any, *, empty: bool = False) -> str | None:
     """What keeps `value` from being a text that a tokenizer takes, or None; `empty`: whether it may have no words."""
+    if isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value):
+        return "is a number, not text (in JSON put it in quotation marks)"
     if not isinstance(value, str):
         return f"is {kind_of(value)}, not text"
     if not empty and not value.strip():

@@ -144,7 +144,11 @@ class Report:
             near = self._share(self.near, self.usable)
             said.append(f"{near} prompts are nearly another one: the file is smaller than it looks")
         if 0 < self.held_out < FEW:
-            said.append(f"{self.held_out} held-out records are too few to tell anything from luck: --held-out {FEW}")
+            held = "1 held-out record is" if self.held_out == 1 else f"{self.held_out} held-out records are"
+            cure = (
+                f"--held-out {FEW}" if self.usable + self.held_out >= 2 * FEW else f"collect {2 * FEW} or more in all"
+            )
+            said.append(f"{held} too few to tell anything from luck: {cure}")
         return [f"Look: {text}." for text in said]
 
     def _share(self, part: int, whole: int) -> str:

@@ -255,8 +255,8 @@ def verdict(before: Evaluation, after: Evaluation) -> str:
         said = f"By chrF {found.gained} answers came nearer to the wanted one and {found.lost} moved away."
     if count < FEW:
         held = "record is" if count == 1 else "records are"
-        return f"{said} {count} held-out {held} too few to tell this from luck: hold out {FEW} or more."
-    odds = "less than 0.001" if found.luck < 0.001 else f"{found.luck:.3f}"
+        return f"{said} {count} held-out {held} too few to tell this from luck; it takes {FEW} or more."
+    odds = "less than 0.001" if found.luck < 0.001 else f"{found.luck:.2g}"
     return f"{said} Fair coins would split them so unevenly with a probability of {odds}."
 
 

@@ -16,12 +16,29 @@ from utils.train.settings import PATIENCE
 
 
 def watching(dev: bool) -> list[TrainerCallback]:
-    """The callbacks of a run on data of one's own: the bar, and with a dev split the stop when its loss has stopped
-    falling. TRL's own bars for what takes a moment are turned off."""
+    """The callbacks of a run on data of one's own: the bar, and with a dev split its loss in a line each and the stop
+    when it has stopped falling. TRL's own bars for what takes a moment are turned off."""
     from datasets import disable_progress_bars
 
     disable_progress_bars()
-    return [LiveLoss(), *([EarlyStoppingCallback(PATIENCE)] if dev else [])]
+    return [LiveLoss(), *([SayDevLoss(), EarlyStoppingCallback(PATIENCE)] if dev else [])]
+
+
+class SayDevLoss(TrainerCallback):
+    """Prints each dev loss in a terminal, above the bar; a notebook draws it (:class:`LiveLoss`)."""
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if metrics and "eval_loss" in metrics and not in_notebook():
+            from tqdm.auto import tqdm
+
+            tqdm.write(f"step {state.global_step:,} of {state.max_steps:,}: dev loss {metrics['eval_loss']:.3g}")
 
 
 class LiveLoss(TrainerCallback):

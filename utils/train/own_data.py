@@ -19,13 +19,13 @@ from utils.data.records import Record, loose, to_prompt_completion
 from utils.train.settings import DEV_AT_LEAST, DEV_AT_MOST, DEV_SHARE
 
 if TYPE_CHECKING:
-    from torch import nn
     from transformers import PreTrainedTokenizerBase
 
 HELD_OUT_SHARE = 0.1
 HELD_OUT_AT_MOST = 200
 GENERAL_TEXTS = 40
-GENERAL = "40 generated picture-book stories"
+GENERAL = "40 generated picture-book texts"
+GENERAL_TOKENS, GENERAL_CHARACTERS = 256, 100_000
 FEWEST_PROMPTS = 10
 
 
@@ -57,31 +57,6 @@ class DataFacts(NamedTuple):
     held_out: int
     dropped: int
     near: int
-
-
-def train_on_file(
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    path: str | Path,
-    *,
-    steps: int,
-    lr: float,
-    batch_size: int = 8,
-    seed: int = 0,
-    progress: bool = True,
-) -> list[float]:
-    """A file of one's own, its labels, the course's loop, and the loss of every step (nats per token).
-
-    For a file in another shape put your own list of ``prompt`` and ``completion`` in the place of `records`. Nothing is
-    held out (see :func:`split_records`), and no record is cut, whatever its length. Raises what
-    :func:`utils.data.formats.read_own` and :func:`utils.train.loop.train` raise.
-    """
-    from utils.train.loop import train
-
-    records = read_own(path).records
-    return train(
-        model, tokenizer, records, steps=steps, lr=lr, batch_size=batch_size, seed=seed, progress=progress
-    )  # fmt: skip
 
 
 def prompt_key(record: Record) -> tuple[str, ...]:
@@ -190,3 +165,25 @@ def general_texts() -> list[str]:
     from utils.tinyworld import documents
 
     return documents(GENERAL_TEXTS, seed=13, split="test")
+
+
+def other_texts(path: str | Path | None, tokenizer: PreTrainedTokenizerBase) -> tuple[list[str], str]:
+    """The texts that show what a training forgets, and what they are called: :func:`general_texts`, or a text file.
+
+    Of a file the first 100,000 characters count. Raises FileNotFoundError when there is none, ValueError when it isn't
+    UTF-8 or holds fewer than 256 tokens, one window of :func:`utils.evaluate.metrics.perplexity`.
+    """
+    if path is None:
+        return general_texts(), GENERAL
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")[:GENERAL_CHARACTERS]
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} isn't text in UTF-8: save it as that, or pass another file as --general") from None
+    tokens = len(tokenizer(text, add_special_tokens=False).input_ids)
+    if tokens < GENERAL_TOKENS:
+        raise ValueError(
+            f"{path} holds {tokens} tokens, and a perplexity needs {GENERAL_TOKENS}: give --general some pages"
+        )
+    return [text], Path(path).name

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import random
 from fractions import Fraction
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from utils.course.checks.behaviour import same_factors, same_gradients
 from utils.course.checks.references import ch15 as lesson
-from utils.course.checks.registry import Mistake, exercise
+from utils.course.checks.registry import Mistake, Wrong, exercise
 
 # ------------------------------------------------------------------------------------------ variants
 
@@ -76,17 +77,44 @@ def _dora_case(d_out: int, d_in: int, r: int, s: float):
     )  # fmt: skip
 
 
+def _norm_as_a_constant(W: Tensor, A: Tensor, B: Tensor, m: Tensor, s: float) -> Tensor:
+    """The right weight with the paper's (and PEFT's) gradient, which leaves out that of the norm."""
+    turned = W + s * B @ A
+    return m[:, None] * turned / torch.linalg.norm(turned, dim=1, keepdim=True).detach()
+
+
+def _dora_gradients(answer: Any) -> None:
+    """The formula's gradients; the paper's, which treats the norm as a constant, are told by name."""
+    made, names = _dora_case(5, 7, 2, 2.0), ("W", "A", "B", "m", "s")
+    try:
+        same_gradients(lesson.dora_weight, made, names)(answer)
+    except Wrong as wrong:
+        try:
+            same_gradients(_norm_as_a_constant, made, names)(answer)
+        except Wrong:
+            raise wrong from None
+        raise Wrong(
+            "your result is right, and its gradient is the one of the paper and PEFT, who detach the norm. Here the "
+            "whole formula is asked for: let gradients pass through the norm too."
+        ) from None
+
+
 exercise(
     "dora_weight",
     reference=lesson.dora_weight,
     cases=[_dora_case(5, 7, 2, 2.0), _dora_case(6, 4, 1, 0.5), _dora_case(4, 4, 2, 2.0)],
     drawn=_drawn_dora,
     new_result=True,
-    test=same_gradients(lesson.dora_weight, _dora_case(5, 7, 2, 2.0), ("W", "A", "B", "m", "s")),
+    test=_dora_gradients,
     mistakes=[
         Mistake(
             lambda W, A, B, m, s: lesson.dora_weight(W, A, B, m, s).detach(),
             expect="no gradient passes through your result",
+        ),
+        Mistake(_norm_as_a_constant, expect="who detach the norm"),
+        Mistake(
+            lambda W, A, B, m, s: m[:, None] / torch.linalg.norm(W + s * B @ A, dim=1, keepdim=True) * W + s * B @ A,
+            "m over the length multiplies W alone: the update belongs in the bracket with it, since both are scaled.",
         ),
         Mistake(
             lambda W, A, B, m, s: lesson.dora_weight(W.add_(s * B @ A), 0 * A, B, m, s),
@@ -132,7 +160,7 @@ exercise(
         ),
         Mistake(
             lambda W, A, B, m, s: (W + s * B @ A) / torch.linalg.norm(W + s * B @ A, dim=1, keepdim=True),
-            "every row has length 1, and the learnt lengths have no effect: multiply row i by m[i].",
+            "every row has length 1, and the learned lengths have no effect: multiply row i by m[i].",
         ),
         Mistake(
             lambda W, A, B, m, s: m[:, None] * (W + s * B @ A) / torch.linalg.norm(W + s * B @ A),
@@ -238,6 +266,10 @@ exercise(
         Mistake(
             _falls(lambda fall, last, done: fall * (1 - done) ** 3 + last),
             "nobody can keep a part of a triplet: round down with int(...).",
+        ),
+        Mistake(
+            _falls(lambda fall, last, done: math.ceil(fall * (1 - done) ** 3 + last)),
+            "nearly: this rounds up. Round down, with int(...).",
         ),
         Mistake(
             _falls(lambda fall, last, done: round(fall * (1 - done) ** 3 + last)),

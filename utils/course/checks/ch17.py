@@ -1,4 +1,4 @@
-"""Chapter 17's exercises: hold out by groups, luck, and what fits a card."""
+"""Chapter 17's exercises: hold out by groups, and luck."""
 
 from __future__ import annotations
 
@@ -182,73 +182,4 @@ exercise(
     why="Only answers that changed say anything, and a fair coin decides each if the adapter does nothing: 8 of 10 is "
     "luck one time in nine.",
     points=2,
-)
-
-# -------------------------------------------------------------------------------------------------------- what fits
-
-
-_WAYS = ("full", "LoRA", "LoRA, checkpointing", "QLoRA")
-_NEEDS = [dict(zip(_WAYS, gb, strict=True)) for gb in ((110.0, 36.0, 18.0, 6.8), (26.0, 12.6, 7.2, 8.1))]
-
-
-def _drawn_needs(rng: random.Random) -> tuple[dict[str, float], float]:
-    ways = rng.sample([*_WAYS, "DoRA", "8-bit Adam"], rng.randint(1, 5))
-    needs = {way: rng.choice([5.0, 6.8, 7.2, 12.6, 16.4, 24.5, 80.0]) for way in ways}
-    return needs, rng.choice([4, 7, 12, 12.6, 16, 24, 80, 100])
-
-
-exercise(
-    "what_fits",
-    reference=lesson.what_fits,
-    cases=[(needs, card) for needs in _NEEDS for card in (6, 8, 12.6, 19, 24, 36, 80, 110)],
-    drawn=_drawn_needs,
-    mistakes=[
-        Mistake(
-            lambda needs, card_gb: max(
-                (way for way in needs if needs[way] <= card_gb), key=lambda way: needs[way], default="none"
-            ),
-            "that is the one that fills the card most: the order of `needs` says which you like best.",
-        ),
-        Mistake(
-            lambda needs, card_gb: [way for way, gb in needs.items() if gb <= card_gb] or "none",
-            "those are all that fit: the first of them is asked for.",
-        ),
-        Mistake(
-            lambda needs, card_gb: next((way for way, gb in needs.items() if int(gb) <= card_gb), "none"),
-            "int(...) rounds the GB down, and so a way passes that needs a little more than the card has.",
-        ),
-        Mistake(
-            lambda needs, card_gb: next(iter(needs)) if needs[next(iter(needs))] <= card_gb else "none",
-            'only the first way was tried: the return of "none" belongs behind the loop.',
-        ),
-        Mistake(
-            lambda needs, card_gb: lesson.what_fits(needs, card_gb - 1),
-            "you kept 1 GB of the card back: that margin is in `needs`, and twice is too much.",
-        ),
-        Mistake(
-            lambda needs, card_gb: lesson.what_fits(needs, 0.9 * card_gb),
-            "you left a tenth of the card free; the safety margin is in the numbers already.",
-        ),
-        Mistake(
-            lambda needs, card_gb: next((way for way, gb in needs.items() if gb < card_gb), "none"),
-            "a way that needs just what the card has fits: compare with <=.",
-        ),
-        Mistake(
-            lambda needs, card_gb: next((way for way, gb in reversed(needs.items()) if gb <= card_gb), "none"),
-            "you began with the last way, which is the one that you like least: keep the order of `needs`.",
-        ),
-        Mistake(
-            lambda needs, card_gb: min(needs, key=needs.get) if min(needs.values()) <= card_gb else "none",
-            "that is the way that needs least. The task wants the first that fits, the one you like best.",
-        ),
-        Mistake(
-            lambda needs, card_gb: next((way for way, gb in needs.items() if gb <= card_gb), None),
-            'where nothing fits the answer is the text "none", not None.',
-        ),
-    ],
-    hints=[
-        "for way, gb in needs.items() goes through them in their order.",
-        'Return the first way whose gb <= card_gb; after the loop, return "none".',
-    ],
-    why="A dictionary keeps its order, and the margin is counted once: in the needs.",
 )

@@ -46,9 +46,7 @@ exercise(
         ),
         _flops("the frozen weight has no gradient: the base computes y and dx, two products and not three.", frozen=3),
         _flops("that is the forward pass alone; the backward pass has products of its own.", frozen=1, thin=1),
-        _flops(
-            "two of the six thin products are missing: the gradients of A and of B train, so they are computed.", thin=2
-        ),
+        _flops("two of the six skinny products are missing: A and B train, so their gradients are computed.", thin=2),
         Mistake(
             lambda n, d_in, d_out, r: (4 * n * d_in * d_out, 4 * n * d_in * d_out + 6 * n * r * (d_in + d_out)),
             "the second number is what LoRA adds, without the base.",
@@ -59,8 +57,16 @@ exercise(
         ),
         Mistake(lambda *sizes: sum(lesson.layer_flops(*sizes)), "that is the sum of both; return the two numbers."),
         Mistake(
+            lambda n, d_in, d_out, r: (4 * n * d_in * d_out, 4 * n * r * d_in + 6 * n * r * d_out),
+            "one of the six skinny products is missing: q A, LoRA's part of dx.",
+        ),
+        Mistake(
+            lambda n, d_in, d_out, r: (4 * n * d_in * d_out, 2 * r * d_in * d_out + 4 * n * d_in * d_out),
+            "B @ A is never built: x goes through A first, which is only r wide.",
+        ),
+        Mistake(
             lambda n, d_in, d_out, r: (4 * n * d_in * d_out, 12 * n * r * d_in),
-            "you took the layer for square: three of the thin products have d_out in them and three d_in.",
+            "you took the layer for square: three of the skinny products have d_out in them and three d_in.",
         ),
         Mistake(
             lambda n, d_in, d_out, r: (4 * d_in * d_out, 6 * r * (d_in + d_out)),
@@ -68,7 +74,7 @@ exercise(
         ),
         Mistake(
             lambda n, d_in, d_out, r: (4 * n * d_in * d_out, 12 * n * d_in * d_out * r),
-            "each thin product has two of the sizes n, d_in, d_out and r as its sides and one inside: never all four.",
+            "a skinny product has two of the sizes n, d_in, d_out and r as sides and one inside: never all four.",
         ),
         _flops("your LoRA has its two forward products only; four more follow in the backward pass.", thin=1),
         _flops(
@@ -150,7 +156,7 @@ exercise(
         ),
         Mistake(
             lambda n, k, m, flops, memory: max(2 * n * k * m / flops, 2 * (n * k + k * m + 2 * n * m) / memory),
-            "a product doesn't read what it writes: the result moves once.",
+            "the result is n * m numbers of two bytes, written once and not read.",
         ),
         Mistake(
             lambda n, k, m, flops, memory: max(2 * n * k * m / flops, 2 * (n * k + n * m) / memory),
@@ -320,6 +326,17 @@ exercise(
         Mistake(
             lambda n, d_in, d_out, r: (2 * n * d_in + 2 * n * r, lesson.kept_bytes(n, d_in, d_out, r)[1]),
             "the plain layer converts x to float32 for its adapters, and keeps that: four bytes a number.",
+        ),
+        Mistake(
+            lambda n, d_in, d_out, r: (
+                lesson.kept_bytes(n, d_in, d_out, r)[0],
+                4 * (n + r) * d_in + 4 * r * (n + d_out),
+            ),
+            "the fast layer keeps everything in 16 bits: two bytes a number.",
+        ),
+        Mistake(
+            lambda n, d_in, d_out, r: (lesson.kept_bytes(n, d_in, d_out, r)[0], 2 * (n * d_in + r * (d_in + d_out))),
+            "the fast layer keeps h as well: (n, r) numbers, which the gradient of B needs.",
         ),
         Mistake(
             lambda n, d_in, d_out, r: (4 * n * d_in, 2 * n * d_in + 2 * r * (d_in + d_out)),

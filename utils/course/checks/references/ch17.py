@@ -21,11 +21,3 @@ def luck(gained, lost):
     n, fewer = gained + lost, min(gained, lost)
     tail = sum(math.comb(n, k) for k in range(fewer + 1)) / 2**n
     return min(1.0, 2 * tail)
-
-
-# -------- what_fits
-def what_fits(needs, card_gb):
-    for way, gb in needs.items():
-        if gb <= card_gb:
-            return way
-    return "none"
