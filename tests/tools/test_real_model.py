@@ -9,6 +9,7 @@ from tools.ensemble import Ensemble
 from tools.real_model import __main__ as command
 from tools.real_model import findings, general
 from tools.real_model.findings import FINDINGS, Finding, at_best, at_equal_accuracy, table, verdict
+from tools.real_model.page import PAGE, page, side
 from tools.real_model.plan import PLANS, SECTIONS, calibrated
 from tools.sweep_rank import FULL
 from utils.evaluate.metrics import complete
@@ -68,6 +69,24 @@ def test_full_fine_tuning_is_told_from_lora_and_no_finding_is_there_twice():
     assert len({f.key for f in FINDINGS}) == len(FINDINGS)
 
 
+def test_the_page_has_a_row_for_each_finding_with_mean_interval_and_seeds():
+    found = {"seeds": [0, 1, 2], "mean": 0.5, "low": 0.25, "high": 0.75, "verdict": "holds"}
+    other = found | {"mean": 20_000, "low": -1_234, "high": 41_234, "verdict": "doesn't"}
+    entry = {"chapter": "08", "says": "Small is good", "unit": "bits", "bound": 20000, "above": False}
+    record = {"findings": [entry | {"tiny": found, "small": other}], "date": "d", "hardware": "h", "torch": "t",
+              "tool": "x"}  # fmt: skip
+    text = page(record)
+    row = "| [08](08_loraconfig.md) | Small is good | bits | below 20,000 | 0.50 (0.25 to 0.75; 3) | "
+    assert row + "20,000 (-1,234 to 41,234; 3) | **doesn't** |" in text
+    assert "Of 1 findings 0 hold on SmolLM2, 0 weaker, 0 are open, and 1 don't." in text
+    assert side({"seeds": [], "values": []}) == "not measured"
+
+
+@pytest.mark.skipif(not findings.OUT.exists(), reason="the record is made on a GPU")
+def test_the_page_is_what_the_record_gives():
+    assert PAGE.read_text(encoding="utf-8") == page(json.loads(findings.OUT.read_text(encoding="utf-8")))
+
+
 def test_nothing_measured_is_said():
     assert {entry[m]["verdict"] for entry in table([]) for m in ("tiny", "small")} == {"not measured"}
 
@@ -107,8 +126,10 @@ def test_a_trial_of_the_tiny_model_measures_every_kind(tmp_path, monkeypatch):
         rows = command.run_job(first[kind])
         assert rows and all(row["model"] == "tiny" for row in rows), kind
         assert json.loads(open(first[kind]["file"], encoding="utf-8").read()) == rows
-    (tmp_path / findings.ABOUT).write_text('{"hardware": "CPU"}', encoding="utf-8")
-    findings.record(tmp_path, tmp_path / "record" / "real_model.json")
+    about = {"hardware": "CPU", "date": "2026-11-29", "torch": "2"}
+    (tmp_path / findings.ABOUT).write_text(json.dumps(about), encoding="utf-8")
+    findings.record(tmp_path, tmp_path / "record" / "real_model.json", tmp_path / "page.md")
+    assert "| [08](08_loraconfig.md) | Rank 16 beats rank 1" in (tmp_path / "page.md").read_text(encoding="utf-8")
     record = json.loads((tmp_path / "record" / "real_model.json").read_text(encoding="utf-8"))
     assert len(record["findings"]) == len(FINDINGS) and record["hardware"] == "CPU"
 

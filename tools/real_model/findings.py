@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tools.ensemble import write
+from tools.real_model.page import PAGE, write_page
 from tools.sweep_rank import FULL
 from utils.evaluate.seeds import interval
 
@@ -333,8 +334,8 @@ def table(rows: Sequence[Row]) -> list[dict]:
     return found
 
 
-def record(work: Path, out: Path = OUT) -> None:
-    """Write the record from all the jobs' files in `work`, and print the table.
+def record(work: Path, out: Path = OUT, page: Path = PAGE) -> None:
+    """Write the record from all the jobs' files in `work`, the ledger's page from it, and print the table.
 
     Raises FileNotFoundError where nothing was trained in `work`.
     """
@@ -346,6 +347,7 @@ def record(work: Path, out: Path = OUT) -> None:
         "code; a finding holds where the 95% interval over its seeds is on its side of the bound, which was set before",
         "tool": "python -m tools.real_model", **about, "findings": findings,
     })  # fmt: skip
+    write_page(out, page)
     for entry in findings:
         sides = [
             f"{m} {entry[m].get('mean', '-')} ({entry[m].get('low', '-')} to {entry[m].get('high', '-')}) "
