@@ -42,7 +42,7 @@ def page(record: Mapping[str, Any]) -> str:
         "The course's findings come from a Llama of 1.77 million parameters. Here the same code has tried them on",
         "SmolLM2-135M-Instruct. A number is the mean over the seeds (95% interval; how many seeds). A finding holds",
         "where the whole interval is on its side of the bound, doesn't where it is on the other, and is open between",
-        "them; weaker means with less than half of the tiny model's distance from the bound. The bounds were set before.",
+        "them; weaker means with less than half of the tiny model's distance from it. The bounds were set before.",
         "",
         f"Of {len(measured)} findings {counts['holds']} hold on SmolLM2, {counts['holds, weaker']} weaker, "
         f"{counts['open']} are open, and {counts[DOESNT]} don't.",
