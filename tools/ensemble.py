@@ -14,7 +14,9 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from multiprocessing import TimeoutError, get_context
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -219,7 +221,7 @@ def results_of(
     """What `measure` gives for each job, as they finish, in `workers` processes (0: in this one, one after another).
 
     After so many `seconds` the jobs that still run are given up. The error of a job that fails in its process is raised
-    when the others are done.
+    when the others are done. Raises BrokenProcessPool at once where a process dies or can't find `measure`.
     """
     deadline, failed = time.monotonic() + seconds, None
     if not workers:
@@ -227,15 +229,24 @@ def results_of(
             if time.monotonic() < deadline:
                 yield measure(job)
         return
-    with get_context("spawn").Pool(min(workers, len(jobs)), initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        finished = pool.imap_unordered(measure, jobs)
-        for _ in tqdm(jobs, desc="jobs", mininterval=5):
+    pool = ProcessPoolExecutor(min(workers, len(jobs)), get_context("spawn"), torch.set_num_threads, (1,))
+    try:
+        waiting = [pool.submit(measure, job) for job in jobs]
+        for done in tqdm(
+            as_completed(waiting, None if seconds == math.inf else seconds), "jobs", len(jobs), mininterval=5
+        ):
             try:
-                yield finished.next(None if seconds == math.inf else max(0.0, deadline - time.monotonic()))
-            except TimeoutError:
-                break
+                yield done.result()
+            except BrokenProcessPool:
+                raise
             except Exception as error:
                 failed = failed or error
+    except TimeoutError:
+        pass
+    finally:
+        for process in list((pool._processes or {}).values()):  # no public way to give up what runs before Python 3.14
+            process.terminate()
+        pool.shutdown(cancel_futures=True)
     if failed:
         raise failed
 

@@ -169,9 +169,11 @@ def stack_of(task: Any, method: str, runs: Sequence[Run], device: str) -> Ensemb
     )  # fmt: skip
 
 
-def decays(stack: Ensemble, runs: Sequence[Run], steps: int, anchor: Tensors) -> Callable[..., None]:
-    """An `after_step` that decays what is trained towards `anchor`, decoupled from the gradient as AdamW does it."""
-    weight = torch.tensor([run.knob for run in runs], device=stack.device)
+def decays(stack: Ensemble, weights: Sequence[float], steps: int, anchor: Tensors) -> Callable[..., None]:
+    """An `after_step` that decays what is trained towards `anchor`, decoupled from the gradient as AdamW does it; each
+    run by its own weight.
+    """
+    weight = torch.tensor(weights, device=stack.device)
 
     def after(step: int, parameters: Tensors, gradients: Tensors) -> None:
         factor = loop.learning_rate_factor(step, steps)
@@ -254,7 +256,7 @@ def one_stack(job: dict, runs: Sequence[Run]) -> list[dict]:
     if remedy.startswith("kl"):
         hooks["extra_loss"] = Divergence(stack, texts_for(remedy, task, stack.tokenizer))
     elif remedy == "weight decay":
-        hooks["after_step"] = decays(stack, runs, steps, zero)
+        hooks["after_step"] = decays(stack, [run.knob for run in runs], steps, zero)
     elif remedy == "rate":
         hooks["after_step"] = averages(steps, kept)
     stack.train(data, steps=steps, batch_size=batch, **hooks)

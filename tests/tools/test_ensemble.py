@@ -1,6 +1,9 @@
 """The stack of runs: padding, divergence of one run among others, and the choice of a rate."""
 
 import math
+import os
+import time
+from concurrent.futures.process import BrokenProcessPool
 
 import pytest
 import torch
@@ -134,6 +137,22 @@ def test_a_job_that_fails_loses_none_of_the_others():
         for part in results_of(doubled_but_2, [2, 3], workers=1):
             found += part
     assert found == [{"job": 6}]
+
+
+def dies(job):
+    os._exit(1)
+
+
+def test_a_process_that_dies_ends_the_whole_and_is_not_waited_for():
+    """With multiprocessing's Pool the result of a process that died never came, and nothing said so."""
+    with pytest.raises(BrokenProcessPool):
+        list(results_of(dies, [1], workers=1, seconds=60))
+
+
+def test_what_runs_after_the_time_is_given_up():
+    began = time.monotonic()
+    assert list(results_of(time.sleep, [0.0, 600.0], workers=2, seconds=20)) == [None]
+    assert time.monotonic() - began < 60
 
 
 def test_no_job_begins_after_the_time_is_over():

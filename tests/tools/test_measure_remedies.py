@@ -39,7 +39,7 @@ def test_decay_pulls_towards_the_anchor_and_not_where_the_weight_is_zero():
     data = task_examples("style", "train", 8)
     stack = tool.stack_of("style", "LoRA", RUNS, "cpu")
     zero = {n: torch.zeros_like(p) for n, p in stack.parameters.items()}
-    stack.train(data, steps=3, batch_size=2, after_step=tool.decays(stack, RUNS, 3, zero))
+    stack.train(data, steps=3, batch_size=2, after_step=tool.decays(stack, [run.knob for run in RUNS], 3, zero))
     plain = tool.stack_of("style", "LoRA", RUNS[:1], "cpu")
     plain.train(data, steps=3, batch_size=2)
     for name, p in stack.parameters.items():

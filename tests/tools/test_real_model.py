@@ -2,13 +2,15 @@
 
 import json
 import math
+import subprocess
+import sys
 
 import pytest
 
 from tools.ensemble import Ensemble
-from tools.real_model import __main__ as command
 from tools.real_model import findings, general
 from tools.real_model.findings import FINDINGS, Finding, at_best, at_equal_accuracy, table, verdict
+from tools.real_model.jobs import jobs_of, run_job
 from tools.real_model.page import PAGE, page, side
 from tools.real_model.plan import PLANS, SECTIONS, calibrated
 from tools.sweep_rank import FULL
@@ -93,7 +95,7 @@ def test_nothing_measured_is_said():
 
 @pytest.mark.parametrize("model", PLANS)
 def test_every_job_has_a_file_of_its_own_and_trains_what_there_is(model, tmp_path):
-    jobs = command.jobs_of(model, list(SECTIONS), tmp_path, "cpu", trial=True)
+    jobs = jobs_of(model, list(SECTIONS), tmp_path, "cpu", trial=True)
     assert len({job["file"] for job in jobs}) == len(jobs)
     assert {job["section"] for job in jobs} == set(SECTIONS)
 
@@ -120,10 +122,10 @@ WANTED = ("base", "sweep", "kl", "form", "update", "combine", "overfit", "varian
 
 def test_a_trial_of_the_tiny_model_measures_every_kind(tmp_path, monkeypatch):
     monkeypatch.setenv("COURSE_PROFILE", "tiny")
-    jobs = command.jobs_of("tiny", list(SECTIONS), tmp_path, "cpu", trial=True)
+    jobs = jobs_of("tiny", list(SECTIONS), tmp_path, "cpu", trial=True)
     first = {job.get("remedy") or job["kind"]: job for job in reversed(jobs)}
     for kind in WANTED:
-        rows = command.run_job(first[kind])
+        rows = run_job(first[kind])
         assert rows and all(row["model"] == "tiny" for row in rows), kind
         assert json.loads(open(first[kind]["file"], encoding="utf-8").read()) == rows
     about = {"hardware": "CPU", "date": "2026-11-29", "torch": "2"}
@@ -134,16 +136,34 @@ def test_a_trial_of_the_tiny_model_measures_every_kind(tmp_path, monkeypatch):
     assert len(record["findings"]) == len(FINDINGS) and record["hardware"] == "CPU"
 
 
+def test_the_command_trains_in_processes_of_its_own(tmp_path):
+    """The jobs were lost, and the command hung, while what runs one was a function of the package's `__main__`."""
+    call = [
+        sys.executable,
+        "-m",
+        "tools.real_model",
+        "--model",
+        "tiny",
+        "--trial",
+        "--workers",
+        "1",
+        "--work",
+        tmp_path,
+    ]
+    told = subprocess.run([*call, "capacity"], capture_output=True, text=True, timeout=240, check=True)
+    assert "1 of 1 jobs are there" in told.stdout and list(tmp_path.glob("tiny-capacity-*.json"))
+
+
 def test_a_job_that_is_done_is_not_trained_again(tmp_path):
-    (job,) = [j for j in command.jobs_of("tiny", ["combining"], tmp_path, "cpu", trial=True)]
+    (job,) = [j for j in jobs_of("tiny", ["combining"], tmp_path, "cpu", trial=True)]
     (tmp_path / "tiny-combining-style_translation.json").write_text('[{"kept": 1}]', encoding="utf-8")
-    assert command.run_job(job) == [{"kept": 1}]
+    assert run_job(job) == [{"kept": 1}]
 
 
 def test_a_job_that_fails_says_so_and_leaves_no_file(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COURSE_PROFILE", "tiny")
-    (job,) = command.jobs_of("tiny", ["combining"], tmp_path, "cpu", trial=True)
-    assert command.run_job(job | {"tasks": ["poems", "style"]}) == []
+    (job,) = jobs_of("tiny", ["combining"], tmp_path, "cpu", trial=True)
+    assert run_job(job | {"tasks": ["poems", "style"]}) == []
     assert "FAILED" in capsys.readouterr().out and not list(tmp_path.iterdir())
 
 

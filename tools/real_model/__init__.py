@@ -10,6 +10,7 @@ one that is there isn't run again: a call that is cut off after so many seconds 
 
     plan      what each section trains, for each model
     general   texts and questions that belong to no task: what a model may forget
+    jobs      the list of jobs, and one job run and kept
     sections  how a job is trained and measured
     findings  from all rows to the table: what each finding says of either model, and whether it holds
 """

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import time
-import traceback
 from pathlib import Path
 
 import torch
@@ -14,43 +10,8 @@ import torch
 import tools.real_model as package
 from tools.ensemble import provenance, results_of, write
 from tools.real_model import findings
-from tools.real_model.plan import PLANS, SECTIONS, Job, calibrated
-
-
-def run_job(job: Job) -> list[dict]:
-    """A job's rows, from its file where it has been done; an error is told and leaves no file."""
-    from tools.real_model.sections import KINDS, Bench
-
-    file = Path(job["file"])
-    if file.exists():
-        return json.loads(file.read_text(encoding="utf-8"))
-    os.environ["COURSE_PROFILE"] = PLANS[job["model"]].profile
-    torch.set_float32_matmul_precision("high")  # TF32 where there is a GPU
-    began, title = time.perf_counter(), f"{job['model']} {job['section']} {job['name']}"
-    try:
-        rows = KINDS[job["kind"]](Bench(PLANS[job["model"]], job["device"], job["trial"]), job)
-    except Exception:
-        print(f"{title} FAILED\n{traceback.format_exc()}", flush=True)
-        return []
-    finally:
-        if job["device"].startswith("cuda"):
-            torch.cuda.empty_cache()
-    rows = [{"model": job["model"], **row} for row in rows]
-    seconds = time.perf_counter() - began
-    write(file, rows)
-    print(f"{title}: {len(rows)} rows, {seconds:.0f} s", flush=True)
-    return rows
-
-
-def jobs_of(model: str, sections: list[str], work: Path, device: str, trial: bool) -> list[Job]:
-    """The jobs of the sections, in the order that was asked for, with the steps that the pilot in `work` found."""
-    pilot = [row for file in sorted(work.glob(f"{model}-pilot-*.json")) for row in json.loads(file.read_text())]
-    plan = calibrated(PLANS[model], pilot)
-    return [
-        {**job, "model": model, "device": device, "trial": trial,
-         "file": str(work / f"{model}-{section}-{job['name']}.json".replace(" ", "_").replace("+", "_"))}
-        for section in sections for job in SECTIONS[section](plan)
-    ]  # fmt: skip
+from tools.real_model.jobs import jobs_of, run_job
+from tools.real_model.plan import PLANS, SECTIONS
 
 
 def main() -> None:

@@ -12,8 +12,8 @@ from itertools import product
 from typing import Any, NamedTuple
 
 from tools.sweep_rank import CONTROLS, FULL, RULES, TARGETS, Run
-from utils.data.verified import VERIFIED
 from utils.tinyworld import TASKS
+from utils.tinyworld.verified import VERIFIED
 
 Job = dict[str, Any]
 
@@ -209,13 +209,13 @@ def overfitting(plan: Plan) -> list[Job]:
 
 def capacity(plan: Plan) -> list[Job]:
     """Random strings learned by heart, by rank."""
-    per_rank = (32, 64, 128) if plan.profile == "tiny" else (256, 1024, 2048)
+    tiny = plan.profile == "tiny"
     by_strings: dict[int, list[Run]] = {}
-    for r, times in product((1, 2), per_rank):
-        by_strings.setdefault(r * times, []).extend(
+    for r, strings in product((1, 2), (32, 64, 128)) if tiny else ((1, 256), (1, 1024), (1, 2048)):
+        by_strings.setdefault(r * strings if tiny else strings, []).extend(
             Run("all-linear", r, lr, seed) for lr, seed in product(plan.rates[3:5], (0, 1))
         )
-    steps = 2000 if plan.profile == "tiny" else 600
+    steps = 2000 if tiny else 800
     return [
         {"section": "capacity", "name": str(strings), "kind": "strings", "strings": strings, "steps": steps,
          "runs": [list(run.__dict__.values()) for run in runs]}

@@ -19,7 +19,6 @@ from tools.real_model.plan import TRIAL, Job, Plan
 from tools.sweep_rank import FULL, Run, stack_of
 from utils import models
 from utils.data.chat import Example
-from utils.data.verified import VERIFIED, check, verified_examples
 from utils.evaluate import metrics
 from utils.evaluate.forgetting import replay_examples
 from utils.evaluate.spectrum import closest_cosines
@@ -27,6 +26,7 @@ from utils.lora import combine, find_targets
 from utils.lora.combine import Factors
 from utils.quant import absmax, nf4, small_floats
 from utils.tinyworld import task_examples
+from utils.tinyworld.verified import VERIFIED, check, verified_examples
 from utils.train import sweep
 
 CUT_TO = (1, 2, 4, 8, 16, 32, 64)
@@ -185,8 +185,8 @@ def remedy(bench: Bench, job: Job) -> list[dict]:
             divergence = Divergence(stack, penalty_texts(bench, stack.tokenizer))
             hooks["extra_loss"] = divergence
         elif job["remedy"] == "weight decay":
-            knobs = [run_with_knob(job["knob"], lora)] * stack.count
-            hooks["after_step"] = decays(stack, knobs, steps, start)
+            weight = job["knob"] if lora else 10 * job["knob"]  # towards the base it takes ten times more
+            hooks["after_step"] = decays(stack, [weight] * stack.count, steps, start)
         elif job["remedy"] == "rate":
             hooks["after_step"] = averages(steps, averaged)
         stack.train(data, steps=steps, batch_size=size, **hooks)
@@ -205,13 +205,6 @@ def remedy(bench: Bench, job: Job) -> list[dict]:
         return rows
 
     return stacked(bench, job, measure)
-
-
-def run_with_knob(knob: float, lora: bool) -> Any:
-    """What :func:`tools.measure_remedies.decays` reads a run's knob from; towards the base it takes ten times more."""
-    from tools.measure_remedies import Run as RemedyRun
-
-    return RemedyRun(0.0, knob if lora else 10 * knob, 0)
 
 
 # ---------------------------------------------------------------------------------------------- the base in few bits

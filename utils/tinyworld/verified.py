@@ -14,10 +14,10 @@ from collections.abc import Callable
 from typing import Literal, NamedTuple, get_args
 
 from utils.data.chat import Example
+from utils.tinyworld.corpus import Split
 
 VerifiedTask = Literal["extraction", "sums"]
 VERIFIED: tuple[VerifiedTask, ...] = get_args(VerifiedTask)
-Split = Literal["train", "dev", "test"]
 
 _PEOPLE = tuple("Anna Ben Carla David Elena Frank Grace Hassan Ines Jonas Kim Lucia Marco Nadia Omar Paula Rosa Tariq Vera Yuki".split())  # fmt: skip  # noqa: E501
 _GOODS = (
