@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from utils.data import verified
+from utils.tinyworld import verified
 from utils.tinyworld.verified import VERIFIED, check, verified_examples
 
 WANTED = json.dumps({"name": "Anna", "city": "Oslo", "item": "lamps", "count": 3, "date": "2020-05-01", "cents": 1250})
