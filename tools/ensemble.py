@@ -241,11 +241,10 @@ def results_of(
                 raise
             except Exception as error:
                 failed = failed or error
-    except TimeoutError:
-        pass
-    finally:
-        for process in list((pool._processes or {}).values()):  # no public way to give up what runs before Python 3.14
+    except (TimeoutError, GeneratorExit):
+        for process in list(pool._processes.values()):  # before Python 3.14 there is no public way to give up what runs
             process.terminate()
+    finally:
         pool.shutdown(cancel_futures=True)
     if failed:
         raise failed
