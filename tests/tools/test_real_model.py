@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from tools.ensemble import Ensemble
-from tools.real_model import findings, general
+from tools.real_model import general
 from tools.real_model.findings import FINDINGS, Finding, at_best, at_equal_accuracy, table, verdict
 from tools.real_model.jobs import jobs_of, run_job
 from tools.real_model.page import PAGE, page, side
@@ -84,9 +84,9 @@ def test_the_page_has_a_row_for_each_finding_with_mean_interval_and_seeds():
     assert side({"seeds": [], "values": []}) == "not measured"
 
 
-@pytest.mark.skipif(not findings.OUT.exists(), reason="the record is made on a GPU")
+@pytest.mark.skipif(not recording.OUT.exists(), reason="the record is made on a GPU")
 def test_the_page_is_what_the_record_gives():
-    assert PAGE.read_text(encoding="utf-8") == page(json.loads(findings.OUT.read_text(encoding="utf-8")))
+    assert PAGE.read_text(encoding="utf-8") == page(json.loads(recording.OUT.read_text(encoding="utf-8")))
 
 
 def test_nothing_measured_is_said():
@@ -129,8 +129,8 @@ def test_a_trial_of_the_tiny_model_measures_every_kind(tmp_path, monkeypatch):
         assert rows and all(row["model"] == "tiny" for row in rows), kind
         assert json.loads(open(first[kind]["file"], encoding="utf-8").read()) == rows
     about = {"hardware": "CPU", "date": "2026-11-29", "torch": "2"}
-    (tmp_path / findings.ABOUT).write_text(json.dumps(about), encoding="utf-8")
-    findings.record(tmp_path, tmp_path / "record" / "real_model.json", tmp_path / "page.md")
+    (tmp_path / recording.ABOUT).write_text(json.dumps(about), encoding="utf-8")
+    recording.record(tmp_path, tmp_path / "record" / "real_model.json", tmp_path / "page.md")
     assert "| [08](08_loraconfig.md) | Rank 16 beats rank 1" in (tmp_path / "page.md").read_text(encoding="utf-8")
     record = json.loads((tmp_path / "record" / "real_model.json").read_text(encoding="utf-8"))
     assert len(record["findings"]) == len(FINDINGS) and record["hardware"] == "CPU"

@@ -13,4 +13,7 @@ one that is there isn't run again: a call that is cut off after so many seconds 
     jobs      the list of jobs, and one job run and kept
     sections  how a job is trained and measured
     findings  from all rows to the table: what each finding says of either model, and whether it holds
+    tables    the numbers behind them: each setting's mean and interval
+    page      the ledger's page
+    record    both, from all jobs' files to assets/measurements/real_model.json
 """

@@ -9,7 +9,7 @@ import torch
 
 import tools.real_model as package
 from tools.ensemble import provenance, results_of, write
-from tools.real_model import findings
+from tools.real_model import record
 from tools.real_model.jobs import jobs_of, run_job
 from tools.real_model.plan import PLANS, SECTIONS
 
@@ -27,7 +27,7 @@ def main() -> None:
     if unknown := set(args.sections) - SECTIONS.keys():
         parser.error(f"there is no section {', '.join(sorted(unknown))}: choose from {', '.join(SECTIONS)}")
     if args.record:
-        return findings.record(args.work)
+        return record.record(args.work)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     sections = args.sections or [name for name in SECTIONS if name != "pilot"]
     if not args.sections and not args.trial:
@@ -36,7 +36,7 @@ def main() -> None:
     jobs = jobs_of(args.model, sections, args.work, device, args.trial)
     if args.trial:
         jobs = list({(job["section"], job["kind"], job.get("remedy")): job for job in reversed(jobs)}.values())
-    write(args.work / findings.ABOUT, provenance(device))
+    write(args.work / record.ABOUT, provenance(device))
     done = sum(len(rows) > 0 for rows in results_of(run_job, jobs, workers=args.workers, seconds=args.seconds))
     print(f"{done} of {len(jobs)} jobs are there")
 

@@ -9,20 +9,13 @@ between the two it is `open`. Where it holds with less than half of the tiny mod
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from tools.ensemble import write
-from tools.real_model.page import PAGE, write_page
 from tools.sweep_rank import FULL
 from utils.evaluate.seeds import interval
-
-OUT = Path(__file__).resolve().parents[2] / "assets" / "measurements" / "real_model.json"
-ABOUT = "about"  # the file of a work folder that says on what its jobs ran
 
 Row = dict[str, Any]
 BySeed = dict[int, float]
@@ -332,26 +325,3 @@ def table(rows: Sequence[Row]) -> list[dict]:
             entry[model]["verdict"] = verdict(finding, each, tiny)
         found.append(entry)
     return found
-
-
-def record(work: Path, out: Path = OUT, page: Path = PAGE) -> None:
-    """Write the record from all the jobs' files in `work`, the ledger's page from it, and print the table.
-
-    Raises FileNotFoundError where nothing was trained in `work`.
-    """
-    rows = [row for file in sorted(work.glob("*.json")) for row in json.loads(file.read_text(encoding="utf-8"))]
-    about = json.loads((work / ABOUT).read_text(encoding="utf-8"))
-    findings = table([row for row in rows if row["section"] != "pilot"])
-    write(out, {
-        "what": "the chapters' experiments on SmolLM2-135M-Instruct (small) and the tiny Llama (tiny), by the same "
-        "code; a finding holds where the 95% interval over its seeds is on its side of the bound, which was set before",
-        "tool": "python -m tools.real_model", **about, "findings": findings,
-    })  # fmt: skip
-    write_page(out, page)
-    for entry in findings:
-        sides = [
-            f"{m} {entry[m].get('mean', '-')} ({entry[m].get('low', '-')} to {entry[m].get('high', '-')}) "
-            f"{entry[m]['verdict']}"
-            for m in ("tiny", "small")
-        ]
-        print(f"{entry['chapter']} {entry['says']} [{entry['unit']}]: {'; '.join(sides)}")

@@ -82,7 +82,7 @@ exercise(
     mistakes=[
         Mistake(
             lambda settings, target: _least(settings, lambda s: statistics.mean(s["stories_dev"])),
-            "the target wasn't asked for: an adapter that learnt nothing forgets nothing. Leave out the settings whose "
+            "the target wasn't asked for: an adapter that learned nothing forgets nothing. Leave out the settings whose "
             "mean exact match is below it.",
         ),
         Mistake(
@@ -364,7 +364,7 @@ exercise(
 
 
 def _of_lead(loss: Callable[[Any, Any], Any], message: str | None = None, expect: str | None = None) -> Mistake:
-    """The mistake of whoever has the right lead, before beta, and returns `loss(lead, beta)`."""
+    """The mistake of an answer that has the right lead, before beta, and returns `loss(lead, beta)`."""
     return Mistake(
         lambda chosen, rejected, ref_chosen, ref_rejected, beta: loss(
             chosen - rejected - (ref_chosen - ref_rejected), beta
