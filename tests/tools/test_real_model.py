@@ -9,6 +9,7 @@ import pytest
 
 from tools.ensemble import Ensemble
 from tools.real_model import general
+from tools.real_model import record as recording
 from tools.real_model.findings import FINDINGS, Finding, at_best, at_equal_accuracy, table, verdict
 from tools.real_model.jobs import jobs_of, run_job
 from tools.real_model.page import PAGE, page, side
