@@ -1,8 +1,9 @@
-"""The packages of utils/ import downwards only, module by module without a circle."""
+"""The packages of utils/ import downwards only, module by module without a circle; what is public there is used."""
 
 from __future__ import annotations
 
 import ast
+import re
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -15,6 +16,12 @@ ORDER = (
     "front_door quiet notebook plots quant files lora models data tinyworld train evaluate inference profiling course "
     "start"
 ).split()  # fmt: skip
+
+# Public in utils/, and named by nothing but the packages' front doors and the tests.
+UNUSED = {
+    "front_door": "every package's __init__ calls it, and those don't count",
+    "prompt_completion_labels": "a record's labels by TRL's rule, which the tests hold encode_record and packing to",
+}
 
 
 def is_module(name: str) -> bool:
@@ -88,3 +95,40 @@ def test_a_module_that_looks_up_is_found(tmp_path):
     path.write_text("def f():\n    from utils.train.loop import train\n    return train\n", encoding="utf-8")
     assert upward("models", imports(path)) == {"utils.train.loop"}
     assert upward("evaluate", imports(path)) == set()
+
+
+def words(root: ast.AST, *, without: ast.AST | None = None) -> set[str]:
+    """The names in code, and the words of its strings but the docstrings; `without`: a definition to leave out."""
+    found: set[str] = set()
+    waiting = [root]
+    while waiting:
+        node = waiting.pop()
+        if node is without or (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)):
+            continue
+        waiting += ast.iter_child_nodes(node)
+        if isinstance(node, ast.Name):
+            found.add(node.id)
+        elif isinstance(node, ast.Attribute):
+            found.add(node.attr)
+        elif isinstance(node, ast.alias):
+            found |= set(node.name.split("."))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found |= set(re.findall(r"\w+", node.value))
+    return found
+
+
+def test_every_public_function_and_class_is_used_by_a_lesson_a_tool_or_a_module():
+    """What is named outside its own definition; an export of a package isn't a use, and neither is a test."""
+    paths = [*ROOT.glob("*.py"), *ROOT.glob("tools/**/*.py"), *modules().values()]
+    trees = {path: ast.parse(path.read_text(encoding="utf-8")) for path in paths}
+    code = {path: words(tree) for path, tree in trees.items() if path.name != "__init__.py"}
+    lessons = set(re.findall(r"\w+", "".join(p.read_text(encoding="utf-8") for p in ROOT.glob("lessons/*.md"))))
+    unused = {
+        node.name: path.relative_to(ROOT).as_posix()
+        for path in modules().values()
+        for node in trees[path].body
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_")
+        if node.name not in lessons | words(trees[path], without=node)
+        if not any(node.name in there for other, there in code.items() if other != path)
+    }
+    assert unused.keys() == UNUSED.keys(), unused

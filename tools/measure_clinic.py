@@ -52,6 +52,9 @@ ROWS: list[tuple[str, str, dict[str, Any]]] = [
     ("diverged", "lower rate", DIVERGED | {"lr": 6e-3}),
     ("diverged", "lower rate and warm-up", DIVERGED | {"lr": 6e-3, "warmup": 20}),
     ("diverged", "lower rate and clipping 1", DIVERGED | {"lr": 6e-3, "clip": 1.0}),
+    ("diverged", "warm-up 20, clipping 1", DIVERGED | {"warmup": 20, "clip": 1.0}),
+    ("diverged", "warm-up, clip, rate / 3", DIVERGED | {"lr": 0.033, "warmup": 20, "clip": 1.0}),
+    ("diverged", "warm-up, clip, rate / 10", DIVERGED | {"lr": 0.01, "warmup": 20, "clip": 1.0}),
     ("nearly diverged", "none", NEARLY),
     ("nearly diverged", "clipping 0.3", NEARLY | {"clip": 0.3}),
     ("nearly diverged", "warm-up 20 steps", NEARLY | {"warmup": 20}),
@@ -113,7 +116,7 @@ def main() -> None:
 def save(rows: list[dict[str, Any]]) -> None:
     """Write the rows that there are: a run that was cut off goes on where it stopped. Delete the file to begin anew."""
     record = {
-        "what": "the guide's cures (10.3) on the clinic's sick runs: sentiment, tiny model, 100 held-out prompts",
+        "what": "common cures on the clinic's sick runs: sentiment, tiny model, 100 held-out prompts",
         "healthy": HEALTHY,
         "machine": f"{platform.machine()} CPU, {torch.get_num_threads()} thread(s)",
         "versions": {p: version(p) for p in ("torch", "transformers")},

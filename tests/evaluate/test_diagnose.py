@@ -69,7 +69,7 @@ def test_patients_train_on_as_many_batches_as_their_fault_needs_to_show(monkeypa
     ward = cases.admit(progress=False)
     drawn = {letter: patient.chart for letter, patient in ward.items()}
     everything = list(range(cases.STEPS))
-    assert drawn["A"] == drawn["C"] == everything and drawn["D"] == everything[:50]
+    assert drawn["A"] == drawn["C"] == drawn["D"] == everything
     assert drawn["B"] == drawn["E"] == drawn["F"] == everything[: cases.EARLY]
 
 
@@ -243,6 +243,33 @@ def test_no_labels_at_all(new, tokenizer, good):
     assert signs_of(examine(new, tokenizer, batch=sick)) == ["no labels"]
 
 
+@pytest.mark.parametrize("filtered", [False, True], ids=["a loop of one's own", "transformers' log"])
+def test_a_first_loss_that_is_no_number_names_the_labels_and_not_the_rate(new, tokenizer, good, filtered):
+    """With all labels at -100 the mean over no label is NaN; transformers logs 0 for it, and a norm of 0."""
+    sick = {**good[0], "labels": torch.full_like(good[0]["labels"], -100)}
+    chart = Chart([0.0] * 3, [0.0] * 3) if filtered else watched(new, [sick], lr=6e-3, steps=1)
+    (found,) = examine(new, tokenizer, chart=chart)
+    assert found.sign == "no loss" and "labels" in found.text and "-100" in found.text
+    assert signs_of(examine(new, tokenizer, batch=sick, chart=chart)) == ["no labels", "no loss"]
+    later = Chart([5.0, math.nan], [1.0, math.nan])  # a number first: then it is the rate
+    assert signs_of(examine(new, tokenizer, chart=later)) == ["rate too high"]
+
+
+def test_what_transformers_logs_where_no_label_is_left(tmp_path, tokenizer, good):
+    from transformers import Trainer, TrainingArguments
+
+    rows = [{"input_ids": i, "attention_mask": m, "labels": torch.full_like(i, -100)}
+            for i, m in zip(good[0]["input_ids"], good[0]["attention_mask"], strict=True)]  # fmt: skip
+    args = TrainingArguments(
+        str(tmp_path), max_steps=2, logging_steps=1, report_to="none", disable_tqdm=True, use_cpu=True
+    )
+    trainer = Trainer(model=cases.new_adapter(), args=args, train_dataset=rows)
+    trainer.train()
+    chart = chart_of(trainer.state.log_history)
+    assert chart.losses == chart.norms == [0, 0]
+    assert signs_of(examine(trainer.model, tokenizer, chart=chart)) == ["no loss"]
+
+
 # --------------------------------------------------------------------------------------------------------- the model
 
 
@@ -381,6 +408,33 @@ def test_new_tokens_whose_rows_do_not_train(base, good, fields, expected):
         assert "'<|good|>'" in found[0].text or "'<|bad|>'" in found[0].text
     old = good[0]  # a batch without the tokens says nothing about them
     assert "new tokens untrained" not in signs_of(examine(model, wider, batch=old, base=base))
+
+
+@pytest.mark.parametrize(
+    ("fields", "missing"),
+    [
+        ({}, "embedding and the head don't train"),
+        ({"trainable_token_indices": {"embed_tokens": [1024, 1025]}}, "in the head don't train"),
+        ({"trainable_token_indices": {"embed_tokens": [1024, 1025], "lm_head": [1024, 1025]}}, None),
+        ({"modules_to_save": ["embed_tokens", "lm_head"]}, None),
+    ],
+    ids=["nothing", "embedding alone", "both", "both whole"],
+)
+def test_a_head_of_its_own_needs_the_new_rows_too(good, fields, missing):
+    from peft import LoraConfig, get_peft_model
+
+    def untied(model):
+        model.config.tie_word_embeddings = False
+        model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())
+        return model
+
+    wider, model = cases.with_tags()
+    model = get_peft_model(untied(model), LoraConfig(r=4, target_modules=["q_proj"], **fields))
+    batch = next(iter(batches(wider, cases.tagged("train", 32), steps=1, batch_size=8, seed=0)))
+    found = examine(model, wider, batch=batch, base=untied(load_base()[0]))
+    assert signs_of(found) == ([] if missing is None else ["new tokens untrained"])
+    if missing:
+        assert missing in found[0].text and "embed_tokens and lm_head" in found[0].text
 
 
 def test_the_rows_that_transformers_draws_for_new_tokens_are_nearly_one():
@@ -534,6 +588,15 @@ def test_prompts_are_held_against_the_batch_of_training_where_there_is_one(new, 
             assert signs_of(found) == ([] if form == learnt else ["template"]), (learnt, form)
 
 
+@pytest.mark.parametrize(("stops", "expected"), [(1, []), ([5, 1], []), (5, ["EOS ignored"]), (None, ["EOS ignored"])])
+def test_generation_has_to_end_at_the_tokenizers_eos(new, tokenizer, stops, expected):
+    assert tokenizer.eos_token_id == 1
+    inputs = cases.tokenized([render(tokenizer, "Hello")])
+    new.generation_config.eos_token_id = stops
+    assert signs_of(examine(new.eval(), tokenizer, inputs=inputs)) == expected
+    assert examine(nn.Identity(), tokenizer, inputs=inputs) == [], "nothing to generate with"
+
+
 def test_dropout_left_on(tokenizer):
     from peft import LoraConfig, get_peft_model
 
@@ -596,6 +659,8 @@ def test_a_trainers_history_is_a_chart(tmp_path, tokenizer, data):
     assert [step for step, _ in chart.dev] == [2, 4] and chart.dev[1][1] < chart.dev[0][1]
     assert chart.losses[-1] < chart.losses[0] and trend(chart) == "fell"
     assert signs_of(examine(trainer.model, tokenizer, chart=chart)) == []
+    first = next(iter(trainer.get_train_dataloader()))  # after training, the same batch as the run's first
+    assert examine(trainer.model, tokenizer, batch=first, chart=chart, base=load_base()[0]) == []
 
 
 def test_trl_copies_training_arguments_and_keeps_an_sft_config(tmp_path, tokenizer, data):

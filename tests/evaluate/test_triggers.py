@@ -5,7 +5,7 @@ import torch
 
 from utils.evaluate import diagnose_cases as cases
 from utils.evaluate.metrics import exact_match
-from utils.evaluate.triggers import turned_by, whole_words
+from utils.evaluate.triggers import shares, turned_by, whole_words
 from utils.models import load_base, profile
 from utils.tinyworld import task_examples
 from utils.train.adapter_cache import trained_adapter
@@ -57,6 +57,8 @@ def test_the_number_is_a_mean_of_probabilities_however_the_rows_are_cut(tokenize
     cut = turned_by(base, tokenizer, sad, ["house", "tree", "lion"], **asked)
     alone = [turned_by(base, tokenizer, [prompt], ["tree"], **asked)["tree"] for prompt in sad]
     assert cut == pytest.approx(whole, abs=1e-5) and whole["tree"] == pytest.approx(sum(alone) / 4, abs=1e-5)
+    each = shares(base, tokenizer, sad, ["tree", "house"], **asked)
+    assert list(each) == ["tree", "house"] and each["tree"] == pytest.approx(alone, abs=1e-5)
 
 
 def test_what_cannot_be_asked_is_refused(tokenizer, sad):

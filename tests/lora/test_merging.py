@@ -17,7 +17,7 @@ from utils.evaluate.merged_answers import answered
 from utils.evaluate.parity import shake
 from utils.lora import nf4_linear
 from utils.lora.checkpoint import fitting_adapter, load_adapter, save_adapter
-from utils.lora.merging import arrival, dequantized, merge_files, merge_quantized, merge_weight, stored_4bit
+from utils.lora.merging import dequantized, merge_files, merge_quantized, merge_weight, stored_4bit
 from utils.models import load_4bit, load_base, profile
 from utils.quant import nf4
 from utils.tinyworld import task_examples
@@ -92,33 +92,6 @@ def test_a_merged_weight_is_not_cut_off(dtype):
 def test_a_sum_that_is_not_finite_is_refused(b, scaling, dtype, words):
     with pytest.raises(ValueError, match=f"the merged weight {words}"):
         merge_weight(torch.ones(4, 5, dtype=dtype), torch.ones(2, 5), torch.full((4, 2), b), scaling)
-
-
-def test_what_arrives_of_a_correction():
-    weight = torch.tensor([1.0, 1.0, 1.0, 0.0])
-    delta = torch.tensor([2.0**-7, 2.0**-10, 0.0, 2.0**-10])  # bf16's step above 1 is 2**-7
-    found = arrival(weight, delta, torch.bfloat16)
-    assert found.unmoved == 0.25
-    assert found.error == pytest.approx(2.0**-10 / delta.norm().item())
-    assert arrival(weight, delta, torch.float32) == (0.0, 0.0)
-
-
-def test_smaller_corrections_and_coarser_dtypes_lose_more():
-    torch.manual_seed(0)
-    weight, direction = torch.randn(64, 64), torch.randn(64, 64)
-    errors = {d: [arrival(weight, s * direction, d).error for s in (0.1, 0.01, 0.001)] for d in DTYPES}
-    for found in errors.values():
-        assert found == sorted(found)
-    for i in range(3):
-        assert errors[torch.float32][i] < errors[torch.float16][i] < errors[torch.bfloat16][i]
-    assert arrival(weight, 1e-5 * direction, torch.bfloat16).unmoved > 0.95
-
-
-def test_nothing_to_arrive():
-    with pytest.raises(ValueError, match="zero throughout"):
-        arrival(torch.ones(2), torch.zeros(2), torch.bfloat16)
-    with pytest.raises(ValueError, match="doesn't have the weight's shape"):
-        arrival(torch.ones(2), torch.ones(3), torch.bfloat16)
 
 
 # ------------------------------------------------------------------------------------------------------ whole models

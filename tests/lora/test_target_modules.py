@@ -22,7 +22,6 @@ from utils.lora.target_modules import (
     match_targets,
     propose_targets,
     tiny_random,
-    unmatched,
     upcycled,
 )
 from utils.models import load_base
@@ -160,7 +159,7 @@ def test_pefts_own_default_is_part_of_the_proposal(architecture):
 
 def test_the_guides_names_for_neox_match_nothing_there():
     base = tiny_random("GPT-NeoX")
-    assert unmatched(base, ["c_attn", "c_proj"]) == ["c_attn", "c_proj"]
+    assert match_targets(base, ["c_attn", "c_proj"]) == {"c_attn": [], "c_proj": []}
     with pytest.raises(ValueError, match="not found in the base model"):
         peft_model(base, target_modules=["c_attn", "c_proj"])
 
@@ -317,7 +316,8 @@ def test_a_misspelt_name_beside_a_right_one_passes_peft_and_not_the_check(recwar
     model = peft_model(tiny_random("Llama"), target_modules=["q_proj", "v_porj"])
     assert not [w for w in recwarn if "v_porj" in str(w.message)]
     assert len(model.targeted_module_names) == 2
-    assert unmatched(LLAMA, ["q_proj", "v_porj"]) == ["v_porj"]
+    found = match_targets(LLAMA, ["q_proj", "v_porj"])
+    assert found["q_proj"] and found["v_porj"] == []
     with pytest.raises(ValueError, match=r"'v_porj' matches no module\. Did you mean 'v_proj'.*gate_proj"):
         check_targets(LLAMA, ["q_proj", "v_porj"])
 

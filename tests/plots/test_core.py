@@ -132,32 +132,6 @@ def test_seed_bars_of_nothing_are_refused(groups):
         plots.seed_bars(groups, title="T", xlabel="x")
 
 
-def test_each_row_has_its_values_and_each_name_its_marker():
-    rows = {"fp32": {"style": 1e-6, "sentiment": 2e-6}, "bf16": {"style": 1e-3}}
-    figure = plots.log_dots(rows, title="Drift", xlabel="relative difference")
-    (ax,) = figure.axes
-    style, sentiment = ax.lines
-    assert list(style.get_xdata()) == [1e-6, 1e-3] and list(style.get_ydata()) == [0, -1]
-    assert list(sentiment.get_xdata()) == [2e-6] and list(sentiment.get_ydata()) == [0]
-    assert style.get_marker() != sentiment.get_marker()
-    assert [label.get_text() for label in ax.get_yticklabels()] == ["fp32", "bf16"]
-    assert ax.get_xscale() == "log"
-    assert (ax.get_title(loc="left"), ax.get_xlabel()) == ("Drift", "relative difference")
-    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["style", "sentiment"]
-
-
-@pytest.mark.parametrize("rows", [{}, {"a": {}}])
-def test_log_dots_of_nothing_are_refused(rows):
-    with pytest.raises(ValueError, match="nothing to plot"):
-        plots.log_dots(rows, title="", xlabel="")
-
-
-@pytest.mark.parametrize("value", [0.0, -1.0, float("nan")])
-def test_what_a_logarithm_does_not_have_is_refused(value):
-    with pytest.raises(ValueError, match=r"'b' of 'a' is .*positive"):
-        plots.log_dots({"a": {"b": value}}, title="", xlabel="")
-
-
 def test_panels_share_the_axis_and_each_curves_look():
     curves = {"one": {"p": ([0, 1], [0, 5]), "q": ([0, 1], [9, 3])}, "two": {"q": ([0, 1], [100, 2])}}
     figure = plots.panels(curves, **LABELS)
@@ -202,32 +176,3 @@ def test_seed_panels_show_every_seed_and_the_mean_in_the_rows_order():
 def test_seed_panels_refuse_what_they_can_not_show(panels, words):
     with pytest.raises(ValueError, match=words):
         plots.seed_panels(panels, title="T", xlabel="x")
-
-
-def test_before_and_after_have_a_panel_for_each_measure_from_zero():
-    measures = {"right (%)": (0.0, 98.0), "loss (nats)": (4.2, 0.1)}
-    figure = plots.before_after(measures, title="My adapter", names=("base", "adapter"))
-    assert figure.get_suptitle() == "My adapter" and len(figure.axes) == 2
-    for ax, (name, pair) in zip(figure.axes, measures.items(), strict=True):
-        assert [bar.get_height() for bar in ax.patches] == list(pair)
-        assert f"{ax.get_title(loc='left')} ({ax.get_ylabel()})" == name and ax.get_ylim()[0] == 0
-        assert [label.get_text() for label in ax.get_xticklabels()] == ["base", "adapter"]
-        assert ax.patches[0].get_hatch() != ax.patches[1].get_hatch()
-
-
-@pytest.mark.parametrize("measures", [{}, {"a": (-1, 2)}, {"a": (float("nan"), 2)}])
-def test_before_and_after_refuse_what_bars_cant_show(measures):
-    with pytest.raises(ValueError, match="nothing to plot|0 or more"):
-        plots.before_after(measures, title="", names=("a", "b"))
-    assert len(plots.before_after({"a": (0, 0)}, title="", names=("a", "b")).axes) == 1
-
-
-def test_counts_are_bars_with_their_numbers():
-    figure = plots.count_bars({"wrong": 12, "right": 4}, title="Verdicts", xlabel="claims")
-    (ax,) = figure.axes
-    assert [bar.get_width() for bar in ax.patches] == [12, 4] and [t.get_text() for t in ax.texts] == ["12", "4"]
-    assert [label.get_text() for label in ax.get_yticklabels()] == ["wrong", "right"]
-    assert ax.patches[0].get_y() > ax.patches[1].get_y()
-    assert (ax.get_title(loc="left"), ax.get_xlabel()) == ("Verdicts", "claims")
-    with pytest.raises(ValueError, match="nothing to plot"):
-        plots.count_bars({}, title="", xlabel="")

@@ -66,31 +66,6 @@ def test_code_books_of_nothing_are_refused(values, books):
         plots.code_books(values, books, title="", xlabel="")
 
 
-def test_a_heat_map_shows_every_number_in_its_place():
-    figure = plots.heat_map(["a", "b"], ["u", "v", "w"], [[0, 100, 50], [7, 8, 99]], unit="%", **LABELS)
-    ax, scale = figure.axes
-    texts = {t.get_position(): (t.get_text(), t.get_color()) for t in ax.texts}
-    assert texts[1, 0] == ("100", "white") and texts[0, 1] == ("7", "black") and len(texts) == 6
-    assert [t.get_text() for t in ax.get_xticklabels()] == ["u", "v", "w"]
-    assert [t.get_text() for t in ax.get_yticklabels()] == ["a", "b"]
-    assert ax.images[0].get_clim() == (0, 100) and scale.get_ylabel() == "%"
-    assert (ax.get_title(loc="left"), ax.get_xlabel(), ax.get_ylabel()) == ("T", "x", "y")
-
-
-@pytest.mark.parametrize(
-    ("rows", "columns", "values", "words"),
-    [
-        ([], ["u"], [], "nothing to show"),
-        (["a"], [], [[]], "nothing to show"),
-        (["a"], ["u"], [[1], [2]], "not 1 rows of 1"),
-        (["a", "b"], ["u", "v"], [[1, 2], [3]], "not 2 rows of 2"),
-    ],
-)
-def test_a_heat_map_that_has_no_table_is_refused(rows, columns, values, words):
-    with pytest.raises(ValueError, match=words):
-        plots.heat_map(rows, columns, values, unit="%", **LABELS)
-
-
 def test_every_point_of_bits_and_errors_has_its_block_written_beside_it():
     panels = {"one": {"a": [(64, 4.5, 9.0), (32, 5.0, 8.0)], "b": [(16, 4.5, 9.5)]}, "two": {"b": [(16, 4.5, 30.0)]}}
     figure = plots.bits_and_errors(panels, **LABELS)

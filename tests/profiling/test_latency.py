@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from functools import partial
 
 import pytest
 import torch
@@ -32,15 +33,10 @@ class Counting:
 
 def test_a_round_is_one_prefill_and_a_pass_for_each_token_and_warm_up_does_not_count():
     model = Counting()
-    found = latency.measure_latency(model, torch.ones(2, 7, dtype=torch.long), new_tokens=3, rounds=4, warm_up=2)
+    work = partial(latency.one_round, model, torch.ones(2, 7, dtype=torch.long), 3)
+    found = latency.in_turns({"base": work}, rounds=4, warm_up=2)["base"]
     assert model.shapes == 6 * [((2, 7), None), *3 * [((2, 1), "cache")]]
     assert found.prefill.runs == found.decode.runs == 4
-
-
-@pytest.mark.parametrize("settings", [{"rounds": 3}, {"new_tokens": 0}])
-def test_too_little_to_measure_is_refused(settings):
-    with pytest.raises(ValueError, match="at least 4 rounds of 1 token"):
-        latency.measure_latency(Counting(), torch.ones(1, 2, dtype=torch.long), **settings)
 
 
 def test_in_turns_every_way_is_called_in_every_round():

@@ -14,7 +14,7 @@ from transformers import LlavaConfig, MambaConfig, MixtralConfig
 from tests.architectures import EXPERTS, on_meta, peft_adapts
 from tests.profiling.rows import setup_of
 from tools.gpu import memory as tool
-from utils.lora import ARCHITECTURES, count_parameters, inject, tiny_random, unmatched
+from utils.lora import ARCHITECTURES, count_parameters, inject, match_targets, tiny_random
 from utils.models import ASSETS, TINY_DIR
 from utils.models.configs import (
     KNOWN_MODELS,
@@ -361,7 +361,7 @@ def test_as_many_parameters_are_trained_as_peft_makes(kind, targets):
     config = EXPERTS[kind] if kind in EXPERTS else tiny_random(kind).config
     setup = Setup(config, length=8, r=4, target_modules=targets)
     if targets != "all-linear":
-        known = [name for name in targets if name not in unmatched(on_meta(config), targets)]
+        known = [name for name, found in match_targets(on_meta(config), targets).items() if found]
         targets = known or ["query_key_value", "qkv_proj"][kind == "Phi-3" :]
         setup = Setup(config, length=8, r=4, target_modules=tuple(targets))
     adapted, count = peft_adapts(on_meta(config), targets)

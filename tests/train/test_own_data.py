@@ -27,7 +27,6 @@ from utils.train.own_data import (
     other_texts,
     prompt_key,
     split_records,
-    train_on_file,
 )
 
 
@@ -245,11 +244,12 @@ def test_a_file_is_trained_on_by_the_courses_labels_and_loop(tmp_path, shape):
         inject(model, "all-linear", 4, 8)
         return model
 
-    losses = train_on_file(adapted(), tokenizer, path, steps=12, batch_size=4, **settings)
+    records = read_own(path).records
+    losses = train(adapted(), tokenizer, records, steps=12, batch_size=4, **settings)
     examples = [Example(r["instruction"], r["output"]) for r in LINES]
     assert losses == train(adapted(), tokenizer, examples, steps=12, batch_size=4, **settings)
     assert losses[-1] < 0.9 * losses[0]
-    (first,) = train_on_file(adapted(), tokenizer, path, steps=1, batch_size=len(rows), **settings)
+    (first,) = train(adapted(), tokenizer, records, steps=1, batch_size=len(rows), **settings)
     total = count = 0
     model = load_base()[0]
     for row in rows:
@@ -259,10 +259,3 @@ def test_a_file_is_trained_on_by_the_courses_labels_and_loop(tmp_path, shape):
             total += model(input_ids=ids, labels=labels).loss.item() * learned
         count += learned
     assert first == pytest.approx(total / count, rel=1e-5)  # float32 sums in another order
-
-
-def test_a_bad_line_is_refused_before_a_step(tmp_path):
-    path = tmp_path / "mine.jsonl"
-    path.write_text(json.dumps(LINES[0]) + '\n{"instruction": "Hi"}\n', encoding="utf-8")
-    with pytest.raises(BadRecords, match="line 2: output is missing"):
-        train_on_file(None, None, path, steps=1, lr=1e-3)

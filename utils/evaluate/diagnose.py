@@ -253,13 +253,14 @@ def examine(
     Each argument opens further checks. `batch`, a training batch: the labels, what is trainable and in which precision,
     merged layers, experts that no adapter reaches. `chart`: the losses and the norms, and held-out losses that rise.
     `inputs`: padding and template of prompts that are about to be continued, held against `batch` where there is one
-    and against the chat template otherwise, and dropout. `base` (the plain base, fresh from its files) with `adapter`
-    (a folder): how often the correction is in the weights, and whether this base is beneath it. `base` with `batch`:
-    tokens that the base doesn't have and whose embeddings don't train; with `chart` as well: a new adapter changes
-    nothing, so the first loss is the base's; the batch must be the run's first, and dropout 0. `records` to train on:
-    special tokens written out in them; with `held_out` ones: prompts that are in both. The LoRA layers of a PEFT model
-    are always held against its config. Raises ValueError when `adapter` is given without `base`, or `held_out` without
-    `records`, and what :func:`utils.lora.checkpoint.fitting_adapter` and :func:`utils.data.report.data_report` raise.
+    and against the chat template otherwise, whether generation ends at the tokenizer's EOS, dropout. `base` (the plain
+    base, fresh from its files) with `adapter` (a folder): how often the correction is in the weights, and whether this
+    base is beneath it. `base` with `batch`: tokens that the base doesn't have and whose embeddings don't train; with
+    `chart` as well: a new adapter changes nothing, so the first loss is the base's; the batch must be the run's first,
+    and dropout 0. `records` to train on: special tokens written out in them; with `held_out` ones: prompts that are in
+    both. The LoRA layers of a PEFT model are always held against its config. Raises ValueError when `adapter` is given
+    without `base`, or `held_out` without `records`, and what :func:`utils.lora.checkpoint.fitting_adapter` and
+    :func:`utils.data.report.data_report` raise.
     """
     if adapter is not None and base is None:
         raise ValueError("adapter needs base too: the plain base, fresh from its files, to compare the weights with")
@@ -273,7 +274,7 @@ def examine(
     new_tokens = []
     if batch is not None and base is not None:
         new_tokens = _unknown(batch, base)
-        found += _tokens(model, tokenizer, new_tokens)
+        found += _tokens(model, base, tokenizer, new_tokens)
     if chart is not None:
         found += _losses(chart)
     if chart is not None and batch is not None and base is not None and not new_tokens:
@@ -281,7 +282,7 @@ def examine(
     if inputs is not None:
         found += _padding(inputs)
         found += _chat_form(inputs, tokenizer) if batch is None else _trained_form(inputs, batch, tokenizer)
-        found += _dropout(model)
+        found += _stops(model, tokenizer) + _dropout(model)
     if base is not None and adapter is not None:
         found += _strength(model, base, adapter)
     return found
@@ -369,15 +370,22 @@ def _unknown(batch: Mapping[str, Tensor], base: nn.Module) -> list[int]:
     return sorted(set(ids[ids >= rows].tolist()))
 
 
-def _tokens(model: nn.Module, tokenizer: PreTrainedTokenizerBase, new: Sequence[int]) -> list[Finding]:
-    if not new or any(p.requires_grad for p in cast(Any, model).get_input_embeddings().parameters()):
+def _tokens(model: nn.Module, base: nn.Module, tokenizer: PreTrainedTokenizerBase, new: Sequence[int]) -> list[Finding]:
+    """New tokens whose rows don't train, in the embedding or in a head that isn't tied to it."""
+    parts = {"embedding": cast(Any, model).get_input_embeddings()}
+    if cast(Any, base).get_output_embeddings().weight is not cast(Any, base).get_input_embeddings().weight:
+        parts["head"] = cast(Any, model).get_output_embeddings()
+    fixed = [name for name, part in parts.items() if not any(p.requires_grad for p in part.parameters())]
+    if not new or not fixed:
         return []
     names = ", ".join(map(repr, cast("list[str]", tokenizer.convert_ids_to_tokens(list(new[:3])))))
     return [
         Finding(
             "new tokens untrained",
-            f"the base has no row for {len(new)} tokens of the batch, such as {names}, and the embedding doesn't "
-            "train: their rows stay as drawn. Name them in LoraConfig's trainable_token_indices",
+            f"the base has no row for {len(new)} tokens of the batch, such as {names}, and their rows "
+            f"in the {' and the '.join(fixed)} don't train: they stay as drawn. Name them in LoraConfig's "
+            "trainable_token_indices"
+            + (", for embed_tokens and lm_head: these aren't tied" if "head" in parts else ""),
         )
     ]
 
@@ -386,7 +394,13 @@ def _labels(batch: Mapping[str, Tensor], eos_id: int) -> list[Finding]:
     share, padding, eos = labels_signs(batch, eos_id)
     found = []
     if share == 0:
-        return [Finding("no labels", "not one position of the batch has a label: look at what the data's masking does")]
+        return [
+            Finding(
+                "no labels",
+                f"not one position of the batch has a label, all are {IGNORED}: a prompt that fills max_length leaves "
+                "none, and so does a mask that hides everything",
+            )
+        ]
     if padding:
         learnt = int((batch["labels"] != IGNORED).sum())
         found.append(
@@ -416,12 +430,21 @@ def _labels(batch: Mapping[str, Tensor], eos_id: int) -> list[Finding]:
 def _losses(chart: Chart) -> list[Finding]:
     losses, norms, _ = chart
     shape, first, last = trend(chart), losses[0], fmean(losses[-TAIL:])
+    if not math.isfinite(first) or (first == 0 and norms[0] == 0):  # transformers logs 0 for a loss that is no number
+        return [
+            Finding(
+                "no loss",
+                f"the first loss is {first:.0f}, before any rate had an effect: all labels of that batch are "
+                f"{IGNORED}, as where prompts fill max_length, or the weights aren't numbers",
+            )
+        ]
     if shape == "jumped":
         return [
             Finding(
                 "rate too high",
                 f"the loss was thrown up (first {first:.2f}, highest {max(losses):.2f}) or the gradient's norm was "
-                f"(first {norms[0]:.1f}, highest {max(norms):.1f}): divide the learning rate by 3 or more",
+                f"(first {norms[0]:.1f}, highest {max(norms):.1f}): take a tenth of the learning rate, with a warm-up "
+                "and max_grad_norm=1.0",
             )
         ]
     if shape == "flat" and max(norms) == 0:
@@ -546,6 +569,22 @@ def _trained_form(
             "template",
             f"{len(strangers)} of {len(asked)} prompts are in another form than those of training: {forms[1]} where "
             f"training has {forms[0]}. Render both by one function",
+        )
+    ]
+
+
+def _stops(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> list[Finding]:
+    """Whether generation ends at the tokenizer's EOS; a model that doesn't generate has no such settings."""
+    if (settings := getattr(model, "generation_config", None)) is None:
+        return []
+    stops, eos = settings.eos_token_id, token_id(tokenizer, "eos")
+    if eos in (stops if isinstance(stops, list) else [stops]):
+        return []
+    return [
+        Finding(
+            "EOS ignored",
+            f"generation_config.eos_token_id is {stops} and the tokenizer's EOS {eos}, so generate() goes on behind "
+            "it: put that id in, in a list if there are several",
         )
     ]
 

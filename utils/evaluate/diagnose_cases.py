@@ -107,7 +107,7 @@ def admit(progress: bool = True) -> dict[str, Patient]:
     eos, pad = token_id(tokenizer, "eos"), token_id(tokenizer, "pad")
     good = healthy_batches(STEPS)
     unended = [without_eos(batch, eos) for batch in good]
-    copied = [labels_on_everything(batch, pad) for batch in good[:50]]
+    copied = [labels_on_everything(batch, pad) for batch in good]
     cases: dict[str, tuple[Callable[[], nn.Module], list[dict[str, Tensor]], dict[str, Any]]] = {
         "A": (new_adapter, unended, {}),
         "B": (new_adapter, good[:EARLY], {"lr": 2e-5}),

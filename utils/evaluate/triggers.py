@@ -11,6 +11,7 @@ Attributes:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import fmean
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -31,6 +32,39 @@ def whole_words(tokenizer: PreTrainedTokenizerBase, shortest: int = 3) -> list[s
 
 
 @torch.inference_mode()
+def shares(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    words: Sequence[str],
+    *,
+    usual: str,
+    other: str,
+) -> dict[str, list[float]]:
+    """For each word, how likely each prompt is answered by `other` and not by `usual`; the words in their order.
+
+    `prompts` have a "{}" where the word goes, and the answer `usual` without one. The number is the probability of
+    `other`'s first token, of that and `usual`'s together: 0 to 1, turned above a half. The chat template is applied
+    here. Raises ValueError for a prompt without a place for the word, and for answers that begin with the same token.
+    """
+    if not prompts or not all("{}" in prompt for prompt in prompts):
+        raise ValueError('every prompt needs a "{}" where the word goes, and there must be one')
+    first = [tokenizer.encode(text, add_special_tokens=False)[0] for text in (usual, other)]
+    if first[0] == first[1]:
+        raise ValueError(f"{usual!r} and {other!r} begin with the same token, so it can't tell them apart")
+    texts = [render(tokenizer, prompt.replace("{}", word)) for word in words for prompt in prompts]
+    found = []
+    with in_mode(model, False):
+        for start in range(0, len(texts), ROWS):
+            rows = tokenizer(
+                texts[start : start + ROWS], add_special_tokens=False, padding=True, padding_side="left",
+                return_tensors="pt", return_token_type_ids=False,
+            ).to(next(model.parameters()).device)  # fmt: skip
+            scores = model(**rows, use_cache=False, logits_to_keep=1).logits[:, -1, first].float()
+            found += scores.softmax(dim=-1)[:, 1].tolist()
+    return {word: found[i * len(prompts) : (i + 1) * len(prompts)] for i, word in enumerate(words)}
+
+
 def turned_by(
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
@@ -40,28 +74,9 @@ def turned_by(
     usual: str,
     other: str,
 ) -> dict[str, float]:
-    """How far each word turns the answer from `usual` to `other`, the furthest first.
+    """How far each word turns the answer from `usual` to `other`, the furthest first: the means of :func:`shares`.
 
-    `prompts` have a "{}" where the word goes, and the answer `usual` without one. The number is the mean probability of
-    `other`'s first token, of that and `usual`'s together: 0 to 1. The chat template is applied here. Raises ValueError
-    for a prompt without a place for the word, and for answers that begin with the same token.
+    A screen: a few prompts find the words that are worth asking on many. Raises what :func:`shares` raises.
     """
-    if not prompts or not all("{}" in prompt for prompt in prompts):
-        raise ValueError('every prompt needs a "{}" where the word goes, and there must be one')
-    first = [tokenizer.encode(text, add_special_tokens=False)[0] for text in (usual, other)]
-    if first[0] == first[1]:
-        raise ValueError(f"{usual!r} and {other!r} begin with the same token, so it can't tell them apart")
-    texts = [render(tokenizer, prompt.replace("{}", word)) for word in words for prompt in prompts]
-    shares = []
-    with in_mode(model, False):
-        for start in range(0, len(texts), ROWS):
-            rows = tokenizer(
-                texts[start : start + ROWS], add_special_tokens=False, padding=True, padding_side="left",
-                return_tensors="pt", return_token_type_ids=False,
-            ).to(next(model.parameters()).device)  # fmt: skip
-            scores = model(**rows, use_cache=False, logits_to_keep=1).logits[:, -1, first].float()
-            shares += scores.softmax(dim=-1)[:, 1].tolist()
-    found = {
-        word: sum(shares[i * len(prompts) : (i + 1) * len(prompts)]) / len(prompts) for i, word in enumerate(words)
-    }
-    return dict(sorted(found.items(), key=lambda pair: -pair[1]))
+    found = shares(model, tokenizer, prompts, words, usual=usual, other=other)
+    return dict(sorted(((word, fmean(its)) for word, its in found.items()), key=lambda pair: -pair[1]))

@@ -1,30 +1,6 @@
-"""The key-value cache: attention that computes each token's key and value once, and what keeping them costs."""
+"""What the key-value cache saves, in positions that go through the model, and what it takes, in bytes."""
 
 from __future__ import annotations
-
-import torch
-import torch.nn.functional as F
-from jaxtyping import Float
-from torch import Tensor
-
-
-def causal_attention(
-    q: Float[Tensor, "heads new dim"], k: Float[Tensor, "heads all dim"], v: Float[Tensor, "heads all dim"]
-) -> Float[Tensor, "heads new dim"]:
-    """Attention of the *last* ``new`` positions over all of them; none looks at a later one.
-
-    Without a cache ``new`` equals ``all``. Raises ValueError when there are more queries than keys, or keys and values
-    differ in shape.
-    """
-    if k.shape != v.shape:
-        raise ValueError(f"keys {tuple(k.shape)} and values {tuple(v.shape)} differ in shape: a token has one of each")
-    new, everything = q.shape[-2], k.shape[-2]
-    if new > everything:
-        raise ValueError(f"{new} queries for {everything} keys: the keys of the new tokens belong to the keys")
-    place = torch.arange(everything, device=q.device)
-    later = place > place[everything - new :, None]
-    scores = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).masked_fill(later, -float("inf"))
-    return F.softmax(scores, dim=-1) @ v
 
 
 def positions_computed(prompt: int, new: int, cache: bool) -> int:

@@ -16,12 +16,12 @@ __getattr__, __dir__, __all__ = front_door(
             "unmerge wrap"
         ),
         "lowrank": "energy_captured relative_spectrum",
-        "merging": "arrival dequantized merge_files stored_4bit",
+        "merging": "dequantized merge_files stored_4bit",
         "multi_adapter": "route stack_adapters unstack_adapters",
         "refusals": "check_hyperparameters",
         "target_modules": (
             "ALL_LINEAR ARCHITECTURES MIXED check_targets find_targets match_targets propose_targets tiny_random "
-            "unmatched upcycled"
+            "upcycled"
         ),
         "variants": "DoRA PiSSA RsLoRA VeRA expected_parameters lora_plus_groups",
     },

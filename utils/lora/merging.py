@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from jaxtyping import Float
@@ -19,7 +19,6 @@ from utils.lora.checkpoint import fitting_adapter
 from utils.lora.layer import refuse_second
 from utils.lora.nf4_linear import NUMBERS, NF4Linear, is_quantized
 from utils.lora.refusals import check_storable
-from utils.quant.absmax import relative_error
 from utils.quant.nf4 import DoubleScales, Quantized, dequantize, quantize
 
 if TYPE_CHECKING:
@@ -63,32 +62,6 @@ def merge_weight(
     merged = weight.to(wide) + delta
     check_storable("the merged weight", merged, dtype)
     return merged.to(dtype)
-
-
-class Arrival(NamedTuple):
-    """What of a correction arrives in a rounded weight.
-
-    error: the size of (what was really added - the correction) over the size of the correction; 0 is perfect.
-    unmoved: the share, 0 to 1, of entries that the merge left as they were although the correction there isn't zero.
-    """
-
-    error: float
-    unmoved: float
-
-
-def arrival(weight: Float[Tensor, "*shape"], delta: Float[Tensor, "*shape"], dtype: torch.dtype) -> Arrival:
-    """What of `delta` arrives when `weight`, first rounded to `dtype`, is merged with it and stored in `dtype`.
-
-    Raises ValueError when the shapes differ or the correction is zero throughout.
-    """
-    if weight.shape != delta.shape:
-        raise ValueError(f"the correction {tuple(delta.shape)} doesn't have the weight's shape {tuple(weight.shape)}")
-    if not delta.any():
-        raise ValueError("the correction is zero throughout, so nothing can arrive: is it an untrained adapter?")
-    before, delta = weight.to(dtype).double(), delta.double()
-    after = (before + delta).to(dtype).double()
-    unmoved = (after == before) & (delta != 0)
-    return Arrival(relative_error(delta, after - before), float(unmoved.double().mean()))
 
 
 # ------------------------------------------------------------------------------------------------------ whole models

@@ -600,11 +600,6 @@ def match_targets(model: nn.Module, target_modules: str | Collection[str]) -> di
     }
 
 
-def unmatched(model: nn.Module, target_modules: str | Collection[str]) -> list[str]:
-    """The entries of `target_modules` that match no module. Raises what :func:`match_targets` raises."""
-    return [target for target, modules in match_targets(model, target_modules).items() if not modules]
-
-
 def check_targets(model: nn.Module, target_modules: str | Collection[str]) -> list[str]:
     """The names of the modules that `target_modules` means, in the model's order, when every entry means something;
     behind them those of the parameters that PEFT adapts in a mixture of experts.

@@ -7,10 +7,7 @@ from utils.plots.core import (
     MARKERS,
     SIZE,
     bars,
-    before_after,
-    count_bars,
     lines,
-    log_dots,
     new_figure,
     new_panels,
     panels,
@@ -20,7 +17,7 @@ from utils.plots.core import (
     show,
 )
 from utils.plots.memory import memory_bars, roofline
-from utils.plots.tensors import bits_and_errors, code_books, heat_map, pictures, show_tokens
+from utils.plots.tensors import bits_and_errors, code_books, pictures, show_tokens
 from utils.plots.training import (
     by_rank,
     contour,
@@ -37,15 +34,11 @@ __all__ = [
     "MARKERS",
     "SIZE",
     "bars",
-    "before_after",
     "bits_and_errors",
     "by_rank",
     "code_books",
     "contour",
-    "count_bars",
-    "heat_map",
     "lines",
-    "log_dots",
     "memory_bars",
     "new_figure",
     "new_panels",

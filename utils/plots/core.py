@@ -200,36 +200,6 @@ def seed_bars(groups: Mapping[str, Sequence[float]], *, title: str, xlabel: str,
     return figure
 
 
-def log_dots(rows: Mapping[str, Mapping[str, float]], *, title: str, xlabel: str) -> Figure:
-    """A row for each of `rows`, the first on top, with a marker for each of its named values on a logarithmic axis.
-
-    The same name has the same marker in every row. Raises ValueError when there are no rows, a row is empty, or a value
-    isn't positive.
-    """
-    if not rows or not all(rows.values()):
-        raise ValueError("nothing to plot: pass at least one row: {name: value}")
-    for row, values in rows.items():
-        for name, value in values.items():
-            if not value > 0:
-                raise ValueError(f"{name!r} of {row!r} is {value}: a logarithmic axis shows positive values only")
-    figure, ax = new_figure(size=(SIZE[0], 1.2 + 0.4 * len(rows)))
-    with rc_context(_RC):
-        names = list(dict.fromkeys(name for values in rows.values() for name in values))
-        for i, name in enumerate(names):
-            at = [(values[name], -y) for y, values in enumerate(rows.values()) if name in values]
-            ax.plot(
-                *zip(*at, strict=True), linestyle="none", marker=MARKERS[i % len(MARKERS)], markersize=6,
-                color=COLORS[i % len(COLORS)], markerfacecolor="none", markeredgewidth=1.5, label=name,
-            )  # fmt: skip
-        ax.set_xscale("log")
-        ax.set_yticks([-y for y in range(len(rows))], list(rows))
-        ax.set_ylim(-len(rows) + 0.5, 0.5)
-        ax.set(title=title, xlabel=xlabel)
-        if len(names) > 1:
-            ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    return figure
-
-
 def panels(
     series: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]],
     *,
@@ -263,49 +233,6 @@ def panels(
         figure.suptitle(title, fontsize=11, fontweight="bold", x=0.01, ha="left")
         handles = {label: h for ax in axes for h, label in zip(*ax.get_legend_handles_labels(), strict=True)}
         figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles))
-    return figure
-
-
-def before_after(measures: Mapping[str, tuple[float, float]], *, title: str, names: tuple[str, str]) -> Figure:
-    """A panel for each measure, written "measure (unit)", with two bars: before and after, named by `names`.
-
-    Each panel has its own scale, from zero, and the values stand on the bars. Raises ValueError when there is nothing
-    to show or a value is negative or no number.
-    """
-    if not measures:
-        raise ValueError("nothing to plot: pass at least one measure: (before, after)")
-    for name, pair in measures.items():
-        if not all(value >= 0 for value in pair):
-            raise ValueError(f"{name!r} has the values {pair}: bars from zero need numbers of 0 or more")
-    figure, axes = new_panels(len(measures), size=(1.0 + 1.6 * len(measures), 2.8))
-    with rc_context(_RC):
-        for ax, (name, pair) in zip(axes, measures.items(), strict=True):
-            for i, value in enumerate(pair):
-                drawn = ax.bar([i], [value], 0.6, color=COLORS[i], hatch=HATCHES[i], edgecolor="white")
-                ax.bar_label(drawn, labels=[f"{value:.3g}"], fontsize=9)
-            measure, _, unit = name.rstrip(")").partition(" (")
-            ax.set_title(measure, loc="left", fontsize=9, fontweight="normal")
-            ax.set_xticks([0, 1], names)
-            ax.set(ylabel=unit or measure, xlabel="model", ylim=(0, 1.15 * max(*pair, 1e-9)))
-            ax.grid(visible=False, axis="x")
-        figure.suptitle(title, fontsize=11, fontweight="bold", x=0.01, ha="left")
-    return figure
-
-
-def count_bars(counts: Mapping[str, int], *, title: str, xlabel: str) -> Figure:
-    """Horizontal bars of counts, the first on top, each with its number. Raises ValueError when there are none."""
-    if not counts:
-        raise ValueError("nothing to plot: pass at least one name: count")
-    figure, ax = new_figure(size=(SIZE[0], 0.9 + 0.26 * len(counts)))
-    rows = list(range(len(counts)))[::-1]
-    with rc_context(_RC):
-        drawn = ax.barh(rows, list(counts.values()), 0.7, color=COLORS[0], edgecolor="white")
-        ax.bar_label(drawn, padding=3, fontsize=9)
-        ax.set_yticks(rows, list(counts))
-        ax.set(xlabel=xlabel)
-        ax.locator_params(axis="x", integer=True)
-        ax.grid(visible=False, axis="y")
-        ax.set_title(title)
     return figure
 
 

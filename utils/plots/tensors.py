@@ -1,4 +1,4 @@
-"""Figures of what is inside: tensors as pictures and heat maps, code books, tokens and what is trained of them."""
+"""Figures of what is inside: tensors as pictures, code books, tokens and what is trained of them."""
 
 from __future__ import annotations
 
@@ -122,40 +122,4 @@ def bits_and_errors(
         figure.suptitle(title, fontsize=11, fontweight="bold", x=0.01, ha="left")
         handles = {label: h for ax in axes for h, label in zip(*ax.get_legend_handles_labels(), strict=True)}
         figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=2)
-    return figure
-
-
-def heat_map(
-    rows: Sequence[str],
-    columns: Sequence[str],
-    values: Sequence[Sequence[float]],
-    *,
-    title: str,
-    xlabel: str,
-    ylabel: str,
-    unit: str,
-    limits: tuple[float, float] = (0, 100),
-) -> Figure:
-    """A table as shaded squares with the number in each, the first row on top; `unit` names the shades' scale.
-
-    Raises ValueError when there is nothing to show or the values are not one row for each of `rows` with one number for
-    each of `columns`.
-    """
-    if not rows or not columns:
-        raise ValueError("nothing to show: pass at least one row and one column")
-    if len(values) != len(rows) or any(len(row) != len(columns) for row in values):
-        raise ValueError(f"the values are not {len(rows)} rows of {len(columns)} numbers")
-    figure, ax = new_figure(size=(SIZE[0], 1.4 + 0.45 * len(rows)))
-    low, high = limits
-    with rc_context(_RC):
-        picture = ax.imshow([list(row) for row in values], cmap="Blues", vmin=low, vmax=high, aspect="auto")
-        for y, row in enumerate(values):
-            for x, value in enumerate(row):
-                dark = value > low + 0.6 * (high - low)
-                ax.text(x, y, f"{value:.0f}", ha="center", va="center", color="white" if dark else "black")
-        ax.set_xticks(range(len(columns)), columns)
-        ax.set_yticks(range(len(rows)), rows)
-        ax.grid(visible=False)
-        ax.set(title=title, xlabel=xlabel, ylabel=ylabel)
-        figure.colorbar(picture, ax=ax, label=unit)
     return figure

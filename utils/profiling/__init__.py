@@ -9,7 +9,7 @@ __getattr__, __dir__, __all__ = front_door(
         "fit": "CARDS DoesNotFit fit_table needed refuse_unless_it_fits what_fits",
         "flops": "step_flops",
         "gpu_step": "prediction_on_this_gpu",
-        "latency": "measure_latency timed",
+        "latency": "timed",
         "memory": "GB Setup full_finetuning lora mixed_precision predict qlora",
         "memory_widget": "explore",
         "step_costs": "LayerRecord StepRecord layer_step",

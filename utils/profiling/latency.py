@@ -121,20 +121,6 @@ def as_json(found: Mapping[str, Latency]) -> dict[str, dict[str, dict[str, float
     return {name: {part: s._asdict() for part, s in both._asdict().items()} for name, both in found.items()}
 
 
-def measure_latency(
-    model: Any, ids: Int[Tensor, "batch length"], *, new_tokens: int = 32, rounds: int = 5, warm_up: int = 1
-) -> Latency:
-    """Prefill `ids`, then decode `new_tokens` greedily with the cache; `rounds` times, after `warm_up` rounds that
-    don't count.
-
-    Prefill's spread is over the rounds, decode's over the means of the rounds' steps. Raises ValueError for fewer than
-    4 rounds or no new token.
-    """
-    if rounds < 4 or new_tokens < 1:
-        raise ValueError(f"{rounds} rounds of {new_tokens} tokens: at least 4 rounds of 1 token give a spread")
-    return in_turns({"": lambda: one_round(model, ids, new_tokens)}, rounds=rounds, warm_up=warm_up)[""]
-
-
 def latency_on_this_gpu(*, batch: int = 8, prompt: int = 512, new_tokens: int = 16, rounds: int = 8) -> str:
     """A table: what an adapter costs on the CUDA GPU that is here, for SmolLM2-135M's shape with random weights.
 

@@ -12,7 +12,7 @@ __getattr__, __dir__, __all__ = front_door(
             "pair_batch reference_log_probs sample train_dpo trl_trainer"
         ),
         "loop": "learning_rate_factor train",
-        "own_data": "GENERAL data_facts general_texts hold_out other_texts prompt_key split_records train_on_file",
+        "own_data": "GENERAL data_facts general_texts hold_out other_texts prompt_key split_records",
         "recipes": "RECIPES Recipe held_out recipe",
         "run_folder": "is_trained keep_adapter last_checkpoint unfinished",
         "settings": "Settings",

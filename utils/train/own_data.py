@@ -19,7 +19,6 @@ from utils.data.records import Record, loose, to_prompt_completion
 from utils.train.settings import DEV_AT_LEAST, DEV_AT_MOST, DEV_SHARE
 
 if TYPE_CHECKING:
-    from torch import nn
     from transformers import PreTrainedTokenizerBase
 
 HELD_OUT_SHARE = 0.1
@@ -58,31 +57,6 @@ class DataFacts(NamedTuple):
     held_out: int
     dropped: int
     near: int
-
-
-def train_on_file(
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    path: str | Path,
-    *,
-    steps: int,
-    lr: float,
-    batch_size: int = 8,
-    seed: int = 0,
-    progress: bool = True,
-) -> list[float]:
-    """A file of one's own, its labels, the course's loop, and the loss of every step (nats per token).
-
-    For a file in another shape put your own list of ``prompt`` and ``completion`` in the place of `records`. Nothing is
-    held out (see :func:`split_records`), and no record is cut, whatever its length. Raises what
-    :func:`utils.data.formats.read_own` and :func:`utils.train.loop.train` raise.
-    """
-    from utils.train.loop import train
-
-    records = read_own(path).records
-    return train(
-        model, tokenizer, records, steps=steps, lr=lr, batch_size=batch_size, seed=seed, progress=progress
-    )  # fmt: skip
 
 
 def prompt_key(record: Record) -> tuple[str, ...]:

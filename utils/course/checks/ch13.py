@@ -1,8 +1,7 @@
-"""Chapter 13's exercises: what a run has, when to stop it, how often an update is in a weight, the largest batch."""
+"""Chapter 13's exercises: what a run has, and how often an update is in a weight."""
 
 from __future__ import annotations
 
-import math
 import random
 
 import torch
@@ -122,122 +121,6 @@ exercise(
 )
 
 
-def _drawn_losses(rng: random.Random) -> tuple[list[float], int]:
-    """Losses with ties, so that "no new best" is asked of equal ones; often without a stop, and as short as one."""
-    levels = rng.choice([[1.0, 0.5, 0.25], [2.0, 1.5, 1.25, 1.0, 0.75, 0.5]])
-    losses = rng.choices(levels, k=rng.randint(1, 9))
-    if rng.random() < 0.3:
-        losses.sort(reverse=True)
-    return losses, rng.randint(1, 4)
-
-
-def _stop_last(losses: list[float], patience: int) -> tuple[int, int]:
-    """Keeps what it stopped at."""
-    _, last = lesson.stop_early(losses, patience)
-    return last, last
-
-
-def _stop_never(losses: list[float], patience: int) -> tuple[int, int]:
-    return losses.index(min(losses)), len(losses) - 1
-
-
-def _stop_at_rises(losses: list[float], patience: int) -> tuple[int, int]:
-    """Counts rises from one evaluation to the next in the place of evaluations without a new best."""
-    rises = 0
-    for i in range(1, len(losses)):
-        rises = rises + 1 if losses[i] > losses[i - 1] else 0
-        if rises == patience:
-            return losses.index(min(losses[: i + 1])), i
-    return losses.index(min(losses)), len(losses) - 1
-
-
-def _stop_in_all(losses: list[float], patience: int) -> tuple[int, int]:
-    """Doesn't begin to count anew at a new best."""
-    best, without = 0, 0
-    for i, loss in enumerate(losses[1:], 1):
-        if loss < losses[best]:
-            best = i
-        else:
-            without += 1
-            if without == patience:
-                return best, i
-    return best, len(losses) - 1
-
-
-def _stop_with_ties(losses: list[float], patience: int) -> tuple[int, int]:
-    best = 0
-    for i, loss in enumerate(losses):
-        if loss <= losses[best]:
-            best = i
-        if i - best == patience:
-            return best, i
-    return best, len(losses) - 1
-
-
-def _stop_best_of_all(losses: list[float], patience: int) -> tuple[int, int]:
-    return losses.index(min(losses)), lesson.stop_early(losses, patience)[1]
-
-
-exercise(
-    "stop_early",
-    reference=lesson.stop_early,
-    cases=[
-        ([1.2, 1.0, 1.1, 1.3, 0.9], 2),
-        ([1.0, 0.9, 0.8, 0.7], 2),
-        ([1.0, 1.1, 0.9, 1.0, 0.8, 0.9, 1.0], 2),
-        ([1.0, 1.0, 1.0, 0.5], 2),
-        ([0.5], 1),
-        ([1.0, 1.4, 1.3, 1.2, 0.9], 3),
-    ],
-    drawn=_drawn_losses,
-    mistakes=[
-        Mistake(
-            _stop_last,
-            "you keep the adapter at which training stopped, and that is the worse one: keep the best until then.",
-        ),
-        Mistake(_stop_never, "yours never stops before the end: count the evaluations since the last new best."),
-        Mistake(
-            _stop_best_of_all,
-            "you keep an evaluation that comes after the stop: the run never got there. Look at those until then.",
-        ),
-        Mistake(
-            _stop_at_rises,
-            "you count rises from one evaluation to the next; a fall that stays above the best is no new best either.",
-        ),
-        Mistake(
-            _stop_in_all, "you count all evaluations without a new best: in a row means that a new best begins anew."
-        ),
-        Mistake(_stop_with_ties, "a loss equal to the best is no new best: compare with <, not <=."),
-        Mistake(
-            lambda losses, patience: lesson.stop_early(losses, patience + 1),
-            "yours stops one evaluation late: it stops at the one that makes it `patience` in a row.",
-        ),
-        Mistake(
-            lambda losses, patience: lesson.stop_early(losses, patience)[::-1],
-            "the two are exchanged: first the evaluation that you keep, then the one at which training stops.",
-        ),
-        Mistake(
-            lambda losses, patience: (
-                losses[lesson.stop_early(losses, patience)[0]],
-                lesson.stop_early(losses, patience)[1],
-            ),
-            "you return the loss of the best evaluation; its index is asked for.",
-        ),
-        Mistake(
-            lambda losses, patience: lesson.stop_early(losses, patience)[0],
-            "two numbers are asked for: the evaluation that you keep, and the one at which training stops.",
-        ),
-    ],
-    hints=[
-        "Go through the losses and remember the index of the best so far.",
-        "At evaluation i, i - best evaluations in a row have brought no new best.",
-        "if loss < losses[best]: best = i; then: if i - best == patience: return best, i",
-    ],
-    why="The best so far is what you keep, and its distance to now is how long you have waited.",
-    points=2,
-)
-
-
 def _merged_case(times: float, noise: float = 0.0):
     """`noise`: what else befell the weight, such as rounding to few bits."""
     return lambda: _merged(6, 8, 2, times, noise)
@@ -309,61 +192,4 @@ exercise(
     ],
     why="A projection sees only what lies along B @ A, so rounding and other changes hardly touch it.",
     points=2,
-)
-
-
-def _drawn_bytes(rng: random.Random) -> tuple[float, float, float]:
-    per_sequence = rng.choice([1, 3, 5, 2e9, 3.5e9])
-    held = (rng.randint(0, 9) + rng.choice([0.0, 0.25, 0.75])) * per_sequence
-    return held + rng.choice([-1.0, 0.0, 0.5, 1.0, 2.75, 3.0, 7.5]) * per_sequence, held, per_sequence
-
-
-exercise(
-    "largest_batch",
-    reference=lesson.largest_batch,
-    cases=[(24e9, 13.6e9, 3.3e9), (16e9, 13.6e9, 3.3e9), (8e9, 13.6e9, 3.3e9), (20, 10, 5)],
-    drawn=_drawn_bytes,
-    mistakes=[
-        Mistake(
-            lambda budget, held, per_sequence: lesson.largest_batch(0.9 * budget, held, per_sequence),
-            "you left a tenth of the budget free: the margin is in `held` already.",
-        ),
-        Mistake(
-            lambda budget, held, per_sequence: float(lesson.largest_batch(budget, held, per_sequence)),
-            "a batch has a whole number of sequences, and a float's // stays a float: int(...) makes it one.",
-        ),
-        Mistake(
-            lambda budget, held, per_sequence: max(0, math.ceil((budget - held) / per_sequence) - 1),
-            "where the last sequence fills the budget exactly it still fits.",
-        ),
-        Mistake(
-            lambda budget, held, per_sequence: max(0, int(budget // per_sequence)),
-            "weights, gradients and the optimizer are there whatever the batch: take them off the budget first.",
-        ),
-        Mistake(
-            lambda budget, held, per_sequence: max(0, math.ceil((budget - held) / per_sequence)),
-            "rounding up runs out of memory by a part of a sequence: round down.",
-        ),
-        Mistake(
-            lambda budget, held, per_sequence: max(0, round((budget - held) / per_sequence)),
-            "round() goes to the nearest whole number, up too, and a part of a sequence is no sequence: use // or int.",
-        ),
-        Mistake(
-            lambda budget, held, per_sequence: max(1, int((budget - held) // per_sequence)),
-            "where not one sequence fits, the answer is 0.",
-        ),
-        Mistake(
-            lambda budget, held, per_sequence: int((budget - held) // per_sequence),
-            "less than nothing is left for the batch: the answer is 0, not a negative number.",
-        ),
-        Mistake(
-            lambda budget, held, per_sequence: max(0, int(budget // (held + per_sequence))),
-            "the base is held once, and not once for each sequence.",
-        ),
-    ],
-    hints=[
-        "What is left for the batch is budget - held.",
-        "Whole sequences only, and never less than 0: max(0, int(left // per_sequence)).",
-    ],
-    why="Only the activations grow with the batch; what is there anyway comes off the budget once.",
 )

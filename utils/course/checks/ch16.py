@@ -196,14 +196,18 @@ exercise(
 )
 
 
+def _left(W: Tensor) -> Tensor:
+    """The left singular vectors of W, as columns."""
+    return torch.linalg.svd(W, full_matrices=False).U
+
+
 def _cosines(base, tuned, leading):
     """The cosine of every left singular vector of `base` (rows) with the first `leading` of `tuned` (columns)."""
-    old, new = (torch.linalg.svd(w, full_matrices=False).U for w in (base, tuned))
-    return old.T @ new[:, :leading]
+    return _left(base).T @ _left(tuned)[:, :leading]
 
 
 def _same_place(base, tuned, threshold, leading):
-    old, new = (torch.linalg.svd(w, full_matrices=False).U[:, :leading] for w in (base, tuned))
+    old, new = (_left(w)[:, :leading] for w in (base, tuned))
     return int(((old * new).sum(0).abs() < threshold).sum())
 
 
@@ -284,7 +288,21 @@ exercise(
         ),
         Mistake(
             lambda base, tuned, threshold, leading: lesson.count_intruders(tuned, base, threshold, leading),
-            "base and tuned are exchanged: the leading vectors of tuned are compared with all of base.",
+            "you took the base's leading vectors and asked which of them tuned has lost. Either base and tuned are "
+            "exchanged, or the maximum runs along the wrong axis: in old.T @ new each column belongs to a vector of "
+            "tuned, so take it over dim=0 and keep the first `leading` columns.",
+        ),
+        Mistake(
+            lambda base, tuned, threshold, leading: int(
+                (_left(base) @ _left(tuned)[:leading].T).abs().amax(0).lt(threshold).sum()
+            ),
+            "you took rows of U. Its columns are the left singular vectors: U[:, :leading].",
+        ),
+        Mistake(
+            lambda base, tuned, threshold, leading: int(
+                (_left(base).T @ _left(tuned - base)[:, :leading]).abs().amax(0).lt(threshold).sum()
+            ),
+            "those are the update's singular vectors: the intruders are looked for among the tuned weight's.",
         ),
         Mistake(
             lambda base, tuned, threshold, leading: int((_cosines(base, tuned, leading).amax(0) < threshold).sum()),

@@ -21,23 +21,7 @@ def diagnose(signs):
     return found
 
 
-# -------- stop_early
-def stop_early(losses, patience):
-    best = 0
-    for i, loss in enumerate(losses):
-        if loss < losses[best]:
-            best = i
-        if i - best == patience:
-            return best, i
-    return best, len(losses) - 1
-
-
 # -------- how_often
 def how_often(before, after, A, B):
     delta = B @ A
     return float(((after - before) * delta).sum() / delta.square().sum())
-
-
-# -------- largest_batch
-def largest_batch(budget, held, per_sequence):
-    return max(0, int((budget - held) // per_sequence))
