@@ -67,6 +67,11 @@ def test_the_learners_copy_is_not_strict_and_the_profile_is_passed_on(tmp_path):
     assert row["different"][0] == {"cell": 1, "said": "tiny True -> small False"}
 
 
+def test_the_model_in_place_of_the_profiles_own_is_passed_on(monkeypatch):
+    monkeypatch.setenv("COURSE_MODEL", "a/model")
+    assert tool.kernel_environment("solutions", tool.Course(ROOT, "o/r", str, len))["COURSE_MODEL"] == "a/model"
+
+
 def test_a_cell_that_never_ends_is_an_error_and_not_the_end_of_the_run(tmp_path):
     path = tmp_path / "notebooks" / "00_trial.ipynb"
     path.parent.mkdir()
