@@ -39,16 +39,16 @@ JOBS = (("style", 60), ("style", 180))
 SEEDS, LR, BATCH, EXAMPLES, PROMPTS = range(12), 4e-3, 8, 400, 200
 
 
-def trained(task: str, steps: int, seed: int, folder: str | Path, examples: int = EXAMPLES) -> None:
+def trained(task: str, steps: int, seed: int, folder: str | Path, examples: int = EXAMPLES, lr: float = LR) -> None:
     """Train LoRA (r=8, alpha=16, all linear layers) beside the base in 4 bits and save it, as chapter 10 does."""
     torch.manual_seed(seed)
     _, tokenizer = load_base()
     config = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
     model: Any = get_peft_model(load_4bit()[0], config)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.0)
     rows = task_examples(task, "train", examples)
     for batch in batches(tokenizer, rows, steps=steps, batch_size=BATCH, seed=seed):
-        model(**batch).loss.backward()
+        model(**{name: part.to(model.device) for name, part in batch.items()}).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
     model.save_pretrained(str(folder), save_embedding_layers=False)
@@ -74,7 +74,7 @@ WAYS = {
 }
 
 
-def measured(task: str, steps: int, seed: int, prompts: int = PROMPTS) -> dict[str, Any]:
+def measured(task: str, steps: int, seed: int, prompts: int = PROMPTS, lr: float = LR) -> dict[str, Any]:
     """One row: an adapter of one seed in every way, each against the adapter beside its own 4-bit base."""
     _, tokenizer = load_base()
     asked = task_examples(task, "test", prompts)
@@ -83,7 +83,7 @@ def measured(task: str, steps: int, seed: int, prompts: int = PROMPTS) -> dict[s
         return answered(model, tokenizer, asked)
 
     with tempfile.TemporaryDirectory() as folder:
-        trained(task, steps, seed, folder)
+        trained(task, steps, seed, folder, lr=lr)
         reference = see(_beside(load_4bit()[0], folder))
         found = {name: see(make(folder)) for name, make in WAYS.items()}
     row: dict[str, Any] = {

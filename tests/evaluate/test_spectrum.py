@@ -199,3 +199,26 @@ def test_where_nothing_is_new_nothing_changes():
     base = torch.randn(12, 10, generator=torch.Generator().manual_seed(0))
     for weight in spectrum.equal_changes(base, base.clone(), 0.5).values():
         assert torch.allclose(weight, base, atol=1e-6)
+
+
+def test_the_intruders_and_their_damping_are_pefts():
+    from peft import PeftModel
+    from peft.tuners.lora.intruders import reduce_intruder_dimension
+
+    from utils.train import trained_adapter
+
+    folder = trained_adapter("style", models.profile())
+    theirs, said = PeftModel.from_pretrained(models.load_base()[0], folder), []
+    reduce_intruder_dimension(theirs, top_k=10, threshold_epsilon=0.5, mitigation_lambda=0.75, logging_sink=said.append)
+    tuned, _ = models.load_base()
+    lora.load_adapter(tuned, folder)
+    weights = spectrum.tuned_weights(tuned)
+    base = spectrum.tuned_weights(models.load_base()[0], list(weights))
+    counted = sum(int(line.rpartition(" ")[2]) for line in said if "Intruders:" in line)
+    assert counted == sum(spectrum.intruders(base[n], weights[n], 0.5, 10) for n in weights) > 0
+    for name, weight in weights.items():
+        module = theirs.base_model.model.get_submodule(name)
+        rank = module.r["default"]
+        u, s, vh = torch.linalg.svd(spectrum.equal_changes(base[name], weight, 0.75)["intruders"] - base[name])
+        found = module.get_delta_weight("intruder_reduced").detach()
+        assert (u[:, :rank] * s[:rank] @ vh[:rank] - found).norm() < 1e-3 * found.norm()

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from utils import lora, models
-from utils.data.chat import Example, encode
+from utils.data.chat import IGNORED, Example, encode
 from utils.models import profile
 from utils.train import dpo
 from utils.train.adapter_cache import trained_adapter
@@ -32,6 +32,12 @@ def adapted(seed=1, size=0.02):
     for i, layer in enumerate(lora.lora_layers(model).values()):
         torch.nn.init.normal_(layer.lora_B, std=size, generator=torch.Generator().manual_seed(seed + i))
     return model, tokenizer
+
+
+def from_trl(batch):
+    """A batch of TRL's collator in the form of dpo.pair_batch."""
+    labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, IGNORED)
+    return {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "labels": labels}
 
 
 # --------------------------------------------------------------------------------------------------------- the loss
@@ -113,7 +119,7 @@ def test_loss_metrics_and_gradients_are_trls(pairs, tmp_path):
     metrics = {name: values[-1] for name, values in trainer._metrics["train"].items()}
     model.zero_grad()
 
-    batch = dpo.from_trl(batch)
+    batch = from_trl(batch)
     own = dpo.answer_log_probs(model, batch)
     found = dpo.dpo_loss(own, dpo.reference_log_probs(model, batch), 0.1)
     found.loss.backward()
@@ -135,7 +141,7 @@ def test_the_tokens_of_a_pair_are_trls(pairs, tmp_path):
     base, tokenizer = models.load_base()
     config = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
     theirs = dpo.trl_trainer(base, tokenizer, pairs, tmp_path, 0.1, peft_config=config)
-    batch = dpo.from_trl(next(iter(theirs.get_train_dataloader())))
+    batch = from_trl(next(iter(theirs.get_train_dataloader())))
     ours = dpo.pair_batch(tokenizer, pairs)
 
     def rows(batch, half):

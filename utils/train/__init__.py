@@ -8,7 +8,7 @@ __getattr__, __dir__, __all__ = front_door(
         "adapter_cache": "adapter_dir trained_adapter",
         "callbacks": "LiveLoss",
         "dpo": (
-            "Pair adapter_off answer_log_probs dpo_loss drift evaluate_pairs from_trl has_moral moral_pairs numbers "
+            "Pair adapter_off answer_log_probs dpo_loss drift evaluate_pairs has_moral moral_pairs numbers "
             "pair_batch reference_log_probs sample train_dpo trl_trainer"
         ),
         "loop": "learning_rate_factor train",

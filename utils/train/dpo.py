@@ -336,9 +336,3 @@ def trl_trainer(
     return DPOTrainer(
         model=model, args=args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer, **arguments
     )
-
-
-def from_trl(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A batch of TRL's collator in the form of :func:`pair_batch`."""
-    labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, IGNORED)
-    return {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "labels": labels}

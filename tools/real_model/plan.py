@@ -1,0 +1,253 @@
+"""What each section trains, for either model.
+
+Attributes:
+    PLANS: By model. The tiny model's rates are those of its own records.
+    LENGTHS, AIM: The pilot's numbers of steps, and the accuracy at which settings are best told apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import product
+from typing import Any, NamedTuple
+
+from tools.sweep_rank import CONTROLS, FULL, RULES, TARGETS, Run
+from utils.data.verified import VERIFIED
+from utils.tinyworld import TASKS
+
+Job = dict[str, Any]
+
+
+class Plan(NamedTuple):
+    """A model's settings. The learning rates are grids, each twice the one before.
+
+    tokens: in one step of a stack at the most. steps: of each task. short: of the sections that compare settings, where
+    nothing may be at 100%; :func:`calibrated` takes it from the section `pilot`. held_out: prompts of dev, and of test.
+    """
+
+    profile: str
+    rates: tuple[float, ...]
+    full_rates: tuple[float, ...]
+    steps: dict[str, int]
+    short: dict[str, int]
+    batch: int
+    tokens: int
+    held_out: int
+    general: str
+
+
+def _grid(first: float, count: int) -> tuple[float, ...]:
+    return tuple(float(f"{first * 2**i:.3g}") for i in range(count))
+
+
+PLANS = {
+    "tiny": Plan(
+        "tiny", _grid(1e-3, 6), _grid(2.5e-4, 5), dict.fromkeys(TASKS, 200), {"translation": 150, "style": 60},
+        batch=16, tokens=30_000, held_out=200, general="stories",
+    ),
+    "small": Plan(
+        "small", _grid(1.25e-4, 6), _grid(6e-6, 6), dict.fromkeys((*TASKS, *VERIFIED), 120),
+        {"translation": 60, "style": 40, "extraction": 80, "sums": 80}, batch=8, tokens=12_000, held_out=100,
+        general="topics",
+    ),
+}  # fmt: skip
+LENGTHS = (20, 40, 80)
+AIM = 0.8
+
+
+def calibrated(plan: Plan, pilot_rows: Sequence[Job]) -> Plan:
+    """The plan with `short` as the pilot found it: of each task the number of steps after which the best rate's
+    exact match on dev is the nearest to AIM. Without rows of a task it keeps its own.
+    """
+    short = dict(plan.short)
+    for task in short:
+        best: dict[int, float] = {}
+        for row in pilot_rows:
+            if row["task"] == task and row["dev"] is not None:
+                best[row["steps"]] = max(best.get(row["steps"], 0.0), row["dev"])
+        if best:
+            short[task] = min(sorted(best), key=lambda steps: abs(best[steps] - AIM))
+    return plan._replace(short=short)
+
+
+TRIAL = {"rates": 1, "seeds": 2, "steps": 4, "held_out": 4, "windows": 2}
+
+SEEDS = (0, 1, 2)
+SEEDS_5 = (0, 1, 2, 3, 4)
+
+
+def _stack(section: str, name: str, runs: Sequence[Run], task: str, plan: Plan, **more: Any) -> Job:
+    return {
+        "section": section, "name": name, "kind": "sweep", "runs": [list(r.__dict__.values()) for r in runs],
+        "task": task, "batch": plan.batch, "steps": plan.steps[task], **more,
+    }  # fmt: skip
+
+
+def tasks(plan: Plan) -> list[Job]:
+    """Every task with LoRA and with full fine-tuning, and what the base says to it without either."""
+    jobs = []
+    for task in plan.steps:
+        lora = [Run("all-linear", 16, lr, seed) for lr, seed in product(plan.rates[1:-1], SEEDS)]
+        full = [Run(FULL, None, lr, seed) for lr, seed in product(plan.full_rates[1:], SEEDS)]
+        jobs.append({"section": "tasks", "name": f"base-{task}", "kind": "base", "task": task})
+        jobs += [_stack("tasks", f"lora-{task}", lora, task, plan), _stack("tasks", f"full-{task}", full, task, plan)]
+    return jobs
+
+
+def pilot(plan: Plan) -> list[Job]:
+    """One seed, every rate, some lengths: after how many steps a task is neither begun nor done."""
+    runs = [Run("all-linear", 16, lr, 0) for lr in plan.rates]
+    return [
+        _stack("pilot", f"{task}-{steps}", runs, task, plan, steps=steps)
+        for task, steps in product(plan.short, LENGTHS)
+    ]
+
+
+def ranks(plan: Plan) -> list[Job]:
+    """Five ranks, four targets, and three targets at the parameters of all linear layers with r=8."""
+    settings = [*product(TARGETS, (1, 2, 4, 8, 16)), *CONTROLS.items()]
+    runs = [Run(targets, r, lr, seed) for (targets, r), lr, seed in product(settings, plan.rates[1:], SEEDS)]
+    full = [Run(FULL, None, lr, seed) for lr, seed in product(plan.full_rates, SEEDS)]
+    runs.sort(key=lambda run: run.r or 0)
+    steps = plan.short["translation"]
+    return [
+        _stack("ranks", "lora", runs, "translation", plan, steps=steps),
+        _stack("ranks", "full", full, "translation", plan, steps=steps),
+    ]
+
+
+def rules(plan: Plan) -> list[Job]:
+    """The best learning rate against the rank, with alpha = 2r and with alpha = 32 at every rank."""
+    settings = dict.fromkeys((r, rule(r)) for r, rule in product((1, 4, 16, 64), RULES.values()))
+    wider = (plan.rates[0] / 2, *plan.rates, 2 * plan.rates[-1])
+    runs = [Run("all-linear", r, lr, seed, alpha) for (r, alpha), lr, seed in product(settings, wider, SEEDS)]
+    return [_stack("rules", "all", runs, "translation", plan, steps=plan.short["translation"])]
+
+
+def batch(plan: Plan) -> list[Job]:
+    """Batches of 4 to 256, the number of examples held equal."""
+    examples, jobs = 256 * (20 if plan.profile == "tiny" else 5), []
+    for size in (4, 16, 64, 256):
+        lora = [Run("all-linear", 64, lr, seed, 32) for lr, seed in product(plan.rates[1:], SEEDS)]
+        full = [Run(FULL, None, lr, seed) for lr, seed in product(plan.full_rates[1:], SEEDS)]
+        for name, runs in (("lora", lora), ("full", full)):
+            jobs.append(
+                _stack("batch", f"{name}-{size}", runs, "translation", plan, steps=examples // size, batch=size)
+            )
+    return jobs
+
+
+REMEDIES: dict[str, tuple[float, ...]] = {
+    "rate": (0.0,), "replay": (0.25, 1.0), "kl": (0.1, 0.5, 2.0), "weight decay": (0.1, 1.0, 3.0), "steps": (0.5,),
+}  # fmt: skip
+FULL_REMEDIES = {"rate": (0.0,), "replay": (1.0,)}
+
+
+def remedies(plan: Plan) -> list[Job]:
+    """What keeps the general text and the questions while two tasks are learned: LoRA and, of two remedies, full
+    fine-tuning."""
+    jobs = []
+    for task, method in product(("style", "translation"), ("lora", "full")):
+        kinds = REMEDIES if method == "lora" else FULL_REMEDIES
+        every = plan.rates if method == "lora" else plan.full_rates
+        for remedy, knobs in kinds.items():
+            rates = every[:-1] if remedy in ("rate", "steps") else every[1:4]
+            for knob in knobs:
+                runs = [
+                    Run("all-linear" if method == "lora" else FULL, 8 if method == "lora" else None, lr, seed)
+                    for lr, seed in product(rates, SEEDS)
+                ]
+                steps = round(plan.steps[task] * (knob if remedy == "steps" else 1))
+                name = f"{task}-{method}-{remedy}-{knob:g}"
+                more = {"steps": steps, "remedy": remedy, "knob": knob, "kind": "remedy"}
+                jobs.append(_stack("remedies", name, runs, task, plan, **more))
+    return jobs
+
+
+def formats(plan: Plan) -> list[Job]:
+    """The base in 4 and in 8 bits: what it predicts, and what LoRA learns on it."""
+    jobs = []
+    for form, task in product(("bf16", "int8", "nf4", "mxfp4", "nvfp4"), list(plan.short)[:3]):
+        runs = [Run("all-linear", 16, lr, seed) for lr, seed in product(plan.rates[1:-1], SEEDS)]
+        jobs.append(
+            _stack("formats", f"{form}-{task}", runs, task, plan, steps=plan.short[task], form=form, kind="form")
+        )
+    return jobs
+
+
+def updates(plan: Plan) -> list[Job]:
+    """What full fine-tuning changed, cut to a rank; and the intruders of both methods."""
+    return [
+        {
+            "section": "updates", "name": f"{method}-{task}", "kind": "update", "task": task, "method": method,
+            "steps": plan.steps[task], "batch": plan.batch,
+            "rates": list(plan.rates[1:] if method == "lora" else plan.full_rates[1:]), "seeds": list(SEEDS),
+        }
+        for task, method in product(("style", "translation"), ("lora", "full"))
+    ]  # fmt: skip
+
+
+def combining(plan: Plan) -> list[Job]:
+    """Two adapters in one: how much of each task is left, by the way of combining."""
+    return [{
+        "section": "combining", "name": "style+translation", "kind": "combine", "tasks": ["style", "translation"],
+        "batch": plan.batch, "rates": list(plan.rates), "steps": [plan.steps["style"], plan.steps["translation"]],
+        "seeds": list(SEEDS_5),
+    }]  # fmt: skip
+
+
+def overfitting(plan: Plan) -> list[Job]:
+    """Few examples, many epochs: the loss and the accuracy on dev, by epoch."""
+    jobs = []
+    for task in list(plan.short)[:2]:
+        runs = [Run("all-linear", 16, lr, seed) for lr, seed in product(plan.rates[2:5], SEEDS_5)]
+        jobs.append(
+            _stack("overfitting", task, runs, task, plan, kind="overfit", train=64, epochs=[1, 2, 4, 8, 16, 32])
+        )
+    return jobs
+
+
+def capacity(plan: Plan) -> list[Job]:
+    """Random strings learned by heart, by rank."""
+    per_rank = (32, 64, 128) if plan.profile == "tiny" else (256, 1024, 2048)
+    by_strings: dict[int, list[Run]] = {}
+    for r, times in product((1, 2), per_rank):
+        by_strings.setdefault(r * times, []).extend(
+            Run("all-linear", r, lr, seed) for lr, seed in product(plan.rates[3:5], (0, 1))
+        )
+    steps = 2000 if plan.profile == "tiny" else 600
+    return [
+        {"section": "capacity", "name": str(strings), "kind": "strings", "strings": strings, "steps": steps,
+         "runs": [list(run.__dict__.values()) for run in runs]}
+        for strings, runs in by_strings.items()
+    ]  # fmt: skip
+
+
+def variants(plan: Plan) -> list[Job]:
+    """Six variants, each with its own learning rates; chosen by three seeds, reported on five others."""
+    middle = {"LoRA": 1, "DoRA": 1, "rsLoRA": 0.7, "LoRA+": 0.35, "PiSSA": 1, "VeRA r=256": 23}
+    low = plan.rates[0]
+    return [
+        {"section": "variants", "name": f"{name}-{task}", "kind": "variant", "entry": name, "task": task,
+         "steps": plan.short[task], "batch": plan.batch, "rates": [float(f"{low * k * 2**i:.2g}") for i in range(6)],
+         "choose": list(SEEDS), "report": [10, 11, 12, 13, 14]}
+        for task in list(plan.short)[:2] for name, k in middle.items()
+    ]  # fmt: skip
+
+
+def merging(plan: Plan) -> list[Job]:
+    """An adapter trained beside the base in NF4, put into service in several ways."""
+    return [
+        {"section": "merging", "name": f"style-{steps}-{seed}", "kind": "merge", "task": "style", "steps": steps,
+         "seed": seed, "lr": 4e-3 if plan.profile == "tiny" else 1e-3}
+        for steps, seed in product((60, 180) if plan.profile == "tiny" else (40, 120), SEEDS)
+    ]  # fmt: skip
+
+
+SECTIONS: dict[str, Callable[[Plan], list[Job]]] = {
+    f.__name__: f
+    for f in (
+        tasks, pilot, ranks, rules, batch, remedies, formats, updates, combining, overfitting, variants, merging,
+        capacity,
+    )
+}  # fmt: skip
