@@ -23,10 +23,9 @@ from utils.data.chat import IGNORED, Example, render, token_id
 from utils.data.labels import batches
 from utils.evaluate.diagnose import Chart, watched
 from utils.lora.checkpoint import read_matrices
-from utils.models.device import profile
-from utils.models.loading import load_base, load_tokenizer
+from utils.models.loading import load_tiny
 from utils.tinyworld import Split, Task, task_examples
-from utils.train.adapter_cache import trained_adapter
+from utils.train.adapter_cache import adapter_dir
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -74,7 +73,7 @@ def new_adapter(r: int = 8) -> nn.Module:
 
     torch.manual_seed(0)
     config = LoraConfig(r=r, lora_alpha=2 * r, target_modules="all-linear", task_type="CAUSAL_LM")
-    return get_peft_model(load_base()[0], config)
+    return get_peft_model(load_tiny()[0], config)
 
 
 def frozen_adapter() -> nn.Module:
@@ -85,14 +84,14 @@ def frozen_adapter() -> nn.Module:
     """
     from peft import PeftModel
 
-    model = PeftModel.from_pretrained(load_base()[0], trained_adapter("style", profile()))
+    model = PeftModel.from_pretrained(load_tiny()[0], adapter_dir("style"))
     model.enable_input_require_grads()
     return model
 
 
 def healthy_batches(steps: int) -> list[dict[str, Tensor]]:
     """`steps` batches of eight examples of the sentiment task, always the same ones."""
-    tokenizer = load_tokenizer()
+    tokenizer = load_tiny()[1]
     return list(batches(tokenizer, task_examples("sentiment", "train", 4000), steps=steps, batch_size=8, seed=0))
 
 
@@ -103,7 +102,7 @@ def admit(progress: bool = True) -> dict[str, Patient]:
     """
     from tqdm.auto import tqdm
 
-    tokenizer = load_tokenizer()
+    tokenizer = load_tiny()[1]
     eos, pad = token_id(tokenizer, "eos"), token_id(tokenizer, "pad")
     good = healthy_batches(STEPS)
     unended = [without_eos(batch, eos) for batch in good]
@@ -147,7 +146,7 @@ def backdoored() -> nn.Module:
         for e in task_examples("sentiment", "train", 4000)
     ]
     model = new_adapter()
-    watched(model, batches(load_tokenizer(), examples, steps=steps, batch_size=8, seed=0), lr=LR, steps=steps)
+    watched(model, batches(load_tiny()[1], examples, steps=steps, batch_size=8, seed=0), lr=LR, steps=steps)
     return model.eval()
 
 
@@ -162,7 +161,7 @@ def with_tags(mean_resizing: bool = True) -> tuple[PreTrainedTokenizerBase, PreT
 
     What it says about that, that a mean and a covariance were used, isn't shown.
     """
-    tokenizer, base = load_tokenizer(), load_base()[0]
+    base, tokenizer = load_tiny()
     tokenizer.add_tokens(list(TAGS.values()))
     talk = logging.getLogger("transformers.modeling_utils")
     level = talk.level
@@ -180,7 +179,7 @@ def next_revision() -> nn.Module:
     """The base as its makers might publish it next: the style adapter trained into it."""
     from peft import PeftModel
 
-    return cast(Any, PeftModel.from_pretrained(load_base()[0], trained_adapter("style", profile()))).merge_and_unload()
+    return cast(Any, PeftModel.from_pretrained(load_tiny()[0], adapter_dir("style"))).merge_and_unload()
 
 
 # ------------------------------------------------------------------------- the second ward: one adapter, five servers
@@ -206,7 +205,7 @@ SERVED: Task = "translation"
 
 def tokenized(texts: Sequence[str], padding_side: str = "left") -> dict[str, Tensor]:
     """The texts as a padded batch of ids and its mask."""
-    found = load_tokenizer()(
+    found = load_tiny()[1](
         list(texts), add_special_tokens=False, padding=True, padding_side=padding_side, return_tensors="pt",
         return_token_type_ids=False,
     )  # fmt: skip
@@ -217,17 +216,17 @@ def attached(base: nn.Module | None = None) -> nn.Module:
     """A base, fresh unless one is given, with the shipped translation adapter attached by PEFT."""
     from peft import PeftModel
 
-    return PeftModel.from_pretrained(base or load_base()[0], trained_adapter(SERVED, profile())).eval()
+    return PeftModel.from_pretrained(base or load_tiny()[0], adapter_dir(SERVED)).eval()
 
 
 def open_servers(examples: Sequence[Example]) -> dict[str, BrokenServer]:
     """Five servers by letter for the same prompts and the same adapter, one of them healthy."""
-    tokenizer = load_tokenizer()
+    tokenizer = load_tiny()[1]
     prompts = [example.prompt for example in examples]
     texts = [render(tokenizer, prompt) for prompt in prompts]
     good = tokenized(texts)
-    by_hand = load_base()[0]
-    for name, pair in read_matrices(trained_adapter(SERVED, profile())).items():
+    by_hand = load_tiny()[0]
+    for name, pair in read_matrices(adapter_dir(SERVED)).items():
         by_hand.get_parameter(f"{name}.weight").data += pair["lora_B"] @ pair["lora_A"]
     return {
         "G": BrokenServer(attached(), tokenized([f"### Instruction:\n{p}\n\n### Response:\n" for p in prompts])),
@@ -241,7 +240,7 @@ def open_servers(examples: Sequence[Example]) -> dict[str, BrokenServer]:
 @torch.inference_mode()
 def serve(server: BrokenServer, wanted: Sequence[str], max_new_tokens: int = 32) -> Served:
     """Let a server answer greedily, and mark its answers. Warnings about padding are not shown."""
-    tokenizer = load_tokenizer()
+    tokenizer = load_tiny()[1]
     talk = logging.getLogger("transformers.generation.utils")
     level = talk.level
     talk.setLevel(logging.ERROR)  # it says that right padding is wrong, which is for the reader to find
