@@ -91,9 +91,10 @@ claims: setup  ## check every proof of the claims ledger and write lessons/claim
 architecture: setup  ## write the tables of files and chapters in ARCHITECTURE.md
 	$(VENV) -m tools.architecture
 
-cuda: setup  ## on a CUDA machine: run every notebook, tiny and small, and write assets/measurements/course.md
+cuda: setup  ## on a CUDA machine: run every notebook, tiny, small and small as on a T4; writes assets/measurements/course.md
 	$(VENV) -m tools.run_course
 	$(VENV) -m tools.run_course --profile small
+	$(VENV) -m tools.run_course --profile small --as-t4
 
 measure-gpu: setup  ## on a CUDA machine: measure all that the chapters quote of a GPU (S="layer step" for some sections)
 	$(VENV) -m tools.measure_gpu $(S)

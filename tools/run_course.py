@@ -2,6 +2,7 @@
 
     python -m tools.run_course                      both copies of every chapter, the tiny model; on a CUDA machine
     python -m tools.run_course --profile small      chapters 02 to 18 on SmolLM2-135M-Instruct
+    python -m tools.run_course --profile small --as-t4       the same inside a T4's limits; :mod:`tools.gpu.t4` has them
     python -m tools.run_course --trial --out /tmp/x 00 03    some chapters, on a machine without a GPU
 
 CI compares the notebooks with their stored outputs on a CPU. This asks another question: do they run where there is a
@@ -41,6 +42,7 @@ from nbformat.v4 import new_code_cell
 from tools.build.execute import ANSI, ThisPython, kernel_environment, run_cells
 from tools.build.lesson import CHECK_CALL, KERNELSPEC, LEARNER, SOLVED, Course
 from tools.build.one_run import is_compared
+from tools.gpu import t4
 from tools.gpu.record import Record
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -53,7 +55,9 @@ PROBE = """\
 import json as _json, sys as _sys
 _torch = _sys.modules.get("torch")
 _cuda = _torch is not None and _torch.cuda.is_available() and _torch.cuda.is_initialized()
-print(_json.dumps({"cuda_used": bool(_cuda), "peak_bytes": _torch.cuda.max_memory_allocated() if _cuda else 0}))
+_peak = _torch.cuda.max_memory_allocated() if _cuda else 0
+_stand_in = getattr(_torch.cuda, "stand_in", None) if _torch is not None else None
+print(_json.dumps({"cuda_used": bool(_cuda), "peak_bytes": _peak, "stand_in": _stand_in}))
 """
 
 
@@ -103,8 +107,8 @@ def judged(stored: NotebookNode, run: NotebookNode) -> dict[str, Any]:
     return {"errors": errors, "stderr": stderr, "checks": checks, "different": different}
 
 
-async def run_one(path: Path, profile: str, course: Course, cell_seconds: int) -> dict[str, Any]:
-    """Run one notebook in a kernel of this Python and say how it went."""
+async def run_one(path: Path, profile: str, course: Course, cell_seconds: int, as_t4: bool = False) -> dict[str, Any]:
+    """Run one notebook in a kernel of this Python and say how it went; with `as_t4` inside a T4's limits."""
     stored = nbformat.read(path, as_version=4)
     notebook = nbformat.from_dict(json.loads(json.dumps(stored)))
     for cell in notebook.cells:
@@ -121,6 +125,7 @@ async def run_one(path: Path, profile: str, course: Course, cell_seconds: int) -
         coalesce_streams=True,
     )
     environment = kernel_environment(path.parent.name, course) | {"COURSE_PROFILE": profile}
+    environment = t4.environment(environment) if as_t4 else environment
     began, stopped = time.monotonic(), []
     try:
         await run_cells(client, environment)
@@ -132,9 +137,16 @@ async def run_one(path: Path, profile: str, course: Course, cell_seconds: int) -
     row = judged(stored, notebook)
     row["errors"] += stopped
     answer = texts(probe) if not stopped else ""
-    gpu = json.loads(answer) if answer.startswith("{") else {"cuda_used": None, "peak_bytes": None}
+    gpu = json.loads(answer) if answer.startswith("{") else {"cuda_used": None, "peak_bytes": None, "stand_in": None}
+    if as_t4 and not stopped and gpu["stand_in"] != "T4":
+        row["errors"].append({"cell": len(notebook.cells), "said": "the stand-in for a T4 wasn't in force"})
     cells = sum(cell.cell_type == "code" for cell in notebook.cells)
     return {"state": "failed" if row["errors"] else "ran", "seconds": seconds, "cells": cells} | gpu | row
+
+
+def shown(row: dict[str, Any]) -> str:
+    """A row's profile, and what the GPU stood in for."""
+    return f"{row['profile']} as {row['stand_in']}" if row.get("stand_in") else row["profile"]
 
 
 def report(record: Record) -> str:
@@ -153,36 +165,50 @@ def report(record: Record) -> str:
     for row in rows:
         peak = "" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 1e6:.0f}"
         lines.append(
-            f"| {row['profile']} | {row['notebook']} | {row['state']} | {row['cells']} | {row['checks']} | "
+            f"| {shown(row)} | {row['notebook']} | {row['state']} | {row['cells']} | {row['checks']} | "
             f"{row['seconds']:.0f} | {peak} | {len(row['different'])} |"
         )
+    if any(row.get("stand_in") for row in rows):
+        said = "this GPU stood in for a T4: its memory, no bf16. `tools/gpu/t4.py` says what that can't tell."
+        lines += ["", f"*as T4*: {said}"]
     for what, title in (("errors", "Errors"), ("stderr", "Standard error")):
         found = [(row, item) for row in rows for item in row[what]]
         if found:
             lines += ["", f"## {title}", ""]
             lines += [
-                f"- {row['profile']} {row['notebook']}, cell {item['cell']}: `{' '.join(item['said'].split())}`"
+                f"- {shown(row)} {row['notebook']}, cell {item['cell']}: `{' '.join(item['said'].split())}`"
                 for row, item in found
             ]
     return "\n".join(lines) + "\n"
 
 
+def row_key(path: Path, profile: str, as_t4: bool = False) -> str:
+    """A notebook's key in the record."""
+    return f"{profile}{' as T4' if as_t4 else ''} {path.parent.name}/{path.stem}"
+
+
 async def run_all(
-    paths: Sequence[Path], profile: str, record: Record, *, at_once: int, cell_seconds: int, seconds: float
+    paths: Sequence[Path],
+    profile: str,
+    record: Record,
+    *,
+    at_once: int,
+    cell_seconds: int,
+    seconds: float,
+    as_t4: bool = False,
 ) -> None:
     """Run the notebooks that the record lacks, `at_once` at a time; start none after `seconds`."""
     course, gate, began = Course.here(), asyncio.Semaphore(at_once), time.monotonic()
 
     async def one(path: Path) -> None:
-        name = f"{path.parent.name}/{path.stem}"
-        key = f"{profile} {name}"
+        name, key = f"{path.parent.name}/{path.stem}", row_key(path, profile, as_t4)
         async with gate:
             if key in record:
                 return
             if time.monotonic() - began > seconds:
                 print(f"not started {key}: {seconds:.0f} s are over", flush=True)
                 return
-            row = await run_one(path, profile, course, cell_seconds)
+            row = await run_one(path, profile, course, cell_seconds, as_t4)
             if any(error["said"].startswith("KeyboardInterrupt") for error in row["errors"]):
                 raise KeyboardInterrupt  # nbclient hands Ctrl-C to the kernel, and the run would go on
             record.add(key, profile=profile, notebook=name, **row)
@@ -201,6 +227,7 @@ def main() -> None:
     parser.add_argument("chapter", nargs="*", help="chapter numbers, such as 03 (default: all that the profile has)")
     parser.add_argument("--profile", choices=("tiny", "small", "7b"), default="tiny")
     parser.add_argument("--only", choices=COPIES, help="the learner's copies or the solved ones (default: both)")
+    parser.add_argument("--as-t4", action="store_true", help="inside a T4's limits: 15.6 GB and no bf16")
     parser.add_argument("--out", type=Path, help="the folder to write into (default: assets/measurements)")
     parser.add_argument("--at-once", type=int, default=max(1, (os.cpu_count() or 2) // 2), help="notebooks at a time")
     parser.add_argument("--cell-seconds", type=int, default=300, help="a cell that takes longer is an error")
@@ -218,12 +245,12 @@ def main() -> None:
         record = Record((arguments.out or OUT) / "course.json", "the course's notebooks, run on this machine", seed=0)
     except ValueError as problem:
         sys.exit(f"error: {problem}")
-    limits = {name: getattr(arguments, name) for name in ("at_once", "cell_seconds", "seconds")}
+    limits = {name: getattr(arguments, name) for name in ("at_once", "cell_seconds", "seconds", "as_t4")}
     try:
         asyncio.run(run_all(paths, arguments.profile, record, **limits))
     except KeyboardInterrupt:
         sys.exit("error: interrupted; run the same command again, and it goes on")
-    missing = [path for path in paths if f"{arguments.profile} {path.parent.name}/{path.stem}" not in record]
+    missing = [path for path in paths if row_key(path, arguments.profile, arguments.as_t4) not in record]
     failed = [row for row in record.rows if row["state"] != "ran"]
     print(f"{len(record.rows)} notebooks in {record.path.with_suffix('.md')}: {len(failed)} failed", flush=True)
     sys.exit(1 if failed or missing else 0)

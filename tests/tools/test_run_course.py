@@ -42,9 +42,9 @@ def trial(tmp_path, copy="solutions"):
     return path
 
 
-def run(path, profile="tiny", cell_seconds=60):
+def run(path, profile="tiny", cell_seconds=60, as_t4=False):
     before = set(psutil.Process().children(recursive=True))  # another test's, such as multiprocessing's tracker
-    row = asyncio.run(tool.run_one(path, profile, tool.Course(ROOT, "o/r", str, len), cell_seconds))
+    row = asyncio.run(tool.run_one(path, profile, tool.Course(ROOT, "o/r", str, len), cell_seconds, as_t4))
     left = set(psutil.Process().children(recursive=True)) - before
     assert not left, "the kernel is gone when its notebook is through"
     return row
@@ -70,6 +70,29 @@ def test_the_learners_copy_is_not_strict_and_the_profile_is_passed_on(tmp_path):
 def test_the_model_in_place_of_the_profiles_own_is_passed_on(monkeypatch):
     monkeypatch.setenv("COURSE_MODEL", "a/model")
     assert tool.kernel_environment("solutions", tool.Course(ROOT, "o/r", str, len))["COURSE_MODEL"] == "a/model"
+
+
+def test_inside_a_t4s_limits_the_kernel_has_the_stand_in_and_a_row_says_so(tmp_path, monkeypatch):
+    path = tmp_path / "solutions" / "00_trial.ipynb"
+    path.parent.mkdir()
+    cell = new_code_cell("import torch\nprint(torch.cuda.is_bf16_supported(), torch.cuda.get_device_capability())")
+    cell.outputs, cell.execution_count = [new_output("stream", name="stdout", text="False (7, 5)\n")], 1
+    nbformat.write(new_notebook(cells=[cell]), path)
+    record = Record(tmp_path / "course.json", "a trial", seed=0)
+    monkeypatch.setattr(tool.Course, "here", lambda: tool.Course(ROOT, "o/r", str, len))
+    for as_t4 in (True, True, False):
+        limits = {"at_once": 1, "cell_seconds": 60, "seconds": 60, "as_t4": as_t4}
+        asyncio.run(tool.run_all([path], "small", record, **limits))
+    t4, real = record.rows
+    assert (t4["key"], t4["profile"], t4["stand_in"]) == ("small as T4 solutions/00_trial", "small", "T4")
+    assert t4["state"] == "ran" and not t4["different"] and not t4["errors"]
+    assert real["key"] == "small solutions/00_trial" and real["stand_in"] is None
+    page = (tmp_path / "course.md").read_text()
+    assert "| small as T4 | solutions/00_trial | ran |" in page and "| small | solutions/00_trial |" in page
+    assert "*as T4*: this GPU stood in for a T4" in page
+    monkeypatch.setattr(tool.t4, "environment", dict)
+    row = run(path, "small", as_t4=True)
+    assert row["state"] == "failed" and row["errors"][-1]["said"] == "the stand-in for a T4 wasn't in force"
 
 
 def test_a_cell_that_never_ends_is_an_error_and_not_the_end_of_the_run(tmp_path):
@@ -150,11 +173,13 @@ def test_the_record_of_a_gpu_has_every_notebook_without_an_error_and_its_page():
     found = json.loads((folder / "course.json").read_text())
     record = SimpleNamespace(rows=found.pop("rows"), head=found)
     rows = {row["key"]: row for row in record.rows}
-    paths = {(profile, path) for profile in ("tiny", "small") for path in tool.chosen([], profile)}
+    paths = {tool.row_key(path, profile) for profile in ("tiny", "small") for path in tool.chosen([], profile)}
+    t4 = {tool.row_key(path, "small", as_t4=True) for path in tool.chosen([], "small")}
     awaited = {f"tiny {copy}/{stem}" for copy in tool.COPIES for stem in AWAITED}
     awaited |= {f"small {p.parent.name}/{p.stem}" for p in tool.chosen([], "small") if p.name[:2] not in SMALL}
     assert not set(rows) & awaited, "it has run since: take it out of AWAITED"
-    assert set(rows) | awaited == {f"{profile} {path.parent.name}/{path.stem}" for profile, path in paths}
+    assert (set(rows) - t4) | awaited == paths
+    assert all((key in t4) == (row.get("stand_in") == "T4") for key, row in rows.items())
     assert record.head["hardware"].startswith("NVIDIA")
     for key, row in rows.items():
         assert row["state"] == "ran" and not row["errors"], key
