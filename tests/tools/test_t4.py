@@ -47,6 +47,15 @@ def test_torch_says_what_it_says_on_a_t4_and_whose_card_it_is():
         _ = found.no_such_thing
 
 
+def test_triton_compiles_for_the_card_that_is_there():
+    """Told 7.5, it compiled kernels that the card can't run: "no kernel image is available" (chapter 13, on an H200)."""
+    torch, _, _ = card()
+    t4.put_in_force(torch)
+    driver = {"__name__": "triton.backends.nvidia.driver", "asked": torch.cuda.get_device_capability}
+    exec("found = asked(0)", driver)
+    assert driver["found"] == (9, 0)
+
+
 def test_what_others_took_of_the_card_and_a_full_limit_leave_less():
     for free, reserved, left in ((3 * GB, 2 * GB, 3 * GB), (100 * GB, 20 * GB, 0)):
         torch, _, _ = card(free=free, reserved=reserved)
@@ -69,6 +78,17 @@ def test_the_allocator_is_limited_on_every_card_when_cuda_is_first_used_and_once
 
 def test_the_room_is_what_the_estimator_takes_it_for():
     assert t4.ROOM == t4.TOTAL - fit.CONTEXT
+
+
+LOOKS = "import importlib.util; importlib.util.find_spec('torch'); import torch; print(torch.cuda.stand_in)"
+
+
+def test_a_library_that_only_looks_for_torch_first_changes_nothing():
+    """accelerate and transformers do, and torch came without the stand-in in two chapters."""
+    command = [sys.executable, "-c", LOOKS]
+    environment = t4.environment({**os.environ, "PYTHONPATH": str(ROOT)})
+    told = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, cwd=ROOT)
+    assert told.stdout.strip() == "T4"
 
 
 SAYS = """

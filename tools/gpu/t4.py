@@ -62,17 +62,21 @@ def put_in_force(torch: Any) -> None:
     cuda = torch.cuda
     if getattr(cuda, "stand_in", None):
         return
-    properties, memory = cuda.get_device_properties, cuda.mem_get_info
+    properties, memory, capability = cuda.get_device_properties, cuda.mem_get_info, cuda.get_device_capability
 
     def mem_get_info(device: Any = None) -> tuple[int, int]:
         return max(0, min(memory(device)[0], ROOM - cuda.memory_reserved(device))), TOTAL
+
+    def get_device_capability(device: Any = None) -> tuple[int, int]:
+        asks = sys._getframe(1).f_globals.get("__name__", "")
+        return capability(device) if asks.startswith("triton") else CAPABILITY  # it compiles for the card that is there
 
     def limit() -> None:
         for device in range(cuda.device_count()):
             cuda.set_per_process_memory_fraction(min(1.0, ROOM / properties(device).total_memory), device)
 
     cuda.is_bf16_supported = lambda including_emulation=True: False
-    cuda.get_device_capability = lambda device=None: CAPABILITY
+    cuda.get_device_capability = get_device_capability
     cuda.get_device_properties = lambda device=None: _Properties(properties(device))
     cuda.mem_get_info = mem_get_info
     cuda._lazy_call(limit)
@@ -80,13 +84,21 @@ def put_in_force(torch: Any) -> None:
 
 
 class _AfterTorch(MetaPathFinder):
-    """Finds torch once, and calls :func:`put_in_force` after it was imported."""
+    """Calls :func:`put_in_force` after torch was imported. It stays where it is: many libraries look for torch first,
+    and import it later.
+    """
+
+    def __init__(self) -> None:
+        self._looking = False
 
     def find_spec(self, fullname: str, path: Any = None, target: ModuleType | None = None) -> ModuleSpec | None:
-        if fullname != "torch":
+        if fullname != "torch" or self._looking:
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec("torch")
+        self._looking = True
+        try:
+            spec = importlib.util.find_spec("torch")
+        finally:
+            self._looking = False
         if spec is None or spec.loader is None:
             return None
         run = spec.loader.exec_module
