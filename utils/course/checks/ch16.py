@@ -82,8 +82,8 @@ exercise(
     mistakes=[
         Mistake(
             lambda settings, target: _least(settings, lambda s: statistics.mean(s["stories_dev"])),
-            "the target wasn't asked for: an adapter that learned nothing forgets nothing. Leave out the settings whose "
-            "mean exact match is below it.",
+            "the target wasn't asked for: an adapter that learned nothing forgets nothing. Leave out the settings "
+            "whose mean exact match is below it.",
         ),
         Mistake(
             lambda settings, target: _least(_reached(settings, target), lambda s: -statistics.mean(s["dev"])),
