@@ -21,6 +21,20 @@ def normal(count, seed=0, scale=1.0):
     return scale * torch.randn(count, generator=torch.Generator().manual_seed(seed))
 
 
+def test_codes_are_found_where_the_values_are():
+    """The code book was on the CPU, so a weight on a GPU couldn't be quantized."""
+    assert nearest(torch.empty(4, device="meta"), nf4.code_book("nf4")).device.type == "meta"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="asks for a GPU")
+@pytest.mark.parametrize("double", [False, True])
+def test_a_gpu_quantizes_to_the_same_codes(double):
+    weight = normal(1001)
+    here, there = (nf4.quantize(w, double=double) for w in (weight, weight.cuda()))
+    assert torch.equal(here.packed, there.packed.cpu())
+    assert torch.allclose(nf4.dequantize(here), nf4.dequantize(there).cpu(), rtol=1e-6)
+
+
 # ------------------------------------------------------------------------------------------------------------ int8
 
 

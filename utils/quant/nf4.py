@@ -126,7 +126,7 @@ def double_quantize(scales: Float[Tensor, " blocks"]) -> DoubleScales:
     absmax = block_scales(centred, SCALE_BLOCK)
     inverse = torch.where(absmax == 0, absmax, 1 / absmax)
     scaled = (centred * repeat_scales(inverse, SCALE_BLOCK, len(centred))).clamp(-1, 1)
-    codes = _dynamic_table()[((scaled + 1) * 0.5 * 65_535 + 0.5).long()]
+    codes = _dynamic_table().to(scales.device)[((scaled + 1) * 0.5 * 65_535 + 0.5).long()]
     codes[repeat_scales(absmax, SCALE_BLOCK, len(codes)) == 0] = 0
     return DoubleScales(codes, absmax, offset)
 
@@ -181,7 +181,7 @@ def quantize(
     scaled[whole:] = flat[whole:] / divisors[-1]
     codes = nearest(scaled.clamp(-1, 1), entries).to(torch.uint8)
     if len(codes) % 2:  # and the half byte left over, where it pads with a zero, holds the code of 0
-        codes = torch.cat([codes, nearest(torch.zeros(1), entries).to(torch.uint8)])
+        codes = torch.cat([codes, nearest(codes.new_zeros(1), entries).to(torch.uint8)])
     stored = double_quantize(scales) if double else scales
     return Quantized(pack_codes(codes), stored, values.shape, values.dtype, book, block)
 
