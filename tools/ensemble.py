@@ -110,9 +110,11 @@ class Ensemble:
         """One number a run, in a shape that multiplies a stacked tensor."""
         return per_run.view(-1, *[1] * (like.ndim - 1))
 
-    def _logits(self, parameters: Tensors, fixed: Tensors, ids: Tensor) -> Tensor:
+    def _logits(self, parameters: Tensors, fixed: Tensors, ids: Tensor, keep: int = 0) -> Tensor:
+        """The logits of the last `keep` positions, or of all."""
         # padding is on the right, where a causal model's earlier positions don't see it: no mask is needed
-        return functional_call(self.model, parameters | fixed, kwargs={"input_ids": ids, "use_cache": False}).logits
+        asked = {"input_ids": ids, "use_cache": False, "logits_to_keep": keep}
+        return functional_call(self.model, parameters | fixed, kwargs=asked).logits
 
     def _stack(self, per_run: Sequence[Tensors]) -> tuple[Tensor, Tensor]:
         length = max(b["input_ids"].shape[1] for b in per_run)
@@ -122,6 +124,12 @@ class Ensemble:
             for key, value in fill.items()
         )
         return ids.to(self.device), labels.to(self.device)
+
+    @staticmethod
+    def _kept(labels: Tensor) -> int:
+        """How many of the last positions have all labels, and the one before the first of them."""
+        first = int((labels != chat.IGNORED).flatten(0, -2).any(0).int().argmax())
+        return labels.shape[-1] - max(0, first - 1)
 
     def train(
         self,
@@ -139,14 +147,16 @@ class Ensemble:
         `after_step` the step's number and the stacked tensors and gradients.
         """
 
-        def loss_of(parameters: Tensors, fixed: Tensors, ids: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-            logits = self._logits(parameters, fixed, ids)[:, :-1].flatten(0, 1)
-            wanted = labels[:, 1:].flatten()
+        def loss_of(
+            parameters: Tensors, fixed: Tensors, ids: Tensor, labels: Tensor, keep: int
+        ) -> tuple[Tensor, Tensor]:
+            logits = self._logits(parameters, fixed, ids, keep)[:, :-1].flatten(0, 1)
+            wanted = labels[:, 1 - keep :].flatten()
             each = F.cross_entropy(logits, wanted, ignore_index=chat.IGNORED, reduction="none")
             loss = each.sum() / (wanted != chat.IGNORED).sum()
             return loss if extra_loss is None else loss + extra_loss(parameters), loss.detach()
 
-        step_all = vmap(grad_and_value(loss_of, has_aux=True), randomness="error")
+        step_all = vmap(grad_and_value(loss_of, has_aux=True), (0, 0, 0, 0, None), randomness="error")
         state = {n: (torch.zeros_like(p), torch.zeros_like(p)) for n, p in self.parameters.items()}
         seeds = sorted(set(self.seeds))
         drawn = [
@@ -158,7 +168,7 @@ class Ensemble:
         losses = []
         for step, by_seed in enumerate(bar):
             ids, labels = self._stack([by_seed[seeds.index(seed)] for seed in self.seeds])
-            gradients, (total, loss) = step_all(self.parameters, self.fixed, ids, labels)
+            gradients, (total, loss) = step_all(self.parameters, self.fixed, ids, labels, self._kept(labels))
             losses.append(loss)
             norm = torch.stack([g.flatten(1).square().sum(1) for g in gradients.values()]).sum(0).sqrt()
             self.diverged |= ~(total.isfinite() & norm.isfinite())
@@ -185,11 +195,12 @@ class Ensemble:
         seeds = sorted(set(self.seeds))
         encoded = [list(encode_rows(self.tokenizer, rows_of(examples, seed))) for seed in seeds]
         right, nats, tokens = (torch.zeros(self.count, dtype=torch.float64, device=self.device) for _ in range(3))
-        logits = vmap(self._logits)
+        logits = vmap(self._logits, (0, 0, 0, None))
         for start in range(0, len(encoded[0]), chunk):
             by_seed = [padded(rows[start : start + chunk], self.tokenizer.pad_token_id) for rows in encoded]
             ids, labels = self._stack([by_seed[seeds.index(seed)] for seed in self.seeds])
-            said, wanted = logits(self.parameters, self.fixed, ids)[:, :, :-1], labels[:, :, 1:]
+            keep = self._kept(labels)
+            said, wanted = logits(self.parameters, self.fixed, ids, keep)[:, :, :-1], labels[:, :, 1 - keep :]
             right += ((said.argmax(-1) == wanted) | (wanted == chat.IGNORED)).all(-1).sum(1)
             each = F.cross_entropy(said.flatten(0, 2), wanted.flatten(), ignore_index=chat.IGNORED, reduction="none")
             nats += each.view(self.count, -1).sum(1)

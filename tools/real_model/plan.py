@@ -46,8 +46,8 @@ PLANS = {
         batch=16, tokens=30_000, held_out=200, general="stories",
     ),
     "small": Plan(
-        "small", _grid(1.25e-4, 6), _grid(6e-6, 6), dict.fromkeys((*TASKS, *VERIFIED), 120),
-        {"translation": 60, "style": 40, "extraction": 80, "sums": 80}, batch=8, tokens=12_000, held_out=100,
+        "small", _grid(2.5e-4, 6), _grid(2.4e-5, 6), dict.fromkeys((*TASKS, *VERIFIED), 120) | {"style": 60},
+        {"translation": 60, "style": 40}, batch=8, tokens=12_000, held_out=100,
         general="topics",
     ),
 }  # fmt: skip
@@ -106,7 +106,8 @@ def pilot(plan: Plan) -> list[Job]:
 def ranks(plan: Plan) -> list[Job]:
     """Five ranks, four targets, and three targets at the parameters of all linear layers with r=8."""
     settings = [*product(TARGETS, (1, 2, 4, 8, 16)), *CONTROLS.items()]
-    runs = [Run(targets, r, lr, seed) for (targets, r), lr, seed in product(settings, plan.rates[1:], SEEDS)]
+    rates = plan.rates[1 if plan.profile == "tiny" else 2 :]
+    runs = [Run(targets, r, lr, seed) for (targets, r), lr, seed in product(settings, rates, SEEDS)]
     full = [Run(FULL, None, lr, seed) for lr, seed in product(plan.full_rates, SEEDS)]
     runs.sort(key=lambda run: run.r or 0)
     steps = plan.short["translation"]
@@ -119,17 +120,22 @@ def ranks(plan: Plan) -> list[Job]:
 def rules(plan: Plan) -> list[Job]:
     """The best learning rate against the rank, with alpha = 2r and with alpha = 32 at every rank."""
     settings = dict.fromkeys((r, rule(r)) for r, rule in product((1, 4, 16, 64), RULES.values()))
-    wider = (plan.rates[0] / 2, *plan.rates, 2 * plan.rates[-1])
+    wider = (
+        *([plan.rates[0] / 2, plan.rates[0]] if plan.profile == "tiny" else []),
+        *plan.rates[1:],
+        2 * plan.rates[-1],
+    )
     runs = [Run("all-linear", r, lr, seed, alpha) for (r, alpha), lr, seed in product(settings, wider, SEEDS)]
     return [_stack("rules", "all", runs, "translation", plan, steps=plan.short["translation"])]
 
 
 def batch(plan: Plan) -> list[Job]:
-    """Batches of 4 to 256, the number of examples held equal."""
-    examples, jobs = 256 * (20 if plan.profile == "tiny" else 5), []
-    for size in (4, 16, 64, 256):
-        lora = [Run("all-linear", 64, lr, seed, 32) for lr, seed in product(plan.rates[1:], SEEDS)]
-        full = [Run(FULL, None, lr, seed) for lr, seed in product(plan.full_rates[1:], SEEDS)]
+    """A small batch and larger ones, up to 16 or 64 times, the number of examples held equal."""
+    tiny, jobs = plan.profile == "tiny", []
+    sizes, examples, lowest = ((4, 16, 64, 256), 5120, 1) if tiny else ((8, 128), 2048, 2)
+    for size in sizes:
+        lora = [Run("all-linear", 64, lr, seed, 32) for lr, seed in product(plan.rates[lowest:], SEEDS)]
+        full = [Run(FULL, None, lr, seed) for lr, seed in product(plan.full_rates[lowest:], SEEDS)]
         for name, runs in (("lora", lora), ("full", full)):
             jobs.append(
                 _stack("batch", f"{name}-{size}", runs, "translation", plan, steps=examples // size, batch=size)
@@ -140,18 +146,21 @@ def batch(plan: Plan) -> list[Job]:
 REMEDIES: dict[str, tuple[float, ...]] = {
     "rate": (0.0,), "replay": (0.25, 1.0), "kl": (0.1, 0.5, 2.0), "weight decay": (0.1, 1.0, 3.0), "steps": (0.5,),
 }  # fmt: skip
+FEWER = {"replay": (1.0,), "kl": (0.5, 2.0), "weight decay": (1.0, 3.0)}  # for the model that costs more
 FULL_REMEDIES = {"rate": (0.0,), "replay": (1.0,)}
 
 
 def remedies(plan: Plan) -> list[Job]:
     """What keeps the general text and the questions while two tasks are learned: LoRA and, of two remedies, full
     fine-tuning."""
-    jobs = []
+    tiny, jobs = plan.profile == "tiny", []
+    lora_remedies = REMEDIES if tiny else REMEDIES | FEWER
     for task, method in product(("style", "translation"), ("lora", "full")):
-        kinds = REMEDIES if method == "lora" else FULL_REMEDIES
+        kinds = lora_remedies if method == "lora" else FULL_REMEDIES
+        near = slice(1, 4) if tiny else slice(1, 3) if task == "style" else slice(3, 5)
         every = plan.rates if method == "lora" else plan.full_rates
         for remedy, knobs in kinds.items():
-            rates = every[:-1] if remedy in ("rate", "steps") else every[1:4]
+            rates = every[:-1] if remedy in ("rate", "steps") else every[near]
             for knob in knobs:
                 runs = [
                     Run("all-linear" if method == "lora" else FULL, 8 if method == "lora" else None, lr, seed)
@@ -166,9 +175,9 @@ def remedies(plan: Plan) -> list[Job]:
 
 def formats(plan: Plan) -> list[Job]:
     """The base in 4 and in 8 bits: what it predicts, and what LoRA learns on it."""
-    jobs = []
-    for form, task in product(("bf16", "int8", "nf4", "mxfp4", "nvfp4"), list(plan.short)[:3]):
-        runs = [Run("all-linear", 16, lr, seed) for lr, seed in product(plan.rates[1:-1], SEEDS)]
+    jobs, rates = [], plan.rates[1 if plan.profile == "tiny" else 2 : -1]
+    for form, task in product(("bf16", "int8", "nf4", "mxfp4", "nvfp4"), plan.short):
+        runs = [Run("all-linear", 16, lr, seed) for lr, seed in product(rates, SEEDS)]
         jobs.append(
             _stack("formats", f"{form}-{task}", runs, task, plan, steps=plan.short[task], form=form, kind="form")
         )
@@ -199,7 +208,7 @@ def combining(plan: Plan) -> list[Job]:
 def overfitting(plan: Plan) -> list[Job]:
     """Few examples, many epochs: the loss and the accuracy on dev, by epoch."""
     jobs = []
-    for task in list(plan.short)[:2]:
+    for task in plan.short if plan.profile == "tiny" else ["translation"]:
         runs = [Run("all-linear", 16, lr, seed) for lr, seed in product(plan.rates[2:5], SEEDS_5)]
         jobs.append(
             _stack("overfitting", task, runs, task, plan, kind="overfit", train=64, epochs=[1, 2, 4, 8, 16, 32])
@@ -211,7 +220,7 @@ def capacity(plan: Plan) -> list[Job]:
     """Random strings learned by heart, by rank."""
     tiny = plan.profile == "tiny"
     by_strings: dict[int, list[Run]] = {}
-    for r, strings in product((1, 2), (32, 64, 128)) if tiny else ((1, 256), (1, 1024), (1, 2048)):
+    for r, strings in product((1, 2), (32, 64, 128)) if tiny else ((1, 512), (1, 1024)):
         by_strings.setdefault(r * strings if tiny else strings, []).extend(
             Run("all-linear", r, lr, seed) for lr, seed in product(plan.rates[3:5], (0, 1))
         )
@@ -226,12 +235,12 @@ def capacity(plan: Plan) -> list[Job]:
 def variants(plan: Plan) -> list[Job]:
     """Six variants, each with its own learning rates; chosen by three seeds, reported on five others."""
     middle = {"LoRA": 1, "DoRA": 1, "rsLoRA": 0.7, "LoRA+": 0.35, "PiSSA": 1, "VeRA r=256": 23}
-    low = plan.rates[0]
+    low, which = plan.rates[0], range(6) if plan.profile == "tiny" else range(2, 6)
     return [
         {"section": "variants", "name": f"{name}-{task}", "kind": "variant", "entry": name, "task": task,
-         "steps": plan.short[task], "batch": plan.batch, "rates": [float(f"{low * k * 2**i:.2g}") for i in range(6)],
+         "steps": plan.short[task], "batch": plan.batch, "rates": [float(f"{low * k * 2**i:.2g}") for i in which],
          "choose": list(SEEDS), "report": [10, 11, 12, 13, 14]}
-        for task in list(plan.short)[:2] for name, k in middle.items()
+        for task in plan.short for name, k in middle.items()
     ]  # fmt: skip
 
 
@@ -240,7 +249,7 @@ def merging(plan: Plan) -> list[Job]:
     return [
         {"section": "merging", "name": f"style-{steps}-{seed}", "kind": "merge", "task": "style", "steps": steps,
          "seed": seed, "lr": 4e-3 if plan.profile == "tiny" else 1e-3}
-        for steps, seed in product((60, 180) if plan.profile == "tiny" else (40, 120), SEEDS)
+        for steps, seed in product((60, 180) if plan.profile == "tiny" else (20, 80), SEEDS)
     ]  # fmt: skip
 
 

@@ -77,8 +77,8 @@ def from_absmax_int8(
 def nearest(values: Float[Tensor, "*shape"], book: Float[Tensor, " codes"]) -> Int[Tensor, "*shape"]:
     """For each value the number of the nearest entry of `book`, which need not be sorted.
 
-    It is computed where the values are. Exactly halfway between two entries the smaller one is taken. Of two equal entries the second is taken for values
-    above them, the first for all others.
+    It is computed where the values are. Exactly halfway between two entries the smaller one is taken. Of two equal
+    entries the second is taken for values above them, the first for all others.
     """
     ordered, order = book.to(values.device).sort(stable=True)
     found = torch.bucketize(values.float(), (ordered[:-1] + ordered[1:]) / 2)

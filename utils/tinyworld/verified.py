@@ -94,8 +94,8 @@ def _order(split: str, rng: random.Random) -> Example:
 
 def _sum(split: str, rng: random.Random) -> Example:
     who, other = rng.sample(_PEOPLE, 2)
-    b, c = rng.randint(11, 49), rng.randint(3, 9)
-    a = rng.randint(b + c + 1, 99)
+    b, c = rng.randint(2, 9), rng.randint(2, 5)
+    a = rng.randint(b + c + 1, 20)
     text, result = rng.choice(_SUMS[split])
     told = text.format(who=who, other=other, goods=rng.choice(_GOODS), a=a, b=b, c=c)
     return Example(f"Answer with a number. {told}", str(result(a, b, c)))
