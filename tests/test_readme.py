@@ -23,7 +23,7 @@ def test_each_chapters_row_ends_with_its_link_to_colab():
 
 def test_the_badges_say_what_pyproject_says():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    badges = re.findall(r"^\[!\[(.*?)\]\((.*?)\)\]\((.*?)\)$", README, re.MULTILINE)
+    badges = re.findall(r"^\[!\[(.*?)\]\((.*?)\)\]\((.*?)\)$", README, re.MULTILINE)[:4]
     assert [name for name, _, _ in badges] == [
         "tests", "Python 3.11 to 3.14", "code: Apache 2.0", "prose: CC BY 4.0",
     ]  # fmt: skip
@@ -48,7 +48,15 @@ def test_the_table_of_tasks_is_the_recorded_one():
 
 
 def test_every_link_leads_somewhere():
-    links = [link for link in re.findall(r"\]\((.*?)\)", README) if "://" not in link]
-    assert len(links) > 5
-    for link in links:
-        assert (ROOT / link).exists(), link
+    for page in (ROOT / "README.md", ROOT / "lessons" / "using_the_course.md"):
+        links = [link for link in re.findall(r"\]\((.*?)\)", page.read_text(encoding="utf-8")) if "://" not in link]
+        assert len(links) > 5 or page.parent != ROOT
+        for link in links:
+            assert (page.parent / link).exists(), link
+
+
+def test_it_is_a_front_door_and_not_a_manual():
+    assert len(README.splitlines()) < 120
+    pictures = re.findall(r"^!\[(.*?)\]\((.*?)\)$", README, re.MULTILINE)
+    assert [path for _, path in pictures] == ["assets/readme/rank.png"] and all(len(alt) > 40 for alt, _ in pictures)
+    assert (ROOT / "assets" / "readme" / "mixing.webp").stat().st_size < 2_000_000

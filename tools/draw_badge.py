@@ -1,6 +1,7 @@
-"""Draw the badge that opens every notebook, assets/open-in-colab.png: our own, so that it shows without a network.
+"""Draw the badges, assets/open-in-colab.png and open-in-kaggle.png: our own, so that they show without a network.
 
-It takes a second. After a change: `make notebooks`, since every notebook carries the picture.
+It takes a second. The first opens every notebook, which carries the picture: after a change, `make notebooks`. Both are
+in the README.
 """
 
 from __future__ import annotations
@@ -16,7 +17,10 @@ WIDTH, HEIGHT = 118, 22  # pixels, as a notebook shows them
 INK, PAPER, MARK = "#24292f", "#ffffff", "#f9ab00"
 
 
-def draw(path: Path) -> None:
+KAGGLE = BADGE.with_name("open-in-kaggle.png")
+
+
+def draw(path: Path, says: str = "Open in Colab") -> None:
     """Write the badge to `path`: a pill with a triangle, for running, and what a click does."""
     figure = Figure(figsize=(WIDTH / 100, HEIGHT / 100))
     axes = figure.add_axes((0, 0, 1, 1), xlim=(0, WIDTH), ylim=(0, HEIGHT))
@@ -24,9 +28,10 @@ def draw(path: Path) -> None:
     pill = FancyBboxPatch((4, 4), WIDTH - 8, HEIGHT - 8, "round,pad=3", facecolor=INK, edgecolor=INK)
     axes.add_patch(pill)
     axes.add_patch(Polygon([(9, 6), (9, 16), (18, 11)], color=MARK))
-    axes.text(24, 11, "Open in Colab", color=PAPER, fontsize=7.5, va="center_baseline")
+    axes.text(24, 11, says, color=PAPER, fontsize=7.5, va="center_baseline")
     figure.savefig(path, dpi=100, transparent=True, metadata={"Software": None}, pil_kwargs={"optimize": True})
 
 
 if __name__ == "__main__":
     draw(BADGE)
+    draw(KAGGLE, "Open in Kaggle")

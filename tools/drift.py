@@ -6,7 +6,7 @@
 The environment is made anew each time (minutes; 2 GB with the CPU build of torch, 6 GB with CUDA), and the tests are
 those of `python3 start.py test` without the notebooks, whose stored outputs belong to the locked versions, and without
 the tests marked `locked`. What came out is written to assets/measurements/drift.json, also when tests failed, but not
-when the run was cut off. README's table is printed; tests/test_dependencies.py holds README and pyproject.toml to the
+when the run was cut off. the table of lessons/using_the_course.md is printed; tests/test_dependencies.py holds that page and pyproject.toml to the
 record.
 
 torch comes from where `python3 start.py` takes it from. Where an index has no CPU build that old or that new,
@@ -48,7 +48,7 @@ RECORD = ROOT / "assets" / "measurements" / "drift.json"
 # What uv aims at. The packages below the declared ones are new in both: their floors are not ours to choose.
 RESOLUTIONS = {"oldest": "lowest-direct", "newest": "highest"}
 
-# The columns of README's table; the record has every declared package.
+# The columns of the table in lessons/using_the_course.md; the record has every declared package.
 SHOWN = ("torch", "transformers", "peft", "trl", "accelerate", "bitsandbytes", "datasets", "numpy")
 
 
@@ -96,7 +96,7 @@ def day(iso: str) -> str:
 
 
 def table(record: Mapping[str, Mapping]) -> str:
-    """Makes README's table of the record: a row for each of "oldest" and "newest" that it has."""
+    """Makes the page's table of the record: a row for each of "oldest" and "newest" that it has."""
     lines = [
         f"| versions | {' | '.join(SHOWN)} | tests passed | failed | on |",
         "|---|" + "---|" * (len(SHOWN) + 3),
@@ -191,7 +191,7 @@ def main() -> int:
     temporary = RECORD.with_suffix(".json.new")
     temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     temporary.replace(RECORD)
-    print(f"{RECORD.relative_to(ROOT)} is written. README's table:\n\n{table(record)}\n")
+    print(f"{RECORD.relative_to(ROOT)} is written. The table of lessons/using_the_course.md:\n\n{table(record)}\n")
     return code
 
 
