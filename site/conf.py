@@ -36,7 +36,8 @@ copybutton_selector = "div.highlight-ipython3 pre, div.highlight-python pre, div
 mathjax_path = "mathjax/tex-chtml.js"
 mathjax4_config = {
     "loader": {"load": ["a11y/assistive-mml"]},
-    "output": {"fontPath": "[mathjax]/%%FONT%%-font"},
+    # Fonts differ in their x-height, which MathJax would match: with a tall one lines with a formula drift apart.
+    "output": {"fontPath": "[mathjax]/%%FONT%%-font", "matchFontHeight": False, "scale": 1.08},
     "options": {
         "ignoreHtmlClass": ".*",
         "processHtmlClass": "math",
@@ -69,6 +70,7 @@ html_theme_options = {
     "home_page_in_toc": False,
     "show_navbar_depth": 1,
     "navigation_with_keys": False,
+    "navbar_persistent": [],  # the sidebar has a search field already
     "pygments_light_style": "a11y-high-contrast-light",
     "pygments_dark_style": "a11y-high-contrast-dark",
 }
