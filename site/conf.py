@@ -16,7 +16,6 @@ _owner, _name = _told["repository"].split("/")
 
 project = "LoRA: zero to hero"
 author = "the course's authors"
-project_copyright = "prose CC BY 4.0, code Apache 2.0"
 language = "en"
 extensions = ["myst_nb", "sphinx_copybutton", "tools.site.extension"]
 suppress_warnings: list[str] = []
@@ -59,6 +58,7 @@ html_js_files = [("course.js", {"defer": "defer"})]
 html_favicon = str(HERE / "_static" / "favicon.svg")
 html_copy_source = False
 html_show_sphinx = False
+html_show_copyright = False
 html_last_updated_fmt = None
 html_theme_options = {
     "repository_url": f"https://github.com/{_told['repository']}",
@@ -71,6 +71,8 @@ html_theme_options = {
     "show_navbar_depth": 1,
     "navigation_with_keys": False,
     "navbar_persistent": [],  # the sidebar has a search field already
+    "footer_content_items": ["extra-footer"],
+    "extra_footer": "<p>Prose CC BY 4.0, code Apache 2.0.</p>",
     "pygments_light_style": "a11y-high-contrast-light",
     "pygments_dark_style": "a11y-high-contrast-dark",
 }

@@ -71,7 +71,7 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
     columns = [key for key in columns if all(_fits(row.get(key, "")) for row in flat)][:_MOST_COLUMNS]
     if not columns:
         return []
-    lines = ["| " + " | ".join(_text(key.replace("_", " ")) for key in columns) + " |", "|---" * len(columns) + "|"]
+    lines = ["| " + " | ".join(_text(key.replace("_", " ")) or "name" for key in columns) + " |", "|---" * len(columns) + "|"]
     for row in flat[:MOST_ROWS]:
         lines.append("| " + " | ".join("" if row.get(key) is None else _text(row[key]) for key in columns) + " |")
     return lines
@@ -94,6 +94,11 @@ def hardware(record: dict[str, Any]) -> str:
     return next((str(record[key]) for key in ("hardware", "gpu", "machine") if key in record), "")
 
 
+def title(name: str) -> str:
+    """A record's name as a title: "Rank sweep"."""
+    return name.replace("_", " ").capitalize()
+
+
 def page(name: str, record: dict[str, Any], file: str, quoted: Iterable[str]) -> str:
     """A record's page in Markdown.
 
@@ -103,7 +108,7 @@ def page(name: str, record: dict[str, Any], file: str, quoted: Iterable[str]) ->
         file: the way to the file, to be rewritten as other links of the repository are.
         quoted: links to the pages that quote it.
     """
-    lines = [f"# {name.replace('_', ' ').capitalize()}", ""]
+    lines = [f"# {title(name)}", ""]
     lines += [_text(record["what"]) + ".", ""] if "what" in record else []
     for key, called in _HEAD.items():
         if key in record:
@@ -116,7 +121,7 @@ def page(name: str, record: dict[str, Any], file: str, quoted: Iterable[str]) ->
     for key, rows in _tables(record):
         rendered = table(rows)
         if rendered:
-            lines += ["", f"## {key.replace('_', ' ')}", "", *rendered]
+            lines += ["", f"## {title(key)}", "", *rendered]
             lines += ["", f"{MOST_ROWS} of {len(rows)} rows."] if len(rows) > MOST_ROWS else []
     return "\n".join(lines) + "\n"
 
@@ -129,13 +134,13 @@ def index(records: dict[str, dict[str, Any]], others: Iterable[str]) -> str:
         "What was measured once, with the machine, the versions and the date. The chapters print from these files, and tests hold",
         "their prose to them.",
         "",
-        "| record | what | hardware | date |",
-        "|---|---|---|---|",
     ]
     for name, record in records.items():
-        what = str(record.get("what", ""))
-        what = what if len(what) <= 140 else what[:140].rsplit(" ", 1)[0].rstrip(",;:") + " ..."
-        lines.append(f"| [{name}]({name}.md) | {_text(what)} | {_text(hardware(record))} | {record.get('date', '')} |")
+        what = str(record.get("what", "")).rstrip(".")
+        what = what if len(what) <= 200 else what[:200].rsplit(" ", 1)[0].rstrip(",;:") + " ..."
+        said = [part for part in (what, hardware(record), str(record.get("date", ""))) if part]
+        lines.append(f"- [{title(name)}]({name}.md). {_text('; '.join(said))}")
+    lines += ["", *(f"- [The course on a GPU]({name}.md)" if name == "course" else f"- [{title(name)}]({name}.md)" for name in others)]
     return "\n".join([*lines, "", "```{toctree}", ":hidden:", "", *others, *records, "```", ""])
 
 
