@@ -105,11 +105,11 @@ mutants: setup  ## change one thing in utils/ at a time and see whether a test f
 fuzz: setup  ## damage files at random and count how their readers end; S=adapters for the kind of file, N=2000 for how many
 	$(VENV) -m tools.fuzz $(or $(S),adapters) --count $(or $(N),500)
 
-site: setup  ## the website, in site/_build/html (Node.js; .venv-site and site/node_modules are made for it)
-	$(VENV) -m tools.site
+site:  ## the website, in site/_build/html; needs Node.js, makes .venv-site and site/node_modules
+	@$(PYTHON) -m tools.site
 
-site-serve: setup  ## the same, served at http://127.0.0.1:8000
-	$(VENV) -m tools.site serve
+site-serve:  ## the same, served at http://127.0.0.1:8000
+	@$(PYTHON) -m tools.site serve
 
 clean:  ## remove caches; .venv stays
 	rm -rf .pytest_cache .ruff_cache .hypothesis build site/_build *.egg-info
