@@ -15,7 +15,7 @@ TORCH ?=
 SHOTS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lab test tests quick notebooks new check-notebooks nbval browser nightly minutes lint types format drift-oldest drift-newest lock base adapters claims architecture cuda measure-gpu mutants fuzz clean
+.PHONY: help setup lab test tests quick notebooks new check-notebooks nbval browser nightly minutes lint types format drift-oldest drift-newest lock base adapters claims architecture cuda measure-gpu mutants fuzz site site-serve clean
 
 help:  ## list what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -105,6 +105,12 @@ mutants: setup  ## change one thing in utils/ at a time and see whether a test f
 fuzz: setup  ## damage files at random and count how their readers end; S=adapters for the kind of file, N=2000 for how many
 	$(VENV) -m tools.fuzz $(or $(S),adapters) --count $(or $(N),500)
 
+site:  ## the website, in site/_build/html; needs Node.js, makes .venv-site and site/node_modules
+	@$(PYTHON) -m tools.site
+
+site-serve:  ## the same, served at http://127.0.0.1:8000
+	@$(PYTHON) -m tools.site serve
+
 clean:  ## remove caches; .venv stays
-	rm -rf .pytest_cache .ruff_cache .hypothesis build *.egg-info
-	find . -path ./.venv -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -type d -print0 | xargs -0 rm -rf
+	rm -rf .pytest_cache .ruff_cache .hypothesis build site/_build *.egg-info
+	find . \( -path ./.venv -o -path ./.venv-site -o -path ./site/node_modules \) -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -type d -print0 | xargs -0 rm -rf

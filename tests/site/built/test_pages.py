@@ -1,0 +1,210 @@
+"""The built site as a reader's browser has it: no other host, no error, no broken link, not heavy, readable by machines."""
+
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urldefrag, urljoin, urlsplit
+
+import pytest
+
+from tools.site import figures
+from tools.site.collect import ROOT
+from utils.course.colab import origin
+
+HEAVIEST = 3_000_000  # bytes of a page with all that it loads, before the model
+WHERE = origin(ROOT)
+FIGURES = [f"figures/{name}.html" for name in figures.available(ROOT)]
+LOOKED_AT = ["index.html", "chapters/02_rank_decomposition.html", "chapters/11_many_adapters.html", "claims.html"]
+LOOKED_AT += ["measurements/index.html", "measurements/rank_sweep.html", "architecture.html", "search.html", *FIGURES]
+
+# What axe-core says of pages that is the theme's own matter, each with the reason.
+THEME: dict[str, str] = {}
+
+
+class _Page(HTMLParser):
+    """The ids of a page, what it links to, and what it loads."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.ids: set[str] = set()
+        self.links: list[str] = []
+        self.loads: list[str] = []
+        self.pictures: list[dict[str, str | None]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        told = dict(attrs)
+        self.ids |= {value for value in (told.get("id"), told.get("name") if tag == "a" else None) if value}
+        if tag == "a" and told.get("href"):
+            self.links.append(told["href"] or "")
+        if tag == "img":
+            self.pictures.append(told)
+        loaded = told.get("src") or (told.get("href") if tag == "link" and told.get("rel") != "canonical" else None)
+        if loaded:
+            self.loads.append(loaded)
+
+
+@pytest.fixture(scope="module")
+def parsed(pages: Path) -> dict[str, _Page]:
+    found = sorted(pages.rglob("*.html"))
+    return {path.relative_to(pages).as_posix(): _Page(path.read_text(encoding="utf-8")) for path in found}
+
+
+def test_every_chapter_ledger_record_and_figure_has_a_page(parsed):
+    stems = [path.stem for path in (ROOT / "lessons").glob("[0-9][0-9]_*.md")]
+    wanted = {"index.html", "claims.html", "architecture.html", "search.html", *FIGURES}
+    wanted |= {f"chapters/{stem}.html" for stem in stems}
+    wanted |= {f"measurements/{path.stem}.html" for path in (ROOT / "assets" / "measurements").iterdir()}
+    assert not wanted - set(parsed) and len(stems) > 15
+
+
+def test_internal_links_and_anchors_lead_somewhere(parsed, pages):
+    broken = []
+    for name, page in parsed.items():
+        for link in [*page.links, *page.loads]:
+            if re.match(r"[a-z][a-z0-9+.-]*:|//", link) or link.startswith(("#searchbox", "?")):
+                continue
+            path, anchor = urldefrag(urljoin(f"/{name}", link))
+            path = unquote(urlsplit(path).path).lstrip("/") or "index.html"
+            if not (pages / path).is_file():
+                broken.append(f"{name}: {link}")
+            elif anchor and path in parsed and unquote(anchor) not in parsed[path].ids:
+                broken.append(f"{name}: {link}: no such place there")
+    assert not broken, "\n".join(broken)
+
+
+def test_links_to_the_repository_are_of_the_one_ref_and_of_what_is_there(parsed):
+    wrong, seen = [], 0
+    for name, page in parsed.items():
+        for link in page.links:
+            found = re.match(rf"https://github\.com/{WHERE.repository}/(blob|tree|edit)/(.*)", link)
+            if found:
+                seen += 1
+                path = urlsplit(found[2].removeprefix(f"{WHERE.ref}/")).path
+                there = ROOT / path
+                if not found[2].startswith(f"{WHERE.ref}/") or not (there.is_dir() if found[1] == "tree" else there.is_file()):
+                    wrong.append(f"{name}: {link}")
+    assert not wrong and seen > 300, "\n".join(wrong)
+
+
+def test_each_chapter_leads_to_colab_kaggle_its_notebook_and_its_lesson(parsed):
+    for path in sorted((ROOT / "lessons").glob("[0-9][0-9]_*.md")):
+        links = parsed[f"chapters/{path.stem}.html"].links
+        notebook = f"{WHERE.repository}/blob/{WHERE.ref}/notebooks/{path.stem}.ipynb"
+        assert f"https://colab.research.google.com/github/{notebook}" in links
+        assert f"https://kaggle.com/kernels/welcome?src=https://github.com/{notebook}" in links
+        assert f"https://github.com/{WHERE.repository}/edit/{WHERE.ref}/lessons/{path.name}" in links
+        assert f"../downloads/{path.stem}.ipynb" in links
+
+
+def test_nothing_is_loaded_from_elsewhere_and_pictures_have_alt_texts(parsed):
+    elsewhere = [f"{name}: {load}" for name, page in parsed.items() for load in page.loads if re.match("https?:|//", load)]
+    assert not elsewhere
+    without = [f"{name}: {told}" for name, page in parsed.items() for told in page.pictures if len(told.get("alt") or "") < 20]
+    assert not without
+
+
+def test_the_map_and_the_cards_name_every_page(parsed, pages):
+    base = f"https://{WHERE.repository.split('/')[0]}.github.io/{WHERE.repository.split('/')[1]}/"
+    tree = xml.etree.ElementTree.parse(pages / "sitemap.xml")
+    listed = {place.text for place in tree.iter("{http://www.sitemaps.org/schemas/sitemap/0.9}loc")}
+    assert listed == {base + name for name in parsed if name not in ("search.html", "genindex.html")}
+    for name in parsed:
+        head = (pages / name).read_text(encoding="utf-8").split("</head>")[0]
+        for what in ("og:title", "og:description", "og:image", "og:url"):
+            assert len(re.findall(f'property="{what}" content="[^"]+"', head)) == 1, (name, what)
+    assert (pages / "_static" / "card.png").read_bytes()[16:24] == (1200).to_bytes(4) + (630).to_bytes(4)
+
+
+def test_solutions_are_folded_and_no_set_up_cell_is_left(pages):
+    for path in (pages / "chapters").glob("*.html"):
+        text = path.read_text(encoding="utf-8")
+        assert "COURSE_REPO" not in text and "BEGIN SOLUTION" not in text and "google.colab" not in text.split("Recap")[0]
+    page = (pages / "chapters" / "02_rank_decomposition.html").read_text(encoding="utf-8")
+    fold = re.search(r"<details[^>]*>\s*<summary[^>]*>.*?Show the solution.*?</details>", page, re.S)
+    assert fold and "best_rank_r" in fold[0]
+
+
+# ------------------------------------------------------------------------------------ in the browser
+
+
+def _seen(context, address: str, name: str) -> Iterator[str]:
+    """Opens a page, and tells what is wrong with it: its requests, its console, its weight, its width."""
+    page, told, weight = context.new_page(), [], []
+
+    def answered(response) -> None:
+        if response.status >= 400:
+            told.append(f"{response.status} {response.url}")
+
+    def finished(request) -> None:
+        if request.url.startswith(address) and "/_static/site/assets/" not in request.url:
+            weight.append(len(request.response().body()))
+
+    page.on("request", lambda it: told.append(f"asks {it.url}") if not it.url.startswith((address, "data:", "blob:")) else None)
+    page.on("console", lambda it: told.append(f"says {it.text}") if it.type == "error" else None)
+    page.on("pageerror", lambda it: told.append(f"fails {it}"))
+    page.on("response", answered)
+    page.on("requestfinished", finished)
+    page.goto(address + name)
+    page.wait_for_load_state("networkidle")
+    if page.locator("span.math, div.math").count():
+        page.wait_for_function("document.querySelectorAll('mjx-container').length > 0")
+    too_wide = page.evaluate("document.documentElement.scrollWidth - innerWidth")
+    told += [f"{too_wide} px wider than the screen"] if too_wide > 0 else []
+    told += [f"weighs {sum(weight):,} bytes"] if sum(weight) > HEAVIEST else []
+    page.close()
+    yield from told
+
+
+def test_no_page_asks_another_host_says_an_error_is_too_heavy_or_too_wide_for_a_phone(parsed, browser, address):
+    context = browser.new_context(viewport={"width": 360, "height": 740})
+    wrong = [f"{name} {said}" for name in parsed for said in _seen(context, address, name)]
+    context.close()
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_axe_finds_no_serious_fault(browser, address, theme):
+    script = (ROOT / "site" / "node_modules" / "axe-core" / "axe.min.js").read_text(encoding="utf-8")
+    context = browser.new_context(viewport={"width": 1280, "height": 900}, color_scheme=theme, reduced_motion="reduce")
+    context.add_init_script(f"localStorage.setItem('mode', '{theme}'); localStorage.setItem('theme', '{theme}')")
+    wrong = []
+    for name in LOOKED_AT:
+        page = context.new_page()
+        page.goto(address + name)
+        page.wait_for_load_state("networkidle")
+        assert page.evaluate("document.documentElement.dataset.theme") == theme
+        page.evaluate(script)
+        found = page.evaluate("axe.run(document, {resultTypes: ['violations']}).then(found => found.violations)")
+        for fault in found:
+            if fault["impact"] in ("serious", "critical") and fault["id"] not in THEME:
+                nodes = "; ".join(node["html"][:160] for node in fault["nodes"][:3])
+                wrong.append(f"{name}: {fault['id']} ({len(fault['nodes'])}): {fault['help']}: {nodes}")
+        page.close()
+    context.close()
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_search_finds_a_chapter(browser, address):
+    page = browser.new_page()
+    page.goto(f"{address}search.html?q=rsLoRA")
+    page.wait_for_selector("#search-results li a")
+    assert any("15_variants" in (link.get_attribute("href") or "") for link in page.locator("#search-results li a").all())
+    page.close()
+
+
+def test_paper_has_the_folds_open_and_no_sidebars(browser, address):
+    page = browser.new_page()
+    page.goto(f"{address}chapters/02_rank_decomposition.html")
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    page.emulate_media(media="print")
+    assert page.locator("details:not([open])").count() == 0
+    for hidden in (".bd-sidebar-primary", ".course-ways", ".prev-next-footer"):
+        assert not page.locator(hidden).first.is_visible(), hidden
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert page.locator("details:not([open])").count() > 5
+    page.close()

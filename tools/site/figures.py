@@ -1,0 +1,121 @@
+"""The interactive figures: their titles, the chapters they stand in, and their pages.
+
+A figure is a folder of site/figures with an index.js. One that isn't there yet is left out, of chapters too.
+
+Attributes:
+    FIGURES: What is said of a figure, by its folder's name.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Place:
+    """A place in a chapter. chapter: "02". heading: the figure stands at the end of its section, before the next one."""
+
+    chapter: str
+    heading: str
+
+
+@dataclass(frozen=True)
+class Figure:
+    """What is said of a figure. title: of its page. summary: a sentence or two under it. places: the chapters it stands in."""
+
+    title: str
+    summary: str
+    places: tuple[Place, ...] = ()
+
+
+FIGURES: Mapping[str, Figure] = {
+    "rank": Figure(
+        "The rank that talks",
+        "Cut a trained update to its first singular directions and read what the model still says. The model runs in this "
+        "page: write a prompt, drag the rank.",
+        (
+            Place("02", "A full update is concentrated, but not of low rank"),
+            Place("04", "From 0% to 100% in 180 steps"),
+        ),
+    ),
+    "mixing": Figure(
+        "The mixing board",
+        "Four adapters on one base, each with a weight from -1 to 2. Pull the faders and read what the mixture answers, and "
+        "what is left of each task.",
+        (Place("11", "Even the exact sum seldom keeps both tasks"),),
+    ),
+    "fit": Figure(
+        "Will it fit?",
+        "What a training step takes of a GPU's memory, part by part, for a model, a method and a batch of your choice, beside "
+        "what was measured.",
+        (
+            Place("01", "What each way holds, and on which card"),
+            Place("06", "Ask before you load"),
+        ),
+    ),
+    "train": Figure(
+        "Train it here",
+        "LoRA on the sentiment task, in this tab: the loss as it falls, and base and adapter side by side.",
+        (Place("00", "Is this machine ready?"),),
+    ),
+}
+
+
+def available(root: Path) -> list[str]:
+    """The figures that are there: first those of the table in its order, then the others by name."""
+    there = {path.parent.name for path in (root / "site" / "figures").glob("*/index.js")} - {"common"}
+    return [*(name for name in FIGURES if name in there), *sorted(there - set(FIGURES))]
+
+
+def about(name: str) -> Figure:
+    """What is said of a figure; of one that isn't in the table, its name."""
+    return FIGURES.get(name, Figure(name.replace("_", " ").capitalize(), ""))
+
+
+def element(name: str, up: str, options: Mapping[str, Any] | None = None, link: bool = True) -> str:
+    """The HTML that a figure is mounted in, as one line.
+
+    Args:
+        name: the figure.
+        up: the way from the page to the site's root, such as "../".
+        options: what its ``mount`` gets.
+        link: whether a link to the figure's own page stands under it.
+    """
+    told = html.escape(json.dumps(dict(options or {})), quote=True)
+    title = html.escape(about(name).title)
+    script = f'<script type="module" src="{up}_static/site/figures/load.js"></script>'
+    own = f'<p class="course-figure-link"><a href="{up}figures/{name}.html">{title}, on a page of its own</a></p>'
+    without = f'<noscript><p class="course-figure-note">{title}: this figure computes in the page and needs JavaScript.</p></noscript>'
+    figure = f'<div class="course-figure" data-figure="{name}" data-options="{told}">{without}</div>'
+    return "".join([figure, own if link else "", script])
+
+
+def in_chapter(chapter: str, names: Iterable[str]) -> list[tuple[str, str]]:
+    """The headings of a chapter that a figure stands under, with the figure's name."""
+    return [(place.heading, name) for name in names for place in about(name).places if place.chapter == chapter]
+
+
+def page(name: str) -> str:
+    """A figure's own page, in Markdown."""
+    figure = about(name)
+    return "\n\n".join([
+        "---\nhtml_theme.sidebar_secondary.remove: true\n---",
+        f"# {figure.title}",
+        *([figure.summary] if figure.summary else []),
+        element(name, "../", link=False),
+        "",
+    ])  # fmt: skip
+
+
+def index(names: Iterable[str]) -> str:
+    """The page that lists the figures."""
+    names = list(names)
+    rows = [f"- [{about(name).title}]({name}.md). {about(name).summary}" for name in names]
+    contents = ["```{toctree}\n:hidden:\n", *names, "```"]
+    intro = "Each computes in the page, with the course's own model where a model speaks. What you set is in the address, so a link shows it to others."
+    return "\n".join(["# Figures that compute", "", intro, "", *rows, "", *contents, ""])
