@@ -85,8 +85,8 @@ export class Llama {
       const layer = adapter[name];
       if (!layer || weight === 0) continue;
       const low = new Float32Array(layer.r);
-      matvec(layer.A, x, low);
-      matvec(layer.B, low, y, weight * layer.scaling);
+      matvec(layer.lora_A, x, low);
+      matvec(layer.lora_B, low, y, weight * layer.scaling);
     }
     return y;
   }
