@@ -11,7 +11,7 @@
  *   `name`: a folder under `<base>adapters/`, or `url`: any folder with PEFT's two files; `rank`: only so many terms
  * @typedef {object} Options
  * @property {Wanted[]} [adapters] what stands beside the base
- * @property {import("./adapters.js").How} [combine] makes one adapter of them first; without it each is added by itself
+ * @property {import("./combine.js").How} [combine] makes one adapter of them first; without it each is added by itself
  * @property {number} [density] of TIES and DARE @property {number} [svdRank]
  * @property {string[][]} [layers] see `inLayers` in adapters.js
  * @property {number} [maxNewTokens] 40 @property {number} [temperature] 0 is greedy @property {number} [topP]

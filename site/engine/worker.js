@@ -2,7 +2,8 @@
  * The model in a thread of its own, so that the page stays live while it computes. client.js sends what is wanted;
  * every message has the number of its job. Jobs take turns, token by token, and scores wait while an answer is written.
  */
-import { combine, inLayers, readAdapter, truncated, withRank } from "./adapters.js";
+import { inLayers, readAdapter, withRank } from "./adapters.js";
+import { combine, truncated } from "./combine.js";
 import { generate, random } from "./generate.js";
 import { Cache, Llama } from "./llama.js";
 import { readSafetensors } from "./safetensors.js";
