@@ -1,14 +1,14 @@
 /**
  * What a page uses: the model in a Web Worker, asked by promises.
  *
- *     const client = new Client({ base: "../model/" });
+ *     const client = new Client({ base: "../assets/tiny-llama/" });
  *     await client.ready;
  *     const text = await client.answer("Say it like a pirate: Zoe went home.", {
  *       adapters: [{ name: "style", weight: 1 }], onToken: (text) => console.log(text),
  *     });
  *
  * @typedef {{name?: string, url?: string, weight?: number, rank?: number}} Wanted
- *   `name`: a folder under `<base>adapters/`, or `url`: any folder with PEFT's two files; `rank`: only so many terms
+ *   `name`: a folder of `adapters/` beside the model's, or `url`: any folder with PEFT's two files; `rank`: only so many terms
  * @typedef {object} Options
  * @property {Wanted[]} [adapters] what stands beside the base
  * @property {import("./combine.js").How} [combine] makes one adapter of them first; without it each is added by itself
@@ -49,7 +49,7 @@ export class Client {
   /** Sends a job to the worker. @param {string} kind @param {any} options @returns {Promise<any>} */
   ask(kind, { signal, onToken, ...options }) {
     const job = ++this.last;
-    const adapters = options.adapters?.map(({ name, url, ...rest }) => ({ url: this.folder(url ?? `adapters/${name}`), ...rest }));
+    const adapters = options.adapters?.map(({ name, url, ...rest }) => ({ url: this.folder(url ?? `../adapters/${name}`), ...rest }));
     return new Promise((resolve, reject) => {
       if (signal?.aborted) return reject(signal.reason);
       const abort = () => {
@@ -78,9 +78,11 @@ export class Client {
   }
 
   /**
-   * How many greedy answers are exactly right, in the background: `[right, total]`; `onToken` gets it so far.
+   * How a mix does on a task, in the background: of how many prompts the greedy answer is right (`right` of `total`), and
+   * the log-probability of the right answers' tokens, the mean (`logProb`). `onToken` gets it so far.
    *
-   * @param {{prompt: string, answer: string}[]} examples @param {Options} [options] @returns {Promise<[number, number]>}
+   * @param {{prompt: string, answer: string}[]} examples @param {Options} [options]
+   * @returns {Promise<{right: number, total: number, logProb: number}>}
    */
   score(examples, options = {}) {
     return this.ask("score", { ...options, examples });

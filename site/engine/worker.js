@@ -4,7 +4,7 @@
  */
 import { inLayers, readAdapter, withRank } from "./adapters.js";
 import { combine, truncated } from "./combine.js";
-import { generate, random } from "./generate.js";
+import { argmax, generate, probabilities, random } from "./generate.js";
 import { Cache, Llama } from "./llama.js";
 import { readSafetensors } from "./safetensors.js";
 import { Tokenizer } from "./tokenizer.js";
@@ -47,12 +47,14 @@ function adapterAt(url) {
  * What a job wants beside the base: as one combined adapter, or, without `combine`, each adapter by itself. Made
  * adapters are kept, since TIES and the SVD take a while; the oldest goes first.
  */
-async function beside({ adapters = [], combine: how, density, svdRank, seed, layers }) {
+async function beside(job, { adapters = [], combine: how, density, svdRank, seed, layers }) {
   const wanted = adapters.filter(({ weight = 1 }) => weight !== 0);
   const parts = await Promise.all(wanted.map(({ url }) => adapterAt(url)));
   if (!parts.length) return [];
   const key = JSON.stringify([wanted, how, density, svdRank, seed, layers]);
   if (made.has(key)) return made.get(key);
+  await new Promise((resolve) => setTimeout(resolve)); // a fader that still moves has cancelled this job by now
+  if (cancelled.has(job)) throw new Error("cancelled");
   const weights = wanted.map(({ weight = 1 }) => weight);
   const cut = parts.map((part, i) => {
     const ranked = wanted[i].rank === undefined ? part : withRank(part, wanted[i].rank);
@@ -75,20 +77,12 @@ const turn = () => new Promise((resolve) => {
   port1.postMessage(0);
 });
 
-/** Runs a prompt and calls `onText` with each piece of text; it returns false to stop. */
-async function write(job, prompt, options, adapters, onText, mayRun = () => true) {
-  const draw = options.seed === undefined ? Math.random : random(options.seed);
-  const stream = tokenizer.stream(), cache = new Cache(model.config);
-  let text = "";
-  for (const token of generate(model, tokenizer.chat(prompt), cache, adapters, { ...options, draw })) {
-    if (token !== undefined) {
-      text += stream.push(token);
-      if (onText(text) === false) return text;
-    }
-    do await turn(); while (!mayRun() && !cancelled.has(job));
+/** Waits for its turn; `low`: until no answer is being written. Throws when the job was cancelled. */
+async function wait(job, low = false) {
+  do {
+    await turn();
     if (cancelled.has(job)) throw new Error("cancelled");
-  }
-  return text + stream.end();
+  } while (low && answering);
 }
 
 const jobs = {
@@ -96,23 +90,44 @@ const jobs = {
   async answer(job, { prompt, ...options }) {
     answering++;
     try {
-      const adapters = await beside(options);
-      return await write(job, prompt, options, adapters, (text) => { postMessage({ job, text }); });
+      const adapters = await beside(job, options);
+      const draw = options.seed === undefined ? Math.random : random(options.seed);
+      const stream = tokenizer.stream(), cache = new Cache(model.config);
+      let text = "";
+      for (const token of generate(model, tokenizer.chat(prompt), cache, adapters, { ...options, draw })) {
+        if (token !== undefined) postMessage({ job, text: (text += stream.push(token)) });
+        await wait(job);
+      }
+      return text + stream.end();
     } finally {
       answering--;
     }
   },
 
-  /** How many greedy answers are right, exactly: `[right, total]`. An answer is left at its first wrong letter. */
+  /**
+   * How likely the right answers are, and how many the model would give itself: it reads each, and an answer is right
+   * where every next token, the end-of-turn token too, is the likeliest.
+   */
   async score(job, { examples, ...options }) {
-    const adapters = await beside(options);
-    let right = 0, total = 0;
+    const adapters = await beside(job, options);
+    let right = 0, total = 0, tokens = 0, sum = 0;
     for (const { prompt, answer } of examples) {
-      const text = await write(job, prompt, { maxNewTokens: 64 }, adapters, (text) => answer.startsWith(text.trim()), () => !answering);
-      right += Number(text.trim() === answer);
-      postMessage({ job, text: [right, ++total] });
+      const asked = tokenizer.chat(prompt), wanted = [...tokenizer.encode(answer), model.config.eos_token_id];
+      const cache = new Cache(model.config), read = [...asked, ...wanted];
+      let greedy = true;
+      for (let i = 0; i + 1 < read.length; i++) {
+        const logits = model.step(read[i], cache, adapters, i + 1 >= asked.length);
+        if (logits) {
+          sum += Math.log(probabilities(logits, 1)[read[i + 1]] + 1e-30);
+          greedy &&= argmax(logits) === read[i + 1];
+        }
+        await wait(job, true);
+      }
+      right += Number(greedy);
+      tokens += wanted.length;
+      postMessage({ job, text: { right, total: ++total, logProb: sum / tokens } });
     }
-    return [right, total];
+    return { right, total, logProb: sum / tokens };
   },
 
   /** The singular values of an adapter's update in one layer, largest first. */

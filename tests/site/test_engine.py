@@ -9,7 +9,6 @@ import pytest
 from tests.site.nodes import needs_node, run
 from tools.site import golden
 
-
 pytestmark = needs_node
 SYSTEMS = ("base", "sentiment", "translation", "summarization", "style", "mix")
 
