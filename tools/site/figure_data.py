@@ -1,6 +1,6 @@
 """What the website's figures ask the model: held-out prompts with their answers, for the figures "mixing" and "rank".
 
-    python -m tools.site.figure_data        writes site/figures/mixing/examples.json and site/figures/rank/examples.json
+python -m tools.site.figure_data        writes site/figures/mixing/examples.json and site/figures/rank/examples.json
 """
 
 from __future__ import annotations

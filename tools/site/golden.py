@@ -124,13 +124,13 @@ def _asked(tokenizer: Any, prompts: int) -> tuple[list[str], list[list[int]]]:
     return texts, [tokenizer.encode(f"<|user|>{p}<|assistant|>", add_special_tokens=False) for p in texts]
 
 
-def mixed(adapters: Sequence[Adapter], how: How) -> Adapter:
-    """A mix of all adapters with the ranks that each way needs, drawn as the engine draws."""
+def mixed(adapters: Sequence[Adapter], how: How, weights: Sequence[float] = WEIGHTS, seed: int = SEED) -> Adapter:
+    """A mix of adapters with the ranks that each way needs, drawn as the engine draws."""
     most = max(f.r for adapter in adapters for f in adapter.values())
     even = adapters if how in ("cat", "svd") else [padded(adapter, most) for adapter in adapters]
     density = None if how in ("cat", "svd", "linear") else DENSITY
-    with drawn_as_in_the_engine(SEED):
-        return combine(even, WEIGHTS, how, density=density, svd_rank=SVD_RANK)
+    with drawn_as_in_the_engine(seed):
+        return combine(even, weights, how, density=density, svd_rank=SVD_RANK)
 
 
 @torch.inference_mode()
@@ -164,6 +164,17 @@ def answers(prompts: int, with_logits: int = 0) -> dict[str, Any]:
         "prompts": texts, "prompt_ids": rows, "logits_of": some, "tasks": list(TASKS), "systems": systems,
         "max_new_tokens": MAX_NEW_TOKENS, "mix": {"weights": WEIGHTS},
     }  # fmt: skip
+
+
+def with_mix(weights: dict[str, float], how: How, seed: int = 0) -> Any:
+    """A PEFT model whose active adapter is a mix of those of some tasks, as the figure "mixing" has it."""
+    from peft import PeftModel
+
+    model = PeftModel.from_pretrained(load_tiny()[0], adapter_dir(TASKS[0]), adapter_name=TASKS[0]).eval()
+    adapters = [read_adapter(adapter_dir(task)) for task in weights]
+    into_peft(model, MIX, mixed(adapters, how, list(weights.values()), seed))
+    model.set_adapter(MIX)
+    return model
 
 
 def golden(prompts: int = 2, texts: int = 500) -> dict[str, Any]:

@@ -34,24 +34,26 @@ export async function mount(root, options = {}) {
   let state = url.read();
 
   const live = spoken();
-  const prompt = h("input", { type: "text", id: fresh("prompt"), autocomplete: "off", spellcheck: "false", maxlength: 300, oninput: () => change({ prompt: prompt.value }) });
+  const prompt = h("textarea", { rows: 2, id: fresh("prompt"), spellcheck: "false", maxlength: 400, oninput: () => change({ prompt: prompt.value }) });
   const tries = TASKS.map(({ name, text }) => h("button", { type: "button", onclick: () => change({ prompt: examples[name][Math.floor(Math.random() * examples[name].length)].prompt }) }, text));
   const answer = h("p", { class: "figure-answer mixing-answer" }), base = h("p", { class: "figure-muted" });
   const says = h("p", { class: "figure-muted" });
   const channels = TASKS.map((task) => channel(task, examples[task.name].length, (weight) => change({ [task.name]: weight })));
   const how = choice("Combined by", Object.entries(WAYS).map(([value, { text }]) => ({ value, text })), state.how, (value) => change({ how: value }));
   const zero = h("button", { type: "button", onclick: () => change(Object.fromEntries(TASKS.map(({ name }) => [name, 0]))) }, "all to 0");
+  const share = h("button", { type: "button", onclick: () => change({ sentiment: 0.5, translation: 0, summarization: 0, style: 0.5, how: "cat" }) }, "two at one half");
   const failed = (error) => answer.replaceChildren(h("span", { class: "figure-error" }, error.message));
 
   const board = h("div", { class: "mixing" },
     h("div", { class: "mixing-left" },
       h("div", { class: "mixing-board", role: "group", "aria-label": "Weights of the four adapters" }, ...channels.map((own) => own.element)),
+      h("div", { class: "figure-buttons" }, zero, share),
       h("p", { class: "figure-muted" }, `Lights: right answers to ${examples.style.length} held-out prompts. Log p: the right answers' mean log-probability a token; below the base's, the task is unlearned.`)),
     h("div", { class: "mixing-right" },
       h("div", { class: "mixing-prompt" }, h("label", { class: "figure-label", for: prompt.id }, "Your prompt"), prompt,
         h("div", { class: "figure-buttons" }, h("span", { class: "figure-muted" }, "one of:"), ...tries)),
       h("div", { class: "mixing-answers" }, h("span", { class: "figure-label" }, "The mixture answers"), answer, base),
-      h("div", {}, how.element, says, h("div", { class: "figure-buttons" }, zero)),
+      h("div", {}, how.element, says),
       live.element));
   root.replaceChildren(h("div", { class: "figure-body" }, board));
 
@@ -136,6 +138,7 @@ function channel({ name, text }, count, moved) {
     said: "",
     set(weight) {
       fader.value = weight;
+      fader.style.setProperty("--weight", weight);
       value.textContent = signed(weight);
       fader.setAttribute("aria-valuetext", signed(weight));
     },
