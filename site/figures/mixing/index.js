@@ -1,0 +1,158 @@
+/**
+ * The mixing board: four adapters on one base, each with a fader. The answer and each task's score follow the faders.
+ * Chapter 11 has the arithmetic; the model runs in this page.
+ */
+import { choice, fresh, h, later, latest, model, signed, spoken, styles, urlState } from "../common/dom.js";
+
+const TASKS = [
+  { name: "sentiment", text: "sentiment" },
+  { name: "translation", text: "French" },
+  { name: "summarization", text: "moral" },
+  { name: "style", text: "pirate" },
+];
+const WAYS = {
+  cat: { text: "cat", says: "cat: the updates are added up exactly; the ranks add up too." },
+  linear: { text: "linear", says: "linear: the A's and the B's are added up, so cross terms appear that nobody trained." },
+  ties: { text: "TIES", says: "TIES: half of each factor's entries stay, the largest; then each place votes for a sign." },
+  dare_linear: { text: "DARE", says: "DARE: half of each factor's entries are dropped at random, the others doubled; then as linear." },
+  svd: { text: "SVD", says: "SVD: the exact sum, cut to rank 16: to its largest singular directions." },
+};
+const DENSITY = 0.5, SEED = 0;
+
+/** The faders that don't stand at 0: with one of them alone every way but TIES and DARE gives that adapter itself. */
+const wanted = (state) => TASKS.filter(({ name }) => state[name] !== 0).map(({ name }) => ({ name, weight: state[name] }));
+const mix = (state) => ({ adapters: wanted(state), combine: state.how, density: DENSITY, seed: SEED });
+
+/** @param {HTMLElement} root @param {{base?: string}} [options] `base`: the URL of the model's folder */
+export async function mount(root, options = {}) {
+  const here = (file) => new URL(file, import.meta.url);
+  const [response] = await Promise.all([fetch(here("examples.json")), styles(here("../common/common.css"), here("style.css"))]);
+  /** @type {Record<string, {prompt: string, answer: string}[]>} */
+  const examples = await response.json();
+  const client = model(options);
+  const url = urlState("mixing", { sentiment: 0, translation: 0, summarization: 0, style: 1, how: "cat", prompt: examples.style[0].prompt });
+  let state = url.read();
+
+  const live = spoken();
+  const prompt = h("textarea", { rows: 2, id: fresh("prompt"), spellcheck: "false", maxlength: 400, oninput: () => change({ prompt: prompt.value }) });
+  const tries = TASKS.map(({ name, text }) => h("button", { type: "button", onclick: () => change({ prompt: examples[name][Math.floor(Math.random() * examples[name].length)].prompt }) }, text));
+  const answer = h("p", { class: "figure-answer mixing-answer" }), base = h("p", { class: "figure-muted" });
+  const says = h("p", { class: "figure-muted" });
+  const channels = TASKS.map((task) => channel(task, examples[task.name].length, (weight) => change({ [task.name]: weight })));
+  const how = choice("Combined by", Object.entries(WAYS).map(([value, { text }]) => ({ value, text })), state.how, (value) => change({ how: value }));
+  const zero = h("button", { type: "button", onclick: () => change(Object.fromEntries(TASKS.map(({ name }) => [name, 0]))) }, "all to 0");
+  const share = h("button", { type: "button", onclick: () => change({ sentiment: 0.5, translation: 0, summarization: 0, style: 0.5, how: "cat" }) }, "two at one half");
+  const failed = (error) => answer.replaceChildren(h("span", { class: "figure-error" }, error.message));
+
+  const board = h("div", { class: "mixing" },
+    h("div", { class: "mixing-left" },
+      h("div", { class: "mixing-board", role: "group", "aria-label": "Weights of the four adapters" }, ...channels.map((own) => own.element)),
+      h("div", { class: "figure-buttons" }, zero, share),
+      h("p", { class: "figure-muted" }, `Lights: right answers to ${examples.style.length} held-out prompts. Log p: the right answers' mean log-probability a token; below the base's, the task is unlearned.`)),
+    h("div", { class: "mixing-right" },
+      h("div", { class: "mixing-prompt" }, h("label", { class: "figure-label", for: prompt.id }, "Your prompt"), prompt,
+        h("div", { class: "figure-buttons" }, h("span", { class: "figure-muted" }, "one of:"), ...tries)),
+      h("div", { class: "mixing-answers" }, h("span", { class: "figure-label" }, "The mixture answers"), answer, base),
+      h("div", {}, how.element, says),
+      live.element));
+  root.replaceChildren(h("div", { class: "figure-body" }, board));
+
+  const tell = () => {
+    const mixed = wanted(state).map(({ name, weight }) => `${TASKS.find((task) => task.name === name).text} ${signed(weight)}`);
+    const scores = channels.map((own, i) => own.said && `${TASKS[i].text} ${own.said}`).filter(Boolean);
+    live.say(`${mixed.length ? `${mixed.join(", ")}, by ${WAYS[state.how].text}` : "All faders at 0: the base"}. The answer: ${answer.textContent || "nothing"}.${scores.length ? ` Right: ${scores.join(", ")}.` : ""}`);
+  };
+
+  const rewrite = latest(async (signal) => {
+    answer.dataset.busy = "yes";
+    const text = await client.answer(state.prompt, { ...mix(state), signal, onToken: (part) => (answer.textContent = part.trim()) });
+    answer.textContent = text.trim() || "(nothing: the end-of-turn token came first)";
+    answer.dataset.busy = "no";
+    tell();
+  }, failed);
+
+  let asked = null;
+  const compare = latest(async (signal) => {
+    if (asked === state.prompt) return;
+    base.textContent = "The base alone: …";
+    const { prompt: own } = state;
+    const text = await client.answer(own, { signal });
+    [asked, base.textContent] = [own, `The base alone: ${text.trim()}`];
+  }, () => {});
+
+  let bases;
+  const score = latest(async (signal) => {
+    const all = (options) => TASKS.map(({ name }, i) => client.score(examples[name], { ...options, signal, onToken: options.show && ((part) => channels[i].show(part, bases?.[i])) }));
+    channels.forEach((own) => own.wait());
+    bases ??= (await Promise.all(all({}))).map(({ logProb }) => logProb);
+    const done = await Promise.all(all({ ...mix(state), show: true }));
+    done.forEach((part, i) => channels[i].show(part, bases[i], true));
+    board.dataset.scored = JSON.stringify(done.map(({ right, logProb }) => [right, Number(logProb.toFixed(4))]));
+    tell();
+  }, failed);
+  const scoreLater = later(score, 350), compareLater = later(compare, 350);
+
+  /** Shows the state and asks anew what depends on it. */
+  function show(changed) {
+    if (prompt.value !== state.prompt) prompt.value = state.prompt;
+    TASKS.forEach(({ name }, i) => channels[i].set(state[name]));
+    how.set(state.how);
+    says.textContent = WAYS[state.how].says;
+    rewrite();
+    compareLater();
+    if (changed.some((key) => key !== "prompt")) {
+      delete board.dataset.scored;
+      channels.forEach((own) => own.wait());
+      scoreLater();
+    }
+  }
+  function change(update) {
+    state = { ...state, ...update };
+    url.write(state);
+    show(Object.keys(update));
+  }
+  const sane = () => {
+    state = url.read();
+    if (!(state.how in WAYS)) state.how = "cat";
+    for (const { name } of TASKS) state[name] = Math.min(2, Math.max(-1, state[name]));
+    show(Object.keys(state));
+  };
+  addEventListener("hashchange", () => location.hash.startsWith("#mixing") && sane());
+  answer.textContent = "The model is loaded (3.6 MB) …";
+  await client.ready.catch(failed);
+  sane();
+}
+
+/** One adapter's strip of the board: fader, weight and score. */
+function channel({ name, text }, count, moved) {
+  const id = fresh(name);
+  const fader = h("input", { type: "range", id, min: -1, max: 2, step: 0.05, "data-task": name, oninput: () => moved(Number(fader.value)) });
+  const value = h("output", { for: id });
+  const lights = Array.from({ length: count }, () => h("span"));
+  const right = h("span", { class: "figure-number" }), likely = h("small", { class: "figure-number" });
+  const score = h("div", { class: "mixing-score" }, h("div", { class: "mixing-lights", "aria-hidden": "true" }, ...lights), right, likely);
+  const marks = h("div", { class: "mixing-marks", "aria-hidden": "true" }, ...["2", "1", "0", "−1"].map((mark) => h("span", {}, mark)));
+  const element = h("div", { class: "mixing-channel" }, h("label", { for: id }, text), value, h("div", { class: "mixing-slot" }, fader, marks), score);
+  return {
+    element,
+    said: "",
+    set(weight) {
+      fader.value = weight;
+      fader.style.setProperty("--weight", weight);
+      value.textContent = signed(weight);
+      fader.setAttribute("aria-valuetext", signed(weight));
+    },
+    wait() {
+      this.said = "";
+      score.style.opacity = "0.45";
+    },
+    /** @param {{right: number, total: number, logProb: number}} part @param {number} [base] @param {boolean} [done] */
+    show({ right: good, total, logProb }, base, done = false) {
+      lights.forEach((light, i) => light.classList.toggle("on", i < good));
+      right.textContent = `${good} of ${total}`;
+      likely.replaceChildren(`log p ${signed(logProb, 1)}`, h("br"), base === undefined ? "" : `base ${signed(base, 1)}`);
+      if (done) this.said = `${good} of ${total}`;
+      score.style.opacity = "1";
+    },
+  };
+}

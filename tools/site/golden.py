@@ -1,0 +1,206 @@
+"""What the website's engine must compute, by transformers, PEFT and utils.lora: the values that node is held to.
+
+    python -m tools.site.golden         writes tests/site/answers.json: greedy answers to 200 prompts (two minutes)
+
+The rest is made while the tests run, by :func:`golden`.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from utils.lora import combine as combining
+from utils.lora.combine import Adapter, How, combine, into_peft, padded, read_adapter
+from utils.models.loading import load_tiny
+from utils.tinyworld import TASKS, task_examples
+from utils.tinyworld.corpus import Split
+from utils.train.adapter_cache import adapter_dir
+
+BASE, MIX = "base", "mix"
+WAYS: tuple[How, ...] = ("cat", "linear", "ties", "dare_linear", "dare_ties", "svd")
+WEIGHTS = (1.0, 0.5, -1.0, 0.3)
+LAYERS = ("model.layers.0.self_attn.k_proj", "model.layers.3.self_attn.v_proj")
+DENSITY, SEED, SVD_RANK = 0.5, 7, 16
+MAX_NEW_TOKENS = 24
+SPLIT: Split = "test"
+ANSWERS = Path(__file__).resolve().parents[2] / "tests" / "site" / "answers.json"
+
+
+# --------------------------------------------------------------------------------------------- the engine's randomness
+
+
+def mulberry32(seed: int) -> Iterator[float]:
+    """The numbers that `random(seed)` in site/engine/generate.js gives, so that DARE can draw the same masks here."""
+
+    def imul(a: int, b: int) -> int:
+        return a * b & 0xFFFFFFFF
+
+    state = seed
+    while True:
+        state = (state + 0x6D2B79F5) & 0xFFFFFFFF
+        t = imul(state ^ state >> 15, state | 1)
+        t ^= (t + imul(t ^ t >> 7, t | 61)) & 0xFFFFFFFF
+        yield ((t ^ t >> 14) & 0xFFFFFFFF) / 2**32
+
+
+def first_largest(tensor: Tensor, density: float) -> Tensor:
+    """``keep_largest``, which of equal entries keeps the first; torch's topk doesn't say which it takes."""
+    order = tensor.abs().flatten().sort(descending=True, stable=True).indices[: int(density * tensor.numel())]
+    mask = torch.zeros(tensor.numel())
+    mask[order] = 1
+    return tensor * mask.view_as(tensor)
+
+
+@contextmanager
+def drawn_as_in_the_engine(seed: int) -> Iterator[None]:
+    """Inside the block :func:`combine` draws DARE's masks as the engine does, and TIES keeps the first of equals."""
+    draw, before = mulberry32(seed), (combining.keep_random, combining.keep_largest)
+
+    def keep_random(tensor: Tensor, density: float, generator: torch.Generator | None = None) -> Tensor:
+        kept = torch.tensor([next(draw) < density for _ in range(tensor.numel())]).view_as(tensor)
+        return tensor * kept / density
+
+    combining.keep_random, combining.keep_largest = keep_random, first_largest
+    try:
+        yield
+    finally:
+        combining.keep_random, combining.keep_largest = before
+
+
+# --------------------------------------------------------------------------------------------------------- the strings
+
+
+def strings(count: int) -> list[str]:
+    """`count` strings: every character up to U+00FF, emoji with their joiners, white space of all kinds, special
+    tokens, the tiny world's own prompts, and a seeded mixture of these and of characters from all of Unicode."""
+    whole = [chr(code) for code in range(256)]
+    hard = [
+        "", " ", "  ", "\n\n \t x", "don't we'll I'VE they've", "a\u0085b\u2028c\u00a0d\u3000e\ufefff", "١٢٣ ४५ ½ ⅷ",
+        "👩‍👩‍👧‍👦 🏴‍☠️ 🇫🇷 👍🏽 ❤️", "é e\u0301 ﬁ ß İ ı", "日本語のテキスト", "العربية עברית", "\U00010348\U0010ffff",
+        "<|user|>Hi<|assistant|>good<|end|><|pad|>", "<|user", "|>", "<|user|><|user|>", "a<|end|> b",
+    ]  # fmt: skip
+    prompts = [f"<|user|>{e.prompt}<|assistant|>{e.answer}<|end|>" for t in TASKS for e in task_examples(t, SPLIT, 25)]
+    rng = random.Random(0)
+
+    def mixture() -> str:
+        parts: list[str] = []
+        for _ in range(rng.randint(1, 12)):
+            anything = chr(rng.choice((rng.randrange(0xD800), rng.randrange(0xE000, 0x110000))))
+            begun = rng.choice(prompts)[: rng.randint(1, 30)]
+            parts.append(rng.choice((anything, rng.choice(whole), rng.choice(hard), begun)))
+        return "".join(parts)
+
+    found = [*whole, *hard, *prompts]
+    return [*found, *(mixture() for _ in range(count - len(found)))]
+
+
+# ----------------------------------------------------------------------------------------------------------- the model
+
+
+def _greedy(model: Any, tokenizer: Any, rows: Sequence[list[int]]) -> list[list[int]]:
+    """The greedy answers' ids without the end-of-turn token. Each prompt is asked alone: nothing is padded."""
+    answers = []
+    for ids in rows:
+        inputs = torch.tensor([ids])
+        out = model.generate(
+            input_ids=inputs, attention_mask=torch.ones_like(inputs), do_sample=False, max_new_tokens=MAX_NEW_TOKENS
+        )
+        new = out[0, len(ids) :].tolist()
+        answers.append(new[: new.index(tokenizer.eos_token_id)] if tokenizer.eos_token_id in new else new)
+    return answers
+
+
+def _asked(tokenizer: Any, prompts: int) -> tuple[list[str], list[list[int]]]:
+    """`prompts` held-out prompts of each task, and their ids in chat form."""
+    texts = [example.prompt for task in TASKS for example in task_examples(task, SPLIT, prompts)]
+    return texts, [tokenizer.encode(f"<|user|>{p}<|assistant|>", add_special_tokens=False) for p in texts]
+
+
+def mixed(adapters: Sequence[Adapter], how: How, weights: Sequence[float] = WEIGHTS, seed: int = SEED) -> Adapter:
+    """A mix of adapters with the ranks that each way needs, drawn as the engine draws."""
+    most = max(f.r for adapter in adapters for f in adapter.values())
+    even = adapters if how in ("cat", "svd") else [padded(adapter, most) for adapter in adapters]
+    density = None if how in ("cat", "svd", "linear") else DENSITY
+    with drawn_as_in_the_engine(seed):
+        return combine(even, weights, how, density=density, svd_rank=SVD_RANK)
+
+
+@torch.inference_mode()
+def answers(prompts: int, with_logits: int = 0) -> dict[str, Any]:
+    """The greedy answers of the base, each adapter and the mix by ``cat`` to `prompts` prompts of each task.
+
+    And of the first `with_logits` of each task the logits behind the prompt.
+    """
+    from peft import PeftModel
+
+    base, tokenizer = load_tiny()
+    texts, rows = _asked(tokenizer, prompts)
+    some = [i for i in range(len(rows)) if i % prompts < with_logits]
+    model = PeftModel.from_pretrained(base, adapter_dir(TASKS[0]), adapter_name=TASKS[0])
+    for task in TASKS[1:]:
+        model.load_adapter(adapter_dir(task), adapter_name=task)
+    model.eval()
+    into_peft(model, MIX, mixed([read_adapter(adapter_dir(task)) for task in TASKS], "cat"))
+
+    def values() -> dict[str, Any]:
+        logits = [model(torch.tensor([rows[i]])).logits[0, -1].tolist() for i in some]
+        return {"answers": _greedy(model, tokenizer, rows), "logits": logits}
+
+    systems: dict[str, Any] = {}
+    with model.disable_adapter():
+        systems[BASE] = values()
+    for name in (*TASKS, MIX):
+        model.set_adapter(name)
+        systems[name] = values()
+    return {
+        "prompts": texts, "prompt_ids": rows, "logits_of": some, "tasks": list(TASKS), "systems": systems,
+        "max_new_tokens": MAX_NEW_TOKENS, "mix": {"weights": WEIGHTS},
+    }  # fmt: skip
+
+
+def with_mix(weights: dict[str, float], how: How, seed: int = 0) -> Any:
+    """A PEFT model whose active adapter is a mix of those of some tasks, as the figure "mixing" has it."""
+    from peft import PeftModel
+
+    model = PeftModel.from_pretrained(load_tiny()[0], adapter_dir(TASKS[0]), adapter_name=TASKS[0]).eval()
+    adapters = [read_adapter(adapter_dir(task)) for task in weights]
+    into_peft(model, MIX, mixed(adapters, how, list(weights.values()), seed))
+    model.set_adapter(MIX)
+    return model
+
+
+def golden(prompts: int = 2, texts: int = 500) -> dict[str, Any]:
+    """:func:`answers` with logits; the ids of `texts` strings and the texts of random ids; and of each way of
+    :data:`WAYS` the updates that a mix of all adapters has in :data:`LAYERS`."""
+    found = answers(prompts, with_logits=prompts)
+    tokenizer, rng = load_tiny()[1], random.Random(1)
+    found["strings"] = strings(texts)
+    found["ids"] = [tokenizer.encode(text, add_special_tokens=False) for text in found["strings"]]
+    found["random_ids"] = [[rng.randrange(len(tokenizer)) for _ in range(rng.randint(1, 20))] for _ in range(200)]
+    found["texts"] = [tokenizer.decode(ids, skip_special_tokens=True) for ids in found["random_ids"]]
+    adapters = [read_adapter(adapter_dir(task)) for task in TASKS]
+    mixes = {how: mixed(adapters, how) for how in WAYS}
+    found["mix"] |= {
+        "density": DENSITY, "seed": SEED, "svd_rank": SVD_RANK,
+        "updates": {how: {la: mix[la].delta().flatten().tolist() for la in LAYERS} for how, mix in mixes.items()},
+    }  # fmt: skip
+    return found
+
+
+def main() -> None:
+    record = answers(50)
+    for values in record["systems"].values():
+        del values["logits"]
+    ANSWERS.write_text(json.dumps(record, separators=(",", ":")) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
