@@ -28,7 +28,7 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PROJECT = PYPROJECT["project"]
 RUN = [Requirement(line) for line in PROJECT["dependencies"]]
 EXTRA = PROJECT["optional-dependencies"]
-BY_HAND = [Requirement(line) for name in ("browser", "classroom", "reference") for line in EXTRA[name]]
+BY_HAND = [Requirement(line) for name in ("browser", "classroom", "reference", "harness") for line in EXTRA[name]]
 EXTRAS = [Requirement(line) for name in ("lab", "dev") for line in EXTRA[name]]
 BUILD = [Requirement(line) for line in PYPROJECT["build-system"]["requires"]]
 DRIFT = json.loads(drift.RECORD.read_text(encoding="utf-8")) if drift.RECORD.exists() else {}

@@ -6,8 +6,11 @@ from statistics import mean
 
 import pytest
 
-from tools.measure_remedies import best
-from utils.models import ASSETS, ROOT
+from tools.measure_remedies import PENALTY_BATCH, PENALTY_LENGTH, PENALTY_TEXTS, best
+from utils.data.labels import encode_rows
+from utils.evaluate.forgetting import replay_examples
+from utils.models import ASSETS, ROOT, load_tokenizer
+from utils.tinyworld import task_examples
 from utils.train.recipes import RECIPES
 
 RECORD = json.loads((ASSETS / "measurements" / "remedies.json").read_text(encoding="utf-8"))
@@ -59,3 +62,33 @@ def test_switched_off_the_base_is_back():
     assert shown("take it off outside its task") == [
         (f"{b['test']:.0%}"[:-1], f"{b['stories_test']:.2f}", f"{b['copying']:.0%}"[:-1]) for b in base
     ]
+
+
+def tokens(rows) -> float:
+    """Tokens of an example, template and all, on average."""
+    return mean(len(ids) for ids, _ in encode_rows(load_tokenizer(), rows))
+
+
+@pytest.mark.parametrize("task", ["style", "translation"])
+def test_what_a_remedy_costs_is_counted_in_tokens_a_step(task):
+    own, old = tokens(task_examples(task, "train", 400)), tokens(replay_examples(400))
+    (said,) = re.findall(r"\| (\d+) times the tokens a step; old data \|", LESSON)
+    assert round((own + old) / own) == int(said)
+    (low, high) = re.findall(r"\| ([\d.]+) to ([\d.]+) times the tokens, a pass of the base; old data \|", LESSON)[0]
+    texts = [load_tokenizer()(e.answer, add_special_tokens=False).input_ids for e in replay_examples(PENALTY_TEXTS)]
+    kept = mean(min(len(text), PENALTY_LENGTH) for text in texts)
+    times = 1 + PENALTY_BATCH * kept / (RECIPES[task].batch_size * own)
+    assert float(low) <= round(times, 1) <= float(high)
+
+
+def test_the_first_sentence_has_the_bases_numbers():
+    (stories, copying) = re.findall(r"held-out stories at a perplexity of ([\d.]+) and copies (\d+)%", LESSON)[0]
+    base = RECORD["base"]["style"]
+    assert (stories, copying) == (f"{base['stories_test']:.2f}", f"{base['copying']:.0%}"[:-1])
+
+
+def test_translations_large_decay_missed_the_target_by_a_third_of_a_point():
+    tried = [s for s in settings("translation", "weight decay") if s["knob"] == 3.0]
+    places = [[i for i, seed in enumerate(s["seeds"]) if seed in RECORD["select"]] for s in tried]
+    dev = max(mean(s["dev"][i] for i in at) for s, at in zip(tried, places, strict=True))
+    assert "a decay of 3.0 missed it by a third of a point" in LESSON and 0.95 - dev == pytest.approx(1 / 300, abs=5e-4)

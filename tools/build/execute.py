@@ -119,11 +119,12 @@ async def execute(learner: NotebookNode, solved: NotebookNode, lesson: Lesson, c
 
 async def run_cells(client: NotebookClient, environment: dict[str, str]) -> None:
     """Run the client's notebook and end its kernel: nbclient keeps one that was handed to it."""
+    manager = client.km  # a run that is killed from outside takes it from the client
     try:
         await client.async_execute(env=environment)
     finally:
-        if client.km.has_kernel:
-            await client.km.shutdown_kernel(now=True)
+        if manager is not None and manager.has_kernel:
+            await manager.shutdown_kernel(now=True)
 
 
 def _has_error(cell: NotebookNode) -> bool:
