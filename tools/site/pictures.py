@@ -16,7 +16,7 @@ import shutil
 from pathlib import Path
 
 import nbformat
-from PIL import Image
+from PIL import Image, ImageOps
 
 ROOT = Path(__file__).resolve().parents[2]
 OUT = ROOT / "assets" / "readme"
@@ -73,7 +73,7 @@ def filmed(page_address: str) -> list[Image.Image]:
                 page.wait_for_function(READY, timeout=120_000)
                 frames.append(Image.open(io.BytesIO(board.screenshot())).convert("RGB"))
         browser.close()
-    return frames
+    return [ImageOps.pad(frame, (frames[0].width, max(f.height for f in frames)), color="white", centering=(0, 0)) for frame in frames]
 
 
 def main() -> None:
@@ -85,3 +85,7 @@ def main() -> None:
     if args.site:
         frames = filmed(f"{args.site.rstrip('/')}/{PAGE}")
         frames[0].save(OUT / "mixing.webp", save_all=True, append_images=frames[1:], duration=700, loop=0, quality=70)
+
+
+if __name__ == "__main__":
+    main()
