@@ -15,7 +15,7 @@ torch.set_num_threads(1)
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return cases.load_tokenizer()
+    return cases.load_tiny()[1]
 
 
 @pytest.fixture(scope="module")
