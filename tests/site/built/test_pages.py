@@ -19,7 +19,7 @@ HEAVIEST = 3_000_000  # bytes of a page with all that it loads, before the model
 WHERE = origin(ROOT)
 FIGURES = [f"figures/{name}.html" for name in figures.available(ROOT)]
 LOOKED_AT = ["index.html", "chapters/02_rank_decomposition.html", "chapters/11_many_adapters.html", "claims.html"]
-LOOKED_AT += ["measurements/index.html", "measurements/rank_sweep.html", "architecture.html", "search.html", *FIGURES]
+LOOKED_AT += ["measurements/rank_sweep.html", "search.html", *FIGURES]
 
 # What axe-core says of pages that is the theme's own matter, each with the reason.
 THEME: dict[str, str] = {}
@@ -88,7 +88,7 @@ def test_links_to_the_repository_are_of_the_one_ref_and_of_what_is_there(parsed)
                 there = ROOT / path
                 if not found[2].startswith(f"{WHERE.ref}/") or not (there.is_dir() if found[1] == "tree" else there.is_file()):
                     wrong.append(f"{name}: {link}")
-    assert not wrong and seen > 300, "\n".join(wrong)
+    assert not wrong and seen > 150, "\n".join(wrong)
 
 
 def test_each_chapter_leads_to_colab_kaggle_its_notebook_and_its_lesson(parsed):
@@ -132,6 +132,13 @@ def test_solutions_are_folded_and_no_set_up_cell_is_left(pages):
 # ------------------------------------------------------------------------------------ in the browser
 
 
+def settled(page) -> None:
+    """Waits until formulas are set and figures that are in sight are mounted."""
+    page.evaluate("window.MathJax ? MathJax.startup.promise.then(() => true) : true")
+    page.wait_for_function("!document.querySelector('.course-figure[data-mounted=loading]')")
+    page.wait_for_timeout(50)
+
+
 def _seen(context, address: str, name: str) -> Iterator[str]:
     """Opens a page, and tells what is wrong with it: its requests, its console, its weight, its width."""
     page, told, weight = context.new_page(), [], []
@@ -150,9 +157,10 @@ def _seen(context, address: str, name: str) -> Iterator[str]:
     page.on("response", answered)
     page.on("requestfinished", finished)
     page.goto(address + name)
-    page.wait_for_load_state("networkidle")
-    if page.locator("span.math, div.math").count():
-        page.wait_for_function("document.querySelectorAll('mjx-container').length > 0")
+    settled(page)
+    formulas = page.locator("span.math, div.math").count()
+    if formulas and page.locator("mjx-container").count() < formulas or page.locator("mjx-merror").count():
+        told.append("shows formulas raw")
     too_wide = page.evaluate("document.documentElement.scrollWidth - innerWidth")
     told += [f"{too_wide} px wider than the screen"] if too_wide > 0 else []
     told += [f"weighs {sum(weight):,} bytes"] if sum(weight) > HEAVIEST else []
@@ -176,7 +184,7 @@ def test_axe_finds_no_serious_fault(browser, address, theme):
     for name in LOOKED_AT:
         page = context.new_page()
         page.goto(address + name)
-        page.wait_for_load_state("networkidle")
+        settled(page)
         assert page.evaluate("document.documentElement.dataset.theme") == theme
         page.evaluate(script)
         found = page.evaluate("axe.run(document, {resultTypes: ['violations']}).then(found => found.violations)")
