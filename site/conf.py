@@ -57,6 +57,7 @@ html_css_files = ["course.css"]
 html_js_files = [("course.js", {"defer": "defer"})]
 html_favicon = str(HERE / "_static" / "favicon.svg")
 html_copy_source = False
+html_context = {"default_mode": "auto"}
 html_show_sphinx = False
 html_show_copyright = False
 html_last_updated_fmt = None

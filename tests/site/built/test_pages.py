@@ -86,7 +86,9 @@ def test_links_to_the_repository_are_of_the_one_ref_and_of_what_is_there(parsed)
                 seen += 1
                 path = urlsplit(found[2].removeprefix(f"{WHERE.ref}/")).path
                 there = ROOT / path
-                if not found[2].startswith(f"{WHERE.ref}/") or not (there.is_dir() if found[1] == "tree" else there.is_file()):
+                if not found[2].startswith(f"{WHERE.ref}/") or not (
+                    there.is_dir() if found[1] == "tree" else there.is_file()
+                ):
                     wrong.append(f"{name}: {link}")
     assert not wrong and seen > 150, "\n".join(wrong)
 
@@ -102,9 +104,13 @@ def test_each_chapter_leads_to_colab_kaggle_its_notebook_and_its_lesson(parsed):
 
 
 def test_nothing_is_loaded_from_elsewhere_and_pictures_have_alt_texts(parsed):
-    elsewhere = [f"{name}: {load}" for name, page in parsed.items() for load in page.loads if re.match("https?:|//", load)]
+    elsewhere = [
+        f"{name}: {load}" for name, page in parsed.items() for load in page.loads if re.match("https?:|//", load)
+    ]
     assert not elsewhere
-    without = [f"{name}: {told}" for name, page in parsed.items() for told in page.pictures if len(told.get("alt") or "") < 20]
+    without = [
+        f"{name}: {told}" for name, page in parsed.items() for told in page.pictures if len(told.get("alt") or "") < 20
+    ]
     assert not without
 
 
@@ -123,7 +129,9 @@ def test_the_map_and_the_cards_name_every_page(parsed, pages):
 def test_solutions_are_folded_and_no_set_up_cell_is_left(pages):
     for path in (pages / "chapters").glob("*.html"):
         text = path.read_text(encoding="utf-8")
-        assert "COURSE_REPO" not in text and "BEGIN SOLUTION" not in text and "google.colab" not in text.split("Recap")[0]
+        assert (
+            "COURSE_REPO" not in text and "BEGIN SOLUTION" not in text and "google.colab" not in text.split("Recap")[0]
+        )
     page = (pages / "chapters" / "02_rank_decomposition.html").read_text(encoding="utf-8")
     fold = re.search(r"<details[^>]*>\s*<summary[^>]*>.*?Show the solution.*?</details>", page, re.S)
     assert fold and "best_rank_r" in fold[0]
@@ -151,7 +159,10 @@ def _seen(context, address: str, name: str) -> Iterator[str]:
         if request.url.startswith(address) and "/_static/site/assets/" not in request.url:
             weight.append(len(request.response().body()))
 
-    page.on("request", lambda it: told.append(f"asks {it.url}") if not it.url.startswith((address, "data:", "blob:")) else None)
+    page.on(
+        "request",
+        lambda it: told.append(f"asks {it.url}") if not it.url.startswith((address, "data:", "blob:")) else None,
+    )
     page.on("console", lambda it: told.append(f"says {it.text}") if it.type == "error" else None)
     page.on("pageerror", lambda it: told.append(f"fails {it}"))
     page.on("response", answered)
@@ -201,7 +212,9 @@ def test_the_search_finds_a_chapter(browser, address):
     page = browser.new_page()
     page.goto(f"{address}search.html?q=rsLoRA")
     page.wait_for_selector("#search-results li a")
-    assert any("15_variants" in (link.get_attribute("href") or "") for link in page.locator("#search-results li a").all())
+    assert any(
+        "15_variants" in (link.get_attribute("href") or "") for link in page.locator("#search-results li a").all()
+    )
     page.close()
 
 
