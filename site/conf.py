@@ -79,4 +79,7 @@ html_theme_options = {
 }
 
 course_descriptions = _told["descriptions"]
-course_description = "LoRA from its algebra to a layer you write, train and check against PEFT: notebooks, and figures that run a model in the page."
+course_description = (
+    "LoRA from its algebra to a layer you write, train and check against PEFT: notebooks, and figures that run a model "
+    "in the page."
+)

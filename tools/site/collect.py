@@ -26,7 +26,8 @@ from utils.course.colab import Origin, origin
 ROOT = Path(__file__).resolve().parents[2]
 ASSETS = ("assets/tiny-llama", "assets/adapters")
 
-# What npm brings of MathJax, by its place under _static/mathjax: one file, its font, and the hidden MathML for screen readers.
+# What npm brings of MathJax, by its place under _static/mathjax: one file, its font, and hidden MathML for screen
+# readers.
 _MATHJAX = {
     "mathjax/tex-chtml.js": "tex-chtml.js",
     "mathjax/LICENSE": "LICENSE",
@@ -62,14 +63,14 @@ def minutes_of(lesson: str) -> str:
 
 
 def described(lesson: str) -> str:
-    """A lesson's first sentences without its markup: what search engines and share cards show."""
-    body = lesson.split("\n---\n", 1)[-1]
-    title = re.search(r"^# .*\n", body, re.M)
-    text = body[title.end() :].strip().split("\n\n")[0] if title else ""
+    """What search engines and share cards say of a lesson: what one will be able to do, without markup."""
+    found = re.search(r"^\*\*You will be able to\*\*\n+((?:[-\s].*\n)+)", lesson, re.M)
+    points = re.sub(r"^- ", "", found[1], flags=re.M) if found else ""
+    text = "You will be able to " + re.sub(r"\s+", " ", points).strip() if points else ""
     text = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", text)
-    text = re.sub(r"\$([^$]*)\$", lambda found: re.sub(r"\\[a-z]+\s?|[{}]", "", found[1]), text)
-    text = re.sub(r"[*`]", "", re.sub(r"\s+", " ", text))
-    return text if len(text) <= 200 else text[:200].rsplit(" ", 1)[0] + " ..."
+    text = re.sub(r"\$([^$]*)\$", lambda found: re.sub(r"\\(?=Delta|alpha)|\\[a-z]+\s?|[{}]", "", found[1]), text)
+    text = re.sub(r"[*`]", "", text)
+    return text if len(text) <= 200 else text[:200].rsplit(" ", 1)[0].rstrip(",;:") + " ..."
 
 
 @dataclass(frozen=True)

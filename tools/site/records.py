@@ -134,8 +134,8 @@ def index(records: dict[str, dict[str, Any]], others: Iterable[str]) -> str:
     lines = [
         "# Measurements",
         "",
-        "What was measured once, with the machine, the versions and the date. The chapters print from these files, and tests hold",
-        "their prose to them.",
+        "What was measured once, with the machine, the versions and the date. The chapters print from these files, and",
+        "tests hold their prose to them.",
         "",
     ]
     for name, record in records.items():

@@ -1,4 +1,4 @@
-"""The built site as a reader's browser has it: no other host, no error, no broken link, not heavy, readable by machines."""
+"""The built site as a reader's browser has it: no other host, no error, no broken link, not heavy."""
 
 from __future__ import annotations
 
