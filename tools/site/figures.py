@@ -39,7 +39,7 @@ FIGURES: Mapping[str, Figure] = {
         "Cut a trained update to its first singular directions and read what the model still says. The model runs in "
         "this page: write a prompt, drag the rank.",
         (
-            Place("02", "A full update is concentrated, but not of low rank"),
+            Place("02", "Cut to rank 8, it loses most of the skill"),
             Place("04", "From 0% to 100% in 180 steps"),
         ),
     ),
