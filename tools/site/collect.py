@@ -39,7 +39,8 @@ _MATHJAX = {
 
 def links_of(root: Path, where: Origin) -> Links:
     """Which files of the repository have become pages."""
-    pages = {"lessons/claims.md": "claims.md", "ARCHITECTURE.md": "architecture.md", "README.md": "index.md"}
+    pages = {"ARCHITECTURE.md": "architecture.md", "README.md": "index.md"}
+    pages |= {f"lessons/{name}.md": f"{name}.md" for name in beside_the_chapters(root)}
     for chapter in chapters(root):
         for file in (f"lessons/{chapter.stem}.md", f"notebooks/{chapter.notebook}", f"solutions/{chapter.notebook}"):
             pages[file] = f"chapters/{chapter.notebook}"
@@ -48,6 +49,11 @@ def links_of(root: Path, where: Origin) -> Links:
             pages[f"{records.FOLDER}/{path.name}"] = f"measurements/{_page_of(path)}.md"
     folders = {path.relative_to(root).as_posix() for path in root.glob("[!.]*/**/") if "node_modules" not in path.parts}
     return Links(where.repository, where.ref, pages, frozenset(folders | {""}))
+
+
+def beside_the_chapters(root: Path) -> list[str]:
+    """The pages of lessons/ that are no chapters: the ledger of claims, and others like it."""
+    return sorted(path.stem for path in (root / "lessons").glob("*.md") if not re.match(r"\d\d_", path.name))
 
 
 def _page_of(path: Path) -> str:
@@ -92,7 +98,8 @@ class Site:
         for chapter in course:
             descriptions[f"chapters/{chapter.stem}"] = described(self._text(f"lessons/{chapter.stem}.md"))
             self._chapter(chapter, links, there)
-        self._markdown("lessons/claims.md", "claims.md", links)
+        for name in beside_the_chapters(self.root):
+            self._markdown(f"lessons/{name}.md", f"{name}.md", links)
         self._markdown("ARCHITECTURE.md", "architecture.md", links)
         self._records(links)
         self._figures(there, descriptions)
@@ -158,6 +165,7 @@ class Site:
             "chapters": "\n".join(rows),
             "figure": figures.element("mixing", "", link=True) if "mixing" in there else "",
             "toctree_chapters": "\n".join(f"chapters/{chapter.stem}" for chapter in course),
+            "toctree_beside": "\n".join(beside_the_chapters(self.root)),
             "toctree_figures": "```{toctree}\n:hidden:\n:caption: Figures\n\nfigures/index\n```" if there else "",
         }
         self._write("index.md", filled(self._text("site/index.md"), front))
