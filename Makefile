@@ -15,7 +15,7 @@ TORCH ?=
 SHOTS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lab test tests quick notebooks new check-notebooks nbval browser nightly minutes lint types format drift-oldest drift-newest lock base adapters claims architecture cuda measure-gpu mutants fuzz site site-serve clean
+.PHONY: help setup lab test tests quick notebooks new check-notebooks nbval browser nightly minutes lint types format drift-oldest drift-newest lock base adapters claims architecture cuda measure-gpu mutants fuzz site site-serve site-ref clean
 
 help:  ## list what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -110,6 +110,9 @@ site:  ## the website, in site/_build/html; needs Node.js, makes .venv-site and 
 
 site-serve:  ## the same, served at http://127.0.0.1:8000
 	@$(PYTHON) -m tools.site serve
+
+site-ref:  ## whether this is the ref that the website is published from; .github/workflows/site.yml asks
+	@$(PYTHON) -m tools.site ref
 
 clean:  ## remove caches; .venv stays
 	rm -rf .pytest_cache .ruff_cache .hypothesis build site/_build *.egg-info

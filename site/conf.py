@@ -57,6 +57,7 @@ html_css_files = ["course.css"]
 html_js_files = [("course.js", {"defer": "defer"})]
 html_favicon = str(HERE / "_static" / "favicon.svg")
 html_copy_source = False
+html_context = {"default_mode": "auto"}
 html_show_sphinx = False
 html_show_copyright = False
 html_last_updated_fmt = None
@@ -78,4 +79,7 @@ html_theme_options = {
 }
 
 course_descriptions = _told["descriptions"]
-course_description = "LoRA from its algebra to a layer you write, train and check against PEFT: notebooks, and figures that run a model in the page."
+course_description = (
+    "LoRA from its algebra to a layer you write, train and check against PEFT: notebooks, and figures that run a model "
+    "in the page."
+)

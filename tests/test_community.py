@@ -120,12 +120,14 @@ def test_the_sets_are_run_when_they_should_be():
         "tests": ["pull_request", "push", "workflow_dispatch"],
         "weekly": ["schedule", "workflow_dispatch"],
         "nightly": ["schedule", "workflow_dispatch"],
+        "site": ["push", "workflow_dispatch"],
     }
     crons = {name: events["schedule"][0]["cron"].split() for name, events in on.items() if "schedule" in events}
     assert crons["weekly"][2:] == ["*", "*", "1"] and crons["nightly"][2:] == ["*", "*", "*"]
-    assert on["tests"]["push"] is None, "names no branch: a fork may call its own as it likes"
+    assert on["tests"]["push"] is on["site"]["push"] is None, "names no branch: a fork may call its own as it likes"
     ran = {name: {command for workflow, *_, command in commands() if workflow == name} for name in on}
     assert ran["weekly"] == {"make drift-oldest", "make drift-newest"} and ran["nightly"] == {"make nightly"}
+    assert ran["site"] == {"make site-ref", "make site"}
 
 
 def test_the_workflows_run_every_python_that_the_course_admits():
@@ -140,7 +142,8 @@ def test_the_workflows_run_every_python_that_the_course_admits():
 @each_workflow
 def test_a_workflow_can_read_the_repository_and_nothing_else(path):
     workflow = parsed(path)
-    assert workflow["permissions"] == {"contents": "read"}
+    publishes = {"pages": "write", "id-token": "write"} if path.stem == "site" else {}
+    assert workflow["permissions"] == {"contents": "read"} | publishes
     assert "secrets." not in path.read_text(encoding="utf-8")
     assert workflow["concurrency"]["cancel-in-progress"] is True and "github.ref" in workflow["concurrency"]["group"]
     for job in workflow["jobs"].values():
@@ -149,6 +152,17 @@ def test_a_workflow_can_read_the_repository_and_nothing_else(path):
             assert re.fullmatch(r"actions/[\w-]+@v\d+", action), (
                 f"{action} is not GitHub's own, pinned to a major version"
             )
+
+
+def test_the_site_is_published_from_the_one_ref_alone():
+    """Each step after the first command asks what it said; tests/site/test_environment.py holds that command."""
+    (job,) = parsed(ROOT / ".github" / "workflows" / "site.yml")["jobs"].values()
+    steps = [step.get("run") or step["uses"] for step in job["steps"]]
+    asked = job["steps"][steps.index("make site-ref")]
+    assert asked["id"] == "ref" and "if" not in asked
+    after = job["steps"][steps.index("make site-ref") + 1 :]
+    assert [step["if"] for step in after] == ["steps.ref.outputs.publish == 'true'"] * len(after)
+    assert after[-1]["uses"].startswith("actions/deploy-pages@") and "make site" in steps
 
 
 def test_a_cached_environment_is_keyed_by_what_start_py_compares():

@@ -23,6 +23,7 @@ GONE = frozenset({"colab-badge", "course-setup", "course-chapters"})
 _NEIGHBOURS = re.compile(r"^\[(?:← )?Chapter \d+: .*\]\(\d\d_\w+\.ipynb\)(?: · \[.*)?\n?", re.M)
 _MARKERS = re.compile(r"^ *### (?:BEGIN|END) SOLUTION\n?", re.M)
 _DRAWING = re.compile(r"!\[([^\]]*)\]\(data:image/png;base64,[^)]*\)")
+_SOURCE = re.compile(r"(?<=\w)\.(?:ipynb|md)(?=(?:#[\w-]*)?\))")
 _HEADING = re.compile(r"^(#{1,6}) +(.+?) *$", re.M)
 _FENCE = re.compile(r"^ *(```|~~~).*?^ *\1 *$", re.M | re.S)
 
@@ -114,9 +115,8 @@ class Chapter:
 
     def prose(self, cell: Mapping[str, Any], first: bool) -> dict[str, Any]:
         """A cell of Markdown: its links lead on, drawings are the lesson's SVGs."""
-        text = _NEIGHBOURS.sub("", source(cell))
+        text = self.links.rewritten(_NEIGHBOURS.sub("", source(cell)), self.file, self.page)
         text = _DRAWING.sub(lambda found: f"![{found[1]}]({self.drawings[found[1]]})", text)
-        text = self.links.rewritten(text, self.file, self.page)
         if first:
             title, _, rest = text.partition("\n")
             text = f"{title}\n\n{self.ways()}\n{rest}"
@@ -128,7 +128,8 @@ class Chapter:
         for output in outputs:
             if "text/markdown" in output.get("data", {}):
                 shown = _joined(output["data"]["text/markdown"])
-                output["data"]["text/markdown"] = self.links.rewritten(shown, self.file, self.page)
+                shown = self.links.rewritten(shown, self.file, self.page)
+                output["data"]["text/markdown"] = _SOURCE.sub(".html", shown)  # Sphinx follows no link of an output
         rendering: dict[str, Any] = {"image": _picture(outputs)} if _picture(outputs) else {}
         tags, text = [], source(cell)
         if is_solution(cell):

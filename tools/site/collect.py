@@ -26,7 +26,8 @@ from utils.course.colab import Origin, origin
 ROOT = Path(__file__).resolve().parents[2]
 ASSETS = ("assets/tiny-llama", "assets/adapters")
 
-# What npm brings of MathJax, by its place under _static/mathjax: one file, its font, and the hidden MathML for screen readers.
+# What npm brings of MathJax, by its place under _static/mathjax: one file, its font, and hidden MathML for screen
+# readers.
 _MATHJAX = {
     "mathjax/tex-chtml.js": "tex-chtml.js",
     "mathjax/LICENSE": "LICENSE",
@@ -38,7 +39,8 @@ _MATHJAX = {
 
 def links_of(root: Path, where: Origin) -> Links:
     """Which files of the repository have become pages."""
-    pages = {"lessons/claims.md": "claims.md", "ARCHITECTURE.md": "architecture.md", "README.md": "index.md"}
+    pages = {"ARCHITECTURE.md": "architecture.md", "README.md": "index.md"}
+    pages |= {f"lessons/{name}.md": f"{name}.md" for name in beside_the_chapters(root)}
     for chapter in chapters(root):
         for file in (f"lessons/{chapter.stem}.md", f"notebooks/{chapter.notebook}", f"solutions/{chapter.notebook}"):
             pages[file] = f"chapters/{chapter.notebook}"
@@ -47,6 +49,11 @@ def links_of(root: Path, where: Origin) -> Links:
             pages[f"{records.FOLDER}/{path.name}"] = f"measurements/{_page_of(path)}.md"
     folders = {path.relative_to(root).as_posix() for path in root.glob("[!.]*/**/") if "node_modules" not in path.parts}
     return Links(where.repository, where.ref, pages, frozenset(folders | {""}))
+
+
+def beside_the_chapters(root: Path) -> list[str]:
+    """The pages of lessons/ that are no chapters: the ledger of claims, and others like it."""
+    return sorted(path.stem for path in (root / "lessons").glob("*.md") if not re.match(r"\d\d_", path.name))
 
 
 def _page_of(path: Path) -> str:
@@ -62,14 +69,14 @@ def minutes_of(lesson: str) -> str:
 
 
 def described(lesson: str) -> str:
-    """A lesson's first sentences without its markup: what search engines and share cards show."""
-    body = lesson.split("\n---\n", 1)[-1]
-    title = re.search(r"^# .*\n", body, re.M)
-    text = body[title.end() :].strip().split("\n\n")[0] if title else ""
+    """What search engines and share cards say of a lesson: what one will be able to do, without markup."""
+    found = re.search(r"^\*\*You will be able to\*\*\n+((?:[-\s].*\n)+)", lesson, re.M)
+    points = re.sub(r"^- ", "", found[1], flags=re.M) if found else ""
+    text = "You will be able to " + re.sub(r"\s+", " ", points).strip() if points else ""
     text = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", text)
-    text = re.sub(r"\$([^$]*)\$", lambda found: re.sub(r"\\[a-z]+\s?|[{}]", "", found[1]), text)
-    text = re.sub(r"[*`]", "", re.sub(r"\s+", " ", text))
-    return text if len(text) <= 200 else text[:200].rsplit(" ", 1)[0] + " ..."
+    text = re.sub(r"\$([^$]*)\$", lambda found: re.sub(r"\\(?=Delta|alpha)|\\[a-z]+\s?|[{}]", "", found[1]), text)
+    text = re.sub(r"[*`]", "", text)
+    return text if len(text) <= 200 else text[:200].rsplit(" ", 1)[0].rstrip(",;:") + " ..."
 
 
 @dataclass(frozen=True)
@@ -91,7 +98,8 @@ class Site:
         for chapter in course:
             descriptions[f"chapters/{chapter.stem}"] = described(self._text(f"lessons/{chapter.stem}.md"))
             self._chapter(chapter, links, there)
-        self._markdown("lessons/claims.md", "claims.md", links)
+        for name in beside_the_chapters(self.root):
+            self._markdown(f"lessons/{name}.md", f"{name}.md", links)
         self._markdown("ARCHITECTURE.md", "architecture.md", links)
         self._records(links)
         self._figures(there, descriptions)
@@ -157,6 +165,7 @@ class Site:
             "chapters": "\n".join(rows),
             "figure": figures.element("mixing", "", link=True) if "mixing" in there else "",
             "toctree_chapters": "\n".join(f"chapters/{chapter.stem}" for chapter in course),
+            "toctree_beside": "\n".join(beside_the_chapters(self.root)),
             "toctree_figures": "```{toctree}\n:hidden:\n:caption: Figures\n\nfigures/index\n```" if there else "",
         }
         self._write("index.md", filled(self._text("site/index.md"), front))

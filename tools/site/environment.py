@@ -1,7 +1,9 @@
-"""What the build needs and the course doesn't: Sphinx in .venv-site, MathJax in site/node_modules. Made once, renewed when a lock changes.
+"""What the build needs and the course doesn't: Sphinx in .venv-site, MathJax in site/node_modules.
+
+Both are made once, and anew when their lock changes.
 
 Attributes:
-    PYTHON_LOCK, NODE_LOCK: The exact versions of both. `python -m tools.site lock` writes the first one, npm the second.
+    PYTHON_LOCK, NODE_LOCK: The exact versions of both. `python -m tools.site lock` writes the first, npm the second.
 """
 
 from __future__ import annotations

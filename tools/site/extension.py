@@ -14,8 +14,16 @@ from xml.sax.saxutils import escape
 CARD = "_static/card.png"
 CARD_ALT = "LoRA: zero to hero. A frozen weight W with two small matrices A and B beside it."
 
-# The theme loads each of its icons twice: as a font, which its style sheet uses, and as a script of 1.6 MB.
-_ICONS = re.compile(r'\s*<script [^>]*src="[^"]*fontawesome\.js[^"]*"></script>')
+# What is mended in every page, each with its reason.
+_MENDED = [
+    # The theme loads each of its icons twice: as a font, which its style sheet uses, and as a script of 1.6 MB.
+    (re.compile(r'\s*<script [^>]*src="[^"]*fontawesome\.js[^"]*"></script>'), ""),
+    # A name that isn't the text on the screen is of no use to those who speak what they see (axe-core).
+    (re.compile(r'(<summary) aria-label="Toggle hidden content"'), r"\1"),
+    (re.compile(r'(<button class="btn search-button-field[^>]*?) aria-label="Search"'), r"\1"),
+    # And an arrow alone has none.
+    (re.compile(r"<summary>(?=<span class=\"toctree-toggle)"), '<summary aria-label="Pages of this part">'),
+]
 
 # Pages that Sphinx makes and nobody looks for.
 _NOT_LISTED = {"search", "genindex"}
@@ -47,6 +55,13 @@ def sitemap(base: str, pages: list[str]) -> str:
     return f'<?xml version="1.0" encoding="UTF-8"?>\n<urlset xmlns="{space}">\n{rows}</urlset>\n'
 
 
+def mended(text: str) -> str:
+    """A page's HTML without a few faults of the theme's."""
+    for fault, instead in _MENDED:
+        text = fault.sub(instead, text)
+    return text
+
+
 def _head(app: Any, pagename: str, templatename: str, context: dict[str, Any], doctree: Any) -> None:
     config = app.config
     description = config.course_descriptions.get(pagename) or config.course_description
@@ -63,10 +78,10 @@ def _finished(app: Any, problem: Exception | None) -> None:
         pages = [page for page in app.env.found_docs if page not in _NOT_LISTED]
         base = app.config.html_baseurl
         for page in out.rglob("*.html"):
-            text = page.read_text(encoding="utf-8")
-            page.write_text(_ICONS.sub("", text), encoding="utf-8")
-        for script in (out / "_static" / "scripts").glob("fontawesome*"):
-            script.unlink()
+            page.write_text(mended(page.read_text(encoding="utf-8")), encoding="utf-8")
+        static = out / "_static"
+        for idle in (*static.glob("scripts/fontawesome*"), *static.glob("*macros.html")):
+            idle.unlink()
         (out / "sitemap.xml").write_text(sitemap(base, pages), encoding="utf-8")
         (out / "robots.txt").write_text(f"User-agent: *\nAllow: /\nSitemap: {base}sitemap.xml\n", encoding="utf-8")
         (out / ".nojekyll").write_text("")  # GitHub Pages would leave out what begins with an underscore

@@ -18,7 +18,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Place:
-    """A place in a chapter. chapter: "02". heading: the figure stands at the end of its section, before the next one."""
+    """A place in a chapter, "02": the figure stands at the end of the section under `heading`."""
 
     chapter: str
     heading: str
@@ -26,7 +26,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Figure:
-    """What is said of a figure. title: of its page. summary: a sentence or two under it. places: the chapters it stands in."""
+    """What is said of a figure: its page's title, a sentence or two under that, and where in chapters it stands."""
 
     title: str
     summary: str
@@ -36,23 +36,23 @@ class Figure:
 FIGURES: Mapping[str, Figure] = {
     "rank": Figure(
         "The rank that talks",
-        "Cut a trained update to its first singular directions and read what the model still says. The model runs in this "
-        "page: write a prompt, drag the rank.",
+        "Cut a trained update to its first singular directions and read what the model still says. The model runs in "
+        "this page: write a prompt, drag the rank.",
         (
-            Place("02", "A full update is concentrated, but not of low rank"),
+            Place("02", "Cut to rank 8, it loses most of the skill"),
             Place("04", "From 0% to 100% in 180 steps"),
         ),
     ),
     "mixing": Figure(
         "The mixing board",
-        "Four adapters on one base, each with a weight from -1 to 2. Pull the faders and read what the mixture answers, and "
-        "what is left of each task.",
+        "Four adapters on one base, each with a weight from -1 to 2. Pull the faders and read what the mixture "
+        "answers, and what is left of each task.",
         (Place("11", "Even the exact sum seldom keeps both tasks"),),
     ),
     "fit": Figure(
         "Will it fit?",
-        "What a training step takes of a GPU's memory, part by part, for a model, a method and a batch of your choice, beside "
-        "what was measured.",
+        "What a training step takes of a GPU's memory, part by part, for a model, a method and a batch of your "
+        "choice, beside what was measured.",
         (
             Place("01", "What each way holds, and on which card"),
             Place("06", "Ask before you load"),
@@ -90,7 +90,7 @@ def element(name: str, up: str, options: Mapping[str, Any] | None = None, link: 
     title = html.escape(about(name).title)
     script = f'<script type="module" src="{up}_static/site/figures/load.js"></script>'
     own = f'<p class="course-figure-link"><a href="{up}figures/{name}.html">{title}, on a page of its own</a></p>'
-    without = f'<noscript><p class="course-figure-note">{title}: this figure computes in the page and needs JavaScript.</p></noscript>'
+    without = f'<noscript><p class="course-figure-note">{title}: this figure needs JavaScript.</p></noscript>'
     figure = f'<div class="course-figure" data-figure="{name}" data-options="{told}">{without}</div>'
     return "".join([figure, own if link else "", script])
 
@@ -117,5 +117,8 @@ def index(names: Iterable[str]) -> str:
     names = list(names)
     rows = [f"- [{about(name).title}]({name}.md). {about(name).summary}" for name in names]
     contents = ["```{toctree}\n:hidden:\n", *names, "```"]
-    intro = "Each computes in the page, with the course's own model where a model speaks. What you set is in the address, so a link shows it to others."
+    intro = (
+        "Each computes in the page, with the course's own model where a model speaks. What you set is in the address, "
+        "so a link shows it to others."
+    )
     return "\n".join(["# Figures that compute", "", intro, "", *rows, "", *contents, ""])

@@ -1,4 +1,4 @@
-"""Where a link of the repository leads on the site: to a page, if the file has become one, else to GitHub at the one ref.
+"""Where a link of the repository leads on the site: to a page, if the file has become one, else to GitHub.
 
 Attributes:
     LINK: The end of a link or a picture in Markdown, its target in a group.

@@ -71,7 +71,10 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
     columns = [key for key in columns if all(_fits(row.get(key, "")) for row in flat)][:_MOST_COLUMNS]
     if not columns:
         return []
-    lines = ["| " + " | ".join(_text(key.replace("_", " ")) or "name" for key in columns) + " |", "|---" * len(columns) + "|"]
+    lines = [
+        "| " + " | ".join(_text(key.replace("_", " ")) or "name" for key in columns) + " |",
+        "|---" * len(columns) + "|",
+    ]
     for row in flat[:MOST_ROWS]:
         lines.append("| " + " | ".join("" if row.get(key) is None else _text(row[key]) for key in columns) + " |")
     return lines
@@ -131,8 +134,8 @@ def index(records: dict[str, dict[str, Any]], others: Iterable[str]) -> str:
     lines = [
         "# Measurements",
         "",
-        "What was measured once, with the machine, the versions and the date. The chapters print from these files, and tests hold",
-        "their prose to them.",
+        "What was measured once, with the machine, the versions and the date. The chapters print from these files, and",
+        "tests hold their prose to them.",
         "",
     ]
     for name, record in records.items():
@@ -140,7 +143,13 @@ def index(records: dict[str, dict[str, Any]], others: Iterable[str]) -> str:
         what = what if len(what) <= 200 else what[:200].rsplit(" ", 1)[0].rstrip(",;:") + " ..."
         said = [part for part in (what, hardware(record), str(record.get("date", ""))) if part]
         lines.append(f"- [{title(name)}]({name}.md). {_text('; '.join(said))}")
-    lines += ["", *(f"- [The course on a GPU]({name}.md)" if name == "course" else f"- [{title(name)}]({name}.md)" for name in others)]
+    lines += [
+        "",
+        *(
+            f"- [The course on a GPU]({name}.md)" if name == "course" else f"- [{title(name)}]({name}.md)"
+            for name in others
+        ),
+    ]
     return "\n".join([*lines, "", "```{toctree}", ":hidden:", "", *others, *records, "```", ""])
 
 

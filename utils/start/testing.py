@@ -1,4 +1,5 @@
-"""`start.py test`: every test and every notebook, on the CPU and without a network; in a browser too, if there is one.
+"""`start.py test`: every test and every notebook, on the CPU and without a network; in a browser too, if there is one,
+and the website, if there is Node.js besides.
 
 Attributes:
     LEFT_OUT: The exit code of a stage that needs what isn't on this machine, and has said so.
@@ -30,6 +31,7 @@ def stages() -> list[tuple[str, list[str]]]:
         ("tests", [*workers, "worksteal", "tests"]),
         ("notebooks", ["-p", "tools.pytest_notebooks", *workers, "loadfile", "--no-loadscope-reorder", "solutions"]),
         ("browser", ["tests/browser"]),
+        ("website", ["tests/site/built"]),
     ]
 
 

@@ -1,4 +1,4 @@
-"""The built site as a reader's browser has it: no other host, no error, no broken link, not heavy, readable by machines."""
+"""The built site as a reader's browser has it: no other host, no error, no broken link, not heavy."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ HEAVIEST = 3_000_000  # bytes of a page with all that it loads, before the model
 WHERE = origin(ROOT)
 FIGURES = [f"figures/{name}.html" for name in figures.available(ROOT)]
 LOOKED_AT = ["index.html", "chapters/02_rank_decomposition.html", "chapters/11_many_adapters.html", "claims.html"]
-LOOKED_AT += ["measurements/index.html", "measurements/rank_sweep.html", "architecture.html", "search.html", *FIGURES]
+LOOKED_AT += ["measurements/rank_sweep.html", "search.html", *FIGURES]
 
 # What axe-core says of pages that is the theme's own matter, each with the reason.
 THEME: dict[str, str] = {}
@@ -86,9 +86,11 @@ def test_links_to_the_repository_are_of_the_one_ref_and_of_what_is_there(parsed)
                 seen += 1
                 path = urlsplit(found[2].removeprefix(f"{WHERE.ref}/")).path
                 there = ROOT / path
-                if not found[2].startswith(f"{WHERE.ref}/") or not (there.is_dir() if found[1] == "tree" else there.is_file()):
+                if not found[2].startswith(f"{WHERE.ref}/") or not (
+                    there.is_dir() if found[1] == "tree" else there.is_file()
+                ):
                     wrong.append(f"{name}: {link}")
-    assert not wrong and seen > 300, "\n".join(wrong)
+    assert not wrong and seen > 150, "\n".join(wrong)
 
 
 def test_each_chapter_leads_to_colab_kaggle_its_notebook_and_its_lesson(parsed):
@@ -102,9 +104,13 @@ def test_each_chapter_leads_to_colab_kaggle_its_notebook_and_its_lesson(parsed):
 
 
 def test_nothing_is_loaded_from_elsewhere_and_pictures_have_alt_texts(parsed):
-    elsewhere = [f"{name}: {load}" for name, page in parsed.items() for load in page.loads if re.match("https?:|//", load)]
+    elsewhere = [
+        f"{name}: {load}" for name, page in parsed.items() for load in page.loads if re.match("https?:|//", load)
+    ]
     assert not elsewhere
-    without = [f"{name}: {told}" for name, page in parsed.items() for told in page.pictures if len(told.get("alt") or "") < 20]
+    without = [
+        f"{name}: {told}" for name, page in parsed.items() for told in page.pictures if len(told.get("alt") or "") < 20
+    ]
     assert not without
 
 
@@ -123,13 +129,22 @@ def test_the_map_and_the_cards_name_every_page(parsed, pages):
 def test_solutions_are_folded_and_no_set_up_cell_is_left(pages):
     for path in (pages / "chapters").glob("*.html"):
         text = path.read_text(encoding="utf-8")
-        assert "COURSE_REPO" not in text and "BEGIN SOLUTION" not in text and "google.colab" not in text.split("Recap")[0]
+        assert (
+            "COURSE_REPO" not in text and "BEGIN SOLUTION" not in text and "google.colab" not in text.split("Recap")[0]
+        )
     page = (pages / "chapters" / "02_rank_decomposition.html").read_text(encoding="utf-8")
     fold = re.search(r"<details[^>]*>\s*<summary[^>]*>.*?Show the solution.*?</details>", page, re.S)
     assert fold and "best_rank_r" in fold[0]
 
 
 # ------------------------------------------------------------------------------------ in the browser
+
+
+def settled(page) -> None:
+    """Waits until formulas are set and figures that are in sight are mounted."""
+    page.evaluate("window.MathJax ? MathJax.startup.promise.then(() => true) : true")
+    page.wait_for_function("!document.querySelector('.course-figure[data-mounted=loading]')")
+    page.wait_for_timeout(50)
 
 
 def _seen(context, address: str, name: str) -> Iterator[str]:
@@ -144,15 +159,19 @@ def _seen(context, address: str, name: str) -> Iterator[str]:
         if request.url.startswith(address) and "/_static/site/assets/" not in request.url:
             weight.append(len(request.response().body()))
 
-    page.on("request", lambda it: told.append(f"asks {it.url}") if not it.url.startswith((address, "data:", "blob:")) else None)
+    page.on(
+        "request",
+        lambda it: told.append(f"asks {it.url}") if not it.url.startswith((address, "data:", "blob:")) else None,
+    )
     page.on("console", lambda it: told.append(f"says {it.text}") if it.type == "error" else None)
     page.on("pageerror", lambda it: told.append(f"fails {it}"))
     page.on("response", answered)
     page.on("requestfinished", finished)
     page.goto(address + name)
-    page.wait_for_load_state("networkidle")
-    if page.locator("span.math, div.math").count():
-        page.wait_for_function("document.querySelectorAll('mjx-container').length > 0")
+    settled(page)
+    formulas = page.locator("span.math, div.math").count()
+    if formulas and page.locator("mjx-container").count() < formulas or page.locator("mjx-merror").count():
+        told.append("shows formulas raw")
     too_wide = page.evaluate("document.documentElement.scrollWidth - innerWidth")
     told += [f"{too_wide} px wider than the screen"] if too_wide > 0 else []
     told += [f"weighs {sum(weight):,} bytes"] if sum(weight) > HEAVIEST else []
@@ -176,7 +195,7 @@ def test_axe_finds_no_serious_fault(browser, address, theme):
     for name in LOOKED_AT:
         page = context.new_page()
         page.goto(address + name)
-        page.wait_for_load_state("networkidle")
+        settled(page)
         assert page.evaluate("document.documentElement.dataset.theme") == theme
         page.evaluate(script)
         found = page.evaluate("axe.run(document, {resultTypes: ['violations']}).then(found => found.violations)")
@@ -193,7 +212,9 @@ def test_the_search_finds_a_chapter(browser, address):
     page = browser.new_page()
     page.goto(f"{address}search.html?q=rsLoRA")
     page.wait_for_selector("#search-results li a")
-    assert any("15_variants" in (link.get_attribute("href") or "") for link in page.locator("#search-results li a").all())
+    assert any(
+        "15_variants" in (link.get_attribute("href") or "") for link in page.locator("#search-results li a").all()
+    )
     page.close()
 
 
