@@ -57,6 +57,7 @@ def write_adapter(update: dict[str, Tensor]) -> None:
     }  # fmt: skip
     FOLDER.mkdir(parents=True, exist_ok=True)
     save_file(tensors, FOLDER / "adapter_model.safetensors", metadata={"format": "pt"})
+    (FOLDER / "adapter_model.safetensors").chmod(0o644)
     (FOLDER / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 

@@ -27,13 +27,13 @@ export async function mount(root, options = {}) {
   const another = h("button", { type: "button", onclick: () => change({ prompt: examples[Math.floor(Math.random() * examples.length)].prompt }) }, "another held-out prompt");
   const answer = h("p", { class: "figure-answer rank-answer" });
   const rank = slider("Rank r", "rank", { min: 0, max: MOST, step: 1 }, (value) => change({ rank: value }));
-  const alpha = slider("alpha, times", "alpha", { min: 0, max: 3, step: 0.1 }, (value) => change({ alpha: value }));
+  const alpha = slider("alpha ×", "alpha", { min: 0, max: 3, step: 0.1 }, (value) => change({ alpha: value }));
   const update = choice("The update of", Object.entries(UPDATES).map(([value, { text }]) => ({ value, text })), state.update, (value) => change({ update: value }));
   const layer = h("select", { id: fresh("layer"), onchange: () => change({ layer: layer.value }) }, ...BLOCKS.flatMap((block) => MODULES.map((module) => h("option", { value: place(block, module) }, `block ${block}, ${module}_proj`))));
   const chart = h("div", { role: "img" }), energy = h("p", { class: "figure-muted" });
   const modules = boxes("Layers", MODULES.map((name) => ({ value: name, text: `${name}_proj` })), (found) => change({ modules: found.join(".") }));
   const blocks = boxes("Blocks", BLOCKS.map((name) => ({ value: name, text: name })), (found) => change({ blocks: found.join("") }));
-  const bar = h("div", { style: "width: 0" }), matched = h("p", { class: "figure-number" }), note = h("p", { class: "figure-muted" });
+  const bar = h("div", { style: "width: 0" }), byRank = h("div", { role: "img" }), matched = h("p", { class: "figure-number" }), note = h("p", { class: "figure-muted" });
   const failed = (error) => answer.replaceChildren(h("span", { class: "figure-error" }, error.message));
 
   const body = h("div", { class: "rank" },
@@ -46,6 +46,7 @@ export async function mount(root, options = {}) {
       h("div", { class: "rank-prompt" }, h("label", { class: "figure-label", for: prompt.id }, "Your prompt"), prompt, h("div", { class: "figure-buttons" }, another)),
       h("div", { class: "rank-answers" }, h("span", { class: "figure-label" }, "Base and cut update answer"), answer),
       h("div", {}, h("span", { class: "figure-label" }, `Exact match on ${examples.length} held-out prompts`), h("div", { class: "rank-match", "aria-hidden": "true" }, bar), matched),
+      h("div", {}, h("span", { class: "figure-label" }, "Cut to rank r, the full update loses the skill; LoRA's keeps it from 4 on"), byRank, h("p", { class: "figure-muted" }, "Right of 40, by rank: the lines were recorded with PyTorch at alpha × 1 in all layers; the ring is your setting, computed here.")),
       live.element));
   root.replaceChildren(h("div", { class: "figure-body" }, body));
 
@@ -78,7 +79,17 @@ export async function mount(root, options = {}) {
     tell();
   }, failed);
 
-  const whole = () => state.alpha === 1 && state.blocks === start.blocks && state.modules === start.modules;
+  /** Exact match by rank as PyTorch measured it with both whole updates, and where the sliders stand now. */
+  function curves(right) {
+    const width = 400, height = 120, left = 34, x = (r) => left + (r * (width - left - 8)) / MOST, y = (n) => height - (n / examples.length) * (height - 8);
+    const line = ([kind, points]) => `<polyline class="rank-curve rank-${kind}" points="${Object.entries(points).map(([r, n]) => `${x(r)},${y(n)}`).join(" ")}"/>`;
+    const ticks = [0, 8, 16, 24, 32].map((r) => `<text x="${x(r)}" y="${height + 14}" text-anchor="middle">${r}</text>`);
+    const names = `<text class="rank-lora" x="${x(9)}" y="${y(40) + 12}">LoRA trained at r = 8</text><text class="rank-full" x="${x(17)}" y="${y(20)}">full fine-tuning</text>`;
+    const now = right === undefined ? "" : `<circle class="rank-now" cx="${x(state.rank)}" cy="${y(right)}" r="6"/>`;
+    byRank.innerHTML = `<svg viewBox="0 0 ${width} ${height + 18}" aria-hidden="true"><line class="rank-axis" x1="${left}" x2="${width}" y1="${height}" y2="${height}"/>${Object.entries(recorded).map(line).join("")}${names}${ticks.join("")}<text x="${left - 4}" y="${y(40) + 4}" text-anchor="end">40</text><text x="${left - 4}" y="${height}" text-anchor="end">0</text>${now}</svg>`;
+    byRank.setAttribute("aria-label", `Right of 40 by rank. Full fine-tuning cut to rank 8: ${recorded.full[8]}, to 16: ${recorded.full[16]}, to 32: ${recorded.full[32]}. LoRA trained at rank 8: ${recorded.lora[8]}, cut to 4: ${recorded.lora[4]}, to 2: ${recorded.lora[2]}.`);
+  }
+
   const score = latest(async (signal) => {
     const show = ({ right, total }, done) => {
       bar.style.width = `${(100 * right) / examples.length}%`;
@@ -87,8 +98,7 @@ export async function mount(root, options = {}) {
     const onToken = (part) => show(part, false);
     const done = await client.score(examples, { ...mix(), signal, onToken });
     show(done, true);
-    const known = recorded[state.update];
-    if (whole()) matched.textContent += `. PyTorch, by rank: ${Object.entries(known).map(([r, n]) => `${r}: ${n}`).join(", ")}`;
+    curves(done.right);
     body.dataset.right = String(done.right);
     tell();
   }, failed);
@@ -108,6 +118,7 @@ export async function mount(root, options = {}) {
     rewrite();
     if (changed.every((key) => key === "prompt")) return;
     delete body.dataset.right;
+    curves();
     scoreLater();
   }
   function change(changes) {
