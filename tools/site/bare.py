@@ -1,4 +1,4 @@
-"""A figure on a bare page, served and opened in a real Chromium: for the figures' tests and their pictures, without the built site."""
+"""A figure on a bare page, opened in a real Chromium: for the figures' tests and pictures, without the built site."""
 
 from __future__ import annotations
 
