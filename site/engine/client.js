@@ -8,7 +8,7 @@
  *     });
  *
  * @typedef {{name?: string, url?: string, weight?: number, rank?: number}} Wanted
- *   `name`: a folder of `adapters/` beside the model's, or `url`: any folder with PEFT's two files; `rank`: only so many terms
+ *   `name`: a folder of `adapters/` beside the model's, or `url`: any folder with PEFT's two files; `rank`: its best approximation of that rank
  * @typedef {object} Options
  * @property {Wanted[]} [adapters] what stands beside the base
  * @property {import("./combine.js").How} [combine] makes one adapter of them first; without it each is added by itself
@@ -86,10 +86,5 @@ export class Client {
    */
   score(examples, options = {}) {
     return this.ask("score", { ...options, examples });
-  }
-
-  /** The singular values of an adapter's update in one layer. @param {string} url @param {string} layer */
-  spectrum(url, layer) {
-    return this.ask("spectrum", { url: this.folder(url), layer });
   }
 }

@@ -11,7 +11,7 @@ import { Tokenizer } from "./tokenizer.js";
 
 /** @type {Llama} */ let model;
 /** @type {Tokenizer} */ let tokenizer;
-const loading = new Map(), made = new Map(), cancelled = new Set();
+const loading = new Map(), ordered = new Map(), made = new Map(), cancelled = new Set();
 let answering = 0;
 
 /** A file's bytes, or an error that says which file and why. */
@@ -43,6 +43,14 @@ function adapterAt(url) {
   return loading.get(url);
 }
 
+/** The adapter with its largest directions first, so that its first terms are its best approximation. */
+function sorted(url, adapter) {
+  if (!ordered.has(url)) {
+    ordered.set(url, Object.fromEntries(Object.entries(adapter).map(([name, f]) => [name, truncated(f, f.r)])));
+  }
+  return ordered.get(url);
+}
+
 /**
  * What a job wants beside the base: as one combined adapter, or, without `combine`, each adapter by itself. Made
  * adapters are kept, since TIES and the SVD take a while; the oldest goes first.
@@ -57,7 +65,7 @@ async function beside(job, { adapters = [], combine: how, density, svdRank, seed
   if (cancelled.has(job)) throw new Error("cancelled");
   const weights = wanted.map(({ weight = 1 }) => weight);
   const cut = parts.map((part, i) => {
-    const ranked = wanted[i].rank === undefined ? part : withRank(part, wanted[i].rank);
+    const { rank, url } = wanted[i], ranked = rank === undefined ? part : withRank(sorted(url, part), rank);
     return layers ? inLayers(ranked, layers) : ranked;
   });
   const result = how
@@ -128,13 +136,6 @@ const jobs = {
       postMessage({ job, text: { right, total: ++total, logProb: sum / tokens } });
     }
     return { right, total, logProb: sum / tokens };
-  },
-
-  /** The singular values of an adapter's update in one layer, largest first. */
-  async spectrum(job, { url, layer }) {
-    const f = (await adapterAt(url))[layer];
-    if (!f) throw new Error(`the adapter has no ${layer}`);
-    return truncated(f, f.r).singularValues;
   },
 };
 

@@ -70,10 +70,10 @@ def test_sampling_draws_what_top_p_leaves(found):
 
 @pytest.mark.parametrize(
     ("number", "says"),
-    enumerate((
+    list(enumerate((
         "a.safetensors is no whole safetensors file: model", "it has 3 bytes", "style says rank 4", "isn't plain LoRA",
         "isn't plain byte-level BPE", "a gpt2", "the prompt has 600 tokens",
-    )),
+    ))),
 )  # fmt: skip
 def test_what_it_cannot_do_it_says(found, number, says):
     assert says in found["refused"][number]
