@@ -60,3 +60,13 @@ def test_it_is_a_front_door_and_not_a_manual():
     pictures = re.findall(r"^!\[(.*?)\]\((.*?)\)$", README, re.MULTILINE)
     assert [path for _, path in pictures] == ["assets/readme/rank.png"] and all(len(alt) > 40 for alt, _ in pictures)
     assert (ROOT / "assets" / "readme" / "mixing.webp").stat().st_size < 2_000_000
+
+
+def test_the_finding_is_the_chapters_figure():
+    """As pictures: PNG's compression isn't the same everywhere."""
+    from PIL import Image, ImageChops
+
+    from tools.site.readme_figure import ALT, NOTEBOOK, OUT, smaller, stored_figure
+
+    ours, stored = (image.convert("RGB") for image in (Image.open(OUT), smaller(stored_figure(NOTEBOOK, ALT))))
+    assert ours.size == stored.size and max(high for _, high in ImageChops.difference(ours, stored).getextrema()) < 32
