@@ -11,7 +11,7 @@ import torch
 
 from tests.site.nodes import needs_node, run
 from tests.site.served import browser, needs_browser, opened, served
-from utils.quant.nf4 import bits_per_parameter, dequantize, quantize, unpack_codes
+from utils.quant.nf4 import NF4, bits_per_parameter, dequantize, quantize, unpack_codes
 from utils.quant.small_floats import ROUNDINGS, dequantize_floats, quantize_floats
 
 BLOCKS = {"nf4": 64, "mxfp4": 32, "nvfp4": 16}
@@ -29,7 +29,7 @@ def stored(name: str, weight: float, block: float, tensor: float, rounding: str)
 
 
 def cases() -> list[dict]:
-    """Drawn weights, and the awkward ones: the ends, both sides of a power of two, exactly halfway, minus zero."""
+    """Drawn weights, and awkward ones: the ends, both sides of a power of two, about halfway, minus zero."""
     draw = random.Random(7)
     found = []
     for _ in range(600):
@@ -39,6 +39,11 @@ def cases() -> list[dict]:
     for block in (0.124, 0.125, 0.0625, math.nextafter(0.125, 0), 0.109375, 0.1, 6.0, 7.0, 1.5):
         for share in (1, -1, 0, -0.0, 0.25 / 6, 0.75 / 6, 1.25 / 6, 2.5 / 6, 3.5 / 6, 5 / 6, -5 / 6, 1e-7, 0.5):
             found.append((share * block, block, block))
+    for _ in range(60):  # on the middle between two of NF4's values, and float32's next numbers beside it
+        block, at = draw.choice([1.0, draw.uniform(0.01, 1)]), draw.randrange(15)
+        middle = (torch.tensor(NF4[at]) + torch.tensor(NF4[at + 1])) / 2 * torch.tensor(block)
+        for towards in (-2.0, middle, 2.0):
+            found.append((float(torch.nextafter(middle, torch.as_tensor(towards))), block, block))
     ways = zip(found, ROUNDINGS * len(found), strict=False)
     return [{"weight": w, "block": b, "tensor": t, "rounding": way} for (w, b, t), way in ways]
 

@@ -66,7 +66,7 @@ export async function mount(root) {
     summary,
     h("div", { class: "ruler-rulers" }, ...rulers.map((own) => own.element)),
     h("div", { class: "figure-buttons ruler-tries" }, h("span", { class: "figure-muted" }, "try:"), ...tries),
-    h("p", { class: "figure-muted" }, "Each mark is a value that the block can store. The curve above is the rounding error of a weight at that place, drawn to the same height in all three. Drag on a ruler to move the weight. NF4 takes 4.13 bits when its scales are quantized too. One weight doesn't rank the formats: chapter 07 measures whole layers."),
+    h("p", { class: "figure-muted" }, "Each mark is a value that the block can store. The curve above is the rounding error of a weight at that place, on one scale in all three. Drag on a ruler to move the weight. NF4 takes 4.13 bits when its scales are quantized too. One weight doesn't rank the formats: chapter 07 measures whole layers."),
     live.element));
 
   function show() {
