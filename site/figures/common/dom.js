@@ -1,0 +1,122 @@
+/** What the figures share: elements, controls with labels, state in the URL, what a screen reader is told, the model. */
+import { Client } from "../../engine/client.js";
+
+/**
+ * An element with its attributes and contents; `on...` is a listener.
+ *
+ * @param {string} tag @param {Record<string, any>} [attributes] @param {...(Node | string)} contents
+ * @returns {any}
+ */
+export function h(tag, attributes = {}, ...contents) {
+  const element = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
+    else if (value === true) element.setAttribute(name, "");
+    else if (value !== false && value !== undefined) element.setAttribute(name, String(value));
+  }
+  element.append(...contents);
+  return element;
+}
+
+/** Loads style sheets once and waits for them. @param {...(string | URL)} urls */
+export function styles(...urls) {
+  return Promise.all(urls.map(({ href = "" }) => {
+    if ([...document.querySelectorAll("link[rel=stylesheet]")].some((link) => link.href === href)) return undefined;
+    return new Promise((resolve) => {
+      document.head.append(h("link", { rel: "stylesheet", href, onload: resolve, onerror: resolve }));
+    });
+  }));
+}
+
+let made = 0;
+/** An id that no other element of the page has. */
+export const fresh = (name) => `figure-${name}-${++made}`;
+
+/**
+ * One of several, as buttons: a group of radio buttons, so that arrow keys work.
+ *
+ * @param {string} legend @param {{value: string, text: string}[]} choices @param {string} value
+ * @param {(value: string) => void} changed
+ */
+export function choice(legend, choices, value, changed) {
+  const group = fresh("choice");
+  const inputs = choices.map((own) => h("input", { type: "radio", name: group, value: own.value, id: fresh("radio") }));
+  inputs.forEach((input) => input.addEventListener("change", () => changed(input.value)));
+  const parts = inputs.flatMap((input, i) => [input, h("label", { for: input.id }, choices[i].text)]);
+  const element = h("fieldset", { class: "figure-choice" }, h("legend", {}, legend), h("div", {}, ...parts));
+  const set = (wanted) => inputs.forEach((input) => (input.checked = input.value === wanted));
+  set(value);
+  return { element, set };
+}
+
+/** A text that a screen reader reads out when it has stood still for a moment. */
+export function spoken() {
+  const element = h("p", { class: "figure-spoken", role: "status", "aria-live": "polite" });
+  let timer;
+  return {
+    element,
+    say(text) {
+      clearTimeout(timer);
+      timer = setTimeout(() => (element.textContent = text), 700);
+    },
+  };
+}
+
+/** A function that runs once `ms` have passed without another call. */
+export function later(run, ms) {
+  let timer;
+  return (...values) => {
+    clearTimeout(timer);
+    timer = setTimeout(run, ms, ...values);
+  };
+}
+
+/**
+ * The figure's state in the URL, as `#mixing?style=1&how=cat`: only what differs from its start. Another hash is the
+ * page's own and is left alone until a control is moved.
+ *
+ * @param {string} name @param {Record<string, string | number>} start
+ */
+export function urlState(name, start) {
+  const read = () => {
+    const [own, query] = decodeURI(location.hash.slice(1)).split("?");
+    if (own !== name) return { ...start };
+    const found = Object.entries(Object.fromEntries(new URLSearchParams(query))).filter(([key]) => key in start);
+    const known = found.map(([key, value]) => [key, typeof start[key] === "number" ? Number(value) : value]);
+    return { ...start, ...Object.fromEntries(known.filter(([, value]) => !Number.isNaN(value))) };
+  };
+  const write = later((state) => {
+    const changed = Object.entries(state).filter(([key, value]) => value !== start[key]);
+    const query = new URLSearchParams(changed.map(([key, value]) => [key, String(value)]));
+    history.replaceState(history.state, "", `#${name}${changed.length ? `?${query}` : ""}`);
+  }, 250);
+  return { read, write };
+}
+
+let client;
+/** The page's one model, which all its figures ask. @param {{base?: string}} options */
+export function model({ base } = {}) {
+  client ??= new Client({ base: base ?? new URL("../../assets/tiny-llama/", import.meta.url).href });
+  return client;
+}
+
+/**
+ * Asks again whenever something changes: what was asked before is cancelled, and its answer never arrives.
+ *
+ * @param {(signal: AbortSignal) => Promise<void>} ask @param {(error: Error) => void} failed
+ */
+export function latest(ask, failed) {
+  let controller = new AbortController();
+  return async () => {
+    controller.abort();
+    const { signal } = (controller = new AbortController());
+    try {
+      await ask(signal);
+    } catch (error) {
+      if (!signal.aborted) failed(error);
+    }
+  };
+}
+
+/** 1 as "1.00", -0.5 as "−0.50": a true minus sign, and none before zero. */
+export const signed = (value, digits = 2) => value.toFixed(digits).replace(/^-(?=0\.?0*$)/, "").replace("-", "−");
