@@ -167,7 +167,7 @@ class Step {
     const phase = Object.keys(t.peaks).reduce((best, name) => (t.peaks[name].total > t.peaks[best].total ? name : best));
     const parts = Object.fromEntries(KINDS.filter((kind) => t.peaks[phase].parts[kind]).map((kind) => [kind, t.peaks[phase].parts[kind]]));
     const phases = Object.fromEntries(Object.entries(t.peaks).map(([name, { total }]) => [name, total]));
-    return { peak: t.peaks[phase].total, phase, parts, phases, resident };
+    return { peak: t.peaks[phase].total, phase, parts, phases, resident, moments: t.peaks };
   }
 
   /** The states that the GPU holds between two steps. */
