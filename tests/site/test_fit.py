@@ -41,12 +41,14 @@ def generated(count: int = GENERATED, seed: int = SEED) -> list[Setup]:
         }  # fmt: skip
         if kind in ("llama", "qwen3"):
             sizes["attention_bias"] = chance.random() < 0.3
+        dtype = chance.choice(("bfloat16", "float16", "float32"))
+        adapters = ("float32", "bfloat16" if dtype == "float32" else dtype)  # 16-bit kinds aren't mixed
         found.append(
             Setup(
                 KINDS[kind](**sizes), chance.choice(METHODS), chance.randint(1, 8),
-                chance.choice((16, 64, 100, 128, 256, 333, 512)), chance.choice(("bfloat16", "float16", "float32")),
+                chance.choice((16, 64, 100, 128, 256, 333, 512)), dtype,
                 chance.choice(TARGETS), chance.choice((1, 4, 8, 16, 64, 256)), chance.choice((0.0, 0.0, 0.1)),
-                chance.choice(("float32", "bfloat16")), chance.random() < 0.5, chance.random() < 0.3,
+                chance.choice(adapters), chance.random() < 0.5, chance.random() < 0.3,
                 chance.choice(OPTIMIZERS), chance.random() < 0.5, chance.choice((*ATTENTION, "sdpa")),
                 chance.random() < 0.5,
             )

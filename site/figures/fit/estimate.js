@@ -107,6 +107,8 @@ class Step {
     this.tokens = setup.batch * setup.length;
     this.width = WIDTHS[setup.dtype]; // of computing
     this.kept = setup.method === "qlora" && setup.prepared ? 4 : this.width; // of embedding, head, norms and the stream
+    const kinds = new Set([setup.dtype, setup.method !== "full" && setup.adapter_dtype]);
+    if (kinds.has("float16") && kinds.has("bfloat16")) throw new Unknown("Adapters in bfloat16 beside a model in float16, or the other way round, aren't followed here.");
     this.narrow = WIDTHS[setup.adapter_dtype];
     this.trainable = [];
   }
@@ -115,9 +117,12 @@ class Step {
   parameter(n, width, trains, kind = "weights") {
     const tensor = this.t.make(n, width, kind);
     if (!trains) return tensor;
-    tensor.node = { order: Infinity, leaf: tensor, inputs: [], kept: [], keeps: 0, block: null, index: -1, back: () => [] };
+    tensor.node = this.leaf(tensor);
     this.trainable.push(tensor);
     return tensor;
+  }
+  leaf(tensor) {
+    return { order: Infinity, leaf: tensor, inputs: [], kept: [], keeps: 0, block: null, index: -1, back: () => [] };
   }
 
   layer([name, inner, outer, bias]) {
@@ -159,7 +164,7 @@ class Step {
       loss = this.forward(embedding, blocks, last, head);
     });
     t.kind = "backward in passing";
-    t.during("backward", () => t.backward(loss.node, t.make(1, 4)));
+    t.during("backward", () => t.backward(loss.node, t.hold(t.make(1, 4)))); // the loss's own gradient stays to the end
     t.during("optimizer", () => {
       if (o.optimizer !== "adamw") return;
       for (const parameter of this.trainable) t.make(parameter.n, parameter.width, "optimizer");
@@ -206,6 +211,10 @@ class Step {
     const [cos, sin] = [0, 1].map(() => t.make(o.length * s.headDim, this.kept));
     t.kind = "between blocks";
     let x = t.hold(ids);
+    if (o.checkpointing && o.method !== "full") {
+      // transformers lets the embedding's output require a gradient, which stays there, so that every block has one
+      ids.node = { ...this.leaf(t.hold(ids)), stays: true };
+    }
     for (const block of blocks) {
       const input = x, run = () => this.block(input, block, cos, sin);
       x = o.checkpointing ? t.checkpoint([input, cos, sin, positions, ...(this.mask ? [this.mask] : [])], run) : run();
@@ -564,26 +573,13 @@ class Step {
     const mixed = t.make(n, width);
     const y = t.make(n, width);
     t.drop(mixed);
-    y.node = t.record([q, k, v], [ownQ, ownK, wideV, softmax, weights], (g, [keptQ, keptK, keptV, soft, weighed]) => {
+    const inner = q.node || k.node;
+    const keep = { q: k.node && ownQ, k: q.node && ownK, v: inner && wideV, softmax: inner && softmax, weights: v.node && weights };
+    const names = Object.keys(keep).filter((name) => keep[name]);
+    y.node = t.record([q, k, v], names.map((name) => keep[name]), (g, kept) => {
+      const saved = Object.fromEntries(names.map((name, i) => [name, kept[i]]));
       const turned = t.make(n, width);
       t.drop(g);
-      const gradV = t.make(n, width), first = t.make(scores, width);
-      t.drop(turned, keptV, weighed);
-      let grad = first;
-      const cast = (to) => {
-        const made = t.make(scores, to);
-        t.drop(grad);
-        grad = made;
-      };
-      if (width === 2) cast(4);
-      const second = t.make(scores, 4);
-      t.passing(rounded(scores * 4), "kernels' workspace");
-      t.drop(grad, soft);
-      grad = second;
-      if (width === 2) cast(2);
-      if (eager) cast(width);
-      const gradK = t.make(n, width), gradQ = t.make(n, width);
-      t.drop(grad, keptQ, keptK);
       const summed = (own, tensor, scaled) => {
         let made = tensor;
         if (scaled) (made = t.make(n, width)), t.drop(tensor);
@@ -592,8 +588,29 @@ class Step {
         t.drop(made);
         return few;
       };
-      const outK = summed(k, gradK, !eager), outV = summed(v, gradV, false), outQ = summed(q, gradQ, !eager);
-      return [outQ, outK, outV];
+      const gradV = v.node && t.make(n, width);
+      if (!inner) {
+        t.drop(turned, saved.weights);
+        return [null, null, summed(v, gradV, false)];
+      }
+      let grad = t.make(scores, width);
+      t.drop(turned, saved.v, saved.weights);
+      const cast = (to) => {
+        const made = t.make(scores, to);
+        t.drop(grad);
+        grad = made;
+      };
+      if (width === 2) cast(4);
+      const second = t.make(scores, 4);
+      t.passing(rounded(scores * 4), "kernels' workspace");
+      t.drop(grad, saved.softmax);
+      grad = second;
+      if (width === 2) cast(2);
+      if (eager) cast(width);
+      const gradK = k.node && t.make(n, width), gradQ = q.node && t.make(n, width);
+      t.drop(grad, saved.q, saved.k);
+      const outK = k.node && summed(k, gradK, !eager), outV = v.node && summed(v, gradV, false);
+      return [q.node && summed(q, gradQ, !eager), outK, outV];
     });
     t.drop(scaledQ, wideK, wideV, scaledK, ownQ, ownK, softmax, weights, mask);
     return y;

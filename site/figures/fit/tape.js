@@ -143,7 +143,7 @@ export class Tape {
       const [node] = ready.splice(at, 1), grad = grads.get(node);
       grads.delete(node);
       if (node.leaf) {
-        this.relabel(grad, "gradients");
+        if (!node.stays) this.relabel(grad, "gradients");
         continue;
       }
       let kept = node.kept;
