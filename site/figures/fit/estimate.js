@@ -99,6 +99,25 @@ export function predict(config, settings = {}) {
   return new Step(shape(config), { ...SETUP, ...settings }).run();
 }
 
+/**
+ * The first way to take the step that needs at most `room` bytes, the least painful tried first, as first_that_fits in
+ * utils/profiling/fit.py: as it is, with checkpointing, with one sequence at a time too; then the same with LoRA, QLoRA.
+ *
+ * @returns {{changes: Partial<typeof SETUP>, needed: number} | null} what to change, and what it needs then
+ */
+export function firstThatFits(config, settings, room) {
+  const setup = { ...SETUP, ...settings };
+  for (const method of METHODS.slice(METHODS.indexOf(setup.method))) {
+    for (const changes of [{ method }, { method, checkpointing: true }, { method, checkpointing: true, batch: 1 }]) {
+      const needs = needed(predict(config, { ...setup, ...changes }).peak);
+      if (needs <= room) {
+        return { changes: Object.fromEntries(Object.entries(changes).filter(([name, value]) => setup[name] !== value)), needed: needs };
+      }
+    }
+  }
+  return null;
+}
+
 class Step {
   constructor(s, setup) {
     this.s = s;
@@ -172,7 +191,7 @@ class Step {
     const phase = Object.keys(t.peaks).reduce((best, name) => (t.peaks[name].total > t.peaks[best].total ? name : best));
     const parts = Object.fromEntries(KINDS.filter((kind) => t.peaks[phase].parts[kind]).map((kind) => [kind, t.peaks[phase].parts[kind]]));
     const phases = Object.fromEntries(Object.entries(t.peaks).map(([name, { total }]) => [name, total]));
-    return { peak: t.peaks[phase].total, phase, parts, phases, resident, moments: t.peaks };
+    return { peak: t.peaks[phase].total, phase, parts, phases, resident };
   }
 
   /** The states that the GPU holds between two steps. */
