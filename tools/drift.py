@@ -6,8 +6,8 @@
 The environment is made anew each time (minutes; 2 GB with the CPU build of torch, 6 GB with CUDA), and the tests are
 those of `python3 start.py test` without the notebooks, whose stored outputs belong to the locked versions, and without
 the tests marked `locked`. What came out is written to assets/measurements/drift.json, also when tests failed, but not
-when the run was cut off. the table of lessons/using_the_course.md is printed; tests/test_dependencies.py holds that page and pyproject.toml to the
-record.
+when the run was cut off. The table of lessons/using_the_course.md is printed; tests/test_dependencies.py holds that
+page and pyproject.toml to the record.
 
 torch comes from where `python3 start.py` takes it from. Where an index has no CPU build that old or that new,
 ``--torch 2.13.0`` takes another version; the record and the table say which.

@@ -58,10 +58,10 @@ FIGURES: Mapping[str, Figure] = {
             Place("06", "Ask before you load"),
         ),
     ),
-    "train": Figure(
-        "Train it here",
-        "LoRA on the sentiment task, in this tab: the loss as it falls, and base and adapter side by side.",
-        (Place("00", "Is this machine ready?"),),
+    "ruler": Figure(
+        "A ruler of 16 values",
+        "Where a weight of your own lands in NF4, MXFP4 and NVFP4, and how far off the rest of its block would be.",
+        (Place("07", "NVFP4: a finer scale does more than a smaller block"),),
     ),
 }
 
