@@ -17,7 +17,7 @@ needs_node = pytest.mark.skipif(NODE is None, reason="left out: there is no node
 
 def run(script: str, *arguments: str | Path, seconds: float = 300) -> Any:
     """What a script of this folder prints as JSON."""
-    command = [str(NODE), "--experimental-default-type=module", str(HERE / script), *map(str, arguments)]
+    command = [str(NODE), str(HERE / script), *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=seconds)
     assert not done.returncode, done.stderr[-3000:]
     return json.loads(done.stdout)
