@@ -11,3 +11,13 @@ addEventListener("afterprint", () => {
     delete fold.dataset.openedToPrint;
   });
 });
+
+// What scrolls by itself on a narrow screen can be scrolled by keyboard too.
+const reachable = () => {
+  document.querySelectorAll(".bd-article p:has(> img), .bd-article .cell_output, .bd-article div.math").forEach((part) => {
+    if (part.scrollWidth > part.clientWidth) part.tabIndex = 0;
+    else part.removeAttribute("tabindex");
+  });
+};
+addEventListener("load", reachable);
+addEventListener("resize", reachable);
