@@ -243,8 +243,10 @@ def test_it_fits_a_phone_and_everything_has_a_label(site, theme):
     url, own = site
     page, wrong = opened(own, f"{url}/fit-{theme}.html", width=360)
     assert page.evaluate("document.documentElement.scrollWidth") == 360
-    assert page.evaluate("[...document.querySelectorAll('input, select, textarea')].every((e) => e.labels.length === 1)")
+    assert page.evaluate(
+        "[...document.querySelectorAll('input, select, textarea')].every((e) => e.labels.length === 1)"
+    )
     label = page.get_attribute(".fit-chart", "aria-label")
-    assert "LoRA 37." in label and "yours has 24" in label
+    assert f"LoRA {expected(Setup(batch=4)) / GB:.1f} GB" in label and "yours has 24" in label
     page.close()
     assert wrong == []

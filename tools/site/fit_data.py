@@ -1,4 +1,4 @@
-"""What the website's figure "fit" shows beside its own numbers: the named models' configurations and the measured steps.
+"""What the website's figure "fit" shows beside its own numbers: named models' configurations, and measured steps.
 
 python -m tools.site.fit_data        writes site/figures/fit/models.json
 """
