@@ -161,10 +161,10 @@ export async function mount(root, options = {}) {
       refuse(error instanceof SyntaxError ? "This isn't JSON: paste the whole config.json, braces included." : error.message);
     }
   }
-  function refuse(text) {
+  function refuse(text, asks = false) {
     bars = [];
     body.dataset.needs = "";
-    verdict.replaceChildren(h("span", { class: "figure-error" }, text));
+    verdict.replaceChildren(h("span", { class: asks ? "" : "figure-error" }, text));
     cure.textContent = "The Python below runs any causal language model of transformers on the meta device, without its weights.";
     dots.textContent = "";
     legend.replaceChildren();
@@ -183,7 +183,7 @@ export async function mount(root, options = {}) {
     fields.r.element.disabled = fields.targets.element.disabled = fields.adapters.element.disabled = !lora;
     checks.double.whole.hidden = checks.prepared.whole.hidden = !quantized;
     call.textContent = command(state);
-    if (own && !state.config) return refuse("Paste the config.json of a Llama, Mistral, Qwen2 or Qwen3 model.");
+    if (own && !state.config) return refuse("Paste the config.json of a Llama, Mistral, Qwen2 or Qwen3 model.", true);
     try {
       if (own && document.activeElement !== paste) paste.value = JSON.stringify(JSON.parse(state.config), null, 1);
       answer(own ? JSON.parse(state.config) : models[state.model]);
