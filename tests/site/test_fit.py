@@ -10,11 +10,12 @@ import pytest
 from transformers import GemmaConfig, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
 from tests.site.nodes import needs_node, run
+from tests.site.served import browser, needs_browser, opened, served
 from tools.site import fit_data
 from utils.lora import count_parameters
 from utils.models.configs import SHAPES, real_config
-from utils.profiling.fit import needed
-from utils.profiling.memory import ATTENTION, METHODS, OPTIMIZERS, Setup, model_of, predict
+from utils.profiling.fit import first_that_fits, needed
+from utils.profiling.memory import ATTENTION, GB, METHODS, OPTIMIZERS, Setup, model_of, predict
 
 KINDS = {"llama": LlamaConfig, "mistral": MistralConfig, "qwen2": Qwen2Config, "qwen3": Qwen3Config}
 TARGETS = (
@@ -56,10 +57,11 @@ def generated(count: int = GENERATED, seed: int = SEED) -> list[Setup]:
     return found
 
 
-def asked(cases: list[tuple[dict, dict]], folder) -> list[dict]:
-    """What the JavaScript says of each configuration and setting."""
+def asked(cases: list[tuple], folder) -> list[dict]:
+    """What the JavaScript says of each configuration and setting; with a card's bytes too, the first way that fits."""
     file = folder / "cases.json"
-    file.write_text(json.dumps([{"config": c, "setup": s} for c, s in cases], default=str), encoding="utf-8")
+    names = ("config", "setup", "room")
+    file.write_text(json.dumps([dict(zip(names, case, strict=False)) for case in cases], default=str), encoding="utf-8")
     return run("fit_check.js", file)
 
 
@@ -70,8 +72,9 @@ def fields(setup: Setup) -> dict:
 
 @needs_node
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:r=.*full rank")
 def test_five_hundred_settings_are_within_one_percent_of_the_python(tmp_path):
-    """In fact they are far nearer, so a change of one tensor of a block is seen."""
+    """In fact 481 of 500 are equal and the worst is 0.27% off, so a change of one tensor of a block is seen."""
     setups = generated()
     found = asked([(setup.model.to_dict(), fields(setup)) for setup in setups], tmp_path)
     errors = {}
@@ -83,8 +86,10 @@ def test_five_hundred_settings_are_within_one_percent_of_the_python(tmp_path):
         assert mine["needed"] == needed(mine["peak"])
         errors[number] = mine["peak"] / theirs.peak - 1
     worst = max(errors, key=lambda n: abs(errors[n]))
-    print(f"{len(setups)} settings: exact {sum(e == 0 for e in errors.values())}, worst {errors[worst]:+.4%}")
-    assert abs(errors[worst]) < 0.01, (worst, setups[worst])
+    equal = sum(error == 0 for error in errors.values())
+    print(f"{len(setups)} settings: {equal} equal, worst {errors[worst]:+.4%}")
+    assert equal > 450
+    assert abs(errors[worst]) < 0.005, (worst, setups[worst])
 
 
 def test_the_file_is_what_its_tool_writes():
@@ -101,7 +106,7 @@ def test_measured_steps_are_predicted_within_two_percent(tmp_path):
     errors = [mine["peak"] / row["peak"] - 1 for mine, row in zip(found, rows, strict=True)]
     worst = max(range(len(rows)), key=lambda n: abs(errors[n]))
     print(f"{len(rows)} measured steps, worst {errors[worst]:+.2%}: {rows[worst]}")
-    assert max(map(abs, errors)) < 0.02
+    assert max(map(abs, errors)) < 0.013  # what the figure's text says
     for row, mine in list(zip(rows, found, strict=True))[::8]:
         setup = {k: tuple(v) if isinstance(v, list) else v for k, v in row["setup"].items()}
         theirs = predict(Setup(row["model"], **setup))
@@ -125,3 +130,123 @@ def test_parameters_are_counted_and_other_models_refused(tmp_path):
     assert found[0]["counts"]["lora"] == count_parameters(model)[0]
     said = ["gemma", "no model_type", "num_attention_heads", "quantized already", "can't share"]
     assert all(words in mine["refused"] for words, mine in zip(said, found[len(names) :], strict=True)), found[-5:]
+
+
+@needs_node
+def test_what_would_fit_is_what_the_python_says(tmp_path):
+    config = real_config("SmolLM2-135M").to_dict()
+    setups = [Setup("SmolLM2-135M", "full", 8, 512), Setup("SmolLM2-135M", "lora", 16, 1024), Setup("SmolLM2-135M")]
+    cases = [(setup, int(gb * GB)) for setup in setups for gb in (1, 1.3, 2, 3, 6)]
+    found = asked([(config, fields(setup), room) for setup, room in cases], tmp_path)
+    for (setup, room), mine in zip(cases, found, strict=True):
+        theirs = first_that_fits(setup, room)
+        assert (mine is None) == (theirs is None), (setup, room)
+        if theirs:
+            assert dataclasses.replace(setup, **mine["changes"]) == theirs[0]
+            assert mine["needed"] == pytest.approx(needed(theirs[1].peak), rel=1e-3)
+    assert len({json.dumps(mine and mine["changes"]) for mine in found}) > 4
+
+
+# ------------------------------------------------------------------------------------------------------ in the browser
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    with served(tmp_path_factory.mktemp("site"), "fit") as url, browser() as own:
+        yield url, own
+
+
+@pytest.fixture
+def figure(site):
+    """The figure on its page, and what went wrong there."""
+    url, own = site
+    page, wrong = opened(own, f"{url}/fit-light.html")
+    yield page
+    page.close()
+    assert wrong == []
+
+
+def needs(page) -> int:
+    return int(page.get_attribute(".fit", "data-needs"))
+
+
+def expected(setup: Setup) -> int:
+    return needed(predict(setup).peak)
+
+
+@needs_browser
+@pytest.mark.slow
+def test_the_controls_say_what_python_says(figure):
+    assert needs(figure) == pytest.approx(expected(Setup(batch=4)), rel=1e-3)
+    assert "It doesn't fit." in figure.inner_text(".fit-verdict")
+    figure.click("text=change that")
+    assert needs(figure) == pytest.approx(expected(Setup(batch=4, checkpointing=True)), rel=1e-3)
+    assert "It fits." in figure.inner_text(".fit-verdict")
+    figure.select_option("[data-control=model]", "Llama-3.2-1B")
+    figure.focus("input[value=lora]")
+    figure.keyboard.press("ArrowRight")
+    figure.fill("[data-control=r]", "32")
+    figure.fill("[data-control=batch]", "2")
+    figure.select_option("[data-control=targets]", "q,v")
+    figure.select_option("[data-control=optimizer]", "adamw-paged-8bit")
+    figure.uncheck("[data-control=double]")
+    setup = Setup(
+        "Llama-3.2-1B", "qlora", 2, r=32, target_modules=("q_proj", "v_proj"), optimizer="adamw-paged-8bit",
+        checkpointing=True, double=False,
+    )  # fmt: skip
+    assert needs(figure) == pytest.approx(expected(setup), rel=1e-3)
+    figure.wait_for_function("location.hash.includes('method=qlora') && location.hash.includes('double=no')")
+    call = figure.inner_text(".fit-call")
+    assert "--method qlora --r 32 --targets q_proj,v_proj --batch 2" in call and "--no-double" in call
+    figure.wait_for_selector("[role=status]:has-text('It fits.')", state="attached")
+    figure.fill("[data-control=r]", "0")
+    assert needs(figure) == pytest.approx(expected(setup), rel=1e-3), "a number out of range changes nothing"
+
+
+@needs_browser
+@pytest.mark.slow
+def test_a_measured_step_has_its_dot_and_error(figure):
+    figure.evaluate("location.hash = 'fit?model=Mistral-7B&method=qlora&batch=8&checkpointing=yes'")
+    figure.wait_for_selector(".fit-dot", state="attached")
+    row = next(
+        r for r in DATA["measured"]
+        if r["setup"] == {"method": "qlora", "batch": 8, "checkpointing": True} and r["model"] == "Mistral-7B"
+    )  # fmt: skip
+    text = figure.inner_text(".fit-bars")
+    assert f"measured {row['peak'] / GB:.1f} GB on an H100" in text
+    mine = int(figure.get_attribute(".fit", "data-peak"))
+    assert f"{abs(mine / row['peak'] - 1):.1%}" in text
+
+
+@needs_browser
+@pytest.mark.slow
+def test_a_pasted_configuration_is_taken_and_others_are_refused_with_the_python(figure):
+    figure.select_option("[data-control=model]", label="a config.json of your own")
+    assert "Paste the config.json" in figure.inner_text(".fit-verdict")
+    config = Qwen3Config(num_hidden_layers=4, vocab_size=5000, head_dim=128)
+    figure.fill("textarea", json.dumps(config.to_dict(), default=str))
+    figure.wait_for_function("document.querySelector('.fit').dataset.needs")
+    assert needs(figure) == pytest.approx(expected(Setup(config, batch=4)), rel=1e-3)
+    figure.wait_for_function("location.hash.includes('config=')")
+    figure.evaluate("history.replaceState(null, '', location.href), dispatchEvent(new HashChangeEvent('hashchange'))")
+    assert needs(figure) == pytest.approx(expected(Setup(config, batch=4)), rel=1e-3)
+    for pasted, said in ((json.dumps(GemmaConfig().to_dict(), default=str), "gemma"), ("{", "isn't JSON")):
+        figure.fill("textarea", pasted)
+        figure.wait_for_function("(said) => document.querySelector('.fit-verdict').innerText.includes(said)", arg=said)
+        assert "python -m utils.profiling.fit --model FOLDER_OR_HUB_ID --method lora" in figure.inner_text(".fit-call")
+
+
+@needs_browser
+@pytest.mark.slow
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_it_fits_a_phone_and_everything_has_a_label(site, theme):
+    url, own = site
+    page, wrong = opened(own, f"{url}/fit-{theme}.html", width=360)
+    assert page.evaluate("document.documentElement.scrollWidth") == 360
+    assert page.evaluate(
+        "[...document.querySelectorAll('input, select, textarea')].every((e) => e.labels.length === 1)"
+    )
+    label = page.get_attribute(".fit-chart", "aria-label")
+    assert f"LoRA {expected(Setup(batch=4)) / GB:.1f} GB" in label and "yours has 24" in label
+    page.close()
+    assert wrong == []

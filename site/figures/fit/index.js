@@ -32,7 +32,12 @@ const START = {
 };
 const LIMITS = { r: [1, 1024], batch: [1, 512], length: [1, 131_072], card: [1, 1000] };
 
-const gb = (bytes) => (bytes / GB >= 99.95 ? Math.round(bytes / GB).toLocaleString("en-US") : (bytes / GB).toFixed(bytes / GB < 1 ? 2 : 1));
+/** Bytes as GB with the digits that matter. */
+function gb(bytes) {
+  const size = bytes / GB;
+  if (size > 0 && size < 0.005) return "under 0.01";
+  return size >= 99.95 ? Math.round(size).toLocaleString("en-US") : size.toFixed(size < 0.995 ? 2 : 1);
+}
 const percent = (ratio) => `${Math.abs(100 * ratio).toFixed(1)}%`;
 
 /** The estimator's settings of the figure's state. */
@@ -140,7 +145,7 @@ export async function mount(root, options = {}) {
       h("div", { class: "fit-fields" }, ...["r", "targets", "batch", "length", "dtype", "adapters", "optimizer", "attention"].flatMap((name) => fields[name].parts)),
       h("div", { class: "fit-checks" }, ...Object.values(checks).map(({ whole }) => whole)),
       h("div", { class: "figure-buttons" }, another)),
-    h("div", { class: "fit-right" }, h("div", { class: "fit-answer" }, verdict, cure), chart, dots, table,
+    h("div", { class: "fit-right" }, h("div", { class: "fit-answer" }, verdict, cure), h("div", { class: "fit-bars" }, chart, dots), table,
       h("p", { class: "figure-muted" }, "One GPU, one step with all its sequences at once. The hatched end of a bar is the margin for the allocator's gaps (8%) and CUDA's own 0.81 GB. FSDP, ZeRO and offloading aren't followed here. The same question in Python:"), call, live.element));
   root.replaceChildren(h("div", { class: "figure-body" }, body));
 
@@ -156,10 +161,10 @@ export async function mount(root, options = {}) {
       refuse(error instanceof SyntaxError ? "This isn't JSON: paste the whole config.json, braces included." : error.message);
     }
   }
-  function refuse(text) {
+  function refuse(text, asks = false) {
     bars = [];
     body.dataset.needs = "";
-    verdict.replaceChildren(h("span", { class: "figure-error" }, text));
+    verdict.replaceChildren(h("span", { class: asks ? "" : "figure-error" }, text));
     cure.textContent = "The Python below runs any causal language model of transformers on the meta device, without its weights.";
     dots.textContent = "";
     legend.replaceChildren();
@@ -178,7 +183,7 @@ export async function mount(root, options = {}) {
     fields.r.element.disabled = fields.targets.element.disabled = fields.adapters.element.disabled = !lora;
     checks.double.whole.hidden = checks.prepared.whole.hidden = !quantized;
     call.textContent = command(state);
-    if (own && !state.config) return refuse("Paste the config.json of a Llama, Mistral, Qwen2 or Qwen3 model.");
+    if (own && !state.config) return refuse("Paste the config.json of a Llama, Mistral, Qwen2 or Qwen3 model.", true);
     try {
       if (own && document.activeElement !== paste) paste.value = JSON.stringify(JSON.parse(state.config), null, 1);
       answer(own ? JSON.parse(state.config) : models[state.model]);
@@ -195,7 +200,8 @@ export async function mount(root, options = {}) {
       return { name, chosen: name === state.method, ...found, needs: needed(found.peak), record: records.get(keyOf(state.model, own)) };
     });
     const mine = bars.find(({ chosen }) => chosen), fits = mine.needs <= room, { base, lora } = counts(config, setup);
-    const trained = state.method === "full" ? base : lora;
+    const billions = `${(base / 1e9).toFixed(2)} billion parameters`;
+    const train = state.method === "full" ? `all ${billions} train` : `${(lora / 1e6).toLocaleString("en-US", { maximumFractionDigits: 1 })} million train beside ${billions}`;
     body.dataset.needs = String(mine.needs);
     body.dataset.peak = String(mine.peak);
     table.hidden = chart.hidden = false;
@@ -205,12 +211,12 @@ export async function mount(root, options = {}) {
     legend.replaceChildren(
       ...GROUPS.map(([name], i) => [name, ...largest[i]]).filter(([, , size]) => size > 0).map(([name, text, size]) => row(name, text, size)),
       row("margin", "margin: gaps and CUDA's own", mine.needs - mine.peak));
-    table.caption.textContent = `At the peak, in the ${mine.phase === "optimizer" ? "optimizer's step" : `${mine.phase} pass`}: ${gb(mine.peak)} GB; ${(trained / 1e6).toLocaleString("en-US", { maximumFractionDigits: 1 })} million of ${(base / 1e9).toFixed(2)} billion parameters train`;
+    table.caption.textContent = `At the peak, in the ${mine.phase === "optimizer" ? "optimizer's step" : `${mine.phase} pass`}: ${gb(mine.peak)} GB; ${train}`;
     const said = bars.filter(({ record }) => record).map(({ name, record, peak }) => `${NAMES[name]}: measured ${gb(record.peak)} GB on an ${record.gpu.replace("NVIDIA ", "").split(" ")[0]}, the prediction ${gb(peak)} is ${percent(peak / record.peak - 1)} ${peak < record.peak ? "below" : "above"}`);
     dots.textContent = said.length ? `${said.join(". ")}.` : `No record has this setting. On the ${measured.length} steps that were measured the peak was predicted within 1.3%.`;
     draw();
     const [text] = largest.reduce((best, own) => (own[1] > best[1] ? own : best));
-    live.say(`${verdict.textContent} The largest part is ${text}. ${cure.textContent} ${dots.textContent}`);
+    live.say(`${verdict.textContent} The largest part is ${text}. ${cure.firstChild.textContent} ${dots.textContent}`);
   }
 
   function row(name, text, size) {
@@ -233,8 +239,9 @@ export async function mount(root, options = {}) {
   /** Three bars, the cards' lines, and a dot where a GPU ran that step. */
   function draw() {
     const width = Math.max(260, chart.clientWidth || 400), left = 54, right = 6, tall = 30, gap = 16, top = 20;
-    const mine = bars.find(({ chosen }) => chosen), end = Math.max(1.12 * mine.needs, 1.12 * state.card * GB);
-    const x = (bytes) => left + (Math.min(bytes, end) / end) * (width - left - right), height = top + bars.length * (tall + gap);
+    const mine = bars.find(({ chosen }) => chosen), plot = width - left - right;
+    const end = Math.max((mine.needs * plot) / (plot - 62), 1.12 * state.card * GB);
+    const x = (bytes) => left + (Math.min(bytes, end) / end) * plot, height = top + bars.length * (tall + gap);
     const cards = [...new Set([...CARDS, state.card])].filter((card) => card * GB < end).sort((a, b) => a - b);
     const out = [`<defs><pattern id="fit-hatch" width="6" height="6" patternUnits="userSpaceOnUse" patternTransform="rotate(45)"><line class="fit-hatch" x1="0" x2="0" y1="0" y2="6"/></pattern></defs>`];
     bars.forEach((bar, i) => {
@@ -258,7 +265,7 @@ export async function mount(root, options = {}) {
     }
     bars.forEach((bar, i) => {
       const y = top + i * (tall + gap) + 6;
-      const over = bar.needs > end, text = `${gb(bar.needs)} GB${over ? " →" : ""}`, wide = 8 * text.length;
+      const over = bar.needs > end, text = `${gb(bar.needs)} GB${over ? " →" : ""}`, wide = 7.5 * text.length;
       const inside = x(bar.needs) + wide > width - right;
       out.push(`<text class="fit-needs" x="${(inside ? width - right - 4 : x(bar.needs) + 5).toFixed(1)}" y="${y + tall / 2 + 5}" text-anchor="${inside ? "end" : "start"}">${text}</text>`);
       if (bar.record && bar.record.peak < end) out.push(`<circle class="fit-dot" cx="${x(bar.record.peak).toFixed(1)}" cy="${y + tall / 2}" r="5"/>`);
