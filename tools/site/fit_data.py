@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""What the website's figure "fit" shows beside its own numbers: named models' configurations and measured steps.
-=======
 """What the website's figure "fit" shows beside its own numbers: named models' configurations, and measured steps.
->>>>>>> fit23
 
 python -m tools.site.fit_data        writes site/figures/fit/models.json
 """
