@@ -186,7 +186,7 @@ def test_no_file_but_pyproject_names_the_branch_that_links_go_to():
         r"|colab\.research\.google\.com/github/\w[^\s)\"'>\]\\]*"
     )
     for path in tracked():
-        if path.suffix in (".png", ".safetensors") or path == Path(__file__):
+        if path.suffix in (".png", ".webp", ".safetensors") or path == Path(__file__):
             continue
         found = link.findall(path.read_text(encoding="utf-8"))
         if path.parent.name in ("notebooks", "solutions") or path == ROOT / "README.md":
