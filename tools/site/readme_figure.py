@@ -34,9 +34,9 @@ def stored_figure(notebook: Path, alt: str) -> bytes:
 
 
 def smaller(png: bytes, width: int = 1000) -> Image.Image:
-    """A picture in the README's width, in few colours."""
+    """A picture in the README's width."""
     image = Image.open(io.BytesIO(png)).convert("RGB")
-    return image.resize((width, round(image.height * width / image.width)), Image.Resampling.LANCZOS).quantize(64)
+    return image.resize((width, round(image.height * width / image.width)), Image.Resampling.LANCZOS)
 
 
 if __name__ == "__main__":
