@@ -118,7 +118,7 @@ export async function mount(root, options = {}) {
     show(Object.keys(state));
   };
   addEventListener("hashchange", () => location.hash.startsWith("#mixing") && sane());
-  answer.textContent = "The model is loaded (3.6 MB) …";
+  answer.textContent = "Loading the model (3.6 MB) …";
   await client.ready.catch(failed);
   sane();
 }
