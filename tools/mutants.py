@@ -339,6 +339,8 @@ def run_tests(folder: Path, tests: Sequence[str], options: Sequence[str], timeou
         try:
             code = _child(folder, tests, options)
         finally:
+            sys.stdout.flush()  # os._exit doesn't: what pytest said last was lost where no line ended the buffer
+            sys.stderr.flush()
             os._exit(code)
     while time.monotonic() - began < timeout:
         pid, status = os.waitpid(child, os.WNOHANG)

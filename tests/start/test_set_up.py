@@ -184,7 +184,8 @@ def test_a_macos_that_torch_has_no_wheel_for_is_told(home, monkeypatch, version,
             set_up.check_machine(home, "cpu")
     else:
         set_up.check_machine(home, "cpu")
-    assert "macOS needs version 14 on Apple silicon" in (ROOT / "README.md").read_text(encoding="utf-8")
+    page = (ROOT / "lessons" / "using_the_course.md").read_text(encoding="utf-8")
+    assert "macOS needs version 14 on Apple silicon" in page
 
 
 def test_an_environment_that_cannot_be_made_is_told(start, pip, home, capsys, monkeypatch):
