@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import shutil
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+
+from tools.site import build
 
 ROOT = Path(__file__).resolve().parents[2]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -25,11 +24,6 @@ document.body.dataset.mounted = "yes";
 _COLOURS = {"light": ("#fff", "#222832"), "dark": ("#14181e", "#ced6dd")}
 
 
-class _Quiet(SimpleHTTPRequestHandler):
-    def log_message(self, format: str, *args: Any) -> None:
-        """Nothing is printed."""
-
-
 @contextmanager
 def served(folder: Path, *names: str) -> Iterator[str]:
     """Serve a page for each figure and theme, NAME-light.html and NAME-dark.html, from `folder`: the URL."""
@@ -41,13 +35,8 @@ def served(folder: Path, *names: str) -> Iterator[str]:
         for theme, (ground, text) in _COLOURS.items():
             page = PAGE.format(name=name, theme=theme, ground=ground, text=text)
             (folder / f"{name}-{theme}.html").write_text(page, encoding="utf-8")
-    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(_Quiet, directory=str(folder)))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        server.server_close()
+    with build.served(folder) as address:
+        yield address.rstrip("/")
 
 
 @contextmanager
