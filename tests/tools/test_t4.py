@@ -22,7 +22,6 @@ def card(total=141 * GB, free=139 * GB, reserved=2 * GB, cards=2):
     real = SimpleNamespace(name="NVIDIA H200", total_memory=total, major=9, minor=0, multi_processor_count=132)
     cuda = SimpleNamespace(
         is_bf16_supported=lambda including_emulation=True: True,
-        get_device_capability=lambda device=None: (9, 0),
         get_device_properties=lambda device=None: real,
         mem_get_info=lambda device=None: (free, total),
         memory_reserved=lambda device=None: reserved,
@@ -30,6 +29,12 @@ def card(total=141 * GB, free=139 * GB, reserved=2 * GB, cards=2):
         set_per_process_memory_fraction=lambda fraction, device: set_to.update({device: fraction}),
         _lazy_call=queued.append,
     )
+
+    def get_device_capability(device=None):  # as torch's own does, it asks for the properties by their public name
+        properties = cuda.get_device_properties(device)
+        return properties.major, properties.minor
+
+    cuda.get_device_capability = get_device_capability
     return SimpleNamespace(cuda=cuda), set_to, queued
 
 

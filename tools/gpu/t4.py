@@ -62,14 +62,17 @@ def put_in_force(torch: Any) -> None:
     cuda = torch.cuda
     if getattr(cuda, "stand_in", None):
         return
-    properties, memory, capability = cuda.get_device_properties, cuda.mem_get_info, cuda.get_device_capability
+    properties, memory = cuda.get_device_properties, cuda.mem_get_info
 
     def mem_get_info(device: Any = None) -> tuple[int, int]:
         return max(0, min(memory(device)[0], ROOM - cuda.memory_reserved(device))), TOTAL
 
     def get_device_capability(device: Any = None) -> tuple[int, int]:
         asks = sys._getframe(1).f_globals.get("__name__", "")
-        return capability(device) if asks.startswith("triton") else CAPABILITY  # it compiles for the card that is there
+        if not asks.startswith(("triton", "torch._dynamo", "torch._inductor")):
+            return CAPABILITY
+        real = properties(device)  # these compile for the card that is there
+        return real.major, real.minor
 
     def limit() -> None:
         for device in range(cuda.device_count()):
