@@ -20,6 +20,7 @@ def main() -> None:
     parser.add_argument("--model", choices=PLANS, default="small")
     parser.add_argument("--work", type=Path, required=True, help="where finished jobs are kept")
     parser.add_argument("--workers", type=int, default=2, help="processes on the card; 0: this one alone")
+    parser.add_argument("--card", type=float, default=0.95, help="the share of the card's memory for all of them")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="give up what isn't done after so long")
     parser.add_argument("--trial", action="store_true", help="the first job of each kind, few runs of four steps")
     parser.add_argument("--record", action="store_true", help="train nothing: write the record from what there is")
@@ -30,10 +31,12 @@ def main() -> None:
         return record.record(args.work)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     sections = args.sections or [name for name in SECTIONS if name != "pilot"]
+    share = args.card / max(1, args.workers)
     if not args.sections and not args.trial:
-        for _ in results_of(run_job, jobs_of(args.model, ["pilot"], args.work, device, False), workers=args.workers):
+        pilot = jobs_of(args.model, ["pilot"], args.work, device, False, share)
+        for _ in results_of(run_job, pilot, workers=args.workers):
             pass
-    jobs = jobs_of(args.model, sections, args.work, device, args.trial)
+    jobs = jobs_of(args.model, sections, args.work, device, args.trial, share)
     if args.trial:
         jobs = list({(job["section"], job["kind"], job.get("remedy")): job for job in reversed(jobs)}.values())
     write(args.work / record.ABOUT, provenance(device))

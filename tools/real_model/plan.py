@@ -103,16 +103,26 @@ def pilot(plan: Plan) -> list[Job]:
     ]
 
 
+def _by_rank(section: str, name: str, runs: Sequence[Run], plan: Plan, steps: int) -> list[Job]:
+    """Runs of several ranks: one job of the model that costs little, of the other a job for each rank."""
+    runs = sorted(runs, key=lambda run: run.r or 0)
+    if plan.profile == "tiny":
+        return [_stack(section, name, runs, "translation", plan, steps=steps)]
+    return [
+        _stack(section, f"{name}-{r}", [run for run in runs if run.r == r], "translation", plan, steps=steps)
+        for r in dict.fromkeys(run.r for run in runs)
+    ]
+
+
 def ranks(plan: Plan) -> list[Job]:
     """Five ranks, four targets, and three targets at the parameters of all linear layers with r=8."""
     settings = [*product(TARGETS, (1, 2, 4, 8, 16)), *CONTROLS.items()]
-    rates = plan.rates[1 if plan.profile == "tiny" else 2 :]
+    rates = plan.rates[1 if plan.profile == "tiny" else 3 :]
     runs = [Run(targets, r, lr, seed) for (targets, r), lr, seed in product(settings, rates, SEEDS)]
     full = [Run(FULL, None, lr, seed) for lr, seed in product(plan.full_rates, SEEDS)]
-    runs.sort(key=lambda run: run.r or 0)
     steps = plan.short["translation"]
     return [
-        _stack("ranks", "lora", runs, "translation", plan, steps=steps),
+        *_by_rank("ranks", "lora", runs, plan, steps),
         _stack("ranks", "full", full, "translation", plan, steps=steps),
     ]
 
@@ -126,7 +136,7 @@ def rules(plan: Plan) -> list[Job]:
         2 * plan.rates[-1],
     )
     runs = [Run("all-linear", r, lr, seed, alpha) for (r, alpha), lr, seed in product(settings, wider, SEEDS)]
-    return [_stack("rules", "all", runs, "translation", plan, steps=plan.short["translation"])]
+    return _by_rank("rules", "all", runs, plan, plan.short["translation"])
 
 
 def batch(plan: Plan) -> list[Job]:
@@ -154,7 +164,7 @@ def remedies(plan: Plan) -> list[Job]:
     """What keeps the general text and the questions while two tasks are learned: LoRA and, of two remedies, full
     fine-tuning."""
     tiny, jobs = plan.profile == "tiny", []
-    lora_remedies = REMEDIES if tiny else REMEDIES | FEWER
+    lora_remedies = REMEDIES if tiny else {k: FEWER.get(k, v) for k, v in REMEDIES.items() if k != "steps"}
     for task, method in product(("style", "translation"), ("lora", "full")):
         kinds = lora_remedies if method == "lora" else FULL_REMEDIES
         near = slice(1, 4) if tiny else slice(1, 3) if task == "style" else slice(3, 5)
@@ -256,7 +266,7 @@ def merging(plan: Plan) -> list[Job]:
 SECTIONS: dict[str, Callable[[Plan], list[Job]]] = {
     f.__name__: f
     for f in (
-        tasks, pilot, ranks, rules, batch, remedies, formats, updates, combining, overfitting, variants, merging,
-        capacity,
+        pilot, rules, ranks, formats, combining, merging, overfitting, tasks, updates, variants, remedies, capacity,
+        batch,
     )
 }  # fmt: skip
