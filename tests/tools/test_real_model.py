@@ -109,6 +109,12 @@ def test_the_pilot_says_how_many_steps_a_task_is_given():
     assert plan.short == PLANS["small"].short | {"style": 40}
 
 
+def test_a_pilot_whose_runs_have_all_learned_nothing_chooses_no_length():
+    """It once took the shortest of three, and whole sections of the tiny model stood at 0% of translation."""
+    rows = [{"task": "translation", "steps": steps, "dev": dev} for steps in (20, 40, 80) for dev in (0.0, 0.1)]
+    assert calibrated(PLANS["tiny"], rows).short == PLANS["tiny"].short
+
+
 def test_what_a_stack_says_is_what_its_model_says_alone():
     model, tokenizer = load_base()
     prompts = ["Say it like a pirate: Zoe went to the lake.", "Tell me a story."]

@@ -2,7 +2,7 @@
 
 Attributes:
     PLANS: By model. The tiny model's rates are those of its own records.
-    LENGTHS, AIM: The pilot's numbers of steps, and the accuracy at which settings are best told apart.
+    AIM: The accuracy at which settings are best told apart.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ class Plan(NamedTuple):
     """A model's settings. The learning rates are grids, each twice the one before.
 
     tokens: in one step of a stack at the most. steps: of each task. short: of the sections that compare settings, where
-    nothing may be at 100%; :func:`calibrated` takes it from the section `pilot`. held_out: prompts of dev, and of test.
+    nothing may be at 100%; :func:`calibrated` takes it from the section `pilot`, which tries `lengths`. held_out:
+    prompts of dev, and of test.
     """
 
     profile: str
@@ -30,6 +31,7 @@ class Plan(NamedTuple):
     full_rates: tuple[float, ...]
     steps: dict[str, int]
     short: dict[str, int]
+    lengths: dict[str, tuple[int, ...]]
     batch: int
     tokens: int
     held_out: int
@@ -42,22 +44,23 @@ def _grid(first: float, count: int) -> tuple[float, ...]:
 
 PLANS = {
     "tiny": Plan(
-        "tiny", _grid(1e-3, 6), _grid(2.5e-4, 5), dict.fromkeys(TASKS, 200), {"translation": 150, "style": 60},
+        "tiny", _grid(1e-3, 6), _grid(2.5e-4, 5), dict.fromkeys(TASKS, 200) | {"translation": 400},
+        {"translation": 300, "style": 60}, {"translation": (150, 300, 600), "style": (20, 40, 80)},
         batch=16, tokens=30_000, held_out=200, general="stories",
     ),
     "small": Plan(
         "small", _grid(2.5e-4, 6), _grid(2.4e-5, 6), dict.fromkeys((*TASKS, *VERIFIED), 120) | {"style": 60},
-        {"translation": 60, "style": 40}, batch=8, tokens=12_000, held_out=100,
-        general="topics",
+        {"translation": 60, "style": 40}, {"translation": (20, 40, 80), "style": (20, 40, 80)},
+        batch=8, tokens=12_000, held_out=100, general="topics",
     ),
 }  # fmt: skip
-LENGTHS = (20, 40, 80)
 AIM = 0.8
 
 
 def calibrated(plan: Plan, pilot_rows: Sequence[Job]) -> Plan:
     """The plan with `short` as the pilot found it: of each task the number of steps after which the best rate's
-    exact match on dev is the nearest to AIM. Without rows of a task it keeps its own.
+    exact match on dev is the nearest to AIM. A task without rows, or whose runs all stand nearer to 0 than to AIM,
+    keeps its own: no length of the pilot tells its settings apart.
     """
     short = dict(plan.short)
     for task in short:
@@ -65,7 +68,7 @@ def calibrated(plan: Plan, pilot_rows: Sequence[Job]) -> Plan:
         for row in pilot_rows:
             if row["task"] == task and row["dev"] is not None:
                 best[row["steps"]] = max(best.get(row["steps"], 0.0), row["dev"])
-        if best:
+        if max(best.values(), default=0.0) > AIM / 2:
             short[task] = min(sorted(best), key=lambda steps: abs(best[steps] - AIM))
     return plan._replace(short=short)
 
@@ -99,7 +102,8 @@ def pilot(plan: Plan) -> list[Job]:
     runs = [Run("all-linear", 16, lr, 0) for lr in plan.rates]
     return [
         _stack("pilot", f"{task}-{steps}", runs, task, plan, steps=steps)
-        for task, steps in product(plan.short, LENGTHS)
+        for task in plan.short
+        for steps in plan.lengths[task]
     ]
 
 
