@@ -77,10 +77,17 @@ def test_the_page_has_a_row_for_each_finding_with_mean_interval_and_seeds():
     other = found | {"mean": 20_000, "low": -1_234, "high": 41_234, "verdict": "doesn't"}
     entry = {"chapter": "08", "says": "Small is good", "unit": "bits", "bound": 20000, "above": False}
     record = {"findings": [entry | {"tiny": found, "small": other}], "date": "d", "hardware": "h", "torch": "t",
-              "tool": "x"}  # fmt: skip
+              "tool": "x", "tables": {"ranks": {"small": [
+                  {"targets": "q,v", "r": 1, "mean": 0.5, "low": 0.4, "high": 0.6, "seeds": 3},
+                  {"targets": "q,v", "r": 16, "mean": 0.75, "seeds": 1}, {"targets": "full", "r": None, "mean": 1.0}]},
+                  "tasks": {"tiny": [{"task": "sums", "steps": 9, "prompts": 50, "base": 0.0, "lora": {"mean": 0.04,
+                  "low": -0.001, "high": 0.08}, "full": {}}]}, "capacity": {"tiny": [], "small": []}}}  # fmt: skip
     text = page(record)
     row = "| [08](08_loraconfig.md) | Small is good | bits | below 20,000 | 0.50 (0.25 to 0.75; 3) | "
     assert row + "20,000 (-1,234 to 41,234; 3) | **doesn't** |" in text
+    assert "| SmolLM2 | q,v | 50 (40 to 60) | 75 |  |" in text and "| SmolLM2 | full |  |  | 100 |" in text
+    assert "| model | targets | r = 1 | r = 16 | - |" in text
+    assert "| tiny | sums | 9 | 50 | 0 | 4 (0 to 8) | - |" in text and "Capacity" not in text
     assert "Of 1 findings 0 hold on SmolLM2, 0 weaker, 0 are open, and 1 don't." in text
     assert side({"seeds": [], "values": []}) == "not measured"
 

@@ -7,14 +7,119 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "lessons" / "real_model.md"
 
 DOESNT = "doesn't"
+MODELS = {"tiny": "tiny", "small": "SmolLM2"}
+
+
+def percent(found: Any) -> str:
+    """A share with its interval, in percent."""
+    return _cell(found, 100, 0)
+
+
+def number(found: Any) -> str:
+    """A number with its interval: two digits behind the point, or none of a hundred and more."""
+    mean = found.get("mean") if isinstance(found, Mapping) else found
+    return _cell(found, 1, 2 if mean is None or abs(mean) < 100 else 0)
+
+
+def plain(found: Any) -> str:
+    return "-" if found is None else f"{found:g}" if isinstance(found, float) else str(found)
+
+
+def _cell(found: Any, factor: float, digits: int) -> str:
+    if found is None or found == {}:
+        return "-"
+    if not isinstance(found, Mapping):
+        return f"{factor * found + 0.0:,.{digits}f}"
+    keys = [key for key in ("mean", "low", "high") if key in found]
+    mean, *ends = (f"{round(factor * found[key], digits) + 0.0:,.{digits}f}" for key in keys)
+    return f"{mean} ({' to '.join(ends)})" if ends else mean
+
+
+class Shown(NamedTuple):
+    """A table of the record on the page: what stands above it and, by heading, which key a column has and how it is
+    written. The key "" is the entry itself, where it is a mean and an interval. `across` turns the values of one key
+    into columns of the last one.
+    """
+
+    title: str
+    says: str
+    columns: Mapping[str, tuple[str, Callable[[Any], str]]]
+    across: str | None = None
+
+
+SHOWN = {
+    "tasks": Shown("The tasks", "Exact match on test in %, at the rate that is best on dev.",
+                   {"task": ("task", plain), "steps": ("steps", plain), "test prompts": ("prompts", plain),
+                    "base": ("base", percent), "LoRA r=16": ("lora", percent), "full fine-tuning": ("full", percent)}),
+    "ranks": Shown("Rank and targets", "Translation, stopped before it is learned: exact match on test in %. The ranks "
+                   "13, 21 and 42 have the parameters of all linear layers with r=8.",
+                   {"targets": ("targets", plain), "": ("", percent)}, "r"),
+    "batches": Shown("Batch size", "Translation, the number of examples held equal: loss on test, nats a token.",
+                     {"method": ("method", plain), "": ("", number)}, "batch"),
+    "forgetting": Shown("Forgetting", "Of the settings that reach nine tenths of the best accuracy, the one that "
+                        "forgets least: exact match, perplexity of general text, and questions that are still answered.",
+                        {"task": ("task", plain), "method": ("method", plain), "remedy": ("remedy", plain),
+                         "exact match, %": ("test", percent), "perplexity": ("general", number),
+                         "questions, %": ("questions", percent)}),
+    "formats": Shown("The base in fewer bits", "KL of the rounded base from the original (nats a token of general "
+                     "text), positions whose first choice differs, and the exact match of LoRA beside it.",
+                     {"task": ("task", plain), "format": ("form", plain), "KL": ("kl", number),
+                      "first choice differs, %": ("first_choice_differs", percent), "exact match, %": ("", percent)}),
+    "updates": Shown("Updates", "What is left of the exact match and of the energy when an update is cut to a rank.",
+                     {"task": ("task", plain), "method": ("method", plain), "cut to": ("cut_to", plain),
+                      "exact match, %": ("test", percent), "energy, %": ("energy", percent),
+                      "intruders, %": ("intruders", percent)}),
+    "combining": Shown("Two adapters in one", "Exact match of both tasks in %.",
+                       {"way": ("how", plain), "weights": ("weight", plain), "style": ("style", percent),
+                        "translation": ("translation", percent)}),
+    "merging": Shown("Merging a QLoRA adapter", "Against the adapter beside its own 4-bit base, on the style task.",
+                     {"steps": ("steps", plain), "way": ("way", plain), "nats a token": ("nats", number),
+                      "answers lost": ("lost", number), "won": ("won", number)}),
+    "variants": Shown("Variants", "Exact match on test in %, on seeds that had no part in choosing the rate.",
+                      {"task": ("task", plain), "variant": ("entry", plain), "learning rate": ("lr", plain),
+                       "exact match, %": ("", percent)}),
+    "capacity": Shown("Capacity", "Bits of random strings remembered.",
+                      {"r": ("r", plain), "strings": ("strings", plain), "bits": ("bits", number)}),
+}  # fmt: skip
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def shown(name: str, by_model: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
+    """A table of the record as lines of Markdown, both models in one; no line where nothing was measured."""
+    table = SHOWN[name]
+    if not any(by_model.get(m) for m in MODELS):
+        return []
+    *fixed, last = table.columns.items()
+    values = [None] if table.across is None else list(
+        dict.fromkeys(entry.get(table.across) for m in MODELS for entry in by_model.get(m, ()))
+    )  # fmt: skip
+    values.sort(key=lambda v: (v is None, v))
+    heads = [last[0]] if table.across is None else ["-" if v is None else f"{table.across} = {v}" for v in values]
+    lines = ["", f"## {table.title}", "", table.says, "", _row(["model", *(head for head, _ in fixed), *heads])]
+    lines.append("|" + "---|" * (1 + len(fixed) + len(heads)))
+
+    def written(entry: Mapping[str, Any], column: tuple[str, Callable[[Any], str]]) -> str:
+        key, write = column
+        return write(entry.get(key) if key else entry if "mean" in entry else None)
+
+    for model, called in MODELS.items():
+        rows: dict[tuple[str, ...], dict[Any, str]] = {}
+        for entry in by_model.get(model, ()):
+            first = tuple(written(entry, column) for _, column in fixed)
+            rows.setdefault(first, {})[entry.get(table.across) if table.across else None] = written(entry, last[1])
+        lines += [_row([called, *first, *(cells.get(v, "") for v in values)]) for first, cells in rows.items()]
+    return lines
 
 
 def side(found: Mapping[str, Any]) -> str:
@@ -56,7 +161,11 @@ def page(record: Mapping[str, Any]) -> str:
             f"| [{chapter}]({chapters[chapter]}) | {entry['says']} | {entry['unit']} | {bound(entry)} | "
             f"{side(entry['tiny'])} | {side(entry['small'])} | {f'**{said}**' if said == DOESNT else said} |"
         )
+    for name in SHOWN:
+        lines += shown(name, record["tables"].get(name, {}))
     lines += [
+        "",
+        "## How it was measured",
         "",
         f"Measured {record['date']} on {record['hardware']} with torch {record['torch']}, by `{record['tool']}`; every",
         "seed's number is in `assets/measurements/real_model.json`. SmolLM2's weights come from the package",
