@@ -65,7 +65,7 @@ SHOWN = {
     "batches": Shown("Batch size", "Translation, the number of examples held equal: loss on test, nats a token.",
                      {"method": ("method", plain), "": ("", number)}, "batch"),
     "forgetting": Shown("Forgetting", "Of the settings that reach nine tenths of the best accuracy, the one that "
-                        "forgets least: exact match, perplexity of general text, and questions that are still answered.",
+                        "forgets least: exact match, perplexity of general text, and questions still answered.",
                         {"task": ("task", plain), "method": ("method", plain), "remedy": ("remedy", plain),
                          "exact match, %": ("test", percent), "perplexity": ("general", number),
                          "questions, %": ("questions", percent)}),
