@@ -1,6 +1,8 @@
 """Measure what merging changes of what a QLoRA adapter answers, and write assets/measurements/merging.json.
 
     python -m tools.measure_merging              everything (one CPU core: ten minutes)
+    python -m tools.measure_merging --kept       how much of an update a merge into 4 bits keeps: COURSE_PROFILE's
+                                                 model's rows, beside the other's, into merging_kept.json
     python -m tools.measure_merging --trial      one run of two steps, in seconds; written only where --out says
 
 An adapter is trained beside the tiny base in NF4, for each seed anew: half learnt (60 steps of style), when many
@@ -12,11 +14,13 @@ controls: the same adapter beside the 16-bit base, and the base quantized, seen 
 Attributes:
     JOBS: Task and steps of training.
     WAYS: How an adapter is put into service, in the order of a row.
+    KEPT: By profile the model's name, the steps of style that leave its adapter half learnt, and the learning rate.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import tempfile
 import warnings
 from collections.abc import Sequence
@@ -30,12 +34,15 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from tools.ensemble import provenance, write
 from utils.data.labels import batches
 from utils.evaluate.merged_answers import Answered, answered
-from utils.lora.merging import dequantized
+from utils.lora.merging import dequantized, merge_quantized, stored_4bit
 from utils.models import ROOT, load_4bit, load_base
+from utils.models.device import profile
+from utils.quant.nf4 import dequantize
 from utils.tinyworld import task_examples
 
 OUT = ROOT / "assets" / "measurements" / "merging.json"
 JOBS = (("style", 60), ("style", 180))
+KEPT = {"tiny": ("tiny Llama", 60, 4e-3), "small": ("SmolLM2-135M-Instruct", 20, 1e-3)}
 SEEDS, LR, BATCH, EXAMPLES, PROMPTS = range(12), 4e-3, 8, 400, 200
 
 
@@ -94,6 +101,46 @@ def measured(task: str, steps: int, seed: int, prompts: int = PROMPTS, lr: float
     return row
 
 
+def kept(steps: int, seed: int, lr: float) -> dict[str, Any]:
+    """How large an adapter's update is beside the 4-bit weights, and which share of it a merge into 4 bits keeps.
+
+    The share is the part of the change of the weights that lies along the update: 1 is all of it, 0 none.
+    """
+    from safetensors.torch import load_file
+
+    model, _ = load_4bit()
+    size = weights = along = 0.0
+    with tempfile.TemporaryDirectory() as folder:
+        trained("style", steps, seed, folder, lr=lr)
+        tensors = load_file(f"{folder}/adapter_model.safetensors")
+        for key in tensors:
+            if not key.endswith("lora_A.weight"):
+                continue
+            layer = model.get_submodule(key.removeprefix("base_model.model.").removesuffix(".lora_A.weight"))
+            stored = stored_4bit(layer)
+            delta = 2.0 * (tensors[key.replace("lora_A", "lora_B")] @ tensors[key])  # alpha is twice the rank
+            before, after = dequantize(stored), dequantize(merge_quantized(stored, delta))
+            size += delta.square().sum().item()
+            weights += before.square().sum().item()
+            along += ((after - before) * delta).sum().item()
+    return {"steps": steps, "seed": seed, "update": round((size / weights) ** 0.5, 5), "kept": round(along / size, 4)}
+
+
+def measure_kept(out: Path, trial: bool) -> None:
+    """Measure :func:`kept` of the profile's model with three seeds, and write it beside the other model's rows."""
+    name, steps, lr = KEPT[profile()]
+    rows = [{"model": name, **kept(2 if trial else steps, seed, lr)} for seed in SEEDS[: 1 if trial else 3]]
+    others = json.loads(out.read_text(encoding="utf-8"))["rows"] if out.exists() else []
+    write(out, {
+        "what": "a LoRA adapter trained beside a base in NF4 (style; r=8, alpha=16, all linear layers): the update's "
+        "norm divided by the weights', over all layers, and the share of the update that a merge into 4 bits keeps",
+        "tool": "python -m tools.measure_merging --kept", **provenance("cpu"), "peft": peft.__version__,
+        "rows": [row for row in others if row["model"] != name] + rows,
+    })  # fmt: skip
+    for row in rows:
+        print(row)
+
+
 def _numbers(one: Answered, reference: Answered) -> dict[str, float]:
     changes = one.changes(reference)
     return changes._asdict() | {"nats": float(f"{changes.nats:.3g}"), "drift": float(f"{changes.drift:.3g}")}
@@ -103,7 +150,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=None, help=f"default: {OUT.relative_to(ROOT)}")
     parser.add_argument("--trial", action="store_true", help="one run of two steps")
+    parser.add_argument("--kept", action="store_true", help="the share of an update that 4 bits keep")
     args = parser.parse_args(arguments)
+    if args.kept:
+        if args.trial and not args.out:
+            parser.error("--kept --trial needs --out, so that a trial doesn't replace the record")
+        return measure_kept(args.out or OUT.with_name("merging_kept.json"), args.trial)
     jobs = [(*job, seed) for job in JOBS for seed in SEEDS]
     if args.trial:
         rows = [measured("style", 2, 0, prompts=4)]
