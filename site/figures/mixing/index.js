@@ -2,7 +2,7 @@
  * The mixing board: four adapters on one base, each with a fader. The answer and each task's score follow the faders.
  * Chapter 11 has the arithmetic; the model runs in this page.
  */
-import { choice, fresh, h, later, latest, model, signed, spoken, styles, urlState } from "../common/dom.js";
+import { choice, fresh, h, known, later, latest, model, signed, spoken, styles, urlState } from "../common/dom.js";
 
 const TASKS = [
   { name: "sentiment", text: "sentiment" },
@@ -113,7 +113,7 @@ export async function mount(root, options = {}) {
   }
   const sane = () => {
     state = url.read();
-    if (!(state.how in WAYS)) state.how = "cat";
+    if (!known(WAYS, state.how)) state.how = "cat";
     for (const { name } of TASKS) state[name] = Math.min(2, Math.max(-1, state[name]));
     show(Object.keys(state));
   };

@@ -2,7 +2,7 @@
  * The rank that talks: chapter 2's update by full fine-tuning, cut to its first r singular directions, beside the one
  * that LoRA trained at rank 8. What is left of the skill is read in the answer.
  */
-import { choice, fresh, h, later, latest, model, signed, spoken, styles, urlState } from "../common/dom.js";
+import { choice, fresh, h, known, later, latest, model, signed, spoken, styles, urlState } from "../common/dom.js";
 
 const MODULES = ["q", "k", "v", "o", "gate", "up", "down"], BLOCKS = ["0", "1", "2", "3"];
 const MOST = 32;
@@ -130,8 +130,8 @@ export async function mount(root, options = {}) {
     state = url.read();
     state.rank = Math.round(Math.min(MOST, Math.max(0, state.rank)));
     state.alpha = Math.min(3, Math.max(0, state.alpha));
-    if (!(state.update in UPDATES)) state.update = start.update;
-    if (!(state.layer in spectra.full)) state.layer = start.layer;
+    if (!known(UPDATES, state.update)) state.update = start.update;
+    if (!known(spectra.full, state.layer)) state.layer = start.layer;
     show(Object.keys(state));
   };
   addEventListener("hashchange", () => location.hash.startsWith("#rank") && sane());
