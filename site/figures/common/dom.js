@@ -124,3 +124,6 @@ export function latest(ask, failed) {
 
 /** 1 as "1.00", -0.5 as "−0.50": a true minus sign, and none before zero. */
 export const signed = (value, digits = 2) => value.toFixed(digits).replace(/^-(?=0\.?0*$)/, "").replace("-", "−");
+
+/** A text with a full stop at its end, if nothing else ends it. @param {string} text */
+export const sentence = (text) => (/[.!?…]["'”’)]*$/.test(text) ? text : `${text}.`);

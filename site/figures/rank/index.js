@@ -2,7 +2,7 @@
  * The rank that talks: chapter 2's update by full fine-tuning, cut to its first r singular directions, beside the one
  * that LoRA trained at rank 8. What is left of the skill is read in the answer.
  */
-import { choice, fresh, h, known, later, latest, model, signed, spoken, styles, urlState } from "../common/dom.js";
+import { choice, fresh, h, known, later, latest, model, sentence, signed, spoken, styles, urlState } from "../common/dom.js";
 
 const MODULES = ["q", "k", "v", "o", "gate", "up", "down"], BLOCKS = ["0", "1", "2", "3"];
 const MOST = 32;
@@ -34,7 +34,11 @@ export async function mount(root, options = {}) {
   const modules = boxes("Layers", MODULES.map((name) => ({ value: name, text: `${name}_proj` })), (found) => change({ modules: found.join(".") }));
   const blocks = boxes("Blocks", BLOCKS.map((name) => ({ value: name, text: name })), (found) => change({ blocks: found.join("") }));
   const bar = h("div", { style: "width: 0" }), byRank = h("div", { role: "img" }), matched = h("p", { class: "figure-number" }), note = h("p", { class: "figure-muted" });
-  const failed = (error) => answer.replaceChildren(h("span", { class: "figure-error" }, error.message));
+  const failed = (error) => {
+    answer.replaceChildren(h("span", { class: "figure-error" }, error.message));
+    answer.dataset.busy = "no";
+    live.say(`There is no answer: ${error.message}`);
+  };
 
   const body = h("div", { class: "rank" },
     h("div", { class: "rank-left" },
@@ -70,7 +74,7 @@ export async function mount(root, options = {}) {
     body.dataset.energy = String(share);
   }
 
-  const tell = () => live.say(`Rank ${state.rank} of ${UPDATES[state.update].text}. The answer: ${answer.textContent}. ${body.dataset.right ? matched.textContent : ""}`);
+  const tell = () => live.say(`Rank ${state.rank} of ${UPDATES[state.update].text}. The answer: ${sentence(answer.textContent)} ${body.dataset.right ? matched.textContent : ""}`);
   const rewrite = latest(async (signal) => {
     answer.dataset.busy = "yes";
     const text = await client.answer(state.prompt, { ...mix(), signal, onToken: (part) => (answer.textContent = part.trim()) });
@@ -136,8 +140,8 @@ export async function mount(root, options = {}) {
   };
   addEventListener("hashchange", () => location.hash.startsWith("#rank") && sane());
   answer.textContent = "Loading the model (3.6 MB) …";
+  sane(); // the model is asked at once, and answers when it is there
   await client.ready.catch(failed);
-  sane();
 }
 
 /** A labelled slider and its value, three parts for a grid. */
