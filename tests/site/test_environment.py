@@ -102,8 +102,9 @@ def test_a_page_loses_the_themes_faults_and_nothing_else():
 
 def test_a_records_title_writes_names_as_they_are_written():
     wanted = {
-        "sft": "SFT", "dpo": "DPO", "alora": "aLoRA", "full_or_lora": "Full or LoRA", "generation_4bit": "Generation 4-bit",
-        "latency_h200": "Latency H200", "loading_7b": "Loading 7B", "peft_methods": "PEFT methods", "rank_sweep": "Rank sweep",
+        "sft": "SFT", "dpo": "DPO", "alora": "aLoRA", "full_or_lora": "Full or LoRA",
+        "generation_4bit": "Generation 4-bit", "latency_h200": "Latency H200", "loading_7b": "Loading 7B",
+        "peft_methods": "PEFT methods", "rank_sweep": "Rank sweep",
     }  # fmt: skip
     assert {name: records.title(name) for name in wanted} == wanted
 

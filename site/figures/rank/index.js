@@ -16,7 +16,7 @@ const place = (block, module) => `model.layers.${block}.${"qkvo".includes(module
 export async function mount(root, options = {}) {
   const here = (file) => new URL(file, import.meta.url);
   const json = async (file) => (await fetch(here(file))).json();
-  const [examples, { spectra, right: recorded }] = await Promise.all([json("examples.json"), json("spectra.json"), styles(here("../common/common.css"), here("style.css"))]);
+  const [examples, { spectra, right: recorded, chapter }] = await Promise.all([json("examples.json"), json("spectra.json"), styles(here("../common/common.css"), here("style.css"))]);
   const client = model(options);
   const start = { update: options.update ?? "full", rank: 8, alpha: 1, blocks: BLOCKS.join(""), modules: MODULES.join("."), layer: place("1", "up"), prompt: examples[0].prompt };
   const url = urlState("rank", start);
@@ -50,7 +50,7 @@ export async function mount(root, options = {}) {
       h("div", { class: "rank-prompt" }, h("label", { class: "figure-label", for: prompt.id }, "Your prompt"), prompt, h("div", { class: "figure-buttons" }, another)),
       h("div", { class: "rank-answers" }, h("span", { class: "figure-label" }, "Base and cut update answer"), answer),
       h("div", {}, h("span", { class: "figure-label" }, `Exact match on ${examples.length} held-out prompts`), h("div", { class: "rank-match", "aria-hidden": "true" }, bar), matched),
-      h("div", {}, h("span", { class: "figure-label" }, "Cut to rank r, the full update loses the skill; LoRA's keeps it from 4 on"), byRank, h("p", { class: "figure-muted" }, "Right of 40, by rank: the lines were recorded with PyTorch at alpha × 1 in all layers; the ring is your setting, computed here.")),
+      h("div", {}, h("span", { class: "figure-label" }, "Cut to rank r, the full update loses the skill; LoRA's keeps it from 4 on"), byRank, h("p", { class: "figure-muted" }, "Right of 40, by rank: the lines were recorded with PyTorch at alpha × 1 in all layers; the ring is your setting, computed here. ", `On the ${chapter.prompts} prompts of chapter 2, which begin with these, full fine-tuning cut to rank 8 has ${chapter.right[8]} right, to 16 ${chapter.right[16]}, to 32 ${chapter.right[32]}.`)),
       live.element));
   root.replaceChildren(h("div", { class: "figure-body" }, body));
 

@@ -221,7 +221,8 @@ def test_the_search_puts_the_chapter_first_and_quotes_its_text(browser, address,
     page = browser.new_page()
     page.goto(f"{address}search.html?q={asked.replace(' ', '+')}")
     page.wait_for_selector("#search-results li p.context")
-    page.wait_for_function("[...document.querySelectorAll('#search-results li')].every((e) => e.querySelector('.context'))")
+    all_there = "[...document.querySelectorAll('#search-results li')].every((e) => e.querySelector('.context'))"
+    page.wait_for_function(all_there)
     assert first in (page.locator("#search-results li a").first.get_attribute("href") or "")
     quoted = page.locator("#search-results li p.context").all_inner_texts()
     assert not [text for text in quoted if "System Settings" in text]
