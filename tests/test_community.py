@@ -91,6 +91,13 @@ def tracked() -> list[Path]:
     return [ROOT / name for name in done.stdout.decode().split("\0") if name and (ROOT / name).is_file()]
 
 
+def test_no_symbolic_link_is_in_the_repository():
+    """One to a machine's own folder leads nowhere in a clone, and Windows makes a text file of any."""
+    tracked()
+    done = subprocess.run(["git", "ls-files", "-s"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert [line for line in done.stdout.splitlines() if line.startswith("120000")] == []
+
+
 # -------------------------------------------------------------------------------- workflows
 
 

@@ -25,10 +25,12 @@ export class Client {
     this.base = new URL(base.endsWith("/") ? base : `${base}/`, document.baseURI).href;
     this.waiting = new Map();
     this.last = 0;
+    /** @type {Error | undefined} why the worker will never answer */
+    this.broken = undefined;
     this.worker = new Worker(new URL("./worker.js", import.meta.url), { type: "module" });
     this.worker.onmessage = ({ data }) => this.receive(data);
     this.worker.onerror = (event) => {
-      const error = new Error(`the model's worker couldn't run: ${event.message ?? "is the site opened from a web server?"}`);
+      const error = this.broken = new Error(`the model's worker couldn't run: ${event.message ?? "is the site opened from a web server?"}`);
       for (const { reject } of this.waiting.values()) reject(error);
       this.waiting.clear();
     };
@@ -52,6 +54,7 @@ export class Client {
     const adapters = options.adapters?.map(({ name, url, ...rest }) => ({ url: this.folder(url ?? `../adapters/${name}`), ...rest }));
     return new Promise((resolve, reject) => {
       if (signal?.aborted) return reject(signal.reason);
+      if (this.broken) return reject(this.broken);
       const abort = () => {
         this.waiting.delete(job);
         this.worker.postMessage({ job, kind: "cancel" });

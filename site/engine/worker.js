@@ -25,7 +25,14 @@ async function bytes(url) {
   if (!response.ok) throw new Error(`${url} couldn't be fetched: the server says ${response.status}`);
   return response.arrayBuffer();
 }
-const json = async (url) => JSON.parse(new TextDecoder().decode(await bytes(url)));
+async function json(url) {
+  const text = new TextDecoder().decode(await bytes(url));
+  try {
+    return JSON.parse(text);
+  } catch (error) {
+    throw new Error(`${url} is no JSON (${error.message})`);
+  }
+}
 
 async function load(base) {
   const [config, words, weights] = await Promise.all([json(`${base}config.json`), json(`${base}tokenizer.json`), bytes(`${base}model.safetensors`)]);

@@ -34,3 +34,9 @@ const near = new IntersectionObserver(
   { rootMargin: "600px" },
 );
 document.querySelectorAll(".course-figure[data-figure]").forEach((root) => near.observe(root));
+
+// A link that has a figure's state in it leads to the figure, as one to a heading does to the heading; the browser finds
+// its own place again after a reload and on the way back.
+const [named] = location.hash.slice(1).split("?");
+const asked = [...document.querySelectorAll(".course-figure[data-figure]")].find((root) => root.dataset.figure === named);
+if (asked && performance.getEntriesByType("navigation")[0]?.type === "navigate") asked.scrollIntoView();

@@ -96,6 +96,17 @@ def test_a_page_loses_the_themes_faults_and_nothing_else():
     faults = '<script defer src="../_static/scripts/fontawesome.js?digest=1"></script>'
     faults += '<summary aria-label="Toggle hidden content">'
     assert extension.mended(kept + faults) == f"{kept}<summary>"
+    assert extension.mended("<title>A: b &#8212; A: b</title>") == "<title>A: b</title>"
+    assert extension.mended("<title>C &#8212; A: b</title>") == "<title>C &#8212; A: b</title>"
+
+
+def test_a_records_title_writes_names_as_they_are_written():
+    wanted = {
+        "sft": "SFT", "dpo": "DPO", "alora": "aLoRA", "full_or_lora": "Full or LoRA",
+        "generation_4bit": "Generation 4-bit", "latency_h200": "Latency H200", "loading_7b": "Loading 7B",
+        "peft_methods": "PEFT methods", "rank_sweep": "Rank sweep",
+    }  # fmt: skip
+    assert {name: records.title(name) for name in wanted} == wanted
 
 
 def test_a_records_page_says_what_on_what_and_when():

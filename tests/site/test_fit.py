@@ -133,6 +133,22 @@ def test_parameters_are_counted_and_other_models_refused(tmp_path):
 
 
 @needs_node
+def test_sizes_and_types_that_no_model_has_are_refused_at_once(tmp_path):
+    """A step of 100,000 blocks kept the page's only thread for minutes; "toString" was taken for a model's type."""
+    config = real_config("SmolLM2-135M").to_dict()
+    bad = {
+        "num_hidden_layers = 100,000:": {"num_hidden_layers": 100_000},
+        "num_hidden_layers = 10,000,000,000:": {"num_hidden_layers": 10**10},
+        "hidden_size = 1,000,000,000,000,000:": {"hidden_size": 10**15},
+        "A toString model": {"model_type": "toString"},
+        'tie_word_embeddings = "false": true or false': {"tie_word_embeddings": "false"},
+        "attention_bias = 1: true or false": {"attention_bias": 1},
+    }
+    found = asked([(config | change, {"length": 16}) for change in bad.values()], tmp_path)
+    assert all(words in mine.get("refused", "") for words, mine in zip(bad, found, strict=True)), found
+
+
+@needs_node
 def test_what_would_fit_is_what_the_python_says(tmp_path):
     config = real_config("SmolLM2-135M").to_dict()
     setups = [Setup("SmolLM2-135M", "full", 8, 512), Setup("SmolLM2-135M", "lora", 16, 1024), Setup("SmolLM2-135M")]
@@ -234,6 +250,54 @@ def test_a_pasted_configuration_is_taken_and_others_are_refused_with_the_python(
         figure.fill("textarea", pasted)
         figure.wait_for_function("(said) => document.querySelector('.fit-verdict').innerText.includes(said)", arg=said)
         assert "python -m utils.profiling.fit --model FOLDER_OR_HUB_ID --method lora" in figure.inner_text(".fit-call")
+
+
+OWN = "fit?model=a%20config.json%20of%20your%20own"
+
+
+@needs_browser
+@pytest.mark.slow
+def test_what_a_paste_cannot_be_is_said_in_words_and_leaves_the_address(figure):
+    figure.evaluate(f"location.hash = '{OWN}'")
+    good = real_config("Llama-3.2-1B").to_dict()
+    figure.fill("textarea", json.dumps(good, default=str))
+    figure.wait_for_function("location.hash.includes('config=')")
+    assert "train beside 1.24 billion parameters" in figure.inner_text(".fit-table caption")
+    figure.fill("textarea", "null")
+    figure.wait_for_function("document.querySelector('.fit-verdict').innerText.includes('no model_type')")
+    figure.wait_for_function("!location.hash.includes('config=')")
+    figure.fill("textarea", "")
+    figure.wait_for_function("document.querySelector('.fit-verdict').innerText.startsWith('Paste the config.json')")
+    figure.evaluate(f"location.hash = '{OWN}&config={{'")
+    figure.wait_for_function("document.querySelector('.fit-verdict').innerText.includes('isn\\'t JSON')")
+
+
+@needs_browser
+@pytest.mark.slow
+def test_of_a_model_that_sees_it_says_that_the_language_part_is_counted_alone(figure):
+    figure.evaluate(f"location.hash = '{OWN}'")
+    seeing = {"model_type": "llava", "vision_config": {}, "text_config": real_config("Mistral-7B").to_dict()}
+    figure.fill("textarea", json.dumps(seeing, default=str))
+    figure.wait_for_function("document.querySelector('.fit').dataset.needs")
+    assert needs(figure) == pytest.approx(expected(Setup("Mistral-7B", batch=4)), rel=1e-3)
+    assert "the language part of a llava model alone" in figure.inner_text(".fit-table caption")
+    figure.wait_for_selector("[role=status]:has-text('the language part of a llava')", state="attached")
+    figure.wait_for_function("location.hash.includes('part=llava')")
+    figure.select_option("[data-control=model]", "Llama-2-7B")
+    assert "language part" not in figure.inner_text(".fit-table caption")
+
+
+@needs_browser
+@pytest.mark.slow
+def test_a_tiny_models_parameters_are_a_number(figure):
+    figure.evaluate(f"location.hash = '{OWN}'")
+    tiny = LlamaConfig(
+        hidden_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, intermediate_size=128,
+        vocab_size=300,
+    )  # fmt: skip
+    figure.fill("textarea", json.dumps(tiny.to_dict(), default=str))
+    figure.wait_for_function("document.querySelector('.fit').dataset.needs")
+    assert "16,384 train beside 0.1 million parameters" in figure.inner_text(".fit-table caption")
 
 
 @needs_browser

@@ -118,6 +118,17 @@ def test_it_fits_a_phone(site):
     assert wrong == []
 
 
+def test_the_names_of_the_faders_are_whole_on_the_narrowest_phone(site):
+    url, own = site
+    page, _ = opened(own, f"{url}/mixing-light.html", width=320)
+    assert page.evaluate("document.documentElement.scrollWidth") == 320
+    labels = page.locator(".mixing-channel label").all()
+    assert all(label.evaluate("e => e.scrollWidth <= e.parentElement.clientWidth") for label in labels)
+    heights = {label.bounding_box()["height"] for label in labels}
+    assert len(labels) == 4 and len(heights) == 1, "one line each"
+    page.close()
+
+
 SPEED = """async () => {
   const { Client } = await import("/_static/site/engine/client.js");
   const client = new Client({ base: "/_static/site/assets/tiny-llama/" });

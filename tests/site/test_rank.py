@@ -24,6 +24,21 @@ def test_record_is_what_pytorch_gives_for_the_shipped_update():
     assert rank_data.matches(lora, (3,))["3"] == pytest.approx(RECORD["right"]["lora"]["3"], abs=1)
 
 
+@needs_browser
+@pytest.mark.slow
+def test_the_chapters_own_count_stands_beside_the_figures_forty(site):
+    """At rank 8 the figure's prompts have 1 right of 40, and the text around it says a tenth to a quarter."""
+    whole = RECORD["chapter"]
+    assert rank_data.CHAPTER == whole["prompts"] == 200
+    assert rank_data.matches(rank_data.full_as_adapter(), (8,), 200)["8"] == pytest.approx(whole["right"]["8"], abs=3)
+    assert 0.1 <= whole["right"]["8"] / 200 <= 0.25 and 0.65 <= whole["right"]["16"] / 200 <= 0.75
+    url, own = site
+    page, wrong = opened(own, f"{url}/rank-light.html")
+    said = f"full fine-tuning cut to rank 8 has {whole['right']['8']} right, to 16 {whole['right']['16']}"
+    assert said in page.inner_text(".rank-right") and wrong == []
+    page.close()
+
+
 @pytest.mark.parametrize("kind", ["full", "lora"])
 def test_spectra_are_those_of_the_factors(kind):
     adapter = rank_data.full_as_adapter() if kind == "full" else rank_data.lora_as_adapter()

@@ -125,6 +125,23 @@ def test_an_address_sets_it_and_what_cant_be_is_mended(figure):
 
 @needs_browser
 @pytest.mark.slow
+def test_it_computes_with_the_numbers_that_it_shows(figure):
+    """A typed 0.12345 was shown as 0.123 and stored as 0.12345; 1e-12 was shown as 0.00000000."""
+    weight = figure.get_by_label("The weight, as a number")
+    weight.fill("0.12345")
+    weight.press("Enter")
+    assert weight.input_value() == "0.123"
+    shows(figure, 0.123, 0.124, 0.3)
+    weight.fill("-0.00000000012345")
+    weight.press("Enter")
+    shows(figure, -1.23e-10, 0.124, 0.3)
+    assert figure.inner_text(".ruler-summary").startswith("−1.23e−10 is stored best by")
+    figure.evaluate("location.hash = 'ruler?w=0.01&block=0.01'")
+    figure.wait_for_function("document.querySelector('.ruler-said').innerText.startsWith('0.0100 by')")
+
+
+@needs_browser
+@pytest.mark.slow
 def test_a_pointer_moves_the_weight(figure):
     box = figure.locator("[data-format=mxfp4] svg").bounding_box()
     figure.mouse.move(box["x"] + box["width"] / 2, box["y"] + 60)

@@ -23,6 +23,8 @@ _MENDED = [
     (re.compile(r'(<button class="btn search-button-field[^>]*?) aria-label="Search"'), r"\1"),
     # And an arrow alone has none.
     (re.compile(r"<summary>(?=<span class=\"toctree-toggle)"), '<summary aria-label="Pages of this part">'),
+    # The theme puts the site's name behind every title, and the first page's is that name.
+    (re.compile(r"<title>(.+?) &#8212; \1</title>"), r"<title>\1</title>"),
 ]
 
 # Pages that Sphinx makes and nobody looks for.

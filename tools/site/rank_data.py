@@ -31,6 +31,7 @@ FOLDER = FIGURES / "rank" / "update"
 SPECTRA = FIGURES / "rank" / "spectra.json"
 RANK = 32
 CUTS = (0, 1, 2, 4, 6, 8, 12, 16, 24, 32)
+CHAPTER, CHAPTER_CUTS = 200, (8, 16, 32)  # chapter 2 counts on so many prompts, of which the figure's are the first
 SEED, STEPS, LR, BATCH = 0, 120, 5e-4, 12
 
 
@@ -86,9 +87,9 @@ def with_update(adapter: Adapter, scale: float = 1.0, wanted: Callable[[str], bo
     return model
 
 
-def matches(adapter: Adapter, ranks: tuple[int, ...]) -> dict[str, int]:
-    """How many of the figure's prompts are answered right, by the rank that the update is cut to."""
-    tokenizer, rows = load_tiny()[1], task_examples("style", "test", PROMPTS)
+def matches(adapter: Adapter, ranks: tuple[int, ...], prompts: int = PROMPTS) -> dict[str, int]:
+    """How many of the first held-out prompts are right, by the rank that the update is cut to."""
+    tokenizer, rows = load_tiny()[1], task_examples("style", "test", prompts)
     found = {rank: exact_match(with_update(cut(adapter, rank)), tokenizer, rows) for rank in ranks}
     return {str(rank): round(share * len(rows)) for rank, share in found.items()}
 
@@ -106,7 +107,8 @@ def main() -> None:
         for kind, matrices in deltas.items()
     }
     right = {"full": matches(full_as_adapter(), CUTS), "lora": matches(lora_as_adapter(), tuple(range(9)))}
-    record = {"prompts": PROMPTS, "spectra": spectra, "right": right}
+    chapter = {"prompts": CHAPTER, "right": matches(full_as_adapter(), CHAPTER_CUTS, CHAPTER)}
+    record = {"prompts": PROMPTS, "spectra": spectra, "right": right, "chapter": chapter}
     SPECTRA.write_text(json.dumps(record, separators=(",", ":")) + "\n", encoding="utf-8")
     print(right)
 

@@ -97,9 +97,15 @@ def hardware(record: dict[str, Any]) -> str:
     return next((str(record[key]) for key in ("hardware", "gpu", "machine") if key in record), "")
 
 
+_NAMES = {
+    word.lower(): word for word in ("SFT", "DPO", "GPU", "H100", "H200", "LoRA", "PEFT", "aLoRA", "torchao", "7B")
+} | {"4bit": "4-bit"}
+
+
 def title(name: str) -> str:
-    """A record's name as a title: "Rank sweep"."""
-    return name.replace("_", " ").capitalize()
+    """A record's name as a title, names in it as they are written: "Rank sweep", "Full or LoRA"."""
+    words = [_NAMES.get(word, word) for word in name.split("_")]
+    return " ".join([words[0] if words[0] in _NAMES.values() else words[0].capitalize(), *words[1:]])
 
 
 def page(name: str, record: dict[str, Any], file: str, quoted: Iterable[str]) -> str:

@@ -28,6 +28,9 @@ export function styles(...urls) {
   }));
 }
 
+/** Whether a table has an entry of this name. `in` would find "constructor" too. @param {object} table @param {string} name */
+export const known = (table, name) => Object.hasOwn(table, name);
+
 let made = 0;
 /** An id that no other element of the page has. */
 export const fresh = (name) => `figure-${name}-${++made}`;
@@ -79,11 +82,12 @@ export function later(run, ms) {
  */
 export function urlState(name, start) {
   const read = () => {
-    const [own, query] = decodeURI(location.hash.slice(1)).split("?");
+    const [own, ...query] = location.hash.slice(1).split("?");
     if (own !== name) return { ...start };
-    const found = Object.entries(Object.fromEntries(new URLSearchParams(query))).filter(([key]) => key in start);
-    const known = found.map(([key, value]) => [key, typeof start[key] === "number" ? Number(value) : value]);
-    return { ...start, ...Object.fromEntries(known.filter(([, value]) => !Number.isNaN(value))) };
+    const given = new URLSearchParams(query.join("?")); // decodes; what it can't decode it leaves as it is
+    const found = [...given].filter(([key]) => known(start, key));
+    const read = found.map(([key, value]) => [key, typeof start[key] === "number" ? Number(value) : value]);
+    return { ...start, ...Object.fromEntries(read.filter(([, value]) => !Number.isNaN(value))) };
   };
   const write = later((state) => {
     const changed = Object.entries(state).filter(([key, value]) => value !== start[key]);
@@ -120,3 +124,6 @@ export function latest(ask, failed) {
 
 /** 1 as "1.00", -0.5 as "−0.50": a true minus sign, and none before zero. */
 export const signed = (value, digits = 2) => value.toFixed(digits).replace(/^-(?=0\.?0*$)/, "").replace("-", "−");
+
+/** A text with a full stop at its end, if nothing else ends it. @param {string} text */
+export const sentence = (text) => (/[.!?…]["'”’)]*$/.test(text) ? text : `${text}.`);

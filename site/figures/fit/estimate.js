@@ -31,6 +31,9 @@ export const SETUP = {
 /** What this port doesn't know. `name` is what to call the model. */
 export class Unknown extends Error {}
 
+/** More than any model has: a step of so many blocks isn't followed, which would take minutes. */
+const MOST = { num_hidden_layers: 1000, other: 10_000_000 };
+
 /** What of each model type is its own: `qkvBias` on three projections, `bias` by the configuration, `qkNorm` on heads. */
 const TYPES = {
   llama: { bias: true, mlpBias: true },
@@ -47,12 +50,19 @@ const TYPES = {
 export function shape(config) {
   const type = config?.model_type;
   if (typeof type !== "string") throw new Unknown("This isn't a model's config.json: it has no model_type.");
-  if (!(type in TYPES)) throw new Unknown(`This page follows the step of Llama, Mistral, Qwen2 and Qwen3. A ${type} model has other parts.`);
+  if (!Object.hasOwn(TYPES, type)) throw new Unknown(`This page follows the step of Llama, Mistral, Qwen2 and Qwen3. A ${type} model has other parts.`);
   if (config.quantization_config) throw new Unknown("This config.json is of a model that is quantized already. Take that of the model it was made from.");
   const own = TYPES[type];
   const count = (name, fallback) => {
     const value = config[name] ?? fallback;
     if (!Number.isInteger(value) || value < 1) throw new Unknown(`The config.json says ${name} = ${JSON.stringify(value)}: a whole number above 0 is needed.`);
+    const most = MOST[name] ?? MOST.other;
+    if (value > most) throw new Unknown(`The config.json says ${name} = ${value.toLocaleString("en-US")}: no more than ${most.toLocaleString("en-US")} are followed here.`);
+    return value;
+  };
+  const flag = (name) => {
+    const value = config[name] ?? false;
+    if (typeof value !== "boolean") throw new Unknown(`The config.json says ${name} = ${JSON.stringify(value)}: true or false is needed.`);
     return value;
   };
   const hidden = count("hidden_size"), heads = count("num_attention_heads");
@@ -62,9 +72,9 @@ export function shape(config) {
   return {
     type, hidden, heads, kvHeads, headDim,
     layers: count("num_hidden_layers"), intermediate: count("intermediate_size"), vocabulary: count("vocab_size"),
-    tied: config.tie_word_embeddings ?? false,
-    qkvBias: own.qkvBias || Boolean(own.bias && config.attention_bias), oBias: Boolean(own.bias && config.attention_bias),
-    mlpBias: Boolean(own.mlpBias && config.mlp_bias), qkNorm: Boolean(own.qkNorm),
+    tied: flag("tie_word_embeddings"),
+    qkvBias: Boolean(own.qkvBias || (own.bias && flag("attention_bias"))), oBias: Boolean(own.bias && flag("attention_bias")),
+    mlpBias: Boolean(own.mlpBias && flag("mlp_bias")), qkNorm: Boolean(own.qkNorm),
   };
 }
 

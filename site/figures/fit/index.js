@@ -28,7 +28,7 @@ const GROUPS = [
 const FIELDS = ["model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size", "vocab_size", "tie_word_embeddings", "attention_bias", "mlp_bias"];
 const START = {
   model: "Llama-2-7B", method: "lora", r: 8, targets: "all-linear", batch: 4, length: 512, dtype: "bfloat16", adapters: "float32",
-  optimizer: "adamw", checkpointing: "no", attention: "sdpa", double: "yes", prepared: "no", card: 24, config: "",
+  optimizer: "adamw", checkpointing: "no", attention: "sdpa", double: "yes", prepared: "no", card: 24, config: "", part: "",
 };
 const LIMITS = { r: [1, 1024], batch: [1, 512], length: [1, 131_072], card: [1, 1000] };
 
@@ -37,6 +37,12 @@ function gb(bytes) {
   const size = bytes / GB;
   if (size > 0 && size < 0.005) return "under 0.01";
   return size >= 99.95 ? Math.round(size).toLocaleString("en-US") : size.toFixed(size < 0.995 ? 2 : 1);
+}
+/** A number of parameters in words: 6.74 billion, 20 million, 9,216. */
+function many(count) {
+  const [unit, word, digits] = count >= 1e8 ? [1e9, " billion", 2] : count >= 1e5 ? [1e6, " million", 1] : [1, "", 0];
+  const fixed = unit === 1e9 ? { minimumFractionDigits: 2 } : {};
+  return `${(count / unit).toLocaleString("en-US", { maximumFractionDigits: digits, ...fixed })}${word}`;
 }
 const percent = (ratio) => `${Math.abs(100 * ratio).toFixed(1)}%`;
 
@@ -152,15 +158,16 @@ export async function mount(root, options = {}) {
   /** The pasted text: what memory depends on goes into the URL. */
   function read(text) {
     try {
-      const whole = JSON.parse(text), config = whole.text_config && !whole.hidden_size ? whole.text_config : whole;
+      const whole = JSON.parse(text), inner = whole?.text_config && !whole.hidden_size, config = inner ? whole.text_config : whole;
       shape(config);
-      paste.setCustomValidity("");
-      change({ config: JSON.stringify(Object.fromEntries(FIELDS.filter((name) => config[name] !== undefined && config[name] !== null).map((name) => [name, config[name]]))) });
+      change({ part: inner ? String(whole.model_type) : "", config: JSON.stringify(Object.fromEntries(FIELDS.filter((name) => config[name] !== undefined && config[name] !== null).map((name) => [name, config[name]]))) });
     } catch (error) {
-      state = { ...state, config: "" };
-      refuse(error instanceof SyntaxError ? "This isn't JSON: paste the whole config.json, braces included." : error.message);
+      url.write((state = { ...state, config: "", part: "" }));
+      if (!text.trim()) return show();
+      refuse(reason(error));
     }
   }
+  const reason = (error) => (error instanceof SyntaxError ? "This isn't JSON: paste the whole config.json, braces included." : error.message);
   function refuse(text, asks = false) {
     bars = [];
     body.dataset.needs = "";
@@ -189,7 +196,7 @@ export async function mount(root, options = {}) {
       answer(own ? JSON.parse(state.config) : models[state.model]);
     } catch (error) {
       if (!(error instanceof Unknown || error instanceof SyntaxError)) throw error;
-      refuse(error.message);
+      refuse(reason(error));
     }
   }
 
@@ -200,8 +207,8 @@ export async function mount(root, options = {}) {
       return { name, chosen: name === state.method, ...found, needs: needed(found.peak), record: records.get(keyOf(state.model, own)) };
     });
     const mine = bars.find(({ chosen }) => chosen), fits = mine.needs <= room, { base, lora } = counts(config, setup);
-    const billions = `${(base / 1e9).toFixed(2)} billion parameters`;
-    const train = state.method === "full" ? `all ${billions} train` : `${(lora / 1e6).toLocaleString("en-US", { maximumFractionDigits: 1 })} million train beside ${billions}`;
+    const part = state.model === OWN && state.part ? `. This is the language part of a ${state.part} model alone: what it has beside that, such as a vision tower, comes on top` : "";
+    const train = state.method === "full" ? `all ${many(base)} parameters train` : `${many(lora)} train beside ${many(base)} parameters`;
     body.dataset.needs = String(mine.needs);
     body.dataset.peak = String(mine.peak);
     table.hidden = chart.hidden = false;
@@ -211,12 +218,12 @@ export async function mount(root, options = {}) {
     legend.replaceChildren(
       ...GROUPS.map(([name], i) => [name, ...largest[i]]).filter(([, , size]) => size > 0).map(([name, text, size]) => row(name, text, size)),
       row("margin", "margin: gaps and CUDA's own", mine.needs - mine.peak));
-    table.caption.textContent = `At the peak, in the ${mine.phase === "optimizer" ? "optimizer's step" : `${mine.phase} pass`}: ${gb(mine.peak)} GB; ${train}`;
+    table.caption.textContent = `At the peak, in the ${mine.phase === "optimizer" ? "optimizer's step" : `${mine.phase} pass`}: ${gb(mine.peak)} GB; ${train}${part}`;
     const said = bars.filter(({ record }) => record).map(({ name, record, peak }) => `${NAMES[name]}: measured ${gb(record.peak)} GB on an ${record.gpu.replace("NVIDIA ", "").split(" ")[0]}, the prediction ${gb(peak)} is ${percent(peak / record.peak - 1)} ${peak < record.peak ? "below" : "above"}`);
     dots.textContent = said.length ? `${said.join(". ")}.` : `No record has this setting. On the ${measured.length} steps that were measured the peak was predicted within 1.3%.`;
     draw();
     const [text] = largest.reduce((best, own) => (own[1] > best[1] ? own : best));
-    live.say(`${verdict.textContent} The largest part is ${text}. ${cure.firstChild.textContent} ${dots.textContent}`);
+    live.say(`${verdict.textContent}${part.slice(1)}${part && "."} The largest part is ${text}. ${cure.firstChild.textContent} ${dots.textContent}`);
   }
 
   function row(name, text, size) {

@@ -2,7 +2,7 @@
  * The mixing board: four adapters on one base, each with a fader. The answer and each task's score follow the faders.
  * Chapter 11 has the arithmetic; the model runs in this page.
  */
-import { choice, fresh, h, later, latest, model, signed, spoken, styles, urlState } from "../common/dom.js";
+import { choice, fresh, h, known, later, latest, model, sentence, signed, spoken, styles, urlState } from "../common/dom.js";
 
 const TASKS = [
   { name: "sentiment", text: "sentiment" },
@@ -42,7 +42,11 @@ export async function mount(root, options = {}) {
   const how = choice("Combined by", Object.entries(WAYS).map(([value, { text }]) => ({ value, text })), state.how, (value) => change({ how: value }));
   const zero = h("button", { type: "button", onclick: () => change(Object.fromEntries(TASKS.map(({ name }) => [name, 0]))) }, "all to 0");
   const share = h("button", { type: "button", onclick: () => change({ sentiment: 0.5, translation: 0, summarization: 0, style: 0.5, how: "cat" }) }, "two at one half");
-  const failed = (error) => answer.replaceChildren(h("span", { class: "figure-error" }, error.message));
+  const failed = (error) => {
+    answer.replaceChildren(h("span", { class: "figure-error" }, error.message));
+    answer.dataset.busy = "no";
+    live.say(`There is no answer: ${error.message}`);
+  };
 
   const board = h("div", { class: "mixing" },
     h("div", { class: "mixing-left" },
@@ -60,7 +64,7 @@ export async function mount(root, options = {}) {
   const tell = () => {
     const mixed = wanted(state).map(({ name, weight }) => `${TASKS.find((task) => task.name === name).text} ${signed(weight)}`);
     const scores = channels.map((own, i) => own.said && `${TASKS[i].text} ${own.said}`).filter(Boolean);
-    live.say(`${mixed.length ? `${mixed.join(", ")}, by ${WAYS[state.how].text}` : "All faders at 0: the base"}. The answer: ${answer.textContent || "nothing"}.${scores.length ? ` Right: ${scores.join(", ")}.` : ""}`);
+    live.say(`${mixed.length ? `${mixed.join(", ")}, by ${WAYS[state.how].text}` : "All faders at 0: the base"}. The answer: ${sentence(answer.textContent || "nothing")}${scores.length ? ` Right: ${scores.join(", ")}.` : ""}`);
   };
 
   const rewrite = latest(async (signal) => {
@@ -113,14 +117,14 @@ export async function mount(root, options = {}) {
   }
   const sane = () => {
     state = url.read();
-    if (!(state.how in WAYS)) state.how = "cat";
+    if (!known(WAYS, state.how)) state.how = "cat";
     for (const { name } of TASKS) state[name] = Math.min(2, Math.max(-1, state[name]));
     show(Object.keys(state));
   };
   addEventListener("hashchange", () => location.hash.startsWith("#mixing") && sane());
   answer.textContent = "Loading the model (3.6 MB) …";
+  sane(); // the model is asked at once, and answers when it is there
   await client.ready.catch(failed);
-  sane();
 }
 
 /** One adapter's strip of the board: fader, weight and score. */

@@ -2,7 +2,7 @@
  * The rank that talks: chapter 2's update by full fine-tuning, cut to its first r singular directions, beside the one
  * that LoRA trained at rank 8. What is left of the skill is read in the answer.
  */
-import { choice, fresh, h, later, latest, model, signed, spoken, styles, urlState } from "../common/dom.js";
+import { choice, fresh, h, known, later, latest, model, sentence, signed, spoken, styles, urlState } from "../common/dom.js";
 
 const MODULES = ["q", "k", "v", "o", "gate", "up", "down"], BLOCKS = ["0", "1", "2", "3"];
 const MOST = 32;
@@ -16,7 +16,7 @@ const place = (block, module) => `model.layers.${block}.${"qkvo".includes(module
 export async function mount(root, options = {}) {
   const here = (file) => new URL(file, import.meta.url);
   const json = async (file) => (await fetch(here(file))).json();
-  const [examples, { spectra, right: recorded }] = await Promise.all([json("examples.json"), json("spectra.json"), styles(here("../common/common.css"), here("style.css"))]);
+  const [examples, { spectra, right: recorded, chapter }] = await Promise.all([json("examples.json"), json("spectra.json"), styles(here("../common/common.css"), here("style.css"))]);
   const client = model(options);
   const start = { update: options.update ?? "full", rank: 8, alpha: 1, blocks: BLOCKS.join(""), modules: MODULES.join("."), layer: place("1", "up"), prompt: examples[0].prompt };
   const url = urlState("rank", start);
@@ -34,7 +34,11 @@ export async function mount(root, options = {}) {
   const modules = boxes("Layers", MODULES.map((name) => ({ value: name, text: `${name}_proj` })), (found) => change({ modules: found.join(".") }));
   const blocks = boxes("Blocks", BLOCKS.map((name) => ({ value: name, text: name })), (found) => change({ blocks: found.join("") }));
   const bar = h("div", { style: "width: 0" }), byRank = h("div", { role: "img" }), matched = h("p", { class: "figure-number" }), note = h("p", { class: "figure-muted" });
-  const failed = (error) => answer.replaceChildren(h("span", { class: "figure-error" }, error.message));
+  const failed = (error) => {
+    answer.replaceChildren(h("span", { class: "figure-error" }, error.message));
+    answer.dataset.busy = "no";
+    live.say(`There is no answer: ${error.message}`);
+  };
 
   const body = h("div", { class: "rank" },
     h("div", { class: "rank-left" },
@@ -46,7 +50,7 @@ export async function mount(root, options = {}) {
       h("div", { class: "rank-prompt" }, h("label", { class: "figure-label", for: prompt.id }, "Your prompt"), prompt, h("div", { class: "figure-buttons" }, another)),
       h("div", { class: "rank-answers" }, h("span", { class: "figure-label" }, "Base and cut update answer"), answer),
       h("div", {}, h("span", { class: "figure-label" }, `Exact match on ${examples.length} held-out prompts`), h("div", { class: "rank-match", "aria-hidden": "true" }, bar), matched),
-      h("div", {}, h("span", { class: "figure-label" }, "Cut to rank r, the full update loses the skill; LoRA's keeps it from 4 on"), byRank, h("p", { class: "figure-muted" }, "Right of 40, by rank: the lines were recorded with PyTorch at alpha × 1 in all layers; the ring is your setting, computed here.")),
+      h("div", {}, h("span", { class: "figure-label" }, "Cut to rank r, the full update loses the skill; LoRA's keeps it from 4 on"), byRank, h("p", { class: "figure-muted" }, "Right of 40, by rank: the lines were recorded with PyTorch at alpha × 1 in all layers; the ring is your setting, computed here. ", `On the ${chapter.prompts} prompts of chapter 2, which begin with these, full fine-tuning cut to rank 8 has ${chapter.right[8]} right, to 16 ${chapter.right[16]}, to 32 ${chapter.right[32]}.`)),
       live.element));
   root.replaceChildren(h("div", { class: "figure-body" }, body));
 
@@ -70,7 +74,7 @@ export async function mount(root, options = {}) {
     body.dataset.energy = String(share);
   }
 
-  const tell = () => live.say(`Rank ${state.rank} of ${UPDATES[state.update].text}. The answer: ${answer.textContent}. ${body.dataset.right ? matched.textContent : ""}`);
+  const tell = () => live.say(`Rank ${state.rank} of ${UPDATES[state.update].text}. The answer: ${sentence(answer.textContent)} ${body.dataset.right ? matched.textContent : ""}`);
   const rewrite = latest(async (signal) => {
     answer.dataset.busy = "yes";
     const text = await client.answer(state.prompt, { ...mix(), signal, onToken: (part) => (answer.textContent = part.trim()) });
@@ -130,14 +134,14 @@ export async function mount(root, options = {}) {
     state = url.read();
     state.rank = Math.round(Math.min(MOST, Math.max(0, state.rank)));
     state.alpha = Math.min(3, Math.max(0, state.alpha));
-    if (!(state.update in UPDATES)) state.update = start.update;
-    if (!(state.layer in spectra.full)) state.layer = start.layer;
+    if (!known(UPDATES, state.update)) state.update = start.update;
+    if (!known(spectra.full, state.layer)) state.layer = start.layer;
     show(Object.keys(state));
   };
   addEventListener("hashchange", () => location.hash.startsWith("#rank") && sane());
   answer.textContent = "Loading the model (3.6 MB) …";
+  sane(); // the model is asked at once, and answers when it is there
   await client.ready.catch(failed);
-  sane();
 }
 
 /** A labelled slider and its value, three parts for a grid. */

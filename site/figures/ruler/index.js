@@ -28,11 +28,12 @@ function s(tag, attributes = {}, text = "") {
 }
 
 const clamp = (value, low, high) => Math.min(high, Math.max(low, value));
-/** Three significant digits and a true minus sign: 0.0380, −0.124. */
+/** Three significant digits and true minus signs: 0.0380, −0.124, 1.00e−9. */
 const short = (value) => {
-  if (!value) return "0";
-  const digits = clamp(2 - Math.floor(Math.log10(Math.abs(value))), 0, 8);
-  return signed(value, digits);
+  const near = round(value), size = Math.abs(near);
+  if (!size) return "0";
+  if (size < 1e-6) return near.toExponential(2).replaceAll("-", "−");
+  return signed(near, clamp(2 - Math.floor(Math.log10(size)), 0, 8));
 };
 const percent = (share) => `${(100 * share).toFixed(share < 0.0995 ? 1 : 0)}%`;
 const round = (value) => Number(value.toPrecision(3));
@@ -101,13 +102,16 @@ export async function mount(root) {
   show();
 }
 
-/** What can't be is brought to the nearest that can: |weight| <= block's largest <= tensor's largest. */
+/**
+ * What can't be is brought to the nearest that can: |weight| <= block's largest <= tensor's largest. All have three
+ * digits, as they are shown, so that the numbers on the page are those that it computes with.
+ */
 function sane({ w, block, tensor, mx }) {
-  const largest = clamp(block, SMALLEST, LARGEST);
+  const largest = clamp(round(block), SMALLEST, LARGEST);
   return {
-    w: clamp(w, -largest, largest),
+    w: clamp(round(w), -largest, largest),
     block: largest,
-    tensor: clamp(tensor, largest, LARGEST),
+    tensor: clamp(round(tensor), largest, LARGEST),
     mx: WAYS.some(({ value }) => value === mx) ? mx : START.mx,
   };
 }

@@ -50,3 +50,12 @@ def test_one_far_below_waits_for_its_reader_and_says_when_it_fails(page):
     page.locator("[data-figure=broken]").scroll_into_view_if_needed()
     page.wait_for_selector("[data-figure=broken][data-mounted=failed]")
     assert page.locator("[data-figure=broken]").inner_text() == "This figure could not be loaded: no model"
+
+
+def test_a_link_with_a_figures_state_leads_to_the_figure(page):
+    page.goto(f"{page.url.split('#')[0]}?again#broken?a=1")
+    page.wait_for_selector("[data-figure=broken][data-mounted=failed]")
+    assert page.evaluate("scrollY") > 3000
+    page.goto(f"{page.url.split('?')[0]}?other#elsewhere")
+    page.wait_for_selector("[data-figure=trial][data-mounted=yes]")
+    assert page.evaluate("scrollY") == 0

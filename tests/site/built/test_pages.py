@@ -215,6 +215,36 @@ def test_the_search_finds_a_chapter(browser, address):
     page.close()
 
 
+@pytest.mark.parametrize(("asked", "first"), [("rank", "02_rank"), ("merge", "10_save"), ("learning rate", "14_")])
+def test_the_search_puts_the_chapter_first_and_quotes_its_text(browser, address, asked, first):
+    """Not the theme's buttons or the table of contents, which stand before the text in each page."""
+    page = browser.new_page()
+    page.goto(f"{address}search.html?q={asked.replace(' ', '+')}")
+    page.wait_for_selector("#search-results li p.context")
+    all_there = "[...document.querySelectorAll('#search-results li')].every((e) => e.querySelector('.context'))"
+    page.wait_for_function(all_there)
+    assert first in (page.locator("#search-results li a").first.get_attribute("href") or "")
+    quoted = page.locator("#search-results li p.context").all_inner_texts()
+    assert not [text for text in quoted if "System Settings" in text]
+    assert asked in quoted[0].lower()
+    page.close()
+
+
+def test_paper_is_light_whatever_the_screen_is(browser, address):
+    context = browser.new_context(color_scheme="dark")
+    page = context.new_page()
+    page.goto(f"{address}chapters/02_rank_decomposition.html")
+    page.evaluate("document.documentElement.dataset.theme = 'dark'")
+    for _ in range(2):
+        page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    ink = "getComputedStyle(document.querySelector('.bd-article p')).color.match(/\\d+/g).map(Number)"
+    assert max(page.evaluate(ink)) < 100
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert page.evaluate("document.documentElement.dataset.theme") == "dark"
+    assert min(page.evaluate(ink)) > 150
+    context.close()
+
+
 def test_paper_has_the_folds_open_and_no_sidebars(browser, address):
     page = browser.new_page()
     page.goto(f"{address}chapters/02_rank_decomposition.html")
