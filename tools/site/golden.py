@@ -17,12 +17,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from utils.data.chat import IGNORED, encode
+from utils.data.chat import padded as padded_ids
 from utils.lora import combine as combining
+from utils.lora import inject
 from utils.lora.combine import Adapter, How, combine, into_peft, padded, read_adapter
 from utils.models.loading import load_tiny
 from utils.tinyworld import TASKS, task_examples
 from utils.tinyworld.corpus import Split
 from utils.train.adapter_cache import adapter_dir
+from utils.train.loop import train
 
 BASE, MIX = "base", "mix"
 WAYS: tuple[How, ...] = ("cat", "linear", "ties", "dare_linear", "dare_ties", "svd")
@@ -193,6 +197,58 @@ def golden(prompts: int = 2, texts: int = 500) -> dict[str, Any]:
         "updates": {how: {la: mix[la].delta().flatten().tolist() for la in LAYERS} for how, mix in mixes.items()},
     }  # fmt: skip
     return found
+
+
+def gradients(r: int, double: bool = True) -> dict[str, Any]:
+    """The loss and the gradients of an adapter of rank `r`, lora_B drawn too, on a batch of all tasks' examples.
+
+    In float64 unless `double` is off: the rounding that is left is then all the engine's.
+    """
+    model, tokenizer = load_tiny()
+    dtype = torch.float64 if double else torch.float32
+    names = inject(model.to(dtype), target_modules="all-linear", r=r, lora_alpha=2 * r)
+    generator = torch.Generator().manual_seed(SEED)
+    adapter = {}
+    for name in names:
+        layer = model.get_submodule(name)
+        with torch.no_grad():
+            for factor in (layer.lora_A, layer.lora_B):
+                factor.copy_(torch.randn(factor.shape, generator=generator) * 0.05)
+        adapter[name] = {"lora_A": layer.lora_A, "lora_B": layer.lora_B}
+    rows = encode(tokenizer, [example for task in TASKS for example in task_examples(task, "train", 3)])
+    pairs = [(prompt + answer, [IGNORED] * len(prompt) + answer) for prompt, answer in rows]
+    loss = model(**padded_ids(pairs, tokenizer.pad_token_id)).loss
+    loss.backward()
+    lists = {
+        name: {part: own.detach().flatten().tolist() for part, own in factors.items()}
+        for name, factors in adapter.items()
+    }
+    found = {
+        name: {part: own.grad.flatten().tolist() for part, own in factors.items()} for name, factors in adapter.items()
+    }
+    return {
+        "r": r, "alpha": 2 * r, "rows": [{"prompt": prompt, "answer": answer} for prompt, answer in rows],
+        "adapter": lists, "loss": loss.item(), "gradients": found,
+    }  # fmt: skip
+
+
+def training(r: int, lr: float, steps: int) -> list[float]:
+    """The losses of the first `steps` steps of the run that the figure "train" does, by :func:`utils.train.loop.train`.
+
+    The adapter begins as the figure's does; so that the schedule is that of a run of just as many steps.
+    """
+    from tools.site import train_data
+
+    model, tokenizer = load_tiny()
+    inject(model, target_modules="all-linear", r=r, lora_alpha=2 * r)
+    with torch.no_grad():
+        for name, values in train_data.start(r).items():
+            model.get_submodule(name).lora_A.copy_(values)
+    recipe = train_data.RECIPE
+    examples = task_examples(train_data.TASK, "train", recipe.examples)
+    return train(
+        model, tokenizer, examples, steps=steps, lr=lr, batch_size=recipe.batch_size, seed=train_data.SEED, progress=False
+    )
 
 
 def main() -> None:
