@@ -46,7 +46,7 @@ function body(rows, vectors) {
   return [2, rows - 1, I32, vectors + 1 + rows * vectors, V128, ...code];
 }
 
-const ROWS = [4, 1], VECTORS = [3, 2, 1];
+const ROWS = [4, 2, 1], VECTORS = [3, 2, 1];
 /** The module: a memory comes in, a function for each size of tile goes out. */
 function assembled() {
   const shapes = ROWS.flatMap((rows) => VECTORS.map((vectors) => [rows, vectors]));
@@ -107,7 +107,7 @@ export class Space {
     for (let j = 0; j < m; ) {
       const vectors = Math.min(3, (m - j) / 4);
       for (let i = 0; i < n; ) {
-        const rows = n - i >= 4 ? 4 : 1;
+        const rows = ROWS.find((most) => most <= n - i);
         this.tiles[rows][vectors](A.byteOffset + i * aRow, aRow, aStep, B.byteOffset + 4 * j, step, C.byteOffset + i * step + 4 * j, step, k);
         i += rows;
       }

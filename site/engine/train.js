@@ -14,8 +14,8 @@ import { random } from "./generate.js";
 import { Space } from "./matmul.js";
 
 const WARMUP = 10, CLIP = 1, BETAS = [0.9, 0.999], EPS = 1e-8;
-/** Numbers that a sequence may need beside the weights. */
-const ROOM = 8e6;
+/** Numbers that there is room for beside the weights: the factors and a sequence. */
+const ROOM = 12e6;
 
 /** What the peak learning rate is multiplied by at `step` of `steps`: up along a line in ten steps, then down to zero. */
 export const rateFactor = (step, steps) => Math.min(1, (step + 1) / WARMUP) * (1 - step / steps);
@@ -37,13 +37,14 @@ export class Trainer {
   /**
    * @param {import("./llama.js").Llama} model stays as it is
    * @param {{r: number, alpha: number, lr: number, steps: number, seed?: number}} options
+   * @param {Space} [space] that of an earlier training, which is over
    */
-  constructor(model, { r, alpha, lr, steps, seed = 0 }) {
+  constructor(model, { r, alpha, lr, steps, seed = 0 }, space = undefined) {
     Object.assign(this, { model, config: model.config, r, lr, steps, scaling: alpha / r, step: 0 });
     const names = Object.keys(model.weights).filter((key) => key.endsWith("_proj.weight")).map((key) => key.replace(/\.weight$/, "")).sort();
     this.padded = 4 * Math.ceil(r / 4); // the product wants fours; the rows that are too many stay zero
-    const sizes = Object.values(model.weights).map(({ data, shape }) => 2 * data.length + (5 * this.padded * (shape[0] + (shape[1] ?? 0))));
-    this.space = new Space(sizes.reduce((a, b) => a + b) + ROOM);
+    this.space = space ?? new Space(2 * Object.values(model.weights).reduce((sum, { data }) => sum + data.length, 0) + ROOM);
+    this.space.free(0);
     this.head = this.config.tie_word_embeddings ? "model.embed_tokens" : "lm_head";
     /** The frozen matrices (out, in) and their transposes: forward needs the one, backward the other. */
     this.frozen = Object.fromEntries([...names, this.head].map((name) => {

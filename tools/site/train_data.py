@@ -3,12 +3,13 @@
     python -m tools.site.train_data         writes site/figures/train/task.json
 
 The file holds what every prompt begins with, the rows that are drawn, which of them each step's batch has, in order,
-and held-out prompts. :func:`start` is the adapter that the figure begins with.
+and held-out prompts; and, as "coin", the loss of a model that knows both answers and tosses a coin between them. :func:`start` is the adapter that the figure begins with.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import random
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from tools.site.figure_data import FIGURES, held_out
 from tools.site.golden import mulberry32
+from utils.data.chat import encode
 from utils.models.loading import load_tiny
 from utils.tinyworld import task_examples
 from utils.tinyworld.tasks import Task
@@ -42,8 +44,10 @@ def task() -> dict[str, Any]:
     used = sorted({row for batch in drawn for row in batch})
     place = {row: i for i, row in enumerate(used)}
     assert all(examples[row].prompt.startswith(ASK) for row in used)
+    tokens = [len(answer) for _, answer in encode(load_tiny()[1], [examples[row] for row in used])]
     return {
         "ask": ASK,
+        "coin": round(math.log(2) * len(tokens) / sum(tokens), 3),
         "recipe": RECIPE._asdict(),
         "rows": [[examples[row].prompt.removeprefix(ASK), examples[row].answer] for row in used],
         "batches": [[place[row] for row in batch] for batch in drawn],
