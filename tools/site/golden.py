@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -219,24 +219,19 @@ def gradients(r: int, double: bool = True) -> dict[str, Any]:
     pairs = [(prompt + answer, [IGNORED] * len(prompt) + answer) for prompt, answer in rows]
     loss = model(**padded_ids(pairs, tokenizer.pad_token_id)).loss
     loss.backward()
-    lists = {
-        name: {part: own.detach().flatten().tolist() for part, own in factors.items()}
-        for name, factors in adapter.items()
-    }
-    found = {
-        name: {part: own.grad.flatten().tolist() for part, own in factors.items()} for name, factors in adapter.items()
-    }
+
+    def lists(of: Callable[[Tensor], Tensor]) -> dict[str, dict[str, list[float]]]:
+        rows = {name: factors.items() for name, factors in adapter.items()}
+        return {name: {part: of(own).flatten().tolist() for part, own in row} for name, row in rows.items()}
+
     return {
         "r": r, "alpha": 2 * r, "rows": [{"prompt": prompt, "answer": answer} for prompt, answer in rows],
-        "adapter": lists, "loss": loss.item(), "gradients": found,
+        "adapter": lists(Tensor.detach), "loss": loss.item(), "gradients": lists(lambda own: cast(Tensor, own.grad)),
     }  # fmt: skip
 
 
 def training(r: int, lr: float, steps: int) -> list[float]:
-    """The losses of the first `steps` steps of the run that the figure "train" does, by :func:`utils.train.loop.train`.
-
-    The adapter begins as the figure's does; so that the schedule is that of a run of just as many steps.
-    """
+    """The losses of a run of the figure "train", by :func:`utils.train.loop.train`: from the same lora_A."""
     from tools.site import train_data
 
     model, tokenizer = load_tiny()
@@ -246,9 +241,8 @@ def training(r: int, lr: float, steps: int) -> list[float]:
             model.get_submodule(name).lora_A.copy_(values)
     recipe = train_data.RECIPE
     examples = task_examples(train_data.TASK, "train", recipe.examples)
-    return train(
-        model, tokenizer, examples, steps=steps, lr=lr, batch_size=recipe.batch_size, seed=train_data.SEED, progress=False
-    )
+    settings: dict[str, Any] = {"batch_size": recipe.batch_size, "seed": train_data.SEED, "progress": False}
+    return train(model, tokenizer, examples, steps=steps, lr=lr, **settings)
 
 
 def main() -> None:

@@ -3,7 +3,8 @@
     python -m tools.site.train_data         writes site/figures/train/task.json
 
 The file holds what every prompt begins with, the rows that are drawn, which of them each step's batch has, in order,
-and held-out prompts; and, as "coin", the loss of a model that knows both answers and tosses a coin between them. :func:`start` is the adapter that the figure begins with.
+and held-out prompts; and, as "coin", the loss of a model that knows both answers and tosses a coin between them.
+:func:`start` is the adapter that the figure begins with.
 """
 
 from __future__ import annotations

@@ -6,11 +6,10 @@ import { choice, fresh, h, later, latest, model, spoken, styles, urlState } from
 
 const RANKS = [1, 2, 4, 8, 16], RATES = [5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 2e-2];
 /** The loss axis is logarithmic, between these powers of ten. */
-const HIGH = 1, LOW = -3;
+const HIGH = 1, LOW = -4;
 const EVERY = 10; // steps between two answers of the adapter on the way
 
 const short = (loss) => (loss >= 0.01 ? loss.toPrecision(3) : loss.toFixed(4));
-const rateText = (rate) => String(rate);
 const nearest = (choices, value) => choices.reduce((best, own) => (Math.abs(own - value) < Math.abs(best - value) ? own : best));
 
 /** @param {HTMLElement} root @param {{base?: string}} [options] `base`: the URL of the model's folder */
@@ -29,7 +28,7 @@ export async function mount(root, options = {}) {
 
   const live = spoken();
   const rank = choice("Rank r", RANKS.map((r) => ({ value: String(r), text: String(r) })), String(state.rank), (value) => change({ rank: Number(value) }));
-  const rate = choice("Learning rate", RATES.map((lr) => ({ value: String(lr), text: rateText(lr) })), String(state.lr), (value) => change({ lr: Number(value) }));
+  const rate = choice("Learning rate", RATES.map((lr) => ({ value: String(lr), text: lr })), String(state.lr), (value) => change({ lr: Number(value) }));
   const steps = h("input", { type: "range", id: fresh("steps"), name: "steps", min: EVERY, max: most, step: EVERY, oninput: () => change({ steps: Number(steps.value) }) });
   const stepsText = h("output", { for: steps.id });
   const button = h("button", { type: "button", class: "train-start", onclick: () => (running ? stop() : start()) });
@@ -50,7 +49,7 @@ export async function mount(root, options = {}) {
         trained),
       h("div", { class: "train-run" }, button, status)),
     h("div", { class: "train-loss" }, h("span", { class: "figure-label" }, "Loss of each step, in nats per token of the answer (log scale)"), chart,
-      h("p", { class: "figure-muted" }, "On the dashed line the model knows both answers and tosses a coin between them. Below it, it reads the sentence. Earlier runs stay in grey.")),
+      h("p", { class: "figure-muted" }, "On the dashed line the model knows the two answers and tosses a coin between them. Below it, it reads the sentence. Earlier runs stay, in grey.")),
     h("div", { class: "train-asked" },
       h("div", {}, h("label", { class: "figure-label", for: prompt.id }, "Your prompt"), prompt, h("div", { class: "figure-buttons" }, another)),
       h("div", { class: "train-sides" }, sides.base.element, sides.adapter.element)),
@@ -68,10 +67,10 @@ export async function mount(root, options = {}) {
     const line = (own) => own.losses.map((loss, i) => `${x(i + 1).toFixed(1)},${y(loss).toFixed(1)}`).join(" ");
     const decades = Array.from({ length: HIGH - LOW + 1 }, (_, i) => HIGH - i);
     const grid = decades.map((power) => `<line class="train-grid" x1="${left}" x2="${width - right}" y1="${y(10 ** power)}" y2="${y(10 ** power)}"/><text x="${left - 5}" y="${y(10 ** power) + 4}" text-anchor="end">${10 ** power < 1 ? (10 ** power).toFixed(-power) : 10 ** power}</text>`);
-    const ticks = [1, 50, 100, 150].filter((step) => step <= most).map((step) => `<text x="${x(step)}" y="${height + 15}" text-anchor="${step === most ? "end" : "middle"}">${step === 1 ? "step 1" : step}</text>`);
+    const ticks = [1, 50, 100, 150].filter((step) => step <= most).map((step) => `<text x="${x(step)}" y="${height + 15}" text-anchor="${step === most ? "end" : step === 1 ? "start" : "middle"}">${step === 1 ? "step 1" : step}</text>`);
     const curves = runs.map((own, i) => `<polyline class="${i === runs.length - 1 ? "train-now" : "train-before"}" points="${line(own)}"/>`);
     const dot = adapters() ? `<circle class="train-dot" cx="${x(seen().losses.length)}" cy="${y(seen().losses.at(-1))}" r="4.5"/>` : "";
-    const toss = `<line class="train-coin" x1="${left}" x2="${width - right}" y1="${y(coin)}" y2="${y(coin)}"/><text x="${width - right}" y="${y(coin) - 5}" text-anchor="end">a coin's toss: ${coin}</text>`;
+    const toss = `<line class="train-coin" x1="${left}" x2="${width - right}" y1="${y(coin)}" y2="${y(coin)}"/><text x="${width - right}" y="${y(coin) - 5}" text-anchor="end">coin toss: ${coin}</text>`;
     chart.innerHTML = `<svg viewBox="0 0 ${width} ${height + 20}" aria-hidden="true">${grid.join("")}${toss}${curves.join("")}${dot}${ticks.join("")}</svg>`;
     const { losses = [] } = seen() ?? {};
     chart.setAttribute("aria-label", losses.length ? `The loss falls from ${short(losses[0])} at step 1 to ${short(losses.at(-1))} at step ${losses.length}.` : "No step has been taken yet.");
@@ -87,6 +86,7 @@ export async function mount(root, options = {}) {
   }, failed);
   const rewriteBase = rewrite("base", () => undefined), rewriteAdapter = rewrite("adapter", adapters);
 
+  /** Exact match of the base, once, and of the adapter as it is. */
   const score = latest(async (signal) => {
     sides.adapter.show(null);
     base ??= await client.score(heldOut, { signal, onToken: sides.base.show });
@@ -108,21 +108,21 @@ export async function mount(root, options = {}) {
   function report() {
     const { losses, steps: all, seconds, stopped, about } = seen(), done = losses.length;
     if (!done) status.textContent = "The first step is being computed …";
-    else status.textContent = `${running ? "" : stopped ? "Stopped: " : "Done: "}step ${done} of ${all}, loss ${short(losses.at(-1))}, ${seconds.toFixed(0)} s (${about})`;
+    else status.textContent = `${running ? "" : stopped ? "Stopped: " : "Done: "}step ${done} of ${all}, loss ${short(losses.at(-1))}, ${seconds.toFixed(0)}\u00a0s (${about})`;
   }
 
   async function start() {
     const { rank: r, lr, steps: all } = state, controller = new AbortController();
-    const own = { url: `../trained/${runs.length + 1}`, losses: [], steps: all, seconds: 0, stopped: false, about: `r = ${r}, learning rate ${rateText(lr)}` };
+    const own = { url: `../trained/${runs.length + 1}`, losses: [], steps: all, seconds: 0, stopped: false, about: `r = ${r}, learning rate ${lr}` };
     running = controller;
     runs.push(own);
     delete body.dataset.right;
     show([]);
-    sides.adapter.show(null);
+    score(); // what an earlier run's adapter is still asked is not wanted any more
     sides.adapter.answer.textContent = "";
     report();
     draw();
-    live.say(`Training begins: rank ${r}, learning rate ${rateText(lr)}, ${all} steps.`);
+    live.say(`Training begins: rank ${r}, learning rate ${lr}, ${all} steps.`);
     const began = performance.now();
     try {
       await client.train(examples, {
@@ -220,7 +220,7 @@ function side(text, count) {
     /** @param {{right: number, total: number} | null} part */
     show(part) {
       bar.style.width = `${(100 * (part?.right ?? 0)) / count}%`;
-      right.textContent = part ? `exact match: ${part.right} of ${part.total} held-out prompts` : "exact match: measured behind the last step";
+      right.textContent = part ? `exact match: ${part.right} of ${part.total} held-out prompts` : "exact match: measured after the last step";
     },
   };
 }
