@@ -59,15 +59,17 @@ export async function mount(root, options = {}) {
   const seen = () => runs.at(-1);
   const adapters = () => (seen()?.losses.length ? [{ url: seen().url }] : undefined);
 
-  /** All runs' losses, the last one in colour. */
+  /** All runs' losses, the last one in colour. Text has the same size on every screen: the drawing is as wide as its place. */
   function draw() {
-    const width = 560, height = 190, left = 44, right = 8, top = 8;
-    const x = (step) => left + ((step - 1) * (width - left - right)) / (most - 1);
+    const width = Math.max(240, chart.clientWidth), height = 190, left = 54, right = 8, top = 8;
+    const longest = Math.max(...(runs.length ? runs.map((own) => own.steps) : [most]));
+    const x = (step) => left + ((step - 1) * (width - left - right)) / (longest - 1);
     const y = (loss) => top + ((HIGH - Math.min(HIGH, Math.max(LOW, Math.log10(loss)))) * (height - top)) / (HIGH - LOW);
     const line = (own) => own.losses.map((loss, i) => `${x(i + 1).toFixed(1)},${y(loss).toFixed(1)}`).join(" ");
     const decades = Array.from({ length: HIGH - LOW + 1 }, (_, i) => HIGH - i);
     const grid = decades.map((power) => `<line class="train-grid" x1="${left}" x2="${width - right}" y1="${y(10 ** power)}" y2="${y(10 ** power)}"/><text x="${left - 5}" y="${y(10 ** power) + 4}" text-anchor="end">${10 ** power < 1 ? (10 ** power).toFixed(-power) : 10 ** power}</text>`);
-    const ticks = [1, 50, 100, 150].filter((step) => step <= most).map((step) => `<text x="${x(step)}" y="${height + 15}" text-anchor="${step === most ? "end" : step === 1 ? "start" : "middle"}">${step === 1 ? "step 1" : step}</text>`);
+    const apart = longest >= 100 ? 50 : longest >= 40 ? 20 : 10;
+    const ticks = [1, ...Array.from({ length: Math.floor(longest / apart) }, (_, i) => (i + 1) * apart)].map((step) => `<text x="${x(step)}" y="${height + 15}" text-anchor="${step === 1 ? "start" : step === longest ? "end" : "middle"}">${step === 1 ? "step 1" : step}</text>`);
     const curves = runs.map((own, i) => `<polyline class="${i === runs.length - 1 ? "train-now" : "train-before"}" points="${line(own)}"/>`);
     const dot = adapters() ? `<circle class="train-dot" cx="${x(seen().losses.length)}" cy="${y(seen().losses.at(-1))}" r="4.5"/>` : "";
     const toss = `<line class="train-coin" x1="${left}" x2="${width - right}" y1="${y(coin)}" y2="${y(coin)}"/><text x="${width - right}" y="${y(coin) - 5}" text-anchor="end">coin toss: ${coin}</text>`;
@@ -189,7 +191,7 @@ export async function mount(root, options = {}) {
     show(["prompt"]);
   };
   addEventListener("hashchange", () => location.hash.startsWith("#train") && sane());
-  draw();
+  new ResizeObserver(draw).observe(chart);
   sides.adapter.answer.textContent = "";
   status.textContent = "Loading the model (3.6 MB) …";
   button.disabled = true;
