@@ -8,7 +8,7 @@ import math
 import pytest
 
 from tests.site.nodes import needs_node, run
-from tests.site.served import browser, needs_browser, opened, served
+from tests.site.served import browser, needs_browser, on_a_phone, opened, served
 from tools.site import golden, train_data
 from utils.data.chat import Example, encode
 from utils.data.labels import batches
@@ -176,7 +176,5 @@ def test_the_address_follows_and_what_cant_be_is_mended(figure):
 @pytest.mark.slow
 def test_it_fits_a_phone_and_every_control_has_a_name(site):
     url, own = site
-    page, wrong = opened(own, f"{url}/train-dark.html", width=360)
-    assert page.evaluate("document.documentElement.scrollWidth") == 360
-    assert page.evaluate("[...document.querySelectorAll('input, textarea')].every((e) => e.labels.length === 1)")
+    page, wrong = on_a_phone(own, f"{url}/train-dark.html")
     assert wrong == []

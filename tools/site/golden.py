@@ -20,7 +20,7 @@ from torch import Tensor
 from utils.data.chat import IGNORED, encode
 from utils.data.chat import padded as padded_ids
 from utils.lora import combine as combining
-from utils.lora import inject
+from utils.lora import inject, lora_layers
 from utils.lora.combine import Adapter, How, combine, into_peft, padded, read_adapter
 from utils.models.loading import load_tiny
 from utils.tinyworld import TASKS, task_examples
@@ -204,13 +204,13 @@ def gradients(r: int, double: bool = True) -> dict[str, Any]:
 
     In float64 unless `double` is off: the rounding that is left is then all the engine's.
     """
-    model, tokenizer = load_tiny()
+    loaded: tuple[Any, Any] = load_tiny()
+    model, tokenizer = loaded
     dtype = torch.float64 if double else torch.float32
-    names = inject(model.to(dtype), target_modules="all-linear", r=r, lora_alpha=2 * r)
+    inject(model.to(dtype), target_modules="all-linear", r=r, lora_alpha=2 * r)
     generator = torch.Generator().manual_seed(SEED)
     adapter = {}
-    for name in names:
-        layer = model.get_submodule(name)
+    for name, layer in lora_layers(model).items():
         with torch.no_grad():
             for factor in (layer.lora_A, layer.lora_B):
                 factor.copy_(torch.randn(factor.shape, generator=generator) * 0.05)
@@ -237,8 +237,9 @@ def training(r: int, lr: float, steps: int) -> list[float]:
     model, tokenizer = load_tiny()
     inject(model, target_modules="all-linear", r=r, lora_alpha=2 * r)
     with torch.no_grad():
+        layers = lora_layers(model)
         for name, values in train_data.start(r).items():
-            model.get_submodule(name).lora_A.copy_(values)
+            layers[name].lora_A.copy_(values)
     recipe = train_data.RECIPE
     examples = task_examples(train_data.TASK, "train", recipe.examples)
     settings: dict[str, Any] = {"batch_size": recipe.batch_size, "seed": train_data.SEED, "progress": False}

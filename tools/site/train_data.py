@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tools.site.figure_data import FIGURES, held_out
 from tools.site.golden import mulberry32
@@ -59,9 +59,9 @@ def task() -> dict[str, Any]:
 def start(r: int, seed: int = SEED) -> dict[str, Tensor]:
     """lora_A of each linear layer as the engine draws it: evenly within 1 / sqrt(in), as PEFT's start is."""
     draw, found = mulberry32(seed), {}
-    layers = {name: m for name, m in load_tiny()[0].named_modules() if name.endswith("_proj")}
-    for name in sorted(layers):
-        d_in = layers[name].in_features
+    widths = {name: m.in_features for name, m in load_tiny()[0].named_modules() if isinstance(m, nn.Linear)}
+    for name in sorted(name for name in widths if name.endswith("_proj")):
+        d_in = widths[name]
         values = [(2 * next(draw) - 1) / d_in**0.5 for _ in range(r * d_in)]
         found[name] = torch.tensor(values).view(r, d_in)
     return found
