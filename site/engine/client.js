@@ -90,4 +90,18 @@ export class Client {
   score(examples, options = {}) {
     return this.ask("score", { ...options, examples });
   }
+
+  /**
+   * Trains LoRA on all linear layers, in the background, as utils/train/loop.py does; `batches` has the numbers of each
+   * step's examples. `onToken` gets each step's number and loss. From the first step on `{ url }` among an answer's
+   * adapters is the adapter, as far as it is; `signal` stops the training and leaves it.
+   *
+   * @param {{prompt: string, answer: string}[]} examples
+   * @param {{url: string, batches: number[][], r: number, alpha: number, lr: number, steps: number, seed?: number,
+   *   signal?: AbortSignal, onToken?: (value: {step: number, loss: number}) => void}} options
+   * @returns {Promise<{steps: number}>}
+   */
+  train(examples, { url, ...options }) {
+    return this.ask("train", { ...options, examples, url: this.folder(url) });
+  }
 }

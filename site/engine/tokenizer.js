@@ -88,6 +88,11 @@ export class Tokenizer {
     };
   }
 
+  /** A prompt in chat form and the answer that is learnt behind it, with its end-of-turn token. */
+  row(prompt, answer) {
+    return { prompt: this.chat(prompt), answer: this.encode(`${answer}<|end|>`) };
+  }
+
   /** A user's words in the tiny model's chat form (chat_template.jinja), up to where the answer begins. */
   chat(prompt) {
     return this.encode(`<|user|>${prompt}<|assistant|>`);

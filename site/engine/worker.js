@@ -8,11 +8,12 @@ import { argmax, generate, probabilities, random } from "./generate.js";
 import { Cache, Llama } from "./llama.js";
 import { readSafetensors } from "./safetensors.js";
 import { Tokenizer } from "./tokenizer.js";
+import { Trainer } from "./train.js";
 
 /** @type {Llama} */ let model;
 /** @type {Tokenizer} */ let tokenizer;
 const loading = new Map(), ordered = new Map(), made = new Map(), cancelled = new Set();
-let answering = 0;
+let answering = 0, training, space;
 
 /** A file's bytes, or an error that says which file and why. */
 async function bytes(url) {
@@ -143,6 +144,32 @@ const jobs = {
       postMessage({ job, text: { right, total: ++total, logProb: sum / tokens } });
     }
     return { right, total, logProb: sum / tokens };
+  },
+
+  /**
+   * Trains an adapter, in the background; answers and scores find it under `url`, as it is then. One training at a time:
+   * another ends it. A cancelled one leaves the adapter of its last step.
+   */
+  async train(job, { url, examples, batches, steps, ...options }) {
+    if (training) cancelled.add(training);
+    training = job;
+    try {
+      const trainer = new Trainer(model, { steps, ...options }, space);
+      const rows = examples.map(({ prompt, answer }) => tokenizer.row(prompt, answer)), adapter = trainer.adapter();
+      ({ space } = trainer);
+      loading.set(url, Promise.resolve(adapter));
+      for (let step = 0; step < steps; step++) {
+        const work = trainer.backward(batches[step].map((row) => rows[row]));
+        let part;
+        while (!(part = work.next()).done) await wait(job, true);
+        trainer.update();
+        Object.assign(adapter, trainer.adapter());
+        postMessage({ job, text: { step: step + 1, loss: part.value } });
+      }
+      return { steps };
+    } finally {
+      if (training === job) training = undefined;
+    }
   },
 };
 

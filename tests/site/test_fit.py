@@ -10,7 +10,7 @@ import pytest
 from transformers import GemmaConfig, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
 from tests.site.nodes import needs_node, run
-from tests.site.served import browser, needs_browser, opened, served
+from tests.site.served import browser, needs_browser, on_a_phone, opened, served
 from tools.site import fit_data
 from utils.lora import count_parameters
 from utils.models.configs import SHAPES, real_config
@@ -305,11 +305,7 @@ def test_a_tiny_models_parameters_are_a_number(figure):
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_it_fits_a_phone_and_everything_has_a_label(site, theme):
     url, own = site
-    page, wrong = opened(own, f"{url}/fit-{theme}.html", width=360)
-    assert page.evaluate("document.documentElement.scrollWidth") == 360
-    assert page.evaluate(
-        "[...document.querySelectorAll('input, select, textarea')].every((e) => e.labels.length === 1)"
-    )
+    page, wrong = on_a_phone(own, f"{url}/fit-{theme}.html")
     label = page.get_attribute(".fit-chart", "aria-label")
     assert f"LoRA {expected(Setup(batch=4)) / GB:.1f} GB" in label and "yours has 24" in label
     page.close()

@@ -8,7 +8,7 @@ import time
 import pytest
 import torch
 
-from tests.site.served import browser, needs_browser, opened, served
+from tests.site.served import browser, needs_browser, on_a_phone, opened, served
 from tools.site import figure_data, golden
 from utils.data.chat import Example, encode
 from utils.evaluate.metrics import complete
@@ -110,11 +110,7 @@ def test_keyboard_url_and_zero(board):
 
 def test_it_fits_a_phone(site):
     url, own = site
-    page, wrong = opened(own, f"{url}/mixing-dark.html", width=360)
-    assert page.evaluate("document.documentElement.scrollWidth") == 360
-    assert page.evaluate(
-        "[...document.querySelectorAll('input[type=range], textarea')].every((e) => e.labels.length === 1)"
-    )
+    page, wrong = on_a_phone(own, f"{url}/mixing-dark.html")
     assert wrong == []
 
 

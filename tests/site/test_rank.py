@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from tests.site.served import browser, needs_browser, opened, served
+from tests.site.served import browser, needs_browser, on_a_phone, opened, served
 from tools.site import rank_data
 from utils.evaluate.metrics import complete
 from utils.models.loading import load_tiny
@@ -81,7 +81,7 @@ def test_page_gives_the_recorded_matches(site):
 @pytest.mark.slow
 def test_rank_alpha_and_layers_by_keyboard(site):
     url, own = site
-    page, wrong = opened(own, f"{url}/rank-dark.html", width=360)
+    page, wrong = on_a_phone(own, f"{url}/rank-dark.html")
     full = rank_data.full_as_adapter()
     assert answered(page) == wanted(rank_data.with_update(rank_data.cut(full, 8)))
     squares = [s * s for s in RECORD["spectra"]["full"]["model.layers.1.mlp.up_proj"]]
@@ -108,7 +108,4 @@ def test_rank_alpha_and_layers_by_keyboard(site):
     page.keyboard.press("Home")
     page.wait_for_function("location.hash.includes('rank=0')")
     assert answered(page) == wanted(load_tiny()[0])
-    assert page.evaluate("document.documentElement.scrollWidth") == 360
-    unnamed = "[...document.querySelectorAll('input, textarea, select')].filter((e) => e.labels.length !== 1).length"
-    assert page.evaluate(unnamed) == 0
     assert wrong == []

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.site.nodes import needs_node, run
-from tests.site.served import browser, needs_browser, opened, served
+from tests.site.served import browser, needs_browser, on_a_phone, opened, served
 from utils.quant.nf4 import NF4, bits_per_parameter, dequantize, quantize, unpack_codes
 from utils.quant.small_floats import ROUNDINGS, dequantize_floats, quantize_floats
 
@@ -158,7 +158,5 @@ def test_a_pointer_moves_the_weight(figure):
 @pytest.mark.slow
 def test_it_fits_a_phone_and_every_control_has_a_name(site):
     url, own = site
-    page, wrong = opened(own, f"{url}/ruler-dark.html", width=360)
-    assert page.evaluate("document.documentElement.scrollWidth") == 360
-    assert page.evaluate("[...document.querySelectorAll('input')].every((e) => e.labels.length || e.ariaLabel)")
+    page, wrong = on_a_phone(own, f"{url}/ruler-dark.html")
     assert wrong == []

@@ -34,6 +34,12 @@ class Figure:
 
 
 FIGURES: Mapping[str, Figure] = {
+    "train": Figure(
+        "Train it here",
+        "Train an adapter in this page: 150 steps of LoRA on a task that the base can't do, with the loss as it falls. "
+        "Then ask base and adapter the same.",
+        (Place("00", "Chapter 0: Start here"),),
+    ),
     "rank": Figure(
         "The rank that talks",
         "Cut a trained update to its first singular directions and read what the model still says. The model runs in "

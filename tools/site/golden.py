@@ -9,20 +9,24 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from utils.data.chat import IGNORED, encode
+from utils.data.chat import padded as padded_ids
 from utils.lora import combine as combining
+from utils.lora import inject, lora_layers
 from utils.lora.combine import Adapter, How, combine, into_peft, padded, read_adapter
 from utils.models.loading import load_tiny
 from utils.tinyworld import TASKS, task_examples
 from utils.tinyworld.corpus import Split
 from utils.train.adapter_cache import adapter_dir
+from utils.train.loop import train
 
 BASE, MIX = "base", "mix"
 WAYS: tuple[How, ...] = ("cat", "linear", "ties", "dare_linear", "dare_ties", "svd")
@@ -193,6 +197,53 @@ def golden(prompts: int = 2, texts: int = 500) -> dict[str, Any]:
         "updates": {how: {la: mix[la].delta().flatten().tolist() for la in LAYERS} for how, mix in mixes.items()},
     }  # fmt: skip
     return found
+
+
+def gradients(r: int, double: bool = True) -> dict[str, Any]:
+    """The loss and the gradients of an adapter of rank `r`, lora_B drawn too, on a batch of all tasks' examples.
+
+    In float64 unless `double` is off: the rounding that is left is then all the engine's.
+    """
+    loaded: tuple[Any, Any] = load_tiny()
+    model, tokenizer = loaded
+    dtype = torch.float64 if double else torch.float32
+    inject(model.to(dtype), target_modules="all-linear", r=r, lora_alpha=2 * r)
+    generator = torch.Generator().manual_seed(SEED)
+    adapter = {}
+    for name, layer in lora_layers(model).items():
+        with torch.no_grad():
+            for factor in (layer.lora_A, layer.lora_B):
+                factor.copy_(torch.randn(factor.shape, generator=generator) * 0.05)
+        adapter[name] = {"lora_A": layer.lora_A, "lora_B": layer.lora_B}
+    rows = encode(tokenizer, [example for task in TASKS for example in task_examples(task, "train", 3)])
+    pairs = [(prompt + answer, [IGNORED] * len(prompt) + answer) for prompt, answer in rows]
+    loss = model(**padded_ids(pairs, tokenizer.pad_token_id)).loss
+    loss.backward()
+
+    def lists(of: Callable[[Tensor], Tensor]) -> dict[str, dict[str, list[float]]]:
+        rows = {name: factors.items() for name, factors in adapter.items()}
+        return {name: {part: of(own).flatten().tolist() for part, own in row} for name, row in rows.items()}
+
+    return {
+        "r": r, "alpha": 2 * r, "rows": [{"prompt": prompt, "answer": answer} for prompt, answer in rows],
+        "adapter": lists(Tensor.detach), "loss": loss.item(), "gradients": lists(lambda own: cast(Tensor, own.grad)),
+    }  # fmt: skip
+
+
+def training(r: int, lr: float, steps: int) -> list[float]:
+    """The losses of a run of the figure "train", by :func:`utils.train.loop.train`: from the same lora_A."""
+    from tools.site import train_data
+
+    model, tokenizer = load_tiny()
+    inject(model, target_modules="all-linear", r=r, lora_alpha=2 * r)
+    with torch.no_grad():
+        layers = lora_layers(model)
+        for name, values in train_data.start(r).items():
+            layers[name].lora_A.copy_(values)
+    recipe = train_data.RECIPE
+    examples = task_examples(train_data.TASK, "train", recipe.examples)
+    settings: dict[str, Any] = {"batch_size": recipe.batch_size, "seed": train_data.SEED, "progress": False}
+    return train(model, tokenizer, examples, steps=steps, lr=lr, **settings)
 
 
 def main() -> None:
