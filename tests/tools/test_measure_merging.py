@@ -56,6 +56,28 @@ def test_dequantizing_first_keeps_the_answers_and_drift_does_not_tell_the_two_ad
     assert sum(half) > 10 * sum(learnt)
 
 
+def test_a_small_update_is_rounded_away_and_a_large_one_stays():
+    """Claim C59: what 4 bits keep hangs on the update's size, and SmolLM2's is small."""
+    rows = json.loads(measure_merging.OUT.with_name("merging_kept.json").read_text(encoding="utf-8"))["rows"]
+    kept = {name: [(r["update"], r["kept"]) for r in rows if r["model"] == name] for name, _, _ in
+            measure_merging.KEPT.values()}  # fmt: skip
+    assert all(len(found) == 3 for found in kept.values())
+    assert all(0.24 < update < 0.28 and kept > 0.98 for update, kept in kept["tiny Llama"])
+    assert all(0.005 < update < 0.007 and kept < 0.02 for update, kept in kept["SmolLM2-135M-Instruct"])
+    real = json.loads(measure_merging.OUT.with_name("real_model.json").read_text(encoding="utf-8"))
+    lost = [row for row in real["tables"]["merging"]["small"] if row["way"] == INTO]
+    assert [row["steps"] for row in lost] == [20, 80]
+    assert all(row["lost"] == row["right"] and row["won"]["mean"] == 0 for row in lost)
+
+
+def test_the_share_that_is_kept_is_measured_on_a_trial(tmp_path):
+    measure_merging.main(["--kept", "--trial", "--out", str(tmp_path / "kept.json")])
+    (row,) = json.loads((tmp_path / "kept.json").read_text())["rows"]
+    assert row["model"] == "tiny Llama" and 0 < row["update"] < 0.05 and row["kept"] < 0.2
+    with pytest.raises(SystemExit):
+        measure_merging.main(["--kept", "--trial"])
+
+
 @pytest.mark.slow
 def test_the_tool_makes_such_a_row(tmp_path):
     measure_merging.main(["--trial", "--out", str(tmp_path / "merging.json")])

@@ -88,13 +88,34 @@ def test_the_page_has_a_row_for_each_finding_with_mean_interval_and_seeds():
     assert "| SmolLM2 | q,v | 50 (40 to 60) | 75 |  |" in text and "| SmolLM2 | full |  |  | 100 |" in text
     assert "| model | targets | r = 1 | r = 16 | - |" in text
     assert "| tiny | sums | 9 | 50 | 0 | 4 (0 to 8) | - |" in text and "Capacity" not in text
-    assert "Of 1 findings 0 hold on SmolLM2, 0 weaker, 0 are open, and 1 don't." in text
+    assert "Of 1 findings 0 hold on SmolLM2, 0 weaker, 0 are open, and 1 don't.\n" in text
+    later = {"findings": [*record["findings"], entry | {"tiny": found, "small": {"verdict": "not measured"}}]}
+    assert "and 1 don't. 1 more have not been measured on it." in page(record | later)
     assert side({"seeds": [], "values": []}) == "not measured"
 
 
 @pytest.mark.skipif(not recording.OUT.exists(), reason="the record is made on a GPU")
 def test_the_page_is_what_the_record_gives():
     assert PAGE.read_text(encoding="utf-8") == page(json.loads(recording.OUT.read_text(encoding="utf-8")))
+
+
+@pytest.mark.skipif(not recording.OUT.exists(), reason="the record is made on a GPU")
+def test_what_chapters_6_8_and_11_say_of_smollm2_is_in_the_record():
+    record = json.loads(recording.OUT.read_text(encoding="utf-8"))
+    tables = {name: found["small"] for name, found in record["tables"].items()}
+    (rule,) = [f for f in record["findings"] if f["key"] == "rule fixed"]
+    assert rule["small"]["values"] == [0.0, 0.0, 0.0]
+    ways = {
+        (r["how"], r["weight"]): [r[task]["mean"] for task in ("style", "translation")] for r in tables["combining"]
+    }
+    alone = [ways["style alone", 1.0][0], ways["translation alone", 1.0][1]]
+    assert [round(100 * value) for value in alone] == [100, 99]
+    assert all(min(both) < 0.5 for way, both in ways.items() if "alone" not in way[0])
+    at = {(r["form"], r["task"]): r for r in tables["formats"]}
+    for task in ("style", "translation"):
+        assert at["nf4", task]["mean"] > at["bf16", task]["mean"]
+        assert 0.2 < at["nf4", task]["first_choice_differs"] < 0.3
+    assert {row["seeds"] for row in [*tables["ranks"], *tables["formats"]]} == {3}
 
 
 def test_nothing_measured_is_said():

@@ -141,6 +141,7 @@ def page(record: Mapping[str, Any]) -> str:
     found = record["findings"]
     measured = [e for e in found if e["small"]["verdict"] != "not measured"]
     counts = Counter(e["small"]["verdict"] for e in measured)
+    missing = len(found) - len(measured)
     lines = [
         "# On a real model",
         "",
@@ -150,7 +151,8 @@ def page(record: Mapping[str, Any]) -> str:
         "them; weaker means with less than half of the tiny model's distance from it. The bounds were set before.",
         "",
         f"Of {len(measured)} findings {counts['holds']} hold on SmolLM2, {counts['holds, weaker']} weaker, "
-        f"{counts['open']} are open, and {counts[DOESNT]} don't.",
+        f"{counts['open']} are open, and {counts[DOESNT]} don't."
+        + (f" {missing} more have not been measured on it." if missing else ""),
         "",
         "| chapter | finding | unit | holds where | tiny | SmolLM2 | on SmolLM2 it |",
         "|---|---|---|---|---|---|---|",
