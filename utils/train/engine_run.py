@@ -62,6 +62,7 @@ def sft_settings(run: RunFile, checkpoints: Path) -> SFTConfig:
         "report_to": "none",
         "disable_tqdm": True,
         "save_strategy": "no",
+        "ddp_find_unused_parameters": False,  # transformers' default looks for them at every step
         "gradient_checkpointing": None,  # TRL's default is True, and any value under this old name warns
         "seed": 0,
         "ignore_data_skip": run.streaming,  # a stream begins where the run goes on
@@ -147,6 +148,26 @@ def shared_folder(run: RunFile) -> Iterator[Path]:
         _wait()
 
 
+def join() -> None:
+    """Become one of the run's processes, where a launcher started several, and keep the libraries quiet."""
+    import datasets
+    import torch
+    import torch.distributed as dist
+    import transformers
+
+    from utils.quiet import quiet_upstream
+    from utils.train.shard_on_cpu import shard_on_cpu
+
+    quiet_upstream()
+    datasets.disable_progress_bars()
+    transformers.logging.disable_progress_bar()
+    if "RANK" in os.environ and not dist.is_initialized():
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        dist.init_process_group("cuda:nccl,cpu:gloo" if torch.cuda.is_available() else "gloo")
+    shard_on_cpu()
+
+
 def _wait() -> None:
     import torch.distributed as dist
 
@@ -179,9 +200,7 @@ def build(run: RunFile, checkpoints: Path, *, step: int = 0) -> SFTTrainer:
 
     from utils.models.device import best_device, weights_dtype
     from utils.train.sft import sft_trainer
-    from utils.train.shard_on_cpu import shard_on_cpu
 
-    shard_on_cpu()
     args, adapter, four_bit = sft_settings(run, checkpoints), lora_settings(run), four_bit_settings(run)
     train, evaluation = training_data(run, world=ranks().world, step=step)
     more: dict[str, Any] = {"dtype": weights_dtype(best_device())}
@@ -214,10 +233,7 @@ def train(run: RunFile) -> Path:
     from utils.train.lost_rank import says_when_another_ends
 
     with says_when_another_ends(lambda: run_folder.what_is_left(run.output)):
-        if ranks().world > 1:
-            from accelerate import PartialState
-
-            PartialState()  # the process group, so that all can wait for the folder
+        join()
         with shared_folder(run) as partial:
             last = run_folder.last_checkpoint(partial / run_folder.CHECKPOINTS)
             step = int(last.name.rpartition("-")[2]) if last else 0

@@ -112,7 +112,8 @@ def is_finite(tensor: Tensor) -> bool:
 def check_token_ids(model: nn.Module, tokenizer: PreTrainedTokenizerBase, largest: int) -> None:
     """Raise ValueError when a token's id, of which `largest` is the largest, has no row in the model's embedding."""
     try:
-        rows = cast(Any, model).get_input_embeddings().weight.shape[0]  # of transformers' models
+        weight = cast(Any, model).get_input_embeddings().weight  # of transformers' models
+        rows = getattr(weight, "ds_shape", weight.shape)[0]  # under ZeRO-3 a process has none of them
     except (AttributeError, NotImplementedError):
         return
     if largest >= rows:

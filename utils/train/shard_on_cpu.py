@@ -1,12 +1,13 @@
 """FSDP2 through accelerate on processes without a GPU, for tests and for trying a configuration out.
 
-accelerate 1.15 shards on accelerators only: with gloo on CPUs it ignores a configuration's FSDP part without a word and
-runs DDP. What it does for FSDP2 needs no GPU, though.
+accelerate 1.15 shards on accelerators only: with gloo on CPUs it passes over a configuration's FSDP part without a word
+and runs DDP. What it does for FSDP2 needs no GPU, though.
 """
 
 from __future__ import annotations
 
 import os
+from typing import Any
 
 
 def wants_fsdp() -> bool:
@@ -15,10 +16,11 @@ def wants_fsdp() -> bool:
 
 
 def shard_on_cpu() -> bool:
-    """Let accelerate shard on the CPU in this process: call it before the first Accelerator or TrainingArguments.
+    """Let accelerate shard on the CPU in this process, once the process group is there and before the first Accelerator
+    or TrainingArguments is made.
 
-    Returns whether that was needed: the configuration asks for FSDP, there is a launcher, and no GPU. It starts the
-    process group and gives the group the name of several GPUs, by which accelerate chooses; the device stays the CPU.
+    Several processes on CPUs get the name of several GPUs, by which accelerate chooses; the device stays the CPU.
+    Returns whether that was needed: the configuration asks for FSDP, a launcher started this, and there is no GPU.
     """
     import torch
     from accelerate import PartialState
@@ -26,6 +28,12 @@ def shard_on_cpu() -> bool:
 
     if not wants_fsdp() or "RANK" not in os.environ or torch.accelerator.is_available():
         return False
-    state = PartialState(cpu=True)
-    state._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+    prepare: Any = PartialState._prepare_backend
+
+    def as_gpus(self: PartialState, *args: Any, **kwargs: Any) -> tuple[str | None, DistributedType]:
+        backend, kind = prepare(self, *args, **kwargs)
+        return backend, DistributedType.MULTI_GPU if kind == DistributedType.MULTI_CPU else kind
+
+    PartialState._prepare_backend = as_gpus
+    os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"  # or it would look for the GPU of that name
     return True
