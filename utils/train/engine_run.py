@@ -52,6 +52,7 @@ def sft_settings(run: RunFile, checkpoints: Path) -> SFTConfig:
     from trl import SFTConfig
 
     from utils.models.device import best_device, trainer_precision
+    from utils.train.shard_on_cpu import wants_deepspeed
 
     refuse_unknown(run.sft, SFTConfig.__dataclass_fields__, "sft has")
     accumulation = int(run.sft.get("gradient_accumulation_steps", 1))
@@ -67,6 +68,7 @@ def sft_settings(run: RunFile, checkpoints: Path) -> SFTConfig:
         "seed": 0,
         "ignore_data_skip": run.streaming,  # a stream begins where the run goes on
         **trainer_precision(best_device()),
+        **({"use_cpu": False} if wants_deepspeed() else {}),  # with True accelerate would leave DeepSpeed out
         **run.sft,
     }
     if settings["gradient_checkpointing"]:

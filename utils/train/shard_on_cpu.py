@@ -1,4 +1,4 @@
-"""FSDP2 through accelerate on processes without a GPU, for tests and for trying a configuration out.
+"""FSDP2 and ZeRO-3 through accelerate on processes without a GPU, for tests and for trying a configuration out.
 
 accelerate 1.15 shards on accelerators only: with gloo on CPUs it passes over a configuration's FSDP part without a word
 and runs DDP. What it does for FSDP2 needs no GPU, though.
@@ -15,6 +15,11 @@ def wants_fsdp() -> bool:
     return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
 
 
+def wants_deepspeed() -> bool:
+    """Whether the launcher's configuration asks for DeepSpeed."""
+    return os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
+
+
 def shard_on_cpu() -> bool:
     """Let accelerate shard on the CPU in this process, once the process group is there and before the first Accelerator
     or TrainingArguments is made.
@@ -26,13 +31,14 @@ def shard_on_cpu() -> bool:
     from accelerate import PartialState
     from accelerate.utils import DistributedType
 
-    if not wants_fsdp() or "RANK" not in os.environ or torch.accelerator.is_available():
+    if not (wants_fsdp() or wants_deepspeed()) or "RANK" not in os.environ or torch.accelerator.is_available():
         return False
     prepare: Any = PartialState._prepare_backend
 
     def as_gpus(self: PartialState, *args: Any, **kwargs: Any) -> tuple[str | None, DistributedType]:
         backend, kind = prepare(self, *args, **kwargs)
-        return backend, DistributedType.MULTI_GPU if kind == DistributedType.MULTI_CPU else kind
+        cpus = kind in (DistributedType.MULTI_CPU, DistributedType.NO)
+        return ("gloo", DistributedType.MULTI_GPU) if cpus else (backend, kind)
 
     PartialState._prepare_backend = as_gpus
     os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"  # or it would look for the GPU of that name
