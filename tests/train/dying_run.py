@@ -1,0 +1,32 @@
+"""A run as tools/train.py makes it, whose rank DIE_RANK kills itself with SIGKILL as step DIE_STEP begins."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+from tools import train  # noqa: E402
+from utils.train import engine_run  # noqa: E402
+
+
+def killing(make):
+    def keep_settings(adapter):
+        callback = make(adapter)
+
+        def on_step_begin(args, state, control, **kwargs):
+            if state.global_step + 1 == int(os.environ["DIE_STEP"]) and engine_run.ranks().rank == int(
+                os.environ["DIE_RANK"]
+            ):
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        callback.on_step_begin = on_step_begin
+        return callback
+
+    return keep_settings
+
+
+if __name__ == "__main__":
+    engine_run.keep_settings = killing(engine_run.keep_settings)
+    sys.exit(train.main())
