@@ -12,7 +12,7 @@ from utils.train import engine_run  # noqa: E402
 
 
 def killing(make):
-    def keep_settings(adapter):
+    def at_the_engine(adapter):
         callback = make(adapter)
 
         def on_step_begin(args, state, control, **kwargs):
@@ -24,9 +24,9 @@ def killing(make):
         callback.on_step_begin = on_step_begin
         return callback
 
-    return keep_settings
+    return at_the_engine
 
 
 if __name__ == "__main__":
-    engine_run.keep_settings = killing(engine_run.keep_settings)
+    engine_run.at_the_engine = killing(engine_run.at_the_engine)
     sys.exit(train.main())

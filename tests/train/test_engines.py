@@ -1,4 +1,4 @@
-"""tools/train.py under its engines, on CPUs with gloo: the same run on one process and on two, stopped and gone on with."""
+"""tools/train.py under its engines, on CPUs with gloo: one run on one process and on two, stopped and gone on with."""
 
 import dataclasses
 import importlib.util
@@ -27,6 +27,7 @@ ENGINES = ROOT / "tools" / "engines"
 DATA = ROOT / "assets" / "data" / "instructions" / "train.jsonl"
 
 STEPS = 6
+SFT = {"max_steps": STEPS, "learning_rate": 6e-3, "max_length": 256, "save_strategy": "steps", "save_steps": 3}
 # Float32 rounds a loss of 8.5 to 1e-6, and Adam carries that into the weights, at its first steps the more the smaller
 # a gradient is. A step of other records, or a mean over ranks instead of tokens, changes a loss by more than 0.01.
 CLOSE = 2e-4
@@ -41,8 +42,7 @@ ON_TWO = ["ddp", "fsdp2", pytest.param("zero3", marks=needs_deepspeed)]
 def recipe(output, **changes):
     return {
         "model": str(models.ASSETS / "tiny-llama"), "data": str(DATA), "only": {"task": "style"}, "output": str(output),
-        "global_batch_size": 8, "lora": {"r": 8, "lora_alpha": 16},
-        "sft": {"max_steps": STEPS, "learning_rate": 6e-3, "max_length": 256, "save_strategy": "steps", "save_steps": 3},
+        "global_batch_size": 8, "lora": {"r": 8, "lora_alpha": 16}, "sft": {**SFT},
         **changes,
     }  # fmt: skip
 
@@ -105,7 +105,7 @@ def two(tmp_path_factory):
     return of
 
 
-# ------------------------------------------------------------------------------------------------- one and two processes
+# ------------------------------------------------------------------------------------------ one and two processes
 
 
 @pytest.mark.slow
@@ -409,3 +409,25 @@ def test_accelerate_knows_every_key_of_the_configurations(engine):
     known = {action.dest for action in launch_command_parser()._actions}
     assert {**config.fsdp_config, **config.deepspeed_config}.keys() <= known
     assert config.distributed_type.value == {"ddp": "MULTI_GPU", "zero3": "DEEPSPEED"}.get(engine, "FSDP")
+
+
+# ------------------------------------------------------------------------------------------------------- four bits
+
+
+@pytest.mark.slow
+def test_qlora_under_fsdp2_shards_the_codes_and_has_the_losses_of_one_process(tmp_path):
+    four_bit = {
+        "bnb_4bit_quant_type": "nf4",
+        "bnb_4bit_compute_dtype": "bfloat16",
+        "bnb_4bit_quant_storage": "bfloat16",
+    }
+    content = recipe(tmp_path / "adapter", four_bit=four_bit)
+    done = launch(tmp_path, engine="fsdp2_qlora", content=content)
+    assert done.returncode == 0, done.stderr[-3000:]
+    here, whole = map(int, done.stdout.partition("holds ")[2].replace(",", "").split(" numbers")[0].split(" of "))
+    assert here < 0.51 * whole
+    (tmp_path / "one").mkdir()
+    engine_run.train(checked_run({**content, "output": str(tmp_path / "one" / "adapter")}))
+    differences = [abs(x - y) for x, y in zip(losses(tmp_path / "one" / "adapter"), losses(tmp_path / "adapter"))]
+    print("QLoRA: differences of the losses", [f"{each:.0e}" for each in differences])
+    assert differences[0] < CLOSE and max(differences) < 0.15  # the adapters are bfloat16, which rounds to 1 in 256

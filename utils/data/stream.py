@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import glob
 import gzip
-import io
 import json
 import random
 from collections.abc import Iterator, Mapping, Sequence
@@ -41,7 +40,7 @@ def stream_lines(files: Sequence[str | Path]) -> Iterator[dict[str, Any]]:
     for a line that is no object, once it gets there."""
     for file in map(Path, files):
         unpacked = gzip.open(file, "rt", encoding="utf-8") if file.name.lower().endswith(".gz") else None
-        with unpacked or io.open(file, encoding="utf-8-sig") as lines:
+        with unpacked or open(file, encoding="utf-8-sig") as lines:
             for number, line in enumerate(lines, start=1):
                 if not line.strip():
                     continue

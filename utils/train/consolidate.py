@@ -64,7 +64,7 @@ def save_gathered(model: PeftModel, folder: str | Path, *, main: bool) -> None:
         check_whole(folder)
 
 
-# --------------------------------------------------------------------------------------------------- out of a checkpoint
+# ---------------------------------------------------------------------------------------------- out of a checkpoint
 
 
 def consolidate(checkpoint: str | Path, out: str | Path) -> Path:

@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from utils.train import run_folder
 from utils.train.run_file import RunFile, batch_of_a_process, refuse_unknown
+from utils.train.shard_on_cpu import shard_on_cpu, wants_deepspeed, wants_fsdp
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
     from peft import LoraConfig, PeftModel
+    from torch import nn
     from transformers import BitsAndBytesConfig, PreTrainedModel, TrainerCallback
     from trl import SFTConfig, SFTTrainer
 
@@ -52,7 +54,6 @@ def sft_settings(run: RunFile, checkpoints: Path) -> SFTConfig:
     from trl import SFTConfig
 
     from utils.models.device import best_device, trainer_precision
-    from utils.train.shard_on_cpu import wants_deepspeed
 
     refuse_unknown(run.sft, SFTConfig.__dataclass_fields__, "sft has")
     accumulation = int(run.sft.get("gradient_accumulation_steps", 1))
@@ -93,8 +94,6 @@ def four_bit_settings(run: RunFile) -> BitsAndBytesConfig | None:
     if run.four_bit is None:
         return None
     from transformers import BitsAndBytesConfig
-
-    from utils.train.shard_on_cpu import wants_fsdp
 
     if wants_fsdp() and run.four_bit.get("bnb_4bit_quant_storage") != "bfloat16":
         raise ValueError(
@@ -158,7 +157,6 @@ def join() -> None:
     import transformers
 
     from utils.quiet import quiet_upstream
-    from utils.train.shard_on_cpu import shard_on_cpu
 
     quiet_upstream()
     datasets.disable_progress_bars()
@@ -177,18 +175,54 @@ def _wait() -> None:
         dist.barrier()
 
 
-def keep_settings(adapter: LoraConfig) -> TrainerCallback:
-    """A callback that puts the adapter's settings into each checkpoint: the trainer leaves them out where it saves
-    shards, and without them the shards are no adapter."""
+class Held(NamedTuple):
+    """How many of a model's numbers this process holds, and how many there are; bitsandbytes' codes as they lie."""
+
+    here: int
+    all: int
+
+
+def held(model: nn.Module) -> Held:
+    """What this process holds of a model that an engine has wrapped."""
+    here = whole = 0
+    for parameter in model.parameters():
+        if hasattr(parameter, "ds_numel"):  # ZeRO-3's mark
+            here, whole = here + parameter.ds_tensor.numel(), whole + parameter.ds_numel
+        else:
+            here += parameter.to_local().numel() if hasattr(parameter, "to_local") else parameter.numel()
+            whole += parameter.numel()
+    return Held(here, whole)
+
+
+def engine_name() -> str:
+    """Which engine the launcher's configuration asks for: "FSDP2", "ZeRO-3", "DDP", or "no engine" for one process."""
+    if wants_deepspeed():
+        return f"ZeRO-{os.environ.get('ACCELERATE_DEEPSPEED_ZERO_STAGE', '?')}"
+    return "FSDP2" if wants_fsdp() else "DDP" if ranks().world > 1 else "no engine"
+
+
+def at_the_engine(adapter: LoraConfig) -> TrainerCallback:
+    """A callback that says what each process holds, and puts the adapter's settings into each checkpoint: the trainer
+    leaves them out where it saves shards, and without them the shards are no adapter.
+
+    Raises RuntimeError as the training begins when the engine should have cut the model up and hasn't.
+    """
     from transformers import TrainerCallback
 
-    class KeepSettings(TrainerCallback):
+    class AtTheEngine(TrainerCallback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+            (here, whole), world, name = held(model), ranks().world, engine_name()
+            if world > 1 and name in ("FSDP2", "ZeRO-3") and here == whole:
+                raise RuntimeError(f"{name} was asked for, and this process holds all of the model: it isn't sharded")
+            if ranks().main:
+                print(f"{name}, {world} process{'es' * (world > 1)}: rank 0 holds {here:,} of {whole:,} numbers")
+
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             folder = Path(args.output_dir, f"checkpoint-{state.global_step}")
             if state.is_world_process_zero and folder.is_dir():
                 adapter.save_pretrained(str(folder))
 
-    return KeepSettings()
+    return AtTheEngine()
 
 
 def build(run: RunFile, checkpoints: Path, *, step: int = 0) -> SFTTrainer:
@@ -215,10 +249,8 @@ def build(run: RunFile, checkpoints: Path, *, step: int = 0) -> SFTTrainer:
 
         keep_trainable(model)
     tokenizer = AutoTokenizer.from_pretrained(run.model)
-    trainer = sft_trainer(
-        model, tokenizer, cast("Dataset", train), args, evaluation=evaluation, peft_config=adapter
-    )
-    trainer.add_callback(keep_settings(cast("PeftModel", trainer.model).peft_config["default"]))
+    trainer = sft_trainer(model, tokenizer, cast("Dataset", train), args, evaluation=evaluation, peft_config=adapter)
+    trainer.add_callback(at_the_engine(cast("PeftModel", trainer.model).peft_config["default"]))
     return trainer
 
 
@@ -241,7 +273,9 @@ def train(run: RunFile) -> Path:
             step = int(last.name.rpartition("-")[2]) if last else 0
             trainer = build(run, partial / run_folder.CHECKPOINTS, step=step)
             trainer.train(resume_from_checkpoint=str(last) if last else None)
-            save_gathered(cast("PeftModel", trainer.accelerator.unwrap_model(trainer.model)), partial, main=ranks().main)
+            save_gathered(
+                cast("PeftModel", trainer.accelerator.unwrap_model(trainer.model)), partial, main=ranks().main
+            )
             if ranks().main:
                 log = [entry for entry in trainer.state.log_history if "loss" in entry or "eval_loss" in entry]
                 (partial / "log.json").write_text(json.dumps(log, indent=1) + "\n", encoding="utf-8")
