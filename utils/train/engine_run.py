@@ -97,8 +97,8 @@ def four_bit_settings(run: RunFile) -> BitsAndBytesConfig | None:
 
     if wants_fsdp() and run.four_bit.get("bnb_4bit_quant_storage") != "bfloat16":
         raise ValueError(
-            "FSDP shards floating-point weights only: four_bit needs bnb_4bit_quant_storage: bfloat16, the dtype of the "
-            f"adapter, and has {run.four_bit.get('bnb_4bit_quant_storage', 'uint8, which is the default')}"
+            "FSDP shards floating-point weights only: four_bit needs bnb_4bit_quant_storage: bfloat16, the dtype of "
+            f"the adapter, and has {run.four_bit.get('bnb_4bit_quant_storage', 'uint8, which is the default')}"
         )
     return BitsAndBytesConfig(**{"load_in_4bit": True, **run.four_bit})
 
@@ -185,7 +185,8 @@ class Held(NamedTuple):
 def held(model: nn.Module) -> Held:
     """What this process holds of a model that an engine has wrapped."""
     here = whole = 0
-    for parameter in model.parameters():
+    for each in model.parameters():
+        parameter = cast(Any, each)
         if hasattr(parameter, "ds_numel"):  # ZeRO-3's mark
             here, whole = here + parameter.ds_tensor.numel(), whole + parameter.ds_numel
         else:
@@ -250,7 +251,7 @@ def build(run: RunFile, checkpoints: Path, *, step: int = 0) -> SFTTrainer:
         keep_trainable(model)
     tokenizer = AutoTokenizer.from_pretrained(run.model)
     trainer = sft_trainer(model, tokenizer, cast("Dataset", train), args, evaluation=evaluation, peft_config=adapter)
-    trainer.add_callback(at_the_engine(cast("PeftModel", trainer.model).peft_config["default"]))
+    trainer.add_callback(at_the_engine(adapter))
     return trainer
 
 
@@ -273,9 +274,8 @@ def train(run: RunFile) -> Path:
             step = int(last.name.rpartition("-")[2]) if last else 0
             trainer = build(run, partial / run_folder.CHECKPOINTS, step=step)
             trainer.train(resume_from_checkpoint=str(last) if last else None)
-            save_gathered(
-                cast("PeftModel", trainer.accelerator.unwrap_model(trainer.model)), partial, main=ranks().main
-            )
+            trained = cast("PeftModel", trainer.accelerator.unwrap_model(trainer.model))
+            save_gathered(trained, partial, main=ranks().main)
             if ranks().main:
                 log = [entry for entry in trainer.state.log_history if "loss" in entry or "eval_loss" in entry]
                 (partial / "log.json").write_text(json.dumps(log, indent=1) + "\n", encoding="utf-8")
