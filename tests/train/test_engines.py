@@ -72,10 +72,15 @@ def matrices(folder):
     return load_file(str(folder / "adapter_model.safetensors"))
 
 
-def largest_difference(a, b):
+def assert_the_same(a, b, what):
+    """Two adapters as two roundings of one run leave them: a number here and there moved, since Adam's first steps are
+    as long as the learning rate, 6e-3, whatever the gradient; the rest to 1e-5."""
     assert a.keys() == b.keys()
     assert all(a[name].shape == b[name].shape for name in a)
-    return max((a[name] - b[name]).abs().max().item() for name in a)
+    one, two = (torch.cat([each[name].flatten() for name in sorted(a)]) for each in (a, b))
+    apart, moved = (one - two).norm() / one.norm(), int(((one - two).abs() > 1e-4).sum())
+    print(f"{what}: adapters differ by {apart:.0e} of their norm, {moved} of {len(one):,} numbers by more than 1e-4")
+    assert apart < 1e-3 and moved < 20
 
 
 @pytest.fixture(scope="module")
@@ -122,9 +127,7 @@ def test_two_processes_have_the_losses_of_one(engine, one, two):
 @pytest.mark.parametrize("engine", ON_TWO)
 def test_the_adapter_of_two_processes_is_that_of_one(engine, one, two):
     here = matrices(one / "checkpoints" / f"checkpoint-{STEPS}")
-    difference = largest_difference(here, matrices(two(engine)))
-    print(f"{engine}: largest difference of the adapters {difference:.1e}")
-    assert difference < 1e-3  # of numbers up to 0.07; Adam's first steps are as long as the learning rate, 6e-3
+    assert_the_same(here, matrices(two(engine)), engine)
     consolidate.check_whole(two(engine))
     model = PeftModel.from_pretrained(models.load_base()[0], str(two(engine)))
     assert sum("lora_A" in name for name, _ in model.named_parameters()) == len(here) / 2
@@ -163,7 +166,7 @@ def killed(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("engine", ON_TWO)
 def test_a_killed_process_ends_the_run_with_a_sentence_and_leaves_the_checkpoint(engine, killed, one, tmp_path):
     done, folder, _ = killed(engine)
     assert done.returncode != 0
@@ -176,7 +179,7 @@ def test_a_killed_process_ends_the_run_with_a_sentence_and_leaves_the_checkpoint
     assert last is not None and last.name == "checkpoint-3"
     whole = consolidate.consolidate(last, tmp_path / "whole")
     here = matrices(one / "checkpoints" / "checkpoint-3")
-    assert largest_difference(here, matrices(whole)) < 1e-3
+    assert_the_same(here, matrices(whole), f"{engine}, consolidated")
     PeftModel.from_pretrained(models.load_base()[0], str(whole))
 
 
@@ -198,7 +201,7 @@ def test_shards_of_two_processes_go_on_on_another_number(processes, killed, one)
     assert done.returncode == 0, done.stderr[-3000:]
     assert max(abs(x - y) for x, y in zip(losses(one), losses(folder / "adapter"), strict=True)) < CLOSE
     here = matrices(one / "checkpoints" / f"checkpoint-{STEPS}")
-    assert largest_difference(here, matrices(folder / "adapter")) < 1e-3
+    assert_the_same(here, matrices(folder / "adapter"), f"2 processes, then {processes}")
 
 
 @pytest.mark.slow
@@ -428,6 +431,8 @@ def test_qlora_under_fsdp2_shards_the_codes_and_has_the_losses_of_one_process(tm
     assert here < 0.51 * whole
     (tmp_path / "one").mkdir()
     engine_run.train(checked_run({**content, "output": str(tmp_path / "one" / "adapter")}))
-    differences = [abs(x - y) for x, y in zip(losses(tmp_path / "one" / "adapter"), losses(tmp_path / "adapter"))]
+    differences = [
+        abs(x - y) for x, y in zip(losses(tmp_path / "one" / "adapter"), losses(tmp_path / "adapter"), strict=True)
+    ]
     print("QLoRA: differences of the losses", [f"{each:.0e}" for each in differences])
     assert differences[0] < CLOSE and max(differences) < 0.15  # the adapters are bfloat16, which rounds to 1 in 256

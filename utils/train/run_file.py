@@ -60,9 +60,8 @@ def checked_run(content: Any, name: str = "the recipe") -> RunFile:
     the values of PEFT and TRL are theirs to refuse.
     """
     if not isinstance(content, Mapping):
-        raise ValueError(
-            f"{name} holds {type(content).__name__} and no keys with values: see tools/engines/recipe.yaml"
-        )
+        kind = type(content).__name__
+        raise ValueError(f"{name} holds {kind} and no keys with values: see tools/engines/recipe.yaml")
     known = {each.name: each for each in fields(RunFile)}
     refuse_unknown(content, known, f"{name} has")
     if missing := [key for key in ("model", "data", "output") if not content.get(key)]:

@@ -33,13 +33,14 @@ def shard_on_cpu() -> bool:
 
     if not (wants_fsdp() or wants_deepspeed()) or "RANK" not in os.environ or torch.accelerator.is_available():
         return False
-    prepare: Any = PartialState._prepare_backend
+    kind_of_state: Any = PartialState
+    prepare = kind_of_state._prepare_backend
 
     def as_gpus(self: PartialState, *args: Any, **kwargs: Any) -> tuple[str | None, DistributedType]:
         backend, kind = prepare(self, *args, **kwargs)
         cpus = kind in (DistributedType.MULTI_CPU, DistributedType.NO)
         return ("gloo", DistributedType.MULTI_GPU) if cpus else (backend, kind)
 
-    PartialState._prepare_backend = as_gpus
+    kind_of_state._prepare_backend = as_gpus
     os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"  # or it would look for the GPU of that name
     return True
