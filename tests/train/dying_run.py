@@ -1,4 +1,5 @@
-"""A run as tools/train.py makes it, whose rank DIE_RANK kills itself with SIGKILL as step DIE_STEP begins."""
+"""A run as tools/train.py makes it, whose rank DIE_RANK kills itself with SIGKILL as step DIE_STEP begins; with
+NO_SHARDING one that leaves accelerate as it is on CPUs."""
 
 import os
 import signal
@@ -16,7 +17,7 @@ def killing(make):
         callback = make(adapter)
 
         def on_step_begin(args, state, control, **kwargs):
-            if state.global_step + 1 == int(os.environ["DIE_STEP"]) and engine_run.ranks().rank == int(
+            if state.global_step + 1 == int(os.environ.get("DIE_STEP", "0")) and engine_run.ranks().rank == int(
                 os.environ["DIE_RANK"]
             ):
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -29,4 +30,6 @@ def killing(make):
 
 if __name__ == "__main__":
     engine_run.at_the_engine = killing(engine_run.at_the_engine)
+    if "NO_SHARDING" in os.environ:
+        engine_run.shard_on_cpu = lambda: False
     sys.exit(train.main())

@@ -142,6 +142,30 @@ def test_a_mean_over_ranks_has_other_losses(one, tmp_path):
     assert max(abs(x - y) for x, y in zip(losses(one), losses(tmp_path / "adapter"), strict=True)) > 50 * CLOSE
 
 
+@pytest.mark.slow
+def test_accelerate_runs_ddp_on_cpus_where_fsdp_was_asked_for_and_the_run_says_so(tmp_path):
+    done = launch(tmp_path, engine="fsdp2", script="tests/train/dying_run.py", env={"NO_SHARDING": "1"})
+    assert done.returncode != 0
+    assert "FSDP2 was asked for, and this process holds all of the model" in done.stderr
+
+
+@pytest.mark.slow
+def test_accumulation_checkpointing_and_evaluation_are_the_same_on_two_processes(tmp_path):
+    sft = {**SFT, "gradient_accumulation_steps": 2, "gradient_checkpointing": True, "eval_strategy": "steps"}
+    content = recipe(tmp_path / "adapter", sft={**sft, "eval_steps": 3, "save_strategy": "no"}, held_out=0.1)
+    done = launch(tmp_path, engine="fsdp2", content=content)
+    assert done.returncode == 0, done.stderr[-3000:]
+    (tmp_path / "one").mkdir()
+    engine_run.train(checked_run({**content, "output": str(tmp_path / "one" / "adapter")}))
+    a, b = (json.loads((folder / "adapter" / "log.json").read_text()) for folder in (tmp_path / "one", tmp_path))
+    assert [entry.keys() for entry in a] == [entry.keys() for entry in b]
+    for name, least in (("loss", STEPS), ("eval_loss", 2)):
+        both = [(x[name], y[name]) for x, y in zip(a, b, strict=True) if name in x]
+        assert len(both) == least
+        print(f"{name}: largest difference {max(abs(x - y) for x, y in both):.1e}")
+    assert max(abs(x["loss"] - y["loss"]) for x, y in zip(a, b, strict=True) if "loss" in x) < CLOSE
+
+
 # ------------------------------------------------------------------------------------------ stopped, and gone on with
 
 

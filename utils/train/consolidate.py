@@ -41,7 +41,7 @@ def gathered(model: nn.Module) -> dict[str, Tensor]:
         if not parameter.requires_grad:
             continue
         if isinstance(parameter, DTensor):
-            whole = parameter.detach().full_tensor()
+            whole = cast(DTensor, parameter.detach()).full_tensor()
         elif hasattr(parameter, "ds_id"):  # ZeRO-3's mark
             import deepspeed  # pyright: ignore[reportMissingImports]  # only where a run was started with it
 

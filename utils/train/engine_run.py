@@ -3,6 +3,9 @@
 The engine is the launcher's configuration: none, DDP, FSDP2 or ZeRO-3 (`tools/engines`). A step's records, the losses
 and the adapter are the same on any number of processes. The checkpoints are the engine's own; what comes out at the
 end is an ordinary PEFT folder.
+
+Attributes:
+    TIMEOUT: Seconds that processes wait for each other, unless the file's ``sft.ddp_timeout`` says otherwise.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -24,6 +28,8 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import BitsAndBytesConfig, PreTrainedModel, TrainerCallback
     from trl import SFTConfig, SFTTrainer
+
+TIMEOUT = 600.0
 
 
 class Ranks(NamedTuple):
@@ -149,8 +155,12 @@ def shared_folder(run: RunFile) -> Iterator[Path]:
         _wait()
 
 
-def join() -> None:
-    """Become one of the run's processes, where a launcher started several, and keep the libraries quiet."""
+def join(timeout: float = TIMEOUT) -> None:
+    """Become one of the run's processes, where a launcher started several, and keep the libraries quiet.
+
+    timeout: seconds after which a collective that some process doesn't enter ends in an error, SFTConfig's
+    `ddp_timeout`; that of SFTConfig comes too late, when there is a process group.
+    """
     import datasets
     import torch
     import torch.distributed as dist
@@ -164,7 +174,8 @@ def join() -> None:
     if "RANK" in os.environ and not dist.is_initialized():
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        dist.init_process_group("cuda:nccl,cpu:gloo" if torch.cuda.is_available() else "gloo")
+        backend = "cuda:nccl,cpu:gloo" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
     shard_on_cpu()
 
 
@@ -268,7 +279,7 @@ def train(run: RunFile) -> Path:
     from utils.train.lost_rank import says_when_another_ends
 
     with says_when_another_ends(lambda: run_folder.what_is_left(run.output)):
-        join()
+        join(float(run.sft.get("ddp_timeout", TIMEOUT)))
         with shared_folder(run) as partial:
             last = run_folder.last_checkpoint(partial / run_folder.CHECKPOINTS)
             step = int(last.name.rpartition("-")[2]) if last else 0

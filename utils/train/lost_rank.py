@@ -6,6 +6,8 @@ notice first, by an exception about a closed connection.
 
 Attributes:
     CLOSED: What such exceptions say, of gloo and of NCCL.
+    WAIT: Seconds that a process with such an exception gives the launcher to stop it. If it raised at once, the
+        launcher would call it the cause.
 """
 
 from __future__ import annotations
@@ -18,15 +20,15 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-CLOSED = ("Connection closed by peer", "Connection reset", "Broken pipe", "NCCL", "Socket Timeout", "Timed out")
-
-_WAIT = 20.0  # seconds in which a launcher stops the survivors; then a survivor goes by itself
+CLOSED = ("Connection closed by peer", "Connection reset", "Broken pipe", "Socket Timeout", "remote process exited")
+WAIT = 20.0
 
 
 @contextmanager
 def says_when_another_ends(what_is_left: Callable[[], str]) -> Iterator[None]:
-    """Within the block, on SIGTERM or on the exception that a lost process causes, one sentence goes to stderr, with
-    that of `what_is_left`, and this process ends with status 143 (128 + SIGTERM).
+    """Within the block, on SIGTERM one sentence goes to stderr, with that of `what_is_left`, and this process ends with
+    status 143 (128 + SIGTERM). An exception that a lost process causes waits for that signal, and is raised when none
+    comes.
 
     Only for the main thread, and only in a process that a launcher started (`WORLD_SIZE` above 1); elsewhere the block
     runs as it is. `what_is_left` may do nothing collective: the others are gone.
@@ -42,10 +44,9 @@ def says_when_another_ends(what_is_left: Callable[[], str]) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if not any(words in str(error) for words in CLOSED):
-            raise
-        time.sleep(_WAIT)  # the launcher must see the lost process first, or it would call this one the cause
-        _say_and_end(what_is_left)
+        if any(words in str(error) for words in CLOSED):
+            time.sleep(WAIT)
+        raise
     finally:
         signal.set_wakeup_fd(wakeup)
         signal.signal(signal.SIGTERM, before)
