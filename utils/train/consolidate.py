@@ -6,6 +6,7 @@ Attributes:
 
 from __future__ import annotations
 
+import importlib
 import json
 import tempfile
 from collections.abc import Mapping
@@ -43,9 +44,7 @@ def gathered(model: nn.Module) -> dict[str, Tensor]:
         if isinstance(parameter, DTensor):
             whole = cast(DTensor, parameter.detach()).full_tensor()
         elif hasattr(parameter, "ds_id"):  # ZeRO-3's mark
-            import deepspeed  # pyright: ignore[reportMissingImports]  # only where a run was started with it
-
-            with deepspeed.zero.GatheredParameters([parameter]):
+            with _deepspeed("").zero.GatheredParameters([parameter]):
                 whole = parameter.detach().clone()
         else:
             whole = parameter.detach()
@@ -70,9 +69,9 @@ def save_gathered(model: PeftModel, folder: str | Path, *, main: bool) -> None:
 def consolidate(checkpoint: str | Path, out: str | Path) -> Path:
     """Make an ordinary PEFT folder of a checkpoint of any engine; no other process is needed. Returns the folder.
 
-    checkpoint: a trainer's ``checkpoint-N``, of DDP, of FSDP2 (sharded or whole), or of ZeRO-3 (which needs deepspeed).
-    Raises FileExistsError when `out` is there, FileNotFoundError for a folder that holds none of these, and ValueError
-    when the result isn't whole.
+    checkpoint: a trainer's ``checkpoint-N``, of DDP, of FSDP2 (sharded or whole), or of ZeRO-3.
+    Raises FileExistsError when `out` is there, FileNotFoundError for a folder that holds none of these,
+    ModuleNotFoundError for ZeRO-3 without deepspeed, and ValueError when the result isn't whole.
     """
     checkpoint, out = Path(checkpoint), new_folder(out)
     settings = read_settings(checkpoint)
@@ -99,6 +98,16 @@ def peft_names(state: Mapping[str, Tensor], adapter: str = "default") -> dict[st
     return found
 
 
+def _deepspeed(module: str) -> Any:
+    """A module of DeepSpeed, which isn't among the course's packages: only a run under ZeRO-3 needs it."""
+    try:
+        return importlib.import_module(f"deepspeed{module}")
+    except ImportError as error:
+        raise ModuleNotFoundError(
+            "the weights are DeepSpeed's, which has to be installed to read them: pip install deepspeed"
+        ) from error
+
+
 def _weights(checkpoint: Path) -> dict[str, Tensor]:
     if (checkpoint / FSDP_SHARDS).is_dir():
         from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
@@ -109,15 +118,8 @@ def _weights(checkpoint: Path) -> dict[str, Tensor]:
     if (checkpoint / FSDP_WHOLE).is_file():
         return torch.load(checkpoint / FSDP_WHOLE, map_location="cpu", weights_only=True)
     if list(checkpoint.glob("global_step*")):
-        try:
-            from deepspeed.utils.zero_to_fp32 import (  # pyright: ignore[reportMissingImports]
-                get_fp32_state_dict_from_zero_checkpoint,
-            )
-        except ImportError as error:
-            raise ModuleNotFoundError(
-                f"{checkpoint.name} is DeepSpeed's, which has to be installed to read it: pip install deepspeed"
-            ) from error
-        return cast("dict[str, Tensor]", get_fp32_state_dict_from_zero_checkpoint(str(checkpoint)))
+        reader = _deepspeed(".utils.zero_to_fp32")
+        return cast("dict[str, Tensor]", reader.get_fp32_state_dict_from_zero_checkpoint(str(checkpoint)))
     if (checkpoint / WEIGHTS).is_file():
         from safetensors.torch import load_file
 
