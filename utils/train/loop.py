@@ -94,7 +94,8 @@ def check_trainable(model: nn.Module) -> list[nn.Parameter]:
                 f"{name} is to be trained in float16, which has no room for its gradients: make what trains float32 "
                 "(utils.models.device.widen_trainable)"
             )
-        if not is_finite(parameter):
+        codes = hasattr(parameter, "quant_state")  # 4-bit codes, two or more to a number of whatever dtype holds them
+        if not codes and not is_finite(parameter):
             raise ValueError(
                 f"{name} holds NaN or infinity before training, and so every loss would: load the "
                 f"{'adapter' if 'lora_' in name else 'model'} again, or find what made it so (float16 ends at 65,504)"
@@ -112,7 +113,8 @@ def is_finite(tensor: Tensor) -> bool:
 def check_token_ids(model: nn.Module, tokenizer: PreTrainedTokenizerBase, largest: int) -> None:
     """Raise ValueError when a token's id, of which `largest` is the largest, has no row in the model's embedding."""
     try:
-        rows = cast(Any, model).get_input_embeddings().weight.shape[0]  # of transformers' models
+        weight = cast(Any, model).get_input_embeddings().weight  # of transformers' models
+        rows = getattr(weight, "ds_shape", weight.shape)[0]  # under ZeRO-3 a process has none of them
     except (AttributeError, NotImplementedError):
         return
     if largest >= rows:

@@ -181,6 +181,14 @@ def tracker(name: str = "tensorboard") -> str:
 FORMS = (("prompt", "completion"), ("messages",), ("input_ids", "labels"), ("input_ids",), ("text",))
 
 
+def is_stream(dataset: Any) -> bool:
+    """Whether a dataset is read while it is used, such as that of :mod:`utils.data.stream`: it has no length, and
+    nothing can be looked at beforehand but its first example."""
+    from datasets import IterableDataset
+
+    return isinstance(dataset, IterableDataset)
+
+
 def check_dataset(dataset: Dataset, name: str = "training") -> tuple[str, ...]:
     """The columns of `dataset` that SFTTrainer will read: one of :data:`FORMS`.
 
@@ -191,9 +199,9 @@ def check_dataset(dataset: Dataset, name: str = "training") -> tuple[str, ...]:
             f"the {name} data is a dictionary of splits ({', '.join(dataset)}), not a dataset: take one of them, "
             f"such as data[{next(iter(dataset), 'train')!r}]"
         )
-    if not len(dataset):
+    if not is_stream(dataset) and not len(dataset):
         raise ValueError(f"the {name} data is empty: it has 0 examples. Look at the filter or the split that made it")
-    columns = list(dataset.column_names)
+    columns = list(dataset.column_names or next(iter(dataset)))
     for form in FORMS:
         if all(column in columns for column in form):
             return form
@@ -242,8 +250,10 @@ def sft_trainer(
         )
     splits = {"training": train} if evaluation is None else {"training": train, "evaluation": evaluation}
     for name, split in splits.items():
-        unread = formatting_func is not None and "input_ids" not in split.column_names  # it makes the columns
+        unread = formatting_func is not None and "input_ids" not in (split.column_names or ())  # it makes the columns
         form = ("text",) if unread else check_dataset(split, name)
+        if is_stream(split):
+            continue
         if form == ("prompt", "completion") or (form == ("messages",) and args.assistant_only_loss):
             rows = cast("Iterable[Record]", split)  # datasets says no more than that it can be iterated
             lost = 0 if args.packing else check_completions_survive(rows, tokenizer, args.max_length)
@@ -277,7 +287,7 @@ def _largest_id(trainer: SFTTrainer, tokenizer: PreTrainedTokenizerBase) -> int:
     """The largest id that the trainer's batches will hold, padding included."""
     largest = cast("int | None", tokenizer.pad_token_id) or 0
     for split in (trainer.train_dataset, trainer.eval_dataset):
-        if "input_ids" in getattr(split, "column_names", ()):
+        if not is_stream(split) and "input_ids" in getattr(split, "column_names", ()):
             largest = max(largest, *(max(ids, default=0) for ids in cast("Dataset", split)["input_ids"]))
     return largest
 
@@ -311,7 +321,7 @@ def _settings_of(trainer: SFTTrainer) -> dict[str, Any]:
     """:func:`run_of` without the base, whose embedding takes a while to hash."""
     settings = trainer.args.to_dict()
     return {
-        "examples": len(cast("Dataset", trainer.train_dataset)),
+        "examples": None if is_stream(trainer.train_dataset) else len(cast("Dataset", trainer.train_dataset)),
         **{name: settings[name] for name in _SETTINGS if name in settings},
     }
 
