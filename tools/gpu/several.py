@@ -431,12 +431,13 @@ def collectives(record: Record | None, gpus: int, device: torch.device, trial: b
     """Rows of single collectives in bfloat16, for the model of time: an all-reduce and an all-gather at each size."""
     if gpus == 1:
         return
+    gather: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # its name since torch 2.13
     for mib in MIB[:1] if trial else MIB:
         whole = torch.zeros(mib * 2**19 // gpus * gpus, dtype=torch.bfloat16, device=device)
         part = whole[: len(whole) // gpus].clone()
         for name, work in (
             ("all_reduce", lambda w=whole: dist.all_reduce(w)),
-            ("all_gather", lambda w=whole, p=part: dist.all_gather_into_tensor(w, p)),
+            ("all_gather", lambda w=whole, p=part: gather(w, p)),
         ):
             key = f"{name}: {gpus} GPUs, {mib} MiB"
             if not _agreed(record is None or key not in record, device):

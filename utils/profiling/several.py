@@ -34,7 +34,7 @@ class SeveralRecord:
 
     def __init__(self, path: Path = ASSETS / "measurements" / "several_gpus.json") -> None:
         self.head: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        self.rows: list[dict[str, Any]] = [row for row in self.head["rows"] if "milliseconds" in row]
+        self.rows: list[dict[str, Any]] = [r for r in self.head["rows"] if "way" in r and "milliseconds" in r]
         self.collectives: list[dict[str, Any]] = [row for row in self.head["rows"] if "collective" in row]
 
     def repeats(self, way: str, gpus: int, batch: int = 4, *, checkpointing: bool = False) -> list[dict[str, Any]]:
