@@ -17,6 +17,7 @@ from utils.plots.core import (
     show,
 )
 from utils.plots.memory import memory_bars, roofline
+from utils.plots.scaling import scaling_curve
 from utils.plots.tensors import bits_and_errors, code_books, pictures, show_tokens
 from utils.plots.training import (
     by_rank,
@@ -47,6 +48,7 @@ __all__ = [
     "plain_log_ticks",
     "roofline",
     "run_log",
+    "scaling_curve",
     "seed_bars",
     "seed_panels",
     "show",

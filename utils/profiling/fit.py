@@ -3,6 +3,7 @@
     python -m utils.profiling.fit --model Llama-2-7B --method qlora --batch 4 --checkpointing
     python -m utils.profiling.fit --model Llama-2-7B --card 24        (exit code 1 when it doesn't fit)
     python -m utils.profiling.fit --model Llama-2-7B --table          (what fits on which card)
+    python -m utils.profiling.fit --model Llama-2-7B --engine FSDP2 --gpus 4 --adapter-dtype bfloat16 --card 24
 
 Everything rests on :func:`utils.profiling.memory.predict`, and on the one safety margin that :func:`needed` adds to it.
 
@@ -26,6 +27,7 @@ import torch
 
 from utils.models.configs import llama_config
 from utils.profiling.memory import ATTENTION, FLOATS, GB, METHODS, OPTIMIZERS, Prediction, Setup, predict
+from utils.profiling.ranks import ENGINES, predict_rank
 
 CARDS = (8, 12, 16, 24, 40, 80)
 CONTEXT = 810_000_000
@@ -199,6 +201,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--checkpointing", action="store_true")
     parser.add_argument("--no-double", action="store_true", help="QLoRA without double quantization")
     parser.add_argument("--prepared", action="store_true", help="QLoRA after prepare_model_for_kbit_training")
+    parser.add_argument("--engine", choices=ENGINES, help="one rank of several GPUs, each with its own batch")
+    parser.add_argument("--gpus", type=int, help="how many GPUs the engine spreads the step over")
     parser.add_argument("--card", type=float, help="GB of a card: exit code 1 when the step doesn't fit")
     parser.add_argument("--table", action="store_true", help="the largest batch of each way on each card")
     return parser.parse_args(argv)
@@ -227,8 +231,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = _arguments(argv)
     try:
         setup = _setup(arguments)
+        if (arguments.engine is None) != (arguments.gpus is None) or arguments.engine and arguments.table:
+            raise ValueError("--engine and --gpus go together, and without --table")
         if arguments.table:
             print(fit_table(what_fits(setup)))
+        elif arguments.engine:
+            if setup.optimizer == "adamw" and arguments.engine == "FSDP2":
+                setup = dataclasses.replace(setup, optimizer="adamw-fused")
+            prediction = predict_rank(setup, arguments.engine, arguments.gpus)
+            print(fit_report(prediction))
+            if arguments.card is not None and (needs := needed(prediction.peak)) > (room := card_bytes(arguments.card)):
+                raise DoesNotFit(
+                    f"each rank needs about {needs / GB:.1f} GB and a card has {room / GB:.1f}: take more GPUs, "
+                    "checkpointing, or a smaller batch on each",
+                    needs, room,
+                )  # fmt: skip
         else:
             prediction = predict(setup) if arguments.card is None else refuse_unless_it_fits(setup, arguments.card)
             if arguments.card is not None:

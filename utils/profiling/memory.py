@@ -12,7 +12,8 @@ Attributes:
     HOPPER_WORKSPACE, OTHER_WORKSPACE: Bytes that cuBLAS gets from PyTorch for each thread that multiplies: on a Hopper
         GPU (H100, H200), and on others (``getChosenWorkspaceSize`` in aten/src/ATen/cuda/CublasHandlePool.cpp).
     THREADS: The forward pass runs in Python's thread, the backward pass in autograd's.
-    KINDS: What :attr:`Prediction.parts` tells apart; from "attention" to "embedding" they are activations.
+    KINDS: What :attr:`Prediction.parts` tells apart; from "attention" to "embedding" they are activations. The last two
+        are there on several GPUs only (:mod:`utils.profiling.ranks`).
 """
 
 from __future__ import annotations
@@ -204,7 +205,7 @@ class Prediction(NamedTuple):
 
 KINDS = (
     "weights", "adapters", "gradients", "optimizer", "attention", "MLP", "norms", "LoRA", "between blocks", "embedding",
-    "logits and loss", "backward in passing", "kernels' workspace",
+    "logits and loss", "backward in passing", "kernels' workspace", "gathered weights", "communication",
 )  # fmt: skip
 
 
@@ -233,7 +234,19 @@ def predict(setup: Setup) -> Prediction:
     Raises what :func:`config_of` and :func:`utils.lora.target_modules.check_targets` raise, and ValueError for a model
     that continues no text.
     """
-    model = model_of(setup)
+    return follow(setup, model_of(setup))
+
+
+def follow(
+    setup: Setup,
+    model: PreTrainedModel,
+    place: Callable[[PreTrainedModel, PeakTracker], Callable[[], None]] | None = None,
+) -> Prediction:
+    """:func:`predict` for a `model` of :func:`model_of`.
+
+    place: is called with the model and the tracker once weights and states are counted, before the step, and may change
+    what is counted; what it returns is called at the end of the backward pass.
+    """
     trainable = [p for p in model.parameters() if p.requires_grad]
     tracker = PeakTracker()
     tracker.size_means(setup.batch * setup.length * model.config.get_text_config().vocab_size, "logits and loss")
@@ -245,6 +258,7 @@ def predict(setup: Setup) -> Prediction:
     _watch(model, tracker)
     ids = torch.zeros(setup.batch, setup.length, dtype=torch.long, device="meta")
     tracker.hold(ids, "embedding")
+    end_backward = place(model, tracker) if place else lambda: None
     resident = tracker.total
     with FusedAttention() if model.config._attn_implementation == "sdpa" else nullcontext(), tracker:
         with tracker.during("forward"):
@@ -253,6 +267,7 @@ def predict(setup: Setup) -> Prediction:
         tracker.kind = "backward in passing"
         with tracker.during("backward"):
             loss.backward()
+            end_backward()
         tracker.kind = "optimizer"
         with tracker.during("optimizer"):
             step()

@@ -1,0 +1,313 @@
+"""A model of a step's time on one to many GPUs and hosts, with constants that were measured, and what a run costs.
+
+Three things happen at once, and the slowest sets the pace:
+
+    GPU       the kernels of forward and backward pass, so many microseconds a token
+    host      Python launches them, so many microseconds each, whatever the batch; FSDP2 adds work for every group and
+              parameter. All ranks wait for the slowest host: the expected largest of N normal numbers
+    network   a ring moves (N - 1)/N of the bytes through each GPU's link, twice for an all-reduce, in N - 1 hops.
+              The forward pass hides FSDP2's gathering behind its kernels, the backward pass gathering and reducing
+
+The forward pass is taken for half of a frozen base's time and a third of what LoRA adds, as its products are. AdamW's
+step comes behind all of it, on a share of the parameters under FSDP2. Attention's quadratic part is in the time a
+token for 512 tokens, which longer sequences exceed.
+
+Where the constants come from: kernels from ``whole_step.json`` (one H200, batches that keep it busy), launches and
+their spread from the rows with one and two GPUs of ``several_gpus.json``. Its rows with four are left to test the
+model: tests/profiling/test_scaling.py. The link's speed is measured where the record has collectives; else it is
+:data:`LINK`, which is assumed.
+
+Attributes:
+    LINK, LATENCY: Bytes a second that a ring gets through one GPU's NVLink (of 450 GB/s nominal), and seconds a hop.
+    FORWARD: The forward pass's share of a frozen base's time, and of what LoRA adds to it.
+    GPU_ROWS: For each kind of training the row of whole_step.json with its kernels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import statistics
+from collections.abc import Sequence
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from utils.lora.refusals import check_count
+from utils.profiling.memory import Setup, model_of
+from utils.profiling.meta_layers import FusedAttention
+from utils.profiling.ranks import ENGINES, blocks_of
+from utils.profiling.several import SeveralRecord
+from utils.profiling.step_costs import StepRecord
+
+LINK, LATENCY = 350e9, 5e-6
+FORWARD = {"base": 1 / 2, "added": 1 / 3}
+GPU_ROWS = {
+    "full": ("full, no optimizer", "none"),
+    "LoRA": ("PEFT as it comes", "all-linear"),
+    "LoRA 16-bit": ("PEFT, 16-bit adapters", "all-linear"),
+}
+_SHAPE = "Llama-2-7B"
+
+
+# ------------------------------------------------------------------------------------------------------- the network
+
+
+def gather_seconds(size: float, n: int, speed: float, latency: float = LATENCY) -> float:
+    """A ring's all-gather (or reduce-scatter) of `size` bytes in all over `n` ranks at `speed` bytes a second."""
+    return (n - 1) / n * size / speed + (n - 1) * latency if n > 1 else 0.0
+
+
+def reduce_seconds(size: float, n: int, speed: float, latency: float = LATENCY) -> float:
+    """A ring's all-reduce of `size` bytes: a reduce-scatter and an all-gather."""
+    return 2 * gather_seconds(size, n, speed, latency)
+
+
+@cache
+def expected_largest(n: int) -> float:
+    """The expected largest of `n` independent standard normal numbers: 0, 0.56, 0.85, 1.03, ... (3.04 of 512).
+
+    The integral of 1 - F(x)**n over x > 0 less that of F(x)**n over x < 0, by the trapezoid rule.
+    """
+    check_count("n", n)
+    step, total = 1e-3, 0.0
+    for i in range(-8000, 8001):
+        x = i * step
+        below = (0.5 * math.erfc(-x / math.sqrt(2))) ** n
+        total += ((1 - below) if x > 0 else -below if x < 0 else 0.5 - below) * step
+    return total
+
+
+# ---------------------------------------------------------------------------------------------------------- counting
+
+
+class Counts(NamedTuple):
+    """What a model and a way to train it cost, whatever the batch: operations that launch a kernel, groups and
+    parameters that FSDP2 looks after, parameters in all, and those that are trained.
+    """
+
+    operations: int
+    groups: int
+    tensors: int
+    parameters: int
+    trainable: int
+
+
+class _Launches(TorchDispatchMode):
+    """Counts operations that make or change data; views and empty tensors launch nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default:
+            return True
+        views = any(result.alias_info and not result.alias_info.is_write for result in func._schema.returns)
+        self.count += not views and "empty" not in func.__name__ and "detach" not in func.__name__
+        return func(*args, **(kwargs or {}))
+
+
+@cache
+def counts(model: str, kind: str, checkpointing: bool, r: int = 16) -> Counts:
+    """Forward and backward pass of one of :data:`GPU_ROWS` on the meta device, counted once and remembered."""
+    dtype = "float32" if kind == "LoRA" else "bfloat16"
+    setup = Setup(model, "full" if kind == "full" else "lora", 1, 16, r=r, adapter_dtype=dtype)
+    whole = model_of(dataclasses.replace(setup, checkpointing=checkpointing))
+    ids = torch.zeros(1, 16, dtype=torch.long, device="meta")
+    with FusedAttention(), _Launches() as launches:
+        whole(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+    parameters = list(whole.parameters())
+    trained = sum(p.numel() for p in parameters if p.requires_grad)
+    blocks = len(blocks_of(whole))
+    return Counts(launches.count, blocks + 1, len(parameters), sum(p.numel() for p in parameters), trained)
+
+
+# --------------------------------------------------------------------------------------------------------- constants
+
+
+@dataclasses.dataclass(frozen=True)
+class Constants:
+    """What was measured. token: microseconds of kernels for each kind and token; frozen: the same without anything
+    trained; both for Llama-2-7B, others in proportion to their parameters. adamw: nanoseconds for each trained
+    parameter. operation: microseconds of a launch. group, parameter: microseconds of FSDP2's work on each, a step.
+    spread: a host's standard deviation as a share of its time. link: bytes a second within a host.
+    """
+
+    token: dict[str, float]
+    frozen: float
+    adamw: float
+    operation: float
+    group: float
+    parameter: float
+    spread: float
+    link: float
+    link_measured: bool
+
+
+def measured_constants(record: SeveralRecord | None = None, steps: StepRecord | None = None) -> Constants:
+    """The constants from the records, four GPUs' rows left out.
+
+    Raises ValueError when a row that is needed wasn't measured: DDP and FSDP2 of LoRA on one and two GPUs, FSDP2 of
+    full fine-tuning on two.
+    """
+    record, steps = record or SeveralRecord(), steps or StepRecord()
+    tokens = 8 * 512
+    medians = {kind: steps.row(*row)["milliseconds"]["median"] for kind, row in GPU_ROWS.items()}
+    whole, frozen = (steps.row(way)["milliseconds"]["median"] for way in ("full", "frozen"))
+    full, lora, lora_16 = (counts(_SHAPE, kind, False) for kind in GPU_ROWS)
+    ddp, sharded = record.milliseconds("DDP, LoRA", 1), record.milliseconds("FSDP2, LoRA", 1)
+    grown = [record.milliseconds(way, 2) / record.milliseconds(way, 1) - 1 for way in ("DDP, LoRA", "FSDP2, LoRA")]
+    spread = max(0.0, statistics.mean(grown)) / expected_largest(2)
+    operation = ddp / lora.operations
+    adamw = (whole - medians["full"]) / full.trainable
+    two = (record.milliseconds("FSDP2, full", 2) - adamw * full.trainable / 2) / (1 + spread * expected_largest(2))
+    # Two equations, FSDP2's work beside the launches: groups * g + tensors * p, for LoRA and for full fine-tuning.
+    left, right = sharded - operation * lora_16.operations, two - operation * full.operations
+    parameter = max(0.0, (left - right) / (lora_16.tensors - full.tensors))
+    link = measured_link(record)
+    return Constants(
+        token={kind: 1000 * ms / tokens for kind, ms in medians.items()},
+        frozen=1000 * frozen / tokens,
+        adamw=1e6 * adamw,
+        operation=1000 * operation,
+        group=1000 * max(0.0, left - parameter * lora_16.tensors) / lora_16.groups,
+        parameter=1000 * parameter,
+        spread=spread,
+        link=link or LINK,
+        link_measured=link is not None,
+    )
+
+
+def measured_link(record: SeveralRecord) -> float | None:
+    """Bytes a second through a GPU's link by the record's largest all-gather; None when it has none."""
+    rows = [row for row in record.collectives if row["collective"] == "all_gather" and row["gpus"] > 1]
+    if not rows:
+        return None
+    row = max(rows, key=lambda row: (row["bytes"], row["gpus"]))
+    return (row["gpus"] - 1) / row["gpus"] * row["bytes"] / (row["milliseconds"]["median"] / 1000)
+
+
+# ----------------------------------------------------------------------------------------------------------- a step
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A step on several GPUs. way: engine and kind, such as "FSDP2, full", kinds as in :data:`GPU_ROWS`. batch, length:
+    of each GPU. per_host: GPUs in a host. between: Gb/s between two hosts, of a whole host.
+    """
+
+    way: str
+    gpus: int
+    batch: int = 4
+    length: int = 512
+    checkpointing: bool = False
+    per_host: int = 8
+    between: float = 400.0
+    model: str = _SHAPE
+    r: int = 16
+
+    def __post_init__(self) -> None:
+        if self.engine not in ENGINES or self.kind not in GPU_ROWS:
+            known = [f"{engine}, {kind}" for engine in ENGINES for kind in GPU_ROWS]
+            raise ValueError(f"no constants for the way {self.way!r}: choose one of {'; '.join(known)}")
+        for field in ("gpus", "batch", "length", "per_host"):
+            check_count(field, getattr(self, field))
+        if not 0 < self.between < math.inf:
+            raise ValueError(f"hosts are joined by more than 0 Gb/s, not {self.between}")
+
+    @property
+    def engine(self) -> str:
+        """DDP or FSDP2."""
+        return self.way.partition(", ")[0]
+
+    @property
+    def kind(self) -> str:
+        """What is trained. FSDP2's LoRA has 16-bit adapters, since it gathers base and adapters in one dtype."""
+        kind = self.way.partition(", ")[2]
+        return "LoRA 16-bit" if kind == "LoRA" and self.engine == "FSDP2" else kind
+
+    @property
+    def tokens(self) -> int:
+        """Tokens a step, of all GPUs."""
+        return self.gpus * self.batch * self.length
+
+
+class StepTime(NamedTuple):
+    """Milliseconds of a step, and of what is in it. gather, reduce: the network's, hidden or not. bound: the slowest of
+    "GPU", "host" and "network".
+    """
+
+    total: float
+    kernels: float
+    host: float
+    gather: float
+    reduce: float
+    optimizer: float
+    bound: str
+
+
+def step_time(run: Run, constants: Constants) -> StepTime:
+    """The time of a step, in milliseconds."""
+    counted = counts(run.model, run.kind, run.checkpointing, run.r)
+    size = counted.parameters / counts(_SHAPE, run.kind, False).parameters
+    tokens = run.batch * run.length
+    trains_all = run.kind == "full"
+    frozen, each = constants.frozen, constants.token[run.kind]
+    forward = frozen * FORWARD["base"] + (0 if trains_all else (each - frozen) * FORWARD["added"])
+    ahead = forward * tokens * size / 1000
+    behind = (each - forward + run.checkpointing * forward) * tokens * size / 1000
+    shared = run.engine == "FSDP2"
+    host = constants.operation * counted.operations / 1000
+    if shared:
+        host += (constants.group * counted.groups + constants.parameter * counted.tensors) / 1000
+    host *= 1 + constants.spread * expected_largest(run.gpus)
+    speed = constants.link if run.gpus <= run.per_host else min(constants.link, run.between * 1e9 / 8)
+    gather, reduce = 0.0, 0.0
+    if shared:
+        hops = (counted.groups - 1) * gather_seconds(0, run.gpus, speed)
+        gather = 1000 * (gather_seconds(2 * counted.parameters, run.gpus, speed) + hops)
+        reduce = 1000 * (gather_seconds(2 * counted.trainable, run.gpus, speed) + hops)
+    else:
+        reduce = 1000 * reduce_seconds((4 if run.kind == "LoRA" else 2) * counted.trainable, run.gpus, speed)
+    optimizer = constants.adamw * counted.trainable / 1e6 / (run.gpus if shared else 1)
+    kernels = ahead + behind
+    streams = max(ahead, gather) + max(behind, gather + reduce)
+    network = 2 * gather + reduce
+    total = max(streams, host) + optimizer
+    bound = "host" if host > streams else "network" if streams > 1.05 * kernels else "GPU"
+    return StepTime(total, kernels, host, gather * 2, network - gather * 2, optimizer, bound)
+
+
+class Cost(NamedTuple):
+    """What a run takes: hours on the clock, hours of all GPUs together, and money in the price's currency."""
+
+    hours: float
+    gpu_hours: float
+    money: float
+
+
+def cost_of(tokens: float, run: Run, constants: Constants, price: float) -> Cost:
+    """A training on `tokens` tokens, every one of which is seen once, at `price` for an hour of one GPU.
+
+    Starting, saving, evaluating and failing are not in it. Raises ValueError for fewer tokens than one or a price
+    below 0.
+    """
+    if tokens < 1 or price < 0:
+        raise ValueError(f"a run has at least one token and a price of 0 or more, not {tokens} and {price}")
+    hours = tokens / run.tokens * step_time(run, constants).total / 1000 / 3600
+    return Cost(hours, hours * run.gpus, hours * run.gpus * price)
+
+
+def weak(run: Run, constants: Constants, gpus: Sequence[int]) -> list[StepTime]:
+    """Weak scaling: the same batch on each of more and more GPUs."""
+    return [step_time(dataclasses.replace(run, gpus=n), constants) for n in gpus]
+
+
+def strong(run: Run, constants: Constants, gpus: Sequence[int], total: int) -> list[StepTime]:
+    """Strong scaling: `total` sequences dealt out. Raises ValueError where the GPUs don't divide them."""
+    if uneven := [n for n in gpus if total % n]:
+        raise ValueError(f"{total} sequences can't be dealt out evenly to {', '.join(map(str, uneven))} GPUs")
+    return [step_time(dataclasses.replace(run, gpus=n, batch=total // n), constants) for n in gpus]
