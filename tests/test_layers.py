@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # Bottom to top: a package imports from those before it, and from itself.
 ORDER = (
-    "front_door quiet notebook plots quant files lora models data tinyworld train evaluate inference profiling course "
+    "front_door quiet notebook plots quant files lora models distributed data tinyworld train evaluate inference profiling course "
     "start"
 ).split()  # fmt: skip
 

@@ -78,7 +78,8 @@ def _environment():
         ("pack(lambda: 1)", "ValueError: <lambda> can't be sent to another process: a function defined with def can"),
         ("pack(reads)", "ValueError: reads uses handle, a TextIOWrapper that can't be sent to another process: make it "
          "inside the function"),
-        ("pack(uses_own)", "ValueError: uses_own uses Own, whose class is the notebook's own: put the class into a module"),
+        ("pack(uses_own)", "ValueError: uses_own uses Own, whose class is the notebook's own: put the class into "
+         "a module"),
         ("unpack(pack(missing))()", "NameError: name 'not_there' is not defined"),
     ],
 )  # fmt: skip

@@ -10,5 +10,6 @@ __getattr__, __dir__, __all__ = front_door(
         "ring": "ring_all_reduce sent_chunk",
         "shard": "ShardedLinear",
         "start": "RankFailed TookTooLong run stop",
+        "traps": "TRAPS spring",
     },
 )

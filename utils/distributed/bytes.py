@@ -1,7 +1,7 @@
 """The bytes that a rank sends in a training step: counted from the sizes, and read from PyTorch's profiler.
 
-Counted are ring algorithms, which send the least that is possible: of a tensor of b bytes on N ranks an all-gather or a
-reduce-scatter sends ``(N - 1) / N * b`` from each rank and an all-reduce twice that, a reduce-scatter and an all-gather.
+Counted are ring algorithms, which send the least that is possible: of a tensor of b bytes on N ranks an all-gather or
+a reduce-scatter sends ``(N - 1) / N * b`` from each rank, and an all-reduce, which is both, twice that.
 
 Attributes:
     WAYS: The ways of training that :func:`step_bytes` knows.

@@ -30,9 +30,7 @@ def ring_all_reduce(tensor: Tensor, chunk: Callable[[int, int, int], int] = sent
     contiguous, since its chunks would be copies. In a group of one nothing is sent.
     """
     if not tensor.is_contiguous():
-        raise ValueError(
-            "the ring works on the tensor in place, and this one isn't contiguous: pass tensor.contiguous()"
-        )
+        raise ValueError("the ring works in place, and this tensor isn't contiguous: pass tensor.contiguous()")
     rank, world, sent = dist.get_rank(), dist.get_world_size(), 0
     chunks = tensor.view(-1).tensor_split(world)  # views, of equal length but for one element
     for step in range(2 * (world - 1)):
