@@ -69,6 +69,7 @@ def sharded(d_out, trains):
 def step_measured(way):
     """One step of the tiny Llama in float32 under `way`, its bytes by the profiler, and the numbers of parameters."""
     from peft import LoraConfig, get_peft_model
+    from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
     from tests.small_llama import small
@@ -81,9 +82,10 @@ def step_measured(way):
     adapter = sum(p.numel() for p in model.parameters()) - base
     if way.startswith("fsdp"):
         inner = model.get_base_model() if way.endswith("lora") else model
+        mesh = init_device_mesh("cpu", (dist.get_world_size(),))
         for block in inner.model.layers:
-            fully_shard(block)
-        fully_shard(model)
+            fully_shard(block, mesh=mesh)
+        fully_shard(model, mesh=mesh)
     else:
         model = nn.parallel.DistributedDataParallel(model)
     ids = torch.arange(8)[None]

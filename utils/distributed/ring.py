@@ -18,9 +18,9 @@ def sent_chunk(rank: int, step: int, world: int) -> int:
 
     In the first ``world - 1`` steps, the reduce-scatter, a rank begins with the chunk of its own number and then sends
     on the one that it has just received and added to. In the others, the all-gather, it begins with the chunk that it
-    has whole, and again sends on what it has just received.
+    has whole, the last one that it received, and again sends on what it has just received: one formula for both.
     """
-    return (rank - step + (step >= world - 1) * world) % world
+    return (rank - step) % world
 
 
 def ring_all_reduce(tensor: Tensor, chunk: Callable[[int, int, int], int] = sent_chunk) -> int:

@@ -53,7 +53,7 @@ class _Process:
 
     def __init__(self) -> None:
         self.log = tempfile.TemporaryFile()
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
         if name := LOOPBACK.get(sys.platform):
             environment.setdefault("GLOO_SOCKET_IFNAME", name)  # else gloo asks for the address of the machine's name
@@ -134,9 +134,10 @@ def run(
 ) -> list[Any]:
     """Call ``function(*arguments)`` in `processes` processes of one gloo group, and return their results by rank.
 
-    In the function ``torch.distributed`` is ready: ``dist.get_rank()`` tells the ranks apart, and torch's seed is 0 on
-    all of them. It may be a module's or the notebook's own; tensors among arguments and results travel as copies. What
-    a rank prints is printed here when all are done, in the order of ranks, with its rank before each line (`show`).
+    The processes see no GPU. In the function ``torch.distributed`` is ready: ``dist.get_rank()`` tells the ranks apart,
+    and torch's seed is 0 on all of them. It may be a module's or the notebook's own; tensors among arguments and
+    results travel as copies. What a rank prints is printed here when all are done, in the order of ranks, with its rank
+    before each line (`show`).
     seconds: the time limit, from when all processes are up. timeout: how long a collective waits for the other ranks
     before it raises (None: longer than `seconds`).
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 import torch.distributed as dist
@@ -21,12 +21,13 @@ from utils.distributed.start import run
 
 if TYPE_CHECKING:
     from peft import PeftModel
+    from torch.distributed.tensor import DTensor
 
 
 class Trap(NamedTuple):
-    """on_rank: what a rank runs, with whether the trap is cured; it returns what is seen in a few words. cure: the call.
+    """on_rank: what a rank runs, with whether the trap is cured; it returns what is seen in a few words.
 
-    timeout: seconds that a collective waits, where waiting is the point.
+    cure: the call. timeout: seconds that a collective waits, where waiting is the point.
     """
 
     on_rank: Callable[[bool], str]
@@ -53,15 +54,17 @@ def _model(**changes: Any) -> PeftModel:
 def _base() -> Any:
     from utils.models.loading import load_tiny
 
-    return load_tiny()[0].float()
+    return load_tiny()[0].float().cpu()
 
 
 def _shard(model: PeftModel) -> None:
+    from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    for block in model.get_base_model().model.layers:  # pyright: ignore[reportAttributeAccessIssue]
-        fully_shard(block)
-    fully_shard(model)
+    mesh, inner = init_device_mesh("cpu", (dist.get_world_size(),)), cast(Any, model.get_base_model())
+    for block in inner.model.layers:
+        fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)
 
 
 def _ids() -> Int[Tensor, "batch length"]:
@@ -139,7 +142,7 @@ def _one_shard(cured: bool) -> str:
     model = _model()
     _shard(model)
     A = next(iter(get_peft_model_state_dict(model, save_embedding_layers=False).values()))
-    saved = A.full_tensor() if cured else A.to_local()
+    saved = cast("DTensor", A).full_tensor() if cured else cast("DTensor", A).to_local()
     return f"r=8, and the saved A has the shape {tuple(saved.shape)}"
 
 
