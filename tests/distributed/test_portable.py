@@ -19,7 +19,7 @@ from torch import nn
 from utils.distributed.portable import pack, unpack
 
 SCALE = 3
-data = [open]           # named as an attribute alone, so it stays
+data = [open]  # named as an attribute alone, so it stays
 
 def helper(x: nn.Module = None, *, by=SCALE):
     return 7 * by
@@ -80,6 +80,10 @@ def _environment():
          "inside the function"),
         ("pack(uses_own)", "ValueError: uses_own uses Own, whose class is the notebook's own: put the class into "
          "a module"),
+        ("from utils.distributed.portable import *\n"
+         "print(unpack_arguments(pack_arguments([outer, 3]))[0]())", "22.0"),
+        ("from utils.distributed.portable import *\npack_arguments([3, handle])",
+         "ValueError: argument 2, a TextIOWrapper, can't be sent to another process: make it inside the function"),
         ("unpack(pack(missing))()", "NameError: name 'not_there' is not defined"),
     ],
 )  # fmt: skip

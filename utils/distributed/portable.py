@@ -14,7 +14,7 @@ import inspect
 import linecache
 import pickle
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import CodeType, FunctionType, ModuleType
 from typing import Any, NamedTuple
 
@@ -59,6 +59,35 @@ def unpack(packed: bytes) -> Callable[..., Any]:
         linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
         exec(compile(source, file, "exec"), space)  # the reader's own code
     return space[found.name]
+
+
+class _Packed(NamedTuple):
+    """A notebook's function among the arguments."""
+
+    content: bytes
+
+
+def pack_arguments(arguments: Sequence[Any]) -> bytes:
+    """Arguments for the function, pickled; a notebook's functions among them by :func:`pack`. Raises what that raises,
+    and ValueError, with its place, for what can't be pickled.
+    """
+    ready: list[Any] = []
+    for place, value in enumerate(arguments, 1):
+        own = isinstance(value, FunctionType) and value.__module__ == "__main__"
+        ready.append(_Packed(pack(value)) if own else value)
+        try:
+            pickle.dumps(ready[-1])
+        except Exception as error:  # any type's own way of refusing
+            raise ValueError(
+                f"argument {place}, a {type(value).__name__}, can't be sent to another process: make it inside the "
+                "function"
+            ) from error
+    return pickle.dumps(ready)
+
+
+def unpack_arguments(packed: bytes) -> list[Any]:
+    """What :func:`pack_arguments` was given."""
+    return [unpack(value.content) if isinstance(value, _Packed) else value for value in pickle.loads(packed)]
 
 
 def _collect(function: Any, found: _Source) -> None:

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from utils.distributed.portable import pack
+from utils.distributed.portable import pack, pack_arguments
 from utils.distributed.worker import Job, Reply
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -147,7 +147,7 @@ def run(
     """
     if processes < 1 or seconds <= 0:
         raise ValueError(f"at least one process and a time above 0, not processes={processes} and seconds={seconds}")
-    packed, given = pack(function), pickle.dumps(arguments)
+    packed, given = pack(function), pack_arguments(arguments)
     try:
         group = _started(processes)
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:

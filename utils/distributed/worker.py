@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, NamedTuple
 class Job(NamedTuple):
     """A call to make as one rank of `world`. meet: the file through which the ranks find each other.
 
-    function: by :func:`utils.distributed.portable.pack`. seconds: after so many the stack is written to stderr.
+    function, arguments: by :mod:`utils.distributed.portable`. seconds: after so many the stack is written to stderr.
     timeout: seconds that a collective waits for the other ranks.
     """
 
@@ -49,7 +49,7 @@ def perform(job: Job) -> Reply:
     import torch
     import torch.distributed as dist
 
-    from utils.distributed.portable import unpack
+    from utils.distributed.portable import unpack, unpack_arguments
 
     printed = io.StringIO()
     try:
@@ -60,7 +60,7 @@ def perform(job: Job) -> Reply:
         torch.manual_seed(0)
         faulthandler.dump_traceback_later(job.seconds, exit=False)
         with redirect_stdout(printed):
-            result = unpack(job.function)(*pickle.loads(job.arguments))
+            result = unpack(job.function)(*unpack_arguments(job.arguments))
         return Reply(printed.getvalue(), pickle.dumps(result), None)
     except BaseException as error:  # a rank's sys.exit too has to be told to the notebook
         stack = traceback.extract_tb(error.__traceback__)[1:]

@@ -117,12 +117,12 @@ exercise(
         ),
         Mistake(
             lambda losses, counted, total, world: losses[counted].sum() / max(1, int(counted.sum())),
-            "that is this rank's own mean, without the nan, and still wrong: each token has to count the same, so divide "
-            "by the tokens of all ranks.",
+            "that is this rank's own mean, without the nan, and still wrong: each token has to count the same, so "
+            "divide by the tokens of all ranks.",
         ),
         Mistake(
             lambda losses, counted, total, world: losses[counted].sum() / total,
-            "DDP divides the sum of the ranks' gradients by the number of ranks, so yours end that many times too small.",
+            "DDP divides the sum of the ranks' gradients by the number of ranks, so yours end up that much too small.",
         ),
         Mistake(
             lambda losses, counted, total, world: losses.sum() * world / total,
@@ -159,8 +159,8 @@ exercise(
         "DDP adds the ranks' gradients and divides by `world`. Undo that division.",
         "A sum over no tokens is 0 with a gradient of zeros: nothing special is needed for a rank that has none.",
     ],
-    why="Ranks are added up by DDP, so a rank's share is its own sum over the number of all tokens; the factor world undoes "
-    "DDP's division.",
+    why="DDP adds the ranks up, so a rank's share is its own sum over the number of all tokens; the factor world "
+    "undoes DDP's division.",
     points=2,
 )
 
@@ -189,7 +189,7 @@ exercise(
     drawn=_drawn_run,
     mistakes=[
         _step(
-            "DDP: half of it. An all-reduce sends each chunk twice, and PEFT's adapters are float32: four bytes a number.",
+            "DDP: half of it. An all-reduce sends each chunk twice, and PEFT's adapters are float32, four bytes each.",
             lambda base, lora, part: (2 * lora, 2 * base + 3 * lora, 3 * base),
         ),
         _step(
