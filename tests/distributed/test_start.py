@@ -68,6 +68,7 @@ def _fails():
     dist.all_reduce(torch.ones(1))  # waits for rank 1, and is not what is reported
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
 def test_a_killed_rank_is_told_at_once():
     began = time.monotonic()
     with pytest.raises(RankFailed, match="rank 1 of 2 failed, its process was killed by signal 9"):
@@ -82,7 +83,7 @@ def _killed():
 
 
 def test_the_time_limit_says_who_waits_where():
-    with pytest.raises(TookTooLong, match=r"not done after 1 s: rank 0 is in _alone, line \d+, .*Done: rank 1"):
+    with pytest.raises(TookTooLong, match=r"not done after 1 s: rank 0 is in _alone, line \d+, which called all_reduce. Done: rank 1"):
         run(_alone, seconds=1)
 
 
@@ -108,6 +109,7 @@ def test_two_programs_at_once_do_not_meet():
     assert [p.communicate(timeout=120)[0].decode().strip() for p in both] == ["[(0, 3.0), (1, 3.0)]"] * 2
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="asks /proc which processes are alive")
 def test_a_process_ends_with_its_parent():
     code = (
         "import os; from utils.distributed import run\n"

@@ -226,6 +226,6 @@ def _waiting(stderr: str) -> str:
         for index, (file, line, name) in enumerate(frames[:outer]):
             if "site-packages" in file or file.startswith(sys.base_prefix):
                 continue
-            inner = frames[index - 1][2] if index else ""
+            inner = next((called for _, _, called in reversed(frames[:index]) if called != "wrapper"), "")
             return f"is in {name}, line {line}" + (f", which called {inner}" if inner else "")
     return "is in its function"

@@ -53,10 +53,6 @@ exercise(
             "the second half doesn't begin with the rank's own chunk, but with the one that it has just completed.",
         ),
         Mistake(
-            lambda rank, step, world: (rank - step - (step >= world - 1)) % world,
-            "your second half is one chunk late: it begins with the one that the last step of the first completed.",
-        ),
-        Mistake(
             lambda rank, step, world: step % world,
             "in each step every rank sends another chunk, so the rank has to be in it.",
         ),
