@@ -1,0 +1,50 @@
+"""Each trap is one in the installed versions, and its cure cures it. A row that fails here has to leave the lesson."""
+
+from __future__ import annotations
+
+import pytest
+
+from utils.distributed.start import stop
+from utils.distributed.traps import TRAPS, spring
+
+SEEN = {
+    "trained in two dtypes under FSDP2": (
+        "AssertionError: FSDP expects uniform original parameter dtype", "it trains",
+    ),
+    "DDP before PEFT": (
+        "gradients of the two ranks are 1 times the largest apart",
+        "gradients of the two ranks are 0 times the largest apart",
+    ),
+    "reentrant checkpointing under DDP": (
+        "RuntimeError: Expected to mark a variable ready only once", "0 adapters without a gradient",
+    ),
+    "one rank's shard saved": (
+        "r=8, and the saved A has the shape (4, 192)", "r=8, and the saved A has the shape (8, 192)",
+    ),
+    "an adapter of 40 bytes": ("0 tensors, 40 bytes", "56 tensors, 441,264 bytes"),
+    "tied head in modules_to_save": (
+        "after a step the head is 0.001 from the embedding", "after a step the head is 0.000 from the embedding",
+    ),
+    "a rank without tokens": (
+        "the mean gradient is nan, and 1.0 is right", "the mean gradient is 1.0, and 1.0 is right",
+    ),
+    "the same dropout on all ranks": (
+        "100% of the mask is the same on both ranks", "82% of the mask is the same on both ranks",
+    ),
+    "only rank 0 evaluates": ("RuntimeError: Timed out waiting 2000ms", "loss 7.0"),
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True, scope="module")
+def nothing_is_left():
+    yield
+    stop()
+
+
+def test_each_has_its_line():
+    assert SEEN.keys() == TRAPS.keys()
+
+
+@pytest.mark.parametrize("name", TRAPS)
+def test_a_trap_springs_and_its_cure_holds(name):
+    assert spring(name) == SEEN[name]
