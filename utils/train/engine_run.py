@@ -227,9 +227,8 @@ def at_the_engine(adapter: LoraConfig) -> TrainerCallback:
             if world > 1 and name in ("FSDP2", "ZeRO-3") and here == whole:
                 raise RuntimeError(f"{name} was asked for, and this process holds all of the model: it isn't sharded")
             if ranks().main:
-                print(
-                    f"{name[:1].upper()}{name[1:]}, {world} process{'es' * (world > 1)}: rank 0 holds {here:,} of {whole:,} numbers"
-                )
+                processes = f"{world} process{'es' * (world > 1)}"
+                print(f"{name[:1].upper()}{name[1:]}, {processes}: rank 0 holds {here:,} of {whole:,} numbers")
 
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             folder = Path(args.output_dir, f"checkpoint-{state.global_step}")
