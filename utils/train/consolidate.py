@@ -108,6 +108,34 @@ def _deepspeed(module: str) -> Any:
         ) from error
 
 
+def saved_by(checkpoint: str | Path) -> tuple[str, int | None]:
+    """The engine whose checkpoint it is, "FSDP2", "ZeRO-3" or "DDP" (also without an engine), and on how many
+    processes alone it can be gone on with: None for any number."""
+    checkpoint = Path(checkpoint)
+    if (checkpoint / FSDP_SHARDS).is_dir() or (checkpoint / FSDP_WHOLE).is_file():
+        return "FSDP2", None
+    if list(checkpoint.glob("global_step*")):
+        return "ZeRO-3", len(list(checkpoint.glob("global_step*/*optim_states.pt")))
+    return "DDP", None
+
+
+def check_resumable(checkpoint: str | Path, engine: str, processes: int) -> None:
+    """Raise ValueError when a run of this engine (:func:`saved_by`) on so many processes can't go on from a
+    checkpoint."""
+    was, only = saved_by(checkpoint)
+    name = Path(checkpoint).name
+    if was != engine:
+        raise ValueError(
+            f"{name} was saved under {was}, and this run is under {engine}: start it with {was}'s configuration, or "
+            "make an adapter of the checkpoint (tools/train.py --consolidate) and begin a run of its own"
+        )
+    if only not in (None, processes):
+        raise ValueError(
+            f"{name} was saved by {only} processes under {was}, whose checkpoints go on on the same number alone; this "
+            f"run has {processes}. Start it on {only}, or use fsdp2.yaml, whose checkpoints go on on any number"
+        )
+
+
 def _weights(checkpoint: Path) -> dict[str, Tensor]:
     if (checkpoint / FSDP_SHARDS).is_dir():
         from torch.distributed.checkpoint.format_utils import dcp_to_torch_save

@@ -227,7 +227,8 @@ def at_the_engine(adapter: LoraConfig) -> TrainerCallback:
             if world > 1 and name in ("FSDP2", "ZeRO-3") and here == whole:
                 raise RuntimeError(f"{name} was asked for, and this process holds all of the model: it isn't sharded")
             if ranks().main:
-                print(f"{name}, {world} process{'es' * (world > 1)}: rank 0 holds {here:,} of {whole:,} numbers")
+                processes = f"{world} process{'es' * (world > 1)}"
+                print(f"{name[:1].upper()}{name[1:]}, {processes}: rank 0 holds {here:,} of {whole:,} numbers")
 
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             folder = Path(args.output_dir, f"checkpoint-{state.global_step}")
@@ -275,7 +276,7 @@ def train(run: RunFile) -> Path:
     """
     import torch.distributed as dist
 
-    from utils.train.consolidate import save_gathered
+    from utils.train.consolidate import check_resumable, save_gathered
     from utils.train.lost_rank import says_when_another_ends
 
     with says_when_another_ends(lambda: run_folder.what_is_left(run.output)):
@@ -283,6 +284,8 @@ def train(run: RunFile) -> Path:
         with shared_folder(run) as partial:
             last = run_folder.last_checkpoint(partial / run_folder.CHECKPOINTS)
             step = int(last.name.rpartition("-")[2]) if last else 0
+            if last:
+                check_resumable(last, engine_name().replace("no engine", "DDP"), ranks().world)
             trainer = build(run, partial / run_folder.CHECKPOINTS, step=step)
             trainer.train(resume_from_checkpoint=str(last) if last else None)
             trained = cast("PeftModel", trainer.accelerator.unwrap_model(trainer.model))

@@ -21,14 +21,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 CLOSED = ("Connection closed by peer", "Connection reset", "Broken pipe", "Socket Timeout", "remote process exited")
-WAIT = 20.0
+WAIT = 10.0
 
 
 @contextmanager
 def says_when_another_ends(what_is_left: Callable[[], str]) -> Iterator[None]:
     """Within the block, on SIGTERM one sentence goes to stderr, with that of `what_is_left`, and this process ends with
-    status 143 (128 + SIGTERM). An exception that a lost process causes waits for that signal, and is raised when none
-    comes.
+    status 143 (128 + SIGTERM). An exception that a lost process causes waits for that signal; when none comes, as from
+    a launcher on another host than the lost process, the sentence is said and the exception raised.
 
     Only for the main thread, and only in a process that a launcher started (`WORLD_SIZE` above 1); elsewhere the block
     runs as it is. `what_is_left` may do nothing collective: the others are gone.
@@ -46,6 +46,7 @@ def says_when_another_ends(what_is_left: Callable[[], str]) -> Iterator[None]:
     except RuntimeError as error:
         if any(words in str(error) for words in CLOSED):
             time.sleep(WAIT)
+            _say(what_is_left)
         raise
     finally:
         signal.set_wakeup_fd(wakeup)
@@ -56,11 +57,12 @@ def says_when_another_ends(what_is_left: Callable[[], str]) -> Iterator[None]:
 def _listen(read_end: int, what_is_left: Callable[[], str]) -> None:
     while heard := os.read(read_end, 1):
         if heard[0] == signal.SIGTERM:
-            _say_and_end(what_is_left)
+            _say(what_is_left)
+            os._exit(128 + signal.SIGTERM)
     os.close(read_end)
 
 
-def _say_and_end(what_is_left: Callable[[], str]) -> None:
+def _say(what_is_left: Callable[[], str]) -> None:
     rank, world = os.environ.get("RANK", "?"), os.environ.get("WORLD_SIZE", "?")
     try:
         left = what_is_left()
@@ -72,4 +74,3 @@ def _say_and_end(what_is_left: Callable[[], str]) -> None:
         f"{left or 'There is no checkpoint yet'}.\n"
     )
     sys.stderr.flush()
-    os._exit(128 + signal.SIGTERM)
