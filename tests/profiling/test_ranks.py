@@ -27,7 +27,7 @@ def predicted(way, gpus, batch, checkpointing):
     sixteen = engine == "FSDP2" or "16-bit" in what
     setup = Setup(
         "Llama-2-7B", method, batch, 512, r=16, adapter_dtype="bfloat16" if sixteen else "float32",
-        optimizer="adamw-fused", checkpointing=checkpointing,
+        optimizer="adamw-fused", checkpointing=checkpointing, double=False,
     )  # fmt: skip
     return predict_rank(setup, engine, gpus)
 

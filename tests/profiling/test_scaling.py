@@ -15,6 +15,7 @@ from utils.profiling.scaling import (
     counts,
     expected_largest,
     gather_seconds,
+    main,
     measured_constants,
     measured_link,
     reduce_seconds,
@@ -133,3 +134,12 @@ def test_a_run_without_constants_or_sense_is_refused(changes, said):
 def test_the_first_runs_spread_is_what_two_gpus_show_and_four_confirm(constants):
     ratios = [RECORD.milliseconds(way, 4) / RECORD.milliseconds(way, 1) for way in ("DDP, LoRA", "FSDP2, LoRA")]
     assert statistics.mean(ratios) == pytest.approx(1 + constants.spread * expected_largest(4), rel=0.1)
+
+
+def test_the_command_line_says_the_pace_the_cost_and_what_was_assumed(capsys):
+    main("--gpus 16 --between 25 --tokens 1e9 --price 2 --way".split() + ["FSDP2, LoRA"])
+    said = capsys.readouterr().out
+    assert "the pace is the network's" in said and "GPU hours" in said and "at 2 for a GPU's hour" in said
+    assert ("(assumed)" in said) != ("(measured)" in said)
+    with pytest.raises(SystemExit, match="error: no constants for the way 'DDP, DoRA'"):
+        main(["--way", "DDP, DoRA"])

@@ -30,6 +30,7 @@ import datetime
 import gc
 import json
 import os
+import statistics
 import tempfile
 import time
 from collections import Counter
@@ -365,7 +366,7 @@ class Built:
         peaks = [torch.zeros_like(peak) for _ in range(dist.get_world_size())]
         dist.all_gather(peaks, peak)
         row: dict[str, Any] = {
-            "milliseconds": spread(whole)._asdict(), "host_ms": round(sorted(host)[len(host) // 2], 3),
+            "milliseconds": spread(whole)._asdict(), "host_ms": round(statistics.median(host), 3),
             "peaks": [int(p.item()) for p in peaks], "trainable": self.trainable,
             "loss": round(losses[0], 4),
         }  # fmt: skip

@@ -1,5 +1,7 @@
 """A model of a step's time on one to many GPUs and hosts, with constants that were measured, and what a run costs.
 
+    python -m utils.profiling.scaling --way "FSDP2, LoRA" --gpus 16 --between 25 --tokens 1e9 --price 3.50
+
 Three things happen at once, and the slowest sets the pace:
 
     GPU       the kernels of forward and backward pass, so many microseconds a token
@@ -25,9 +27,11 @@ Attributes:
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import math
 import statistics
+import sys
 from collections.abc import Sequence
 from functools import cache
 from typing import Any, NamedTuple
@@ -311,3 +315,49 @@ def strong(run: Run, constants: Constants, gpus: Sequence[int], total: int) -> l
     if uneven := [n for n in gpus if total % n]:
         raise ValueError(f"{total} sequences can't be dealt out evenly to {', '.join(map(str, uneven))} GPUs")
     return [step_time(dataclasses.replace(run, gpus=n, batch=total // n), constants) for n in gpus]
+
+
+def report(run: Run, constants: Constants, tokens: float | None = None, price: float = 0.0) -> str:
+    """A step's time, what sets its pace and what it assumes, as text; with `tokens` the hours, with `price` the money.
+
+    Raises what :func:`cost_of` raises.
+    """
+    step = step_time(run, constants)
+    link = "measured" if constants.link_measured else "assumed"
+    lines = [
+        f"{run.way}, {run.gpus} GPUs, {run.batch} x {run.length} tokens each: {step.total:.0f} ms a step, "
+        f"{run.tokens / step.total * 1000:,.0f} tokens/s; the pace is the {step.bound}'s",
+        f"  kernels {step.kernels:.0f} ms, launches {step.host:.0f} ms, gathering {step.gather:.0f} ms, reducing "
+        f"{step.reduce:.0f} ms, AdamW {step.optimizer:.1f} ms; link {constants.link / 1e9:.0f} GB/s ({link})",
+    ]
+    if tokens is not None:
+        cost = cost_of(tokens, run, constants, price)
+        money = f", {cost.money:,.2f} at {price:g} for a GPU's hour" if price else ""
+        lines.append(f"  {tokens:,.0f} tokens: {cost.hours:,.2f} hours, {cost.gpu_hours:,.1f} GPU hours{money}")
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line. Settings that make no sense end it with a line on stderr and exit code 1."""
+    parser = argparse.ArgumentParser(prog="python -m utils.profiling.scaling", description=str(__doc__).splitlines()[0])
+    ways = "; ".join(f"{engine}, {kind}" for engine in ENGINES for kind in GPU_ROWS)
+    parser.add_argument("--way", default="DDP, LoRA", help=f"engine and what is trained: {ways} (default: %(default)s)")
+    parser.add_argument("--gpus", type=int, default=1)
+    parser.add_argument("--batch", type=int, default=4, help="sequences on each GPU (default: %(default)s)")
+    parser.add_argument("--length", type=int, default=512)
+    parser.add_argument("--checkpointing", action="store_true")
+    parser.add_argument("--per-host", type=int, default=8, help="GPUs in a host (default: %(default)s)")
+    parser.add_argument("--between", type=float, default=400.0, help="Gb/s between hosts (default: %(default)s)")
+    parser.add_argument("--model", default=_SHAPE, help="a name of utils.models.configs (default: %(default)s)")
+    parser.add_argument("--tokens", type=float, help="of the whole training, for its cost")
+    parser.add_argument("--price", type=float, default=0.0, help="of one GPU's hour")
+    given = vars(parser.parse_args(argv))
+    tokens, price = given.pop("tokens"), given.pop("price")
+    try:
+        print(report(Run(**given), measured_constants(), tokens, price))
+    except (ValueError, TypeError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
