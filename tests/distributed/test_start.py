@@ -83,7 +83,9 @@ def _killed():
 
 
 def test_the_time_limit_says_who_waits_where():
-    with pytest.raises(TookTooLong, match=r"not done after 1 s: rank 0 is in _alone, line \d+, which called all_reduce. Done: rank 1"):
+    with pytest.raises(
+        TookTooLong, match=r"not done after 1 s: rank 0 is in _alone, line \d+, which called all_reduce. Done: rank 1"
+    ):
         run(_alone, seconds=1)
 
 

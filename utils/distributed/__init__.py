@@ -5,7 +5,7 @@ from utils.front_door import front_door
 __getattr__, __dir__, __all__ = front_door(
     __name__,
     {
-        "average": "ddp_loss token_mean",
+        "average": "counted_on_all ddp_loss",
         "bytes": "StepBytes measured sent step_bytes",
         "ring": "ring_all_reduce sent_chunk",
         "shard": "ShardedLinear",
