@@ -52,6 +52,26 @@ export function choice(legend, choices, value, changed) {
   return { element, set };
 }
 
+/**
+ * A labelled slider and its value: three parts for the grid `.figure-sliders`.
+ *
+ * @param {string} text @param {string} name @param {{min: number, max: number, step: number}} range
+ * @param {(value: number) => void} moved
+ */
+export function slider(text, name, range, moved) {
+  const id = fresh(name);
+  const input = h("input", { type: "range", id, name, ...range, oninput: () => moved(Number(input.value)) });
+  const output = h("output", { for: id });
+  return {
+    parts: [h("label", { for: id }, text), input, output],
+    /** @param {number} value @param {string} said */
+    set(value, said) {
+      input.value = value;
+      output.textContent = said;
+    },
+  };
+}
+
 /** A text that a screen reader reads out when it has stood still for a moment. */
 export function spoken() {
   const element = h("p", { class: "figure-spoken", role: "status", "aria-live": "polite" });

@@ -2,7 +2,7 @@
  * The rank that talks: chapter 2's update by full fine-tuning, cut to its first r singular directions, beside the one
  * that LoRA trained at rank 8. What is left of the skill is read in the answer.
  */
-import { choice, fresh, h, known, later, latest, model, sentence, signed, spoken, styles, urlState } from "../common/dom.js";
+import { choice, fresh, h, known, later, latest, model, sentence, signed, slider, spoken, styles, urlState } from "../common/dom.js";
 
 const MODULES = ["q", "k", "v", "o", "gate", "up", "down"], BLOCKS = ["0", "1", "2", "3"];
 const MOST = 32;
@@ -42,7 +42,7 @@ export async function mount(root, options = {}) {
 
   const body = h("div", { class: "rank" },
     h("div", { class: "rank-left" },
-      h("div", { class: "rank-sliders" }, h("div", { class: "rank-slider" }, ...rank.parts, ...alpha.parts)),
+      h("div", { class: "rank-sliders" }, h("div", { class: "figure-sliders" }, ...rank.parts, ...alpha.parts)),
       h("div", {}, update.element, note),
       h("div", {}, h("label", { class: "figure-label", for: layer.id }, "Singular values of the update, largest first"), layer, chart, energy),
       h("div", {}, modules.element, blocks.element)),
@@ -142,20 +142,6 @@ export async function mount(root, options = {}) {
   answer.textContent = "Loading the model (3.6 MB) …";
   sane(); // the model is asked at once, and answers when it is there
   await client.ready.catch(failed);
-}
-
-/** A labelled slider and its value, three parts for a grid. */
-function slider(text, name, range, moved) {
-  const id = fresh(name);
-  const input = h("input", { type: "range", id, name, ...range, oninput: () => moved(Number(input.value)) });
-  const output = h("output", { for: id });
-  return {
-    parts: [h("label", { for: id }, text), input, output],
-    set(value, said) {
-      input.value = value;
-      output.textContent = said;
-    },
-  };
 }
 
 /** Several of several, as check boxes. */
