@@ -3,7 +3,7 @@
  * the other, beside the greedy answer. Chapter 12 has the arithmetic.
  */
 import { argmax, probabilities, random, sample } from "../../engine/generate.js";
-import { choice, fresh, h, known, later, latest, model, sentence, slider, spoken, styles, urlState } from "../common/dom.js";
+import { answerField, choice, fresh, h, known, later, latest, model, promptField, sentence, slider, spoken, styles, urlState } from "../common/dom.js";
 
 const ADAPTERS = { base: "the base", sentiment: "sentiment", translation: "French", summarization: "moral", style: "pirate" };
 const PROMPTS = ["Tell me a story about a dog.", "Say it like a pirate: Otto had a tiny house near the village.", "Say it in French: The goat finds the apple in the park."];
@@ -15,8 +15,7 @@ const seen = (text) => text.replace(/ /g, "␣").replace(/\n/g, "⏎").replace(/
 
 /** @param {HTMLElement} root @param {{base?: string}} [options] `base`: the URL of the model's folder */
 export async function mount(root, options = {}) {
-  const here = (file) => new URL(file, import.meta.url);
-  await styles(here("../common/common.css"), here("style.css"));
+  await styles(import.meta.url);
   const client = model(options);
   const start = { prompt: PROMPTS[0], adapter: "base", temperature: 1, topp: 1, seed: 0, drawn: "" };
   const url = urlState("next", start);
@@ -26,32 +25,27 @@ export async function mount(root, options = {}) {
   let end = -1, asked = false, queued = false;
 
   const live = spoken();
-  const prompt = h("textarea", { rows: 2, id: fresh("prompt"), spellcheck: "false", maxlength: 400, oninput: () => change({ prompt: prompt.value, drawn: "" }) });
   const tries = ["a story", "pirate", "French"].map((text, i) => h("button", { type: "button", onclick: () => change({ prompt: PROMPTS[i], drawn: "" }) }, text));
+  const prompt = promptField((text) => change({ prompt: text, drawn: "" }), h("span", { class: "figure-muted" }, "one of:"), ...tries);
   const adapter = choice("Who answers", Object.entries(ADAPTERS).map(([value, text]) => ({ value, text })), state.adapter, (value) => change({ adapter: value, drawn: "" }));
   const temperature = slider("Temperature", "temperature", { min: 0.1, max: 2, step: 0.1 }, (value) => change({ temperature: value }));
   const topP = slider("Top-p", "topp", { min: 0.05, max: 1, step: 0.05 }, (value) => change({ topp: value }));
   const seed = h("input", { type: "number", id: fresh("seed"), name: "seed", min: 0, max: 9999, step: 1, oninput: () => change({ seed: whole(seed.value), drawn: "" }) });
   const rows = Array.from({ length: SHOWN }, row);
   const after = h("p"), sum = h("p", { class: "figure-muted" });
-  const answer = h("p", { class: "figure-answer next-answer" }), greedy = h("p", { class: "figure-answer next-answer" }), last = h("p", { class: "figure-muted figure-number" });
+  const drawn = answerField("next-answer", live), greedy = answerField("next-answer", live), answer = drawn.element, last = h("p", { class: "figure-muted figure-number" });
   const draw = h("button", { type: "button", class: "next-draw", onclick: one }, "Draw the next token");
   const over = h("button", { type: "button", onclick: () => change({ drawn: "" }) }, "start over");
-  const failed = (error) => {
-    answer.replaceChildren(h("span", { class: "figure-error" }, error.message));
-    for (const own of [answer, greedy]) own.dataset.busy = "no";
-    live.say(`There is no answer: ${error.message}`);
-  };
+  const failed = (error) => [greedy, drawn].forEach((own) => own.failed(error));
 
   const body = h("div", { class: "next figure-columns" },
     h("div", { class: "figure-left" },
-      h("div", {}, h("label", { class: "figure-label", for: prompt.id }, "Your prompt"), prompt,
-        h("div", { class: "figure-buttons" }, h("span", { class: "figure-muted" }, "one of:"), ...tries)),
+      h("div", {}, ...prompt.parts),
       adapter.element,
       h("div", { class: "figure-sliders" }, ...temperature.parts, ...topP.parts),
       h("div", { class: "next-answers" }, h("span", { class: "figure-label" }, "Drawn so far"), answer,
         h("div", { class: "figure-buttons" }, draw, over, h("label", { for: seed.id }, "seed"), seed), last),
-      h("div", {}, h("span", { class: "figure-label" }, `Greedy: the likeliest token each time, ${MOST} at most`), greedy)),
+      h("div", {}, h("span", { class: "figure-label" }, `Greedy: the likeliest token each time, ${MOST} at most`), greedy.element)),
     h("div", { class: "figure-right" },
       h("div", {}, h("span", { class: "figure-label" }, `The ${SHOWN} likeliest tokens that may come next`),
         h("table", { class: "next-tokens" },
@@ -116,15 +110,12 @@ export async function mount(root, options = {}) {
   }, failed);
 
   const rewrite = latest(async (signal) => {
-    greedy.dataset.busy = "yes";
-    const text = await client.answer(state.prompt, { adapters: adapters(), maxNewTokens: MOST, signal, onToken: (part) => (greedy.textContent = part.trim()) });
-    greedy.textContent = text.trim() || "(nothing: the end-of-turn token came first)";
-    greedy.dataset.busy = "no";
+    await greedy.ask(client, state.prompt, { adapters: adapters(), maxNewTokens: MOST, signal });
   }, failed);
   const tellLater = later(() => now && tell(), 300);
 
   function show() {
-    if (prompt.value !== state.prompt) prompt.value = state.prompt;
+    prompt.set(state.prompt);
     if (whole(seed.value) !== state.seed || seed.value === "") seed.value = String(state.seed);
     adapter.set(state.adapter);
     temperature.set(state.temperature, state.temperature.toFixed(1));
@@ -163,8 +154,7 @@ export async function mount(root, options = {}) {
     last.textContent = "";
     ask(before);
   };
-  addEventListener("hashchange", () => location.hash.startsWith("#next") && sane());
-  answer.textContent = "Loading the model (3.6 MB) …";
+  url.follow(sane);
   client.ready.then((config) => (end = config.eos_token_id), () => {});
   sane(); // the model is asked at once, and answers when it is there
   await client.ready.catch(failed);
