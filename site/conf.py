@@ -12,7 +12,6 @@ BUILT = Path(os.environ.get("COURSE_SITE_BUILD", HERE / "_build"))
 sys.path.insert(0, str(HERE.parent))
 
 _told = json.loads((BUILT / "site.json").read_text(encoding="utf-8"))
-_owner, _name = _told["repository"].split("/")
 
 project = "LoRA: zero to hero"
 author = "the course's authors"
@@ -48,8 +47,7 @@ mathjax4_config = {
 # ------------------------------------------------------------------------------- HTML
 html_theme = "sphinx_book_theme"
 html_title = project
-html_baseurl = os.environ.get("COURSE_SITE_URL") or f"https://{_owner}.github.io/{_name}/"
-html_baseurl = html_baseurl.rstrip("/") + "/"
+html_baseurl = _told["address"]
 html_static_path = [str(HERE / "_static"), str(BUILT / "static")]
 html_extra_path = [str(BUILT / "extra")]
 templates_path = [str(HERE / "_templates")]

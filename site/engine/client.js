@@ -81,6 +81,21 @@ export class Client {
   }
 
   /**
+   * The logits of the token that comes behind a prompt and the ids `drawn` of its answer so far, and the text of those.
+   *
+   * @param {string} prompt @param {number[]} drawn @param {Options} [options]
+   * @returns {Promise<{logits: Float32Array, text: string}>}
+   */
+  next(prompt, drawn, options = {}) {
+    return this.ask("next", { ...options, prompt, drawn });
+  }
+
+  /** The text of every token, by its id. @returns {Promise<string[]>} */
+  vocabulary() {
+    return this.ask("vocabulary", {});
+  }
+
+  /**
    * How a mix does on a task, in the background: of how many prompts the greedy answer is right (`right` of `total`), and
    * the log-probability of the right answers' tokens, the mean (`logProb`). `onToken` gets it so far.
    *

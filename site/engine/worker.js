@@ -120,6 +120,28 @@ const jobs = {
     }
   },
 
+  /** The logits of the token that comes behind a prompt and what was drawn of the answer, and the text of that. */
+  async next(job, { prompt, drawn, ...options }) {
+    answering++;
+    try {
+      const adapters = await beside(job, options);
+      const ids = [...tokenizer.chat(prompt), ...drawn], cache = new Cache(model.config);
+      let logits;
+      for (const [i, id] of ids.entries()) {
+        logits = model.step(id, cache, adapters, i === ids.length - 1);
+        await wait(job);
+      }
+      return { logits, text: tokenizer.decode(drawn) };
+    } finally {
+      answering--;
+    }
+  },
+
+  /** The text of every token, by its id; of a special one its name. */
+  vocabulary() {
+    return Array.from({ length: model.config.vocab_size }, (_, id) => (tokenizer.specialIds.has(id) ? tokenizer.tokens.get(id) : tokenizer.decode([id])));
+  },
+
   /**
    * How likely the right answers are, and how many the model would give itself: it reads each, and an answer is right
    * where every next token, the end-of-turn token too, is the likeliest.

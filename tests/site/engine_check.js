@@ -72,6 +72,12 @@ if (golden.mix.updates) {
   }
 }
 
+// The kept tokens are the same, and their probabilities are equal up to rounding.
+found.distributions = (golden.distributions ?? []).map(({ logits, temperature, top_p: topP, wanted }) => {
+  const own = probabilities(Float32Array.from(logits), temperature, topP);
+  return { kept: wanted.filter((p) => p > 0).length, otherKept: wanted.filter((p, i) => p > 0 !== own[i] > 0).length, error: largest([...own], wanted) };
+});
+
 // What Python has no values for.
 const ids = golden.prompt_ids[0], style = adapters[golden.tasks.indexOf("style")];
 const plain = logitsOf(ids, []), one = (adapter, weight = 1) => logitsOf(ids, [{ adapter, weight }]);

@@ -7,7 +7,7 @@ import pytest
 from tests.site.served import browser, needs_browser, opened, served
 
 pytestmark = [needs_browser, pytest.mark.slow]
-FIGURES = ("rank", "mixing", "fit", "ruler")
+FIGURES = ("rank", "mixing", "fit", "ruler", "next")
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +33,7 @@ def test_what_cannot_be_decoded_is_no_error(site, name, hash):
         ("rank?update=constructor", "full"),
         ("rank?update=toString&layer=constructor", "full"),
         ("ruler?mx=constructor", "floor"),
+        ("next?adapter=constructor", "base"),
         ("fit?method=constructor&targets=toString&model=valueOf", "lora"),
     ],
 )
@@ -44,7 +45,7 @@ def test_a_name_that_every_object_has_is_no_choice(site, address, chosen):
     assert wrong == []
 
 
-@pytest.mark.parametrize("name", ["rank", "mixing"])
+@pytest.mark.parametrize("name", ["rank", "mixing", "next"])
 @pytest.mark.parametrize("prompt", ["50%20off", "100% sure", "What? Why? a=b&c=d#e", "%3F%26", "  é 😀 + <b>"])
 def test_a_prompt_comes_back_from_the_address_that_it_was_written_to(site, name, prompt):
     url, own = site

@@ -68,6 +68,15 @@ def test_sampling_draws_what_top_p_leaves(found):
     assert found["shares"] == pytest.approx(found["probabilities"], abs=0.01)
 
 
+def test_temperature_and_top_p_are_those_of_python(found):
+    """Softmax by PyTorch, and top-p by utils.inference: which tokens stay, and with which probability."""
+    rows = found["distributions"]
+    assert len(rows) == 8 * len(golden.TEMPERATURES) * len(golden.TOP_PS)
+    assert not [row for row in rows if row["otherKept"]]
+    assert max(row["error"] for row in rows) < 1e-12
+    assert {1, 1024} < {row["kept"] for row in rows}
+
+
 @pytest.mark.parametrize(
     ("number", "says"),
     list(enumerate((

@@ -14,10 +14,11 @@ import os
 import sys
 import time
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from tools.site import environment
 from tools.site.build import built, served
-from tools.site.collect import ROOT
+from tools.site.collect import ROOT, address_of
 from utils.course.colab import origin
 
 
@@ -56,7 +57,7 @@ def main() -> int:
         print(f"The site can't be built: {problem}", file=sys.stderr)
         return 1
     if options.command == "serve":
-        with served(pages, options.port) as address:
+        with served(pages, options.port, urlsplit(address_of(origin(ROOT))).path) as address:
             print(f"{address} serves it; Ctrl+C ends that.")
             try:
                 while True:

@@ -10,6 +10,7 @@ Attributes:
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -21,6 +22,7 @@ from tools.build.navigation import chapters
 from tools.site import figures, records
 from tools.site.chapter import Chapter
 from tools.site.links import Links
+from tools.site.records import shortened
 from utils.course.colab import Origin, origin
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,6 +53,12 @@ def links_of(root: Path, where: Origin) -> Links:
     return Links(where.repository, where.ref, pages, frozenset(folders | {""}))
 
 
+def address_of(where: Origin) -> str:
+    """The site's address: COURSE_SITE_URL, which GitHub's workflow knows, or what GitHub Pages gives a repository."""
+    owner, _, name = where.repository.partition("/")
+    return (os.environ.get("COURSE_SITE_URL") or f"https://{owner}.github.io/{name}").rstrip("/") + "/"
+
+
 def beside_the_chapters(root: Path) -> list[str]:
     """The pages of lessons/ that are no chapters: the ledger of claims, and others like it."""
     return sorted(path.stem for path in (root / "lessons").glob("*.md") if not re.match(r"\d\d_", path.name))
@@ -75,8 +83,7 @@ def described(lesson: str) -> str:
     text = "You will be able to " + re.sub(r"\s+", " ", points).strip() if points else ""
     text = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", text)
     text = re.sub(r"\$([^$]*)\$", lambda found: re.sub(r"\\(?=Delta|alpha)|\\[a-z]+\s?|[{}]", "", found[1]), text)
-    text = re.sub(r"[*`]", "", text)
-    return text if len(text) <= 200 else text[:200].rsplit(" ", 1)[0].rstrip(",;:") + " ..."
+    return shortened(re.sub(r"[*`]", "", text))
 
 
 @dataclass(frozen=True)
@@ -101,11 +108,13 @@ class Site:
         for name in beside_the_chapters(self.root):
             self._markdown(f"lessons/{name}.md", f"{name}.md", links)
         self._markdown("ARCHITECTURE.md", "architecture.md", links)
-        self._records(links)
+        self._records(links, descriptions)
         self._figures(there, descriptions)
         self._front(course, there, links)
+        self._write("404.md", filled(self._text("site/404.md"), {"repository": links.repository}))
         self._ship(course)
-        told = {"repository": where.repository, "ref": where.ref, "descriptions": descriptions}
+        told = {"repository": where.repository, "ref": where.ref, "address": address_of(where)}
+        told |= {"descriptions": descriptions}
         self._write("../site.json", json.dumps(told, indent=1))
 
     def _text(self, path: str) -> str:
@@ -130,7 +139,7 @@ class Site:
     def _markdown(self, file: str, page: str, links: Links) -> None:
         self._write(page, links.rewritten(self._text(file), file, page))
 
-    def _records(self, links: Links) -> None:
+    def _records(self, links: Links, descriptions: dict[str, str]) -> None:
         found = records.read(self.root)
         texts = {file: self._text(file) for file in links.pages if file.startswith("lessons/") and file.endswith(".md")}
         titles = {f"lessons/{chapter.stem}.md": f"chapter {chapter.number}" for chapter in chapters(self.root)}
@@ -142,6 +151,7 @@ class Site:
             quoted = [f"[{titles[at]}](../{links.pages[at]})" for at, text in texts.items() if f"{name}.json" in text]
             self._write(page, records.page(name, record, links.github(file), quoted))
             listed[Path(page).stem] = record
+            descriptions[page.removesuffix(".md")] = shortened(f"{records.title(name)}: {records.about(record)}")
         others = [path.stem for path in sorted((self.root / records.FOLDER).glob("*.md"))]
         for name in others:
             self._markdown(f"{records.FOLDER}/{name}.md", f"measurements/{name}.md", links)
@@ -164,6 +174,7 @@ class Site:
             "repository_name": links.repository.partition("/")[2],
             "chapters": "\n".join(rows),
             "figure": figures.element("mixing", "", link=True) if "mixing" in there else "",
+            "figures": figures.listed(there),
             "toctree_chapters": "\n".join(f"chapters/{chapter.stem}" for chapter in course),
             "toctree_beside": "\n".join(beside_the_chapters(self.root)),
             "toctree_figures": "```{toctree}\n:hidden:\n:caption: Figures\n\nfigures/index\n```" if there else "",

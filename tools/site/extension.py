@@ -1,4 +1,4 @@
-"""A Sphinx extension of the site's own: share cards, a sitemap, a page's description, and 1.6 MB less of icons.
+"""A Sphinx extension of the site's own: share cards, a sitemap, a page's description, the page for what isn't there.
 
 Loaded by site/conf.py in the site's environment, which has Sphinx; the course's own hasn't.
 """
@@ -9,6 +9,7 @@ import html
 import re
 from pathlib import Path
 from typing import Any
+from urllib.parse import urljoin, urlsplit
 from xml.sax.saxutils import escape
 
 CARD = "_static/card.png"
@@ -28,7 +29,10 @@ _MENDED = [
 ]
 
 # Pages that Sphinx makes and nobody looks for.
-_NOT_LISTED = {"search", "genindex"}
+_NOT_LISTED = {"search", "genindex", "404"}
+
+# What a page names others in, relative to itself.
+_RELATIVE = re.compile(r'(?<= )(href|src|action|data-content_root)="(?![a-z][a-z0-9+.-]*:|//|#)([^"]*)"')
 
 
 def tags(title: str, description: str, address: str, base: str, site: str) -> str:
@@ -64,6 +68,12 @@ def mended(text: str) -> str:
     return text
 
 
+def anywhere(text: str, base: str) -> str:
+    """A page of the site's root whose links hold wherever it is shown: a server shows 404.html at any address."""
+    path = urlsplit(base).path
+    return _RELATIVE.sub(lambda found: f'{found[1]}="{urljoin(path, found[2])}"', text)
+
+
 def _head(app: Any, pagename: str, templatename: str, context: dict[str, Any], doctree: Any) -> None:
     config = app.config
     description = config.course_descriptions.get(pagename) or config.course_description
@@ -84,6 +94,8 @@ def _finished(app: Any, problem: Exception | None) -> None:
         static = out / "_static"
         for idle in (*static.glob("scripts/fontawesome*"), *static.glob("*macros.html")):
             idle.unlink()
+        lost = out / "404.html"
+        lost.write_text(anywhere(lost.read_text(encoding="utf-8"), base), encoding="utf-8")
         (out / "sitemap.xml").write_text(sitemap(base, pages), encoding="utf-8")
         (out / "robots.txt").write_text(f"User-agent: *\nAllow: /\nSitemap: {base}sitemap.xml\n", encoding="utf-8")
         (out / ".nojekyll").write_text("")  # GitHub Pages would leave out what begins with an underscore

@@ -55,6 +55,12 @@ FIGURES: Mapping[str, Figure] = {
         "answers, and what is left of each task.",
         (Place("11", "Even the exact sum seldom keeps both tasks"),),
     ),
+    "next": Figure(
+        "The next token",
+        "What may come next, with its probability: turn temperature and top-p, then draw token after token, beside the "
+        "greedy answer.",
+        (Place("12", "A playground"),),
+    ),
     "fit": Figure(
         "Will it fit?",
         "What a training step takes of a GPU's memory, part by part, for a model, a method and a batch of your "
@@ -116,6 +122,12 @@ def page(name: str) -> str:
         element(name, "../", link=False),
         "",
     ])  # fmt: skip
+
+
+def listed(names: Iterable[str]) -> str:
+    """The sentence of the front page that leads to the figures; empty without any."""
+    links = [f"[{about(name).title}](figures/{name}.md)" for name in names]
+    return f"[Figures that compute](figures/index.md) in the page: {', '.join(links)}." if links else ""
 
 
 def index(names: Iterable[str]) -> str:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from utils.data.chat import IGNORED, encode
 from utils.data.chat import padded as padded_ids
+from utils.inference.decoding import top_p, with_temperature
 from utils.lora import combine as combining
 from utils.lora import inject, lora_layers
 from utils.lora.combine import Adapter, How, combine, into_peft, padded, read_adapter
@@ -34,6 +35,7 @@ WEIGHTS = (1.0, 0.5, -1.0, 0.3)
 LAYERS = ("model.layers.0.self_attn.k_proj", "model.layers.3.self_attn.v_proj")
 DENSITY, SEED, SVD_RANK = 0.5, 7, 16
 MAX_NEW_TOKENS = 24
+TEMPERATURES, TOP_PS = (0.1, 0.7, 1.0, 2.0), (0.05, 0.5, 0.9, 1.0)
 SPLIT: Split = "test"
 ANSWERS = Path(__file__).resolve().parents[2] / "tests" / "site" / "answers.json"
 
@@ -190,6 +192,8 @@ def golden(prompts: int = 2, texts: int = 500) -> dict[str, Any]:
     found["ids"] = [tokenizer.encode(text, add_special_tokens=False) for text in found["strings"]]
     found["random_ids"] = [[rng.randrange(len(tokenizer)) for _ in range(rng.randint(1, 20))] for _ in range(200)]
     found["texts"] = [tokenizer.decode(ids, skip_special_tokens=True) for ids in found["random_ids"]]
+    rows = [row for own in (BASE, "style") for row in found["systems"][own]["logits"][:4]]
+    found["distributions"] = distributions(rows)
     adapters = [read_adapter(adapter_dir(task)) for task in TASKS]
     mixes = {how: mixed(adapters, how) for how in WAYS}
     found["mix"] |= {
@@ -197,6 +201,19 @@ def golden(prompts: int = 2, texts: int = 500) -> dict[str, Any]:
         "updates": {how: {la: mix[la].delta().flatten().tolist() for la in LAYERS} for how, mix in mixes.items()},
     }  # fmt: skip
     return found
+
+
+def distribution(logits: Tensor, temperature: float, p: float) -> Tensor:
+    """What a token is drawn from: PyTorch's softmax at a temperature, of what utils.inference's top-p leaves."""
+    return top_p(with_temperature(logits[None].double(), temperature), p).softmax(dim=-1)[0]
+
+
+def distributions(rows: Sequence[list[float]]) -> list[dict[str, Any]]:
+    """:func:`distribution` for rows of logits, at every pair of :data:`TEMPERATURES` and :data:`TOP_PS`."""
+    return [
+        {"logits": row, "temperature": t, "top_p": p, "wanted": distribution(torch.tensor(row), t, p).tolist()}
+        for row in rows for t in TEMPERATURES for p in TOP_PS
+    ]  # fmt: skip
 
 
 def gradients(r: int, double: bool = True) -> dict[str, Any]:

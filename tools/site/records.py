@@ -97,6 +97,16 @@ def hardware(record: dict[str, Any]) -> str:
     return next((str(record[key]) for key in ("hardware", "gpu", "machine") if key in record), "")
 
 
+def shortened(text: str, most: int = 200) -> str:
+    """A text cut behind a word, as search engines and lists show it."""
+    return text if len(text) <= most else text[:most].rsplit(" ", 1)[0].rstrip(",;:") + " ..."
+
+
+def about(record: dict[str, Any]) -> str:
+    """What was measured, as a sentence's end."""
+    return str(record.get("what", "a measurement of the course's")).rstrip(".") + "."
+
+
 _NAMES = {
     word.lower(): word for word in ("SFT", "DPO", "GPU", "H100", "H200", "LoRA", "PEFT", "aLoRA", "torchao", "7B")
 } | {"4bit": "4-bit"}
@@ -145,8 +155,7 @@ def index(records: dict[str, dict[str, Any]], others: Iterable[str]) -> str:
         "",
     ]
     for name, record in records.items():
-        what = str(record.get("what", "")).rstrip(".")
-        what = what if len(what) <= 200 else what[:200].rsplit(" ", 1)[0].rstrip(",;:") + " ..."
+        what = shortened(str(record.get("what", "")).rstrip("."))
         said = [part for part in (what, hardware(record), str(record.get("date", ""))) if part]
         lines.append(f"- [{title(name)}]({name}.md). {_text('; '.join(said))}")
     lines += [

@@ -18,15 +18,22 @@ export function h(tag, attributes = {}, ...contents) {
   return element;
 }
 
-/** Loads style sheets once and waits for them. @param {...(string | URL)} urls */
-export function styles(...urls) {
-  return Promise.all(urls.map(({ href = "" }) => {
+/** Loads a figure's two style sheets, common.css and its own, once, and waits for them. @param {string} own its module's URL */
+export function styles(own) {
+  const urls = [new URL("common.css", import.meta.url), new URL("style.css", own)];
+  return Promise.all(urls.map(({ href }) => {
     if ([...document.querySelectorAll("link[rel=stylesheet]")].some((link) => link.href === href)) return undefined;
     return new Promise((resolve) => {
       document.head.append(h("link", { rel: "stylesheet", href, onload: resolve, onerror: resolve }));
     });
   }));
 }
+
+/** What a JSON file beside a figure's module holds. @param {string} file @param {string} own its module's URL */
+export const json = async (file, own) => (await fetch(new URL(file, own))).json();
+
+/** One of several, at random. @template T @param {T[]} several @returns {T} */
+export const any = (several) => several[Math.floor(Math.random() * several.length)];
 
 /** Whether a table has an entry of this name. `in` would find "constructor" too. @param {object} table @param {string} name */
 export const known = (table, name) => Object.hasOwn(table, name);
@@ -50,6 +57,64 @@ export function choice(legend, choices, value, changed) {
   const set = (wanted) => inputs.forEach((input) => (input.checked = input.value === wanted));
   set(value);
   return { element, set };
+}
+
+/**
+ * A labelled slider and its value: three parts for the grid `.figure-sliders`.
+ *
+ * @param {string} text @param {string} name @param {{min: number, max: number, step: number}} range
+ * @param {(value: number) => void} moved
+ */
+export function slider(text, name, range, moved) {
+  const id = fresh(name);
+  const input = h("input", { type: "range", id, name, ...range, oninput: () => moved(Number(input.value)) });
+  const output = h("output", { for: id });
+  return {
+    parts: [h("label", { for: id }, text), input, output],
+    /** @param {number} value @param {string} said */
+    set(value, said) {
+      input.value = value;
+      output.textContent = said;
+    },
+  };
+}
+
+/**
+ * The reader's prompt: a field with its label, and under it what fills it by a press.
+ *
+ * @param {(prompt: string) => void} changed @param {...(Node | string)} tries @returns {{parts: Node[], set: (prompt: string) => void}}
+ */
+export function promptField(changed, ...tries) {
+  const input = h("textarea", { rows: 2, id: fresh("prompt"), spellcheck: "false", maxlength: 400, oninput: () => changed(input.value) });
+  const set = (prompt) => {
+    if (input.value !== prompt) input.value = prompt;
+  };
+  return { parts: [h("label", { class: "figure-label", for: input.id }, "Your prompt"), input, h("div", { class: "figure-buttons" }, ...tries)], set };
+}
+
+/**
+ * Where the model's answer is written, or why there is none.
+ *
+ * @param {string} name its class @param {{say: (text: string) => void}} live
+ */
+export function answerField(name, live) {
+  const element = h("p", { class: `figure-answer ${name}` }, "Loading the model (3.6 MB) …");
+  return {
+    element,
+    /** Has the model answer, and shows it word by word. @param {any} client @param {string} prompt @param {object} options */
+    async ask(client, prompt, options) {
+      element.dataset.busy = "yes";
+      const text = await client.answer(prompt, { ...options, onToken: (part) => (element.textContent = part.trim()) });
+      element.textContent = text.trim() || "(nothing: the end-of-turn token came first)";
+      element.dataset.busy = "no";
+    },
+    /** @param {Error} error */
+    failed(error) {
+      element.replaceChildren(h("span", { class: "figure-error" }, error.message));
+      element.dataset.busy = "no";
+      live.say(`There is no answer: ${error.message}`);
+    },
+  };
 }
 
 /** A text that a screen reader reads out when it has stood still for a moment. */
@@ -94,7 +159,9 @@ export function urlState(name, start) {
     const query = new URLSearchParams(changed.map(([key, value]) => [key, String(value)]));
     history.replaceState(history.state, "", `#${name}${changed.length ? `?${query}` : ""}`);
   }, 250);
-  return { read, write };
+  /** Calls when another state of this figure is put into the address. @param {() => void} changed */
+  const follow = (changed) => addEventListener("hashchange", () => location.hash.slice(1).split("?")[0] === name && changed());
+  return { read, write, follow };
 }
 
 let client;

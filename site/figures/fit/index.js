@@ -2,7 +2,7 @@
  * Will it fit? A training step's memory by part against what cards have, for a model of a list or a pasted config.json.
  * Chapters 1 and 6 have the arithmetic; estimate.js follows the step; the dots are steps that a GPU ran.
  */
-import { choice, fresh, h, later, spoken, styles, urlState } from "../common/dom.js";
+import { choice, fresh, h, json, later, spoken, styles, urlState } from "../common/dom.js";
 import { counts, firstThatFits, GB, METHODS, needed, OPTIMIZERS, predict, shape, SETUP, Unknown } from "./estimate.js";
 
 const CARDS = [8, 12, 16, 24, 40, 48, 80, 141];
@@ -98,9 +98,7 @@ const inWords = (changes) =>
 
 /** @param {HTMLElement} root @param {Partial<typeof START>} [options] where the controls start */
 export async function mount(root, options = {}) {
-  const here = (file) => new URL(file, import.meta.url);
-  const [response] = await Promise.all([fetch(here("models.json")), styles(here("../common/common.css"), here("style.css"))]);
-  const { models, measured } = await response.json();
+  const [{ models, measured }] = await Promise.all([json("models.json", import.meta.url), styles(import.meta.url)]);
   const records = new Map(measured.map((row) => [keyOf(row.model, row.setup), row]));
   const start = { ...START, ...options };
   const url = urlState("fit", start);

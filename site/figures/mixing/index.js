@@ -2,7 +2,7 @@
  * The mixing board: four adapters on one base, each with a fader. The answer and each task's score follow the faders.
  * Chapter 11 has the arithmetic; the model runs in this page.
  */
-import { choice, fresh, h, known, later, latest, model, sentence, signed, spoken, styles, urlState } from "../common/dom.js";
+import { answerField, any, choice, fresh, h, json, known, later, latest, model, promptField, sentence, signed, spoken, styles, urlState } from "../common/dom.js";
 
 const TASKS = [
   { name: "sentiment", text: "sentiment" },
@@ -25,38 +25,30 @@ const mix = (state) => ({ adapters: wanted(state), combine: state.how, density: 
 
 /** @param {HTMLElement} root @param {{base?: string}} [options] `base`: the URL of the model's folder */
 export async function mount(root, options = {}) {
-  const here = (file) => new URL(file, import.meta.url);
-  const [response] = await Promise.all([fetch(here("examples.json")), styles(here("../common/common.css"), here("style.css"))]);
-  /** @type {Record<string, {prompt: string, answer: string}[]>} */
-  const examples = await response.json();
+  /** @type {[Record<string, {prompt: string, answer: string}[]>, any]} */
+  const [examples] = await Promise.all([json("examples.json", import.meta.url), styles(import.meta.url)]);
   const client = model(options);
   const url = urlState("mixing", { sentiment: 0, translation: 0, summarization: 0, style: 1, how: "cat", prompt: examples.style[0].prompt });
   let state = url.read();
 
   const live = spoken();
-  const prompt = h("textarea", { rows: 2, id: fresh("prompt"), spellcheck: "false", maxlength: 400, oninput: () => change({ prompt: prompt.value }) });
-  const tries = TASKS.map(({ name, text }) => h("button", { type: "button", onclick: () => change({ prompt: examples[name][Math.floor(Math.random() * examples[name].length)].prompt }) }, text));
-  const answer = h("p", { class: "figure-answer mixing-answer" }), base = h("p", { class: "figure-muted" });
+  const tries = TASKS.map(({ name, text }) => h("button", { type: "button", onclick: () => change({ prompt: any(examples[name]).prompt }) }, text));
+  const prompt = promptField((text) => change({ prompt: text }), h("span", { class: "figure-muted" }, "one of:"), ...tries);
+  const answer = answerField("mixing-answer", live), base = h("p", { class: "figure-muted" });
   const says = h("p", { class: "figure-muted" });
   const channels = TASKS.map((task) => channel(task, examples[task.name].length, (weight) => change({ [task.name]: weight })));
   const how = choice("Combined by", Object.entries(WAYS).map(([value, { text }]) => ({ value, text })), state.how, (value) => change({ how: value }));
   const zero = h("button", { type: "button", onclick: () => change(Object.fromEntries(TASKS.map(({ name }) => [name, 0]))) }, "all to 0");
   const share = h("button", { type: "button", onclick: () => change({ sentiment: 0.5, translation: 0, summarization: 0, style: 0.5, how: "cat" }) }, "two at one half");
-  const failed = (error) => {
-    answer.replaceChildren(h("span", { class: "figure-error" }, error.message));
-    answer.dataset.busy = "no";
-    live.say(`There is no answer: ${error.message}`);
-  };
 
-  const board = h("div", { class: "mixing" },
-    h("div", { class: "mixing-left" },
+  const board = h("div", { class: "mixing figure-columns" },
+    h("div", { class: "figure-left" },
       h("div", { class: "mixing-board", role: "group", "aria-label": "Weights of the four adapters" }, ...channels.map((own) => own.element)),
       h("div", { class: "figure-buttons" }, zero, share),
       h("p", { class: "figure-muted" }, `Lights: right answers to ${examples.style.length} held-out prompts. Log p: the right answers' mean log-probability a token; below the base's, the task is unlearned.`)),
-    h("div", { class: "mixing-right" },
-      h("div", { class: "mixing-prompt" }, h("label", { class: "figure-label", for: prompt.id }, "Your prompt"), prompt,
-        h("div", { class: "figure-buttons" }, h("span", { class: "figure-muted" }, "one of:"), ...tries)),
-      h("div", { class: "mixing-answers" }, h("span", { class: "figure-label" }, "The mixture answers"), answer, base),
+    h("div", { class: "figure-right" },
+      h("div", { class: "mixing-prompt" }, ...prompt.parts),
+      h("div", { class: "mixing-answers" }, h("span", { class: "figure-label" }, "The mixture answers"), answer.element, base),
       h("div", {}, how.element, says),
       live.element));
   root.replaceChildren(h("div", { class: "figure-body" }, board));
@@ -64,16 +56,13 @@ export async function mount(root, options = {}) {
   const tell = () => {
     const mixed = wanted(state).map(({ name, weight }) => `${TASKS.find((task) => task.name === name).text} ${signed(weight)}`);
     const scores = channels.map((own, i) => own.said && `${TASKS[i].text} ${own.said}`).filter(Boolean);
-    live.say(`${mixed.length ? `${mixed.join(", ")}, by ${WAYS[state.how].text}` : "All faders at 0: the base"}. The answer: ${sentence(answer.textContent || "nothing")}${scores.length ? ` Right: ${scores.join(", ")}.` : ""}`);
+    live.say(`${mixed.length ? `${mixed.join(", ")}, by ${WAYS[state.how].text}` : "All faders at 0: the base"}. The answer: ${sentence(answer.element.textContent || "nothing")}${scores.length ? ` Right: ${scores.join(", ")}.` : ""}`);
   };
 
   const rewrite = latest(async (signal) => {
-    answer.dataset.busy = "yes";
-    const text = await client.answer(state.prompt, { ...mix(state), signal, onToken: (part) => (answer.textContent = part.trim()) });
-    answer.textContent = text.trim() || "(nothing: the end-of-turn token came first)";
-    answer.dataset.busy = "no";
+    await answer.ask(client, state.prompt, { ...mix(state), signal });
     tell();
-  }, failed);
+  }, answer.failed);
 
   let asked = null;
   const compare = latest(async (signal) => {
@@ -93,12 +82,12 @@ export async function mount(root, options = {}) {
     done.forEach((part, i) => channels[i].show(part, bases[i], true));
     board.dataset.scored = JSON.stringify(done.map(({ right, logProb }) => [right, Number(logProb.toFixed(4))]));
     tell();
-  }, failed);
+  }, answer.failed);
   const scoreLater = later(score, 350), compareLater = later(compare, 350);
 
   /** Shows the state and asks anew what depends on it. */
   function show(changed) {
-    if (prompt.value !== state.prompt) prompt.value = state.prompt;
+    prompt.set(state.prompt);
     TASKS.forEach(({ name }, i) => channels[i].set(state[name]));
     how.set(state.how);
     says.textContent = WAYS[state.how].says;
@@ -121,10 +110,9 @@ export async function mount(root, options = {}) {
     for (const { name } of TASKS) state[name] = Math.min(2, Math.max(-1, state[name]));
     show(Object.keys(state));
   };
-  addEventListener("hashchange", () => location.hash.startsWith("#mixing") && sane());
-  answer.textContent = "Loading the model (3.6 MB) …";
+  url.follow(sane);
   sane(); // the model is asked at once, and answers when it is there
-  await client.ready.catch(failed);
+  await client.ready.catch(answer.failed);
 }
 
 /** One adapter's strip of the board: fader, weight and score. */

@@ -2,7 +2,7 @@
  * The rank that talks: chapter 2's update by full fine-tuning, cut to its first r singular directions, beside the one
  * that LoRA trained at rank 8. What is left of the skill is read in the answer.
  */
-import { choice, fresh, h, known, later, latest, model, sentence, signed, spoken, styles, urlState } from "../common/dom.js";
+import { answerField, any, choice, fresh, h, json, known, later, latest, model, promptField, sentence, signed, slider, spoken, styles, urlState } from "../common/dom.js";
 
 const MODULES = ["q", "k", "v", "o", "gate", "up", "down"], BLOCKS = ["0", "1", "2", "3"];
 const MOST = 32;
@@ -14,42 +14,36 @@ const place = (block, module) => `model.layers.${block}.${"qkvo".includes(module
 
 /** @param {HTMLElement} root @param {{base?: string, update?: string}} [options] `update`: "full" or "lora" */
 export async function mount(root, options = {}) {
-  const here = (file) => new URL(file, import.meta.url);
-  const json = async (file) => (await fetch(here(file))).json();
-  const [examples, { spectra, right: recorded, chapter }] = await Promise.all([json("examples.json"), json("spectra.json"), styles(here("../common/common.css"), here("style.css"))]);
+  const beside = (file) => json(file, import.meta.url);
+  const [examples, { spectra, right: recorded, chapter }] = await Promise.all([beside("examples.json"), beside("spectra.json"), styles(import.meta.url)]);
   const client = model(options);
   const start = { update: options.update ?? "full", rank: 8, alpha: 1, blocks: BLOCKS.join(""), modules: MODULES.join("."), layer: place("1", "up"), prompt: examples[0].prompt };
   const url = urlState("rank", start);
   let state = url.read();
 
   const live = spoken();
-  const prompt = h("textarea", { rows: 2, id: fresh("prompt"), spellcheck: "false", maxlength: 400, oninput: () => change({ prompt: prompt.value }) });
-  const another = h("button", { type: "button", onclick: () => change({ prompt: examples[Math.floor(Math.random() * examples.length)].prompt }) }, "another held-out prompt");
-  const answer = h("p", { class: "figure-answer rank-answer" });
+  const another = h("button", { type: "button", onclick: () => change({ prompt: any(examples).prompt }) }, "another held-out prompt");
+  const prompt = promptField((text) => change({ prompt: text }), another);
+  const answer = answerField("rank-answer", live);
   const rank = slider("Rank r", "rank", { min: 0, max: MOST, step: 1 }, (value) => change({ rank: value }));
   const alpha = slider("alpha ×", "alpha", { min: 0, max: 3, step: 0.1 }, (value) => change({ alpha: value }));
   const update = choice("The update of", Object.entries(UPDATES).map(([value, { text }]) => ({ value, text })), state.update, (value) => change({ update: value }));
   const layer = h("select", { id: fresh("layer"), onchange: () => change({ layer: layer.value }) }, ...BLOCKS.flatMap((block) => MODULES.map((module) => h("option", { value: place(block, module) }, `block ${block}, ${module}_proj`))));
-  const chart = h("div", { role: "img" }), energy = h("p", { class: "figure-muted" });
+  const chart = h("div", { role: "img", class: "figure-drawing" }), energy = h("p", { class: "figure-muted" });
   const modules = boxes("Layers", MODULES.map((name) => ({ value: name, text: `${name}_proj` })), (found) => change({ modules: found.join(".") }));
   const blocks = boxes("Blocks", BLOCKS.map((name) => ({ value: name, text: name })), (found) => change({ blocks: found.join("") }));
-  const bar = h("div", { style: "width: 0" }), byRank = h("div", { role: "img" }), matched = h("p", { class: "figure-number" }), note = h("p", { class: "figure-muted" });
-  const failed = (error) => {
-    answer.replaceChildren(h("span", { class: "figure-error" }, error.message));
-    answer.dataset.busy = "no";
-    live.say(`There is no answer: ${error.message}`);
-  };
+  const bar = h("div", { style: "width: 0" }), byRank = h("div", { role: "img", class: "figure-drawing" }), matched = h("p", { class: "figure-number" }), note = h("p", { class: "figure-muted" });
 
-  const body = h("div", { class: "rank" },
-    h("div", { class: "rank-left" },
-      h("div", { class: "rank-sliders" }, h("div", { class: "rank-slider" }, ...rank.parts, ...alpha.parts)),
+  const body = h("div", { class: "rank figure-columns" },
+    h("div", { class: "figure-left" },
+      h("div", { class: "rank-sliders figure-sliders" }, ...rank.parts, ...alpha.parts),
       h("div", {}, update.element, note),
       h("div", {}, h("label", { class: "figure-label", for: layer.id }, "Singular values of the update, largest first"), layer, chart, energy),
       h("div", {}, modules.element, blocks.element)),
-    h("div", { class: "rank-right" },
-      h("div", { class: "rank-prompt" }, h("label", { class: "figure-label", for: prompt.id }, "Your prompt"), prompt, h("div", { class: "figure-buttons" }, another)),
-      h("div", { class: "rank-answers" }, h("span", { class: "figure-label" }, "Base and cut update answer"), answer),
-      h("div", {}, h("span", { class: "figure-label" }, `Exact match on ${examples.length} held-out prompts`), h("div", { class: "rank-match", "aria-hidden": "true" }, bar), matched),
+    h("div", { class: "figure-right" },
+      h("div", { class: "rank-prompt" }, ...prompt.parts),
+      h("div", { class: "rank-answers" }, h("span", { class: "figure-label" }, "Base and cut update answer"), answer.element),
+      h("div", {}, h("span", { class: "figure-label" }, `Exact match on ${examples.length} held-out prompts`), h("div", { class: "figure-meter rank-match", "aria-hidden": "true" }, bar), matched),
       h("div", {}, h("span", { class: "figure-label" }, "Cut to rank r, the full update loses the skill; LoRA's keeps it from 4 on"), byRank, h("p", { class: "figure-muted" }, "Right of 40, by rank: the lines were recorded with PyTorch at alpha × 1 in all layers; the ring is your setting, computed here. ", `On the ${chapter.prompts} prompts of chapter 2, which begin with these, full fine-tuning cut to rank 8 has ${chapter.right[8]} right, to 16 ${chapter.right[16]}, to 32 ${chapter.right[32]}.`)),
       live.element));
   root.replaceChildren(h("div", { class: "figure-body" }, body));
@@ -74,14 +68,11 @@ export async function mount(root, options = {}) {
     body.dataset.energy = String(share);
   }
 
-  const tell = () => live.say(`Rank ${state.rank} of ${UPDATES[state.update].text}. The answer: ${sentence(answer.textContent)} ${body.dataset.right ? matched.textContent : ""}`);
+  const tell = () => live.say(`Rank ${state.rank} of ${UPDATES[state.update].text}. The answer: ${sentence(answer.element.textContent)} ${body.dataset.right ? matched.textContent : ""}`);
   const rewrite = latest(async (signal) => {
-    answer.dataset.busy = "yes";
-    const text = await client.answer(state.prompt, { ...mix(), signal, onToken: (part) => (answer.textContent = part.trim()) });
-    answer.textContent = text.trim() || "(nothing: the end-of-turn token came first)";
-    answer.dataset.busy = "no";
+    await answer.ask(client, state.prompt, { ...mix(), signal });
     tell();
-  }, failed);
+  }, answer.failed);
 
   /** Exact match by rank as PyTorch measured it with both whole updates, and where the sliders stand now. */
   function curves(right) {
@@ -105,11 +96,11 @@ export async function mount(root, options = {}) {
     curves(done.right);
     body.dataset.right = String(done.right);
     tell();
-  }, failed);
+  }, answer.failed);
   const scoreLater = later(score, 350);
 
   function show(changed) {
-    if (prompt.value !== state.prompt) prompt.value = state.prompt;
+    prompt.set(state.prompt);
     rank.set(state.rank, String(state.rank));
     alpha.set(state.alpha, signed(state.alpha, 1));
     update.set(state.update);
@@ -138,24 +129,9 @@ export async function mount(root, options = {}) {
     if (!known(spectra.full, state.layer)) state.layer = start.layer;
     show(Object.keys(state));
   };
-  addEventListener("hashchange", () => location.hash.startsWith("#rank") && sane());
-  answer.textContent = "Loading the model (3.6 MB) …";
+  url.follow(sane);
   sane(); // the model is asked at once, and answers when it is there
-  await client.ready.catch(failed);
-}
-
-/** A labelled slider and its value, three parts for a grid. */
-function slider(text, name, range, moved) {
-  const id = fresh(name);
-  const input = h("input", { type: "range", id, name, ...range, oninput: () => moved(Number(input.value)) });
-  const output = h("output", { for: id });
-  return {
-    parts: [h("label", { for: id }, text), input, output],
-    set(value, said) {
-      input.value = value;
-      output.textContent = said;
-    },
-  };
+  await client.ready.catch(answer.failed);
 }
 
 /** Several of several, as check boxes. */

@@ -42,8 +42,7 @@ const fromSlider = (step) => round(SMALLEST * 10 ** (step / STEPS));
 
 /** @param {HTMLElement} root */
 export async function mount(root) {
-  const here = (file) => new URL(file, import.meta.url);
-  await styles(here("../common/common.css"), here("style.css"));
+  await styles(import.meta.url);
   const url = urlState("ruler", START);
   let state = sane(url.read());
 

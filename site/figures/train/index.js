@@ -2,7 +2,7 @@
  * Train it here: LoRA on the sentiment task in the reader's tab, step by step as utils/train/loop.py takes them; the
  * loss as it falls, and base and adapter answering side by side.
  */
-import { choice, fresh, h, later, latest, model, spoken, styles, urlState } from "../common/dom.js";
+import { any, choice, fresh, h, json, later, latest, model, promptField, spoken, styles, urlState } from "../common/dom.js";
 
 const RANKS = [1, 2, 4, 8, 16], RATES = [5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 2e-2];
 /** The loss axis is logarithmic, between these powers of ten. */
@@ -14,9 +14,7 @@ const nearest = (choices, value) => choices.reduce((best, own) => (Math.abs(own 
 
 /** @param {HTMLElement} root @param {{base?: string}} [options] `base`: the URL of the model's folder */
 export async function mount(root, options = {}) {
-  const here = (file) => new URL(file, import.meta.url);
-  const [response] = await Promise.all([fetch(here("task.json")), styles(here("../common/common.css"), here("style.css"))]);
-  const task = await response.json(), { recipe, held_out: heldOut, coin } = task;
+  const [task] = await Promise.all([json("task.json", import.meta.url), styles(import.meta.url)]), { recipe, held_out: heldOut, coin } = task;
   const examples = task.rows.map(([text, answer]) => ({ prompt: task.ask + text, answer }));
   const most = task.batches.length;
   const client = model(options);
@@ -33,9 +31,9 @@ export async function mount(root, options = {}) {
   const stepsText = h("output", { for: steps.id });
   const button = h("button", { type: "button", class: "train-start", onclick: () => (running ? stop() : start()) });
   const trained = h("p", { class: "figure-muted" }), status = h("p", { class: "train-status figure-number" });
-  const chart = h("div", { role: "img" });
-  const prompt = h("textarea", { rows: 2, id: fresh("prompt"), spellcheck: "false", maxlength: 400, oninput: () => change({ prompt: prompt.value }) });
-  const another = h("button", { type: "button", onclick: () => change({ prompt: heldOut[Math.floor(Math.random() * heldOut.length)].prompt }) }, "another held-out prompt");
+  const chart = h("div", { role: "img", class: "figure-drawing" });
+  const another = h("button", { type: "button", onclick: () => change({ prompt: any(heldOut).prompt }) }, "another held-out prompt");
+  const prompt = promptField((text) => change({ prompt: text }), another);
   const sides = {
     base: side("The base answers", heldOut.length),
     adapter: side("Base and your adapter", heldOut.length),
@@ -45,13 +43,13 @@ export async function mount(root, options = {}) {
   const body = h("div", { class: "train" },
     h("div", { class: "train-left" },
       h("div", { class: "train-controls" }, rank.element, rate.element,
-        h("div", {}, h("label", { class: "figure-label", for: steps.id }, "Steps"), h("div", { class: "train-slider" }, steps, stepsText)),
+        h("div", {}, h("label", { class: "figure-label", for: steps.id }, "Steps"), h("div", { class: "figure-sliders train-slider" }, steps, stepsText)),
         trained),
       h("div", { class: "train-run" }, button, status)),
     h("div", { class: "train-loss" }, h("span", { class: "figure-label" }, "Loss of each step, in nats per token of the answer (log scale)"), chart,
       h("p", { class: "figure-muted" }, "On the dashed line the model knows the two answers and tosses a coin between them. Below it, it reads the sentence. Earlier runs stay, in grey.")),
     h("div", { class: "train-asked" },
-      h("div", {}, h("label", { class: "figure-label", for: prompt.id }, "Your prompt"), prompt, h("div", { class: "figure-buttons" }, another)),
+      h("div", {}, ...prompt.parts),
       h("div", { class: "train-sides" }, sides.base.element, sides.adapter.element)),
     live.element);
   root.replaceChildren(h("div", { class: "figure-body" }, body));
@@ -161,7 +159,7 @@ export async function mount(root, options = {}) {
   const stop = () => running?.abort(new Error("stopped"));
 
   function show(changed) {
-    if (prompt.value !== state.prompt) prompt.value = state.prompt;
+    prompt.set(state.prompt);
     rank.set(String(state.rank));
     rate.set(String(state.lr));
     steps.value = String(state.steps);
@@ -190,7 +188,7 @@ export async function mount(root, options = {}) {
     state.steps = Math.min(most, Math.max(EVERY, EVERY * Math.round(state.steps / EVERY)));
     show(["prompt"]);
   };
-  addEventListener("hashchange", () => location.hash.startsWith("#train") && sane());
+  url.follow(sane);
   new ResizeObserver(draw).observe(chart);
   sides.adapter.answer.textContent = "";
   status.textContent = "Loading the model (3.6 MB) …";
@@ -215,7 +213,7 @@ function parameters({ hidden_size: size, intermediate_size: wide, num_attention_
 /** One of the two that answer: its answer, and its exact match as a bar. */
 function side(text, count) {
   const answer = h("p", { class: "figure-answer train-answer" }), bar = h("div", { style: "width: 0" }), right = h("p", { class: "figure-number figure-muted" });
-  const element = h("div", { class: "train-side" }, h("span", { class: "figure-label" }, text), answer, h("div", { class: "train-match", "aria-hidden": "true" }, bar), right);
+  const element = h("div", { class: "train-side" }, h("span", { class: "figure-label" }, text), answer, h("div", { class: "figure-meter", "aria-hidden": "true" }, bar), right);
   return {
     element,
     answer,

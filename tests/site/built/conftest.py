@@ -11,12 +11,14 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
 from tools.site import environment
 from tools.site.build import built, served
-from tools.site.collect import ROOT
+from tools.site.collect import ROOT, address_of
+from utils.course.colab import origin
 from utils.start.testing import LEFT_OUT
 
 SWITCHES = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
@@ -45,9 +47,10 @@ def pages(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def address(pages: Path) -> Iterator[str]:
-    """Where a plain static server has them."""
-    with served(pages) as where:
-        yield where
+    """Where a static server has them: at the path that they have at GitHub Pages."""
+    path = urlsplit(address_of(origin(ROOT))).path
+    with served(pages, path=path) as where:
+        yield where.rstrip("/") + path
 
 
 @pytest.fixture(scope="session")

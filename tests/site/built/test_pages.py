@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import json
 import re
 import xml.etree.ElementTree
 from collections.abc import Iterator
@@ -12,14 +14,16 @@ from urllib.parse import unquote, urldefrag, urljoin, urlsplit
 import pytest
 
 from tools.site import figures
-from tools.site.collect import ROOT
+from tools.site.collect import ROOT, address_of
 from utils.course.colab import origin
 
 HEAVIEST = 3_000_000  # bytes of a page with all that it loads, before the model
 WHERE = origin(ROOT)
+BASE = address_of(WHERE)
+UNLISTED = ("search.html", "genindex.html", "404.html")
 FIGURES = [f"figures/{name}.html" for name in figures.available(ROOT)]
 LOOKED_AT = ["index.html", "chapters/02_rank_decomposition.html", "chapters/11_many_adapters.html", "claims.html"]
-LOOKED_AT += ["measurements/rank_sweep.html", "search.html", *FIGURES]
+LOOKED_AT += ["measurements/rank_sweep.html", "search.html", "404.html", *FIGURES]
 
 
 class _Page(HTMLParser):
@@ -53,7 +57,7 @@ def parsed(pages: Path) -> dict[str, _Page]:
 
 def test_every_chapter_ledger_record_and_figure_has_a_page(parsed):
     stems = [path.stem for path in (ROOT / "lessons").glob("[0-9][0-9]_*.md")]
-    wanted = {"index.html", "claims.html", "architecture.html", "search.html", *FIGURES}
+    wanted = {"index.html", "claims.html", "architecture.html", "search.html", "404.html", *FIGURES}
     wanted |= {f"chapters/{stem}.html" for stem in stems}
     wanted |= {f"measurements/{path.stem}.html" for path in (ROOT / "assets" / "measurements").iterdir()}
     assert not wanted - set(parsed) and len(stems) > 15
@@ -66,7 +70,11 @@ def test_internal_links_and_anchors_lead_somewhere(parsed, pages):
             if re.match(r"[a-z][a-z0-9+.-]*:|//", link) or link.startswith(("#searchbox", "?")):
                 continue
             path, anchor = urldefrag(urljoin(f"/{name}", link))
-            path = unquote(urlsplit(path).path).lstrip("/") or "index.html"
+            path = unquote(urlsplit(path).path)
+            if name == "404.html":
+                assert link.startswith((urlsplit(BASE).path, "#")), link
+                path = path.removeprefix(urlsplit(BASE).path)
+            path = path.lstrip("/") or "index.html"
             if not (pages / path).is_file():
                 broken.append(f"{name}: {link}")
             elif anchor and path in parsed and unquote(anchor) not in parsed[path].ids:
@@ -112,15 +120,34 @@ def test_nothing_is_loaded_from_elsewhere_and_pictures_have_alt_texts(parsed):
 
 
 def test_the_map_and_the_cards_name_every_page(parsed, pages):
-    base = f"https://{WHERE.repository.split('/')[0]}.github.io/{WHERE.repository.split('/')[1]}/"
     tree = xml.etree.ElementTree.parse(pages / "sitemap.xml")
     listed = {place.text for place in tree.iter("{http://www.sitemaps.org/schemas/sitemap/0.9}loc")}
-    assert listed == {base + name for name in parsed if name not in ("search.html", "genindex.html")}
+    assert listed == {BASE + name for name in parsed if name not in UNLISTED}
     for name in parsed:
         head = (pages / name).read_text(encoding="utf-8").split("</head>")[0]
         for what in ("og:title", "og:description", "og:image", "og:url"):
             assert len(re.findall(f'property="{what}" content="[^"]+"', head)) == 1, (name, what)
     assert (pages / "_static" / "card.png").read_bytes()[16:24] == (1200).to_bytes(4) + (630).to_bytes(4)
+
+
+def test_each_record_is_described_by_what_it_measured(pages):
+    """A description of its own, not the site's, cut to what search engines show."""
+    seen = {}
+    for path in sorted((ROOT / "assets" / "measurements").glob("*.json")):
+        name = f"{path.stem}_record" if path.with_suffix(".md").exists() else path.stem
+        head = (pages / "measurements" / f"{name}.html").read_text(encoding="utf-8").split("</head>")[0]
+        found = re.search(r'<meta name="description" content="([^"]+)">', head)
+        what = json.loads(path.read_text(encoding="utf-8")).get("what", "a measurement of the course's")
+        said = html.unescape(found[1]) if found else ""
+        assert f": {what[:60]}" in said and len(said) <= 204, (name, said)
+        seen[name] = said
+    assert len(set(seen.values())) == len(seen) > 30
+
+
+def test_the_front_page_leads_to_every_figure_and_to_using_the_course(pages):
+    text = (pages / "index.html").read_text(encoding="utf-8").split("<article", 1)[1].split("</article>")[0]
+    for name in (*FIGURES, "using_the_course.html"):
+        assert len(re.findall(rf'<a [^>]*href="{name}"', text)) >= 1, name
 
 
 def test_solutions_are_folded_and_no_set_up_cell_is_left(pages):
@@ -227,6 +254,26 @@ def test_the_search_puts_the_chapter_first_and_quotes_its_text(browser, address,
     quoted = page.locator("#search-results li p.context").all_inner_texts()
     assert not [text for text in quoted if "System Settings" in text]
     assert asked in quoted[0].lower()
+    page.close()
+
+
+def test_what_isnt_there_has_the_way_back_and_a_search(browser, address):
+    """At any depth: its links, style and search hold there, and its links are found by Tab."""
+    page, told = browser.new_page(), []
+    page.on("response", lambda it: told.append(it.url) if it.status >= 400 else None)
+    for lost in ("nothing.html", "chapters/02_gone.html", "a/b/c/"):
+        told.clear()
+        answer = page.goto(address + lost)
+        assert answer.status == 404 and told == [address + lost]
+        assert page.inner_text("h1").endswith("t there")
+        assert page.evaluate("getComputedStyle(document.querySelector('.bd-sidebar-primary')).position") == "sticky"
+    page.click("article >> text=The front page")
+    assert page.url == f"{address}index.html"
+    page.goto(f"{address}chapters/02_gone.html")
+    page.get_by_label("Search the course").fill("rsLoRA")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#search-results li a")
+    assert page.url == f"{address}search.html?q=rsLoRA"
     page.close()
 
 
