@@ -21,7 +21,7 @@ from utils.quiet import quiet_upstream
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "ARCHITECTURE.md"
 PACKAGES = (
-    "", "plots", "quant", "lora", "models", "data", "tinyworld", "train", "evaluate", "inference", "profiling",
+    "", "plots", "quant", "lora", "models", "distributed", "data", "tinyworld", "train", "evaluate", "inference", "profiling",
     "course", "course/checks", "course/checks/references", "start",
 )  # fmt: skip
 CELL = re.compile(r"(?ms)^```python[^\n]*\n(.*?)^```[ \t]*$")
