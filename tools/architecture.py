@@ -21,8 +21,8 @@ from utils.quiet import quiet_upstream
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "ARCHITECTURE.md"
 PACKAGES = (
-    "", "plots", "quant", "lora", "models", "distributed", "data", "tinyworld", "train", "evaluate", "inference", "profiling",
-    "course", "course/checks", "course/checks/references", "start",
+    "", "plots", "quant", "lora", "models", "distributed", "data", "tinyworld", "train", "evaluate", "inference",
+    "profiling", "course", "course/checks", "course/checks/references", "start",
 )  # fmt: skip
 CELL = re.compile(r"(?ms)^```python[^\n]*\n(.*?)^```[ \t]*$")
 MARKED = r"(?s)(<!-- {name}: written by make architecture -->\n).*?(<!-- end -->)"
