@@ -4,6 +4,7 @@ NO_SHARDING one that leaves accelerate as it is on CPUs."""
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[2])
@@ -20,6 +21,7 @@ def killing(make):
             if state.global_step + 1 == int(os.environ.get("DIE_STEP", "0")) and engine_run.ranks().rank == int(
                 os.environ["DIE_RANK"]
             ):
+                print(f"killed at {time.time()}", file=sys.stderr, flush=True)
                 os.kill(os.getpid(), signal.SIGKILL)
 
         callback.on_step_begin = on_step_begin

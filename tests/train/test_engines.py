@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import json
+import re
 import os
 import socket
 import subprocess
@@ -49,8 +50,8 @@ def recipe(output, **changes):
     }  # fmt: skip
 
 
-def launch(folder, *, engine=None, processes=2, script="tools/train.py", content=None, env=None, more=(), timeout=110):
-    """Run a recipe in other processes; gives what ended, with its seconds."""
+def launch(folder, *, engine=None, processes=2, script="tools/train.py", content=None, env=None, more=(), timeout=170):
+    """Run a recipe in other processes; gives what ended, with the time of its end."""
     if torch.cuda.is_available():
         pytest.skip("these compare float32 on CPUs: CUDA_VISIBLE_DEVICES= python -m pytest ...")
     folder.mkdir(exist_ok=True)
@@ -60,13 +61,17 @@ def launch(folder, *, engine=None, processes=2, script="tools/train.py", content
     if engine:
         command += ["-m", "accelerate.commands.launch", "--config_file", str(ENGINES / f"{engine}.yaml")]
         command += ["--num_processes", str(processes), *(more or ("--main_process_port", "0"))]
-    started = time.monotonic()
     done = subprocess.run(
         [*command, script, str(file)], cwd=ROOT, capture_output=True, text=True, timeout=timeout,
         env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})},
     )  # fmt: skip
-    done.seconds = time.monotonic() - started
+    done.ended = time.time()
     return done
+
+
+def killed_at(done):
+    """When dying_run.py killed its process: how long the starts before it took hangs on the machine."""
+    return float(re.search(r"killed at ([\d.]+)", done.stderr)[1])
 
 
 def losses(folder):
@@ -200,7 +205,7 @@ def killed(tmp_path_factory):
 def test_a_killed_process_ends_the_run_with_a_sentence_and_leaves_the_checkpoint(engine, killed, one, tmp_path):
     done, folder, _ = killed(engine)
     assert done.returncode != 0
-    assert done.seconds < 60, "of which the five steps before took most"
+    assert done.ended - killed_at(done) < 60
     assert "Rank 0 of 2 stops, because another process of this run has ended" in done.stderr
     assert "The run can go on from step 3" in done.stderr
     assert "Signal 9 (SIGKILL)" in done.stderr and "rank      : 1" in done.stderr  # the launcher names the one
@@ -292,7 +297,7 @@ def test_a_process_killed_on_one_host_ends_the_run_on_the_other(tmp_path):
     env = {"DIE_RANK": "1", "DIE_STEP": "5"}
     both = as_two_hosts(tmp_path, "ddp", script="tests/train/dying_run.py", env=env)
     assert all(done.returncode for done in both)
-    assert all(done.seconds < 60 for done in both)
+    assert all(done.ended - killed_at(both[1]) < 60 for done in both)
     assert "Rank 0 of 2 stops, because another process of this run has ended" in both[0].stderr
     assert "The run can go on from step 3" in both[0].stderr
 
