@@ -3,8 +3,8 @@
 import dataclasses
 import importlib.util
 import json
-import re
 import os
+import re
 import socket
 import subprocess
 import sys
