@@ -143,7 +143,9 @@ class Site:
         found = records.read(self.root)
         texts = {file: self._text(file) for file in links.pages if file.startswith("lessons/") and file.endswith(".md")}
         titles = {f"lessons/{chapter.stem}.md": f"chapter {chapter.number}" for chapter in chapters(self.root)}
-        titles["lessons/claims.md"] = "the ledger of claims"
+        for name in beside_the_chapters(self.root):
+            page = f"lessons/{name}.md"
+            titles[page] = "the ledger of claims" if name == "claims" else texts[page].split("\n", 1)[0].lstrip("# ")
         listed: dict[str, dict] = {}
         for name, record in found.items():
             file = f"{records.FOLDER}/{name}.json"
