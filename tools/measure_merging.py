@@ -34,6 +34,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from tools.ensemble import provenance, write
 from utils.data.labels import batches
 from utils.evaluate.merged_answers import Answered, answered
+from utils.lora.checkpoint import read_matrices
 from utils.lora.merging import dequantized, merge_quantized, stored_4bit
 from utils.models import ROOT, load_4bit, load_base
 from utils.models.device import profile
@@ -106,19 +107,13 @@ def kept(steps: int, seed: int, lr: float) -> dict[str, Any]:
 
     The share is the part of the change of the weights that lies along the update: 1 is all of it, 0 none.
     """
-    from safetensors.torch import load_file
-
     model, _ = load_4bit()
     size = weights = along = 0.0
     with tempfile.TemporaryDirectory() as folder:
         trained("style", steps, seed, folder, lr=lr)
-        tensors = load_file(f"{folder}/adapter_model.safetensors")
-        for key in tensors:
-            if not key.endswith("lora_A.weight"):
-                continue
-            layer = model.get_submodule(key.removeprefix("base_model.model.").removesuffix(".lora_A.weight"))
-            stored = stored_4bit(layer)
-            delta = 2.0 * (tensors[key.replace("lora_A", "lora_B")] @ tensors[key])  # alpha is twice the rank
+        for name, matrices in read_matrices(folder).items():
+            stored = stored_4bit(model.get_submodule(name))
+            delta = 2.0 * (matrices["lora_B"] @ matrices["lora_A"])  # alpha is twice the rank
             before, after = dequantize(stored), dequantize(merge_quantized(stored, delta))
             size += delta.square().sum().item()
             weights += before.square().sum().item()

@@ -2,11 +2,13 @@
 
 import dataclasses
 import json
+import re
 import statistics
 
 import pytest
 import torch
 
+from utils.models import ROOT
 from utils.profiling.scaling import (
     LINK,
     Constants,
@@ -143,3 +145,16 @@ def test_the_command_line_says_the_pace_the_cost_and_what_was_assumed(capsys):
     assert ("(assumed)" in said) != ("(measured)" in said)
     with pytest.raises(SystemExit, match="error: no constants for the way 'DDP, DoRA'"):
         main(["--way", "DDP, DoRA"])
+
+
+def test_the_first_screen_of_chapter_19_is_the_record():
+    text = (ROOT / "lessons" / "19_several_gpus.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (DDP|FSDP2), ([^|]+) \| (\d) \| (\d+) \| ([\d,]+) \| ([\d,]+) \| ([\d.]+) \|$", text, re.M)
+    assert len(rows) == 7
+    for engine, method, gpus, batch, ms, tokens, gb in rows:
+        way = f"{engine}, {'full' if method.startswith('full') else 'LoRA'}"
+        asked: dict = {"way": way, "gpus": int(gpus), "batch": int(batch), "checkpointing": "checkpointing" in method}
+        took = RECORD.milliseconds(**asked)
+        assert f"{took:,.0f}" == ms and f"{RECORD.peak(**asked) / 1e9:.1f}" == gb, asked
+        # the prototype's own tokens a second, from milliseconds that were not yet rounded
+        assert int(tokens.replace(",", "")) == pytest.approx(int(gpus) * int(batch) * 512 / took * 1000, rel=1e-3)

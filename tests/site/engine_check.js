@@ -6,6 +6,7 @@ import { generate, probabilities, random, sample } from "../../site/engine/gener
 import { Cache, Llama } from "../../site/engine/llama.js";
 import { readSafetensors } from "../../site/engine/safetensors.js";
 import { Tokenizer } from "../../site/engine/tokenizer.js";
+import { refused } from "./refused.js";
 
 const assets = new URL("../../assets/", import.meta.url);
 const json = (path) => JSON.parse(readFileSync(new URL(path, assets)));
@@ -88,13 +89,6 @@ const draw = random(3), flat = Float32Array.of(2, 1, 0, -1), counts = [0, 0, 0, 
 for (let n = 0; n < 20_000; n++) counts[sample(flat, { temperature: 0.7, topP: 0.9, draw })]++;
 found.shares = counts.map((count) => count / 20_000);
 found.probabilities = [...probabilities(flat, 0.7, 0.9)];
-const refused = (what) => {
-  try {
-    return what() ?? "not refused";
-  } catch (error) {
-    return error.message;
-  }
-};
 found.refused = [
   refused(() => readSafetensors(bytes("tiny-llama/model.safetensors").slice(0, 100_000), "a.safetensors")),
   refused(() => readSafetensors(new ArrayBuffer(3))),

@@ -6,6 +6,7 @@ import { random } from "../../site/engine/generate.js";
 import { readSafetensors } from "../../site/engine/safetensors.js";
 import { Tokenizer } from "../../site/engine/tokenizer.js";
 import { Trainer, rateFactor } from "../../site/engine/train.js";
+import { refused } from "./refused.js";
 
 const assets = new URL("../../assets/tiny-llama/", import.meta.url);
 const json = (file) => JSON.parse(readFileSync(file));
@@ -70,13 +71,6 @@ found.products = [[22, 192, 512], [22, 512, 192], [1, 1, 4], [5, 7, 20], [4, 3, 
   }));
 }));
 found.rates = [0, 4, 9, 10, 60].map((step) => rateFactor(step, 100));
-const refused = (what) => {
-  try {
-    return what() ?? "not refused";
-  } catch (error) {
-    return error.message;
-  }
-};
 found.refused = [
   refused(() => through(new Trainer(model, { r: 1, alpha: 2, lr: 1, steps: 1 }).backward([{ prompt: Array(600).fill(5), answer: [1] }]))),
   refused(() => {

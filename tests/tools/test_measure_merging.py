@@ -67,6 +67,7 @@ def test_a_small_update_is_rounded_away_and_a_large_one_stays():
     real = json.loads(measure_merging.OUT.with_name("real_model.json").read_text(encoding="utf-8"))
     lost = [row for row in real["tables"]["merging"]["small"] if row["way"] == INTO]
     assert [row["steps"] for row in lost] == [20, 80]
+    assert [round(row["lost"]["mean"], 1) for row in lost] == [94.7, 100.0]
     assert all(row["lost"] == row["right"] and row["won"]["mean"] == 0 for row in lost)
 
 

@@ -46,9 +46,8 @@ from torch import nn
 from tools.gpu.record import Record, hardware
 from utils.lora import inject
 from utils.lora.fused import SHARE, use_fused
-from utils.models.configs import real_config
 from utils.profiling.activations import checkpoint_blocks
-from utils.profiling.gpu_step import base_model, optimizer_of
+from utils.profiling.gpu_step import base_model, config_of, optimizer_of
 from utils.profiling.latency import spread
 from utils.profiling.memory import FLOATS, Setup
 from utils.profiling.ranks import blocks_of
@@ -210,19 +209,6 @@ def _agreed(mine: bool, device: torch.device) -> bool:
     return bool(vote.item())
 
 
-def config_of(trial: bool) -> Any:
-    """Llama-2-7B's shape, or a tiny one."""
-    config = real_config("Llama-2-7B")
-    if trial:
-        config.update(
-            {
-                "vocab_size": 256, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
-                "num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 16,
-            }
-        )  # fmt: skip
-    return config
-
-
 def adapted(model: nn.Module, plan: Plan) -> nn.Module:
     """The model with what trains: all of it, PEFT's adapters or our fused layers, in the setup's dtype."""
     setup = plan.setup
@@ -258,7 +244,9 @@ def built_model(plan: Plan, device: torch.device, trial: bool) -> nn.Module:
         model = adapted(base_model(setup, str(device), trial), plan) if not sharded else _four_bit(plan, device, trial)
         return shard(model, device) if sharded else model
     with torch.device("meta"):
-        base = AutoModelForCausalLM.from_config(config_of(trial), dtype=torch.bfloat16, attn_implementation="sdpa")
+        base = AutoModelForCausalLM.from_config(
+            config_of("Llama-2-7B", trial), dtype=torch.bfloat16, attn_implementation="sdpa"
+        )
         model = adapted(base, plan)
     shard(model, device)
     model.to_empty(device=device)
@@ -269,7 +257,7 @@ def built_model(plan: Plan, device: torch.device, trial: bool) -> nn.Module:
     for module in model.modules():
         if type(module).__name__.endswith("RotaryEmbedding"):  # its buffers were made without data
             with device:
-                fresh = type(module)(config=config_of(trial))  # pyright: ignore
+                fresh = type(module)(config=config_of("Llama-2-7B", trial))  # pyright: ignore
             for name, buffer in fresh.named_buffers():
                 module.register_buffer(name, buffer, persistent=False)
     return model
@@ -331,7 +319,7 @@ class Built:
         checkpoint_blocks(self.model, plan.checkpointing)
         batch, length = plan.batch, 16 if trial else LENGTH
         drawn = torch.Generator().manual_seed(SEED + dist.get_rank())
-        vocabulary = config_of(trial).vocab_size
+        vocabulary = config_of("Llama-2-7B", trial).vocab_size
         ids = torch.randint(0, vocabulary, (batch, length), generator=drawn).to(self.device)
         losses: list[float] = []
 

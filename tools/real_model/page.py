@@ -33,13 +33,17 @@ def plain(found: Any) -> str:
     return "-" if found is None else f"{found:g}" if isinstance(found, float) else str(found)
 
 
+def _written(value: float, digits: int) -> str:
+    return f"{round(value, digits) + 0.0:,.{digits}f}"  # no minus before a zero
+
+
 def _cell(found: Any, factor: float, digits: int) -> str:
     if found is None or found == {}:
         return "-"
     if not isinstance(found, Mapping):
-        return f"{factor * found + 0.0:,.{digits}f}"
+        return _written(factor * found, digits)
     keys = [key for key in ("mean", "low", "high") if key in found]
-    mean, *ends = (f"{round(factor * found[key], digits) + 0.0:,.{digits}f}" for key in keys)
+    mean, *ends = (_written(factor * found[key], digits) for key in keys)
     return f"{mean} ({' to '.join(ends)})" if ends else mean
 
 
@@ -127,7 +131,7 @@ def side(found: Mapping[str, Any]) -> str:
     if "mean" not in found:
         return "not measured"
     digits = 0 if abs(found["mean"]) >= 100 else 2 if abs(found["mean"]) < 10 else 1
-    numbers = [f"{round(found[key], digits) + 0.0:,.{digits}f}" for key in ("mean", "low", "high")]
+    numbers = [_written(found[key], digits) for key in ("mean", "low", "high")]
     return f"{numbers[0]} ({numbers[1]} to {numbers[2]}; {len(found['seeds'])})"
 
 

@@ -6,6 +6,7 @@ python -m tools.site.figure_data        writes site/figures/mixing/examples.json
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from utils.tinyworld import TASKS, task_examples
@@ -29,11 +30,12 @@ def files() -> dict[Path, str]:
     return {path: json.dumps(rows, ensure_ascii=False, indent=1) + "\n" for path, rows in data.items()}
 
 
-def main() -> None:
-    for path, text in files().items():
+def write(texts: Mapping[Path, str]) -> None:
+    """Write files, each with its text, in folders that are made."""
+    for path, text in texts.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main()
+    write(files())

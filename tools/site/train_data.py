@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tools.site.figure_data import FIGURES, held_out
+from tools.site.figure_data import FIGURES, held_out, write
 from tools.site.golden import mulberry32
 from utils.data.chat import encode
 from utils.models.loading import load_tiny
@@ -72,11 +72,5 @@ def files() -> dict[Path, str]:
     return {FILE: json.dumps(task(), ensure_ascii=False, separators=(",", ":")) + "\n"}
 
 
-def main() -> None:
-    for path, text in files().items():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-
-
 if __name__ == "__main__":
-    main()
+    write(files())

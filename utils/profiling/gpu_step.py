@@ -33,8 +33,9 @@ def base_of(setup: Setup) -> tuple[Any, ...]:
     return setup.model, setup.method == "qlora", setup.double, setup.dtype, setup.attention
 
 
-def _config_of(setup: Setup, trial: bool) -> Any:
-    config = real_config(str(setup.model))
+def config_of(model: str, trial: bool) -> Any:
+    """A model's configuration; with `trial` that of a tiny one of its kind."""
+    config = real_config(model)
     if trial:
         config.update(
             {
@@ -57,7 +58,7 @@ def base_model(setup: Setup, device: str, trial: bool = False) -> PreTrainedMode
     try:
         with torch.device(device):
             model = AutoModelForCausalLM.from_config(
-                _config_of(setup, trial), dtype=FLOATS[setup.dtype], attn_implementation=setup.attention
+                config_of(str(setup.model), trial), dtype=FLOATS[setup.dtype], attn_implementation=setup.attention
             )
     finally:
         torch.set_default_dtype(before)

@@ -39,6 +39,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from utils.distributed.bytes import sent
 from utils.lora.refusals import check_count
 from utils.profiling.memory import Setup, model_of
 from utils.profiling.meta_layers import FusedAttention
@@ -61,7 +62,7 @@ _SHAPE = "Llama-2-7B"
 
 def gather_seconds(size: float, n: int, speed: float, latency: float = LATENCY) -> float:
     """A ring's all-gather (or reduce-scatter) of `size` bytes in all over `n` ranks at `speed` bytes a second."""
-    return (n - 1) / n * size / speed + (n - 1) * latency if n > 1 else 0.0
+    return sent("all_gather", size, n) / speed + (n - 1) * latency
 
 
 def reduce_seconds(size: float, n: int, speed: float, latency: float = LATENCY) -> float:
