@@ -48,6 +48,31 @@ def adapted(**settings: object) -> nn.Module:
     return get_peft_model(nn.Sequential(nn.Linear(8, 8)), LoraConfig(target_modules=["0"], **settings))
 
 
+# ------------------------------------------------------------------------------------------------------------ openai
+
+
+def test_openai_leaves_the_generator_of_a_closed_stream_to_the_collector():
+    import asyncio
+
+    import httpx2
+    from openai import AsyncOpenAI, DefaultAsyncHttpxClient
+
+    chunk = b'data: {"id":"1","object":"chat.completion.chunk","created":0,"model":"m","choices":[]}\n\n'
+    answers = httpx2.MockTransport(lambda _: httpx2.Response(200, content=2 * chunk + b"data: [DONE]\n\n"))
+
+    async def open_after_close() -> bool:
+        http_client = DefaultAsyncHttpxClient(transport=answers)
+        async with AsyncOpenAI(base_url="http://here", api_key="none", http_client=http_client) as client:
+            stream = await client.chat.completions.create(model="m", messages=[], stream=True)
+            await anext(aiter(stream))
+            await stream.close()
+            left = stream._iterator.ag_frame is not None
+            await stream._iterator.aclose()
+            return left
+
+    needed(asyncio.run(open_after_close()), "gateway._answer closes the stream's _iterator")
+
+
 # ------------------------------------------------------------------------------------------------------ bitsandbytes
 
 

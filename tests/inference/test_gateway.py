@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import http.client
 import json
 import os
@@ -298,7 +299,7 @@ def test_the_tokens_of_letters_that_need_several_are_counted(tokenizer):
         """The part of AsyncOpenAI that is used, with a stream of three pieces."""
 
         def __init__(self):
-            self.chat, self.completions = self, self
+            self.chat, self.completions, self._iterator = self, self, aiter(self)
 
         async def create(self, **_):
             return self
@@ -351,6 +352,31 @@ def test_fifty_streams_at_once_each_have_their_adapter(server, client, local):
 
 
 # -------------------------------------------------------------------------- what transformers' server does by itself
+
+
+def test_an_answer_leaves_no_open_generator_to_the_collector(client):
+    """The collector may find it in a thread without the server's loop, and Python writes a traceback into the page."""
+
+    def left():
+        time.sleep(0.2)
+        kind = type(_one())
+        return [it for it in gc.get_objects() if type(it) is kind and it.ag_frame and "httpx" in it.ag_code.co_filename]
+
+    async def _one():
+        yield
+
+    gc.collect()
+    gc.disable()
+    try:
+        for settings in ({"max_tokens": 4}, {"stop": ["tiny"]}, {"stream": True, "max_tokens": 4}):
+            said = asked(client, **settings)
+            if "stream" in settings:
+                list(said)
+        with asked(client, stream=True, max_tokens=400) as stream:
+            next(iter(stream))
+        assert left() == []
+    finally:
+        gc.enable()
 
 
 def test_transformers_server_itself_does_what_the_gateway_is_for(server):

@@ -107,6 +107,9 @@ async def _answer(upstream: AsyncOpenAI, wanted: Wanted) -> AsyncIterator[tuple[
                 yield text, None, tokens
     finally:
         await stream.close()
+        # The stream and its generator hold each other, so what stands still inside is left to Python's collector, which
+        # may find it in a thread that has no loop and writes a traceback into the page.
+        await cast(Any, stream)._iterator.aclose()
     raise Refused(503, _GONE, code="server_unavailable")
 
 
