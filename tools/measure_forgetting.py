@@ -4,7 +4,7 @@
     python -m tools.measure_forgetting steps       half the steps (one thread: 3 minutes)
     python -m tools.measure_forgetting replay      with stories of the base's training mixed in (one thread: 5 minutes)
 
-Written to assets/measurements/forgetting.json, which chapter 16 reads, after every run; a run that is in the file is
+Written to assets/measurements/forgetting.json, which chapter 17 reads, after every run; a run that is in the file is
 not run again. `--trial` runs four steps of one seed and writes nothing.
 
 Attributes:

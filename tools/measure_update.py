@@ -1,4 +1,4 @@
-"""Take updates apart, teach made-up facts, and write assets/measurements/update.json, which chapter 16 reads.
+"""Take updates apart, teach made-up facts, and write assets/measurements/update.json, which chapter 17 reads.
 
     python -m tools.measure_update controls   intruders damped, and changes of equal size (one thread: 10 minutes)
     python -m tools.measure_update facts      made-up facts at several numbers of steps (one thread: 10 minutes)

@@ -1,7 +1,7 @@
 """Run every stored notebook on this machine, whatever its device, and write a report.
 
     python -m tools.run_course                      both copies of every chapter, the tiny model; on a CUDA machine
-    python -m tools.run_course --profile small      chapters 02 to 18 on SmolLM2-135M-Instruct
+    python -m tools.run_course --profile small      chapters 02 to 19 on SmolLM2-135M-Instruct
     python -m tools.run_course --profile small --as-t4       the same inside a T4's limits; :mod:`tools.gpu.t4` has them
     python -m tools.run_course --trial --out /tmp/x 00 03    some chapters, on a machine without a GPU
 
@@ -49,7 +49,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 OUT = ROOT / "assets" / "measurements"
 COPIES = (LEARNER, SOLVED)
-REAL_MODEL = tuple(f"{number:02d}" for number in range(2, 19))
+REAL_MODEL = tuple(f"{number:02d}" for number in range(2, 20))
 SHOWN = 300
 PROBE = """\
 import json as _json, sys as _sys

@@ -1,4 +1,4 @@
-"""Chapter 14's study of the tiny model on style, and what its winners are worth; writes assets/measurements/study.json.
+"""Chapter 15's study of the tiny model on style, and what its winners are worth; writes assets/measurements/study.json.
 
     python -m tools.run_study                  the recorded study (16 CPU cores: about 5 minutes)
     python -m tools.run_study --trial          everything in small, on any machine (2 minutes on one core)

@@ -389,7 +389,7 @@ def test_t08_adalora_prunes_nothing_unless_it_is_told_to(called, left):
     assert len(ranks) == 8 and sum(ranks) == left
 
 
-# ------------------------------------------------------- accumulation, as transformers' Trainer weighs it (chapter 13)
+# ------------------------------------------------------- accumulation, as transformers' Trainer weighs it (chapter 14)
 
 
 class PlainModel(nn.Module):

@@ -416,7 +416,7 @@ def test_pissa_begins_as_the_base_up_to_rounding_and_is_taken_off_again(batches)
 
 
 def test_pefts_pissa_switched_off_is_not_the_base(batches):
-    """What chapter 15 warns of: "adapter off" is the residual there, so no reference for DPO. LoRA is the control."""
+    """What chapter 16 warns of: "adapter off" is the residual there, so no reference for DPO. LoRA is the control."""
     with torch.no_grad():
         expected = models.load_base()[0](**batches[0]).logits
         off = {}

@@ -148,7 +148,7 @@ def test_the_command_line_says_the_pace_the_cost_and_what_was_assumed(capsys):
 
 
 def test_the_first_screen_of_chapter_19_is_the_record():
-    text = (ROOT / "lessons" / "19_several_gpus.md").read_text(encoding="utf-8")
+    text = (ROOT / "lessons" / "20_several_gpus.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| (DDP|FSDP2), ([^|]+) \| (\d) \| (\d+) \| ([\d,]+) \| ([\d,]+) \| ([\d.]+) \|$", text, re.M)
     assert len(rows) == 7
     for engine, method, gpus, batch, ms, tokens, gb in rows:

@@ -15,7 +15,8 @@ FILES = {
     "lessons/01_rank.md": "# Chapter 1: Rank\n\nChapter 0 said so; chapters 1 and 2 go on, chapter 12 of a book "
     "doesn't.\n",
     "lessons/02_data.md": "# Chapter 2: Data\n\nAs [chapter 1](01_rank.md) and\nchapters 0 to\n2 say; "
-    "see [1](01_rank.md#a), [0](00_start.md).\n",
+    "see [1](01_rank.md#a), [0](00_start.md), [01](01_rank.md), "
+    "[5](01_rank.md).\n",
     "lessons/claims.toml": 'cell = "01_rank"\n',
     "README.md": "| 00 | [Start](notebooks/00_start.ipynb) | a | 20 | [Colab][00] |\n"
     "| 01 | [Rank](notebooks/01_rank.ipynb) | b | 60 | [Colab][01] |\n"
@@ -49,7 +50,8 @@ def test_files_names_tables_and_prose_follow(root):
         return (root / name).read_text()
 
     assert "Chapter 0 said so; chapters 2 and 3 go on, chapter 12 of a book doesn't." in read("lessons/02_rank.md")
-    said = "As [chapter 2](02_rank.md) and\nchapters 0 to\n3 say; see [2](02_rank.md#a), [0](00_start.md).\n"
+    said = "As [chapter 2](02_rank.md) and\nchapters 0 to\n3 say; see [2](02_rank.md#a), [0](00_start.md), "
+    said += "[02](02_rank.md), [5](02_rank.md).\n"
     assert read("lessons/03_data.md") == f"# Chapter 3: Data\n\n{said}"
     rows = ["| 0 | [Start](00_start.md) |", "| 2 | [Rank](02_rank.md) | q |", "| 3 | [Data](03_data.md) | q |"]
     assert read("lessons/00_start.md").splitlines() == rows

@@ -53,7 +53,7 @@ def test_torch_says_what_it_says_on_a_t4_and_whose_card_it_is():
 
 
 def test_triton_compiles_for_the_card_that_is_there():
-    """Told 7.5, it compiled kernels that the card can't run (chapter 13, on an H200)."""
+    """Told 7.5, it compiled kernels that the card can't run (chapter 14, on an H200)."""
     torch, _, _ = card()
     t4.put_in_force(torch)
     driver = {"__name__": "triton.backends.nvidia.driver", "asked": torch.cuda.get_device_capability}

@@ -468,7 +468,7 @@ def test_at_three_times_the_steps_the_winners_lead_over_the_recipe_is_gone():
 
 # ---------------------------------------------------------------------------------------------- the lesson's own code
 
-LESSON = (ROOT / "lessons" / "14_choosing_settings.md").read_text(encoding="utf-8")
+LESSON = (ROOT / "lessons" / "15_choosing_settings.md").read_text(encoding="utf-8")
 
 
 def lesson_code(begins, fence="```python"):

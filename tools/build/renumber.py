@@ -78,7 +78,8 @@ def _renumbered(name: str, text: str, behind: Sequence[str], moved: Callable[[st
     if not _BY_HAND.match(name):
         text = NAMED.sub(lambda f: f[1] + moved(f[2]) + re.sub(r"\d+", lambda number: moved(number[0]), f[3]), text)
         text = re.sub(r"(?<![\w.])ch(\d\d)\b", lambda found: f"ch{moved(found[1])}", text)
-    text = re.sub(r"\[\d+(?=\]\((\d\d)_\w+\.md[)#])", lambda found: f"[{int(found[1])}", text)  # [13](13_rank.md)
+    label = r"(?<=\[)\d+(?=\]\((\d\d)_\w+\.md[)#])"  # [13](13_rank.md)
+    text = re.sub(label, lambda f: moved(f[0]) if int(moved(f[0])) == int(f[1]) else f[0], text)
     if name == "README.md":
         row = r"(?m)^(\| |\[)(\d\d)( \|.*\[Colab\]\[|\]: )(?:\d\d\] \|$)?"
         text = re.sub(row, lambda f: f"{f[1]}{moved(f[2])}{f[3]}" + f"{moved(f[2])}] |" * f[3].endswith("["), text)

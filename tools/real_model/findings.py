@@ -244,7 +244,7 @@ FINDINGS = (
     Finding("cut", "02", "An update of full fine-tuning cut to rank 16 keeps the task", "share of the accuracy kept",
             0.95, True, _cut(16)),
     Finding("cut 1", "02", "Cut to rank 1 it loses the task", "share of the accuracy kept", 0.5, False, _cut(1)),
-    Finding("intruders", "16", "LoRA leaves more intruders than full fine-tuning (style)", "share of directions", 0,
+    Finding("intruders", "17", "LoRA leaves more intruders than full fine-tuning (style)", "share of directions", 0,
             True, _intruders),
     Finding("targets", "08", "At equal parameters all linear layers beat q and v", "exact match", 0, True,
             _rank(("all-linear", 8), ("q,v", 42))),
@@ -260,9 +260,9 @@ FINDINGS = (
             _rule(lambda r: 2 * r, 64, 4)),
     Finding("batch", "08", "A batch 16 times as large costs LoRA (r=64) more than full fine-tuning", "nats a token", 0,
             True, _batch),
-    *[Finding(f"forgets {task}", "16", f"At equal accuracy LoRA forgets less than full fine-tuning ({task})",
+    *[Finding(f"forgets {task}", "17", f"At equal accuracy LoRA forgets less than full fine-tuning ({task})",
               "log of the general perplexity", 0, False, _less_forgetting(task)) for task in ("style", "translation")],
-    *[Finding(f"{remedy} {task}", "16", f"{said}, at nine tenths of the best accuracy ({task})",
+    *[Finding(f"{remedy} {task}", "17", f"{said}, at nine tenths of the best accuracy ({task})",
               "log of the general perplexity", 0, False, _remedy(remedy, "lora", task))
       for task in ("style", "translation")
       for remedy, said in (
@@ -273,7 +273,7 @@ FINDINGS = (
     *[Finding(f"{form} {task}", "06", f"LoRA beside {form} is within 5 points of 16 bits ({task})", "exact match",
               -0.05, True, _form(form, task))
       for form in ("int8", "nf4", "mxfp4") for task in ("translation", "style")],
-    *[Finding(f"{name} {task}", "15", f"{name} is within 5 points of LoRA, at its own rate ({task})", "exact match",
+    *[Finding(f"{name} {task}", "16", f"{name} is within 5 points of LoRA, at its own rate ({task})", "exact match",
               -0.05, True, _variant(name, task))
       for name in ("DoRA", "rsLoRA", "LoRA+", "PiSSA", "VeRA r=256") for task in ("translation", "style")],
     *[Finding(f"combined {how} {weight}", "11", f"Two adapters by {how}, weights {weight:g}, keep both tasks",
@@ -283,8 +283,8 @@ FINDINGS = (
             "nats a token", 0.01, True, _merged("into the original, bf16", "nats")),
     Finding("merge 4 bits", "10", "Merging it into 4 bits moves the predictions", "nats a token", 0.01, True,
             _merged("into 4 bits", "nats")),
-    Finding("overfits", "13", "64 examples: the dev loss rises again", "nats a token", 0, True, _overfits("dev_loss")),
-    Finding("overfits, exact", "13", "and the exact match on dev doesn't fall by 5 points", "exact match", -0.05, True,
+    Finding("overfits", "14", "64 examples: the dev loss rises again", "nats a token", 0, True, _overfits("dev_loss")),
+    Finding("overfits, exact", "14", "and the exact match on dev doesn't fall by 5 points", "exact match", -0.05, True,
             _overfits("dev")),
     Finding("bits", "08", "One direction in every layer remembers more than 20,000 bits", "bits", 20_000, True, _bits),
 )  # fmt: skip

@@ -397,7 +397,7 @@ def overfit(bench: Bench, job: Job) -> list[dict]:
 
 
 def variant(bench: Bench, job: Job) -> list[dict]:
-    """An entry of chapter 15's race: every rate with the seeds that choose, the best with those that report."""
+    """An entry of chapter 16's race: every rate with the seeds that choose, the best with those that report."""
     entry = sweep.ENTRIES[job["entry"]]
     train, steps = bench.rows(job["task"], "train"), steps_of(bench, job)
     rates, choose, report = (

@@ -1,4 +1,4 @@
-"""How the clinic's patients were made ill. Chapter 13 is a riddle; this file holds the answers.
+"""How the clinic's patients were made ill. Chapter 14 is a riddle; this file holds the answers.
 
 Attributes:
     WIDTH: Tokens to which :func:`labels_on_everything` pads: about twice what an example of the sentiment task has.
@@ -98,7 +98,7 @@ def healthy_batches(steps: int) -> list[dict[str, Tensor]]:
 def admit(progress: bool = True) -> dict[str, Patient]:
     """Six runs of the sentiment task by letter, one of them healthy. About half a minute on a CPU core.
 
-    Which is which is for the reader of chapter 13 to find out. All see the same examples in the same order.
+    Which is which is for the reader of chapter 14 to find out. All see the same examples in the same order.
     """
     from tqdm.auto import tqdm
 

@@ -1,6 +1,6 @@
 """Hold a model with our LoRA layers against PEFT's: the same outputs, the same gradients, the same after training.
 
-Used by chapter 15 and by tests/lora/test_variants.py, for every variant in the same way.
+Used by chapter 16 and by tests/lora/test_variants.py, for every variant in the same way.
 """
 
 from __future__ import annotations

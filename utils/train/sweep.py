@@ -1,4 +1,4 @@
-"""The variants as they enter chapter 15's race: rank, scaling and learning rates of each, how to build and to train it.
+"""The variants as they enter chapter 16's race: rank, scaling and learning rates of each, how to build and to train it.
 
 All have, as nearly as their ranks allow, the parameters of LoRA with r=8 on all linear layers: 108,544. VeRA is there
 twice: with a rank that its paper uses, and beside it LoRA with as few parameters; and with the rank that the budget

@@ -237,7 +237,7 @@ def test_the_search_finds_a_chapter(browser, address):
     page.goto(f"{address}search.html?q=rsLoRA")
     page.wait_for_selector("#search-results li a")
     assert any(
-        "15_variants" in (link.get_attribute("href") or "") for link in page.locator("#search-results li a").all()
+        "16_variants" in (link.get_attribute("href") or "") for link in page.locator("#search-results li a").all()
     )
     page.close()
 

@@ -1,345 +1,280 @@
-"""Chapter 15's exercises: the variants of LoRA."""
+"""Chapter 15's exercises: the study's budget and its winner."""
 
 from __future__ import annotations
 
 import math
 import random
-from fractions import Fraction
-from typing import Any
+from collections.abc import Callable
 
-import torch
-from torch import Tensor
-
-from utils.course.checks.behaviour import same_factors, same_gradients
 from utils.course.checks.references import ch15 as lesson
-from utils.course.checks.registry import Mistake, Wrong, exercise
+from utils.course.checks.registry import Mistake, exercise
 
-# ------------------------------------------------------------------------------------------ variants
-
-exercise(
-    "same_as_rslora",
-    reference=lesson.same_as_rslora,
-    cases=[(16, 4), (16, 8), (8, 64), (32, 1)],
-    drawn=lambda rng: (rng.choice([1, 8, 16, 32, 0.5, 12.5]), rng.choice([2, 3, 4, 8, 12, 16, 32, 64, 256])),
-    mistakes=[
-        Mistake(
-            lambda lora_alpha, r: lora_alpha * math.isqrt(r),
-            "the root was rounded down: lora_alpha need not be a whole number.",
-        ),
-        Mistake(
-            lambda lora_alpha, r: math.sqrt(lora_alpha * r),
-            "the root is taken of both: lora_alpha stands outside of it.",
-        ),
-        Mistake(
-            lambda lora_alpha, r: round(lora_alpha * math.sqrt(r)),
-            "it was rounded to a whole number: PEFT takes any number for lora_alpha, and rounding changes the scaling.",
-        ),
-        Mistake(
-            lambda lora_alpha, r: lora_alpha / math.sqrt(r),
-            "that is rsLoRA's scaling itself. Plain LoRA divides your number by r, so it has to be r times as much.",
-        ),
-        Mistake(
-            lambda lora_alpha, r: lora_alpha * r,
-            "divided by r that leaves lora_alpha, and rsLoRA has lora_alpha / sqrt(r).",
-        ),
-        Mistake(
-            lambda lora_alpha, r: lora_alpha / r,
-            "that is plain LoRA's scaling with the old lora_alpha; a new lora_alpha is wanted.",
-        ),
-        Mistake(
-            lambda lora_alpha, r: math.sqrt(r),
-            "that is by how much lora_alpha has to grow. Multiply lora_alpha by it.",
-        ),
-        Mistake(
-            lambda lora_alpha, r: math.sqrt(lora_alpha) * r,
-            "the root is at the wrong place: rsLoRA takes the root of r, and lora_alpha stays as it is.",
-        ),
-    ],
-    hints=[
-        "Call it x. Plain LoRA scales by x / r, rsLoRA by lora_alpha / sqrt(r): set them equal.",
-        "r / sqrt(r) = sqrt(r).",
-    ],
-    why="x / r = lora_alpha / sqrt(r) gives x = lora_alpha * sqrt(r): at one rank the two differ in a number, and only "
-    "as r changes do they part.",
-)
+# ======================================================================================= the study and memory
 
 
-def _drawn_dora(rng: random.Random) -> tuple[Tensor, Tensor, Tensor, Tensor, float]:
-    d_out, d_in, r = rng.sample(range(1, 9), 3)
-    *tensors, s = _dora_case(d_out, d_in, r, rng.choice([0.25, 1.5, 2.0, 4.0]))()
-    dtype = rng.choice([torch.float32, torch.float64])
-    return *(tensor.to(dtype) for tensor in tensors), s  # pyright: ignore[reportReturnType]
+def _halving_anew(trials: int, shortest: int, longest: int, eta: int) -> int:
+    total, until = 0, shortest
+    while trials and until <= longest:
+        total += trials * until
+        trials, until = trials // eta, until * eta
+    return total
 
 
-def _dora_case(d_out: int, d_in: int, r: int, s: float):
-    return lambda: (
-        torch.randn(d_out, d_in), torch.randn(r, d_in), torch.randn(d_out, r), torch.rand(d_out) + 0.5, s
-    )  # fmt: skip
+def _halving_losers(trials: int, shortest: int, longest: int, eta: int) -> int:
+    total = done = 0
+    until = shortest
+    while trials and until <= longest:
+        total += trials * (until - done)
+        trials, done, until = trials - trials // eta, until, until * eta
+    return total
 
 
-def _norm_as_a_constant(W: Tensor, A: Tensor, B: Tensor, m: Tensor, s: float) -> Tensor:
-    """The right weight with the paper's (and PEFT's) gradient, which leaves out that of the norm."""
-    turned = W + s * B @ A
-    return m[:, None] * turned / torch.linalg.norm(turned, dim=1, keepdim=True).detach()
+def _halving_added(trials: int, shortest: int, longest: int, eta: int) -> int:
+    total = done = 0
+    until = shortest
+    while trials and until <= longest:
+        total += trials * (until - done)
+        trials, done, until = trials // eta, until, until + shortest
+    return total
 
 
-def _dora_gradients(answer: Any) -> None:
-    """The formula's gradients; the paper's, which treats the norm as a constant, are told by name."""
-    made, names = _dora_case(5, 7, 2, 2.0), ("W", "A", "B", "m", "s")
-    try:
-        same_gradients(lesson.dora_weight, made, names)(answer)
-    except Wrong as wrong:
-        try:
-            same_gradients(_norm_as_a_constant, made, names)(answer)
-        except Wrong:
-            raise wrong from None
-        raise Wrong(
-            "your result is right, and its gradient is the one of the paper and PEFT, who detach the norm. Here the "
-            "whole formula is asked for: let gradients pass through the norm too."
-        ) from None
+def _halving_rounded_up(trials: int, shortest: int, longest: int, eta: int) -> int:
+    total = done = 0
+    until = shortest
+    while until <= longest:
+        total += trials * (until - done)
+        trials, done, until = -(-trials // eta), until, until * eta
+    return total
 
 
-exercise(
-    "dora_weight",
-    reference=lesson.dora_weight,
-    cases=[_dora_case(5, 7, 2, 2.0), _dora_case(6, 4, 1, 0.5), _dora_case(4, 4, 2, 2.0)],
-    drawn=_drawn_dora,
-    new_result=True,
-    test=_dora_gradients,
-    mistakes=[
-        Mistake(
-            lambda W, A, B, m, s: lesson.dora_weight(W, A, B, m, s).detach(),
-            expect="no gradient passes through your result",
-        ),
-        Mistake(_norm_as_a_constant, expect="who detach the norm"),
-        Mistake(
-            lambda W, A, B, m, s: m[:, None] / torch.linalg.norm(W + s * B @ A, dim=1, keepdim=True) * W + s * B @ A,
-            "m over the length multiplies W alone: the update belongs in the bracket with it, since both are scaled.",
-        ),
-        Mistake(
-            lambda W, A, B, m, s: lesson.dora_weight(W.add_(s * B @ A), 0 * A, B, m, s),
-            "your function changes its input: W is frozen, and adding the update in place spoils it.",
-        ),
-        Mistake(
-            lambda W, A, B, m, s: m[:, None] * (W + s * B @ A) / (W + s * B @ A).abs().sum(1, keepdim=True),
-            "the length of a row is the root of its summed squares; you added absolute values.",
-        ),
-        Mistake(
-            lambda W, A, B, m, s: m[:, None] * (W + s * B @ A),
-            "the rows keep their lengths and are scaled on top: divide each by its length first.",
-        ),
-        Mistake(
-            lambda W, A, B, m, s: lesson.dora_weight(W, A, B, m, 1.0),
-            "the scaling s has no effect: the update is s * B @ A.",
-        ),
-        Mistake(
-            lambda W, A, B, m, s: m[:, None] * (W + s * B @ A) / torch.linalg.norm(W, dim=1, keepdim=True),
-            "you divide by the lengths of W's rows. Divide by those of the changed weight.",
-        ),
-        Mistake(
-            lambda W, A, B, m, s: m[:, None] * W / torch.linalg.norm(W, dim=1, keepdim=True) + s * B @ A,
-            "the update is added behind the division, so it changes lengths too. Add it to W, then divide.",
-        ),
-        Mistake(
-            lambda W, A, B, m, s: m[:, None] * (W + s * B @ A) / torch.linalg.norm(W + s * B @ A, dim=0),
-            "these are the lengths of the columns. One row makes one output: norm(..., dim=1, keepdim=True).",
-        ),
-        Mistake(
-            lambda W, A, B, m, s: m[:, None] * (W + s * B @ A) / torch.linalg.norm(W + s * B @ A, dim=1),
-            "without keepdim=True the lengths are (out,), and PyTorch lays them along the columns. keepdim=True makes "
-            "them (out, 1).",
-        ),
-        Mistake(
-            lambda W, A, B, m, s: m * (W + s * B @ A) / torch.linalg.norm(W + s * B @ A, dim=1, keepdim=True),
-            "m is (out,), and PyTorch lays it along the columns. It belongs to the rows: m[:, None] is (out, 1).",
-        ),
-        Mistake(
-            lambda W, A, B, m, s: m * (W + s * B @ A) / torch.linalg.norm(W + s * B @ A, dim=1),
-            "m and the lengths are (out,), and PyTorch lays both along the columns. They belong to the rows: m[:, "
-            "None], and keepdim=True in the norm.",
-        ),
-        Mistake(
-            lambda W, A, B, m, s: (W + s * B @ A) / torch.linalg.norm(W + s * B @ A, dim=1, keepdim=True),
-            "every row has length 1, and the learned lengths have no effect: multiply row i by m[i].",
-        ),
-        Mistake(
-            lambda W, A, B, m, s: m[:, None] * (W + s * B @ A) / torch.linalg.norm(W + s * B @ A),
-            "you divide all rows by one number, the norm of the whole matrix. Each row has its own: dim=1.",
-        ),
-        Mistake(
-            lambda W, A, B, m, s: m[:, None] * (W + s * B @ A) / (W + s * B @ A).square().sum(1, keepdim=True),
-            "you divide by the squared lengths: the root is missing.",
-        ),
-    ],
-    hints=[
-        "Three steps: the changed weight W + s * B @ A, the length of each of its rows, and m over that length.",
-        "torch.linalg.norm(V, dim=1, keepdim=True) is (out, 1), and m[:, None] too.",
-    ],
-    why="Dividing by a row's length leaves its direction, and m gives it a length of its own.",
-    points=2,
-)
+def _halving_cut(trials: int, shortest: int, longest: int, eta: int) -> int:
+    total = done = 0
+    until = shortest
+    while trials and done < longest:
+        total += trials * (min(until, longest) - done)
+        trials, done, until = trials // eta, min(until, longest), until * eta
+    return total
 
 
-def _falls(between, *, before: bool = True):
-    """A budget that is `first` up to `begin` (with before=False, not even there), `last` from `end` on, and between
-    them `between(first - last, last, share)`, where the share of the way that is done goes from 0 to 1.
-    """
-
-    def budget(step: int, first: int, last: int, begin: int, end: int):
-        if step >= end:
-            return last
-        if before and step <= begin:
-            return first
-        return between(first - last, last, (step - begin) / (end - begin))
-
-    return budget
+def _halving_not_alone(trials: int, shortest: int, longest: int, eta: int) -> int:
+    total = done = 0
+    until = shortest
+    while trials > 1 and until <= longest:
+        total += trials * (until - done)
+        trials, done, until = trials // eta, until, until * eta
+    return total
 
 
-def _drawn_budget(rng: random.Random) -> tuple[int, int, int, int, int]:
-    while True:
-        last, begin = rng.randint(1, 60), rng.randint(0, 40)
-        first, end = last + rng.randint(0, 90), begin + rng.randint(2, 60)
-        step = rng.randint(0, end + 20)
-        exact = (first - last) * (1 - Fraction(step - begin, end - begin)) ** 3
-        # Where the exact budget is whole, rounding down hangs on the last bit of a float.
-        if not begin < step < end or Fraction(1, 50) < exact % 1 < Fraction(49, 50):
-            return step, first, last, begin, end
+def _halving_by_log(trials: int, shortest: int, longest: int, eta: int) -> int:
+    rounds = int(math.log(longest / shortest, eta)) + 1 if longest >= shortest else 0
+    return lesson.halving_steps(trials, shortest, shortest * eta ** (rounds - 1), eta) if rounds else 0
+
+
+def _halving_in_parts(trials: float, shortest: int, longest: int, eta: int) -> int:
+    total: float = 0
+    done, until = 0, shortest
+    while trials >= 1 and until <= longest:
+        total += trials * (until - done)
+        trials, done, until = trials / eta, until, until * eta
+    return int(total)
+
+
+def _halving_never_alone(trials: int, shortest: int, longest: int, eta: int) -> int:
+    total, done, until = 0, 0, shortest
+    while until <= longest:
+        total += trials * (until - done)
+        trials, done, until = max(1, trials // eta), until, until * eta
+    return total
+
+
+def _halving_first_round(trials: int, shortest: int, longest: int, eta: int) -> int:
+    return trials * shortest + lesson.halving_steps(trials, shortest, longest, eta)
+
+
+def _drawn_halving(rng: random.Random) -> tuple[int, int, int, int]:
+    shortest, eta = rng.randint(1, 20), rng.randint(2, 4)
+    longest = rng.choice([shortest * eta ** rng.randint(0, 3), rng.randint(1, 200)])
+    return rng.randint(1, 40), shortest, longest, eta
 
 
 exercise(
-    "cubic_budget",
-    reference=lesson.cubic_budget,
+    "halving_steps",
+    reference=lesson.halving_steps,
     cases=[
-        (0, 100, 20, 10, 50),
-        (10, 100, 20, 10, 50),
-        (20, 100, 20, 10, 50),
-        (30, 96, 32, 10, 50),
-        (49, 100, 20, 10, 50),
-        (50, 100, 20, 10, 50),
-        (80, 100, 20, 10, 50),
-    ],  # fmt: skip
-    drawn=_drawn_budget,
+        *((16, 15, 60, 2), (27, 1, 27, 3), (9, 4, 4, 3), (10, 5, 40, 2), (2, 10, 90, 3), (16, 15, 50, 2)),
+        *((243, 1, 243, 3), (1000, 1, 1000, 10), (4, 30, 20, 2)),
+    ],
+    drawn=_drawn_halving,
     mistakes=[
         Mistake(
-            lambda step, first, last, begin, end: int(
-                last + (first - last) * (1 - (step - begin) / (end - begin)) ** 3
-            ),
-            "the formula holds between `begin` and `end`: before it the budget is first, from `end` on it is last.",
+            _halving_by_log,
+            "int(math.log(...)) loses a round where the logarithm is whole: log(243, 3) gives 4.999... Multiply.",
         ),
         Mistake(
-            _falls(lambda fall, last, done: int(fall * (1 - done) + last)),
-            "the budget falls along a line. Raise what is left of the way to the third power.",
+            _halving_in_parts,
+            "parts of trials go on: round down after each round, trials // eta, and not once at the end.",
         ),
         Mistake(
-            _falls(lambda fall, last, done: int(fall * done**3 + last)),
-            "after `begin` the budget jumps down and then grows: take the share of the way that is left, 1 - ...",
+            _halving_never_alone,
+            "where rounding down leaves no trial the study is over, and yours lets one go on.",
+        ),
+        Mistake(_halving_first_round, "the first round is counted twice."),
+        Mistake(
+            _halving_anew,
+            "a trial that goes on doesn't begin again: from 15 to 30 steps it trains 15 more, not 30.",
         ),
         Mistake(
-            _falls(lambda fall, last, done: int(fall * (1 - done**3) + last)),
-            "this falls slowly at first, then fast. The third power belongs to the share that is left, not to the one "
-            "that is done.",
+            lambda trials, shortest, longest, eta: trials * longest,
+            "that is the cost without halving: only the survivors train for so long.",
         ),
         Mistake(
-            _falls(lambda fall, last, done: int((fall + last) * (1 - done) ** 3)),
-            "this falls towards 0. It should fall from first to last: scale their difference, then add last.",
+            lambda trials, shortest, longest, eta: lesson.halving_steps(trials, shortest, longest - 1, eta),
+            "the last round is missing: the trials that reach `longest` train those steps as well.",
         ),
         Mistake(
-            _falls(lambda fall, last, done: int(fall * (1 - done) ** 3 + last), before=False),
-            "before `begin` nothing is pruned yet, and your budget is larger than there are triplets.",
+            _halving_losers,
+            "the best 1/eta of the trials go on (trials // eta), and the others stop.",
         ),
         Mistake(
-            lambda step, first, last, begin, end: (
-                first if step <= begin else int((first - last) * (1 - (step - begin) / (end - begin)) ** 3 + last)
-            ),
-            "behind `end` your budget goes on falling, even below zero. From `end` on it is last.",
+            _halving_added,
+            "the rounds don't come at equal distances: 15, 30, 60, not 15, 30, 45. Multiply by eta each time.",
         ),
         Mistake(
-            lambda step, first, last, begin, end: _falls(lambda fall, low, _: int(fall * (1 - step / end) ** 3 + low))(
-                step, first, last, begin, end
-            ),
-            "the way begins at `begin`, not at step 0: its share that is done is (step - begin) / (end - begin).",
+            _halving_rounded_up,
+            "the number of those who go on is rounded down: of 5 trials 2 go on when eta is 2.",
         ),
         Mistake(
-            _falls(lambda fall, last, done: int(fall * (1 - done) ** 2 + last)),
-            "that is the second power of what is left; the third is asked for.",
+            _halving_cut,
+            "a round that would end beyond `longest` isn't begun at all, not even in part.",
         ),
         Mistake(
-            _falls(lambda fall, last, done: fall * (1 - done) ** 3 + last),
-            "nobody can keep a part of a triplet: round down with int(...).",
-        ),
-        Mistake(
-            _falls(lambda fall, last, done: math.ceil(fall * (1 - done) ** 3 + last)),
-            "nearly: this rounds up. Round down, with int(...).",
-        ),
-        Mistake(
-            _falls(lambda fall, last, done: round(fall * (1 - done) ** 3 + last)),
-            "nearly: this rounds to the nearest whole number. Round down, with int(...).",
+            _halving_not_alone,
+            "a trial that is the last one left still trains on, as long as its round ends by `longest`.",
         ),
     ],
     hints=[
-        "Three cases: up to begin, from end on, and between.",
-        "Between: left = 1 - (step - begin) / (end - begin) goes from 1 to 0.",
-        "int((first - last) * left**3 + last)",
+        "Go through the rounds: how many trials are left, and how many steps more does each of them train?",
+        "The first round trains `shortest` steps each, the next until `shortest * eta`, the next until eta times that.",
+        "total += trials * (until - done), then trials //= eta, done = until, until *= eta, while until <= longest.",
     ],
-    why="The third power of what is left prunes fast while there is much to prune, and slowly towards the end.",
+    why="Each round trains the survivors from where they stand, so a round costs trials * (until - done) steps.",
     points=2,
 )
 
 
-def _pissa_case(d_out: int, d_in: int, r: int):
-    return lambda: (torch.randn(r, d_in), torch.randn(d_out, r), torch.randn(r, d_in), torch.randn(d_out, r))
+def _honest_by_again(first: list[float], again: list[list[float]]) -> tuple[int, float, float]:
+    means = [sum(later) / len(later) for later in again]
+    winner = means.index(min(means))
+    return winner, first[winner], means[winner]
 
 
-def _drawn_pissa(rng: random.Random) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    d_out, d_in = rng.sample(range(2, 9), 2)
-    return _pissa_case(d_out, d_in, rng.randint(1, 3))()
+def _honest_by_all(first: list[float], again: list[list[float]]) -> tuple[int, float, float]:
+    means = [(one + sum(later)) / (1 + len(later)) for one, later in zip(first, again, strict=True)]
+    winner = means.index(min(means))
+    return winner, first[winner], sum(again[winner]) / len(again[winner])
+
+
+def _honest_all(first: list[float], again: list[list[float]]) -> tuple[int, float, float]:
+    winner = first.index(min(first))
+    runs = [first[winner], *again[winner]]
+    return winner, first[winner], sum(runs) / len(runs)
+
+
+def _honest_best(first: list[float], again: list[list[float]]) -> tuple[int, float, float]:
+    winner = first.index(min(first))
+    return winner, first[winner], min(again[winner])
+
+
+def _honest_largest(first: list[float], again: list[list[float]]) -> tuple[int, float, float]:
+    winner = first.index(max(first))
+    return winner, first[winner], sum(again[winner]) / len(again[winner])
+
+
+def _honest_swapped(first: list[float], again: list[list[float]]) -> tuple[int, float, float]:
+    winner, promised, worth = lesson.honest_winner(first, again)
+    return winner, worth, promised
+
+
+def _honest_everybody(first: list[float], again: list[list[float]]) -> tuple[int, float, float]:
+    winner, runs = first.index(min(first)), [run for later in again for run in later]
+    return winner, first[winner], sum(runs) / len(runs)
+
+
+def _worth(
+    first: list[float], again: list[list[float]], worth: Callable[[list[float]], float]
+) -> tuple[int, float, float]:
+    """The right winner, whose new losses are put together otherwise."""
+    winner = first.index(min(first))
+    return winner, first[winner], worth(again[winner])
+
+
+def _drawn_losses(rng: random.Random) -> tuple[list[float], list[list[float]]]:
+    n, seeds = rng.randint(1, 6), rng.randint(1, 5)
+    return [rng.random() for _ in range(n)], [[rng.random() for _ in range(seeds)] for _ in range(n)]
 
 
 exercise(
-    "pissa_difference",
-    reference=lesson.pissa_difference,
-    cases=[_pissa_case(5, 7, 2), _pissa_case(4, 3, 1)],
-    drawn=_drawn_pissa,
-    compare=same_factors,
+    "honest_winner",
+    reference=lesson.honest_winner,
+    cases=[
+        ([0.4, 0.1, 0.3], [[0.4, 0.6], [0.5, 0.3], [0.1, 0.2]]),
+        ([0.2, 0.5], [[0.3, 0.2, 0.7], [0.1, 0.1, 0.1]]),
+        ([1.5, 0.9, 0.7, 0.8], [[1.0], [0.6], [1.1], [0.5]]),
+    ],
+    drawn=_drawn_losses,
     mistakes=[
         Mistake(
-            lambda A, B, A0, B0: (torch.cat([-A, A0]), torch.cat([B, B0], dim=1)),
-            "the sign is the wrong way round: that is B0 A0 - B A.",
+            lambda first, again: _worth(first, again, lambda runs: sorted(runs)[len(runs) // 2]),
+            "that is the median of the new seeds: their mean is asked for.",
         ),
         Mistake(
-            lambda A, B, A0, B0: (torch.cat([A, A]), torch.cat([B, -B0], dim=1)),
-            "A stands there twice: the second half of A belongs to the old factors, A0.",
+            lambda first, again: (first.index(min(first)) + 1, *lesson.honest_winner(first, again)[1:]),
+            "the index begins at 0: the first setting is number 0.",
         ),
         Mistake(
-            lambda A, B, A0, B0: (torch.cat([A, A0]), torch.cat([B, B0], dim=1)),
-            "this is the sum B A + B0 A0. Give one of the old factors a minus sign, and one alone: two make a plus.",
+            lambda first, again: _worth(first, again, sum),
+            "that is the sum of the winner's new losses: divide by how many there are.",
         ),
         Mistake(
-            lambda A, B, A0, B0: (A - A0, B - B0),
-            "(B - B0)(A - A0) has the cross terms B A0 and B0 A in it. Put the factors beside each other instead.",
+            lambda first, again: _worth(first, again, lambda runs: sum(runs) / len(first)),
+            "you divided by the number of settings: divide by the number of the winner's new runs.",
         ),
         Mistake(
-            lambda A, B, A0, B0: (torch.cat([-A0, A]), torch.cat([B, B0], dim=1)),
-            "A stands below, but B stands first: B meets A0 and B0 meets A. Keep the same order in both.",
+            _honest_by_again,
+            "the winner was chosen by the new seeds: then these are no longer new. The study alone chooses.",
         ),
         Mistake(
-            lambda A, B, A0, B0: B @ A - B0 @ A0,
-            "that is the product itself, a full matrix. An adapter stores two factors: return the pair (A, B).",
+            _honest_by_all,
+            "the winner was chosen by old and new runs together: the study's own losses alone name it.",
         ),
         Mistake(
-            lambda A, B, A0, B0: (torch.cat([B, B0], dim=1), torch.cat([A, -A0])),
-            "the right two factors, in the wrong order: return A first, then B.",
+            lambda first, again: (lesson.honest_winner(first, again)[0], lesson.honest_winner(first, again)[2]),
+            "what the study promised is missing: it stands between the index and the mean.",
         ),
         Mistake(
-            lambda A, B, A0, B0: (torch.cat([A, -A0], dim=1), torch.cat([B, B0])),
-            "you joined along the wrong sides, and the product has twice the rows and columns. A grows by rows (dim=0) "
-            "and B by columns (dim=1): what grows is the rank.",
+            _honest_all,
+            "the study's own run is in the mean: it was picked for being low, so leave it out.",
+        ),
+        Mistake(
+            _honest_best,
+            "the best of the new seeds is a second lucky pick: take their mean.",
+        ),
+        Mistake(
+            _honest_largest,
+            "that is the worst setting: a loss is better when it is lower.",
+        ),
+        Mistake(
+            _honest_swapped,
+            "the last two have changed places: first what the study promised, then what the winner is worth.",
+        ),
+        Mistake(
+            _honest_everybody,
+            "your mean is over every setting's new runs: take the winner's alone, again[winner].",
         ),
     ],
     hints=[
-        "Chapter 11's cat: rows of A below each other, columns of B beside each other, and the product is the sum.",
-        "B A - B0 A0 = B A + B0 (-A0).",
+        "first.index(min(first)) is the winner by the study.",
+        "Return three things: that index, its loss in the study, and the mean of again[index].",
     ],
-    why="Side by side each old factor meets its own partner only, and the minus makes their product a subtraction.",
-    points=2,
+    why="The lowest of many losses is low partly by luck; new seeds that chose nothing say what it is worth.",
 )

@@ -1,458 +1,345 @@
-"""Chapter 16's exercises: what an update does, and preferences."""
+"""Chapter 16's exercises: the variants of LoRA."""
 
 from __future__ import annotations
 
+import math
 import random
-import statistics
-from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from utils.course.checks.behaviour import same_gradients
-from utils.course.checks.compare import difference
+from utils.course.checks.behaviour import same_factors, same_gradients
 from utils.course.checks.references import ch16 as lesson
-from utils.course.checks.registry import Mistake, exercise
-from utils.evaluate import spectrum
+from utils.course.checks.registry import Mistake, Wrong, exercise
 
-# ------------------------------------------------------------------------------------------- effects (parts 3 and 4)
-
-
-def _spread(rows: int, columns: int, step: float = 0.7) -> Tensor:
-    """A matrix with well separated singular values, so that its singular vectors don't hang on rounding."""
-    n = min(rows, columns)
-    left, right = (torch.linalg.qr(torch.randn(size, n, dtype=torch.float64)).Q for size in (rows, columns))
-    return left * step ** torch.arange(n, dtype=torch.float64) @ right.T
-
-
-def _rank_case(values: list[float], rows: int = 6, columns: int = 5):
-    def make():
-        left, right = (torch.linalg.qr(torch.randn(n, len(values), dtype=torch.float64)).Q for n in (rows, columns))
-        return (left * torch.tensor(values, dtype=torch.float64) @ right.T,)
-
-    return make
-
-
-def _number(value: Tensor) -> Any:
-    """A tensor of one number as that number; others as they are."""
-    return value.item() if value.numel() == 1 else value
-
-
-def _setting(dev: list[float], stories: list[float], lr: float) -> dict[str, Any]:
-    return {"lr": lr, "dev": dev, "stories_dev": stories}
-
-
-def _settings(*rows: tuple[list[float], list[float]], target: float = 0.95):
-    return lambda: ([_setting(dev, read, 0.001 * 2**i) for i, (dev, read) in enumerate(rows)], target)
-
-
-def _drawn_settings(rng: random.Random) -> tuple[list[dict[str, Any]], float]:
-    seeds = rng.randint(2, 4)
-    rows = [
-        ([rng.randint(80, 100) / 100 for _ in range(seeds)], [rng.uniform(1.6, 6) for _ in range(seeds)])
-        for _ in range(rng.randint(1, 7))
-    ]
-    return _settings(*rows, target=rng.choice([0.885, 0.905, 0.925, 0.955]))()
-
-
-def _reached(settings, target):
-    return [s for s in settings if statistics.mean(s["dev"]) >= target]
-
-
-def _least(settings, key):
-    return min(settings, key=key, default=None)
-
+# ------------------------------------------------------------------------------------------ variants
 
 exercise(
-    "choose_setting",
-    reference=lesson.choose_setting,
-    cases=[
-        _settings(
-            ([1.0, 0.9, 1.0], [4.0, 5.0, 9.0]), ([0.9, 0.96, 1.0], [2.0, 3.0, 2.5]), ([0.5, 0.4, 1.0], [1.7] * 3)
-        ),
-        _settings(([0.94, 0.95, 0.95], [2.0, 2.0, 2.0]), ([0.9, 1.0, 0.9], [1.8, 1.8, 1.8])),
-        _settings(([0.5, 1.0], [3.0, 3.0]), ([1.0, 1.0], [3.5, 3.5]), target=0.75),
-        _settings(([1.0, 1.0, 1.0], [1.7, 9.0, 1.7]), ([0.98, 0.98, 0.98], [2.0, 2.1, 2.2])),
-        _settings(([1.0, 1.0, 1.0], [1.7, 1.7, 4.0]), ([0.98, 0.98, 0.98], [2.0, 2.1, 2.2]), target=0.99),
-        _settings(([1.0, 1.0], [3.0, 3.0]), ([1.0, 1.0], [1.9, 2.0]), ([1.0, 1.0], [1.8, 2.4])),
-    ],
-    drawn=_drawn_settings,
+    "same_as_rslora",
+    reference=lesson.same_as_rslora,
+    cases=[(16, 4), (16, 8), (8, 64), (32, 1)],
+    drawn=lambda rng: (rng.choice([1, 8, 16, 32, 0.5, 12.5]), rng.choice([2, 3, 4, 8, 12, 16, 32, 64, 256])),
     mistakes=[
         Mistake(
-            lambda settings, target: _least(settings, lambda s: statistics.mean(s["stories_dev"])),
-            "the target wasn't asked for: an adapter that learned nothing forgets nothing. Leave out the settings "
-            "whose mean exact match is below it.",
+            lambda lora_alpha, r: lora_alpha * math.isqrt(r),
+            "the root was rounded down: lora_alpha need not be a whole number.",
         ),
         Mistake(
-            lambda settings, target: _least(_reached(settings, target), lambda s: -statistics.mean(s["dev"])),
-            "that is the most accurate one. Among those that reach the target the lowest perplexity counts.",
+            lambda lora_alpha, r: math.sqrt(lora_alpha * r),
+            "the root is taken of both: lora_alpha stands outside of it.",
         ),
         Mistake(
-            lambda settings, target: _least(_reached(settings, target), lambda s: -statistics.mean(s["stories_dev"])),
-            "that is the highest perplexity: a lower one keeps more.",
+            lambda lora_alpha, r: round(lora_alpha * math.sqrt(r)),
+            "it was rounded to a whole number: PEFT takes any number for lora_alpha, and rounding changes the scaling.",
         ),
         Mistake(
-            lambda settings, target: _least(
-                [s for s in settings if min(s["dev"]) >= target], lambda s: statistics.mean(s["stories_dev"])
-            ),
-            "you asked every seed to reach the target; their mean has to.",
+            lambda lora_alpha, r: lora_alpha / math.sqrt(r),
+            "that is rsLoRA's scaling itself. Plain LoRA divides your number by r, so it has to be r times as much.",
         ),
         Mistake(
-            lambda settings, target: _least(
-                [s for s in settings if max(s["dev"]) >= target], lambda s: statistics.mean(s["stories_dev"])
-            ),
-            "one lucky seed is enough for you; the mean over the seeds has to reach the target.",
+            lambda lora_alpha, r: lora_alpha * r,
+            "divided by r that leaves lora_alpha, and rsLoRA has lora_alpha / sqrt(r).",
         ),
         Mistake(
-            lambda settings, target: _least(
-                [s for s in settings if statistics.mean(s["dev"]) > target], lambda s: statistics.mean(s["stories_dev"])
-            ),
-            "a mean that equals the target has reached it: use >=.",
+            lambda lora_alpha, r: lora_alpha / r,
+            "that is plain LoRA's scaling with the old lora_alpha; a new lora_alpha is wanted.",
         ),
         Mistake(
-            lambda settings, target: _least(_reached(settings, target), lambda s: min(s["stories_dev"])),
-            "you took each setting's luckiest seed. Compare the mean perplexities.",
+            lambda lora_alpha, r: math.sqrt(r),
+            "that is by how much lora_alpha has to grow. Multiply lora_alpha by it.",
         ),
         Mistake(
-            lambda settings, target: _least(_reached(settings, target), lambda s: s["stories_dev"][0]),
-            "you compared the first seed alone. Compare the mean perplexities.",
-        ),
-        Mistake(
-            lambda settings, target: next(iter(_reached(settings, target)), None),
-            "that is the first setting that reaches the target, not the one with the lowest perplexity.",
+            lambda lora_alpha, r: math.sqrt(lora_alpha) * r,
+            "the root is at the wrong place: rsLoRA takes the root of r, and lora_alpha stays as it is.",
         ),
     ],
     hints=[
-        'First keep the settings with mean(s["dev"]) >= target.',
-        'min(kept, key=lambda s: mean(s["stories_dev"]), default=None) takes care of an empty list.',
+        "Call it x. Plain LoRA scales by x / r, rsLoRA by lora_alpha / sqrt(r): set them equal.",
+        "r / sqrt(r) = sqrt(r).",
     ],
-    why="Equal accuracy first, then the least that was broken. A mean over seeds, so that no lucky one decides.",
-    points=2,
+    why="x / r = lora_alpha / sqrt(r) gives x = lora_alpha * sqrt(r): at one rank the two differ in a number, and only "
+    "as r changes do they part.",
 )
 
 
-def _as_number(expected: Any, got: Any) -> bool | str:
-    """A tensor of one number is as good as the number."""
-    return difference(expected, got.item() if isinstance(got, Tensor) and got.ndim == 0 else got) or True
+def _drawn_dora(rng: random.Random) -> tuple[Tensor, Tensor, Tensor, Tensor, float]:
+    d_out, d_in, r = rng.sample(range(1, 9), 3)
+    *tensors, s = _dora_case(d_out, d_in, r, rng.choice([0.25, 1.5, 2.0, 4.0]))()
+    dtype = rng.choice([torch.float32, torch.float64])
+    return *(tensor.to(dtype) for tensor in tensors), s  # pyright: ignore[reportReturnType]
+
+
+def _dora_case(d_out: int, d_in: int, r: int, s: float):
+    return lambda: (
+        torch.randn(d_out, d_in), torch.randn(r, d_in), torch.randn(d_out, r), torch.rand(d_out) + 0.5, s
+    )  # fmt: skip
+
+
+def _norm_as_a_constant(W: Tensor, A: Tensor, B: Tensor, m: Tensor, s: float) -> Tensor:
+    """The right weight with the paper's (and PEFT's) gradient, which leaves out that of the norm."""
+    turned = W + s * B @ A
+    return m[:, None] * turned / torch.linalg.norm(turned, dim=1, keepdim=True).detach()
+
+
+def _dora_gradients(answer: Any) -> None:
+    """The formula's gradients; the paper's, which treats the norm as a constant, are told by name."""
+    made, names = _dora_case(5, 7, 2, 2.0), ("W", "A", "B", "m", "s")
+    try:
+        same_gradients(lesson.dora_weight, made, names)(answer)
+    except Wrong as wrong:
+        try:
+            same_gradients(_norm_as_a_constant, made, names)(answer)
+        except Wrong:
+            raise wrong from None
+        raise Wrong(
+            "your result is right, and its gradient is the one of the paper and PEFT, who detach the norm. Here the "
+            "whole formula is asked for: let gradients pass through the norm too."
+        ) from None
 
 
 exercise(
-    "stable_rank",
-    reference=lesson.stable_rank,
-    compare=_as_number,
-    cases=[_rank_case([2.0, 2.0, 2.0]), _rank_case([4.0, 2.0, 1.0, 0.5]), _rank_case([3.0], 4, 7)],
-    drawn=lambda rng: _rank_case(
-        [rng.uniform(0.1, 5) for _ in range(rng.randint(1, 4))], *rng.sample(range(4, 9), 2)
-    )(),
+    "dora_weight",
+    reference=lesson.dora_weight,
+    cases=[_dora_case(5, 7, 2, 2.0), _dora_case(6, 4, 1, 0.5), _dora_case(4, 4, 2, 2.0)],
+    drawn=_drawn_dora,
+    new_result=True,
+    test=_dora_gradients,
     mistakes=[
         Mistake(
-            lambda update: _number(torch.linalg.svdvals(update).sum() / torch.linalg.svdvals(update)[0]),
-            "you summed the singular values; the stable rank sums their squares and divides by the largest square.",
-        ),
-        Mistake(
-            lambda update: _number(torch.linalg.svdvals(update).square().sum() / torch.linalg.svdvals(update)[0]),
-            "the sum is right; divide it by the largest singular value's square. Twice the matrix has the same rank.",
-        ),
-        Mistake(
-            lambda update: _number(torch.linalg.matrix_rank(update)),
-            "that is the rank itself, which counts a tiny singular value as much as a large one.",
-        ),
-        Mistake(
-            lambda update: _number(torch.linalg.svdvals(update)[0] ** 2 / torch.linalg.svdvals(update).square().sum()),
-            "upside down: that is the share of the largest one.",
-        ),
-        Mistake(
-            lambda update: _number(torch.linalg.svdvals(update).norm() / torch.linalg.svdvals(update)[0]),
-            "that is the ratio of two norms. The stable rank is its square.",
-        ),
-        Mistake(
-            lambda update: _number(torch.linalg.svdvals(update).square().mean() / torch.linalg.svdvals(update)[0] ** 2),
-            "you took the mean of the squares. Eight equal ones should give 8: take their sum.",
-        ),
-        Mistake(
-            lambda update: _number(torch.linalg.svdvals(update).square() / torch.linalg.svdvals(update)[0] ** 2),
-            "these are the squares, each over the largest. The stable rank is one number, their sum.",
-        ),
-        Mistake(
-            lambda update: lesson.stable_rank(update.abs()),
-            "abs() makes another matrix: the singular values are of the update as it is.",
-        ),
-        Mistake(
-            lambda update: _number(update.square().sum() / update.abs().max() ** 2),
-            "you divided by the largest entry's square: the largest singular value is asked for.",
-        ),
-        Mistake(
-            lambda update: spectrum.effective_rank(update),
-            "that is the effective rank, from the entropy. The stable one needs squares only.",
-        ),
-    ],
-    hints=[
-        "torch.linalg.svdvals(update) gives the singular values, the largest first.",
-        "(s**2).sum() divided by the square of s[0].",
-    ],
-    why="All energy over the strongest direction's: how many directions as strong as that one there would be.",
-)
-
-
-def _left(W: Tensor) -> Tensor:
-    """The left singular vectors of W, as columns."""
-    return torch.linalg.svd(W, full_matrices=False).U
-
-
-def _cosines(base, tuned, leading):
-    """The cosine of every left singular vector of `base` (rows) with the first `leading` of `tuned` (columns)."""
-    return _left(base).T @ _left(tuned)[:, :leading]
-
-
-def _same_place(base, tuned, threshold, leading):
-    old, new = (_left(w)[:, :leading] for w in (base, tuned))
-    return int(((old * new).sum(0).abs() < threshold).sum())
-
-
-def _planted(rows: int, columns: int, size: float, threshold: float, leading: int):
-    def make():
-        base = _spread(rows, columns)
-        new = torch.outer(torch.randn(rows, dtype=torch.float64), torch.randn(columns, dtype=torch.float64))
-        return base, base + size * new / new.norm(), threshold, leading
-
-    return make
-
-
-def _planted_twice():
-    """Two new directions, and only the first is asked for."""
-    base, once, *_ = _planted(32, 24, 40.0, 0.7, 1)()
-    new = torch.outer(torch.randn(32, dtype=torch.float64), torch.randn(24, dtype=torch.float64))
-    return base, once + 10 * new / new.norm(), 0.7, 1
-
-
-def _turned(leading: int):
-    def make():
-        base = _spread(12, 12)
-        return base, -base.flip(1), 0.5, leading
-
-    return make
-
-
-def _swapped():
-    """Two directions change places, and one of them was not among the base's leading: all were there before."""
-    u, s, vh = torch.linalg.svd(_spread(12, 12), full_matrices=False)
-    order = torch.tensor([8, *range(1, 8), 0, *range(9, 12)])
-    return u * s @ vh, u[:, order] * s @ vh, 0.5, 6
-
-
-def _right_only():
-    """Only the inputs' side is new: no left singular vector changes."""
-    u, s, vh = torch.linalg.svd(_spread(12, 12), full_matrices=False)
-    other = torch.linalg.qr(torch.randn(12, 12, dtype=torch.float64)).Q
-    return u * s @ vh, u * s @ other, 0.5, 6
-
-
-def _drawn_turned(rng: random.Random) -> tuple[Tensor, Tensor, float, int]:
-    """Some of the leading vectors are turned out of the base's space, each by an angle of its own, and all are shuffled
-    a little; no cosine is near the threshold, where rounding would decide."""
-    rows, columns = rng.randint(14, 18), rng.randint(5, 7)
-    square = torch.linalg.qr(torch.randn(rows, rows, dtype=torch.float64)).Q
-    u, free = square[:, :columns], square[:, columns:]
-    v = torch.linalg.qr(torch.randn(columns, columns, dtype=torch.float64)).Q
-    values = 0.6 ** torch.arange(columns, dtype=torch.float64)
-    threshold = rng.choice([0.3, 0.5, 0.7, 0.9])
-    turned = u.clone()
-    for place in rng.sample(range(columns), rng.randint(0, columns - 1)):
-        cosine = rng.choice([c for c in (0.1, 0.4, 0.6, 0.8, 0.95) if abs(c - threshold) > 0.02])
-        turned[:, place] = rng.choice([-1, 1]) * (cosine * u[:, place] + (1 - cosine**2) ** 0.5 * free[:, place])
-    order = torch.tensor(rng.sample(range(columns), columns))
-    return u * values @ v, turned[:, order] * values @ v, threshold, rng.randint(1, columns)
-
-
-exercise(
-    "count_intruders",
-    reference=lesson.count_intruders,
-    compare=_as_number,
-    cases=[
-        _planted(32, 24, 20.0, 0.7, 4),
-        _planted_twice,
-        _turned(8),
-        _swapped,
-        _right_only,
-        _planted(16, 16, 0.0, 0.9, 5),
-    ],
-    drawn=_drawn_turned,
-    mistakes=[
-        Mistake(
-            lambda base, tuned, threshold, leading: int(
-                (_cosines(base, tuned, leading).square().amax(0) < threshold).sum()
-            ),
-            "that is the cosine's square, which is smaller, so too many are counted: the threshold is one of |cosine|.",
-        ),
-        Mistake(
-            lambda base, tuned, threshold, leading: lesson.count_intruders(tuned, base, threshold, leading),
-            "you took the base's leading vectors and asked which of them tuned has lost. Either base and tuned are "
-            "exchanged, or the maximum runs along the wrong axis: in old.T @ new each column belongs to a vector of "
-            "tuned, so take it over dim=0 and keep the first `leading` columns.",
-        ),
-        Mistake(
-            lambda base, tuned, threshold, leading: int(
-                (_left(base) @ _left(tuned)[:leading].T).abs().amax(0).lt(threshold).sum()
-            ),
-            "you took rows of U. Its columns are the left singular vectors: U[:, :leading].",
-        ),
-        Mistake(
-            lambda base, tuned, threshold, leading: int(
-                (_left(base).T @ _left(tuned - base)[:, :leading]).abs().amax(0).lt(threshold).sum()
-            ),
-            "those are the update's singular vectors: the intruders are looked for among the tuned weight's.",
-        ),
-        Mistake(
-            lambda base, tuned, threshold, leading: int((_cosines(base, tuned, leading).amax(0) < threshold).sum()),
-            "the sign of a singular vector means nothing: take the cosine's absolute value before the largest.",
-        ),
-        Mistake(
-            lambda base, tuned, threshold, leading: int(
-                (_cosines(base, tuned, leading).abs().amax(0) > threshold).sum()
-            ),
-            "those are the directions that were there before; the intruders are below the threshold.",
-        ),
-        Mistake(
-            _same_place,
-            "you compared each vector with the base's vector of the same number. It may have changed places: compare "
-            "with all of them.",
-        ),
-        Mistake(
-            lambda base, tuned, threshold, leading: lesson.count_intruders(base.T, tuned.T, threshold, leading),
-            "those are the right singular vectors, directions of the input; asked for are the left ones.",
-        ),
-        Mistake(
-            lambda base, tuned, threshold, leading: int(
-                (_cosines(base, tuned, leading).abs().mean(0) < threshold).sum()
-            ),
-            "the mean cosine is small for every vector, and the smallest is too. One base vector that is close is "
-            "enough: take the largest.",
-        ),
-        Mistake(
-            lambda base, tuned, threshold, leading: lesson.count_intruders(base, tuned, threshold, min(base.shape)),
-            "all singular vectors were counted; only the first `leading` of the tuned weight matter.",
-        ),
-        Mistake(
-            lambda base, tuned, threshold, leading: int(
-                (_cosines(base, tuned, leading)[:leading].abs().amax(0) < threshold).sum()
-            ),
-            "you compared with the base's first `leading` vectors only. A direction that was there, further down, "
-            "isn't new: compare with all of them.",
-        ),
-        Mistake(
-            lambda base, tuned, threshold, leading: int(
-                (_cosines(base, tuned, leading).abs().amax(1) < threshold).sum()
-            ),
-            "the largest was taken along the wrong side: you counted the base's vectors. Each column of old.T @ new "
-            "belongs to a new one, so take the maximum over dim=0.",
-        ),
-        Mistake(
-            lambda base, tuned, threshold, leading: int((_cosines(base, tuned, leading).abs() < threshold).sum()),
-            "you counted pairs. First take each new vector's largest cosine, then count those below the threshold.",
-        ),
-    ],
-    hints=[
-        "torch.linalg.svd(w, full_matrices=False).U holds the left singular vectors as columns.",
-        "old.T @ new has the cosine of every old with every new vector: they are unit vectors already.",
-        "(...).abs().max(dim=0).values is each new vector's closest. Count those below the threshold.",
-    ],
-    why="A direction is new when no direction of the base lies near it, whatever its number and its sign.",
-    points=2,
-)
-
-
-def _of_lead(loss: Callable[[Any, Any], Any], message: str | None = None, expect: str | None = None) -> Mistake:
-    """The mistake of an answer that has the right lead, before beta, and returns `loss(lead, beta)`."""
-    return Mistake(
-        lambda chosen, rejected, ref_chosen, ref_rejected, beta: loss(
-            chosen - rejected - (ref_chosen - ref_rejected), beta
-        ),
-        message,
-        expect,
-    )
-
-
-def _preferences(n: int, beta: float):
-    return lambda: (*(torch.randn(n, dtype=torch.float64) * size - 20 for size in (2, 2, 1, 1)), beta)
-
-
-def _hopeless() -> tuple[Tensor, Tensor, Tensor, Tensor, float]:
-    """A pair whose sigmoid is 0 in any dtype, and its logarithm not."""
-    chosen, *others = (torch.tensor([value], dtype=torch.float64) for value in (-2500.0, -20.0, -30.0, -25.0))
-    return chosen, *others, 0.5  # pyright: ignore[reportReturnType]
-
-
-exercise(
-    "dpo_loss",
-    reference=lesson.dpo_loss,
-    cases=[_preferences(1, 0.5), _preferences(4, 0.1), _preferences(3, 1.0), _hopeless],
-    drawn=lambda rng: _preferences(rng.randint(1, 6), rng.choice([0.05, 0.1, 0.3, 0.5]))(),
-    test=same_gradients(
-        lesson.dpo_loss, _preferences(4, 0.3), ("chosen", "rejected", "ref_chosen", "ref_rejected", "beta")
-    ),
-    mistakes=[
-        _of_lead(
-            lambda lead, beta: -torch.log(torch.sigmoid(beta * lead)).mean(),
-            "the sigmoid of a very negative lead is 0, and its logarithm -inf: F.logsigmoid does both at once.",
-        ),
-        _of_lead(
-            lambda lead, beta: 1 - torch.sigmoid(beta * lead).mean(),
-            "that is 1 minus the probability: the loss is its negative logarithm, so that an unlikely one costs a lot.",
-        ),
-        _of_lead(
-            lambda lead, beta: (-F.logsigmoid(beta * lead).mean()).detach(),
+            lambda W, A, B, m, s: lesson.dora_weight(W, A, B, m, s).detach(),
             expect="no gradient passes through your result",
         ),
+        Mistake(_norm_as_a_constant, expect="who detach the norm"),
         Mistake(
-            lambda chosen, rejected, ref_chosen, ref_rejected, beta: lesson.dpo_loss(chosen, rejected, 0, 0, beta),
-            "the reference has no effect: a reward is beta times the log-probability *above the reference's*.",
-        ),
-        _of_lead(
-            lambda lead, beta: -F.logsigmoid(-beta * lead).mean(),
-            "the sign is turned round: this loss falls when the rejected answer leads.",
-        ),
-        _of_lead(
-            lambda lead, beta: -torch.sigmoid(beta * lead).mean(),
-            "the logarithm is missing: the loss is -log sigmoid(lead), so that an unlikely preference costs a lot.",
-        ),
-        _of_lead(
-            lambda lead, beta: -beta * F.logsigmoid(lead).mean(),
-            "beta belongs inside the sigmoid, to the rewards.",
-        ),
-        _of_lead(
-            lambda lead, beta: -F.logsigmoid(beta * lead.mean()),
-            "you took the mean of the leads first. Every pair has its own loss; the mean is over those.",
-        ),
-        _of_lead(
-            lambda lead, beta: -F.logsigmoid(beta * lead).sum(),
-            "that is the sum over the pairs; the loss is their mean.",
-        ),
-        _of_lead(
-            lambda lead, beta: -F.logsigmoid(beta * lead),
-            "that is one loss for each pair; return their mean.",
-        ),
-        _of_lead(
-            lambda lead, beta: F.logsigmoid(beta * lead).mean(),
-            "the minus is missing: a loss falls as the preferred answer's chance rises.",
-        ),
-        _of_lead(
-            lambda lead, beta: -F.logsigmoid(lead).mean(),
-            "beta has no effect: a reward is beta times the difference of log-probabilities.",
+            lambda W, A, B, m, s: m[:, None] / torch.linalg.norm(W + s * B @ A, dim=1, keepdim=True) * W + s * B @ A,
+            "m over the length multiplies W alone: the update belongs in the bracket with it, since both are scaled.",
         ),
         Mistake(
-            lambda chosen, rejected, ref_chosen, ref_rejected, beta: lesson.dpo_loss(
-                chosen, rejected, -ref_chosen, -ref_rejected, beta
-            ),
-            "the references are added, or exchanged. From each answer its own is taken away: chosen - ref_chosen.",
+            lambda W, A, B, m, s: lesson.dora_weight(W.add_(s * B @ A), 0 * A, B, m, s),
+            "your function changes its input: W is frozen, and adding the update in place spoils it.",
+        ),
+        Mistake(
+            lambda W, A, B, m, s: m[:, None] * (W + s * B @ A) / (W + s * B @ A).abs().sum(1, keepdim=True),
+            "the length of a row is the root of its summed squares; you added absolute values.",
+        ),
+        Mistake(
+            lambda W, A, B, m, s: m[:, None] * (W + s * B @ A),
+            "the rows keep their lengths and are scaled on top: divide each by its length first.",
+        ),
+        Mistake(
+            lambda W, A, B, m, s: lesson.dora_weight(W, A, B, m, 1.0),
+            "the scaling s has no effect: the update is s * B @ A.",
+        ),
+        Mistake(
+            lambda W, A, B, m, s: m[:, None] * (W + s * B @ A) / torch.linalg.norm(W, dim=1, keepdim=True),
+            "you divide by the lengths of W's rows. Divide by those of the changed weight.",
+        ),
+        Mistake(
+            lambda W, A, B, m, s: m[:, None] * W / torch.linalg.norm(W, dim=1, keepdim=True) + s * B @ A,
+            "the update is added behind the division, so it changes lengths too. Add it to W, then divide.",
+        ),
+        Mistake(
+            lambda W, A, B, m, s: m[:, None] * (W + s * B @ A) / torch.linalg.norm(W + s * B @ A, dim=0),
+            "these are the lengths of the columns. One row makes one output: norm(..., dim=1, keepdim=True).",
+        ),
+        Mistake(
+            lambda W, A, B, m, s: m[:, None] * (W + s * B @ A) / torch.linalg.norm(W + s * B @ A, dim=1),
+            "without keepdim=True the lengths are (out,), and PyTorch lays them along the columns. keepdim=True makes "
+            "them (out, 1).",
+        ),
+        Mistake(
+            lambda W, A, B, m, s: m * (W + s * B @ A) / torch.linalg.norm(W + s * B @ A, dim=1, keepdim=True),
+            "m is (out,), and PyTorch lays it along the columns. It belongs to the rows: m[:, None] is (out, 1).",
+        ),
+        Mistake(
+            lambda W, A, B, m, s: m * (W + s * B @ A) / torch.linalg.norm(W + s * B @ A, dim=1),
+            "m and the lengths are (out,), and PyTorch lays both along the columns. They belong to the rows: m[:, "
+            "None], and keepdim=True in the norm.",
+        ),
+        Mistake(
+            lambda W, A, B, m, s: (W + s * B @ A) / torch.linalg.norm(W + s * B @ A, dim=1, keepdim=True),
+            "every row has length 1, and the learned lengths have no effect: multiply row i by m[i].",
+        ),
+        Mistake(
+            lambda W, A, B, m, s: m[:, None] * (W + s * B @ A) / torch.linalg.norm(W + s * B @ A),
+            "you divide all rows by one number, the norm of the whole matrix. Each row has its own: dim=1.",
+        ),
+        Mistake(
+            lambda W, A, B, m, s: m[:, None] * (W + s * B @ A) / (W + s * B @ A).square().sum(1, keepdim=True),
+            "you divide by the squared lengths: the root is missing.",
         ),
     ],
     hints=[
-        "reward = beta * (log-probability - the reference's), for the preferred and for the rejected answer.",
-        "The lead is the preferred one's reward minus the other's.",
-        "-F.logsigmoid(lead).mean(), with torch.nn.functional as F.",
+        "Three steps: the changed weight W + s * B @ A, the length of each of its rows, and m over that length.",
+        "torch.linalg.norm(V, dim=1, keepdim=True) is (out, 1), and m[:, None] too.",
     ],
-    why="The loss asks that the preferred answer's log-probability grow more, from the reference's, than the other's.",
+    why="Dividing by a row's length leaves its direction, and m gives it a length of its own.",
+    points=2,
+)
+
+
+def _falls(between, *, before: bool = True):
+    """A budget that is `first` up to `begin` (with before=False, not even there), `last` from `end` on, and between
+    them `between(first - last, last, share)`, where the share of the way that is done goes from 0 to 1.
+    """
+
+    def budget(step: int, first: int, last: int, begin: int, end: int):
+        if step >= end:
+            return last
+        if before and step <= begin:
+            return first
+        return between(first - last, last, (step - begin) / (end - begin))
+
+    return budget
+
+
+def _drawn_budget(rng: random.Random) -> tuple[int, int, int, int, int]:
+    while True:
+        last, begin = rng.randint(1, 60), rng.randint(0, 40)
+        first, end = last + rng.randint(0, 90), begin + rng.randint(2, 60)
+        step = rng.randint(0, end + 20)
+        exact = (first - last) * (1 - Fraction(step - begin, end - begin)) ** 3
+        # Where the exact budget is whole, rounding down hangs on the last bit of a float.
+        if not begin < step < end or Fraction(1, 50) < exact % 1 < Fraction(49, 50):
+            return step, first, last, begin, end
+
+
+exercise(
+    "cubic_budget",
+    reference=lesson.cubic_budget,
+    cases=[
+        (0, 100, 20, 10, 50),
+        (10, 100, 20, 10, 50),
+        (20, 100, 20, 10, 50),
+        (30, 96, 32, 10, 50),
+        (49, 100, 20, 10, 50),
+        (50, 100, 20, 10, 50),
+        (80, 100, 20, 10, 50),
+    ],  # fmt: skip
+    drawn=_drawn_budget,
+    mistakes=[
+        Mistake(
+            lambda step, first, last, begin, end: int(
+                last + (first - last) * (1 - (step - begin) / (end - begin)) ** 3
+            ),
+            "the formula holds between `begin` and `end`: before it the budget is first, from `end` on it is last.",
+        ),
+        Mistake(
+            _falls(lambda fall, last, done: int(fall * (1 - done) + last)),
+            "the budget falls along a line. Raise what is left of the way to the third power.",
+        ),
+        Mistake(
+            _falls(lambda fall, last, done: int(fall * done**3 + last)),
+            "after `begin` the budget jumps down and then grows: take the share of the way that is left, 1 - ...",
+        ),
+        Mistake(
+            _falls(lambda fall, last, done: int(fall * (1 - done**3) + last)),
+            "this falls slowly at first, then fast. The third power belongs to the share that is left, not to the one "
+            "that is done.",
+        ),
+        Mistake(
+            _falls(lambda fall, last, done: int((fall + last) * (1 - done) ** 3)),
+            "this falls towards 0. It should fall from first to last: scale their difference, then add last.",
+        ),
+        Mistake(
+            _falls(lambda fall, last, done: int(fall * (1 - done) ** 3 + last), before=False),
+            "before `begin` nothing is pruned yet, and your budget is larger than there are triplets.",
+        ),
+        Mistake(
+            lambda step, first, last, begin, end: (
+                first if step <= begin else int((first - last) * (1 - (step - begin) / (end - begin)) ** 3 + last)
+            ),
+            "behind `end` your budget goes on falling, even below zero. From `end` on it is last.",
+        ),
+        Mistake(
+            lambda step, first, last, begin, end: _falls(lambda fall, low, _: int(fall * (1 - step / end) ** 3 + low))(
+                step, first, last, begin, end
+            ),
+            "the way begins at `begin`, not at step 0: its share that is done is (step - begin) / (end - begin).",
+        ),
+        Mistake(
+            _falls(lambda fall, last, done: int(fall * (1 - done) ** 2 + last)),
+            "that is the second power of what is left; the third is asked for.",
+        ),
+        Mistake(
+            _falls(lambda fall, last, done: fall * (1 - done) ** 3 + last),
+            "nobody can keep a part of a triplet: round down with int(...).",
+        ),
+        Mistake(
+            _falls(lambda fall, last, done: math.ceil(fall * (1 - done) ** 3 + last)),
+            "nearly: this rounds up. Round down, with int(...).",
+        ),
+        Mistake(
+            _falls(lambda fall, last, done: round(fall * (1 - done) ** 3 + last)),
+            "nearly: this rounds to the nearest whole number. Round down, with int(...).",
+        ),
+    ],
+    hints=[
+        "Three cases: up to begin, from end on, and between.",
+        "Between: left = 1 - (step - begin) / (end - begin) goes from 1 to 0.",
+        "int((first - last) * left**3 + last)",
+    ],
+    why="The third power of what is left prunes fast while there is much to prune, and slowly towards the end.",
+    points=2,
+)
+
+
+def _pissa_case(d_out: int, d_in: int, r: int):
+    return lambda: (torch.randn(r, d_in), torch.randn(d_out, r), torch.randn(r, d_in), torch.randn(d_out, r))
+
+
+def _drawn_pissa(rng: random.Random) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    d_out, d_in = rng.sample(range(2, 9), 2)
+    return _pissa_case(d_out, d_in, rng.randint(1, 3))()
+
+
+exercise(
+    "pissa_difference",
+    reference=lesson.pissa_difference,
+    cases=[_pissa_case(5, 7, 2), _pissa_case(4, 3, 1)],
+    drawn=_drawn_pissa,
+    compare=same_factors,
+    mistakes=[
+        Mistake(
+            lambda A, B, A0, B0: (torch.cat([-A, A0]), torch.cat([B, B0], dim=1)),
+            "the sign is the wrong way round: that is B0 A0 - B A.",
+        ),
+        Mistake(
+            lambda A, B, A0, B0: (torch.cat([A, A]), torch.cat([B, -B0], dim=1)),
+            "A stands there twice: the second half of A belongs to the old factors, A0.",
+        ),
+        Mistake(
+            lambda A, B, A0, B0: (torch.cat([A, A0]), torch.cat([B, B0], dim=1)),
+            "this is the sum B A + B0 A0. Give one of the old factors a minus sign, and one alone: two make a plus.",
+        ),
+        Mistake(
+            lambda A, B, A0, B0: (A - A0, B - B0),
+            "(B - B0)(A - A0) has the cross terms B A0 and B0 A in it. Put the factors beside each other instead.",
+        ),
+        Mistake(
+            lambda A, B, A0, B0: (torch.cat([-A0, A]), torch.cat([B, B0], dim=1)),
+            "A stands below, but B stands first: B meets A0 and B0 meets A. Keep the same order in both.",
+        ),
+        Mistake(
+            lambda A, B, A0, B0: B @ A - B0 @ A0,
+            "that is the product itself, a full matrix. An adapter stores two factors: return the pair (A, B).",
+        ),
+        Mistake(
+            lambda A, B, A0, B0: (torch.cat([B, B0], dim=1), torch.cat([A, -A0])),
+            "the right two factors, in the wrong order: return A first, then B.",
+        ),
+        Mistake(
+            lambda A, B, A0, B0: (torch.cat([A, -A0], dim=1), torch.cat([B, B0])),
+            "you joined along the wrong sides, and the product has twice the rows and columns. A grows by rows (dim=0) "
+            "and B by columns (dim=1): what grows is the rank.",
+        ),
+    ],
+    hints=[
+        "Chapter 11's cat: rows of A below each other, columns of B beside each other, and the product is the sum.",
+        "B A - B0 A0 = B A + B0 (-A0).",
+    ],
+    why="Side by side each old factor meets its own partner only, and the minus makes their product a subtraction.",
     points=2,
 )

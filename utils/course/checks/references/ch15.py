@@ -1,35 +1,21 @@
 """The answers to chapter 15's exercises, cell by cell as the lesson solves them.
 
-Generated from lessons/15_variants.md by `make notebooks`: edit the lesson, not this file.
+Generated from lessons/15_choosing_settings.md by `make notebooks`: edit the lesson, not this file.
 """
-
-import math
-
-import torch
 
 # fmt: off
 
-# -------- dora_weight
-def dora_weight(W, A, B, m, s):
-    turned = W + s * B @ A
-    return m[:, None] * turned / torch.linalg.norm(turned, dim=1, keepdim=True)
+# -------- halving_steps
+def halving_steps(trials, shortest, longest, eta):
+    total = done = 0
+    until = shortest
+    while trials and until <= longest:
+        total += trials * (until - done)
+        trials, done, until = trials // eta, until, until * eta
+    return total
 
 
-# -------- cubic_budget
-def cubic_budget(step, first, last, begin, end):
-    if step <= begin:
-        return first
-    if step >= end:
-        return last
-    left = 1 - (step - begin) / (end - begin)
-    return int((first - last) * left**3 + last)
-
-
-# -------- pissa_difference
-def pissa_difference(A, B, A0, B0):
-    return torch.cat([A, -A0]), torch.cat([B, B0], dim=1)
-
-
-# -------- same_as_rslora
-def same_as_rslora(lora_alpha, r):
-    return lora_alpha * math.sqrt(r)
+# -------- honest_winner
+def honest_winner(first, again):
+    winner = first.index(min(first))
+    return winner, first[winner], sum(again[winner]) / len(again[winner])

@@ -1,36 +1,35 @@
 """The answers to chapter 16's exercises, cell by cell as the lesson solves them.
 
-Generated from lessons/16_what_an_update_does.md by `make notebooks`: edit the lesson, not this file.
+Generated from lessons/16_variants.md by `make notebooks`: edit the lesson, not this file.
 """
 
-from statistics import mean
+import math
 
 import torch
-import torch.nn.functional as F
 
 # fmt: off
 
-# -------- choose_setting
-def choose_setting(settings, target):
-    reached = [s for s in settings if mean(s["dev"]) >= target]
-    return min(reached, key=lambda s: mean(s["stories_dev"]), default=None)
+# -------- dora_weight
+def dora_weight(W, A, B, m, s):
+    turned = W + s * B @ A
+    return m[:, None] * turned / torch.linalg.norm(turned, dim=1, keepdim=True)
 
 
-# -------- stable_rank
-def stable_rank(update):
-    s = torch.linalg.svdvals(update)
-    return ((s**2).sum() / s[0] ** 2).item()
+# -------- cubic_budget
+def cubic_budget(step, first, last, begin, end):
+    if step <= begin:
+        return first
+    if step >= end:
+        return last
+    left = 1 - (step - begin) / (end - begin)
+    return int((first - last) * left**3 + last)
 
 
-# -------- count_intruders
-def count_intruders(base, tuned, threshold, leading):
-    old = torch.linalg.svd(base, full_matrices=False).U
-    new = torch.linalg.svd(tuned, full_matrices=False).U[:, :leading]
-    closest = (old.T @ new).abs().max(dim=0).values  # (leading,)
-    return int((closest < threshold).sum())
+# -------- pissa_difference
+def pissa_difference(A, B, A0, B0):
+    return torch.cat([A, -A0]), torch.cat([B, B0], dim=1)
 
 
-# -------- dpo_loss
-def dpo_loss(chosen, rejected, ref_chosen, ref_rejected, beta):
-    lead = beta * (chosen - ref_chosen) - beta * (rejected - ref_rejected)
-    return -F.logsigmoid(lead).mean()
+# -------- same_as_rslora
+def same_as_rslora(lora_alpha, r):
+    return lora_alpha * math.sqrt(r)

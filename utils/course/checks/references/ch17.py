@@ -1,23 +1,36 @@
 """The answers to chapter 17's exercises, cell by cell as the lesson solves them.
 
-Generated from lessons/17_capstone.md by `make notebooks`: edit the lesson, not this file.
+Generated from lessons/17_what_an_update_does.md by `make notebooks`: edit the lesson, not this file.
 """
 
-import math
+from statistics import mean
+
+import torch
+import torch.nn.functional as F
 
 # fmt: off
 
-# -------- held_out_rows
-def held_out_rows(prompts, every):
-    numbers = {}
-    keys = [" ".join(prompt.casefold().split()) for prompt in prompts]
-    for key in keys:
-        numbers.setdefault(key, len(numbers))
-    return [row for row, key in enumerate(keys) if numbers[key] % every == every - 1]
+# -------- choose_setting
+def choose_setting(settings, target):
+    reached = [s for s in settings if mean(s["dev"]) >= target]
+    return min(reached, key=lambda s: mean(s["stories_dev"]), default=None)
 
 
-# -------- luck
-def luck(gained, lost):
-    n, fewer = gained + lost, min(gained, lost)
-    tail = sum(math.comb(n, k) for k in range(fewer + 1)) / 2**n
-    return min(1.0, 2 * tail)
+# -------- stable_rank
+def stable_rank(update):
+    s = torch.linalg.svdvals(update)
+    return ((s**2).sum() / s[0] ** 2).item()
+
+
+# -------- count_intruders
+def count_intruders(base, tuned, threshold, leading):
+    old = torch.linalg.svd(base, full_matrices=False).U
+    new = torch.linalg.svd(tuned, full_matrices=False).U[:, :leading]
+    closest = (old.T @ new).abs().max(dim=0).values  # (leading,)
+    return int((closest < threshold).sum())
+
+
+# -------- dpo_loss
+def dpo_loss(chosen, rejected, ref_chosen, ref_rejected, beta):
+    lead = beta * (chosen - ref_chosen) - beta * (rejected - ref_rejected)
+    return -F.logsigmoid(lead).mean()

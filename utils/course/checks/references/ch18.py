@@ -1,36 +1,23 @@
 """The answers to chapter 18's exercises, cell by cell as the lesson solves them.
 
-Generated from lessons/18_what_a_lora_step_costs.md by `make notebooks`: edit the lesson, not this file.
+Generated from lessons/18_capstone.md by `make notebooks`: edit the lesson, not this file.
 """
 
-import torch
+import math
 
 # fmt: off
 
-# -------- layer_flops
-def layer_flops(n, d_in, d_out, r):
-    frozen = 2 * (2 * n * d_in * d_out)
-    lora = 3 * 2 * n * r * d_in + 3 * 2 * n * r * d_out
-    return frozen, lora
+# -------- held_out_rows
+def held_out_rows(prompts, every):
+    numbers = {}
+    keys = [" ".join(prompt.casefold().split()) for prompt in prompts]
+    for key in keys:
+        numbers.setdefault(key, len(numbers))
+    return [row for row, key in enumerate(keys) if numbers[key] % every == every - 1]
 
 
-# -------- product_time
-def product_time(n, k, m, flops, memory):
-    moved = 2 * (n * k + k * m + n * m)
-    return max(2 * n * k * m / flops, moved / memory)
-
-
-# -------- lora_backward
-def lora_backward(g, x, h, W, A, B, scaling):
-    q = scaling * (g @ B)
-    dx = torch.addmm(q @ A, g, W)  # q A + g W
-    dA = q.T @ x
-    dB = g.T @ h
-    return dx, dA, dB
-
-
-# -------- kept_bytes
-def kept_bytes(n, d_in, d_out, r):
-    plain = 4 * (n * d_in + n * r)
-    fast = 2 * (n * d_in + n * r + r * (d_in + d_out))
-    return plain, fast
+# -------- luck
+def luck(gained, lost):
+    n, fewer = gained + lost, min(gained, lost)
+    tail = sum(math.comb(n, k) for k in range(fewer + 1)) / 2**n
+    return min(1.0, 2 * tail)

@@ -1,4 +1,4 @@
-"""What chapter 16's checks say about answers that two mistakes could explain."""
+"""What chapter 17's checks say about answers that two mistakes could explain."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Chapter 16's first table, which no cell computes, is what assets/measurements/remedies.json holds."""
+"""Chapter 17's first table, which no cell computes, is what assets/measurements/remedies.json holds."""
 
 import json
 import re
@@ -14,7 +14,7 @@ from utils.tinyworld import task_examples
 from utils.train.recipes import RECIPES
 
 RECORD = json.loads((ASSETS / "measurements" / "remedies.json").read_text(encoding="utf-8"))
-LESSON = (ROOT / "lessons" / "16_what_an_update_does.md").read_text(encoding="utf-8")
+LESSON = (ROOT / "lessons" / "17_what_an_update_does.md").read_text(encoding="utf-8")
 
 
 def shown(row: str) -> list[tuple[str, ...]]:
