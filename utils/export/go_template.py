@@ -11,16 +11,17 @@ from __future__ import annotations
 from utils.export.turns import Turns
 
 
-def go_template(turns: Turns) -> str:
-    """The TEMPLATE that makes Ollama render conversations as :meth:`Turns.render` does, without the BOS token.
+def go_template(turns: Turns, *, bos: bool = False) -> str:
+    """The TEMPLATE that makes Ollama render conversations as :meth:`Turns.render` does.
 
-    llama.cpp puts the BOS token in front by itself where the GGUF file says so (``tokenizer.ggml.add_bos_token``).
-    Every text is a quoted string and all space outside of them is trimmed, so the lines can be read and changed.
+    The BOS token is left out: llama.cpp puts it in front by itself where the GGUF file says so
+    (``tokenizer.ggml.add_bos_token``). With `bos` the template writes it, for a file that doesn't. Every text is a
+    quoted string and all space outside of them is trimmed, so the lines can be read and changed.
     """
     has_system = '(eq (index .Messages 0).Role "system")'
     lines = []
-    if turns.head:
-        lines.append(_write(turns.head))
+    if head := (turns.bos if bos else "") + turns.head:
+        lines.append(_write(head))
     if turns.default_system:
         lines.append(f"{{{{- if not {has_system} }}}}{_write(turns.default_system)}{{{{ end }}}}")
     folded = turns.system_place in ("first user", "last user")

@@ -204,6 +204,9 @@ def _found(tokenizer: PreTrainedTokenizerBase) -> Turns:
     *_, behind_assistant = closed(f"user: {_U}", f"assistant: {_A}")
     if front != before_one or end != behind_user or middle[0] != middle[2] or middle[1] != middle[3]:
         raise ExportError(_beyond("what stands around a message depends on its place"))
+    if not middle[0].startswith(behind_user) and tokenizer.eos_token:  # some end a whole conversation with EOS
+        behind_user = behind_user.removesuffix(str(tokenizer.eos_token))
+        behind_assistant = behind_assistant.removesuffix(str(tokenizer.eos_token))
     if not (middle[0].startswith(behind_user) and middle[1].startswith(behind_assistant)):
         raise ExportError(_beyond("what stands behind the last message isn't what stands behind others"))
     user = middle[1][len(behind_assistant) :], behind_user
