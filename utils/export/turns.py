@@ -216,8 +216,10 @@ def _found(tokenizer: PreTrainedTokenizerBase) -> Turns:
     whole = applied(tokenizer, talk(f"user: {_U}"), tokenize=False, add_generation_prompt=True)
     generation = whole.split(_U)[-1].removeprefix(behind_user)
     head = front.removesuffix(user[0])
-    bos = tokenizer.bos_token if tokenizer.bos_token and head.startswith(tokenizer.bos_token) else ""
-    turns = Turns(str(bos), head[len(bos) :], "", "left out", ("", ""), user, assistant, generation)
+    bos = str(tokenizer.bos_token or "")
+    if not head.startswith(bos) or user[0].startswith(bos):  # of SmolLM2 <|im_start|> begins every turn
+        bos = ""
+    turns = Turns(bos, head[len(bos) :], "", "left out", ("", ""), user, assistant, generation)
     return _with_system(tokenizer, turns)
 
 
