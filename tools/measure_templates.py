@@ -2,6 +2,7 @@
 
     python -m tools.measure_templates              everything (one CPU core: a minute or two)
     python -m tools.measure_templates --trial      one family and few prompts; written only where --out says
+    python -m tools.measure_templates --golden     what Go renders, for tests without Go: tests/export/renderings.json
 
 Fifty conversations (tools/template_talks.py) are rendered with the chat templates of six families by transformers, by
 llama.cpp's server (its endpoint /apply-template) and by Ollama's template engine in Go (tests/export/render.go) with the
@@ -41,6 +42,7 @@ from utils.models import ROOT, load_base
 from utils.tinyworld import task_examples
 
 OUT = ROOT / "assets" / "measurements" / "templates.json"
+GOLDEN = ROOT / "tests" / "export" / "renderings.json"
 OLLAMA = "template/template.go at commit fb30760 of 2026-08-21"
 PROMPTS, MOST = 40, 64
 
@@ -57,8 +59,10 @@ WRONG: dict[str, Callable[[str, str], str]] = {
     "a system message that training never had": lambda right, words: right.replace(
         "<|user|>", "<|user|>You are a helpful assistant.\n", 1
     ),
-    "a BOS token that training never had": lambda right, words: "<|end|>" + right,
-    "two of them (double BOS)": lambda right, words: "<|end|><|end|>" + right,
+    "a BOS token that training never had: <|end|>": lambda right, words: "<|end|>" + right,
+    "two of them: <|end|><|end|>": lambda right, words: "<|end|><|end|>" + right,
+    "<|assistant|> in the place of BOS": lambda right, words: "<|assistant|>" + right,
+    "<|user|> twice": lambda right, words: "<|user|>" + right,
 }
 
 
@@ -202,13 +206,27 @@ def answered(model: Any, tokenizer: Any, texts: Sequence[str], ends: bool = True
     return found
 
 
-def symptom(answers: Sequence[tuple[str, int]], wanted: Sequence[str]) -> dict[str, Any]:
-    """How many answers are right, how many begin right, their mean length in tokens, and the first one."""
+@torch.inference_mode()
+def loss(model: Any, tokenizer: Any, texts: Sequence[str], wanted: Sequence[str]) -> float:
+    """The mean loss of the right answers' tokens and of their EOS token, in nats, behind these texts."""
+    losses = []
+    for text, right in zip(texts, wanted, strict=True):
+        before = tokenizer(text, add_special_tokens=False).input_ids
+        answer = [*tokenizer(right, add_special_tokens=False).input_ids, tokenizer.eos_token_id]
+        logits = model(torch.tensor([before + answer])).logits[0, len(before) - 1 : -1].float()
+        losses.append(torch.nn.functional.cross_entropy(logits, torch.tensor(answer)).item())
+    return sum(losses) / len(losses)
+
+
+def symptom(model: Any, tokenizer: Any, texts: Sequence[str], wanted: Sequence[str], ends: bool = True) -> dict[str, Any]:
+    """How many answers are right, how many begin right, their mean length in tokens, the loss, and the first answer."""
+    answers = answered(model, tokenizer, texts, ends)
     return {
         "right": sum(text == right for (text, _), right in zip(answers, wanted, strict=True)),
         "begin_right": sum(text.startswith(right) for (text, _), right in zip(answers, wanted, strict=True)),
         "of": len(wanted),
         "mean_tokens": round(sum(n for _, n in answers) / len(answers), 1),
+        "loss": round(loss(model, tokenizer, texts, wanted), 3),
         "first": answers[0][0],
     }
 
@@ -220,16 +238,25 @@ def symptoms(prompts: int) -> dict[str, Any]:
     wanted = [row.answer for row in rows]
     right = [rendered(tokenizer, [{"role": "user", "content": row.prompt}]) for row in rows]
     found: dict[str, Any] = {"prompt": rows[0].prompt, "wanted": wanted[0]}
-    found["without the adapter"] = symptom(answered(base, tokenizer, right), wanted)
+    found["without the adapter"] = symptom(base, tokenizer, right, wanted)
     load_adapter(base, ROOT / "assets" / "adapters" / "style")
     for name, rendering in WRONG.items():
         texts = [rendering(text, row.prompt) for text, row in zip(right, rows, strict=True)]
-        found[name] = symptom(answered(base, tokenizer, texts), wanted)
-    found["EOS stops nothing"] = symptom(answered(base, tokenizer, right, ends=False), wanted)
+        found[name] = symptom(base, tokenizer, texts, wanted)
+    found["EOS stops nothing"] = symptom(base, tokenizer, right, wanted, ends=False)
     other = load_base(torch.float32)[0]
     merge_files(other, ROOT / "assets" / "adapters" / "translation")
     load_adapter(other, ROOT / "assets" / "adapters" / "style")
-    found["beside another base (the translator, merged)"] = symptom(answered(other, tokenizer, right), wanted)
+    found["beside another base (the translator, merged)"] = symptom(other, tokenizer, right, wanted)
+    return found
+
+
+def golden() -> dict[str, Any]:
+    """By family the translated TEMPLATE, without BOS, and what Go makes of every conversation; None for an error."""
+    found = {}
+    for name, family in families().items():
+        template = go_template(read_turns(family_tokenizer(family)))
+        found[name] = {"template": template, "renderings": go_render(template, list(TALKS.values()))}
     return found
 
 
@@ -238,7 +265,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--trial", action="store_true", help="one family and four prompts")
     parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--golden", action="store_true", help="write what Go renders, for tests without Go")
     chosen = parser.parse_args(arguments)
+    if chosen.golden:
+        write(GOLDEN, golden())
+        return
     if chosen.trial and chosen.out == OUT:
         parser.error("a trial is no record: name another file with --out")
     todo = dict(list(families().items())[: 1 if chosen.trial else None])
