@@ -68,6 +68,25 @@ def replaced_folder(folder: str | Path) -> Iterator[Path]:
             _finish(ready, folder)
 
 
+@contextmanager
+def replaced_file(path: str | Path) -> Iterator[Path]:
+    """A temporary name beside `path` to write a file under, which becomes `path` when the block ends without an error.
+
+    When the block fails, nothing is left of it, and what was at `path` is as it was. Raises IsADirectoryError, before
+    the block, when `path` is a folder, and OSError when its folder can't be made.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder, and a file of that name is to be written: name a file in it")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}-{_machine()}-{os.getpid()}.partial")
+    try:
+        yield scratch
+        os.replace(scratch, path)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
 def interrupted(folder: str | Path) -> list[Path]:
     """The hidden folders with whole new files for `folder`, whose moving was stopped."""
     return [path for path in _left(Path(folder)) if path.name.endswith(_READY)]

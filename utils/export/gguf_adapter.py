@@ -1,0 +1,144 @@
+"""A PEFT adapter's folder as what llama.cpp takes: pairs of matrices by its names, one alpha, and what it can't take.
+
+llama.cpp computes ``scale * alpha / r`` from the file's one alpha, each pair's own rank r, and the scale of a request.
+PEFT's scaling may be another: sqrt(r) in rsLoRA, or an alpha of its own for some modules. What one alpha can't say is
+multiplied into lora_B.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from utils.export.errors import ExportError
+from utils.export.names import gguf_names, heads_to_rotate, linear_shapes
+from utils.export.rope import rotate
+from utils.lora.adapter_config import BASE_CHANGING, SETTINGS, read_settings, short
+from utils.lora.checkpoint import CONFIG, PREFIX, WEIGHTS, check_files, read_header, read_matrices
+
+_MERGE = "merge it into its base (merge_and_unload), save that, and write the merged model"
+_REFUSED = {
+    "use_dora": "DoRA's magnitude has no place in the file",
+    "modules_to_save": "whole trained modules have no place in the file",
+    "trainable_token_indices": "trained token embeddings have no place in the file",
+    "target_parameters": "adapters on parameters (fused experts) have no place in the file",
+    "lora_bias": "a bias in lora_B has no place in the file",
+    "layer_replication": "llama.cpp doesn't repeat layers",
+    "use_qalora": "QA-LoRA pools its inputs, which llama.cpp doesn't",
+    "use_bdlora": "block-diagonal matrices are computed otherwise",
+    "alora_invocation_tokens": "activated LoRA isn't written here",
+    "fan_in_fan_out": "it is for transposed layers (GPT-2's), which these architectures don't have",
+}
+
+
+class AdapterTensors(NamedTuple):
+    """An adapter as a GGUF file has it: its alpha, and float32 matrices by their names in the file."""
+
+    alpha: float
+    tensors: dict[str, Tensor]
+
+
+def adapter_tensors(folder: Path, config: Any) -> AdapterTensors:
+    """What a file holds of the PEFT adapter in `folder`, for a base with the transformers configuration `config`.
+
+    lora_a is lora_A (r, in); lora_b is lora_B (out, r), its rows reordered where the weight's are, times what of PEFT's
+    scaling the file's alpha doesn't say. Raises FileNotFoundError and ValueError for an adapter that is missing or
+    damaged, and ExportError for what llama.cpp has no form for, saying what to do instead.
+    """
+    settings = read_settings(folder)
+    refuse(folder, settings)
+    check_files(folder)
+    matrices = read_matrices(folder)
+    _check_fit(folder, settings, matrices, config)
+    wanted = {name: scaling(settings, name, len(pair["lora_A"])) * len(pair["lora_A"]) for name, pair in matrices.items()}
+    alpha = Counter(wanted.values()).most_common(1)[0][0]
+    names, found = gguf_names(config), {}
+    for module, pair in matrices.items():
+        b = (pair["lora_B"].double() * (wanted[module] / alpha)).float()
+        if heads := heads_to_rotate(config, module):
+            b = rotate(b, heads)
+        name = names[f"{module}.weight"]
+        found |= {f"{name}.lora_a": pair["lora_A"].float(), f"{name}.lora_b": b.contiguous()}
+    return AdapterTensors(alpha, found)
+
+
+def scaling(settings: Mapping[str, Any], module: str, rank: int) -> float:
+    """By what PEFT multiplies ``lora_B @ lora_A`` of a module whose matrices have this rank.
+
+    lora_alpha / r, or lora_alpha / sqrt(r) with rsLoRA (https://arxiv.org/abs/2312.03732), where alpha_pattern may give
+    the module an alpha of its own.
+    """
+    alpha = _by_pattern(settings.get("alpha_pattern"), module, settings["lora_alpha"])
+    return alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
+
+
+def _by_pattern(pattern: Mapping[str, Any] | None, module: str, otherwise: Any) -> Any:
+    """What a PEFT pattern says of a module, as PEFT looks it up."""
+    from peft.utils.other import get_pattern_key
+
+    pattern = pattern or {}
+    return pattern.get(get_pattern_key(list(pattern), module), otherwise)
+
+
+def refuse(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Raise ExportError for an adapter that no GGUF file can hold, naming why and what to do."""
+    if (kind := settings.get("peft_type")) != "LORA":
+        raise ExportError(
+            f"{folder} holds a {short(kind)} adapter, and llama.cpp has LoRA only: turn it into LoRA with "
+            "peft.tuners.lora.conversion.save_as_lora(path, model, rank), which approximates it, or " + _MERGE
+        )
+    for key, why in _REFUSED.items():
+        if settings.get(key):
+            raise ExportError(f"{folder} uses {key}: {why}. Instead, {_MERGE}")
+    if settings.get("bias", "none") != "none":
+        raise ExportError(f"{folder} trained biases (bias={short(settings['bias'])}), which have no place in the file: {_MERGE}")
+    start = settings.get("init_lora_weights")
+    if isinstance(start, str) and start.lower().startswith(BASE_CHANGING):
+        raise ExportError(
+            f"{folder} began with init_lora_weights={short(start)}, which changes the base too: save it with "
+            "path_initial_model_for_weight_conversion, which makes it a plain LoRA, or " + _MERGE
+        )
+    if not (folder / WEIGHTS).is_file():
+        return  # the reader says what is there instead
+    for name in read_header(folder / WEIGHTS).entries:
+        module, _, matrix = name.removesuffix(".weight").rpartition(".")
+        if matrix in ("lora_embedding_A", "lora_embedding_B"):
+            raise ExportError(f"{folder} adapts the embedding {module.removeprefix(PREFIX)}, not written here: {_MERGE}")
+        if matrix not in ("lora_A", "lora_B"):
+            raise ExportError(
+                f"{folder} holds {short(name)}, which is no LoRA matrix but a whole trained or saved one (resized "
+                f"embeddings are saved so): it has no place in the file. Instead, {_MERGE}"
+            )
+
+
+def _check_fit(folder: Path, settings: Mapping[str, Any], matrices: Mapping[str, Any], config: Any) -> None:
+    """Raise ValueError when settings and matrices don't belong together, or ExportError for another base's shapes."""
+    fits, what = SETTINGS["lora_alpha"]
+    alphas = {"lora_alpha": settings.get("lora_alpha"), **(settings.get("alpha_pattern") or {})}
+    for key, value in alphas.items():
+        if not fits(value):
+            raise ValueError(f"{folder / CONFIG}: the alpha {key} must be {what}, not {short(value)}")
+    shapes = linear_shapes(config)
+    for name, pair in matrices.items():
+        (r, d_in), (d_out, columns) = pair["lora_A"].shape, pair["lora_B"].shape
+        said = _by_pattern(settings.get("rank_pattern"), name, settings.get("r"))
+        if not r == columns == said:
+            raise ValueError(
+                f"{folder / CONFIG} says rank {short(said)} for {name}, and its matrices are {(r, d_in)} and "
+                f"{(d_out, columns)}: the settings were changed, or belong to another adapter"
+            )
+        if name == "lm_head" and config.tie_word_embeddings:
+            raise ExportError(f"{folder} adapts lm_head, which is tied to the embedding: llama.cpp would change both")
+        if name not in shapes:
+            raise ExportError(f"{folder} has matrices for {short(name)}, and the base has no such layer: is it the right base?")
+        if shapes[name] != (d_out, d_in):
+            raise ExportError(f"{folder} corrects {name} of {(d_out, d_in)}, which is {shapes[name]} in the base: another base")
+    for name, pair in matrices.items():
+        if not torch.isfinite(pair["lora_A"].float()).all() or not torch.isfinite(pair["lora_B"].float()).all():
+            raise ValueError(f"{folder} doesn't fit float32 in {name}: its training diverged")
