@@ -64,3 +64,21 @@ def test_what_is_no_new_chapter_is_refused_and_nothing_is_written(tmp_path, caps
         new_chapter("00", "Title", course, folder)
     assert list((tmp_path / "lessons").iterdir()) == [] and main(["15", ""]) == 2
     assert 'usage: make new CH=16 TITLE="Out of the notebook"' in capsys.readouterr().err
+
+
+def test_a_new_chapter_takes_the_room_that_was_made_for_it(tmp_path):
+    for folder in ("lessons", "utils/course/checks"):
+        (tmp_path / folder).mkdir(parents=True)
+    rows = [f"| {n} | [Old {n}]({n:02d}_old.md) | why |" for n in (0, 1, 3)]
+    for n in (0, 1, 3):
+        (tmp_path / "lessons" / f"{n:02d}_old.md").write_text("\n".join(rows) + "\n" if n == 0 else f"# Chapter {n}: Old\n")
+    table = "".join(f"| {n:02d} | [Old](notebooks/{n:02d}_old.ipynb) | x | 60 | [Colab][{n:02d}] |\n" for n in (0, 1, 3))
+    (tmp_path / "README.md").write_text(table + "\n" + "".join(f"[{n:02d}]: https://x/{n:02d}\n" for n in (0, 1, 3)))
+    course = Course(tmp_path, "OWNER/REPO", lambda lesson: "pass", points=lambda name: 1)
+    new_chapter("02", "New", course, tmp_path / "utils" / "course" / "checks")
+    assert [line[:8] for line in (tmp_path / "lessons" / "00_old.md").read_text().splitlines()] == [
+        "| 0 | [O", "| 1 | [O", "| 2 | [N", "| 3 | [O",
+    ]  # fmt: skip
+    lines = (tmp_path / "README.md").read_text().splitlines()
+    assert [line[2:4] for line in lines[:4]] == ["00", "01", "02", "03"]
+    assert [line[:5] for line in lines[5:]] == ["[00]:", "[01]:", "[02]:", "[03]:"]

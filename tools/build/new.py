@@ -114,12 +114,14 @@ WAY = "| {number} | [{title}]({stem}.md) | [the question that it answers] |"
 def new_chapter(number: str, title: str, course: Course, checks: Path | None = None) -> list[Path]:
     """Write the skeleton and return the files that it made or changed.
 
-    checks: the folder of the chapters' checks; default: the package's. Raises BuildError when the number isn't the
-    next one, the title has no letters, or a file is there already.
+    Its number is the first that no chapter has: behind the last one, or where `tools.build.renumber` has made room.
+    checks: the folder of the chapters' checks; default: the package's. Raises BuildError for another number, for a title
+    without letters, and when a file is there already.
     """
     root, checks = course.root, checks or _checks_folder()
     lessons = sorted((root / "lessons").glob(LESSON_FILE))
-    following = int(lessons[-1].name[:2]) + 1 if lessons else 0
+    taken = {int(path.name[:2]) for path in lessons}
+    following = next(free for free in range(len(taken) + 1) if free not in taken)
     if number != f"{following:02d}":
         raise BuildError(
             f"the next chapter's number is {following:02d}, not {number!r}: chapters are numbered without gaps"
@@ -153,16 +155,22 @@ def new_chapter(number: str, title: str, course: Course, checks: Path | None = N
 
 
 def _with_rows(path: Path, rows: Sequence[tuple[str, str]]) -> str:
-    """A file's text with each line put below the last one that begins as the pattern says."""
+    """A file's text with each line put where it belongs in order, among those that begin as the pattern says."""
     lines = path.read_text(encoding="utf-8").splitlines()
     for begins, line in rows:
-        last = max((i for i, text in enumerate(lines) if re.match(begins, text)), default=None)
+        places = [i for i, text in enumerate(lines) if re.match(begins, text)]
+        before = [i for i in places if _first_number(lines[i]) < _first_number(line)]
+        last = max(before or places, default=None)
         if last is None:
             raise BuildError(
                 f"{path.name} has no table of chapters, or no links to Colab below it; {line!r} belongs there"
             )
         lines.insert(last + 1, line)
     return "\n".join(lines) + "\n"
+
+
+def _first_number(line: str) -> int:
+    return int(re.findall(r"\d+", line)[0])
 
 
 def _checks_folder() -> Path:
