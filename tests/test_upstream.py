@@ -53,12 +53,14 @@ def adapted(**settings: object) -> nn.Module:
 
 def test_openai_leaves_the_generator_of_a_closed_stream_to_the_collector():
     import asyncio
+    import importlib
 
-    import httpx2
     from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
+    library = next(kind for kind in DefaultAsyncHttpxClient.__mro__ if kind.__name__ == "AsyncClient").__module__
+    http = importlib.import_module(library.partition(".")[0])  # httpx, or what openai has put in its place
     chunk = b'data: {"id":"1","object":"chat.completion.chunk","created":0,"model":"m","choices":[]}\n\n'
-    answers = httpx2.MockTransport(lambda _: httpx2.Response(200, content=2 * chunk + b"data: [DONE]\n\n"))
+    answers = http.MockTransport(lambda _: http.Response(200, content=2 * chunk + b"data: [DONE]\n\n"))
 
     async def open_after_close() -> bool:
         http_client = DefaultAsyncHttpxClient(transport=answers)
