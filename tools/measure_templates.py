@@ -2,6 +2,8 @@
 
     python -m tools.measure_templates              everything (one CPU core: a minute or two)
     python -m tools.measure_templates --trial      one family and few prompts; written only where --out says
+    python -m tools.measure_templates --guess DIR  what Ollama's importer makes of a GGUF file without a TEMPLATE, added
+                                                   to the record; DIR is the folder template/ of Ollama's source
     python -m tools.measure_templates --golden     what Go renders, for tests without Go: tests/export/renderings.json
 
 Fifty conversations (tools/template_talks.py) are rendered with the chat templates of six families by transformers, by
@@ -27,6 +29,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from tools.ensemble import provenance, write
@@ -176,6 +179,51 @@ def family_row(family: Family) -> dict[str, Any]:
     return row
 
 
+def distance(a: str, b: str, most: int) -> int:
+    """Levenshtein's distance between two texts, or `most` where it is that or more."""
+    if abs(len(a) - len(b)) >= most:
+        return most
+    column, infinite = np.arange(len(b) + 1), most
+    letters = np.frombuffer(b.encode("utf-32-le"), np.uint32)
+    for number, letter in enumerate(a, 1):
+        kept = np.minimum(column[1:] + 1, column[:-1] + (letters != ord(letter)))
+        column = np.concatenate(([number], kept))
+        steps = np.arange(len(column))
+        column = np.minimum.accumulate(column - steps) + steps  # what is inserted, one letter after the other
+        if column.min() >= infinite:
+            return infinite
+    return min(int(column[-1]), most)
+
+
+def guessed(family: Family, folder: Path) -> dict[str, Any] | None:
+    """The TEMPLATE that Ollama's importer takes for a GGUF file with this chat template, and how it renders.
+
+    It is the one of its list whose Jinja template is nearest, at a distance below 100 letters; None when none is.
+    """
+    known = json.loads((folder / "index.json").read_text(encoding="utf-8"))
+    distances = [distance(family.template, each["template"], 100) for each in known]
+    nearest = min(range(len(known)), key=distances.__getitem__)
+    if distances[nearest] >= 100:
+        return None
+    template = (folder / f"{known[nearest]['name']}.gotmpl").read_text(encoding="utf-8").replace("\r\n", "\n")
+    tokenizer = family_tokenizer(family)
+    front = [tokenizer.bos_token_id] if family.adds_bos else []
+    texts = go_render(template, list(TALKS.values()))
+    ours = {
+        name: None if text is None else front + tokenizer(text, add_special_tokens=False).input_ids
+        for name, text in zip(TALKS, texts, strict=True)
+    }
+    theirs = ids_by_transformers(tokenizer)
+    return {"name": known[nearest]["name"], "distance": distances[nearest], **compared(theirs, ours, None)}
+
+
+def guesses(folder: Path) -> dict[str, Any]:
+    """:func:`guessed` of the six families, and of Phi-3's template as TRL carries it."""
+    phi3 = (files("trl") / "chat_templates" / "phi3.jinja").read_text(encoding="utf-8")
+    more = {"Phi-3": Family(phi3, None, "<|endoftext|>", ("<|endoftext|>", "<|system|>", "</s>"), False)}
+    return {name: guessed(family, folder) for name, family in {**families(), **more}.items()}
+
+
 def translated() -> dict[str, Any]:
     """Of every chat template that TRL carries for use: whether it is translated, and what differs, or why it isn't."""
     found: dict[str, Any] = {}
@@ -265,8 +313,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--trial", action="store_true", help="one family and four prompts")
     parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--guess", type=Path, metavar="DIR", help="Ollama's folder template/: what its importer guesses")
     parser.add_argument("--golden", action="store_true", help="write what Go renders, for tests without Go")
     chosen = parser.parse_args(arguments)
+    if chosen.guess:
+        record = json.loads(chosen.out.read_text(encoding="utf-8"))
+        write(chosen.out, {**record, "guessed_by_ollama": guesses(chosen.guess)})
+        return
     if chosen.golden:
         write(GOLDEN, golden())
         return

@@ -181,7 +181,7 @@ def _base(commands: Sequence[Command], base: GGUFFacts | None, adapter: GGUFFact
         return []
     if base is None:
         if "/" in name or name.endswith(".gguf"):
-            return []
+            return [Finding("no file", f"there is no file {name}, so Ollama takes it for a model's name", "check the path")]
         what = f"FROM {name} is a model of Ollama's library, most likely quantized to 4 bits, and maybe another version"
         return [Finding("another base", what, "FROM the GGUF file of the very base that the adapter was trained on")]
     found = []
@@ -236,8 +236,8 @@ def _parameters(commands: Sequence[Command], base: GGUFFacts | None) -> list[Fin
     longest = base.context if base is not None else None
     if context is None:
         what = (
-            "no num_ctx: Ollama takes 4,096 tokens on a GPU of less than 24 GiB (2,048 in older versions), and the "
-            "beginning of what is longer is cut off in silence"
+            "no num_ctx: Ollama takes 4,096 tokens on a GPU of less than 24 GiB (2,048 in older versions), and drops the "
+            "first messages of a longer conversation in silence"
         )
         found.append(Finding("no num_ctx", what, f"PARAMETER num_ctx {longest or 4096}"))
     elif longest is not None and context.isdecimal() and int(context) > longest:
