@@ -7,7 +7,7 @@
     python -m tools.measure_templates --golden     what Go renders, for tests without Go: tests/export/renderings.json
 
 Fifty conversations (tools/template_talks.py) are rendered with the chat templates of six families by transformers, by
-llama.cpp's server (its endpoint /apply-template) and by Ollama's template engine in Go (tests/export/render.go) with the
+llama.cpp's server (utils/export/llama_cpp.py) and by Ollama's template engine in Go (tests/export/render.go) with the
 TEMPLATE of utils/export/go_template.py, and the token ids are compared. Then the tiny model with its pirate adapter is
 asked in renderings as they go wrong on the way into a server. Needs Go, xllamacpp and TRL.
 
@@ -20,10 +20,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
@@ -35,9 +32,10 @@ import torch
 from tools.ensemble import provenance, write
 from tools.go_render import go_render, go_version
 from tools.template_talks import TALKS, Family, families, family_tokenizer
-from utils.data.records import Message
 from utils.export.errors import ExportError
+from utils.export.gguf import to_gguf
 from utils.export.go_template import go_template
+from utils.export.llama_cpp import LlamaCpp
 from utils.export.turns import Turns, read_turns, rendered
 from utils.lora.checkpoint import load_adapter
 from utils.lora.merging import merge_files
@@ -69,40 +67,9 @@ WRONG: dict[str, Callable[[str, str], str]] = {
 }
 
 
-@contextmanager
-def llama_server(gguf: str | Path) -> Iterator[Callable[[str, Mapping[str, Any]], Any]]:
-    """llama.cpp's own server with this model, on a port of this machine; ask(path, body) gives its JSON.
-
-    What it refuses raises ValueError with its words.
-    """
-    import xllamacpp
-
-    settings: Any = xllamacpp.CommonParams()
-    settings.model.path = str(gguf)
-    settings.n_ctx, settings.n_parallel, settings.warmup, settings.port = 512, 1, False, 0
-    settings.cpuparams.n_threads = 1
-    server: Any = xllamacpp.Server(settings)
-
-    def ask(path: str, body: Mapping[str, Any]) -> Any:
-        data = json.dumps(body).encode()
-        request = urllib.request.Request(server.listening_address + path, data, {"Content-Type": "application/json"})
-        try:
-            with urllib.request.urlopen(request, timeout=60) as reply:
-                return json.load(reply)
-        except urllib.error.HTTPError as error:
-            raise ValueError(json.load(error)["error"]["message"]) from None
-
-    try:
-        yield ask
-    finally:
-        del server
-
-
 def tiny_gguf(tokenizer: Any, folder: Path) -> Path:
     """A GGUF file of an untrained Llama with this tokenizer, which is all that a template needs."""
     from transformers import LlamaConfig, LlamaForCausalLM
-
-    from utils.export.gguf import to_gguf
 
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -124,7 +91,9 @@ def _or_none(render: Callable[[], Any]) -> Any:
 
 def ids_by_transformers(tokenizer: Any) -> dict[str, list[int] | None]:
     """Token ids of every conversation, None for one that the template refuses."""
-    texts = {name: _or_none(lambda messages=messages: rendered(tokenizer, messages)) for name, messages in TALKS.items()}
+    texts = {
+        name: _or_none(lambda messages=messages: rendered(tokenizer, messages)) for name, messages in TALKS.items()
+    }
     return {n: None if t is None else tokenizer(t, add_special_tokens=False).input_ids for n, t in texts.items()}
 
 
@@ -138,14 +107,9 @@ def ids_by_ollama(tokenizer: Any, turns: Turns, adds_bos: bool) -> dict[str, lis
     }
 
 
-def ids_by_llama_cpp(ask: Callable[[str, Mapping[str, Any]], Any]) -> dict[str, list[int] | None]:
-    """The same by the server, which renders the Jinja template in the GGUF file and tokenizes by itself."""
-
-    def ids(messages: Sequence[Message]) -> list[int]:
-        prompt = ask("/apply-template", {"messages": messages})["prompt"]
-        return ask("/tokenize", {"content": prompt, "add_special": True, "parse_special": True})["tokens"]
-
-    return {name: _or_none(lambda messages=messages: ids(messages)) for name, messages in TALKS.items()}
+def ids_by_llama_cpp(llama: LlamaCpp) -> dict[str, list[int] | None]:
+    """The same by llama.cpp's server, which renders the Jinja template in the GGUF file and tokenizes by itself."""
+    return {name: _or_none(lambda messages=messages: llama.prompt_ids(messages)) for name, messages in TALKS.items()}
 
 
 def compared(theirs: Mapping[str, Any], ours: Mapping[str, Any], bos: int | None) -> dict[str, Any]:
@@ -174,8 +138,8 @@ def family_row(family: Family) -> dict[str, Any]:
         "differences": list(turns.differences),
         "ollama": compared(theirs, ids_by_ollama(tokenizer, turns, family.adds_bos), bos),
     }
-    with tempfile.TemporaryDirectory() as folder, llama_server(tiny_gguf(tokenizer, Path(folder))) as ask:
-        row["llama.cpp"] = compared(theirs, ids_by_llama_cpp(ask), bos)
+    with tempfile.TemporaryDirectory() as folder, LlamaCpp(tiny_gguf(tokenizer, Path(folder))) as llama:
+        row["llama.cpp"] = compared(theirs, ids_by_llama_cpp(llama), bos)
     return row
 
 
@@ -266,7 +230,9 @@ def loss(model: Any, tokenizer: Any, texts: Sequence[str], wanted: Sequence[str]
     return sum(losses) / len(losses)
 
 
-def symptom(model: Any, tokenizer: Any, texts: Sequence[str], wanted: Sequence[str], ends: bool = True) -> dict[str, Any]:
+def symptom(
+    model: Any, tokenizer: Any, texts: Sequence[str], wanted: Sequence[str], ends: bool = True
+) -> dict[str, Any]:
     """How many answers are right, how many begin right, their mean length in tokens, the loss, and the first answer."""
     answers = answered(model, tokenizer, texts, ends)
     return {
@@ -313,7 +279,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--trial", action="store_true", help="one family and four prompts")
     parser.add_argument("--out", type=Path, default=OUT)
-    parser.add_argument("--guess", type=Path, metavar="DIR", help="Ollama's folder template/: what its importer guesses")
+    parser.add_argument(
+        "--guess", type=Path, metavar="DIR", help="Ollama's folder template/: what its importer guesses"
+    )
     parser.add_argument("--golden", action="store_true", help="write what Go renders, for tests without Go")
     chosen = parser.parse_args(arguments)
     if chosen.guess:

@@ -126,7 +126,9 @@ def family_tokenizer(family: Family) -> Any:
     tokenizer: Any = load_tokenizer()
     tokenizer.chat_template = family.template
     if family.special:
-        tokenizer.add_special_tokens({"additional_special_tokens": list(family.special)}, replace_extra_special_tokens=False)
+        tokenizer.add_special_tokens(
+            {"additional_special_tokens": list(family.special)}, replace_extra_special_tokens=False
+        )
         tokenizer.eos_token = family.eos
     if family.bos:
         tokenizer.bos_token = family.bos

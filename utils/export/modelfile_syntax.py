@@ -37,7 +37,9 @@ def quoted_value(value: str, where: str) -> str:
     dropped = sorted({c for c in value if not c.isprintable() and c not in "\n\r\t"})
     if dropped:
         codes = ", ".join(f"U+{ord(c):04X}" for c in dropped[:4])
-        raise ExportError(f"{where} holds {codes}, which a Modelfile's parser drops: write a plain blank, or leave it out")
+        raise ExportError(
+            f"{where} holds {codes}, which a Modelfile's parser drops: write a plain blank, or leave it out"
+        )
     plain = not any(end in value for end in _ENDS) and value == value.strip() and not value.startswith('"')
     text = value if plain and value else f'"""{value}"""'
     try:
@@ -80,7 +82,9 @@ def parse(text: str) -> list[Command]:
     if state == "value" and (value := _unquoted(buffer.strip())) is not None:
         commands.append(Command(name, value))
     elif state not in ("nothing", "comment"):
-        raise ExportError(f"the Modelfile ends within {(name or buffer).upper()}: a closing quote or a value is missing")
+        raise ExportError(
+            f"the Modelfile ends within {(name or buffer).upper()}: a closing quote or a value is missing"
+        )
     if not any(command.name == "from" for command in commands):
         raise ExportError("the Modelfile has no FROM line: it names the base")
     return commands

@@ -75,7 +75,9 @@ def modelfile(
     that the template refuses, a file that is no GGUF file or the wrong one of the two, and for what a Modelfile can't
     hold. Files that aren't there (yet) aren't read.
     """
-    return _written((gguf, adapter_gguf), (str(gguf), str(adapter_gguf)), tokenizer, parameters, system, license, template)
+    return _written(
+        (gguf, adapter_gguf), (str(gguf), str(adapter_gguf)), tokenizer, parameters, system, license, template
+    )
 
 
 def _written(
