@@ -28,14 +28,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from utils.export.gguf import to_gguf
+from utils.export.llama_cpp import LlamaCpp
 
 from tools.ensemble import provenance, write
 from tools.go_render import go_render, go_version
 from tools.template_talks import TALKS, Family, families, family_tokenizer
 from utils.export.errors import ExportError
-from utils.export.gguf import to_gguf
 from utils.export.go_template import go_template
-from utils.export.llama_cpp import LlamaCpp
 from utils.export.turns import Turns, read_turns, rendered
 from utils.lora.checkpoint import load_adapter
 from utils.lora.merging import merge_files
@@ -113,7 +113,7 @@ def ids_by_llama_cpp(llama: LlamaCpp) -> dict[str, list[int] | None]:
 
 
 def compared(theirs: Mapping[str, Any], ours: Mapping[str, Any], bos: int | None) -> dict[str, Any]:
-    """How many conversations have equal token ids, how many both refuse, which differ, and how many begin with two BOS."""
+    """How many have equal token ids, how many both refuse, which differ, and how many of ours begin with two BOS."""
     differ = [name for name in theirs if theirs[name] != ours[name]]
     refused = sum(theirs[name] is None and ours[name] is None for name in theirs)
     return {

@@ -13,7 +13,7 @@ from utils.export.errors import ExportError
 from utils.export.gguf_facts import GGUFFacts, gguf_facts
 from utils.export.go_template import quoted
 from utils.export.modelfile_syntax import Command, parse
-from utils.export.ollama import PARAMETERS, ends
+from utils.export.ollama import PARAMETERS, added_tokens, ends
 from utils.export.turns import Turns, read_turns
 
 if TYPE_CHECKING:
@@ -94,9 +94,8 @@ def _template(
         return [Finding("no template", what, write)]
     found = []
     if tokenizer is not None and turns is not None:
-        special = {str(token) for token in tokenizer.all_special_tokens} | set(tokenizer.get_added_vocab())
         pieces = "".join((*turns.user, *turns.assistant, turns.generation, turns.default_system))
-        written = [token for token in sorted(special) if token in pieces]
+        written = [token for token in sorted(added_tokens(tokenizer)) if token in pieces]
         missing = [token for token in written if token not in template and quoted(token)[1:-1] not in template]
         if missing:
             what = f"TEMPLATE doesn't write {', '.join(missing)}, which the base's chat template writes around messages"
@@ -242,8 +241,8 @@ def _parameters(commands: Sequence[Command], base: GGUFFacts | None) -> list[Fin
     longest = base.context if base is not None else None
     if context is None:
         what = (
-            "no num_ctx: Ollama takes 4,096 tokens on a GPU of less than 24 GiB (2,048 in older versions), and drops the "
-            "first messages of a longer conversation in silence"
+            "no num_ctx: Ollama takes 4,096 tokens on a GPU of less than 24 GiB (2,048 in older versions), and drops "
+            "the first messages of a longer conversation in silence"
         )
         found.append(Finding("no num_ctx", what, f"PARAMETER num_ctx {longest or 4096}"))
     elif longest is not None and context.isdecimal() and int(context) > longest:

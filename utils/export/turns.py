@@ -106,7 +106,7 @@ class Turns:
         return "its own form"
 
     def render(self, messages: Sequence[Message]) -> str:
-        """The conversation as text, up to the place where the assistant goes on. Raises ExportError for what it refuses.
+        """The conversation as text, up to where the assistant goes on. Raises ExportError for what it refuses.
 
         When the last message is the assistant's, its turn stays open. Neighbours of one role are joined first, as
         Ollama does.
