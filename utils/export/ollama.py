@@ -11,6 +11,7 @@ Attributes:
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -160,7 +161,7 @@ def _text(name: str, value: Any) -> str:
         fits = isinstance(value, wanted) and value != ""
     else:
         fits = isinstance(value, int if wanted is int else int | float) and not isinstance(value, bool)
-    if not fits:
+    if not fits or (isinstance(value, float) and not math.isfinite(value)):
         raise ExportError(f"{name} is {'a text' if wanted is str else wanted.__name__}, not {value!r}")
     if not isinstance(value, str):
         return str(value).lower() if wanted is bool else str(value)
