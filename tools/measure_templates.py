@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
@@ -34,12 +35,16 @@ from utils.export.llama_cpp import LlamaCpp
 from tools.ensemble import provenance, write
 from tools.go_render import go_render, go_version
 from tools.template_talks import TALKS, Family, families, family_tokenizer
+from utils.evaluate.metrics import complete
 from utils.export.errors import ExportError
 from utils.export.go_template import go_template
-from utils.export.turns import Turns, read_turns, rendered
+from utils.export.modelfile_checks import check_modelfile
+from utils.export.modelfile_syntax import parse
+from utils.export.ollama import write_modelfile
+from utils.export.turns import Turns, read_turns, rendered, talk
 from utils.lora.checkpoint import load_adapter
 from utils.lora.merging import merge_files
-from utils.models import ROOT, load_base
+from utils.models import ROOT, TINY_DIR, load_base
 from utils.tinyworld import task_examples
 
 OUT = ROOT / "assets" / "measurements" / "templates.json"
@@ -265,6 +270,54 @@ def symptoms(prompts: int) -> dict[str, Any]:
     return found
 
 
+def by_modelfile(text: str, folder: Path, prompts: Sequence[str]) -> list[str]:
+    """Greedy answers by what a Modelfile says, with the parts that Ollama is made of.
+
+    Its TEMPLATE is rendered by Go, and llama.cpp's server runs base and adapter, with its stop strings.
+    """
+    commands = dict(parse(text))
+    stops = [command.value for command in parse(text) if command.name == "parameter stop"]
+    texts = go_render(commands.get("template", "{{ .Prompt }}"), [talk(f"user: {prompt}") for prompt in prompts])
+    with LlamaCpp(folder / commands["from"], {"adapter": folder / commands["adapter"]}) as llama:
+        ids = [llama.token_ids(text or "", special=True) for text in texts]
+        return llama.complete(ids, MOST, adapter="adapter", stop=stops)
+
+
+def modelfiles(prompts: int) -> dict[str, Any]:
+    """The tiny model and its pirate through a Modelfile, whole and with a part taken out, against transformers."""
+    rows = task_examples("style", "test", prompts)
+    asked = [row.prompt for row in rows]
+    model, tokenizer = load_base(torch.float32)
+    load_adapter(model, ROOT / "assets" / "adapters" / "style")
+    theirs = complete(model, tokenizer, asked, MOST)
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        base = to_gguf(TINY_DIR, folder / "base.gguf", dtype="f32")
+        adapter = to_gguf(ROOT / "assets" / "adapters" / "style", folder / "adapter.gguf", dtype="f32", base=TINY_DIR)
+        text = write_modelfile(folder, base, adapter, tokenizer=tokenizer).read_text(encoding="utf-8")
+        chatml = "{{ if .System }}<|im_start|>system\n{{ .System }}<|im_end|>\n{{ end }}<|im_start|>user\n{{ .Prompt }}"
+        for what, changed in {
+            "as modelfile() writes it": text,
+            "without PARAMETER stop": re.sub(r"PARAMETER stop .*\n", "", text),
+            "without TEMPLATE, as {{ .Prompt }}": re.sub(r'(?s)TEMPLATE """.*?"""\n', "", text),
+            "with ChatML's TEMPLATE": re.sub(
+                r'(?s)TEMPLATE """.*?"""\n',
+                lambda _: f'TEMPLATE """{chatml}<|im_end|>\n<|im_start|>assistant\n"""\n',
+                text,
+            ),
+        }.items():
+            ours = by_modelfile(changed, folder, asked)
+            found[what] = {
+                "equal_to_transformers": sum(a == b for a, b in zip(theirs, ours, strict=True)),
+                "right": sum(a == row.answer for a, row in zip(ours, rows, strict=True)),
+                "of": prompts,
+                "first": ours[0],
+                "findings": [one.name for one in check_modelfile(changed, tokenizer=tokenizer, folder=folder)],
+            }
+    return found
+
+
 def golden() -> dict[str, Any]:
     """By family the translated TEMPLATE, without BOS, and what Go makes of every conversation; None for an error."""
     found = {}
@@ -302,11 +355,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "families": {name: family_row(family) for name, family in todo.items()},
         "trl_templates": translated(),
         "symptoms": symptoms(4 if chosen.trial else PROMPTS),
+        "modelfiles": modelfiles(4 if chosen.trial else PROMPTS),
     }
     write(chosen.out, record)
     for name, row in record["families"].items():
         print(name, "ollama", row["ollama"], "llama.cpp", row["llama.cpp"], sep="\n  ")
-    for name, row in record["symptoms"].items():
+    for name, row in {**record["symptoms"], **record["modelfiles"]}.items():
         print(name, row)
 
 
