@@ -47,9 +47,7 @@ def quoted_value(value: str, where: str) -> str:
     except ExportError:
         read = None
     if read != value:
-        raise ExportError(
-            f'{where} holds """ at the end of a line, where a Modelfile would end it: write it otherwise'
-        )
+        raise ExportError(f'{where} holds """ at the end of a line, where a Modelfile would end it: write it otherwise')
     return text
 
 
