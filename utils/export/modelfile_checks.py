@@ -13,7 +13,7 @@ from utils.export.errors import ExportError
 from utils.export.gguf_facts import GGUFFacts, gguf_facts
 from utils.export.go_template import quoted
 from utils.export.modelfile_syntax import Command, parse
-from utils.export.ollama import PARAMETERS, ends
+from utils.export.ollama import PARAMETERS, added_tokens, ends
 from utils.export.turns import Turns, read_turns
 
 if TYPE_CHECKING:
@@ -94,13 +94,14 @@ def _template(
         return [Finding("no template", what, write)]
     found = []
     if tokenizer is not None and turns is not None:
-        special = {str(token) for token in tokenizer.all_special_tokens} | set(tokenizer.get_added_vocab())
         pieces = "".join((*turns.user, *turns.assistant, turns.generation, turns.default_system))
-        written = [token for token in sorted(special) if token in pieces]
+        written = [token for token in sorted(added_tokens(tokenizer)) if token in pieces]
         missing = [token for token in written if token not in template and quoted(token)[1:-1] not in template]
         if missing:
             what = f"TEMPLATE doesn't write {', '.join(missing)}, which the base's chat template writes around messages"
-            found.append(Finding("another template", f"{what}: the model sees prompts of a kind it never learned", write))
+            found.append(
+                Finding("another template", f"{what}: the model sees prompts of a kind it never learned", write)
+            )
         opening = quoted(turns.generation)[1:-1]
         if turns.generation and not missing and not _ends_with(template, (turns.generation, opening)):
             what = f"TEMPLATE doesn't end with {turns.generation!r}, so nothing says that the assistant is to answer"
@@ -161,7 +162,9 @@ def _bos(template: str | None, base: GGUFFacts | None, turns: Turns | None) -> l
         return []
     if base.adds_bos and not turns.bos and template is not None:
         what = f"the GGUF file adds {base.bos or 'a BOS token'}, and the base's chat template has none in front"
-        return [Finding("BOS too many", what, "write the GGUF file with tokenizer.ggml.add_bos_token false (to_gguf does)")]
+        return [
+            Finding("BOS too many", what, "write the GGUF file with tokenizer.ggml.add_bos_token false (to_gguf does)")
+        ]
     if not base.adds_bos and turns.bos and template is not None and not starts:
         what = f"the base's chat template begins with {turns.bos}; neither TEMPLATE nor the GGUF file puts it in front"
         return [Finding("no BOS", what, "modelfile() writes it into TEMPLATE for such a file")]
@@ -181,7 +184,9 @@ def _base(commands: Sequence[Command], base: GGUFFacts | None, adapter: GGUFFact
         return []
     if base is None:
         if "/" in name or name.endswith(".gguf"):
-            return []
+            return [
+                Finding("no file", f"there is no file {name}, so Ollama takes it for a model's name", "check the path")
+            ]
         what = f"FROM {name} is a model of Ollama's library, most likely quantized to 4 bits, and maybe another version"
         return [Finding("another base", what, "FROM the GGUF file of the very base that the adapter was trained on")]
     found = []
@@ -236,8 +241,8 @@ def _parameters(commands: Sequence[Command], base: GGUFFacts | None) -> list[Fin
     longest = base.context if base is not None else None
     if context is None:
         what = (
-            "no num_ctx: Ollama takes 4,096 tokens on a GPU of less than 24 GiB (2,048 in older versions), and the "
-            "beginning of what is longer is cut off in silence"
+            "no num_ctx: Ollama takes 4,096 tokens on a GPU of less than 24 GiB (2,048 in older versions), and drops "
+            "the first messages of a longer conversation in silence"
         )
         found.append(Finding("no num_ctx", what, f"PARAMETER num_ctx {longest or 4096}"))
     elif longest is not None and context.isdecimal() and int(context) > longest:
