@@ -9,5 +9,8 @@ __getattr__, __dir__, __all__ = front_door(
         "gguf": "to_gguf",
         "llama_cpp": "LlamaCpp",
         "rope": "rotate",
+        "ollama": "modelfile write_modelfile",
+        "modelfile_checks": "check_modelfile",
+        "turns": "read_turns",
     },
 )

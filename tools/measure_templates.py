@@ -1,0 +1,262 @@
+"""Compare who renders what: transformers, llama.cpp and Ollama; and what a wrong rendering costs: templates.json.
+
+    python -m tools.measure_templates              everything (one CPU core: a minute or two)
+    python -m tools.measure_templates --trial      one family and few prompts; written only where --out says
+
+Fifty conversations (tools/template_talks.py) are rendered with the chat templates of six families by transformers, by
+llama.cpp's server (its endpoint /apply-template) and by Ollama's template engine in Go (tests/export/render.go) with the
+TEMPLATE of utils/export/go_template.py, and the token ids are compared. Then the tiny model with its pirate adapter is
+asked in renderings as they go wrong on the way into a server. Needs Go, xllamacpp and TRL.
+
+Attributes:
+    WRONG: What goes wrong, the words for it, and what it makes of the right rendering of a user's words.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tools.ensemble import provenance, write
+from tools.go_render import go_render, go_version
+from tools.template_talks import TALKS, Family, families, family_tokenizer
+from utils.data.records import Message
+from utils.export.errors import ExportError
+from utils.export.go_template import go_template
+from utils.export.turns import Turns, read_turns, rendered
+from utils.lora.checkpoint import load_adapter
+from utils.lora.merging import merge_files
+from utils.models import ROOT, load_base
+from utils.tinyworld import task_examples
+
+OUT = ROOT / "assets" / "measurements" / "templates.json"
+OLLAMA = "template/template.go at commit fb30760 of 2026-08-21"
+PROMPTS, MOST = 40, 64
+
+WRONG: dict[str, Callable[[str, str], str]] = {
+    "as trained": lambda right, words: right,
+    "no TEMPLATE: the bare prompt": lambda right, words: words,
+    "the TEMPLATE of ChatML": lambda right, words: f"<|im_start|>user\n{words}<|im_end|>\n<|im_start|>assistant\n",
+    "the TEMPLATE of Llama 3": lambda right, words: (
+        f"<|start_header_id|>user<|end_header_id|>\n\n{words}<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
+    ),
+    "the TEMPLATE of Alpaca": lambda right, words: f"### Instruction:\n{words}\n\n### Response:\n",
+    "no generation prompt": lambda right, words: right.removesuffix("<|assistant|>"),
+    "a line end behind the generation prompt": lambda right, words: right + "\n",
+    "a system message that training never had": lambda right, words: right.replace(
+        "<|user|>", "<|user|>You are a helpful assistant.\n", 1
+    ),
+    "a BOS token that training never had": lambda right, words: "<|end|>" + right,
+    "two of them (double BOS)": lambda right, words: "<|end|><|end|>" + right,
+}
+
+
+@contextmanager
+def llama_server(gguf: str | Path) -> Iterator[Callable[[str, Mapping[str, Any]], Any]]:
+    """llama.cpp's own server with this model, on a port of this machine; ask(path, body) gives its JSON.
+
+    What it refuses raises ValueError with its words.
+    """
+    import xllamacpp
+
+    settings: Any = xllamacpp.CommonParams()
+    settings.model.path = str(gguf)
+    settings.n_ctx, settings.n_parallel, settings.warmup, settings.port = 512, 1, False, 0
+    settings.cpuparams.n_threads = 1
+    server: Any = xllamacpp.Server(settings)
+
+    def ask(path: str, body: Mapping[str, Any]) -> Any:
+        data = json.dumps(body).encode()
+        request = urllib.request.Request(server.listening_address + path, data, {"Content-Type": "application/json"})
+        try:
+            with urllib.request.urlopen(request, timeout=60) as reply:
+                return json.load(reply)
+        except urllib.error.HTTPError as error:
+            raise ValueError(json.load(error)["error"]["message"]) from None
+
+    try:
+        yield ask
+    finally:
+        del server
+
+
+def tiny_gguf(tokenizer: Any, folder: Path) -> Path:
+    """A GGUF file of an untrained Llama with this tokenizer, which is all that a template needs."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from utils.export.gguf import to_gguf
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2, max_position_embeddings=512, eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=tokenizer.bos_token_id, tie_word_embeddings=True,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    return to_gguf(folder / "model", folder / "model.gguf", dtype="f32")
+
+
+def _or_none(render: Callable[[], Any]) -> Any:
+    try:
+        return render()
+    except ValueError:
+        return None
+
+
+def ids_by_transformers(tokenizer: Any) -> dict[str, list[int] | None]:
+    """Token ids of every conversation, None for one that the template refuses."""
+    texts = {name: _or_none(lambda messages=messages: rendered(tokenizer, messages)) for name, messages in TALKS.items()}
+    return {n: None if t is None else tokenizer(t, add_special_tokens=False).input_ids for n, t in texts.items()}
+
+
+def ids_by_ollama(tokenizer: Any, turns: Turns, adds_bos: bool) -> dict[str, list[int] | None]:
+    """The same by the translated TEMPLATE in Go, with the BOS token that llama.cpp puts in front, if it does."""
+    texts = go_render(go_template(turns, bos=not adds_bos), list(TALKS.values()))
+    front = [tokenizer.bos_token_id] if adds_bos else []
+    return {
+        name: None if text is None else front + tokenizer(text, add_special_tokens=False).input_ids
+        for name, text in zip(TALKS, texts, strict=True)
+    }
+
+
+def ids_by_llama_cpp(ask: Callable[[str, Mapping[str, Any]], Any]) -> dict[str, list[int] | None]:
+    """The same by the server, which renders the Jinja template in the GGUF file and tokenizes by itself."""
+
+    def ids(messages: Sequence[Message]) -> list[int]:
+        prompt = ask("/apply-template", {"messages": messages})["prompt"]
+        return ask("/tokenize", {"content": prompt, "add_special": True, "parse_special": True})["tokens"]
+
+    return {name: _or_none(lambda messages=messages: ids(messages)) for name, messages in TALKS.items()}
+
+
+def compared(theirs: Mapping[str, Any], ours: Mapping[str, Any], bos: int | None) -> dict[str, Any]:
+    """How many conversations have equal token ids, how many both refuse, which differ, and how many begin with two BOS."""
+    differ = [name for name in theirs if theirs[name] != ours[name]]
+    refused = sum(theirs[name] is None and ours[name] is None for name in theirs)
+    return {
+        "equal": len(theirs) - len(differ) - refused,
+        "both_refuse": refused,
+        "differ": differ,
+        "double_bos": sum(bos is not None and (ids or [])[:2] == [bos, bos] for ids in ours.values()),
+    }
+
+
+def family_row(family: Family) -> dict[str, Any]:
+    """One family: what its template is made of, and the comparison with llama.cpp and with Ollama."""
+    tokenizer = family_tokenizer(family)
+    turns = read_turns(tokenizer)
+    theirs = ids_by_transformers(tokenizer)
+    bos = tokenizer.bos_token_id if turns.bos else None
+    row: dict[str, Any] = {
+        "form": turns.name,
+        "system_place": turns.system_place,
+        "default_system": bool(turns.default_system),
+        "bos": turns.bos,
+        "differences": list(turns.differences),
+        "ollama": compared(theirs, ids_by_ollama(tokenizer, turns, family.adds_bos), bos),
+    }
+    with tempfile.TemporaryDirectory() as folder, llama_server(tiny_gguf(tokenizer, Path(folder))) as ask:
+        row["llama.cpp"] = compared(theirs, ids_by_llama_cpp(ask), bos)
+    return row
+
+
+def translated() -> dict[str, Any]:
+    """Of every chat template that TRL carries for use: whether it is translated, and what differs, or why it isn't."""
+    found: dict[str, Any] = {}
+    tokenizer = family_tokenizer(families()["Llama 3"])
+    for file in sorted((files("trl") / "chat_templates").iterdir(), key=lambda file: file.name):
+        if not file.name.endswith(".jinja") or "_training" in file.name:
+            continue
+        tokenizer.chat_template = file.read_text(encoding="utf-8")
+        try:
+            found[file.name.removesuffix(".jinja")] = {"differences": list(read_turns(tokenizer).differences)}
+        except ExportError as error:
+            found[file.name.removesuffix(".jinja")] = {"refused": str(error).split(". Leave")[0]}
+    return found
+
+
+@torch.inference_mode()
+def answered(model: Any, tokenizer: Any, texts: Sequence[str], ends: bool = True) -> list[tuple[str, int]]:
+    """Greedy answers to texts as they are, and how many tokens each has; without `ends` EOS stops nothing."""
+    found = []
+    for text in texts:
+        inputs = tokenizer(text, add_special_tokens=False, return_tensors="pt", return_token_type_ids=False)
+        how = {"eos_token_id": tokenizer.eos_token_id} if ends else {"eos_token_id": None}
+        output = model.generate(
+            **inputs, max_new_tokens=MOST, do_sample=False, pad_token_id=tokenizer.pad_token_id, **how
+        )
+        new = output[0, inputs.input_ids.shape[1] :].tolist()
+        found.append((tokenizer.decode(new, skip_special_tokens=True).strip(), len(new)))
+    return found
+
+
+def symptom(answers: Sequence[tuple[str, int]], wanted: Sequence[str]) -> dict[str, Any]:
+    """How many answers are right, how many begin right, their mean length in tokens, and the first one."""
+    return {
+        "right": sum(text == right for (text, _), right in zip(answers, wanted, strict=True)),
+        "begin_right": sum(text.startswith(right) for (text, _), right in zip(answers, wanted, strict=True)),
+        "of": len(wanted),
+        "mean_tokens": round(sum(n for _, n in answers) / len(answers), 1),
+        "first": answers[0][0],
+    }
+
+
+def symptoms(prompts: int) -> dict[str, Any]:
+    """What the tiny model with its pirate adapter answers in each rendering, without EOS, and beside another base."""
+    rows = task_examples("style", "test", prompts)
+    base, tokenizer = load_base(torch.float32)
+    wanted = [row.answer for row in rows]
+    right = [rendered(tokenizer, [{"role": "user", "content": row.prompt}]) for row in rows]
+    found: dict[str, Any] = {"prompt": rows[0].prompt, "wanted": wanted[0]}
+    found["without the adapter"] = symptom(answered(base, tokenizer, right), wanted)
+    load_adapter(base, ROOT / "assets" / "adapters" / "style")
+    for name, rendering in WRONG.items():
+        texts = [rendering(text, row.prompt) for text, row in zip(right, rows, strict=True)]
+        found[name] = symptom(answered(base, tokenizer, texts), wanted)
+    found["EOS stops nothing"] = symptom(answered(base, tokenizer, right, ends=False), wanted)
+    other = load_base(torch.float32)[0]
+    merge_files(other, ROOT / "assets" / "adapters" / "translation")
+    load_adapter(other, ROOT / "assets" / "adapters" / "style")
+    found["beside another base (the translator, merged)"] = symptom(answered(other, tokenizer, right), wanted)
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, and write the record."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--trial", action="store_true", help="one family and four prompts")
+    parser.add_argument("--out", type=Path, default=OUT)
+    chosen = parser.parse_args(arguments)
+    if chosen.trial and chosen.out == OUT:
+        parser.error("a trial is no record: name another file with --out")
+    todo = dict(list(families().items())[: 1 if chosen.trial else None])
+    record: dict[str, Any] = {
+        "what": f"{len(TALKS)} conversations rendered by transformers, llama.cpp and Ollama's engine; wrong renderings",
+        **provenance("cpu"),
+        "versions": {"xllamacpp": version("xllamacpp"), "trl": version("trl"), "go": go_version(), "ollama": OLLAMA},
+        "conversations": len(TALKS),
+        "families": {name: family_row(family) for name, family in todo.items()},
+        "trl_templates": translated(),
+        "symptoms": symptoms(4 if chosen.trial else PROMPTS),
+    }
+    write(chosen.out, record)
+    for name, row in record["families"].items():
+        print(name, "ollama", row["ollama"], "llama.cpp", row["llama.cpp"], sep="\n  ")
+    for name, row in record["symptoms"].items():
+        print(name, row)
+
+
+if __name__ == "__main__":
+    main()
