@@ -40,9 +40,12 @@ class AdapterFacts:
 
     @property
     def linear(self) -> dict[str, int]:
-        """The rank of every linear layer that has a lora_A and a lora_B, by the layer's name."""
+        """The rank of every linear layer that has a lora_A and a lora_B, by the layer's name. Pairs on fused experts,
+        which hold r rows for each expert, aren't among them.
+        """
         ends = (name.removesuffix(f".{_PAIR[0]}") for name in self.shapes if name.endswith(f".{_PAIR[0]}"))
-        return {name: self.shapes[f"{name}.{_PAIR[0]}"][0] for name in ends}
+        fused = bool(self.settings.get("target_parameters"))
+        return {name: self.shapes[f"{name}.{_PAIR[0]}"][0] for name in ends if not (fused and ".experts" in name)}
 
     @property
     def embeddings(self) -> list[str]:
@@ -75,8 +78,8 @@ class AdapterFacts:
 
     @property
     def rank(self) -> int:
-        """The largest rank of any pair; `r` of the settings where there is no pair."""
-        return max([*self.linear.values(), 0]) or int(self.settings.get("r") or 0)
+        """The largest rank: of the settings' `r`, or of a pair where one is larger."""
+        return max([*self.linear.values(), int(self.settings.get("r") or 0)])
 
 
 def adapter_facts(folder: str | Path) -> AdapterFacts:

@@ -44,7 +44,9 @@ class Preflight:
         if self.refused:
             first, *more = self.refused
             others = f" ({len(more)} more: {', '.join(finding.rule for finding in more)})" if more else ""
-            raise ExportError(f"{TARGETS[self.target]} refuses {self.folder.name}: {first.what}. {first.cure}.{others}")
+            raise ExportError(
+                f"{TARGETS[self.target]} refuses {self.folder.name}: {first.what}. Instead: {first.cure}{others}"
+            )
         return self
 
     def __str__(self) -> str:

@@ -27,7 +27,7 @@ from utils.lora.adapter_config import BASE_CHANGING, all_linear, short
 TARGETS = {"vllm": "vLLM", "llama.cpp": "llama.cpp", "ollama": "Ollama", "mlx": "MLX", "sglang": "SGLang"}
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 CONVERTIBLE = (
-    "ADALORA", "C3A", "DELORA", "FOURIERFT", "GRALORA", "HIRA", "LOHA", "LOKR", "MISS", "PSOFT", "RANDLORA", "SHIRA",
+    "C3A", "DELORA", "FOURIERFT", "GRALORA", "HIRA", "LOHA", "LOKR", "MISS", "PSOFT", "RANDLORA", "SHIRA",
     "TINYLORA", "UNILORA", "VBLORA", "VERA", "WAVEFT",
 )  # fmt: skip
 
@@ -96,12 +96,13 @@ def another_method(facts: AdapterFacts, target: str, _: int | None) -> Iterator[
 
 def rank_above_limit(facts: AdapterFacts, target: str, max_rank: int | None) -> Iterator[Finding]:
     """A rank above what the server was started for. Raises ExportError for a limit that vLLM doesn't take."""
+    rank = max([facts.rank, *(facts.settings.get("rank_pattern") or {}).values()])
     if target == "vllm":
         limit = 16 if max_rank is None else max_rank
         if limit not in VLLM_RANKS:
             raise ExportError(f"vLLM's --max-lora-rank takes {', '.join(map(str, VLLM_RANKS))}, not {limit}")
-        if facts.rank > limit:
-            enough = next((rank for rank in VLLM_RANKS if rank >= facts.rank), None)
+        if rank > limit:
+            enough = next((one for one in VLLM_RANKS if one >= rank), None)
             default = " (its default)" if max_rank is None else ""
             cure = (
                 f"start it with --max-lora-rank {enough}"
@@ -109,11 +110,11 @@ def rank_above_limit(facts: AdapterFacts, target: str, max_rank: int | None) -> 
                 else f"it goes to {VLLM_RANKS[-1]} at most: write it smaller by peft.save_as_lora(path, model, "
                 f"rank={VLLM_RANKS[-1]}), or {_MERGE}"
             )
-            what = f"rank {facts.rank} is above --max-lora-rank {limit}{default}"
+            what = f"rank {rank} is above --max-lora-rank {limit}{default}"
             yield Finding("rank", "refuses", what, cure, f"{_HELPER}, validate_legal; vllm/config/lora.py")
-    elif target == "sglang" and max_rank is not None and facts.rank > max_rank:
-        what = f"rank {facts.rank} is above the server's --max-lora-rank {max_rank}"
-        cure = f"start it with --max-lora-rank {facts.rank}"
+    elif target == "sglang" and max_rank is not None and rank > max_rank:
+        what = f"rank {rank} is above the server's --max-lora-rank {max_rank}"
+        cure = f"start it with --max-lora-rank {rank}"
         yield Finding("rank", "refuses", what, cure, f"{_SGLANG}/mem_pool.py, can_support")
 
 
@@ -159,11 +160,16 @@ _SPECIAL = {
 def special_forms(facts: AdapterFacts, target: str, _: int | None) -> Iterator[Finding]:
     """Settings that change what is computed, which vLLM refuses by name and the others don't read."""
     for key, form in _SPECIAL.items():
-        if not facts.settings.get(key) or (target in _GGUF and key == "alora_invocation_tokens"):
-            continue  # an activated LoRA has a key in GGUF, which llama.cpp's converter writes
+        if not facts.settings.get(key):
+            continue
+        converter: tuple[Verdict, str] = ("wrong", f"{_CONVERTER}, which doesn't read {key}")
+        if key == "alora_invocation_tokens":
+            converter = ("refuses", "utils/export/gguf_adapter.py; llama.cpp's convert_lora_to_gguf.py writes it")
+        if key == "layer_replication":
+            converter = ("refuses", "llama.cpp, src/llama-adapter.cpp: no such layer in the base")
         answers: dict[str, tuple[Verdict, str]] = {
             "vllm": ("refuses", f"{_HELPER}, _validate_features"),
-            "llama.cpp": ("wrong", f"{_CONVERTER}, which doesn't read {key}"),
+            "llama.cpp": converter,
             "mlx": ("refuses", "utils/export/mlx.py: mlx-lm has no such layer"),
             "sglang": ("wrong", f"{_SGLANG}/lora_config.py, which doesn't read {key}"),
         }
@@ -183,9 +189,12 @@ def whole_modules(facts: AdapterFacts, target: str, _: int | None) -> Iterator[F
     if not saved and not names:
         return
     outside = all(".layers." not in f".{name}" for name in names)
+    converter: tuple[Verdict, str] = ("refuses", f"{_CONVERTER}, get_tensors")
+    if names and all("norm" in name for name in names):
+        converter = ("wrong", f"{_CONVERTER} writes norms, and llama.cpp, src/llama-adapter.cpp, passes over them")
     answers: dict[str, tuple[Verdict, str]] = {
         "vllm": ("refuses", f"{_HELPER}, _validate_features; {_NAMES}"),
-        "llama.cpp": ("refuses", f"{_CONVERTER}, get_tensors"),
+        "llama.cpp": converter,
         "mlx": ("refuses", _LOADER),
         "sglang": ("wrong" if outside else "refuses", f"{_SGLANG}/lora.py, _process_weight, which skips it with a log"),
     }
