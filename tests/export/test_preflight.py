@@ -1,10 +1,10 @@
-"""The preflight's rules: adapters that PEFT made, held against vLLM's, llama.cpp's and mlx-lm's own code where it is."""
+"""The preflight's rules: adapters that PEFT made, held against the servers' own code where it is here."""
 
 from __future__ import annotations
 
 import importlib
-import inspect
 import importlib.util
+import inspect
 from pathlib import Path
 
 import peft
@@ -202,7 +202,7 @@ def test_what_is_refused_can_be_raised(kinds):
     settings(kinds["dora"], bias="none")
 
 
-# ----------------------------------------------------------------------------------------------------- what is no adapter
+# --------------------------------------------------------------------------------------------------- what is no adapter
 
 
 def test_it_says_what_is_wrong_with_the_question_or_the_folder(kinds, tmp_path):

@@ -8,6 +8,7 @@ __getattr__, __dir__, __all__ = front_door(
         "errors": "ExportError",
         "gguf": "to_gguf",
         "llama_cpp": "LlamaCpp",
+        "mlx": "to_mlx",
         "preflight": "Preflight preflight",
         "rope": "rotate",
         "ollama": "modelfile write_modelfile",

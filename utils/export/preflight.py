@@ -18,6 +18,7 @@ from utils.export.errors import ExportError
 from utils.export.preflight_rules import FINDERS, TARGETS, Finding, another_method, unnamed_base
 from utils.train.consolidate import check_whole
 
+_SAID = {"refuses": "refuses", "wrong": "would get wrong"}
 _VERDICTS = {"refuses": "refused", "wrong": "silently wrong", "look": "to look at"}
 
 
@@ -39,14 +40,15 @@ class Preflight:
         """What the target loads and computes wrong, with no word of it."""
         return tuple(finding for finding in self.findings if finding.verdict == "wrong")
 
-    def checked(self) -> Preflight:
-        """Itself. Raises ExportError, with the first finding and its cure, when the target refuses the adapter."""
-        if self.refused:
-            first, *more = self.refused
+    def checked(self, *, wrong: bool = False) -> Preflight:
+        """Itself. Raises ExportError, with the first finding and its cure, when the target refuses the adapter; with
+        `wrong` also when it would compute something else.
+        """
+        if found := self.refused + self.wrong * wrong:
+            first, *more = found
+            who = f"{TARGETS[self.target]} {_SAID[first.verdict]} {self.folder.name}"
             others = f" ({len(more)} more: {', '.join(finding.rule for finding in more)})" if more else ""
-            raise ExportError(
-                f"{TARGETS[self.target]} refuses {self.folder.name}: {first.what}. Instead: {first.cure}{others}"
-            )
+            raise ExportError(f"{who}: {first.what}. Instead: {first.cure}{others}")
         return self
 
     def __str__(self) -> str:

@@ -176,7 +176,7 @@ def special_forms(facts: AdapterFacts, target: str, _: int | None) -> Iterator[F
         yield from _by_target(target, answers, f"{key}: {form}", _MERGE, "special")
 
 
-# ------------------------------------------------------------------------------------------- more than pairs of matrices
+# ------------------------------------------------------------------------------------------ more than pairs of matrices
 
 
 def whole_modules(facts: AdapterFacts, target: str, _: int | None) -> Iterator[Finding]:
