@@ -8,9 +8,11 @@ __getattr__, __dir__, __all__ = front_door(
         "errors": "ExportError",
         "gguf": "to_gguf",
         "llama_cpp": "LlamaCpp",
-        "rope": "rotate",
-        "ollama": "modelfile write_modelfile",
+        "mlx": "to_mlx",
         "modelfile_checks": "check_modelfile",
+        "ollama": "modelfile write_modelfile",
+        "preflight": "preflight",
+        "rope": "rotate",
         "turns": "read_turns",
     },
 )
