@@ -63,7 +63,7 @@ def test_what_is_no_new_chapter_is_refused_and_nothing_is_written(tmp_path, caps
     with pytest.raises(BuildError, match="is there already, without a lesson"):
         new_chapter("00", "Title", course, folder)
     assert list((tmp_path / "lessons").iterdir()) == [] and main(["15", ""]) == 2
-    assert 'usage: make new CH=16 TITLE="Out of the notebook"' in capsys.readouterr().err
+    assert 'usage: make new CH=21 TITLE="Vision"' in capsys.readouterr().err
 
 
 def test_a_new_chapter_takes_the_room_that_was_made_for_it(tmp_path):

@@ -242,7 +242,7 @@ def test_the_search_finds_a_chapter(browser, address):
     page.close()
 
 
-@pytest.mark.parametrize(("asked", "first"), [("rank", "02_rank"), ("merge", "10_save"), ("learning rate", "14_")])
+@pytest.mark.parametrize(("asked", "first"), [("rank", "02_rank"), ("merge", "10_save"), ("learning rate", "15_")])
 def test_the_search_puts_the_chapter_first_and_quotes_its_text(browser, address, asked, first):
     """Not the theme's buttons or the table of contents, which stand before the text in each page."""
     page = browser.new_page()
