@@ -7,14 +7,14 @@ library writes it and knows llama.cpp's names. Ours is what is to be written: :m
 :mod:`utils.export.vocabulary` the tokenizer.
 
 Attributes:
-    DTYPES: In what the matrices can be stored, smallest errors first, and the bits that a weight takes. K-quants (q4_k_m
-        and its kin) aren't among them: the library reads them and can't make them. llama.cpp's llama-quantize does,
-        from a file in f16.
+    DTYPES: In what the matrices can be stored, smallest errors first, and the bits that a weight takes. K-quants
+        (q4_k_m and its kin) aren't among them: the library reads them and can't make them. llama.cpp's llama-quantize
+        does, from a file in f16.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -63,9 +63,9 @@ def to_gguf(
     """Write a GGUF file at `path`, and return it.
 
     `source` is the folder of a PEFT adapter, the folder of a transformers model (a merged one, or a base), or such a
-    model in memory. `dtype` is one of :data:`DTYPES`, for an adapter f32, f16 or bf16. Norms and biases stay in float32;
-    below 8 bits the embedding and the output head take q8_0, as their errors reach every token; a matrix whose rows
-    don't divide into blocks of 32 stays in f16.
+    model in memory. `dtype` is one of :data:`DTYPES`, for an adapter f32, f16 or bf16. Norms and biases stay in
+    float32; below 8 bits the embedding and the output head take q8_0, as their errors reach every token; a matrix whose
+    rows don't divide into blocks of 32 stays in f16.
 
     `base` is the adapter's base: its folder, its id on the Hub, the model or its configuration; by default what the
     adapter names. `tokenizer` is that of a model in memory, by default the one that it came with. The file appears
@@ -81,7 +81,9 @@ def to_gguf(
         return _write_model(cast("PreTrainedModel", source), Path(path), dtype, tokenizer)
     folder = Path(source).expanduser()
     if not folder.is_dir():
-        raise FileNotFoundError(f"there is no folder {folder}: save the model or the adapter there, with save_pretrained")
+        raise FileNotFoundError(
+            f"there is no folder {folder}: save the model or the adapter there, with save_pretrained"
+        )
     if (folder / CONFIG).is_file():
         return _write_adapter(folder, Path(path), dtype, base)
     if not (folder / "config.json").is_file():
@@ -234,7 +236,9 @@ def _refuse_other_base(folder: Path, base: Any) -> None:
     else:
         embedding = None
     if embedding is not None and (other := fingerprint.difference(files.base, embedding)):
-        raise ExportError(f"the adapter in {folder} was trained on another base: of the embedding it was trained with, {other}")
+        raise ExportError(
+            f"the adapter in {folder} was trained on another base: of the embedding it was trained with, {other}"
+        )
 
 
 # ------------------------------------------------------------------------------------------------------------ the file
@@ -291,7 +295,7 @@ def quantized(tensor: Tensor, dtype: str, name: str = "this tensor") -> Any:
     half = dtype not in ("f32", "bf16")  # the scales of blocks are float16 too
     if half and tensor.abs().max() > torch.finfo(torch.float16).max:
         raise ExportError(
-            f"{name} holds {tensor.abs().max().item():g}, and float16 ends at 65504: write it with dtype='bf16' or 'f32'"
+            f"{name} holds {tensor.abs().max().item():g}, and float16 ends at 65504: write it as bf16 or f32"
         )
     return gguf.quants.quantize(tensor.numpy(), gguf.GGMLQuantizationType[dtype.upper()])
 

@@ -85,8 +85,8 @@ class LlamaCpp:
     # ------------------------------------------------------------------------------------------------------- asking
 
     def token_ids(self, text: str, *, special: bool = False) -> list[int]:
-        """The ids of a text, in which special tokens are recognised. With `special` BOS and EOS are put around it, where
-        the file says so.
+        """The ids of a text, in which special tokens are recognised. With `special` BOS and EOS are put around it,
+        where the file says so.
         """
         asked = {"content": text, "add_special": special, "parse_special": True}
         return self._post("/tokenize", asked)["tokens"]
@@ -117,22 +117,23 @@ class LlamaCpp:
     ) -> list[Answer]:
         """What the model answers to each prompt: greedily, or drawn at a `temperature` above 0.
 
-        `sampling` goes to llama.cpp under its own names (top_k, top_p, min_p, repeat_penalty ...). Without them only the
-        temperature shapes what is drawn: llama.cpp's own defaults (40, 0.95, 0.05) are switched off. Raises ValueError
-        when there are no prompts, and ExportError for an adapter that wasn't loaded, a scale that isn't finite, or a
-        request that llama.cpp refuses, such as a prompt that is longer than the context.
+        `sampling` goes to llama.cpp under its own names (top_k, top_p, min_p, repeat_penalty ...). Without them only
+        the temperature shapes what is drawn: llama.cpp's own defaults (40, 0.95, 0.05) are switched off. Raises
+        ValueError when there are no prompts, and ExportError for an adapter that wasn't loaded, a scale that isn't
+        finite, or a request that llama.cpp refuses, such as a prompt that is longer than the context.
         """
         if isinstance(prompts, str) or not len(prompts):
             raise ValueError(f"there are no prompts to answer: pass a list of them, not {prompts!r}")
         asked = {
-            "n_predict": max_new_tokens, "temperature": temperature, "seed": seed, "top_k": 0, "top_p": 1.0, "min_p": 0.0,
-            "return_tokens": True, "cache_prompt": False, "lora": self.lora(adapter, scale), **sampling,
+            "n_predict": max_new_tokens, "temperature": temperature, "seed": seed, "top_k": 0, "top_p": 1.0,
+            "min_p": 0.0, "return_tokens": True, "cache_prompt": False, "lora": self.lora(adapter, scale), **sampling,
         }  # fmt: skip
         found = []
         for prompt in prompts:
             got = self._post("/completion", {"prompt": self.prompt_ids(prompt), **asked})
-            stopped = got["stop_type"] in ("eos", "word")
-            found.append(Answer(got["content"].strip(), len(got["tokens"]), stopped))
+            ended = got["stop_type"] == "eos"
+            stopped = ended or got["stop_type"] == "word"
+            found.append(Answer(got["content"].strip(), len(got["tokens"]) - ended, stopped))
         return found
 
     def complete(self, prompts: Sequence[Prompt], max_new_tokens: int = 64, **settings: Any) -> list[str]:
@@ -142,7 +143,7 @@ class LlamaCpp:
     def log_probabilities(
         self, prompt: Prompt, *, adapter: str | Mapping[str, float] | None = None, scale: float = 1.0
     ) -> Float[Tensor, " vocabulary"]:
-        """The natural logarithms of the next token's probabilities behind a prompt, for the whole vocabulary, float32."""
+        """The logarithms of the next token's probabilities behind a prompt, for the whole vocabulary, float32."""
         asked = {
             "prompt": self.prompt_ids(prompt), "n_predict": 1, "n_probs": 1_000_000, "temperature": 0.0,
             "cache_prompt": True, "lora": self.lora(adapter, scale),
@@ -153,7 +154,7 @@ class LlamaCpp:
         return found
 
     def lora(self, adapter: str | Mapping[str, float] | None, scale: float = 1.0) -> list[dict[str, float]]:
-        """What a request says of adapters, its field "lora": each by its number in the order of loading, with its scale.
+        """What a request says of adapters, its field "lora": each by its number, in the order of loading, and scale.
 
         Raises ExportError for a name that wasn't loaded, or a scale that isn't finite.
         """
@@ -167,7 +168,7 @@ class LlamaCpp:
         return [{"id": names.index(name), "scale": value} for name, value in found.items()]
 
     def client(self) -> OpenAI:
-        """An `openai` client of this server. A request chooses its adapter by ``extra_body={"lora": model.lora(name)}``."""
+        """An `openai` client of this server. A request chooses its adapter: ``extra_body={"lora": model.lora(name)}``."""
         from openai import DefaultHttpxClient, OpenAI
 
         self._check_open()
@@ -207,7 +208,9 @@ def _checked(model: Path, adapters: Mapping[str, Path]) -> GGUFFacts:
         if own.kind != "adapter":
             raise ExportError(f"{path} holds a {own.kind}, not an adapter: write one with to_gguf(folder, path)")
         if own.architecture != facts.architecture:
-            raise ExportError(f"{path} is for the architecture {own.architecture}, and {model.name} is {facts.architecture}")
+            raise ExportError(
+                f"{path} is for the architecture {own.architecture}, and {model.name} is {facts.architecture}"
+            )
         for name, shape in own.shapes.items():
             weight, _, matrix = name.rpartition(".")
             side = {"lora_a": 1, "lora_b": 0}.get(matrix)
@@ -223,12 +226,13 @@ def _checked(model: Path, adapters: Mapping[str, Path]) -> GGUFFacts:
 def _started(model: Path, adapters: Sequence[Path], context: int, slots: int, threads: int) -> Any:
     """llama.cpp's server, listening. Its parameters are those of llama-server, and it writes no log."""
     try:
-        import xllamacpp
+        import xllamacpp as library
     except ImportError as error:
         raise ExportError(
             f"llama.cpp isn't here: {INSTALL} (compiled for Linux, macOS and Windows; where there is none for your "
             f"machine or Python, any llama.cpp runs the file: llama-server -m {model.name} --lora ADAPTER.gguf)"
         ) from error
+    xllamacpp: Any = library  # compiled, without types
     p = xllamacpp.CommonParams()
     p.verbosity = -1
     p.model.path = str(model)
@@ -238,7 +242,7 @@ def _started(model: Path, adapters: Sequence[Path], context: int, slots: int, th
         one.path, one.scale = str(path), 0.0
         loaded.append(one)
     p.lora_adapters = loaded
-    p.hostnames, p.port = [_HOST], 0
+    p.hostnames, p.port, p.cors_origins = [_HOST], 0, f"http://{_HOST}"  # no website may ask it
     p.n_ctx, p.n_parallel = context * slots, slots
     p.cpuparams.n_threads = p.cpuparams_batch.n_threads = threads
     p.n_gpu_layers = 0
