@@ -63,6 +63,7 @@ class LlamaCpp:
         that isn't a whole GGUF file, and for an adapter of another base.
         """
         self._server: Any = None
+        self._plain: int | None = None
         if slots < 1 or threads < 1 or (context is not None and context < 1):
             raise ExportError(f"context={context}, slots={slots} and threads={threads} must be 1 or more")
         self.adapters = {name: Path(path) for name, path in (adapters or {}).items()}
@@ -144,9 +145,13 @@ class LlamaCpp:
         self, prompt: Prompt, *, adapter: str | Mapping[str, float] | None = None, scale: float = 1.0
     ) -> Float[Tensor, " vocabulary"]:
         """The logarithms of the next token's probabilities behind a prompt, for the whole vocabulary, float32."""
+        if self._plain is None:
+            self._plain = self.token_ids("a")[0]
+        # The server says no probabilities of a token that writes nothing yet, such as EOS or half a character. So a plain
+        # one is made to be taken; what is said are the model's own probabilities, before that.
         asked = {
             "prompt": self.prompt_ids(prompt), "n_predict": 1, "n_probs": 1_000_000, "temperature": 0.0,
-            "cache_prompt": True, "lora": self.lora(adapter, scale),
+            "logit_bias": [[self._plain, 1e6]], "cache_prompt": False, "lora": self.lora(adapter, scale),
         }  # fmt: skip
         got = self._post("/completion", asked)["completion_probabilities"][0]["top_logprobs"]
         found = torch.full((len(got),), -math.inf)
@@ -168,7 +173,7 @@ class LlamaCpp:
         return [{"id": names.index(name), "scale": value} for name, value in found.items()]
 
     def client(self) -> OpenAI:
-        """An `openai` client of this server. A request chooses its adapter: ``extra_body={"lora": model.lora(name)}``."""
+        """An `openai` client of this server. A request names its adapter: ``extra_body={"lora": model.lora(name)}``."""
         from openai import DefaultHttpxClient, OpenAI
 
         self._check_open()

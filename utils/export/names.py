@@ -47,7 +47,9 @@ def architecture(config: Any) -> Architecture:
     """
     known = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM"}
     known["qwen3"] = "Qwen3ForCausalLM"
-    names: list[str] = getattr(config, "architectures", None) or [known.get(config.model_type, config.model_type)]
+    names: list[str] = getattr(config, "architectures", None) or [
+        known.get(str(config.model_type), str(config.model_type))
+    ]
     if names[0] not in ARCHITECTURES:
         raise ExportError(
             f"{names[0]} isn't written here, only {', '.join(ARCHITECTURES)}: use {CONVERTER}, and "
