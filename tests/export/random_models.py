@@ -50,10 +50,14 @@ def random_model(name: str, seed: int = 0, std: float = 0.2) -> t.PreTrainedMode
 
 
 def saved(model: t.PreTrainedModel, folder: Path) -> Path:
-    """The model with the tiny model's tokenizer in `folder`."""
+    """The model in `folder`, without a tokenizer."""
     model.save_pretrained(folder)
-    t.AutoTokenizer.from_pretrained(TINY_DIR).save_pretrained(folder)
     return folder
+
+
+def tiny_tokenizer() -> Any:
+    """The tiny model's tokenizer; not through a folder, as transformers gives Qwen2's folders a tokenizer of its own."""
+    return t.AutoTokenizer.from_pretrained(TINY_DIR)
 
 
 def random_adapter(model: t.PreTrainedModel, folder: Path, seed: int = 1, **settings: Any) -> Any:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from utils.export.errors import ExportError
 from utils.export.gguf_adapter import AdapterTensors, adapter_tensors
 from utils.export.names import (
+    CONVERTER,
     architecture,
     check_tensors,
     context_length,
@@ -97,7 +98,7 @@ def to_gguf(
 def _write_model(
     source: Path | PreTrainedModel, path: Path, dtype: str, tokenizer: PreTrainedTokenizerBase | None
 ) -> Path:
-    config = load_config(source) if isinstance(source, Path) else source.config
+    config = _config_in(source) if isinstance(source, Path) else source.config
     _refuse_model(source, config)
     kind, weights = architecture(config), Weights(source)
     weights.without_tied_head(config)
@@ -152,6 +153,19 @@ def _write_model(
     return write_file(path, kind.name, describe, plan)
 
 
+def _config_in(folder: Path) -> PretrainedConfig:
+    """The configuration in a model's folder, which needn't hold a tokenizer."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise ExportError(
+            f"{folder / 'config.json'} is missing, damaged, or of a model that transformers doesn't know: copy the model "
+            f"again, or use {CONVERTER}"
+        ) from error
+
+
 def _refuse_model(source: Path | PreTrainedModel, config: Any) -> None:
     """Raise ExportError for a model that isn't plain numbers: an adapter still beside them, or weights in 4 bits."""
     if isinstance(source, nn.Module) and (
@@ -204,7 +218,11 @@ def _write_adapter(folder: Path, path: Path, dtype: str, base: Any) -> Path:
         if not isinstance(named, str) or not named:
             raise ExportError(f"{folder} doesn't name its base, whose heads decide the order of rows: pass base=")
         base = TINY_DIR if named == TINY_DIR.name else named
-    config = base.config if isinstance(base, nn.Module) else load_config(base) if isinstance(base, str | Path) else base
+    config = base
+    if isinstance(base, nn.Module):
+        config = cast("PreTrainedModel", base).config
+    elif isinstance(base, str | Path):
+        config = _config_in(Path(base)) if Path(base).is_dir() else load_config(base)
     kind = architecture(config)
     found: AdapterTensors = adapter_tensors(folder, config)
     _refuse_other_base(folder, base)

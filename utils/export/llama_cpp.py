@@ -141,6 +141,20 @@ class LlamaCpp:
         """The texts alone of what :meth:`answer` gives, with the same arguments."""
         return [one.text for one in self.answer(prompts, max_new_tokens, **settings)]
 
+    def new_ids(
+        self,
+        prompt: Prompt,
+        max_new_tokens: int = 64,
+        *,
+        adapter: str | Mapping[str, float] | None = None,
+        scale: float = 1.0,
+    ) -> list[int]:
+        """The token ids of the greedy answer to a prompt, without EOS."""
+        asked = {"n_predict": max_new_tokens, "temperature": 0.0, "return_tokens": True, "cache_prompt": False}
+        lora = self.lora(adapter, scale)
+        got = self._post("/completion", {"prompt": self.prompt_ids(prompt), "lora": lora, **asked})
+        return got["tokens"][:-1] if got["stop_type"] == "eos" else got["tokens"]
+
     def log_probabilities(
         self, prompt: Prompt, *, adapter: str | Mapping[str, float] | None = None, scale: float = 1.0
     ) -> Float[Tensor, " vocabulary"]:
