@@ -14,7 +14,7 @@ import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 
-from tests.export import random_models as made
+from tools import export_models as made
 from utils.export import LlamaCpp, to_gguf
 
 pytest.importorskip("xllamacpp")
@@ -51,7 +51,9 @@ def test_base_adapter_and_merged_model_compute_the_same(name, tmp_path):
             assert_equal(server, adapted, adapter="a", scale=0.0)
         assert furthest(server, adapted) > 0.1, "the adapter changes nothing, so it proves nothing"
     merged = adapted.merge_and_unload()
-    assert max((made.log_probabilities(merged, i) - e).abs().max() for i, e in zip(PROMPTS, expected, strict=True)) > 0.1
+    assert (
+        max((made.log_probabilities(merged, i) - e).abs().max() for i, e in zip(PROMPTS, expected, strict=True)) > 0.1
+    )
     with LlamaCpp(to_gguf(merged, tmp_path / "merged.gguf", "f32", tokenizer=tokenizer)) as server:
         assert_equal(server, merged)
 
@@ -120,7 +122,9 @@ def test_an_adapter_in_16_bits_differs_by_its_rounding_alone(dtype, error, tmp_p
     config = model.config
     adapted = made.random_adapter(model, tmp_path / "adapter")
     adapter = to_gguf(tmp_path / "adapter", tmp_path / "adapter.gguf", dtype, base=config)
-    with torch.no_grad():  # the same rounding in PEFT: llama.cpp rounds the inputs of 16-bit products too, once a product
+    with (
+        torch.no_grad()
+    ):  # the same rounding in PEFT: llama.cpp rounds the inputs of 16-bit products too, once a product
         for name, parameter in adapted.named_parameters():
             if "lora_" in name:
                 parameter.copy_(parameter.to({"f16": torch.float16, "bf16": torch.bfloat16}[dtype]).float())

@@ -161,8 +161,8 @@ def _config_in(folder: Path) -> PretrainedConfig:
         return AutoConfig.from_pretrained(folder)
     except (OSError, ValueError) as error:
         raise ExportError(
-            f"{folder / 'config.json'} is missing, damaged, or of a model that transformers doesn't know: copy the model "
-            f"again, or use {CONVERTER}"
+            f"{folder / 'config.json'} is missing, damaged, or of a model that transformers doesn't know: copy the "
+            f"model again, or use {CONVERTER}"
         ) from error
 
 

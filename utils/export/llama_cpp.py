@@ -161,8 +161,8 @@ class LlamaCpp:
         """The logarithms of the next token's probabilities behind a prompt, for the whole vocabulary, float32."""
         if self._plain is None:
             self._plain = self.token_ids("a")[0]
-        # The server says no probabilities of a token that writes nothing yet, such as EOS or half a character. So a plain
-        # one is made to be taken; what is said are the model's own probabilities, before that.
+        # The server says no probabilities of a token that writes nothing yet, such as EOS or half a character. So a
+        # plain one is made to be taken; what is said are the model's own probabilities, before that.
         asked = {
             "prompt": self.prompt_ids(prompt), "n_predict": 1, "n_probs": 1_000_000, "temperature": 0.0,
             "logit_bias": [[self._plain, 1e6]], "cache_prompt": False, "lora": self.lora(adapter, scale),

@@ -34,6 +34,12 @@ def rotate(weight: Shaped[Tensor, " rows *columns"], heads: int) -> Shaped[Tenso
     return weight.reshape(heads, 2, rows // heads // 2, *weight.shape[1:]).transpose(1, 2).reshape(weight.shape)
 
 
+def unrotate(weight: Shaped[Tensor, " rows *columns"], heads: int) -> Shaped[Tensor, " rows *columns"]:
+    """The rows back in transformers' order: what :func:`rotate` does, undone. Raises what :func:`rotate` raises."""
+    order = rotate(torch.arange(weight.shape[0]), heads)
+    return weight[order.argsort()]
+
+
 def rope_fields(config: Any) -> tuple[float, dict[str, Any], Float[Tensor, " half"] | None]:
     """How a model's positions are rotated: the base frequency, a GGUF file's fields for its scaling, and its factors.
 

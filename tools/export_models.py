@@ -1,4 +1,4 @@
-"""Small random models of each architecture with the tiny model's tokenizer, and random adapters of PEFT's for them."""
+"""Small random models of each architecture that is exported, and random adapters of PEFT's, to compare engines on."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def saved(model: t.PreTrainedModel, folder: Path) -> Path:
 
 
 def tiny_tokenizer() -> Any:
-    """The tiny model's tokenizer; not through a folder, as transformers gives Qwen2's folders a tokenizer of its own."""
+    """The tiny model's tokenizer; not by way of a Qwen2 folder, which transformers gives a tokenizer of its own."""
     return t.AutoTokenizer.from_pretrained(TINY_DIR)
 
 
@@ -70,7 +70,7 @@ def random_adapter(model: t.PreTrainedModel, folder: Path, seed: int = 1, **sett
 
 
 def prompts(count: int, length: int = 24, seed: int = 0) -> list[list[int]]:
-    """Token ids, of ordinary tokens only; the first of them one token long, the others as long as `length` or shorter."""
+    """Token ids of ordinary tokens; the first prompt is one token long, the others as long as `length` or shorter."""
     drawn = torch.Generator().manual_seed(seed)
     lengths = [1, *torch.randint(2, length + 1, (count - 1,), generator=drawn).tolist()]
     return [torch.randint(4, 1024, (n,), generator=drawn).tolist() for n in lengths]
