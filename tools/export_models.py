@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ CONFIGS: dict[str, t.PretrainedConfig] = {
 def random_model(name: str, seed: int = 0, std: float = 0.2) -> t.PreTrainedModel:
     """The model in float32 with weights, norms and biases drawn so that its predictions are far from uniform."""
     torch.manual_seed(seed)
-    model = t.AutoModelForCausalLM.from_config(CONFIGS[name], dtype=torch.float32).eval()
+    model = t.AutoModelForCausalLM.from_config(copy.deepcopy(CONFIGS[name]), dtype=torch.float32).eval()
     with torch.no_grad():
         for key, parameter in model.named_parameters():
             parameter.normal_(0.0, std)

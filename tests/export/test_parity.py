@@ -41,7 +41,6 @@ def test_base_adapter_and_merged_model_compute_the_same(name, tmp_path):
     tokenizer, model = made.tiny_tokenizer(), made.random_model(name)
     folder = made.saved(model, tmp_path / "base")
     base = to_gguf(folder, tmp_path / "base.gguf", "f32", tokenizer=tokenizer)
-    expected = [made.log_probabilities(model, ids) for ids in PROMPTS]
     adapted = made.random_adapter(model, tmp_path / "adapter")
     adapter = to_gguf(tmp_path / "adapter", tmp_path / "adapter.gguf", "f32", base=folder)
     with LlamaCpp(base, {"a": adapter}) as server:
@@ -51,9 +50,6 @@ def test_base_adapter_and_merged_model_compute_the_same(name, tmp_path):
             assert_equal(server, adapted, adapter="a", scale=0.0)
         assert furthest(server, adapted) > 0.1, "the adapter changes nothing, so it proves nothing"
     merged = adapted.merge_and_unload()
-    assert (
-        max((made.log_probabilities(merged, i) - e).abs().max() for i, e in zip(PROMPTS, expected, strict=True)) > 0.1
-    )
     with LlamaCpp(to_gguf(merged, tmp_path / "merged.gguf", "f32", tokenizer=tokenizer)) as server:
         assert_equal(server, merged)
 

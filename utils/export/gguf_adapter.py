@@ -111,17 +111,16 @@ def refuse(folder: Path, settings: Mapping[str, Any]) -> None:
         )
     if not (folder / WEIGHTS).is_file():
         return  # the reader says what is there instead
-    for name in read_header(folder / WEIGHTS).entries:
-        module, _, matrix = name.removesuffix(".weight").rpartition(".")
-        if matrix in ("lora_embedding_A", "lora_embedding_B"):
-            raise ExportError(
-                f"{folder} adapts the embedding {module.removeprefix(PREFIX)}, not written here: {_MERGE}"
-            )
-        if matrix not in ("lora_A", "lora_B"):
-            raise ExportError(
-                f"{folder} holds {short(name)}, which is no LoRA matrix but a whole trained or saved one (resized "
-                f"embeddings are saved so): it has no place in the file. Instead, {_MERGE}"
-            )
+    kinds = {name: name.removesuffix(".weight").rpartition(".")[2] for name in read_header(folder / WEIGHTS).entries}
+    for name, kind in kinds.items():
+        if kind.startswith("lora_embedding_"):
+            module = name.removeprefix(PREFIX).partition(".lora_")[0]
+            raise ExportError(f"{folder} adapts the embedding {module}, which isn't written here. Instead, {_MERGE}")
+    if whole := [name for name, kind in kinds.items() if kind not in ("lora_A", "lora_B")]:
+        raise ExportError(
+            f"{folder} holds {short(whole[0])}, which is no LoRA matrix but a whole one, trained or saved along ("
+            f"resized embeddings are): it has no place in the file. Instead, {_MERGE}"
+        )
 
 
 def _check_fit(folder: Path, settings: Mapping[str, Any], matrices: Mapping[str, Any], config: Any) -> None:
