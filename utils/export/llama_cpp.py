@@ -94,7 +94,9 @@ class LlamaCpp:
 
     def render(self, messages: str | Sequence[Message]) -> str:
         """A user's words, or a conversation, in the chat template of the file, up to where the answer begins; without
-        the BOS token that llama.cpp puts in front by itself.
+        the BOS token that llama.cpp puts in front by itself. Two things differ from transformers: a system message that
+        the template refuses is put in front of the user's, and a conversation that ends with an answer is left open, so
+        that the model goes on with it.
         """
         turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
         return self._post("/apply-template", {"messages": turns})["prompt"]
@@ -213,7 +215,7 @@ class LlamaCpp:
                 body = json.loads(body)["error"]["message"]
             except (ValueError, KeyError, TypeError):
                 pass
-            raise ExportError(f"llama.cpp refuses this request: {str(body)[:300]}")
+            raise ExportError(f"llama.cpp refuses this request: {str(body)[:600]}")
         return json.loads(body)
 
 
