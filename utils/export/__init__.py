@@ -5,6 +5,8 @@ from utils.front_door import front_door
 __getattr__, __dir__, __all__ = front_door(
     __name__,
     {
+        "breakages": "broken_exports",
+        "edit": "edited",
         "errors": "ExportError",
         "gguf": "to_gguf",
         "llama_cpp": "LlamaCpp",
