@@ -48,8 +48,7 @@ def without_template(text):
     [
         (without_template, "no template"),
         (lambda text: without_template(text) + f"TEMPLATE {CHATML}\n", "another template"),
-        (lambda text: without_template(text) + 'TEMPLATE """<|user|>{{ .Prompt }}<|assistant|>{{ .Response }}<|end|>"""',
-         None),
+        (lambda text: without_template(text) + 'TEMPLATE "<|user|>{{ .Prompt }}<|assistant|>{{ .Response }}<|end|>"\n', None),
         (lambda text: without_template(text) + 'TEMPLATE """<|user|>{{ .Prompt }}<|end|> <|assistant|> """\n',
          "no generation prompt"),
         (lambda text: swapped(text, "PARAMETER num_ctx", ""), "no num_ctx"),
