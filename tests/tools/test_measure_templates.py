@@ -4,10 +4,10 @@ import json
 
 import pytest
 
+from tools import measure_templates
 from tools.go_render import go_version
 from tools.template_talks import TALKS, families
 
-measure_templates = pytest.importorskip("tools.measure_templates", reason="needs utils.export.gguf")
 RECORD = json.loads(measure_templates.OUT.read_text(encoding="utf-8"))
 TRIMMED = {"Llama 3", "Gemma 3"}
 """Their templates trim every message, which Go's templates can't."""
