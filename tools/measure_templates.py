@@ -12,6 +12,7 @@ TEMPLATE of utils/export/go_template.py, and the token ids are compared. Then th
 asked in renderings as they go wrong on the way into a server. Needs Go, xllamacpp and TRL.
 
 Attributes:
+    SAMPLING: How Ollama samples where a Modelfile doesn't say (api/types.go there; repeat_penalty was 1.1 before 2026).
     WRONG: What goes wrong, the words for it, and what it makes of the right rendering of a user's words.
 """
 
@@ -51,6 +52,7 @@ OUT = ROOT / "assets" / "measurements" / "templates.json"
 GOLDEN = ROOT / "tests" / "export" / "renderings.json"
 OLLAMA = "template/template.go at commit fb30760 of 2026-08-21"
 PROMPTS, MOST = 40, 64
+SAMPLING = {"temperature": 0.8, "top_k": 40, "top_p": 0.9, "min_p": 0.0, "repeat_penalty": 1.0, "repeat_last_n": 64}
 
 WRONG: dict[str, Callable[[str, str], str]] = {
     "as trained": lambda right, words: right,
@@ -273,14 +275,16 @@ def symptoms(prompts: int) -> dict[str, Any]:
 def by_modelfile(text: str, folder: Path, prompts: Sequence[str]) -> list[str]:
     """Greedy answers by what a Modelfile says, with the parts that Ollama is made of.
 
-    Its TEMPLATE is rendered by Go, and llama.cpp's server runs base and adapter, with its stop strings.
+    Its TEMPLATE is rendered by Go, and llama.cpp's server runs base and adapter, with its parameters and stop strings,
+    and Ollama's defaults for what it doesn't say.
     """
     commands = dict(parse(text))
     stops = [command.value for command in parse(text) if command.name == "parameter stop"]
+    sampling = {name: float(commands.get(f"parameter {name}", usual)) for name, usual in SAMPLING.items()}
     texts = go_render(commands.get("template", "{{ .Prompt }}"), [talk(f"user: {prompt}") for prompt in prompts])
     with LlamaCpp(folder / commands["from"], {"adapter": folder / commands["adapter"]}) as llama:
         ids = [llama.token_ids(text or "", special=True) for text in texts]
-        return llama.complete(ids, MOST, adapter="adapter", stop=stops)
+        return llama.complete(ids, MOST, adapter="adapter", stop=stops, **sampling)
 
 
 def modelfiles(prompts: int) -> dict[str, Any]:
@@ -300,6 +304,8 @@ def modelfiles(prompts: int) -> dict[str, Any]:
         for what, changed in {
             "as modelfile() writes it": text,
             "without PARAMETER stop": re.sub(r"PARAMETER stop .*\n", "", text),
+            "without PARAMETER temperature": re.sub(r"PARAMETER temperature .*\n", "", text),
+            "with PARAMETER repeat_penalty 1.1": text.replace("repeat_penalty 1\n", "repeat_penalty 1.1\n"),
             "without TEMPLATE, as {{ .Prompt }}": re.sub(r'(?s)TEMPLATE """.*?"""\n', "", text),
             "with ChatML's TEMPLATE": re.sub(
                 r'(?s)TEMPLATE """.*?"""\n',

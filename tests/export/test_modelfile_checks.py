@@ -9,6 +9,7 @@ from utils.export.errors import ExportError
 from utils.export.ollama import modelfile, write_modelfile
 
 CHATML = '"""<|im_start|>user\n{{ .Prompt }}<|im_end|>\n<|im_start|>assistant\n"""'
+OLDER = "<|user|>{{ .Prompt }}<|assistant|>{{ .Response }}<|end|>"
 
 
 @pytest.fixture
@@ -48,8 +49,7 @@ def without_template(text):
     [
         (without_template, "no template"),
         (lambda text: without_template(text) + f"TEMPLATE {CHATML}\n", "another template"),
-        (lambda text: without_template(text) + 'TEMPLATE """<|user|>{{ .Prompt }}<|assistant|>{{ .Response }}<|end|>"""',
-         None),
+        (lambda text: without_template(text) + f"TEMPLATE {OLDER}\n", None),
         (lambda text: without_template(text) + 'TEMPLATE """<|user|>{{ .Prompt }}<|end|> <|assistant|> """\n',
          "no generation prompt"),
         (lambda text: swapped(text, "PARAMETER num_ctx", ""), "no num_ctx"),

@@ -180,13 +180,12 @@ def _starts_with(template: str, text: str) -> bool:
 
 def _base(commands: Sequence[Command], base: GGUFFacts | None, adapter: GGUFFacts | None) -> list[Finding]:
     name = _last(commands, "from") or ""
+    if base is None and (name.startswith((".", "/", "~")) or name.endswith(".gguf")):
+        what = f"there is no file {name}, so Ollama takes it for a model's name"
+        return [Finding("no file", what, "check the path: it counts from the Modelfile's folder")]
     if not _values(commands, "adapter"):
         return []
     if base is None:
-        if "/" in name or name.endswith(".gguf"):
-            return [
-                Finding("no file", f"there is no file {name}, so Ollama takes it for a model's name", "check the path")
-            ]
         what = f"FROM {name} is a model of Ollama's library, most likely quantized to 4 bits, and maybe another version"
         return [Finding("another base", what, "FROM the GGUF file of the very base that the adapter was trained on")]
     found = []
