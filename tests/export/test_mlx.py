@@ -1,4 +1,4 @@
-"""An adapter as mlx-lm has it: the same update as PEFT's by the file alone, and run by mlx-lm where that is installed."""
+"""An adapter as mlx-lm has it: the same update as PEFT's by the file alone, and run by mlx-lm where it is there."""
 
 from __future__ import annotations
 

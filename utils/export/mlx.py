@@ -1,9 +1,10 @@
 """A PEFT adapter as mlx-lm reads it, on Apple's chips; MLX isn't needed to write it.
 
-mlx-lm (https://github.com/ml-explore/mlx-lm) takes transformers' model folders as they are, and adapters in a form of its own: `adapters.safetensors`, with
-lora_a (in, r) and lora_b (r, out), PEFT's matrices transposed, and an `adapter_config.json` with other keys, in which
-one `scale` stands for alpha / r. It has one rank and one scale for all layers: lower ranks are filled up with zeros
-here, and a layer's own scaling is multiplied into lora_b. DoRA's trained lengths are its `m`.
+mlx-lm (https://github.com/ml-explore/mlx-lm) takes transformers' model folders as they are, and adapters in a form of
+its own: `adapters.safetensors`, with lora_a (in, r) and lora_b (r, out), PEFT's matrices transposed, and an
+`adapter_config.json` with other keys, in which one `scale` stands for alpha / r. It has one rank and one scale for all
+layers: lower ranks are filled up with zeros here, and a layer's own scaling is multiplied into lora_b. DoRA's trained
+lengths are its `m`.
 """
 
 from __future__ import annotations

@@ -351,7 +351,13 @@ def ollama_folder(facts: AdapterFacts, target: str, _: int | None) -> Iterator[F
             f"as a folder, its {len(rotated)} pairs on q_proj and k_proj are converted wrong: lora_A's numbers are "
             "reordered, and lora_B's rows, which rotary embedding needs reordered, are not"
         )
-        yield Finding("folder", "wrong", what, ours, "Ollama, convert/convert_llama_adapter.go, repack (read, not run)")
+        yield Finding(
+            "folder",
+            "wrong",
+            what,
+            ours,
+            "Ollama, convert/convert_llama_adapter.go, repack (read, and repeated: tools/measure_elsewhere.py)",
+        )
     if isinstance(facts.settings.get("lora_alpha"), float):
         what = f"as a folder, lora_alpha={facts.settings['lora_alpha']!r} isn't read: a whole number is"
         yield Finding("folder", "look", what, ours, "Ollama, convert/convert.go, AdapterParameters.Alpha")
