@@ -61,6 +61,12 @@ FIGURES: Mapping[str, Figure] = {
         "greedy answer.",
         (Place("12", "A playground"),),
     ),
+    "mask": Figure(
+        "The loss mask",
+        "A conversation of your own under a chat template, token by token: which of them have a label, and "
+        "whether EOS is one.",
+        (Place("05", "A mask, token by token"),),
+    ),
     "fit": Figure(
         "Will it fit?",
         "What a training step takes of a GPU's memory, part by part, for a model, a method and a batch of your "
