@@ -7,7 +7,7 @@ import pytest
 from tests.site.served import browser, needs_browser, opened, served
 
 pytestmark = [needs_browser, pytest.mark.slow]
-FIGURES = ("rank", "mixing", "fit", "ruler", "next", "mask")
+FIGURES = ("rank", "mixing", "fit", "ruler", "next", "mask", "layer")
 
 
 @pytest.fixture(scope="module")
