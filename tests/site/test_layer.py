@@ -115,7 +115,7 @@ def shows(page, d_in: int, d_out: int, r: int, alpha: float = 16) -> None:
     assert [float(field.input_value()) for field in fields] == [r, alpha, d_in, d_out]
     assert json.loads(page.get_attribute(".layer", "data-counted")) == wanted(d_in, d_out, r, alpha)
     cells = page.locator(".layer-table td.figure-number").all_inner_texts()
-    assert (cells[0], cells[3]) == (f"{d_in * d_out:,}", f"{r * (d_in + d_out):,}")
+    assert (cells[0], cells[1]) == (f"{d_in * d_out:,}", f"{r * (d_in + d_out):,}")
     page.wait_for_timeout(50)  # a frame, if the page has just changed
     pixels = float(page.get_attribute(".layer-drawing", "data-pixels"))
     drawn = page.locator(".layer-drawing rect").evaluate_all(

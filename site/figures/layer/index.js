@@ -41,12 +41,11 @@ export async function mount(root) {
   const drawing = s("svg", { class: "layer-drawing", role: "img" });
   const scale = h("p", { class: "figure-muted" });
   const summary = h("p", { class: "layer-summary" }), formula = h("p", { class: "layer-formula" }), scaling = h("p");
-  const cells = Array.from({ length: 6 }, () => h("td", { class: "figure-number" }));
-  const line = (name, says, own) => h("tr", {}, h("th", { scope: "row" }, name, h("span", { class: "figure-muted" }, says)), ...own);
-  const key = (kind, text) => [h("span", { class: `layer-swatch layer-${kind}`, "aria-hidden": "true" }), text];
+  const rows = ["parameters", "in bf16", "FLOPs a token"].map((name) => ({ name, cells: [0, 1].map(() => h("td", { class: "figure-number" })) }));
+  const head = (kind, name) => h("th", { scope: "col" }, h("span", { class: `layer-swatch layer-${kind}`, "aria-hidden": "true" }), name, h("span", { class: "figure-muted" }, kind));
   const table = h("table", { class: "layer-table" },
-    h("thead", {}, h("tr", {}, h("td"), ...["parameters", "in bf16", "FLOPs a token"].map((text) => h("th", { scope: "col" }, text)))),
-    h("tbody", {}, line(h("span", {}, ...key("frozen", "W₀")), "frozen", cells.slice(0, 3)), line(h("span", {}, ...key("trained", "A and B")), "trained", cells.slice(3))));
+    h("thead", {}, h("tr", {}, h("td"), head("frozen", "W₀"), head("trained", "A and B"))),
+    h("tbody", {}, ...rows.map(({ name, cells }) => h("tr", {}, h("th", { scope: "row" }, name), ...cells))));
 
   const body = h("div", { class: "layer figure-columns" },
     h("div", { class: "figure-left" },
@@ -74,10 +73,11 @@ export async function mount(root) {
     formula.replaceChildren(...[`h [${many(dOut)}] = `, `W₀ [${many(dOut)} × ${many(dIn)}] x [${many(dIn)}] `, `+ ${short(found.scale)} · B [${many(dOut)} × ${many(r)}] `, `(A [${many(r)} × ${many(dIn)}] x)`].map((part) => h("span", {}, part)));
     scaling.textContent = `α/r = ${many(alpha)}/${many(r)} = ${short(found.scale)} scales the update. rsLoRA takes α/√r = ${short(found.rsScale)}.`;
     const more = (100 * found.flops.lora) / found.flops.weight;
-    const texts = [many(found.weight), si(found.bytes.weight, "B"), si(found.flops.weight), many(found.lora), si(found.bytes.lora, "B"), `${si(found.flops.lora)} (+${more < 10 ? more.toPrecision(2) : Math.round(more)}%)`];
-    texts.forEach((text, i) => (cells[i].textContent = text));
+    const added = `+${more < 10 ? more.toPrecision(2) : Math.round(more)}%`;
+    const texts = [[many(found.weight), many(found.lora)], [si(found.bytes.weight, "B"), si(found.bytes.lora, "B")], [si(found.flops.weight), `${si(found.flops.lora)} (${added})`]];
+    texts.forEach((row, i) => row.forEach((text, j) => (rows[i].cells[j].textContent = text)));
     body.dataset.counted = JSON.stringify(found);
-    live.say(`W₀ is ${many(dOut)} by ${many(dIn)}, A ${many(r)} by ${many(dIn)}, B ${many(dOut)} by ${many(r)}. ${summary.textContent} They add ${texts[5].match(/\((.*)\)/)[1]} FLOPs to a token. ${scaling.textContent}`);
+    live.say(`W₀ is ${many(dOut)} by ${many(dIn)}, A ${many(r)} by ${many(dIn)}, B ${many(dOut)} by ${many(r)}. ${summary.textContent} FLOPs of a token: ${added}. ${scaling.textContent}`);
   }
 
   /** The three matrices on one scale: A as wide as W0 and under it, B as high and at its right. */
