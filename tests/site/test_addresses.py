@@ -7,7 +7,7 @@ import pytest
 from tests.site.served import browser, needs_browser, opened, served
 
 pytestmark = [needs_browser, pytest.mark.slow]
-FIGURES = ("rank", "mixing", "fit", "ruler", "next")
+FIGURES = ("rank", "mixing", "fit", "ruler", "next", "mask", "layer")
 
 
 @pytest.fixture(scope="module")
@@ -34,13 +34,14 @@ def test_what_cannot_be_decoded_is_no_error(site, name, hash):
         ("rank?update=toString&layer=constructor", "full"),
         ("ruler?mx=constructor", "floor"),
         ("next?adapter=constructor", "base"),
+        ("mask?template=constructor&mask=toString&eos=valueOf", "tiny"),
         ("fit?method=constructor&targets=toString&model=valueOf", "lora"),
     ],
 )
 def test_a_name_that_every_object_has_is_no_choice(site, address, chosen):
     url, own = site
     page, wrong = opened(own, f"{url}/{address.split('?')[0]}-light.html#{address}")
-    assert page.locator("input[type=radio]:checked").get_attribute("value") == chosen
+    assert page.locator("input[type=radio]:checked").first.get_attribute("value") == chosen
     page.close()
     assert wrong == []
 

@@ -40,6 +40,15 @@ FIGURES: Mapping[str, Figure] = {
         "Then ask base and adapter the same.",
         (Place("00", "Chapter 0: Start here"),),
     ),
+    "layer": Figure(
+        "A LoRA layer, drawn to scale",
+        "A frozen weight with A and B beside it, for a rank and sizes of your own: parameters, bytes, FLOPs, and the "
+        "formula with the numbers put in.",
+        (
+            Place("00", "Your count against the file"),
+            Place("03", "Train with B(Ax), merge afterwards"),
+        ),
+    ),
     "rank": Figure(
         "The rank that talks",
         "Cut a trained update to its first singular directions and read what the model still says. The model runs in "
@@ -60,6 +69,12 @@ FIGURES: Mapping[str, Figure] = {
         "What may come next, with its probability: turn temperature and top-p, then draw token after token, beside the "
         "greedy answer.",
         (Place("12", "A playground"),),
+    ),
+    "mask": Figure(
+        "The loss mask",
+        "A conversation of your own under a chat template, token by token: which of them have a label, and "
+        "whether EOS is one.",
+        (Place("05", "A mask, token by token"),),
     ),
     "fit": Figure(
         "Will it fit?",

@@ -17,8 +17,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from utils.data.chat import IGNORED, encode
+from utils.data.chat import IGNORED, encode, render
 from utils.data.chat import padded as padded_ids
+from utils.data.labels import assistant_labels, prompt_completion_labels
 from utils.inference.decoding import top_p, with_temperature
 from utils.lora import combine as combining
 from utils.lora import inject, lora_layers
@@ -35,6 +36,15 @@ WEIGHTS = (1.0, 0.5, -1.0, 0.3)
 LAYERS = ("model.layers.0.self_attn.k_proj", "model.layers.3.self_attn.v_proj")
 DENSITY, SEED, SVD_RANK = 0.5, 7, 16
 MAX_NEW_TOKENS = 24
+# Chat templates of the figure "mask": TRL's file (none: the tiny model's own) and the special tokens, EOS last.
+CHAT_TEMPLATES: dict[str, tuple[str | None, tuple[str, ...]]] = {
+    "tiny": (None, ()),
+    "chatml": ("qwen2_5_training", ("<|im_start|>", "<|im_end|>")),
+    "llama3": (
+        "llama3_training",
+        ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
+    ),
+}
 TEMPERATURES, TOP_PS = (0.1, 0.7, 1.0, 2.0), (0.05, 0.5, 0.9, 1.0)
 SPLIT: Split = "test"
 ANSWERS = Path(__file__).resolve().parents[2] / "tests" / "site" / "answers.json"
@@ -214,6 +224,75 @@ def distributions(rows: Sequence[list[float]]) -> list[dict[str, Any]]:
         {"logits": row, "temperature": t, "top_p": p, "wanted": distribution(torch.tensor(row), t, p).tolist()}
         for row in rows for t in TEMPERATURES for p in TOP_PS
     ]  # fmt: skip
+
+
+# ----------------------------------------------------------------------------------------------------------- the labels
+
+
+def with_chat_template(name: str, training: bool = True) -> Any:
+    """The tiny model's tokenizer with a template of :data:`CHAT_TEMPLATES` and its special tokens.
+
+    Without `training` the template is the model's own, not TRL's copy with ``{% generation %}`` tags.
+    """
+    import trl
+
+    tokenizer: Any = load_tiny()[1]
+    file, special = CHAT_TEMPLATES[name]
+    if file:
+        stem = file if training else file.removesuffix("_training")
+        folder = Path(trl.__file__).parent / "chat_templates"
+        tokenizer.chat_template = (folder / f"{stem}.jinja").read_text(encoding="utf-8")
+        tokenizer.add_tokens(list(special), special_tokens=True)
+        tokenizer.bos_token, tokenizer.eos_token = special[0], special[-1]
+    return tokenizer
+
+
+def conversations(count: int) -> list[list[dict[str, str]]]:
+    """`count` conversations of one to three rounds, some with a system message; every third is of :func:`strings`."""
+    rng = random.Random(2)
+    hard = [text for text in strings(500) if text.strip()]
+    easy = [example for task in TASKS for example in task_examples(task, SPLIT, 25)]
+
+    def texts(strange: bool) -> tuple[str, str]:
+        return (rng.choice(hard), rng.choice(hard)) if strange else rng.choice(easy)
+
+    found = []
+    for number in range(count):
+        system = [{"role": "system", "content": rng.choice(("Be brief.", " Say it\nlike a pirate. "))}]
+        talk = system if number % 4 == 0 else []
+        for _ in range(rng.randint(1, 3)):
+            asked, answered = texts(number % 3 == 0)
+            talk = [*talk, {"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
+        found.append(talk)
+    return found
+
+
+def masks(count: int) -> list[dict[str, Any]]:
+    """Of each template and :func:`conversations` the text, ids and labels by utils.data and TRL's templates.
+
+    The labels are those of all answers, of the last one, of every token, and of each where EOS is masked by its id.
+    Where the template refuses a conversation, ``refused`` says so in place of all that.
+    """
+    found = []
+    for name in CHAT_TEMPLATES:
+        tokenizer = with_chat_template(name)
+        for talk in conversations(count):
+            row: dict[str, Any] = {"template": name, "messages": talk}
+            try:
+                ids, answers = assistant_labels(tokenizer, talk)
+            except ValueError as error:
+                found.append(row | {"refused": str(error)})
+                continue
+            labels = {
+                "answers": answers,
+                "last": prompt_completion_labels(tokenizer, {"messages": talk})[1],
+                "all": ids,
+            }
+            for mask, own in list(labels.items()):
+                masked = [IGNORED if label == tokenizer.eos_token_id else label for label in own]
+                labels[f"{mask}, EOS masked"] = masked
+            found.append(row | {"text": render(tokenizer, talk, open_turn=False), "ids": ids, "labels": labels})
+    return found
 
 
 def gradients(r: int, double: bool = True) -> dict[str, Any]:

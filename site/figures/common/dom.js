@@ -18,6 +18,14 @@ export function h(tag, attributes = {}, ...contents) {
   return element;
 }
 
+/** An SVG element with its attributes and text. @param {string} tag @param {Record<string, string | number>} [attributes] @param {string} [text] */
+export function s(tag, attributes = {}, text = "") {
+  const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, String(value));
+  element.textContent = text;
+  return element;
+}
+
 /** Loads a figure's two style sheets, common.css and its own, once, and waits for them. @param {string} own its module's URL */
 export function styles(own) {
   const urls = [new URL("common.css", import.meta.url), new URL("style.css", own)];
@@ -75,6 +83,32 @@ export function slider(text, name, range, moved) {
     set(value, said) {
       input.value = value;
       output.textContent = said;
+    },
+  };
+}
+
+/**
+ * A slider and a field for the same number.
+ *
+ * @param {string} text @param {{min: number, max: number, step: number}} range the slider's
+ * @param {(step: number) => void} slid @param {(value: number) => void} typed
+ * @param {(value: number) => string} [said] how the slider's value is read out
+ */
+export function control(text, range, slid, typed, said = String) {
+  const id = fresh("control");
+  const slider = h("input", { type: "range", id, ...range, oninput: () => slid(Number(slider.value)) });
+  const field = h("input", { type: "number", step: "any", "aria-label": `${text}, as a number`, onchange: () => {
+    const value = field.valueAsNumber;
+    if (Number.isFinite(value)) typed(value);
+    else field.value = field.dataset.shown;
+  } });
+  return {
+    element: h("div", { class: "figure-control" }, h("label", { class: "figure-label", for: id }, text), h("div", {}, slider, field)),
+    /** @param {number} value @param {number} step */
+    show(value, step) {
+      slider.value = step;
+      slider.setAttribute("aria-valuetext", said(value));
+      field.value = field.dataset.shown = String(value);
     },
   };
 }

@@ -79,7 +79,7 @@ export async function mount(root, options = {}) {
     const width = 400, height = 120, left = 34, x = (r) => left + (r * (width - left - 8)) / MOST, y = (n) => height - (n / examples.length) * (height - 8);
     const line = ([kind, points]) => `<polyline class="rank-curve rank-${kind}" points="${Object.entries(points).map(([r, n]) => `${x(r)},${y(n)}`).join(" ")}"/>`;
     const ticks = [0, 8, 16, 24, 32].map((r) => `<text x="${x(r)}" y="${height + 14}" text-anchor="middle">${r}</text>`);
-    const names = `<text class="rank-lora" x="${x(9)}" y="${y(40) + 12}">LoRA trained at r = 8</text><text class="rank-full" x="${x(17)}" y="${y(20)}">full fine-tuning</text>`;
+    const names = `<text class="rank-lora" x="${x(9)}" y="${y(40) + 4}">LoRA trained at r = 8</text><text class="rank-full" x="${x(17)}" y="${y(20)}">full fine-tuning</text>`;
     const now = right === undefined ? "" : `<circle class="rank-now" cx="${x(state.rank)}" cy="${y(right)}" r="6"/>`;
     byRank.innerHTML = `<svg viewBox="0 0 ${width} ${height + 18}" aria-hidden="true"><line class="rank-axis" x1="${left}" x2="${width}" y1="${height}" y2="${height}"/>${Object.entries(recorded).map(line).join("")}${names}${ticks.join("")}<text x="${left - 4}" y="${y(40) + 4}" text-anchor="end">40</text><text x="${left - 4}" y="${height}" text-anchor="end">0</text>${now}</svg>`;
     byRank.setAttribute("aria-label", `Right of 40 by rank. Full fine-tuning cut to rank 8: ${recorded.full[8]}, to 16: ${recorded.full[16]}, to 32: ${recorded.full[32]}. LoRA trained at rank 8: ${recorded.lora[8]}, cut to 4: ${recorded.lora[4]}, to 2: ${recorded.lora[2]}.`);

@@ -2,7 +2,7 @@
  * The ruler: where one weight of your own lands in NF4, MXFP4 and NVFP4, and the rounding error of every other weight of
  * its block. Chapter 07 makes the formats by hand.
  */
-import { choice, fresh, h, signed, spoken, styles, urlState } from "../common/dom.js";
+import { choice, control, h, s, signed, spoken, styles, urlState } from "../common/dom.js";
 import { FORMATS } from "./formats.js";
 
 const START = { w: 0.038, block: 0.124, tensor: 0.3, mx: "floor" };
@@ -16,16 +16,7 @@ const TRIES = [
   { text: "an outlier next to it", state: { w: 0.038, block: 0.9, tensor: 0.9 } },
   { text: "an outlier in the tensor", state: { w: 0.038, block: 0.124, tensor: 1 } },
 ];
-const SVG = "http://www.w3.org/2000/svg";
 const CURVE = 46, AXIS = 64, HEIGHT = 100; // pixels: the curve's foot, the ruler's line, the whole drawing
-
-/** An SVG element with its attributes and text. */
-function s(tag, attributes = {}, text = "") {
-  const element = document.createElementNS(SVG, tag);
-  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, String(value));
-  element.textContent = text;
-  return element;
-}
 
 const clamp = (value, low, high) => Math.min(high, Math.max(low, value));
 /** Three significant digits and true minus signs: 0.0380, −0.124, 1.00e−9. */
@@ -47,10 +38,10 @@ export async function mount(root) {
   let state = sane(url.read());
 
   const live = spoken();
-  const weight = control("The weight", { min: -1000, max: 1000, step: 1 }, (step) => change({ w: round((step / 1000) * state.block) }), (w) => change({ w, block: Math.max(state.block, Math.abs(w)) }));
+  const weight = control("The weight", { min: -1000, max: 1000, step: 1 }, (step) => change({ w: round((step / 1000) * state.block) }), (w) => change({ w, block: Math.max(state.block, Math.abs(w)) }), short);
   const range = { min: 0, max: STEPS * Math.log10(LARGEST / SMALLEST), step: 1 };
-  const block = control("Largest weight in its block", range, (step) => change({ block: fromSlider(step) }), (value) => change({ block: value }));
-  const tensor = control("Largest in the tensor (NVFP4 alone)", range, (step) => raise(fromSlider(step)), raise);
+  const block = control("Largest weight in its block", range, (step) => change({ block: fromSlider(step) }), (value) => change({ block: value }), short);
+  const tensor = control("Largest in the tensor (NVFP4 alone)", range, (step) => raise(fromSlider(step)), raise, short);
   const mx = choice("MXFP4's scale is rounded", WAYS, state.mx, (value) => change({ mx: value }));
   const tries = TRIES.map((own) => h("button", { type: "button", onclick: () => change(own.state) }, own.text));
   const rulers = Object.entries(FORMATS).map(([name, format]) => ruler(name, format, (w) => change({ w })));
@@ -122,25 +113,6 @@ function largestError(error, block) {
 }
 
 const list = (names) => (names.length < 2 ? names.join("") : `${names.slice(0, -1).join(", ")} and ${names.at(-1)}`);
-
-/** A slider and a field for the same number. */
-function control(text, range, slid, typed) {
-  const id = fresh("ruler");
-  const slider = h("input", { type: "range", id, ...range, oninput: () => slid(Number(slider.value)) });
-  const field = h("input", { type: "number", step: "any", "aria-label": `${text}, as a number`, onchange: () => {
-    const value = field.valueAsNumber;
-    if (Number.isFinite(value)) typed(value);
-    else field.value = field.dataset.shown;
-  } });
-  return {
-    element: h("div", { class: "ruler-control" }, h("label", { class: "figure-label", for: id }, text), h("div", {}, slider, field)),
-    show(value, step) {
-      slider.value = step;
-      slider.setAttribute("aria-valuetext", short(value));
-      field.value = field.dataset.shown = String(round(value));
-    },
-  };
-}
 
 /** One format's ruler: its marks, the weight, where it lands, and the error curve. */
 function ruler(name, { text, block, bits, scale: stored }, moved) {
