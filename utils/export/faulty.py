@@ -1,17 +1,19 @@
-"""Exports with one fault each, for chapter 13's reader to find: made from right ones, by what people forget.
+"""Exports with one fault each, for chapter 13's reader to find by their symptoms.
 
 Attributes:
-    FAULTS: What each letter's export forgets; the chapter asks for this.
+    FAULTS: What each letter's export forgets.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import gguf
-import numpy as np
+from torch import Tensor
+
+from utils.export.edit import edited
+from utils.export.rope import unrotate
 
 Letter = Literal["A", "B", "C", "D"]
 FAULTS: dict[Letter, str] = {"A": "template", "B": "adapter's rotation", "C": "base's rotation", "D": "alpha"}
@@ -22,56 +24,31 @@ _CHATML = (
 )
 
 
-def faulty(letter: Letter, base: str | Path, adapter: str | Path, folder: str | Path) -> tuple[Path, Path]:
-    """Copies in `folder` of a right base and a right adapter (GGUF), one of them with the fault of `letter`.
+def faulty(letter: Letter, model: str | Path, adapter: str | Path, folder: str | Path) -> tuple[Path, Path]:
+    """A model's file and an adapter's, one of them with the fault of `letter`; what is faulty is written into `folder`.
 
-    Both are of a Llama, in f32. Returns the base's path and the adapter's. Raises ValueError for another letter.
+    `model` and `adapter` are right GGUF files of a Llama, in float32. Raises ValueError for another letter.
     """
     if letter not in FAULTS:
         raise ValueError(f"there is no export {letter!r}: choose one of {', '.join(FAULTS)}")
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = folder / f"{letter}-base.gguf", folder / f"{letter}-adapter.gguf"
-    heads = _heads(gguf.GGUFReader(base))
+    model, adapter, folder = Path(model), Path(adapter), Path(folder)
+    heads = _heads(model)
 
-    def turned_back(name: str, rows: np.ndarray) -> np.ndarray:
-        for part, count in heads.items():
-            if name.startswith("blk.") and name.endswith((f"{part}.weight", f"{part}.weight.lora_b")):
-                return rows.reshape(count, -1, 2, rows.shape[-1]).swapaxes(1, 2).reshape(rows.shape)
-        return rows
+    def unturned(name: str, tensor: Tensor) -> Tensor:
+        part = name.split(".")[2] if name.startswith("blk.") else ""
+        return unrotate(tensor, heads[part]) if part in heads and not name.endswith("lora_a") else tensor
 
-    template = {"tokenizer.chat_template": _CHATML} if letter == "A" else {}
-    _copy(base, paths[0], template, turned_back if letter == "C" else None)
-    alpha = {"adapter.lora.alpha": 0.0} if letter == "D" else {}  # llama.cpp then takes a scaling of 1
-    _copy(adapter, paths[1], alpha, turned_back if letter == "B" else None)
-    return paths
+    if letter == "A":
+        return edited(model, folder / "A.gguf", {"tokenizer.chat_template": _CHATML}), adapter
+    if letter == "B":
+        return model, edited(adapter, folder / "B.gguf", tensors=unturned)
+    if letter == "C":
+        return edited(model, folder / "C.gguf", tensors=unturned), adapter
+    return model, edited(adapter, folder / "D.gguf", {"adapter.lora.alpha": 0.0})  # llama.cpp: a scaling of 1
 
 
-def _heads(base: gguf.GGUFReader) -> dict[str, int]:
-    def field(name: str) -> int:
-        found = base.get_field(f"llama.attention.{name}")
-        assert found is not None
-        return int(found.contents())
-
-    return {"attn_q": field("head_count"), "attn_k": field("head_count_kv")}
-
-
-def _copy(
-    source: str | Path, target: Path, values: dict[str, Any], change: Callable[[str, np.ndarray], np.ndarray] | None
-) -> None:
-    """`source` again, with other values of its metadata and with `change` of each tensor's name and rows."""
-    reader = gguf.GGUFReader(source)
-    writer = gguf.GGUFWriter(target, "llama")
-    for field in reader.fields.values():
-        if field.name == "general.architecture" or field.name.startswith("GGUF."):
-            continue
-        kind = field.types[0]
-        items = field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None
-        writer.add_key_value(field.name, values.get(field.name, field.contents()), kind, sub_type=items)
-    for tensor in reader.tensors:
-        rows = tensor.data if change is None else change(tensor.name, tensor.data)
-        writer.add_tensor(tensor.name, np.ascontiguousarray(rows))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+def _heads(model: Path) -> dict[str, int]:
+    """The numbers of query heads and of key-value heads that the file says."""
+    fields = gguf.GGUFReader(model).fields
+    names = {"attn_q": "head_count", "attn_k": "head_count_kv"}
+    return {part: int(fields[f"llama.attention.{name}"].contents()) for part, name in names.items()}
