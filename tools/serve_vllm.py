@@ -219,7 +219,7 @@ def main() -> None:
         began = time.monotonic()
         with serving(made["python"], options({name: adapter_dir(name) for name in SERVED}), log) as client:
             found = {"seconds to start": round(time.monotonic() - began), **asked_of(client, Path(folder))}
-        warnings = [line for line in log.read_text(errors="replace").splitlines() if "RUNTIME_LORA" in line.upper()]
+        warnings = [line for line in log.read_text(errors="replace").splitlines() if "dynamic loading" in line]
         write(args.out, {
             "what": "vLLM on a CPU: what it answers beside transformers and PEFT, loads, unloads and refuses",
             "tool": "tools/serve_vllm.py", "seed": None, **provenance("cpu"), "versions": list(PACKAGES),
