@@ -12,7 +12,8 @@ TEMPLATE of utils/export/go_template.py, and the token ids are compared. Then th
 asked in renderings as they go wrong on the way into a server. Needs Go, xllamacpp and TRL.
 
 Attributes:
-    SAMPLING: How Ollama samples where a Modelfile doesn't say (api/types.go there; repeat_penalty was 1.1 before 2026).
+    SAMPLING: How Ollama samples where a Modelfile doesn't say (api/types.go there; repeat_penalty was 1.1 before
+        v0.32.10 of August 2026).
     WRONG: What goes wrong, the words for it, and what it makes of the right rendering of a user's words.
 """
 

@@ -69,12 +69,12 @@ def modelfile(
     Paths are written as they are given; Ollama reads relative ones from the Modelfile's folder. `gguf` may also be the
     name of a model in Ollama's library, but then say which file it is: only the base that the adapter was trained on
     will do. `parameters` (:data:`PARAMETERS`) are beside these, and may replace them: temperature 0 (greedy),
-    repeat_penalty 1 (none; older versions of Ollama had 1.1), the tokenizer's longest context as num_ctx, and the stop
+    repeat_penalty 1 (none; 1.1 before v0.32.10), the tokenizer's longest context as num_ctx, and the stop
     strings of :func:`ends`. `system` becomes the system message of conversations that have none.
 
     With ``template="go"`` the tokenizer's chat template is translated (:func:`utils.export.turns.read_turns`). With
     "gguf" there is no TEMPLATE: Ollama then takes a near one of its own, or has llama.cpp render the Jinja template in
-    the GGUF file (since 2026, when it began to run llama.cpp's server).
+    the GGUF file (since v0.30.0, May 2026, when it began to run llama.cpp's server).
 
     Raises ExportError for a chat template that isn't translated, a parameter that Ollama doesn't know, a system message
     that the template refuses, a file that is no GGUF file or the wrong one of the two, and for what a Modelfile can't

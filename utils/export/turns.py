@@ -200,7 +200,10 @@ def _around(text: str, other: str) -> str:
 
 def _found(tokenizer: PreTrainedTokenizerBase) -> Turns:
     """The strings, by rendering words that are recognised again; not yet held to anything."""
-    closed = lambda *turns: _pieces(tokenizer, talk(*turns))  # noqa: E731
+
+    def closed(*turns: str) -> list[str]:
+        return _pieces(tokenizer, talk(*turns))
+
     (before_one, behind_user) = closed(f"user: {_U}")
     front, *middle, end = closed(f"user: {_U}", f"assistant: {_A}", f"user: {_V}", f"assistant: {_B}", f"user: {_W}")
     *_, behind_assistant = closed(f"user: {_U}", f"assistant: {_A}")
