@@ -269,9 +269,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         }
     record = {
         "what": "greedy answers and next-token predictions of llama.cpp beside transformers' and PEFT's in float32. "
-        "tiny llama: the shipped adapters of four tasks (held-out prompts), at their strength and at half of it: answers "
-        "that are equal, right answers, nats per answer token (KL). random models: two layers, random adapter (r=4): "
-        "token ids of 12-token answers, KL and the largest difference of a log-probability behind the prompt. "
+        "tiny llama: the shipped adapters of four tasks (held-out prompts), at their strength and at half of it: "
+        "answers that are equal, right answers, nats per answer token (KL). random models: two layers, random adapter "
+        "(r=4): token ids of 12-token answers, KL and the largest difference of a log-probability behind the prompt. "
         "breakages: the style task",
         "tool": "python -m tools.measure_export", **provenance("cpu"),
         **{name: version(name) for name in ("peft", "gguf", "xllamacpp")}, "threads": 1, **found,
