@@ -13,13 +13,15 @@ Then three breakages that people make, each with what it does to the answers: ro
 four faults of the prompt's form (no template, BOS doubled, another model's template, EOS unknown).
 
 Attributes:
-    DTYPES: In the order of the table.
+    DTYPES: In the order of the table. HALF: Of these, in which the adapters are used at half their strength as well:
+        whole, they are sure of every answer, and half, of few, so that an error shows.
     ASKED: Test prompts of each task. KL_ASKED: of these, the first that the divergence is averaged over.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import tempfile
 import time
@@ -31,6 +33,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from peft.tuners.lora import LoraLayer
 
 from tools import export_models
 from tools.ensemble import provenance, write
@@ -46,7 +49,8 @@ from utils.tinyworld import task_examples
 
 OUT = ROOT / "assets" / "measurements" / "export.json"
 TASKS = ("style", "translation", "sentiment", "summarization")
-DTYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
+DTYPES = ("f32", "f16", "bf16", "q8_0", "q5_0", "q4_0")
+HALF = ("f32", "q8_0", "q4_0")
 ASKED, KL_ASKED, RANDOM_ASKED = 50, 25, 50
 
 
@@ -69,15 +73,27 @@ def seen(server: LlamaCpp, tokenizer: Any, examples: Sequence[Example], **asked:
     return Answered(torch.cat(rows), torch.tensor(right))
 
 
+def adapted(base: Any, task: str, strength: float = 1.0) -> Any:
+    """The base with the task's adapter beside it, its scaling times `strength`."""
+    model: Any = PeftModel.from_pretrained(base, str(adapter_folder(task))).eval()
+    for module in model.modules():
+        if isinstance(module, LoraLayer):
+            module.scaling = {name: value * strength for name, value in module.scaling.items()}
+    return model
+
+
 class Reference:
-    """transformers' base and adapted models in float32: their answers and predictions for each task."""
+    """transformers' base and adapted models in float32: their answers and predictions for each task.
+
+    `adapted` is by the strength that the adapters are used at.
+    """
 
     def __init__(self, asked: int, kl_asked: int) -> None:
         self.examples = {task: task_examples(task, "test", asked) for task in TASKS}
         self.tokenizer = load_tiny()[1]
         self.kl_asked = kl_asked
         self.base = self.of(lambda task: load_tiny()[0])
-        self.adapted = self.of(lambda task: PeftModel.from_pretrained(load_tiny()[0], str(adapter_folder(task))))
+        self.adapted = {s: self.of(lambda task, s=s: adapted(load_tiny()[0], task, s)) for s in (1.0, 0.5)}
 
     def of(self, make: Callable[[str], Any]) -> dict[str, tuple[list[str], Answered]]:
         """By task the answers and the predictions of the models that `make` makes."""
@@ -88,16 +104,18 @@ class Reference:
             found[task] = (texts(model, self.tokenizer, examples), answered(model, self.tokenizer, few))
         return found
 
-    def of_files(self, files: Callable[[str], tuple[Path, Path | None]]) -> dict[str, tuple[list[str], Answered]]:
+    def of_files(
+        self, files: Callable[[str], tuple[Path, Path | None]], strength: float
+    ) -> dict[str, tuple[list[str], Answered]]:
         """The same of llama.cpp, for the files of each task: a model's, and an adapter's or None."""
         found = {}
         for task, examples in self.examples.items():
             model, adapter = files(task)
             use = None if adapter is None else task
             with LlamaCpp(model, {} if adapter is None else {task: adapter}) as server:
-                answers = server.complete([e.prompt for e in examples], adapter=use)
+                answers = server.complete([e.prompt for e in examples], adapter=use, scale=strength)
                 few = examples[: self.kl_asked]
-                found[task] = (answers, seen(server, self.tokenizer, few, adapter=use))
+                found[task] = (answers, seen(server, self.tokenizer, few, adapter=use, scale=strength))
         return found
 
     def row(
@@ -116,25 +134,39 @@ class Reference:
 
 
 def tiny_llama(reference: Reference, dtypes: Sequence[str], folder: Path) -> list[dict[str, Any]]:
-    """A row for each dtype and way, NF4's among them."""
-    rows, adapters = [], {}
-    for task in TASKS:
-        adapters[task] = to_gguf(adapter_folder(task), folder / f"{task}.gguf", "f32")
-        merged = PeftModel.from_pretrained(load_tiny()[0], str(adapter_folder(task))).merge_and_unload()
-        merged.save_pretrained(folder / task)
-        reference.tokenizer.save_pretrained(folder / task)
+    """A row for each dtype, way and strength, NF4's among them."""
+    rows = []
+    adapters = {task: to_gguf(adapter_folder(task), folder / f"{task}.gguf", "f32") for task in TASKS}
+    for strength, task in itertools.product(reference.adapted, TASKS):
+        adapted(load_tiny()[0], task, strength).merge_and_unload().save_pretrained(folder / f"{task}-{strength}")
+        reference.tokenizer.save_pretrained(folder / f"{task}-{strength}")
+
     for dtype in dtypes:
         base = to_gguf(TINY_DIR, folder / f"tiny-{dtype}.gguf", dtype)
-        merged = {task: to_gguf(folder / task, folder / f"{task}-{dtype}.gguf", dtype) for task in TASKS}
-        ways = {
-            "base alone": (lambda task, base=base: (base, None), reference.base),
-            "adapter beside": (lambda task, base=base: (base, adapters[task]), reference.adapted),
-            "merged, then written": (lambda task, merged=merged: (merged[task], None), reference.adapted),
-        }
-        for way, (files, wanted) in ways.items():
-            row = reference.row(reference.of_files(files), wanted)
-            rows.append({"runs in": "llama.cpp", "dtype": dtype, "way": way, "bytes": base.stat().st_size, **row})
+
+        def merged(task: str, strength: float, dtype: str = dtype) -> tuple[Path, None]:
+            return to_gguf(folder / f"{task}-{strength}", folder / f"{task}-{strength}-{dtype}.gguf", dtype), None
+
+        def row(way: str, strength: float, files: Callable[[str], Any], wanted: Any, base: Path = base) -> None:
+            found = reference.row(reference.of_files(files, strength), wanted)
+            size = base.stat().st_size
+            rows.append(
+                {
+                    "runs in": "llama.cpp",
+                    "dtype": base.stem[5:],
+                    "way": way,
+                    "strength": strength,
+                    "bytes": size,
+                    **found,
+                }
+            )
             print(rows[-1], flush=True)
+
+        row("base alone", 0.0, lambda task, base=base: (base, None), reference.base)
+        for strength in reference.adapted if dtype in HALF else (1.0,):
+            wanted = reference.adapted[strength]
+            row("adapter beside", strength, lambda task, base=base: (base, adapters[task]), wanted)
+            row("merged, then written", strength, lambda task, s=strength: merged(task, s), wanted)
     return rows + nf4(reference)
 
 
@@ -144,22 +176,24 @@ def four_bits() -> Any:
 
 
 def nf4(reference: Reference) -> list[dict[str, Any]]:
-    """The same three ways with bitsandbytes' NF4 in transformers."""
-
-    def beside(task: str) -> Any:
-        return PeftModel.from_pretrained(four_bits(), str(adapter_folder(task)))
-
-    ways = {
-        "base alone": (lambda task: four_bits(), reference.base),
-        "adapter beside": (beside, reference.adapted),
-        "merged, then written": (lambda task: beside(task).merge_and_unload(), reference.adapted),
-    }
+    """The same ways with bitsandbytes' NF4 in transformers."""
+    ways: list[tuple[str, float, Callable[[str], Any], Any]] = [
+        ("base alone", 0.0, lambda task: four_bits(), reference.base)
+    ]
+    for strength, wanted in reference.adapted.items():
+        ways += [
+            ("adapter beside", strength, lambda task, s=strength: adapted(four_bits(), task, s), wanted),
+            (
+                "merged, then written", strength,
+                lambda task, s=strength: adapted(four_bits(), task, s).merge_and_unload(), wanted,
+            ),
+        ]  # fmt: skip
     rows = []
-    for way, (make, wanted) in ways.items():
+    for way, strength, make, wanted in ways:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PEFT says that a merge into 4 bits rounds
             row = reference.row(reference.of(make), wanted)
-        rows.append({"runs in": "transformers, bitsandbytes", "dtype": "nf4", "way": way, **row})
+        rows.append({"runs in": "transformers, bitsandbytes", "dtype": "nf4", "way": way, "strength": strength, **row})
         print(rows[-1], flush=True)
     return rows
 
@@ -235,9 +269,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         }
     record = {
         "what": "greedy answers and next-token predictions of llama.cpp beside transformers' and PEFT's in float32. "
-        "tiny llama: the shipped adapters of four tasks (held-out prompts): answers that are equal, right answers, "
-        "nats per answer token (KL). random models: two layers, random adapter (r=4): ids of 12-token answers, KL "
-        "and the largest difference of a log-probability behind the prompt. breakages: the style task",
+        "tiny llama: the shipped adapters of four tasks (held-out prompts), at their strength and at half of it: "
+        "answers that are equal, right answers, nats per answer token (KL). random models: two layers, random adapter "
+        "(r=4): token ids of 12-token answers, KL and the largest difference of a log-probability behind the prompt. "
+        "breakages: the style task",
         "tool": "python -m tools.measure_export", **provenance("cpu"),
         **{name: version(name) for name in ("peft", "gguf", "xllamacpp")}, "threads": 1, **found,
     }  # fmt: skip

@@ -249,7 +249,7 @@ def _refuse_other_base(folder: Path, base: Any) -> None:
         return
     if isinstance(base, nn.Module):
         embedding = fingerprint.embedding(base)
-    elif isinstance(base, str | Path) and list(Path(base).glob("*.safetensors")):
+    elif isinstance(base, str | Path) and list(Path(base).glob("model*.safetensors")):
         embedding = Weights(Path(base))["model.embed_tokens.weight"]
     else:
         embedding = None
