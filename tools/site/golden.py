@@ -248,7 +248,10 @@ def with_chat_template(name: str, training: bool = True) -> Any:
 
 
 def conversations(count: int) -> list[list[dict[str, str]]]:
-    """`count` conversations of one to three rounds, some with a system message; every third is of :func:`strings`."""
+    """`count` conversations of one to three rounds; every third is of :func:`strings`.
+
+    Every fourth has a system message, in one form with ends that Python strips and JavaScript doesn't, or the reverse.
+    """
     rng = random.Random(2)
     hard = [text for text in strings(500) if text.strip()]
     easy = [example for task in TASKS for example in task_examples(task, SPLIT, 25)]
@@ -258,7 +261,7 @@ def conversations(count: int) -> list[list[dict[str, str]]]:
 
     found = []
     for number in range(count):
-        system = [{"role": "system", "content": rng.choice(("Be brief.", " Say it\nlike a pirate. "))}]
+        system = [{"role": "system", "content": rng.choice(("Be brief.", "\x1c Say it\nlike a pirate.\ufeff"))}]
         talk = system if number % 4 == 0 else []
         for _ in range(rng.randint(1, 3)):
             asked, answered = texts(number % 3 == 0)

@@ -42,7 +42,7 @@ export async function mount(root) {
   const scale = h("p", { class: "figure-muted" });
   const summary = h("p", { class: "layer-summary" }), formula = h("p", { class: "layer-formula" }), scaling = h("p");
   const rows = ["parameters", "in bf16", "FLOPs a token"].map((name) => ({ name, cells: [0, 1].map(() => h("td", { class: "figure-number" })) }));
-  const head = (kind, name) => h("th", { scope: "col" }, h("span", { class: `layer-swatch layer-${kind}`, "aria-hidden": "true" }), name, h("span", { class: "figure-muted" }, kind));
+  const head = (kind, name) => h("th", { scope: "col" }, h("p", {}, h("span", { class: `layer-swatch layer-${kind}`, "aria-hidden": "true" }), name, h("span", { class: "figure-muted" }, kind)));
   const table = h("table", { class: "layer-table" },
     h("thead", {}, h("tr", {}, h("td"), head("frozen", "W₀"), head("trained", "A and B"))),
     h("tbody", {}, ...rows.map(({ name, cells }) => h("tr", {}, h("th", { scope: "row" }, name), ...cells))));
