@@ -1,6 +1,6 @@
 """Measure what llama.cpp makes of exported models and adapters, and write assets/measurements/export.json.
 
-    python -m tools.measure_export            everything (one CPU core: about eight minutes)
+    python -m tools.measure_export            everything (one CPU core: about ten minutes)
     python -m tools.measure_export --trial    two prompts a task, two dtypes, in seconds; written only where --out says
 
 The tiny Llama is written as GGUF in several dtypes, and asked by llama.cpp the test prompts of the four tasks in three
