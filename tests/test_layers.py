@@ -20,7 +20,6 @@ ORDER = (
 # Public in utils/, and named by nothing but the packages' front doors and the tests.
 UNUSED = {
     "front_door": "every package's __init__ calls it, and those don't count",
-    "prompt_completion_labels": "a record's labels by TRL's rule, which the tests hold encode_record and packing to",
 }
 
 
