@@ -8,6 +8,8 @@ __getattr__, __dir__, __all__ = front_door(
         "errors": "ExportError",
         "gguf": "to_gguf",
         "llama_cpp": "LlamaCpp",
+        "hub": "hub_dry_run push roll_back",
+        "hub_card": "Licences",
         "mlx": "to_mlx",
         "preflight": "Preflight preflight",
         "rope": "rotate",
