@@ -12,7 +12,7 @@ import pytest
 
 from tools.fuzz.kills import POSSIBLE, killed
 from utils import files
-from utils.files import finish_interrupted, interrupted, new_folder, replaced_folder
+from utils.files import finish_interrupted, interrupted, new_folder, replaced_file, replaced_folder
 
 
 def contents(folder):
@@ -211,3 +211,31 @@ def test_files_that_cannot_be_moved_are_kept_whole_and_brought_in_later(tmp_path
     assert contents(folder) == {"a": "old", "b": "old"} and contents(*interrupted(folder)) == {"a": "new", "b": "new"}
     write(folder, "newer")
     assert contents(folder) == {"a": "newer", "b": "newer"} and interrupted(folder) == []
+
+
+# ------------------------------------------------------------------------------------------------------------- one file
+
+
+def test_a_file_appears_whole_under_its_name(tmp_path):
+    target = tmp_path / "new" / "file.gguf"
+    with replaced_file(target) as scratch:
+        scratch.write_text("half")
+        assert scratch.parent == target.parent and not target.exists()
+        scratch.write_text("whole")
+    assert contents(target.parent) == {"file.gguf": "whole"}
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_a_file_whose_writing_fails_is_as_it_was(tmp_path, error):
+    (tmp_path / "file").write_text("old")
+    with pytest.raises(error), replaced_file(tmp_path / "file") as scratch:
+        scratch.write_text("half")
+        raise error
+    assert contents(tmp_path) == {"file": "old"}
+
+
+def test_a_folder_where_the_file_should_be_is_left_alone(tmp_path):
+    (tmp_path / "file").mkdir()
+    with pytest.raises(IsADirectoryError, match="name a file in it"), replaced_file(tmp_path / "file"):
+        raise AssertionError("the block isn't entered")
+    assert (tmp_path / "file").is_dir()

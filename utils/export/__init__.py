@@ -5,16 +5,18 @@ from utils.front_door import front_door
 __getattr__, __dir__, __all__ = front_door(
     __name__,
     {
+        "breakages": "broken_exports",
+        "edit": "edited",
         "errors": "ExportError",
         "gguf": "to_gguf",
-        "llama_cpp": "LlamaCpp",
         "hub": "hub_dry_run push roll_back",
         "hub_card": "Licences",
+        "llama_cpp": "LlamaCpp",
         "mlx": "to_mlx",
-        "preflight": "Preflight preflight",
-        "rope": "rotate",
-        "ollama": "modelfile write_modelfile",
         "modelfile_checks": "check_modelfile",
+        "ollama": "modelfile write_modelfile",
+        "preflight": "Preflight preflight",
+        "rope": "rotate unrotate",
         "turns": "read_turns",
     },
 )

@@ -7,14 +7,14 @@ library writes it and knows llama.cpp's names. Ours is what is to be written: :m
 :mod:`utils.export.vocabulary` the tokenizer.
 
 Attributes:
-    DTYPES: In what the matrices can be stored, smallest errors first, and the bits that a weight takes. K-quants (q4_k_m
-        and its kin) aren't among them: the library reads them and can't make them. llama.cpp's llama-quantize does,
-        from a file in f16.
+    DTYPES: In what the matrices can be stored, smallest errors first, and the bits that a weight takes. K-quants
+        (q4_k_m and its kin) aren't among them: the library reads them and can't make them. llama.cpp's llama-quantize
+        does, from a file in f16.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from utils.export.errors import ExportError
 from utils.export.gguf_adapter import AdapterTensors, adapter_tensors
 from utils.export.names import (
+    CONVERTER,
     architecture,
     check_tensors,
     context_length,
@@ -63,9 +64,9 @@ def to_gguf(
     """Write a GGUF file at `path`, and return it.
 
     `source` is the folder of a PEFT adapter, the folder of a transformers model (a merged one, or a base), or such a
-    model in memory. `dtype` is one of :data:`DTYPES`, for an adapter f32, f16 or bf16. Norms and biases stay in float32;
-    below 8 bits the embedding and the output head take q8_0, as their errors reach every token; a matrix whose rows
-    don't divide into blocks of 32 stays in f16.
+    model in memory. `dtype` is one of :data:`DTYPES`, for an adapter f32, f16 or bf16. Norms and biases stay in
+    float32; below 8 bits the embedding and the output head take q8_0, as their errors reach every token; a matrix whose
+    rows don't divide into blocks of 32 stays in f16.
 
     `base` is the adapter's base: its folder, its id on the Hub, the model or its configuration; by default what the
     adapter names. `tokenizer` is that of a model in memory, by default the one that it came with. The file appears
@@ -81,7 +82,9 @@ def to_gguf(
         return _write_model(cast("PreTrainedModel", source), Path(path), dtype, tokenizer)
     folder = Path(source).expanduser()
     if not folder.is_dir():
-        raise FileNotFoundError(f"there is no folder {folder}: save the model or the adapter there, with save_pretrained")
+        raise FileNotFoundError(
+            f"there is no folder {folder}: save the model or the adapter there, with save_pretrained"
+        )
     if (folder / CONFIG).is_file():
         return _write_adapter(folder, Path(path), dtype, base)
     if not (folder / "config.json").is_file():
@@ -95,7 +98,7 @@ def to_gguf(
 def _write_model(
     source: Path | PreTrainedModel, path: Path, dtype: str, tokenizer: PreTrainedTokenizerBase | None
 ) -> Path:
-    config = load_config(source) if isinstance(source, Path) else source.config
+    config = _config_in(source) if isinstance(source, Path) else source.config
     _refuse_model(source, config)
     kind, weights = architecture(config), Weights(source)
     weights.without_tied_head(config)
@@ -150,6 +153,19 @@ def _write_model(
     return write_file(path, kind.name, describe, plan)
 
 
+def _config_in(folder: Path) -> PretrainedConfig:
+    """The configuration in a model's folder, which needn't hold a tokenizer."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise ExportError(
+            f"{folder / 'config.json'} is missing, damaged, or of a model that transformers doesn't know: copy the "
+            f"model again, or use {CONVERTER}"
+        ) from error
+
+
 def _refuse_model(source: Path | PreTrainedModel, config: Any) -> None:
     """Raise ExportError for a model that isn't plain numbers: an adapter still beside them, or weights in 4 bits."""
     if isinstance(source, nn.Module) and (
@@ -202,7 +218,11 @@ def _write_adapter(folder: Path, path: Path, dtype: str, base: Any) -> Path:
         if not isinstance(named, str) or not named:
             raise ExportError(f"{folder} doesn't name its base, whose heads decide the order of rows: pass base=")
         base = TINY_DIR if named == TINY_DIR.name else named
-    config = base.config if isinstance(base, nn.Module) else load_config(base) if isinstance(base, str | Path) else base
+    config = base
+    if isinstance(base, nn.Module):
+        config = cast("PreTrainedModel", base).config
+    elif isinstance(base, str | Path):
+        config = _config_in(Path(base)) if Path(base).is_dir() else load_config(base)
     kind = architecture(config)
     found: AdapterTensors = adapter_tensors(folder, config)
     _refuse_other_base(folder, base)
@@ -234,7 +254,9 @@ def _refuse_other_base(folder: Path, base: Any) -> None:
     else:
         embedding = None
     if embedding is not None and (other := fingerprint.difference(files.base, embedding)):
-        raise ExportError(f"the adapter in {folder} was trained on another base: of the embedding it was trained with, {other}")
+        raise ExportError(
+            f"the adapter in {folder} was trained on another base: of the embedding it was trained with, {other}"
+        )
 
 
 # ------------------------------------------------------------------------------------------------------------ the file
@@ -291,7 +313,7 @@ def quantized(tensor: Tensor, dtype: str, name: str = "this tensor") -> Any:
     half = dtype not in ("f32", "bf16")  # the scales of blocks are float16 too
     if half and tensor.abs().max() > torch.finfo(torch.float16).max:
         raise ExportError(
-            f"{name} holds {tensor.abs().max().item():g}, and float16 ends at 65504: write it with dtype='bf16' or 'f32'"
+            f"{name} holds {tensor.abs().max().item():g}, and float16 ends at 65504: write it as bf16 or f32"
         )
     return gguf.quants.quantize(tensor.numpy(), gguf.GGMLQuantizationType[dtype.upper()])
 

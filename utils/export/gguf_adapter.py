@@ -56,7 +56,9 @@ def adapter_tensors(folder: Path, config: Any) -> AdapterTensors:
     check_files(folder)
     matrices = read_matrices(folder)
     _check_fit(folder, settings, matrices, config)
-    wanted = {name: scaling(settings, name, len(pair["lora_A"])) * len(pair["lora_A"]) for name, pair in matrices.items()}
+    wanted = {
+        name: scaling(settings, name, len(pair["lora_A"])) * len(pair["lora_A"]) for name, pair in matrices.items()
+    }
     alpha = Counter(wanted.values()).most_common(1)[0][0]
     names, found = gguf_names(config), {}
     for module, pair in matrices.items():
@@ -80,9 +82,10 @@ def scaling(settings: Mapping[str, Any], module: str, rank: int) -> float:
 
 def _by_pattern(pattern: Mapping[str, Any] | None, module: str, otherwise: Any) -> Any:
     """What a PEFT pattern says of a module, as PEFT looks it up."""
+    if not pattern:
+        return otherwise
     from peft.utils.other import get_pattern_key
 
-    pattern = pattern or {}
     return pattern.get(get_pattern_key(list(pattern), module), otherwise)
 
 
@@ -97,7 +100,9 @@ def refuse(folder: Path, settings: Mapping[str, Any]) -> None:
         if settings.get(key):
             raise ExportError(f"{folder} uses {key}: {why}. Instead, {_MERGE}")
     if settings.get("bias", "none") != "none":
-        raise ExportError(f"{folder} trained biases (bias={short(settings['bias'])}), which have no place in the file: {_MERGE}")
+        raise ExportError(
+            f"{folder} trained biases (bias={short(settings['bias'])}), which have no place in the file: {_MERGE}"
+        )
     start = settings.get("init_lora_weights")
     if isinstance(start, str) and start.lower().startswith(BASE_CHANGING):
         raise ExportError(
@@ -106,15 +111,16 @@ def refuse(folder: Path, settings: Mapping[str, Any]) -> None:
         )
     if not (folder / WEIGHTS).is_file():
         return  # the reader says what is there instead
-    for name in read_header(folder / WEIGHTS).entries:
-        module, _, matrix = name.removesuffix(".weight").rpartition(".")
-        if matrix in ("lora_embedding_A", "lora_embedding_B"):
-            raise ExportError(f"{folder} adapts the embedding {module.removeprefix(PREFIX)}, not written here: {_MERGE}")
-        if matrix not in ("lora_A", "lora_B"):
-            raise ExportError(
-                f"{folder} holds {short(name)}, which is no LoRA matrix but a whole trained or saved one (resized "
-                f"embeddings are saved so): it has no place in the file. Instead, {_MERGE}"
-            )
+    kinds = {name: name.removesuffix(".weight").rpartition(".")[2] for name in read_header(folder / WEIGHTS).entries}
+    for name, kind in kinds.items():
+        if kind.startswith("lora_embedding_"):
+            module = name.removeprefix(PREFIX).partition(".lora_")[0]
+            raise ExportError(f"{folder} adapts the embedding {module}, which isn't written here. Instead, {_MERGE}")
+    if whole := [name for name, kind in kinds.items() if kind not in ("lora_A", "lora_B")]:
+        raise ExportError(
+            f"{folder} holds {short(whole[0])}, which is no LoRA matrix but a whole one, trained or saved along ("
+            f"resized embeddings are): it has no place in the file. Instead, {_MERGE}"
+        )
 
 
 def _check_fit(folder: Path, settings: Mapping[str, Any], matrices: Mapping[str, Any], config: Any) -> None:
@@ -136,9 +142,13 @@ def _check_fit(folder: Path, settings: Mapping[str, Any], matrices: Mapping[str,
         if name == "lm_head" and config.tie_word_embeddings:
             raise ExportError(f"{folder} adapts lm_head, which is tied to the embedding: llama.cpp would change both")
         if name not in shapes:
-            raise ExportError(f"{folder} has matrices for {short(name)}, and the base has no such layer: is it the right base?")
+            raise ExportError(
+                f"{folder} has matrices for {short(name)}, and the base has no such layer: is it the right base?"
+            )
         if shapes[name] != (d_out, d_in):
-            raise ExportError(f"{folder} corrects {name} of {(d_out, d_in)}, which is {shapes[name]} in the base: another base")
+            raise ExportError(
+                f"{folder} corrects {name} of {(d_out, d_in)}, which is {shapes[name]} in the base: another base"
+            )
     for name, pair in matrices.items():
         if not torch.isfinite(pair["lora_A"].float()).all() or not torch.isfinite(pair["lora_B"].float()).all():
             raise ValueError(f"{folder} doesn't fit float32 in {name}: its training diverged")

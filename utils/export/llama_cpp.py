@@ -63,6 +63,7 @@ class LlamaCpp:
         that isn't a whole GGUF file, and for an adapter of another base.
         """
         self._server: Any = None
+        self._plain: int | None = None
         if slots < 1 or threads < 1 or (context is not None and context < 1):
             raise ExportError(f"context={context}, slots={slots} and threads={threads} must be 1 or more")
         self.adapters = {name: Path(path) for name, path in (adapters or {}).items()}
@@ -85,15 +86,17 @@ class LlamaCpp:
     # ------------------------------------------------------------------------------------------------------- asking
 
     def token_ids(self, text: str, *, special: bool = False) -> list[int]:
-        """The ids of a text, in which special tokens are recognised. With `special` BOS and EOS are put around it, where
-        the file says so.
+        """The ids of a text, in which special tokens are recognised. With `special` BOS and EOS are put around it,
+        where the file says so.
         """
         asked = {"content": text, "add_special": special, "parse_special": True}
         return self._post("/tokenize", asked)["tokens"]
 
     def render(self, messages: str | Sequence[Message]) -> str:
         """A user's words, or a conversation, in the chat template of the file, up to where the answer begins; without
-        the BOS token that llama.cpp puts in front by itself.
+        the BOS token that llama.cpp puts in front by itself. Two things differ from transformers: a system message that
+        the template refuses is put in front of the user's, and a conversation that ends with an answer is left open, so
+        that the model goes on with it.
         """
         turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
         return self._post("/apply-template", {"messages": turns})["prompt"]
@@ -117,35 +120,54 @@ class LlamaCpp:
     ) -> list[Answer]:
         """What the model answers to each prompt: greedily, or drawn at a `temperature` above 0.
 
-        `sampling` goes to llama.cpp under its own names (top_k, top_p, min_p, repeat_penalty ...). Without them only the
-        temperature shapes what is drawn: llama.cpp's own defaults (40, 0.95, 0.05) are switched off. Raises ValueError
-        when there are no prompts, and ExportError for an adapter that wasn't loaded, a scale that isn't finite, or a
-        request that llama.cpp refuses, such as a prompt that is longer than the context.
+        `sampling` goes to llama.cpp under its own names (top_k, top_p, min_p, repeat_penalty ...). Without them only
+        the temperature shapes what is drawn: llama.cpp's own defaults (40, 0.95, 0.05) are switched off. Raises
+        ValueError when there are no prompts, and ExportError for an adapter that wasn't loaded, a scale that isn't
+        finite, or a request that llama.cpp refuses, such as a prompt that is longer than the context.
         """
         if isinstance(prompts, str) or not len(prompts):
             raise ValueError(f"there are no prompts to answer: pass a list of them, not {prompts!r}")
         asked = {
-            "n_predict": max_new_tokens, "temperature": temperature, "seed": seed, "top_k": 0, "top_p": 1.0, "min_p": 0.0,
-            "return_tokens": True, "cache_prompt": False, "lora": self.lora(adapter, scale), **sampling,
+            "n_predict": max_new_tokens, "temperature": temperature, "seed": seed, "top_k": 0, "top_p": 1.0,
+            "min_p": 0.0, "return_tokens": True, "cache_prompt": False, "lora": self.lora(adapter, scale), **sampling,
         }  # fmt: skip
         found = []
         for prompt in prompts:
             got = self._post("/completion", {"prompt": self.prompt_ids(prompt), **asked})
-            stopped = got["stop_type"] in ("eos", "word")
-            found.append(Answer(got["content"].strip(), len(got["tokens"]), stopped))
+            ended = got["stop_type"] == "eos"
+            stopped = ended or got["stop_type"] == "word"
+            found.append(Answer(got["content"].strip(), len(got["tokens"]) - ended, stopped))
         return found
 
     def complete(self, prompts: Sequence[Prompt], max_new_tokens: int = 64, **settings: Any) -> list[str]:
         """The texts alone of what :meth:`answer` gives, with the same arguments."""
         return [one.text for one in self.answer(prompts, max_new_tokens, **settings)]
 
+    def new_ids(
+        self,
+        prompt: Prompt,
+        max_new_tokens: int = 64,
+        *,
+        adapter: str | Mapping[str, float] | None = None,
+        scale: float = 1.0,
+    ) -> list[int]:
+        """The token ids of the greedy answer to a prompt, without EOS."""
+        asked = {"n_predict": max_new_tokens, "temperature": 0.0, "return_tokens": True, "cache_prompt": False}
+        lora = self.lora(adapter, scale)
+        got = self._post("/completion", {"prompt": self.prompt_ids(prompt), "lora": lora, **asked})
+        return got["tokens"][:-1] if got["stop_type"] == "eos" else got["tokens"]
+
     def log_probabilities(
         self, prompt: Prompt, *, adapter: str | Mapping[str, float] | None = None, scale: float = 1.0
     ) -> Float[Tensor, " vocabulary"]:
-        """The natural logarithms of the next token's probabilities behind a prompt, for the whole vocabulary, float32."""
+        """The logarithms of the next token's probabilities behind a prompt, for the whole vocabulary, float32."""
+        if self._plain is None:
+            self._plain = self.token_ids("a")[0]
+        # The server says no probabilities of a token that writes nothing yet, such as EOS or half a character. So a
+        # plain one is made to be taken; what is said are the model's own probabilities, before that.
         asked = {
             "prompt": self.prompt_ids(prompt), "n_predict": 1, "n_probs": 1_000_000, "temperature": 0.0,
-            "cache_prompt": True, "lora": self.lora(adapter, scale),
+            "logit_bias": [[self._plain, 1e6]], "cache_prompt": False, "lora": self.lora(adapter, scale),
         }  # fmt: skip
         got = self._post("/completion", asked)["completion_probabilities"][0]["top_logprobs"]
         found = torch.full((len(got),), -math.inf)
@@ -153,7 +175,7 @@ class LlamaCpp:
         return found
 
     def lora(self, adapter: str | Mapping[str, float] | None, scale: float = 1.0) -> list[dict[str, float]]:
-        """What a request says of adapters, its field "lora": each by its number in the order of loading, with its scale.
+        """What a request says of adapters, its field "lora": each by its number, in the order of loading, and scale.
 
         Raises ExportError for a name that wasn't loaded, or a scale that isn't finite.
         """
@@ -167,7 +189,7 @@ class LlamaCpp:
         return [{"id": names.index(name), "scale": value} for name, value in found.items()]
 
     def client(self) -> OpenAI:
-        """An `openai` client of this server. A request chooses its adapter by ``extra_body={"lora": model.lora(name)}``."""
+        """An `openai` client of this server. A request names its adapter: ``extra_body={"lora": model.lora(name)}``."""
         from openai import DefaultHttpxClient, OpenAI
 
         self._check_open()
@@ -193,7 +215,7 @@ class LlamaCpp:
                 body = json.loads(body)["error"]["message"]
             except (ValueError, KeyError, TypeError):
                 pass
-            raise ExportError(f"llama.cpp refuses this request: {str(body)[:300]}")
+            raise ExportError(f"llama.cpp refuses this request: {str(body)[:600]}")
         return json.loads(body)
 
 
@@ -207,7 +229,9 @@ def _checked(model: Path, adapters: Mapping[str, Path]) -> GGUFFacts:
         if own.kind != "adapter":
             raise ExportError(f"{path} holds a {own.kind}, not an adapter: write one with to_gguf(folder, path)")
         if own.architecture != facts.architecture:
-            raise ExportError(f"{path} is for the architecture {own.architecture}, and {model.name} is {facts.architecture}")
+            raise ExportError(
+                f"{path} is for the architecture {own.architecture}, and {model.name} is {facts.architecture}"
+            )
         for name, shape in own.shapes.items():
             weight, _, matrix = name.rpartition(".")
             side = {"lora_a": 1, "lora_b": 0}.get(matrix)
@@ -223,12 +247,13 @@ def _checked(model: Path, adapters: Mapping[str, Path]) -> GGUFFacts:
 def _started(model: Path, adapters: Sequence[Path], context: int, slots: int, threads: int) -> Any:
     """llama.cpp's server, listening. Its parameters are those of llama-server, and it writes no log."""
     try:
-        import xllamacpp
+        import xllamacpp as library
     except ImportError as error:
         raise ExportError(
             f"llama.cpp isn't here: {INSTALL} (compiled for Linux, macOS and Windows; where there is none for your "
             f"machine or Python, any llama.cpp runs the file: llama-server -m {model.name} --lora ADAPTER.gguf)"
         ) from error
+    xllamacpp: Any = library  # compiled, without types
     p = xllamacpp.CommonParams()
     p.verbosity = -1
     p.model.path = str(model)
@@ -238,7 +263,7 @@ def _started(model: Path, adapters: Sequence[Path], context: int, slots: int, th
         one.path, one.scale = str(path), 0.0
         loaded.append(one)
     p.lora_adapters = loaded
-    p.hostnames, p.port = [_HOST], 0
+    p.hostnames, p.port, p.cors_origins = [_HOST], 0, f"http://{_HOST}"  # no website may ask it
     p.n_ctx, p.n_parallel = context * slots, slots
     p.cpuparams.n_threads = p.cpuparams_batch.n_threads = threads
     p.n_gpu_layers = 0

@@ -45,9 +45,10 @@ def architecture(config: Any) -> Architecture:
     """The architecture of a transformers configuration. Raises ExportError for one that isn't written here, by name,
     and for a setting that llama.cpp's form of the architecture has no place for.
     """
-    known = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM"}
-    known["qwen3"] = "Qwen3ForCausalLM"
-    names = getattr(config, "architectures", None) or [known.get(config.model_type, config.model_type)]
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    kind = str(config.model_type)
+    names: list[str] = getattr(config, "architectures", None) or [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(kind, kind)]
     if names[0] not in ARCHITECTURES:
         raise ExportError(
             f"{names[0]} isn't written here, only {', '.join(ARCHITECTURES)}: use {CONVERTER}, and "

@@ -19,7 +19,7 @@ from torch import Tensor
 from utils.export.errors import ExportError
 
 
-def rotate(weight: Shaped[Tensor, "rows *columns"], heads: int) -> Shaped[Tensor, "rows *columns"]:
+def rotate(weight: Shaped[Tensor, " rows *columns"], heads: int) -> Shaped[Tensor, " rows *columns"]:
     """The rows of a q or k projection, or of its bias, or of its lora_B, in llama.cpp's order for Llama.
 
     `heads` is the number of query heads for q_proj and of key-value heads for k_proj. Of a head's d rows, row i goes to
@@ -28,8 +28,16 @@ def rotate(weight: Shaped[Tensor, "rows *columns"], heads: int) -> Shaped[Tensor
     """
     rows = weight.shape[0]
     if heads < 1 or rows % (2 * heads):
-        raise ExportError(f"{rows} rows are no {heads} heads of an even number of rows: is it the right number of heads?")
+        raise ExportError(
+            f"{rows} rows are no {heads} heads of an even number of rows: is it the right number of heads?"
+        )
     return weight.reshape(heads, 2, rows // heads // 2, *weight.shape[1:]).transpose(1, 2).reshape(weight.shape)
+
+
+def unrotate(weight: Shaped[Tensor, " rows *columns"], heads: int) -> Shaped[Tensor, " rows *columns"]:
+    """The rows back in transformers' order: what :func:`rotate` does, undone. Raises what :func:`rotate` raises."""
+    order = rotate(torch.arange(weight.shape[0]), heads)
+    return weight[order.argsort()]
 
 
 def rope_fields(config: Any) -> tuple[float, dict[str, Any], Float[Tensor, " half"] | None]:
@@ -60,7 +68,7 @@ def rope_fields(config: Any) -> tuple[float, dict[str, Any], Float[Tensor, " hal
 
 
 def llama3_factors(base: float, head_dim: int, rope: Mapping[str, Any]) -> Float[Tensor, " half"]:
-    """By what Llama 3.1 divides the frequency of each pair: 1 for fast ones, `factor` for slow ones, between in between.
+    """By what Llama 3.1 divides the frequency of each pair: 1 for fast ones, `factor` for slow ones.
 
     `rope` holds factor, low_freq_factor, high_freq_factor and original_max_position_embeddings. (transformers,
     ``_compute_llama3_parameters`` in modeling_rope_utils.py)

@@ -21,14 +21,13 @@ from utils.export.names import CONVERTER
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_LLAMA_3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
+_REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 PRE_TOKENIZERS = {
     "byte level": "gpt-2",
     "digits, byte level": "smollm",
-    _LLAMA_3: "llama-bpe",
-    _LLAMA_3.replace("{1,3}", ""): "qwen2",
+    rf"{_WORDS}|\p{{N}}{{1,3}}|{_REST}": "llama-bpe",
+    rf"{_WORDS}|\p{{N}}|{_REST}": "qwen2",
 }
 
 
