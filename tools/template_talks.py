@@ -29,7 +29,7 @@ _CONTENTS = (
     ("quotes", '"""three""" \'one\' `tick`', 'he said "no"'),
     ("backslashes", "C:\\new\\table \\n \\u0041", "\\\\"),
     ("emoji", "snow \u2603, rocket \U0001f680", "family \U0001f468\u200d\U0001f469\u200d\U0001f467"),
-    ("other scripts", "\u0928\u092e\u0938\u094d\u0924\u0947 \u4f60\u597d \u0645\u0631\u062d\u0628\u0627", "\u00c0 bient\u00f4t e\u0301"),
+    ("other scripts", "\u0928\u092e\u0938\u094d\u0924\u0947 \u4f60\u597d \u0645\u0631", "\u00c0 e\u0301"),
     ("no-break space", "10\u00a0km", "a\u3000b"),
     ("HTML", "<b>bold</b> & <think>", "&amp; <br/>"),
     ("numbers", "1 000 000.50", "-1e-9"),
@@ -126,7 +126,9 @@ def family_tokenizer(family: Family) -> Any:
     tokenizer: Any = load_tokenizer()
     tokenizer.chat_template = family.template
     if family.special:
-        tokenizer.add_special_tokens({"additional_special_tokens": list(family.special)}, replace_extra_special_tokens=False)
+        tokenizer.add_special_tokens(
+            {"additional_special_tokens": list(family.special)}, replace_extra_special_tokens=False
+        )
         tokenizer.eos_token = family.eos
     if family.bos:
         tokenizer.bos_token = family.bos

@@ -1,8 +1,8 @@
 """Ollama's Modelfile as text: its commands read as Ollama's own parser reads them, and values quoted so that it does.
 
 A command is a word, a blank and a value. A value ends with its line unless it is quoted: ``"..."``, or three quotes on
-either side, over several lines. There are no escapes: a quoted value ends at the first closing quotes that a blank or
-the end of a line follows. Characters that aren't printable are dropped, blanks, tabs and line ends aside.
+either side, over several lines. There are no escapes: a quoted value ends at the first closing quotes that the end
+of a line follows, blanks aside. Characters that aren't printable are dropped, blanks, tabs and line ends aside.
 (parser/parser.go of https://github.com/ollama/ollama, August 2026; tests/export/modelfiles.json holds what that reads.)
 """
 
@@ -32,12 +32,14 @@ def quoted_value(value: str, where: str) -> str:
     """`value` as a Modelfile takes it, in quotes where it needs them. `where` names it in the error.
 
     Raises ExportError when the parser would read something else: it drops characters such as the no-break space, and
-    can't hold three quotes before a blank or the end of a line.
+    can't hold three quotes at the end of a line.
     """
     dropped = sorted({c for c in value if not c.isprintable() and c not in "\n\r\t"})
     if dropped:
         codes = ", ".join(f"U+{ord(c):04X}" for c in dropped[:4])
-        raise ExportError(f"{where} holds {codes}, which a Modelfile's parser drops: write a plain blank, or leave it out")
+        raise ExportError(
+            f"{where} holds {codes}, which a Modelfile's parser drops: write a plain blank, or leave it out"
+        )
     plain = not any(end in value for end in _ENDS) and value == value.strip() and not value.startswith('"')
     text = value if plain and value else f'"""{value}"""'
     try:
@@ -45,9 +47,7 @@ def quoted_value(value: str, where: str) -> str:
     except ExportError:
         read = None
     if read != value:
-        raise ExportError(
-            f'{where} holds """ before a blank or the end of a line, where a Modelfile would end it: write it otherwise'
-        )
+        raise ExportError(f'{where} holds """ at the end of a line, where a Modelfile would end it: write it otherwise')
     return text
 
 
@@ -80,7 +80,9 @@ def parse(text: str) -> list[Command]:
     if state == "value" and (value := _unquoted(buffer.strip())) is not None:
         commands.append(Command(name, value))
     elif state not in ("nothing", "comment"):
-        raise ExportError(f"the Modelfile ends within {(name or buffer).upper()}: a closing quote or a value is missing")
+        raise ExportError(
+            f"the Modelfile ends within {(name or buffer).upper()}: a closing quote or a value is missing"
+        )
     if not any(command.name == "from" for command in commands):
         raise ExportError("the Modelfile has no FROM line: it names the base")
     return commands

@@ -11,6 +11,7 @@ Attributes:
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -35,6 +36,11 @@ PARAMETERS: dict[str, type] = {
 }  # fmt: skip
 
 
+def added_tokens(tokenizer: Any) -> set[str]:
+    """The tokens that a tokenizer recognises whole in a text: the special ones, and what was added besides."""
+    return {str(token) for token in tokenizer.all_special_tokens} | set(tokenizer.get_added_vocab())
+
+
 def ends(tokenizer: PreTrainedTokenizerBase, turns: Turns | None = None) -> list[str]:
     """The tokens that end an answer, as text: EOS, and the special tokens that the template writes behind an answer.
 
@@ -43,9 +49,8 @@ def ends(tokenizer: PreTrainedTokenizerBase, turns: Turns | None = None) -> list
     """
     token_id(tokenizer, "eos")
     found = [str(tokenizer.eos_token)]
-    special = {str(token) for token in tokenizer.all_special_tokens} | set(tokenizer.get_added_vocab())
     behind = turns.assistant[1] if turns else ""
-    written = sorted((behind.index(token), token) for token in special if token and token in behind)
+    written = sorted((behind.index(token), token) for token in added_tokens(tokenizer) if token in behind)
     return list(dict.fromkeys(found + [token for _, token in written]))
 
 
@@ -64,18 +69,20 @@ def modelfile(
     Paths are written as they are given; Ollama reads relative ones from the Modelfile's folder. `gguf` may also be the
     name of a model in Ollama's library, but then say which file it is: only the base that the adapter was trained on
     will do. `parameters` (:data:`PARAMETERS`) are beside these, and may replace them: temperature 0 (greedy),
-    repeat_penalty 1 (none; older versions of Ollama had 1.1), the tokenizer's longest context as num_ctx, and the stop
+    repeat_penalty 1 (none; it was 1.1 until August 2026), the tokenizer's longest context as num_ctx, and the stop
     strings of :func:`ends`. `system` becomes the system message of conversations that have none.
 
     With ``template="go"`` the tokenizer's chat template is translated (:func:`utils.export.turns.read_turns`). With
-    "gguf" there is no TEMPLATE, so that Ollama (since it runs llama.cpp's server, 2026) renders the Jinja template in the
-    GGUF file by llama.cpp; older versions guess.
+    "gguf" there is no TEMPLATE: Ollama then takes a near one of its own, or has llama.cpp render the Jinja template in
+    the GGUF file (since May 2026, when it began to run llama.cpp's server).
 
     Raises ExportError for a chat template that isn't translated, a parameter that Ollama doesn't know, a system message
     that the template refuses, a file that is no GGUF file or the wrong one of the two, and for what a Modelfile can't
     hold. Files that aren't there (yet) aren't read.
     """
-    return _written((gguf, adapter_gguf), (str(gguf), str(adapter_gguf)), tokenizer, parameters, system, license, template)
+    return _written(
+        (gguf, adapter_gguf), (str(gguf), str(adapter_gguf)), tokenizer, parameters, system, license, template
+    )
 
 
 def _written(
@@ -154,9 +161,9 @@ def _text(name: str, value: Any) -> str:
         fits = isinstance(value, wanted) and value != ""
     else:
         fits = isinstance(value, int if wanted is int else int | float) and not isinstance(value, bool)
-    if not fits:
+    if not fits or (isinstance(value, float) and not math.isfinite(value)):
         raise ExportError(f"{name} is {'a text' if wanted is str else wanted.__name__}, not {value!r}")
-    if wanted is not str:
+    if not isinstance(value, str):
         return str(value).lower() if wanted is bool else str(value)
     text = quoted_value(value, name)
     return text if '"' in value or text.startswith('"') else f'"{text}"'

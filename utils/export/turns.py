@@ -44,7 +44,9 @@ PROBES: tuple[list[Message], ...] = (
     talk("system: Be short.", "user: Hello"),
     talk("system: Be short.", "user: Hello", "assistant: Hi.", "user: And now?"),
     talk("user: two\nlines\n\nand a gap", "assistant: {{ braces }} {% and %} \"quotes\" 'of' `all` kinds", "user: \\n"),
-    talk("user: snowman \u2603, \U0001f680, \u0928\u092e\u0938\u094d\u0924\u0947", "assistant: e\u0301", "user: a\u00a0b"),
+    talk(
+        "user: snowman \u2603, \U0001f680, \u0928\u092e\u0938\u094d\u0924\u0947", "assistant: e\u0301", "user: a\u00a0b"
+    ),
 )
 
 ODD: tuple[tuple[str, list[Message]], ...] = (
@@ -104,7 +106,7 @@ class Turns:
         return "its own form"
 
     def render(self, messages: Sequence[Message]) -> str:
-        """The conversation as text, up to the place where the assistant goes on. Raises ExportError for what it refuses.
+        """The conversation as text, up to where the assistant goes on. Raises ExportError for what it refuses.
 
         When the last message is the assistant's, its turn stays open. Neighbours of one role are joined first, as
         Ollama does.
@@ -198,7 +200,10 @@ def _around(text: str, other: str) -> str:
 
 def _found(tokenizer: PreTrainedTokenizerBase) -> Turns:
     """The strings, by rendering words that are recognised again; not yet held to anything."""
-    closed = lambda *turns: _pieces(tokenizer, talk(*turns))  # noqa: E731
+
+    def closed(*turns: str) -> list[str]:
+        return _pieces(tokenizer, talk(*turns))
+
     (before_one, behind_user) = closed(f"user: {_U}")
     front, *middle, end = closed(f"user: {_U}", f"assistant: {_A}", f"user: {_V}", f"assistant: {_B}", f"user: {_W}")
     *_, behind_assistant = closed(f"user: {_U}", f"assistant: {_A}")
@@ -226,7 +231,9 @@ def _found(tokenizer: PreTrainedTokenizerBase) -> Turns:
 def _with_system(tokenizer: PreTrainedTokenizerBase, turns: Turns) -> Turns:
     """`turns` with what the template makes of a system message, and of its absence."""
     try:
-        text = applied(tokenizer, talk(f"system: {_S}", f"user: {_U}", f"assistant: {_A}", f"user: {_V}"), tokenize=False)
+        text = applied(
+            tokenizer, talk(f"system: {_S}", f"user: {_U}", f"assistant: {_A}", f"user: {_V}"), tokenize=False
+        )
     except ValueError as error:
         return replace(turns, system_place="refused", refusal=str(error).split(": ", 1)[-1])
     if _S not in text:
