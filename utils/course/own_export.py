@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from utils.course.model_card import RESULTS, base_name
 from utils.data.records import Message
 from utils.evaluate.report import MOST_TOKENS, ROOM
+from utils.export.adapter_facts import adapter_facts
 from utils.export.errors import ExportError
 from utils.export.hub import hub_dry_run
 from utils.export.preflight import preflight
@@ -127,12 +128,12 @@ def _ollama(out: Path) -> str:
 
 
 def _vllm(out: Path) -> str:
-    found = preflight(out, "vllm", max_rank=vllm_rank(int(read_settings(out).get("r") or 1)))
+    rank = vllm_rank(adapter_facts(out).rank)
+    found = preflight(out, "vllm", max_rank=rank)
     if found.refused:
         return f"not served.\n{found}"
     named = read_settings(out).get("base_model_name_or_path") or base_name(profile())
-    rank = vllm_rank(int(read_settings(out)["r"]))
-    command = ["vllm", "serve", str(named), "--enable-lora", "--max-lora-rank", str(rank)]
+    command = ["vllm", "serve", named, "--enable-lora", "--max-lora-rank", str(rank)]
     command += ["--lora-modules", f"{_name(out)}={out}"]
     return f"{found}. It takes the folder as it is; it wasn't run here.\n  {shlex.join(command)}"
 

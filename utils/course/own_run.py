@@ -110,7 +110,7 @@ def what_now(given: argparse.Namespace) -> str:
 
 
 def to_export(given: argparse.Namespace, *, finished: bool = False) -> bool:
-    """Whether the adapter is to be exported; with `finished`, whether it is there, so that nothing else is left to do."""
+    """Whether the adapter is to be exported; with `finished`, whether it is there, so that only that is left."""
     if not getattr(given, "export", None):
         return False
     return not finished or (Path(given.out).is_dir() and (Path(given.out) / "adapter_config.json").is_file())
