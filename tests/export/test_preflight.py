@@ -176,6 +176,17 @@ def test_another_method_written_as_lora_passes_and_computes_the_same(kinds, kind
     torch.testing.assert_close(got, wanted, atol=1e-5, rtol=0)
 
 
+def test_dora_written_as_lora_is_another_model(kinds, tmp_path):
+    """Why the cure is to merge: PEFT converts what DoRA adds before its lengths, without a word."""
+    model = peft.PeftModel.from_pretrained(small(), kinds["dora"]).eval()
+    peft.save_as_lora(tmp_path / "as-lora", model, rank=16)
+    ids = torch.arange(8)[None]
+    with torch.no_grad():
+        wanted, base = model(ids).logits, small().eval()(ids).logits
+        got = peft.PeftModel.from_pretrained(small(), tmp_path / "as-lora").eval()(ids).logits
+    assert (got - wanted).abs().max() > 0.5 * (wanted - base).abs().max()
+
+
 # ------------------------------------------------------------------------------------------------------- what it prints
 
 
