@@ -11,7 +11,7 @@ import gc
 from dataclasses import asdict
 from pathlib import Path
 
-from utils.course.own_run import command_line, loading, one_line, settings_of, what_now
+from utils.course.own_run import command_line, loading, one_line, settings_of, to_export, what_now
 from utils.data import read_own
 from utils.quiet import quiet_upstream
 from utils.train import data_facts, hold_out
@@ -174,10 +174,16 @@ def main(arguments=None):
     parser = command_line("LoRA on a file of your own.")
     given = parser.parse_args(arguments)
     with one_line(parser, given.out):  # what stops it is said in a line, and how it goes on
-        before, after = fine_tune(given.data, given.out, settings_of(given))
-        from utils.evaluate.report import comparison
+        if not to_export(given, finished=True):
+            before, after = fine_tune(given.data, given.out, settings_of(given))
+            from utils.evaluate.report import comparison
 
-        print(comparison(before, after), what_now(given), sep="\n")
+            print(comparison(before, after), what_now(given), sep="\n")
+        if to_export(given):
+            from utils.course.own_export import export
+
+            for said in export(given.out, given.export):
+                print(said)
 
 
 if __name__ == "__main__":

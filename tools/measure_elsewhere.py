@@ -39,7 +39,7 @@ MOST = 60
 
 
 def reference(task: str, count: int) -> tuple[list[list[int]], list[str], list[str], torch.Tensor]:
-    """Held-out prompts of a task as ids, the right answers, and transformers + PEFT's answers and logits behind them."""
+    """Held-out prompts of a task as ids, the right answers, and transformers + PEFT's answers and logits there."""
     model, tokenizer = load_base()
     examples = task_examples(task, "test", count)
     load_adapter(model, adapter_dir(task))

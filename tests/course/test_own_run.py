@@ -9,7 +9,7 @@ from collections import namedtuple
 import pytest
 import torch
 
-from utils.course.own_run import command_line, loading, one_line, settings_of, what_now
+from utils.course.own_run import command_line, loading, one_line, settings_of, to_export, what_now
 from utils.models import ModelUnavailable
 from utils.train.settings import Settings
 
@@ -42,7 +42,21 @@ def test_every_setting_has_an_option():
 
 def test_the_help_says_each_default():
     options = command_line("LoRA").format_help().split("options:")[1]
-    assert options.count("(default:") == 17
+    assert options.count("(default:") == 18
+
+
+def test_an_export_is_asked_for_by_name_and_alone_where_the_run_is_finished(tmp_path):
+    asked = ["--data", "my.csv", "--out", str(tmp_path / "o")]
+    parse = command_line("LoRA").parse_args
+    assert not to_export(parse(asked)) and not to_export(parse(asked), finished=True)
+    given = parse([*asked, "--export", "gguf", "vllm"])
+    assert given.export == ["gguf", "vllm"] and to_export(given) and not to_export(given, finished=True)
+    assert settings_of(given) == Settings(), "it is no setting of the run"
+    (tmp_path / "o").mkdir()
+    (tmp_path / "o" / "adapter_config.json").write_text("{}")
+    assert to_export(given, finished=True)
+    with pytest.raises(SystemExit):
+        parse([*asked, "--export", "onnx"])
 
 
 def test_which_model_it_is_is_said_and_the_tiny_one_is_called_tiny(tokenizer):

@@ -72,7 +72,7 @@ def saved(kind: str, folder: Path, *, name: str = "tests/base") -> Path:
         wrapped = peft.get_peft_model(model, config)  # pyright: ignore[reportArgumentType]
         for parameter in wrapped.parameters():
             if parameter.requires_grad:
-                nn.init.normal_(parameter, std=0.3 if kind == "loha" else 0.05)  # LoHa multiplies four of them
+                nn.init.normal_(parameter, std={"loha": 0.3, "vera": 1.0}.get(kind, 0.05))  # they multiply several
         wrapped.save_pretrained(str(folder), save_embedding_layers=False)
     settings(folder, base_model_name_or_path=name)
     return folder

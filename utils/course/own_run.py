@@ -16,6 +16,7 @@ from utils.train.run_folder import what_is_left
 from utils.train.settings import Settings
 
 LITTLE = 1_000_000
+EXPORTS = ("gguf", "ollama", "vllm", "hub-dry-run")
 MODELS = """the model, by the environment:
   COURSE_PROFILE=small  SmolLM2-135M-Instruct, on a CPU or any card; the choice for a first run on a file of yours
   COURSE_PROFILE=7b     Qwen2.5-7B-Instruct in 4 bits, on a CUDA card of 16 GB
@@ -78,6 +79,13 @@ def command_line(description: str) -> argparse.ArgumentParser:
     )
     add("--seed", type=int, help="of split, start and order (default: 0)")
     add("--four-bit", action="store_true", help="QLoRA: the base in 4 bits (default: under COURSE_PROFILE=7b)")
+    add(
+        "--export",
+        nargs="+",
+        choices=EXPORTS,
+        metavar="WHERE",
+        help=f"then write it for {', '.join(EXPORTS)} and try it there; of a finished --out that alone (default: none)",
+    )
     add("--checkpointing", action="store_true", help="less memory, more time (default: under COURSE_PROFILE=7b)")
     return parser
 
@@ -99,6 +107,13 @@ def what_now(given: argparse.Namespace) -> str:
         "To see how much is luck, the same with another seed and otherwise the same options: "
         f"{shlex.join(map(str, again))}"
     )
+
+
+def to_export(given: argparse.Namespace, *, finished: bool = False) -> bool:
+    """Whether the adapter is to be exported; with `finished`, whether it is there, so that only that is left."""
+    if not getattr(given, "export", None):
+        return False
+    return not finished or (Path(given.out).is_dir() and (Path(given.out) / "adapter_config.json").is_file())
 
 
 def settings_of(given: argparse.Namespace) -> Settings:

@@ -1,4 +1,4 @@
-"""Out of the notebook: GGUF for llama.cpp, a Modelfile for Ollama, and what each server would refuse."""
+"""Out of the notebook: GGUF for llama.cpp, a Modelfile for Ollama, the Hub, and what each server would refuse."""
 
 from utils.front_door import front_door
 
@@ -8,13 +8,16 @@ __getattr__, __dir__, __all__ = front_door(
         "breakages": "broken_exports",
         "edit": "edited",
         "errors": "ExportError",
+        "faults": "faulty",
         "gguf": "to_gguf",
+        "hub": "hub_dry_run push roll_back",
+        "hub_card": "Licences",
         "llama_cpp": "LlamaCpp",
         "mlx": "to_mlx",
         "modelfile_checks": "check_modelfile",
         "ollama": "modelfile write_modelfile",
-        "preflight": "preflight",
-        "rope": "rotate",
+        "preflight_report": "Preflight preflight",
+        "rope": "rotate unrotate",
         "turns": "read_turns",
     },
 )

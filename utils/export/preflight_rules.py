@@ -9,7 +9,7 @@ Each rule was read in the source that it names, at these versions: vLLM 0.32.0, 
 has them; llama.cpp at 0b03ada, Ollama at fb30760. Another version may do otherwise.
 
 Attributes:
-    TARGETS: The targets, by the name that :func:`utils.export.preflight` is given, and as they write themselves.
+    TARGETS: The targets, by the name that :func:`utils.export.preflight_report` is given, and as they write themselves.
     VLLM_RANKS: The values that vLLM's ``--max-lora-rank`` takes (vllm/config/lora.py).
     CONVERTIBLE: The PEFT methods, beside LoRA itself, whose update PEFT 0.21 turns into LoRA's form.
 """
@@ -102,11 +102,11 @@ def rank_above_limit(facts: AdapterFacts, target: str, max_rank: int | None) -> 
         if limit not in VLLM_RANKS:
             raise ExportError(f"vLLM's --max-lora-rank takes {', '.join(map(str, VLLM_RANKS))}, not {limit}")
         if rank > limit:
-            enough = next((one for one in VLLM_RANKS if one >= rank), None)
+            enough = vllm_rank(rank)
             default = " (its default)" if max_rank is None else ""
             cure = (
                 f"start it with --max-lora-rank {enough}"
-                if enough
+                if enough >= rank
                 else f"it goes to {VLLM_RANKS[-1]} at most: write it smaller by peft.save_as_lora(path, model, "
                 f"rank={VLLM_RANKS[-1]}), or {_MERGE}"
             )
@@ -116,6 +116,11 @@ def rank_above_limit(facts: AdapterFacts, target: str, max_rank: int | None) -> 
         what = f"rank {rank} is above the server's --max-lora-rank {max_rank}"
         cure = f"start it with --max-lora-rank {rank}"
         yield Finding("rank", "refuses", what, cure, f"{_SGLANG}/mem_pool.py, can_support")
+
+
+def vllm_rank(rank: int) -> int:
+    """vLLM's smallest ``--max-lora-rank`` that an adapter of this rank fits, or its largest where none is enough."""
+    return next((one for one in VLLM_RANKS if one >= rank), VLLM_RANKS[-1])
 
 
 def dora(facts: AdapterFacts, target: str, _: int | None) -> Iterator[Finding]:

@@ -18,7 +18,7 @@ from tests.small_llama import small
 from utils.export.adapter_facts import adapter_facts
 from utils.export.errors import ExportError
 from utils.export.gguf import to_gguf
-from utils.export.preflight import preflight
+from utils.export.preflight_report import preflight
 from utils.export.preflight_rules import CONVERTIBLE, FINDERS, TARGETS, VLLM_RANKS
 from utils.lora.checkpoint import WEIGHTS
 from utils.models import ROOT
@@ -161,18 +161,30 @@ def test_sglangs_cure_of_rslora_is_the_same_update(kinds, tmp_path):
     assert torch.equal(wanted, got), "alpha / sqrt(4) = 4 = 16 / 4, the same number"
 
 
-def test_loha_written_as_lora_passes_and_computes_the_same(kinds, tmp_path):
-    """LoHa's update here has full rank, the rank of the narrower side: kept whole, only rounding differs."""
-    model = peft.PeftModel.from_pretrained(small(), kinds["loha"]).eval()
-    peft.save_as_lora(tmp_path / "as-lora", model, rank=16)
+@pytest.mark.parametrize("kind, rank", [("loha", 16), ("vera", 8)])
+def test_another_method_written_as_lora_passes_and_computes_the_same(kinds, kind, rank, tmp_path):
+    """LoHa's update here has the rank of the narrower side, VeRA's its own: kept whole, only rounding differs."""
+    model = peft.PeftModel.from_pretrained(small(), kinds[kind]).eval()
+    peft.save_as_lora(tmp_path / "as-lora", model, rank=rank)
     assert not preflight(tmp_path / "as-lora", "vllm").refused
     ids = torch.arange(8)[None]
     with torch.no_grad():
         wanted, base = model(ids).logits, small().eval()(ids).logits
         got = peft.PeftModel.from_pretrained(small(), tmp_path / "as-lora").eval()(ids).logits
-    assert (wanted - base).abs().max() > 1e-3, "the adapter does something"
-    # float32: an SVD of entries of 0.05 is good to some 1e-6 of them, and two blocks pass it on
+    assert (wanted - base).abs().max() > 1e-4, "the adapter does something"
+    # float32: an SVD of entries below 1 is good to some 1e-6 of them, and one block passes it on
     torch.testing.assert_close(got, wanted, atol=1e-5, rtol=0)
+
+
+def test_dora_written_as_lora_is_another_model(kinds, tmp_path):
+    """Why the cure is to merge: PEFT converts what DoRA adds before its lengths, without a word."""
+    model = peft.PeftModel.from_pretrained(small(), kinds["dora"]).eval()
+    peft.save_as_lora(tmp_path / "as-lora", model, rank=16)
+    ids = torch.arange(8)[None]
+    with torch.no_grad():
+        wanted, base = model(ids).logits, small().eval()(ids).logits
+        got = peft.PeftModel.from_pretrained(small(), tmp_path / "as-lora").eval()(ids).logits
+    assert (got - wanted).abs().max() > 0.5 * (wanted - base).abs().max()
 
 
 # ------------------------------------------------------------------------------------------------------- what it prints

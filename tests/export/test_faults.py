@@ -6,7 +6,7 @@ import pytest
 
 from utils.evaluate import complete
 from utils.export import LlamaCpp, to_gguf
-from utils.export.faulty import FAULTS, faulty
+from utils.export.faults import FAULTS, faulty
 from utils.models import TINY_DIR, load_tiny
 from utils.tinyworld import task_examples
 from utils.train import adapter_dir
