@@ -14,7 +14,7 @@ from tests.export.adapters_of_all_kinds import KINDS, copied, saved, settings
 from tests.small_llama import small
 from utils.export.errors import ExportError
 from utils.export.mlx import MLX_WEIGHTS, to_mlx
-from utils.export.preflight import preflight
+from utils.export.preflight_report import preflight
 
 LAYERS = ["model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.v_proj"]
 

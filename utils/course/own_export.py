@@ -19,7 +19,7 @@ from utils.evaluate.report import MOST_TOKENS, ROOM
 from utils.export.adapter_facts import adapter_facts
 from utils.export.errors import ExportError
 from utils.export.hub import hub_dry_run
-from utils.export.preflight import preflight
+from utils.export.preflight_report import preflight
 from utils.export.preflight_rules import vllm_rank
 from utils.lora.adapter_config import read_settings
 from utils.models.device import profile

@@ -15,7 +15,7 @@ __getattr__, __dir__, __all__ = front_door(
         "mlx": "to_mlx",
         "modelfile_checks": "check_modelfile",
         "ollama": "modelfile write_modelfile",
-        "preflight": "Preflight preflight",
+        "preflight_report": "Preflight preflight",
         "rope": "rotate unrotate",
         "turns": "read_turns",
     },

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from utils.export.adapter_facts import adapter_facts
 from utils.export.errors import ExportError
 from utils.export.gguf_adapter import scaling
-from utils.export.preflight import preflight
+from utils.export.preflight_report import preflight
 from utils.files import replaced_folder
 from utils.lora.adapter_config import CONFIG
 from utils.lora.checkpoint import PREFIX, WEIGHTS, check_files
@@ -33,7 +33,7 @@ def to_mlx(folder: str | Path, path: str | Path) -> Path:
 
     The matrices keep their dtype. Returns `path`; what was in it of the same names is replaced when all is written.
     Raises FileNotFoundError and ValueError for an adapter that is missing or damaged, and ExportError for what mlx-lm
-    has no form for (:func:`utils.export.preflight`), or when `path` is the adapter's own folder.
+    has no form for (:func:`utils.export.preflight_report.preflight`), or when `path` is the adapter's own folder.
     """
     folder, path = Path(folder), Path(path)
     if path.resolve() == folder.resolve():

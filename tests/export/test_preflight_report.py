@@ -18,7 +18,7 @@ from tests.small_llama import small
 from utils.export.adapter_facts import adapter_facts
 from utils.export.errors import ExportError
 from utils.export.gguf import to_gguf
-from utils.export.preflight import preflight
+from utils.export.preflight_report import preflight
 from utils.export.preflight_rules import CONVERTIBLE, FINDERS, TARGETS, VLLM_RANKS
 from utils.lora.checkpoint import WEIGHTS
 from utils.models import ROOT
