@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
+from types import ModuleType
 
 import pytest
 
@@ -26,6 +27,8 @@ def test_every_name_is_there_once_and_no_other_is(name):
     assert package.__all__ == dir(package) == sorted(set(package.__all__)) and len(package.__all__) > 1
     for exported in package.__all__:
         assert getattr(package, exported) is not None
+        # a module of the same name would be what the second one to ask gets
+        assert not isinstance(getattr(package, exported), ModuleType), f"{name}.{exported}"
     with pytest.raises(AttributeError, match=f"module '{name}' has no attribute 'no_such_name'"):
         package.no_such_name  # noqa: B018
 

@@ -33,7 +33,7 @@ def to_mlx(folder: str | Path, path: str | Path) -> Path:
 
     The matrices keep their dtype. Returns `path`; what was in it of the same names is replaced when all is written.
     Raises FileNotFoundError and ValueError for an adapter that is missing or damaged, and ExportError for what mlx-lm
-    has no form for (:func:`utils.export.preflight_report`), or when `path` is the adapter's own folder.
+    has no form for (:func:`utils.export.preflight_report.preflight`), or when `path` is the adapter's own folder.
     """
     folder, path = Path(folder), Path(path)
     if path.resolve() == folder.resolve():

@@ -340,7 +340,9 @@ def unnamed_base(facts: AdapterFacts, target: str, _: int | None) -> Iterator[Fi
     name = facts.settings.get("base_model_name_or_path")
     if name:
         return
-    source = "llama.cpp, convert_lora_to_gguf.py; the others read no name" if target in _GGUF else f"{TARGETS[target]}"
+    source = (
+        f"{_CONVERTER} asks for it" if target in _GGUF else f"PEFT writes it, and {TARGETS[target]} doesn't read it"
+    )
     what = "base_model_name_or_path is empty, so nothing says which base it belongs to; shapes alone are compared"
     yield Finding("base", "look", what, "write the base's id into adapter_config.json before it leaves you", source)
 

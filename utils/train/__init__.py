@@ -7,7 +7,7 @@ __getattr__, __dir__, __all__ = front_door(
     {
         "adapter_cache": "adapter_dir trained_adapter",
         "callbacks": "LiveLoss",
-        "consolidate": "check_resumable check_whole consolidate gathered save_gathered",
+        "consolidate": "check_resumable check_whole gathered save_gathered",
         "dpo": (
             "Pair adapter_off answer_log_probs dpo_loss drift evaluate_pairs has_moral moral_pairs numbers "
             "pair_batch reference_log_probs sample train_dpo trl_trainer"
