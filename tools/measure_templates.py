@@ -31,15 +31,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from utils.export.gguf import to_gguf
-from utils.export.llama_cpp import LlamaCpp
 
 from tools.ensemble import provenance, write
 from tools.go_render import go_render, go_version
 from tools.template_talks import TALKS, Family, families, family_tokenizer
 from utils.evaluate.metrics import complete
 from utils.export.errors import ExportError
+from utils.export.gguf import to_gguf
 from utils.export.go_template import go_template
+from utils.export.llama_cpp import LlamaCpp
 from utils.export.modelfile_checks import check_modelfile
 from utils.export.modelfile_syntax import parse
 from utils.export.ollama import write_modelfile

