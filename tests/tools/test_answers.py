@@ -116,6 +116,12 @@ def test_an_answer_has_what_the_chapter_imports_and_nothing_of_another_ones(cour
     assert not judge("def size(items):\n    return len(items) + stray").passed
 
 
+def test_an_answer_has_what_the_chapter_defines_before_it():
+    """Chapter 13's `entries` calls `rotate`, an exercise before it, and `read_value` helpers of its lesson."""
+    given = {a.label: a for a in answers.read() if a.exercise in ("entries", "read_value") and a.right}
+    assert given and all(answers.judge(answer).passed for answer in given.values())
+
+
 def test_an_answer_that_defines_something_else_is_refused(course):
     with pytest.raises(ValueError, match=r"size \| trial: the cell defines no size"):
         judge("length = len")

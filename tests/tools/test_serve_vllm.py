@@ -1,4 +1,4 @@
-"""vLLM's tool: what it starts, that nothing of it stays, and what its record says. The real server runs by `make vllm`."""
+"""vLLM's tool: what it starts, that nothing of it stays, and its record. `make vllm` runs the real server."""
 
 from __future__ import annotations
 

@@ -115,8 +115,8 @@ def new_chapter(number: str, title: str, course: Course, checks: Path | None = N
     """Write the skeleton and return the files that it made or changed.
 
     Its number is the first that no chapter has: behind the last one, or where `tools.build.renumber` has made room.
-    checks: the folder of the chapters' checks; default: the package's. Raises BuildError for another number, for a title
-    without letters, and when a file is there already.
+    checks: the folder of the chapters' checks; default: the package's. Raises BuildError for another number, for a
+    title without letters, and when a file is there already.
     """
     root, checks = course.root, checks or _checks_folder()
     lessons = sorted((root / "lessons").glob(LESSON_FILE))

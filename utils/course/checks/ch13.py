@@ -318,7 +318,7 @@ exercise(
         "The name is blk.LAYER.PART.weight, with the part from PARTS, and then .lora_a or .lora_b.",
         "heads.get(kind) is None for what RoPE doesn't turn; else rotate(lora_B, that number).",
     ],
-    why="W + B A has one order of rows, so B's are put into W's. A's columns meet the hidden state, and A's rows only B.",
+    why="W + B A has one order of rows, so B's are put into W's. A meets the hidden state and B alone.",
     points=2,
 )
 
@@ -326,7 +326,7 @@ exercise(
 
 exercise(
     "faults",
-    reference=dict(lesson.faults),
+    reference=lesson.faults,
     mistakes=[
         Mistake(
             lesson.faults | {"A": lesson.faults["B"], "B": lesson.faults["A"]},
@@ -343,6 +343,14 @@ exercise(
         Mistake(
             lesson.faults | {"B": lesson.faults["D"], "D": lesson.faults["B"]},
             "B and D are exchanged: both lie in the adapter. Which of them is cured by asking with scale 2?",
+        ),
+        Mistake(
+            lesson.faults | {"C": lesson.faults["D"], "D": lesson.faults["C"]},
+            "C and D are exchanged: an adapter's alpha can't change what the base says alone, and C's base is wrong.",
+        ),
+        Mistake(
+            lesson.faults | {"A": lesson.faults["D"], "D": lesson.faults["A"]},
+            "A and D are exchanged: D reads the right prompt, so its template is right.",
         ),
     ],
     hints=[
