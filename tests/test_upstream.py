@@ -292,3 +292,35 @@ def test_fake_tensors_have_no_public_home():
 
     public = [m for m in (torch, torch.testing, torch.utils) if hasattr(m, "FakeTensorMode")]
     needed(not public, f"flops and tests/models/other_device.py import {private.__name__}; public now: {public}")
+
+
+# --------------------------------------------------------------------------------------------------------- llama.cpp
+
+
+def test_llama_cpp_takes_a_prompts_state_for_the_same_under_another_scale(tmp_path):
+    """Its server keeps prompts' states in main memory, and doesn't ask which adapter they were computed with."""
+    from utils.export import LlamaCpp, to_gguf
+    from utils.models import TINY_DIR
+    from utils.tinyworld import task_examples
+    from utils.train.adapter_cache import adapter_dir
+
+    pytest.importorskip("xllamacpp")
+    base = to_gguf(TINY_DIR, tmp_path / "base.gguf")
+    style = to_gguf(adapter_dir("style"), tmp_path / "style.gguf")
+    rows = task_examples("style", "test", 20)
+
+    def right(cache_mib: int) -> int:
+        """After the same prompts with scale 0, how many are right with scale 1."""
+        with LlamaCpp(base, {"style": style}, cache_mib=cache_mib) as server, server.client() as client:
+            for scale in (0.0, 1.0):
+                said = [
+                    client.chat.completions.create(
+                        model="base", temperature=0, max_tokens=40, messages=[{"role": "user", "content": row.prompt}],
+                        extra_body={"lora": server.lora("style", scale)},
+                    ).choices[0].message.content
+                    for row in rows
+                ]  # fmt: skip
+        return sum(text.strip() == row.answer for text, row in zip(said, rows, strict=True))
+
+    assert right(0) == len(rows)
+    needed(right(8192) < len(rows), "LlamaCpp's cache_mib is 0")

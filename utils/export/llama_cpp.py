@@ -55,11 +55,13 @@ class LlamaCpp:
         context: int | None = None,
         slots: int = 1,
         threads: int = 1,
+        cache_mib: int = 0,
     ) -> None:
         """Load the GGUF file `model`, and `adapters`, files by the names they will be asked for by.
 
         `context` is in tokens, by default the model's own and 4,096 at most; `slots` is how many requests are computed
-        at a time. Raises FileNotFoundError for a missing file, ExportError where xllamacpp isn't installed, for a file
+        at a time. `cache_mib` is llama-server's ``--cache-ram``, main memory in MiB for the states of earlier prompts: 0,
+        since a state is used again under another adapter or scale than it was computed with. Raises FileNotFoundError for a missing file, ExportError where xllamacpp isn't installed, for a file
         that isn't a whole GGUF file, and for an adapter of another base.
         """
         self._server: Any = None
@@ -70,7 +72,9 @@ class LlamaCpp:
         self.model = Path(model)
         self._facts = _checked(self.model, self.adapters)
         self.context = context or min(self._facts.context or _LONGEST, _LONGEST)
-        self._server = _started(self.model, list(self.adapters.values()), self.context, slots, threads)
+        self._server = _started(
+            self.model, list(self.adapters.values()), self.context, slots, threads, cache_mib
+        )
         self.url: str = self._server.listening_address
 
     def __enter__(self) -> LlamaCpp:
@@ -244,7 +248,9 @@ def _checked(model: Path, adapters: Mapping[str, Path]) -> GGUFFacts:
     return facts
 
 
-def _started(model: Path, adapters: Sequence[Path], context: int, slots: int, threads: int) -> Any:
+def _started(
+    model: Path, adapters: Sequence[Path], context: int, slots: int, threads: int, cache_mib: int
+) -> Any:
     """llama.cpp's server, listening. Its parameters are those of llama-server, and it writes no log."""
     try:
         import xllamacpp as library
@@ -270,7 +276,7 @@ def _started(model: Path, adapters: Sequence[Path], context: int, slots: int, th
     p.cache_type_k = p.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
     p.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     p.warmup = p.fit_params = p.ui = False
-    p.cache_ram_mib = 0
+    p.cache_ram_mib = cache_mib
     p.special = False
     try:
         return xllamacpp.Server(p)
