@@ -31,7 +31,9 @@ RUN = [Requirement(line) for line in PROJECT["dependencies"]]
 SINCE_THE_RUNS = {"gguf", "xllamacpp"}
 TRIED = [Requirement(line) for line in PROJECT["dependencies"] if Requirement(line).name not in SINCE_THE_RUNS]
 EXTRA = PROJECT["optional-dependencies"]
-BY_HAND = [Requirement(line) for name in ("browser", "classroom", "reference", "harness", "elsewhere") for line in EXTRA[name]]
+BY_HAND = [
+    Requirement(line) for name in ("browser", "classroom", "reference", "harness", "elsewhere") for line in EXTRA[name]
+]
 EXTRAS = [Requirement(line) for name in ("lab", "dev") for line in EXTRA[name]]
 BUILD = [Requirement(line) for line in PYPROJECT["build-system"]["requires"]]
 DRIFT = json.loads(drift.RECORD.read_text(encoding="utf-8")) if drift.RECORD.exists() else {}

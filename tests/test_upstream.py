@@ -324,3 +324,24 @@ def test_llama_cpp_takes_a_prompts_state_for_the_same_under_another_scale(tmp_pa
 
     assert right(0) == len(rows)
     needed(right(8192) < len(rows), "LlamaCpp's cache_mib is 0")
+
+
+def test_llama_cpp_waits_for_ever_when_it_is_freed_before_its_loop_runs(tmp_path):
+    from utils.export import to_gguf
+    from utils.models import TINY_DIR
+
+    pytest.importorskip("xllamacpp")
+    base = to_gguf(TINY_DIR, tmp_path / "base.gguf")
+    code = f"""
+import xllamacpp
+for _ in range(60):
+    p = xllamacpp.CommonParams()
+    p.verbosity, p.model.path, p.n_ctx, p.warmup = -1, {str(base)!r}, 64, False
+    server = xllamacpp.Server(p)
+    del server
+"""
+    try:
+        subprocess.run([sys.executable, "-c", code], check=True, timeout=15)
+    except subprocess.TimeoutExpired:
+        return
+    needed(False, "LlamaCpp asks its server once before it is handed out")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -218,3 +220,18 @@ def test_each_breakage_has_its_symptom(files, tmp_path):
             assert sum(a.text.startswith(w) for a, w in zip(answers, wanted, strict=True)) > 8, (
                 "right, and then it goes on"
             )
+
+
+def test_what_is_closed_at_once_is_closed(tmp_path):
+    """In a process of its own, which a server that never ends would keep: it did, before the first request."""
+    code = f"""
+from pathlib import Path
+from utils.export import LlamaCpp, to_gguf
+from utils.models import TINY_DIR
+base = to_gguf(TINY_DIR, Path({str(tmp_path)!r}) / "base.gguf")
+for _ in range(30):
+    with LlamaCpp(base):
+        pass
+"""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=120)

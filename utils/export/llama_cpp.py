@@ -72,10 +72,10 @@ class LlamaCpp:
         self.model = Path(model)
         self._facts = _checked(self.model, self.adapters)
         self.context = context or min(self._facts.context or _LONGEST, _LONGEST)
-        self._server = _started(
-            self.model, list(self.adapters.values()), self.context, slots, threads, cache_mib
-        )
+        self._server = _started(self.model, list(self.adapters.values()), self.context, slots, threads, cache_mib)
         self.url: str = self._server.listening_address
+        # A server that is freed before its loop runs waits for the loop's end for ever. This passes through the loop.
+        self._request("GET", "/lora-adapters")
 
     def __enter__(self) -> LlamaCpp:
         return self
@@ -205,22 +205,25 @@ class LlamaCpp:
             raise ExportError("this model is closed: open it again, LlamaCpp(path, adapters)")
 
     def _post(self, path: str, asked: Mapping[str, Any]) -> dict[str, Any]:
+        return self._request("POST", path, json.dumps(asked))
+
+    def _request(self, method: str, path: str, body: str | None = None) -> Any:
         """A request's answer, as JSON. Raises ExportError with llama.cpp's words when it refuses."""
         self._check_open()
         connection = http.client.HTTPConnection(_HOST, int(self.url.rpartition(":")[2]), timeout=_SECONDS)
         try:
-            connection.request("POST", path, json.dumps(asked), {"Content-Type": "application/json"})
+            connection.request(method, path, body, {"Content-Type": "application/json"})
             response = connection.getresponse()
-            body = response.read().decode("utf-8", errors="replace")
+            said = response.read().decode("utf-8", errors="replace")
         finally:
             connection.close()
         if response.status != 200:
             try:
-                body = json.loads(body)["error"]["message"]
+                said = json.loads(said)["error"]["message"]
             except (ValueError, KeyError, TypeError):
                 pass
-            raise ExportError(f"llama.cpp refuses this request: {str(body)[:600]}")
-        return json.loads(body)
+            raise ExportError(f"llama.cpp refuses this request: {str(said)[:600]}")
+        return json.loads(said)
 
 
 def _checked(model: Path, adapters: Mapping[str, Path]) -> GGUFFacts:
@@ -248,9 +251,7 @@ def _checked(model: Path, adapters: Mapping[str, Path]) -> GGUFFacts:
     return facts
 
 
-def _started(
-    model: Path, adapters: Sequence[Path], context: int, slots: int, threads: int, cache_mib: int
-) -> Any:
+def _started(model: Path, adapters: Sequence[Path], context: int, slots: int, threads: int, cache_mib: int) -> Any:
     """llama.cpp's server, listening. Its parameters are those of llama-server, and it writes no log."""
     try:
         import xllamacpp as library
