@@ -60,9 +60,10 @@ class LlamaCpp:
         """Load the GGUF file `model`, and `adapters`, files by the names they will be asked for by.
 
         `context` is in tokens, by default the model's own and 4,096 at most; `slots` is how many requests are computed
-        at a time. `cache_mib` is llama-server's ``--cache-ram``, main memory in MiB for the states of earlier prompts: 0,
-        since a state is used again under another adapter or scale than it was computed with. Raises FileNotFoundError for a missing file, ExportError where xllamacpp isn't installed, for a file
-        that isn't a whole GGUF file, and for an adapter of another base.
+        at a time. `cache_mib` is llama-server's ``--cache-ram``, main memory in MiB for the states of earlier prompts:
+        0, since a state is used again under another adapter or scale than it was computed with. Raises
+        FileNotFoundError for a missing file, ExportError where xllamacpp isn't installed, for a file that isn't a whole
+        GGUF file, and for an adapter of another base.
         """
         self._server: Any = None
         self._plain: int | None = None
