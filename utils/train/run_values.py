@@ -56,8 +56,9 @@ def check_values(run: RunFile) -> None:
     than its field, or a number that makes no sense, with the key, the value and what is asked for; and what
     :func:`check_model` raises. Nothing is loaded."""
     check_model(run.model)
-    for name, given in (("lora", run.lora), ("sft", run.sft), ("four_bit", run.four_bit or {})):
-        check_section(name, given)
+    check_section("lora", run.lora)
+    check_section("sft", run.sft)
+    check_section("four_bit", run.four_bit or {})
 
 
 def check_section(name: Literal["lora", "sft", "four_bit"], given: Mapping[str, Any]) -> None:
