@@ -168,6 +168,21 @@ def test_a_training_that_took_fewer_steps_than_planned_is_no_finished_run(tmp_pa
 # ------------------------------------------------------------------------------------------------------------ the tool
 
 
+def test_the_recipe_of_a_7b_model_is_a_run_file_on_one_to_eight_processes(tmp_path, monkeypatch):
+    file = ROOT / "tools" / "engines" / "recipe_7b.yaml"
+    run = tool.read_recipe(file)
+    check_values(run)
+    for processes, each in ((1, 8), (2, 4), (4, 2), (8, 1)):
+        monkeypatch.setattr(engine_run, "ranks", lambda world=processes: engine_run.Ranks(0, world))
+        assert engine_run.sft_settings(run, tmp_path).per_device_train_batch_size == each
+    assert engine_run.lora_settings(run).r == 16
+    text = file.read_text(encoding="utf-8").replace("# four_bit: #", "four_bit: #").replace("\n#   bnb", "\n  bnb")
+    (tmp_path / "qlora.yaml").write_text(text, encoding="utf-8")
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    four_bit = engine_run.four_bit_settings(tool.read_recipe(tmp_path / "qlora.yaml"))
+    assert four_bit is not None and four_bit.bnb_4bit_use_double_quant
+
+
 @pytest.mark.parametrize(
     "content, says",
     [
