@@ -22,8 +22,11 @@ from utils.train.run_values import FOUR_BIT, check_model, check_values, fits, in
 TINY = str(ASSETS / "tiny-llama")
 
 
+DATA = str(ASSETS / "data" / "instructions" / "train.jsonl")
+
+
 def recipe(**changes):
-    return checked_run({"model": TINY, "data": "d.jsonl", "output": "out", **changes})
+    return checked_run({"model": TINY, "data": DATA, "output": "out", **changes})
 
 
 @pytest.mark.parametrize(
@@ -55,6 +58,9 @@ def recipe(**changes):
         ("sft", "ddp_timeout", "soon", "sft.ddp_timeout is 'soon', and has to be a whole number"),
         ("sft", "lr_scheduler_type", "cosin", "sft.lr_scheduler_type is 'cosin', and has to be one of linear, cosine"),
         ("sft", "save_strategy", False, "sft.save_strategy is false.*YAML reads no"),
+        ("lora", "rank_pattern", {"q": "four"}, "lora.rank_pattern is .*a mapping, each value a whole number"),
+        ("sft", "log_level", "loud", "sft.log_level is 'loud', and has to be one of detail"),
+        ("sft", "lr_scheduler_kwargs", "x", "sft.lr_scheduler_kwargs is 'x', and has to be a mapping"),
         ("sft", "bf16", "yes please", "sft.bf16 is 'yes please', and has to be true or false"),
         ("four_bit", "bnb_4bit_quant_typo", "nf4", "four_bit has unknown keys: .*did you mean 'bnb_4bit_quant_type'"),
         ("four_bit", "bnb_4bit_quant_type", "nf5", "four_bit.bnb_4bit_quant_type is 'nf5'.*nf4, fp4"),
@@ -121,9 +127,20 @@ def test_a_model_that_isnt_there_is_named_with_its_key(tmp_path):
     check_model("HuggingFaceTB/SmolLM2-135M")
 
 
+def test_data_that_isnt_there_is_named_with_its_key(tmp_path):
+    with pytest.raises(FileNotFoundError, match="data: there is no file nowhere.jsonl, seen from "):
+        check_values(recipe(data="nowhere.jsonl"))
+    with pytest.raises(ValueError, match="data: .* is a folder; give a file"):
+        check_values(recipe(data=str(tmp_path)))
+    streamed = {"streaming": True, "sft": {"max_steps": 1}}
+    with pytest.raises(FileNotFoundError, match="data: there is no file"):
+        check_values(recipe(data=str(tmp_path / "*.jsonl"), **streamed))
+    (tmp_path / "part.jsonl").touch()
+    check_values(recipe(data=str(tmp_path / "*.jsonl"), **streamed))
+
+
 def test_a_folders_name_that_could_be_a_hub_ids_is_named_when_nothing_loads(tmp_path):
-    data = str(ASSETS / "data" / "instructions" / "train.jsonl")
-    run = recipe(model="assets/tiny-lama", data=data, output=str(tmp_path / "out"), sft={"max_steps": 1})
+    run = recipe(model="assets/tiny-lama", output=str(tmp_path / "out"), sft={"max_steps": 1})
     with pytest.raises(OSError, match="model: there is no folder assets/tiny-lama here, and from the Hub: "):
         engine_run.build(run, tmp_path)
 
@@ -171,7 +188,7 @@ def test_a_training_that_took_fewer_steps_than_planned_is_no_finished_run(tmp_pa
 def test_the_recipe_of_a_7b_model_is_a_run_file_on_one_to_eight_processes(tmp_path, monkeypatch):
     file = ROOT / "tools" / "engines" / "recipe_7b.yaml"
     run = tool.read_recipe(file)
-    check_values(run)
+    check_values(dataclasses.replace(run, data=DATA))
     for processes, each in ((1, 8), (2, 4), (4, 2), (8, 1)):
         monkeypatch.setattr(engine_run, "ranks", lambda world=processes: engine_run.Ranks(0, world))
         assert engine_run.sft_settings(run, tmp_path).per_device_train_batch_size == each
@@ -211,7 +228,7 @@ def test_a_merge_key_and_a_byte_order_mark_are_yaml(tmp_path):
 @pytest.mark.slow
 def test_under_a_launcher_a_mistake_is_said_once(tmp_path):
     file = tmp_path / "r.yaml"
-    content = {"model": TINY, "data": "d", "output": str(tmp_path / "o"), "sft": {"learning_rate": "fast"}}
+    content = {"model": TINY, "data": DATA, "output": str(tmp_path / "o"), "sft": {"learning_rate": "fast"}}
     file.write_text(yaml.safe_dump(content))
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "tools/engines/ddp.yaml"]
     done = subprocess.run(

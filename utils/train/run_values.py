@@ -10,6 +10,7 @@ Attributes:
 
 from __future__ import annotations
 
+import glob
 import math
 import re
 import types
@@ -48,14 +49,22 @@ FOUR_BIT: dict[str, Any] = {
     "bnb_4bit_quant_storage": Literal["uint8", "int8", "bfloat16", "float16", "float32", "float64"],
     "llm_int8_skip_modules": list[str],
 }
-_WIDER: dict[str, Any] = {"lora.lora_alpha": float}  # annotated as int; PEFT divides it by r
+_LEVELS = Literal["detail", "debug", "info", "warning", "error", "critical", "passive"]
+_OWN: dict[str, Any] = {  # where the annotation says less, or more, than the class takes
+    "lora.lora_alpha": float,
+    "lora.rank_pattern": dict[str, int] | None,
+    "lora.alpha_pattern": dict[str, float] | None,
+    "sft.log_level": _LEVELS,
+    "sft.log_level_replica": _LEVELS,
+}
 
 
 def check_values(run: RunFile) -> None:
     """Raise ValueError for the first key of `lora`, `sft` or `four_bit` that isn't known, has a value of another kind
     than its field, or a number that makes no sense, with the key, the value and what is asked for; and what
-    :func:`check_model` raises. Nothing is loaded."""
+    :func:`check_model` and :func:`check_data` raise. Nothing is loaded."""
     check_model(run.model)
+    check_data(run.data, run.streaming)
     check_section("lora", run.lora)
     check_section("sft", run.sft)
     check_section("four_bit", run.four_bit or {})
@@ -76,7 +85,8 @@ def check_section(name: Literal["lora", "sft", "four_bit"], given: Mapping[str, 
     refuse_unknown(given, known, f"{name} has")
     for key, value in given.items():
         field = f"{name}.{key}"
-        check_value(field, value, _WIDER.get(field, known[key]))
+        wanted = dict if key.endswith("_kwargs") else known[key]  # a text is there for the command line
+        check_value(field, value, _OWN.get(field, wanted))
 
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -96,6 +106,17 @@ def check_model(model: str) -> None:
         raise ValueError(f"model: {model} is a file; give the model's folder, or a Hub id")
     elif not _HUB_ID.fullmatch(model):
         raise FileNotFoundError(f"model: there is no folder {model}, and it isn't a Hub id (owner/name) either")
+
+
+def check_data(data: str, streaming: bool = False) -> None:
+    """Raise FileNotFoundError when there is no such file, or with `streaming` none of the pattern's, and ValueError for
+    a folder."""
+    if not streaming and Path(data).is_dir():
+        raise ValueError(
+            f"data: {data} is a folder; give a file, or with streaming: true a pattern such as {data}/*.jsonl"
+        )
+    if not (glob.glob(data) if streaming else Path(data).exists()):
+        raise FileNotFoundError(f"data: there is no file {data}, seen from {Path.cwd()}")
 
 
 def check_value(field: str, value: Any, annotation: Any) -> None:
@@ -136,7 +157,8 @@ def fits(value: Any, annotation: Any) -> bool:
         each = get_args(annotation)[:1]
         return isinstance(value, list) and all(fits(v, a) for v in value for a in each)
     if origin is dict or annotation is dict:
-        return isinstance(value, Mapping)
+        each = get_args(annotation)[1:]
+        return isinstance(value, Mapping) and all(fits(v, a) for v in value.values() for a in each)
     if _is_enum(annotation):
         return value in [member.value for member in annotation]
     if annotation in (bool, str, list):
@@ -160,7 +182,10 @@ def in_words(annotation: Any) -> str:
     plain = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
     if annotation in plain:
         return plain[annotation]
-    return "a list" if origin in (list, tuple) or annotation is list else "a mapping"
+    if origin in (list, tuple) or annotation is list:
+        return "a list"
+    each = get_args(annotation)[1:] if origin is dict else ()
+    return f"a mapping, each value {in_words(each[0])}" if each and each[0] is not Any else "a mapping"
 
 
 def _one_of(choices: Iterable[Any]) -> str:
