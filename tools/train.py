@@ -27,10 +27,10 @@ SAID_ONCE = 10.0
 
 
 def read_recipe(path: str | Path):
-    """The run that a YAML file describes. Raises what :func:`utils.train.run_yaml.read_yaml` and
+    """The run that a YAML file describes. Raises what :func:`tools.run_yaml.read_yaml` and
     :func:`utils.train.run_file.checked_run` raise."""
+    from tools.run_yaml import read_yaml
     from utils.train.run_file import checked_run
-    from utils.train.run_yaml import read_yaml
 
     return checked_run(read_yaml(path), Path(path).name)
 

@@ -219,7 +219,7 @@ def test_a_file_is_refused_by_its_name(content, says, tmp_path, capsys):
 
 
 def test_a_merge_key_and_a_byte_order_mark_are_yaml(tmp_path):
-    from utils.train.run_yaml import read_yaml
+    from tools.run_yaml import read_yaml
 
     (tmp_path / "r.yaml").write_bytes(b"\xef\xbb\xbfa: &a {x: 1, y: 2}\nb: {<<: *a, x: 3}\n")
     assert read_yaml(tmp_path / "r.yaml") == {"a": {"x": 1, "y": 2}, "b": {"x": 3, "y": 2}}
