@@ -6,30 +6,33 @@
 
 `tools/engines` has the engines: ddp, fsdp2, fsdp2_qlora, zero3. The keys of the file are those of
 `utils.train.run_file.RunFile`. Paths are counted from the folder where the command runs. A run that was stopped goes on
-from its last checkpoint by the same command, on any number of processes that divides global_batch_size.
+from its last checkpoint by the same command under the same engine, on any number of processes that divides
+global_batch_size; under ZeRO-3 on the same number.
+
+Attributes:
+    SAID_ONCE: Seconds that the other processes of a host wait for its first to say what is wrong.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import sys
+import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+SAID_ONCE = 10.0
 
 
 def read_recipe(path: str | Path):
-    """The run that a YAML file describes. Raises ValueError for what isn't YAML or no run, naming it."""
-    import yaml
-
+    """The run that a YAML file describes. Raises what :func:`tools.run_yaml.read_yaml` and
+    :func:`utils.train.run_file.checked_run` raise."""
+    from tools.run_yaml import read_yaml
     from utils.train.run_file import checked_run
 
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is no YAML: {error}") from error
-    return checked_run(content, Path(path).name)
+    return checked_run(read_yaml(path), Path(path).name)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -58,6 +61,8 @@ def main(arguments: list[str] | None = None) -> int:
         if engine_run.ranks().main:
             print(f"The adapter is in {folder}")
     except (ValueError, OSError, ModuleNotFoundError) as error:
+        if os.environ.get("LOCAL_RANK", "0") != "0":
+            time.sleep(SAID_ONCE)  # a mistake in the file is every process's: the first says it, the launcher stops us
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
     return 0

@@ -147,7 +147,7 @@ def test_the_command_line_says_the_pace_the_cost_and_what_was_assumed(capsys):
         main(["--way", "DDP, DoRA"])
 
 
-def test_the_first_screen_of_chapter_19_is_the_record():
+def test_the_first_screen_of_chapter_20_is_the_record():
     text = (ROOT / "lessons" / "20_several_gpus.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| (DDP|FSDP2), ([^|]+) \| (\d) \| (\d+) \| ([\d,]+) \| ([\d,]+) \| ([\d.]+) \|$", text, re.M)
     assert len(rows) == 7
@@ -158,3 +158,32 @@ def test_the_first_screen_of_chapter_19_is_the_record():
         assert f"{took:,.0f}" == ms and f"{RECORD.peak(**asked) / 1e9:.1f}" == gb, asked
         # the prototype's own tokens a second, from milliseconds that were not yet rounded
         assert int(tokens.replace(",", "")) == pytest.approx(int(gpus) * int(batch) * 512 / took * 1000, rel=1e-3)
+
+
+def test_what_chapter_20_says_before_its_cells_is_the_models(constants):
+    text = (ROOT / "lessons" / "20_several_gpus.md").read_text(encoding="utf-8")
+    steps = [step.total for step in strong(Run("DDP, LoRA", 1), constants, [1, 4], total=16)]
+    assert f"our model says {steps[0]:.0f} and {steps[1]:.0f} ms for DDP" in text
+    same = [
+        step_time(Run(way, 4, 16, checkpointing=True), constants).total for way in ("DDP, LoRA 16-bit", "FSDP2, LoRA")
+    ]
+    assert f"the model gives it {same[0]:.0f} ms, and FSDP2 the same" in text and round(same[0]) == round(same[1])
+    slow = dataclasses.replace(constants, link=25e9)
+    ddp, fsdp = ([step_time(Run(way, 4), on).total for on in (constants, slow)] for way in ("DDP, LoRA", "FSDP2, LoRA"))
+    assert "over PCIe our model doubles its step" in text and fsdp[1] / fsdp[0] == pytest.approx(2, abs=0.2)
+    assert ddp[0] == ddp[1]
+
+
+def test_fsdp2_between_hosts_passes_ddp_only_with_wider_adapters(constants):
+    def took(way, between):
+        return step_time(Run(way, 16, 16, checkpointing=True, between=between), constants).total
+
+    assert took("FSDP2, LoRA", 100) > took("DDP, LoRA", 25) > took("FSDP2, LoRA", 200)
+    assert took("FSDP2, LoRA", 200) > 1.2 * took("FSDP2, LoRA", 400)
+    assert all(took("FSDP2, LoRA", gb) >= 0.999 * took("DDP, LoRA 16-bit", 25) for gb in (100, 200, 400, 1e5))
+
+
+def test_one_gpus_limit_is_the_host_by_construction(constants):
+    """What the page says of the model: DDP's step on one GPU is put in as launches, so it can't be evidence of them."""
+    step = step_time(Run("DDP, LoRA", 1), constants)
+    assert step.bound == "host" and step.host == pytest.approx(RECORD.milliseconds("DDP, LoRA", 1), rel=1e-6)

@@ -3,9 +3,10 @@
     python -m tools.gpu.several_text tests/tools/gpu/scale_h200x4.txt assets/measurements/several_gpus.json
 
 The text has one JSON object a line and notes behind `#`. It names the hardware, the versions and how often a step was
-taken; it names no day.
+taken; it names no day and no seed. The script that it names is `tests/tools/gpu/scale_spike.py`, which sets the seed.
 
 Attributes:
+    OTHER_MS: What a row's `other_ms` is, by that script.
     WAYS: What the text calls a way, and what the record does.
 """
 
@@ -19,6 +20,10 @@ from typing import Any
 
 from utils.profiling.several import key_of
 
+OTHER_MS = (
+    "one more step under torch.profiler: all CUDA events but NCCL's, added up. Annotations on the GPU, which span "
+    "kernels, may be among them, so it isn't the kernels' share of a step and may exceed it"
+)
 WAYS = {"ddp-lora": "DDP, LoRA", "fsdp-lora": "FSDP2, LoRA", "fsdp-full": "FSDP2, full"}
 _SPREAD = re.compile(r"(\d+) \((\d+)-(\d+)\)")
 
@@ -72,9 +77,10 @@ def record_of(text: str) -> dict[str, Any]:
         "gave out at most, from GiB with two decimals",
         "hardware": machine.replace("4 x", "4 x NVIDIA", 1),
         "versions": found,
-        "date": "2026-11 (the text names no day)",
+        "date": "2026-11",
         "tool": "tools/gpu/several_text.py, from tests/tools/gpu/scale_h200x4.txt",
         "seed": 0,
+        "other_ms": OTHER_MS,
         "elsewhere": {"hardware": "2 x NVIDIA H100, another machine", "rows": elsewhere(other)},
         "rows": [row_of(line, length, runs) for line in lines],
     }

@@ -1,4 +1,6 @@
-"""What goes wrong on several ranks and nowhere else, each made and cured on two processes with the tiny Llama.
+"""What goes wrong in training on several ranks, each made and cured on two processes with the tiny Llama.
+
+Three of the nine belong to the wrapper or to PEFT, and spring with one process as well (`Trap.alone`).
 
 Attributes:
     TRAPS: Name -> :class:`Trap`. `tests/distributed/test_traps.py` holds each to what the installed versions do.
@@ -27,18 +29,27 @@ if TYPE_CHECKING:
 class Trap(NamedTuple):
     """on_rank: what a rank runs, with whether the trap is cured; it returns what is seen in a few words.
 
-    cure: the call. timeout: seconds that a collective waits, where waiting is the point.
+    cure: the call. alone: it springs on one process too. timeout: seconds that a collective waits, where waiting is
+    the point.
     """
 
     on_rank: Callable[[bool], str]
     cure: str
+    alone: bool = False
     timeout: float | None = None
 
 
-def spring(name: str) -> tuple[str, str]:
-    """What rank 0 of two sees in the trap, and with its cure. Raises KeyError for a trap that isn't one."""
+def spring(name: str, processes: int = 2) -> tuple[str, str]:
+    """What rank 0 sees in the trap, and with its cure. processes: 2, or 1 for a trap that springs alone.
+
+    Raises KeyError for a trap that isn't one, and ValueError for another number of processes.
+    """
     trap = TRAPS[name]
-    made, cured = (run(trap.on_rank, cured, timeout=trap.timeout, show=False)[0] for cured in (False, True))
+    if processes != 2 and not (processes == 1 and trap.alone):
+        raise ValueError(f"the trap {name!r} needs 2 processes{' or 1' * trap.alone}, not {processes}")
+    made, cured = (
+        run(trap.on_rank, cured, processes=processes, timeout=trap.timeout, show=False)[0] for cured in (False, True)
+    )
     return made, cured
 
 
@@ -120,7 +131,7 @@ def _wrapped_first(cured: bool) -> str:
         inner = get_peft_model(model.module, config)
     _loss(model).backward()
     gradient = next(p.grad for n, p in inner.named_parameters() if "lora_B" in n and p.grad is not None)
-    return f"gradients of the two ranks are {_between_ranks(gradient):.0f} times the largest apart"
+    return f"the ranks' gradients differ by up to {_between_ranks(gradient):.1f} times rank 0's largest"
 
 
 def _reentrant(cured: bool) -> str:
@@ -133,7 +144,8 @@ def _reentrant(cured: bool) -> str:
         _loss(model).backward()
     except RuntimeError as error:
         return _first_words(error)
-    return f"{sum(p.grad is None for p in inner.parameters() if p.requires_grad)} adapters without a gradient"
+    trained = [p for p in inner.parameters() if p.requires_grad]
+    return f"{sum(p.grad is not None for p in trained)} of {len(trained)} adapter matrices have their gradient"
 
 
 def _one_shard(cured: bool) -> str:
@@ -146,15 +158,26 @@ def _one_shard(cured: bool) -> str:
     return f"r=8, and the saved A has the shape {tuple(saved.shape)}"
 
 
-def _forty_bytes(cured: bool) -> str:
-    from peft import get_peft_model_state_dict
-    from safetensors.torch import save_file
+def _not_gathered(cured: bool) -> str:
+    """Cut up as ZeRO-3 does it, by hand: a rank keeps its part of each parameter beside it, and the parameter itself
+    has no numbers until it is gathered. DeepSpeed isn't needed."""
+    from safetensors.torch import load_file
 
-    tensors = get_peft_model_state_dict(_model(), save_embedding_layers=False) if cured else {}
+    model, rank, world = _model(), dist.get_rank(), dist.get_world_size()
+    adapter = [p for p in model.parameters() if p.requires_grad]
+    parts = [p.data.flatten().chunk(world)[rank].clone() for p in adapter]
+    shapes = [p.shape for p in adapter]
+    for parameter in adapter:
+        parameter.data = torch.empty(0)
+    if cured:
+        for parameter, part, shape in zip(adapter, parts, shapes, strict=True):
+            whole = [torch.empty_like(part) for _ in range(world)]
+            dist.all_gather(whole, part)
+            parameter.data = torch.cat(whole).view(shape)
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "adapter_model.safetensors"
-        save_file(tensors, path, metadata={"format": "pt"})
-        return f"{len(tensors)} tensors, {path.stat().st_size:,} bytes"
+        model.save_pretrained(folder, save_embedding_layers=False)
+        saved = load_file(Path(folder) / "adapter_model.safetensors")
+    return f"the file has {len(saved)} tensors and {sum(t.numel() for t in saved.values()):,} numbers"
 
 
 def _tied(cured: bool) -> str:
@@ -180,8 +203,16 @@ def _no_tokens(cured: bool) -> str:
 
 
 def _same_masks(cured: bool) -> str:
-    torch.manual_seed(dist.get_rank() if cured else 0)
-    mask = nn.functional.dropout(torch.ones(100_000), 0.1)
+    """transformers' Trainer seeds its process as it is made; what the adapter's dropout draws then is compared."""
+    from transformers import Trainer, TrainingArguments
+
+    model = _model(lora_dropout=0.1)
+    with tempfile.TemporaryDirectory() as folder:
+        Trainer(model, TrainingArguments(folder, seed=0, report_to="none", use_cpu=True))
+    if cured:
+        torch.manual_seed(dist.get_rank())
+    dropout = next(module for module in model.modules() if isinstance(module, nn.Dropout))
+    mask = dropout.train()(torch.ones(100_000))
     both = [torch.empty_like(mask) for _ in range(2)]
     dist.all_gather(both, mask)
     return f"{(both[0] == both[1]).float().mean().item():.0%} of the mask is the same on both ranks"
@@ -194,21 +225,21 @@ def _rank_0_evaluates(cured: bool) -> str:
         if not cured and dist.get_rank():
             return "went on"
         try:
-            return f"loss {_loss(model).item():.1f}"
+            return f"{'both ranks have' if cured else 'rank 0 has'} a loss, {_loss(model).item():.1f}"
         except RuntimeError as error:
             return _first_words(error)
 
 
 TRAPS: dict[str, Trap] = {
-    "trained in two dtypes under FSDP2": Trap(_two_dtypes, "one dtype for all that trains in a block"),
+    "trained in two dtypes under FSDP2": Trap(_two_dtypes, "one dtype for all that trains in a block", alone=True),
     "DDP before PEFT": Trap(_wrapped_first, "get_peft_model first, then wrap"),
     "reentrant checkpointing under DDP": Trap(
-        _reentrant, 'gradient_checkpointing_kwargs={"use_reentrant": False}'
+        _reentrant, 'gradient_checkpointing_kwargs={"use_reentrant": False}', alone=True
     ),
     "one rank's shard saved": Trap(_one_shard, "full_tensor(), on all ranks"),
-    "an adapter of 40 bytes": Trap(_forty_bytes, "stage3_gather_16bit_weights_on_model_save"),
-    "tied head in modules_to_save": Trap(_tied, "ensure_weight_tying=True"),
+    "saved before it is gathered": Trap(_not_gathered, "an all-gather of each parameter, then save_pretrained"),
+    "tied head in modules_to_save": Trap(_tied, "ensure_weight_tying=True", alone=True),
     "a rank without tokens": Trap(_no_tokens, "the sum over the tokens of all ranks"),
-    "the same dropout on all ranks": Trap(_same_masks, "torch.manual_seed(seed + rank), behind the adapter's making"),
+    "the same dropout on all ranks": Trap(_same_masks, "torch.manual_seed(seed + rank), after the trainer is made"),
     "only rank 0 evaluates": Trap(_rank_0_evaluates, "all ranks evaluate, a part each", timeout=2),
 }  # fmt: skip

@@ -6,7 +6,9 @@ Three things happen at once, and the slowest sets the pace:
 
     GPU       the kernels of forward and backward pass, so many microseconds a token
     host      Python launches them, so many microseconds each, whatever the batch; FSDP2 adds work for every group and
-              parameter. All ranks wait for the slowest host: the expected largest of N normal numbers
+              parameter. All ranks wait for the slowest host: the expected largest of N normal numbers. Both are
+              assumed: a launch's time is DDP's whole step on one GPU over its operations, so that its limit is the
+              host by construction, and the growth to two GPUs, each measured once, is taken for the hosts' spread
     network   a ring moves (N - 1)/N of the bytes through each GPU's link, twice for an all-reduce, in N - 1 hops.
               The forward pass hides FSDP2's gathering behind its kernels, the backward pass gathering and reducing
 

@@ -45,6 +45,19 @@ class SeveralRecord:
             raise ValueError(f"the record has no row with {wanted}; its ways: {', '.join(sorted(self.ways()))}")
         return found
 
+    def elsewhere(self) -> list[str]:
+        """The same way on another machine, a line each: GPUs, the median step in milliseconds and its range over the
+        run's steps, and weak scaling's efficiency by the medians. [] for a record without any."""
+        rows = self.head.get("elsewhere", {}).get("rows", [])
+        alone = {row["way"]: row["milliseconds"]["median"] for row in rows if row["gpus"] == 1}
+        lines = []
+        for row in rows:
+            took = row["milliseconds"]
+            spread = f"({took['lowest']}-{took['highest']})"
+            kept = f"  {alone[row['way']] / took['median']:.2f}" if row["gpus"] > 1 else ""
+            lines.append(f"{row['way']:22} {row['gpus']} GPU  {took['median']} ms {spread}{kept}")
+        return lines
+
     def ways(self) -> set[str]:
         """The ways that were measured at any size."""
         return {row["way"] for row in self.rows}

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from utils.train import run_folder
-from utils.train.run_file import RunFile, batch_of_a_process, refuse_unknown
+from utils.train.run_file import RunFile, batch_of_a_process
+from utils.train.run_values import check_section, check_values
 from utils.train.shard_on_cpu import shard_on_cpu, wants_deepspeed, wants_fsdp
 
 if TYPE_CHECKING:
@@ -54,14 +55,14 @@ def ranks() -> Ranks:
 def sft_settings(run: RunFile, checkpoints: Path) -> SFTConfig:
     """TRL's settings for a run: its `sft`, the batch of one process, and what the machine asks for.
 
-    An incomplete last batch of a pass is left out, since it can't be dealt out evenly. Raises ValueError for names that
-    SFTConfig doesn't have and for a batch that the processes don't divide.
+    An incomplete last batch of a pass is left out, since it can't be dealt out evenly. Raises ValueError for what
+    :func:`utils.train.run_values.check_values` refuses and for a batch that the processes don't divide.
     """
     from trl import SFTConfig
 
     from utils.models.device import best_device, trainer_precision
 
-    refuse_unknown(run.sft, SFTConfig.__dataclass_fields__, "sft has")
+    check_section("sft", run.sft)
     accumulation = int(run.sft.get("gradient_accumulation_steps", 1))
     settings: dict[str, Any] = {
         "per_device_train_batch_size": batch_of_a_process(run.global_batch_size, ranks().world, accumulation),
@@ -84,36 +85,39 @@ def sft_settings(run: RunFile, checkpoints: Path) -> SFTConfig:
 
 
 def lora_settings(run: RunFile) -> LoraConfig:
-    """PEFT's settings for a run. Raises ValueError for names that LoraConfig doesn't have."""
+    """PEFT's settings for a run. Raises ValueError for what :func:`utils.train.run_values.check_values` refuses."""
     from peft import LoraConfig
 
-    refuse_unknown(run.lora, LoraConfig.__dataclass_fields__, "lora has")
+    check_section("lora", run.lora)
     return LoraConfig(**{"target_modules": "all-linear", "task_type": "CAUSAL_LM", **run.lora})
 
 
 def four_bit_settings(run: RunFile) -> BitsAndBytesConfig | None:
-    """bitsandbytes' settings for a run; None without `four_bit`.
+    """bitsandbytes' settings for a run, NF4 unless the file says otherwise (transformers' default is FP4); None without
+    `four_bit`.
 
-    Raises ValueError under FSDP where the 4-bit codes are stored as integers: only floating-point weights are sharded,
-    so they have to be stored in the dtype of the adapter, bfloat16 (peft #1432, trl #1723).
+    Raises ValueError for what :func:`utils.train.run_values.check_values` refuses, and under FSDP where the 4-bit codes
+    are stored as integers: only floating-point weights are sharded, so they have to be stored in the dtype of the
+    adapter, bfloat16 (peft #1432, trl #1723).
     """
     if run.four_bit is None:
         return None
     from transformers import BitsAndBytesConfig
 
+    check_section("four_bit", run.four_bit)
     if wants_fsdp() and run.four_bit.get("bnb_4bit_quant_storage") != "bfloat16":
         raise ValueError(
             "FSDP shards floating-point weights only: four_bit needs bnb_4bit_quant_storage: bfloat16, the dtype of "
             f"the adapter, and has {run.four_bit.get('bnb_4bit_quant_storage', 'uint8, which is the default')}"
         )
-    return BitsAndBytesConfig(**{"load_in_4bit": True, **run.four_bit})
+    return BitsAndBytesConfig(**{"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", **run.four_bit})
 
 
 def training_data(run: RunFile, *, world: int, step: int = 0) -> tuple[Dataset | IterableDataset, Dataset | None]:
     """Prompts and completions to train on, and to evaluate on where something is held out.
 
     A stream begins with the records of `step`. Raises what :func:`utils.data.formats.read_own` and
-    :mod:`utils.data.stream` raise, and ValueError when `only` leaves nothing.
+    :mod:`utils.data.stream` raise, and ValueError when `only` leaves nothing, or less than a step's records.
     """
     from datasets import Dataset
 
@@ -136,9 +140,22 @@ def training_data(run: RunFile, *, world: int, step: int = 0) -> tuple[Dataset |
         raise ValueError(f"{Path(run.data).name} has no record with {dict(run.only or {})}")
     data = Dataset.from_list([to_prompt_completion(record) for record in records])
     if not run.held_out:
+        check_fills_a_step(len(data), run)
         return data, None
     both = data.train_test_split(test_size=run.held_out, seed=0)
+    check_fills_a_step(len(both["train"]), run)
     return both["train"], both["test"]
+
+
+def check_fills_a_step(records: int, run: RunFile) -> None:
+    """Raise ValueError where the records of a pass don't fill one step. An incomplete batch is left out, so the trainer
+    would take no step at all and leave an untrained adapter."""
+    if records < run.global_batch_size:
+        rest = f" after holding out {run.held_out:g} of them" if run.held_out else ""
+        raise ValueError(
+            f"{records} records{rest} are fewer than a step's {run.global_batch_size}: nothing would be trained. Give "
+            f"more data, or a global_batch_size of {records} or less"
+        )
 
 
 # ------------------------------------------------------------------------------------------------------------- a run
@@ -256,13 +273,21 @@ def build(run: RunFile, checkpoints: Path, *, step: int = 0) -> SFTTrainer:
     if four_bit is not None:
         more = {"dtype": four_bit.bnb_4bit_compute_dtype, "quantization_config": four_bit}
         more["device_map"] = {"": args.device if args.device.type != "cpu" else torch.device("cpu")}
-    model = cast("PreTrainedModel", AutoModelForCausalLM.from_pretrained(run.model, **more))
+    try:
+        model = cast("PreTrainedModel", AutoModelForCausalLM.from_pretrained(run.model, **more))
+    except OSError as error:
+        if Path(run.model).is_dir():
+            raise
+        said = str(error).partition("\n")[0]
+        raise OSError(f"model: there is no folder {run.model} here, and from the Hub: {said}") from error
     if four_bit is not None and args.device.type == "cpu":
         from utils.models.loading import keep_trainable
 
         keep_trainable(model)
     tokenizer = AutoTokenizer.from_pretrained(run.model)
     trainer = sft_trainer(model, tokenizer, cast("Dataset", train), args, evaluation=evaluation, peft_config=adapter)
+    if not run.streaming:  # TRL leaves out what max_length cuts away
+        check_fills_a_step(len(cast("Dataset", trainer.train_dataset)), run)
     trainer.add_callback(at_the_engine(adapter))
     return trainer
 
@@ -271,14 +296,16 @@ def train(run: RunFile) -> Path:
     """Train a run to its end, from the last whole checkpoint where an earlier one has left some, and give the adapter's
     folder. Every process of the run calls it.
 
-    Raises FileExistsError when `output` is there or another run's checkpoints are in its place, and what
-    :func:`build` raises.
+    Raises FileExistsError when `output` is there or another run's checkpoints are in its place, what
+    :func:`utils.train.run_values.check_values` and :func:`build` raise, and ValueError when the trainer ends before
+    the steps that were planned.
     """
     import torch.distributed as dist
 
     from utils.train.consolidate import check_resumable, save_gathered
     from utils.train.lost_rank import says_when_another_ends
 
+    check_values(run)
     with says_when_another_ends(lambda: run_folder.what_is_left(run.output)):
         join(float(run.sft.get("ddp_timeout", TIMEOUT)))
         with shared_folder(run) as partial:
@@ -288,6 +315,9 @@ def train(run: RunFile) -> Path:
                 check_resumable(last, engine_name().replace("no engine", "DDP"), ranks().world)
             trainer = build(run, partial / run_folder.CHECKPOINTS, step=step)
             trainer.train(resume_from_checkpoint=str(last) if last else None)
+            if trainer.state.global_step < trainer.state.max_steps:
+                took, planned = trainer.state.global_step, trainer.state.max_steps
+                raise ValueError(f"the training ended after {took} of {planned} steps: the data ran out")
             trained = cast("PeftModel", trainer.accelerator.unwrap_model(trainer.model))
             save_gathered(trained, partial, main=ranks().main)
             if ranks().main:

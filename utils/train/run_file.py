@@ -32,7 +32,8 @@ class RunFile:
     these fields; None for all. held_out: the share that is evaluated on, with ``sft.eval_strategy``. streaming: read
     the files while training, in `buffer` places of shuffling. global_batch_size: records of an optimizer step, over
     all processes and accumulated batches, so that the run is the same on another number of processes. lora, sft: values
-    of PEFT's LoraConfig and TRL's SFTConfig. four_bit: values of transformers' BitsAndBytesConfig; None for no QLoRA.
+    of PEFT's LoraConfig and TRL's SFTConfig. four_bit: values of transformers' BitsAndBytesConfig for 4-bit weights,
+    NF4 unless it says otherwise; None for no QLoRA.
     """
 
     model: str
@@ -57,11 +58,11 @@ def checked_run(content: Any, name: str = "the recipe") -> RunFile:
 
     A text such as ``6e-3``, which YAML takes for a word, becomes the number. Raises ValueError, naming them, for keys
     that aren't known, are missing or hold another kind of value, and for fields of SFTConfig that are :data:`OURS`;
-    the values of PEFT and TRL are theirs to refuse.
+    the values in `lora`, `sft` and `four_bit` are checked by :mod:`utils.train.run_values`.
     """
     if not isinstance(content, Mapping):
-        kind = type(content).__name__
-        raise ValueError(f"{name} holds {kind} and no keys with values: see tools/engines/recipe.yaml")
+        what = "is empty" if content is None else f"holds a {type(content).__name__} and no keys with values"
+        raise ValueError(f"{name} {what}: see tools/engines/recipe.yaml")
     known = {each.name: each for each in fields(RunFile)}
     refuse_unknown(content, known, f"{name} has")
     if missing := [key for key in ("model", "data", "output") if not content.get(key)]:
@@ -84,8 +85,10 @@ def checked_run(content: Any, name: str = "the recipe") -> RunFile:
         raise ValueError(f"{name}: held_out is a share from 0 to below 1, not {run.held_out}")
     if run.streaming and run.held_out:
         raise ValueError(f"{name}: of a stream nothing can be held out; give held_out: 0")
-    if run.streaming and not run.sft.get("max_steps", 0) > 0:
-        raise ValueError(f"{name}: a stream has no end, so sft needs max_steps")
+    steps = run.sft.get("max_steps")
+    if run.streaming and not (isinstance(steps, int) and steps is not True and steps > 0):
+        given = "" if steps is None else f", not {steps!r}"
+        raise ValueError(f"{name}: a stream has no end, so sft needs max_steps, a whole number of 1 or more{given}")
     for key in OURS.keys() & run.sft.keys():
         raise ValueError(f"{name}: sft.{key} isn't set there; it follows from {OURS[key]}")
     return run
@@ -96,7 +99,7 @@ def refuse_unknown(given: Iterable[str], known: Iterable[str], head: str) -> Non
     known = list(known)
     said = []
     for key in sorted(set(map(str, given)) - set(known)):
-        near = difflib.get_close_matches(key, known, n=1)
+        near = difflib.get_close_matches(key, known, n=1, cutoff=0.7)  # 0.6 takes colour for lora
         said.append(f"{key!r}" + (f" (did you mean {near[0]!r}?)" if near else ""))
     if said:
         raise ValueError(f"{head} unknown keys: {', '.join(said)}")
@@ -114,8 +117,11 @@ def _numbers(value: Any) -> Any:
 def batch_of_a_process(global_batch_size: int, processes: int, accumulation: int = 1) -> int:
     """Records that one process computes at once, so that a step has `global_batch_size` of them.
 
-    Raises ValueError when they can't be divided evenly: some process would have fewer, or another step.
+    Raises ValueError when they can't be divided evenly, since some process would have fewer, or another step, and for
+    less than one accumulated batch.
     """
+    if accumulation < 1:
+        raise ValueError(f"gradient_accumulation_steps is {accumulation}, and has to be 1 or more")
     if global_batch_size % (processes * accumulation):
         raise ValueError(
             f"global_batch_size={global_batch_size} can't be divided among {processes} processes"

@@ -72,3 +72,16 @@ def test_repeats_give_the_median_of_medians_and_the_largest_peak(record):
         for n, m in ((1, 1000.0), (8, 200.0))
     ]
     assert record.strong_efficiency("DDP, LoRA", 8) == pytest.approx(1000 / 1600)
+
+
+def test_the_other_machines_lines_have_their_range_and_their_own_efficiency(record):
+    lines = record.elsewhere()
+    assert lines[0].split() == "DDP, LoRA, PEFT fp32 1 GPU 273 ms (253-519)".split()
+    assert [line.split()[-1] for line in lines[3:]] == ["0.99", "0.78", "1.05"]
+
+
+def test_the_record_says_what_its_script_and_its_other_ms_are():
+    record = record_of(TEXT)
+    script = (Path(__file__).parent / "scale_spike.py").read_text(encoding="utf-8")
+    assert f"torch.manual_seed({record['seed']})" in script and "other_kernels_ms" in script
+    assert "may exceed" in record["other_ms"] and record["date"] == "2026-11"

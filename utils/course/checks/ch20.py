@@ -22,6 +22,16 @@ def _drawn_place(draw: random.Random) -> tuple[int, int, int]:
     return draw.randrange(world), draw.randrange(2 * world - 2), world
 
 
+def _second_half(change: Callable[[int, int], int]) -> Callable[[int, int, int], int]:
+    """A wrong answer: right in the first half, and then the chunk of `change`, from the rank and the second half's own
+    step."""
+
+    def answer(rank: int, step: int, world: int) -> int:
+        return (rank - step if step < world - 1 else change(rank, step - world + 1)) % world
+
+    return answer
+
+
 exercise(
     "sent_chunk",
     reference=lesson.sent_chunk,
@@ -51,6 +61,26 @@ exercise(
         Mistake(
             lambda rank, step, world: (rank - (step if step < world - 1 else step - world + 1)) % world,
             "the second half doesn't begin with the rank's own chunk, but with the one that it has just completed.",
+        ),
+        *(
+            Mistake(_second_half(change), message)
+            for change, message in (
+                (
+                    lambda rank, step: rank + 1 + step,
+                    "the first half is right, and the second runs the other way round: a rank still sends on what came "
+                    "from rank - 1, so the chunk's number goes on falling.",
+                ),
+                (
+                    lambda rank, step: rank + 2 - step,
+                    "the second half is one chunk ahead: it begins with the chunk that the rank has just completed, "
+                    "the last that it received.",
+                ),
+                (
+                    lambda rank, step: rank - 1 - step,
+                    "the second half is two chunks behind: it begins with the chunk that the rank has just completed, "
+                    "the last that it received.",
+                ),
+            )
         ),
         Mistake(
             lambda rank, step, world: step % world,
@@ -164,7 +194,8 @@ exercise(
 
 
 def _drawn_run(draw: random.Random) -> tuple[int, int, int]:
-    base, adapter = 1000 * draw.randint(10, 9000), 1000 * draw.randint(1, 9)
+    # Multiples of 960 are shared by all of these numbers of ranks in whole bytes, so that // is right as well.
+    base, adapter = 960 * draw.randint(10, 9000), 960 * draw.randint(1, 9)
     return base, adapter, draw.choice((2, 3, 4, 8, 64))
 
 
@@ -205,8 +236,17 @@ exercise(
             lambda base, lora, part: (4 * lora, 2 * base + 2 * lora, 2 * base),
         ),
         _step(
-            "FSDP: a rank needs its own shard's gradients alone, so it is a reduce-scatter and no all-reduce.",
+            "FSDP: your gradients are twice too many bytes. They are reduce-scattered, not all-reduced, since a rank "
+            "needs those of its own shard alone; and they have 16 bits, two bytes, as all under FSDP here.",
             lambda base, lora, part: (4 * lora, 2 * base + 4 * lora, 4 * base),
+        ),
+        _step(
+            "FSDP with LoRA: the adapter's gradients have two bytes, as all under FSDP here; only DDP's are float32.",
+            lambda base, lora, part: (4 * lora, 2 * base + 4 * lora, 3 * base),
+        ),
+        _step(
+            "full fine-tuning has no adapter: only the base is gathered and reduced.",
+            lambda base, lora, part: (4 * lora, 2 * base + 3 * lora, 3 * base + 3 * lora),
         ),
         _step(
             "FSDP with LoRA: a frozen weight has no gradient, so only the adapter's are reduced.",
