@@ -59,7 +59,7 @@ def _share(value: float) -> str:
 
 
 def _rate(value: float) -> str:
-    return f"{2**value:.2g}"
+    return f"a rate of {2**value:.2g}"
 
 
 def _between(one: Measured, other: Measured, write: Callable[[float], str] = _share) -> Measured:
@@ -202,14 +202,17 @@ def _overfits(what: str) -> Effect:
             finite = [row for row in runs.values() if row["dev_loss"] is not None]
             if finite and runs[epochs][what] is not None:
                 last[seed], best[seed] = runs[epochs][what], min(finite, key=lambda row: row["dev_loss"])[what]
-        return _between(Measured(last), Measured(best), _share if what == "dev" else lambda nats: f"{nats:.3f}")
+        return _between(
+            Measured(last), Measured(best), _share if what == "dev" else lambda nats: f"a loss of {nats:.3f}"
+        )
 
     return effect
 
 
 def _intruders(rows: Sequence[Row]) -> Measured:
     mine = [row for row in picked(rows, section="updates", task="style") if "cut_to" not in row]
-    return _between(*(Measured({r["seed"]: r["intruders"] for r in mine if r["method"] == m}) for m in ("lora", "full")))
+    found = (Measured({r["seed"]: r["intruders"] for r in mine if r["method"] == m}) for m in ("lora", "full"))
+    return _between(*found)
 
 
 def _bits(rows: Sequence[Row]) -> Measured:

@@ -70,8 +70,9 @@ def rates(rows: Sequence[Row]) -> list[dict]:
         ({"method": "full"}, full(rows, "ranks")),
     ]
     rules = picked(rows, section="rules")
-    for r, alpha in dict.fromkeys((row["r"], row["lora_alpha"]) for row in rules):
+    for r, alpha in sorted({(row["r"], row["lora_alpha"]) for row in rules}):
         groups.append(({"method": "lora", "r": r, "lora_alpha": alpha}, picked(rules, r=r, lora_alpha=alpha)))
+    groups.sort(key=lambda group: (group[0].get("r", 0), group[0].get("lora_alpha", 0)))
     return [
         {**head, "lr": lr, **summary(_by_seed(picked(mine, lr=lr), "dev_loss"))}
         for head, mine in groups
