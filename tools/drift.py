@@ -181,6 +181,8 @@ def main() -> int:
         return code
     record = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.exists() else {}
     record[options.kind] = {
+        "tool": f"python -m tools.drift {options.kind}",
+        "seeds": [],
         **asdict(found),
         "seconds": round(time.time() - began),
         "date": date.today().isoformat(),

@@ -105,7 +105,7 @@ def main() -> None:
     write(OUT, {
         "what": f"exact match of the tiny Llama with and without its adapters on {args.prompts} test prompts, by "
         "lm-eval (a task of our own) and by utils.evaluate.metrics.exact_match",
-        "tool": "python -m tools.harness", **provenance("cpu"), "lm_eval": lm_eval.__version__,
+        "tool": "python -m tools.harness", "seeds": [], **provenance("cpu"), "lm_eval": lm_eval.__version__,
         "prompts": args.prompts, "rows": rows,
     })  # fmt: skip
     print(f"{OUT.relative_to(ROOT)} is written")

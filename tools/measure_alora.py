@@ -9,6 +9,7 @@ again. `--trial` runs two steps of one task and writes nothing.
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import platform
 from collections.abc import Sequence
@@ -68,6 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         f"share of {HELD_OUT} held-out prompts answered exactly; the training loss is the mean of the last ten steps",
         "hardware": f"CPU ({platform.machine()})",
         "torch": torch.__version__,
+        "tool": "python -m tools.measure_alora",
+        "date": datetime.date.today().isoformat(),
         "seeds": list(SEEDS),
         "rows": [] if trial or not OUT.exists() else json.loads(OUT.read_text())["rows"],
     }

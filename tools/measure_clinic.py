@@ -117,6 +117,7 @@ def save(rows: list[dict[str, Any]]) -> None:
     """Write the rows that there are: a run that was cut off goes on where it stopped. Delete the file to begin anew."""
     record = {
         "what": "common cures on the clinic's sick runs: sentiment, tiny model, 100 held-out prompts",
+        "tool": "python -m tools.measure_clinic",
         "healthy": HEALTHY,
         "machine": f"{platform.machine()} CPU, {torch.get_num_threads()} thread(s)",
         "versions": {p: version(p) for p in ("torch", "transformers")},

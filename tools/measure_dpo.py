@@ -9,6 +9,7 @@ again. `--trial` runs two steps of one seed and writes nothing.
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import platform
 from pathlib import Path
@@ -60,6 +61,8 @@ def main() -> None:
         f"per story; perplexity of {STORIES} held-out stories",
         "hardware": f"CPU ({platform.machine()})",
         "torch": torch.__version__,
+        "tool": "python -m tools.measure_dpo",
+        "date": datetime.date.today().isoformat(),
         "seeds": list(SEEDS),
         "base": {**told(base, tokenizer, requests)[0], "stories": round(perplexity(base, tokenizer, stories), 4)},
         "rows": [] if trial or not OUT.exists() else json.loads(OUT.read_text())["rows"],

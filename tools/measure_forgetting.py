@@ -16,6 +16,7 @@ Attributes:
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import platform
 from pathlib import Path
@@ -119,6 +120,8 @@ def main() -> None:
         f"the first {spectrum.LEADING} singular vectors of 28 weights; replay: one story to every four examples",
         "hardware": f"CPU ({platform.machine()})",
         "torch": torch.__version__,
+        "tool": "python -m tools.measure_forgetting",
+        "date": datetime.date.today().isoformat(),
         "seeds": list(SEEDS),
         "base": bench.kept(bench.base),
     }

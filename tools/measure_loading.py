@@ -11,6 +11,7 @@ fourth and later steps.
 from __future__ import annotations
 
 import argparse
+import datetime
 import gc
 import json
 import statistics
@@ -155,6 +156,9 @@ def main() -> None:
         del model
     result = {
         "what": f"a training step of Llama-2-7B's shape, {BATCH} sequences of {LENGTH} tokens; bytes allocated",
+        "tool": "python -m tools.measure_loading",
+        "date": datetime.date.today().isoformat(),
+        "seeds": [0],
         "gpu": torch.cuda.get_device_name(),
         "versions": versions(),
         "rows": rows,

@@ -376,6 +376,7 @@ def record_of(rows: Sequence[dict], device: str, trial: bool) -> dict[str, Any]:
         f"of held-out stories in windows of 256 tokens ({WINDOWS} dev, {2 * WINDOWS} test), copying of {COPIES} random "
         "texts; settings chosen by the seeds in select, chosen holds what the seeds in report then gave; matrix "
         "products in TF32",
+        "tool": "python -m tools.measure_remedies",
         **provenance(device),
         "select": list(SELECT),
         "report": list(REPORT),

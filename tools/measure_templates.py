@@ -356,6 +356,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     todo = dict(list(families().items())[: 1 if chosen.trial else None])
     record: dict[str, Any] = {
         "what": f"{len(TALKS)} conversations rendered by transformers, llama.cpp and Ollama's engine; wrong renderings",
+        "tool": "python -m tools.measure_templates",
+        "seeds": [0],
         **provenance("cpu"),
         "versions": {"xllamacpp": version("xllamacpp"), "trl": version("trl"), "go": go_version(), "ollama": OLLAMA},
         "conversations": len(TALKS),

@@ -10,6 +10,7 @@ and writes nothing.
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import platform
 from pathlib import Path
@@ -134,6 +135,8 @@ def main() -> None:
                 f"of the same norm; facts: {FACTS} made-up creatures and their homes, r=8, alpha=16, rate {FACT_RATE}",
                 "hardware": f"CPU ({platform.machine()})",
                 "torch": torch.__version__,
+                "tool": "python -m tools.measure_update",
+                "date": datetime.date.today().isoformat(),
                 "seeds": list(SEEDS),
             }
             record.setdefault(arguments.section, []).append(row)

@@ -76,6 +76,18 @@ def digest(tensor: Tensor) -> str:
     return hashlib.sha256(tensor.contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
 
 
+def our_bytes(values: Tensor, kind: str) -> dict[str, Tensor]:
+    """The same parts, as the course's own code makes them."""
+    from utils.quant.small_floats import float_codes, quantize_floats
+
+    if kind.startswith("fp8"):
+        return {"codes": float_codes(values, kind.removeprefix("fp8_")).flatten()}
+    name, *rounding = kind.split()
+    made = quantize_floats(values, name, rounding=rounding[0] if rounding else "floor")
+    tensor = {"tensor": made.tensor_scale.view(1)} if made.tensor_scale is not None and name == "nvfp4" else {}
+    return {"codes": made.codes, "scales": made.scales, **tensor}
+
+
 def rows(make: Any = torchao_bytes) -> list[dict[str, str]]:
     """What `make` makes of every tensor in every kind: digests for the layers, bytes in hexadecimal for the rest."""
 
@@ -97,6 +109,7 @@ def main() -> None:
     record = {
         "what": "codes and scales of the tiny model's linear layers (SHA-256 of the bytes), of awkward values (hex)",
         "tool": "python -m tools.record_torchao",
+        "seeds": [0],
         "date": str(datetime.date.today()),
         "torch": torch.__version__,
         "torchao": version("torchao"),

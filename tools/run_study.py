@@ -237,6 +237,7 @@ def main() -> None:
     }
     record = {
         "what": f"{TASK}, {plan.steps} steps with batch 8; loss in nats per answer token; exact match: teacher-forced",
+        "tool": "python -m tools.run_study",
         **measured_on,
         "plan": plan._asdict(),
         "studies": [

@@ -352,8 +352,8 @@ def main() -> None:
     table.sort(key=lambda row: (row["steps"], row["targets"], row["parameters"]))
     record = {
         "what": "translation, exact match on 200 test prompts; rate chosen on 200 dev prompts; alpha = 2r, batch 16",
-        **provenance(args.device), "seeds": list(SEEDS), "base_perplexity": round(base, 3),
-        "rows": table,
+        "tool": "python -m tools.sweep_rank", **provenance(args.device), "seeds": list(SEEDS),
+        "base_perplexity": round(base, 3), "rows": table,
     }  # fmt: skip
     write(args.out, record)
     for row in table:

@@ -10,6 +10,7 @@ saved in bf16. What is recorded in assets/measurements/tasks.json was measured o
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import os
 import time
@@ -71,6 +72,7 @@ def main() -> None:
         record[task] = make(task, RECIPES[task])
         print(task, record[task])
     record["threads"] = torch.get_num_threads()
+    record |= {"tool": "python -m tools.train_adapters", "date": datetime.date.today().isoformat(), "seeds": [0]}
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_suffix(".partial")
     temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

@@ -14,6 +14,7 @@ Attributes:
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import os
 import tempfile
@@ -168,6 +169,7 @@ def main() -> None:
         made = sections[section]()
         record = json.loads(OUT.read_text(encoding="utf-8")) if OUT.exists() else {}
         record["what"] = __doc__.splitlines()[0]
+        record |= {"tool": "python -m tools.train_sft", "date": datetime.date.today().isoformat(), "seeds": list(SEEDS)}
         record[section] = made
         temporary = OUT.with_suffix(".partial")
         temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

@@ -7,19 +7,10 @@ import json
 import pytest
 import torch
 
-from tools.record_torchao import KINDS, RECORD, awkward, rows, torchao_bytes
-from utils.quant.small_floats import float_book, float_codes, quantize_floats
+from tools.record_torchao import KINDS, RECORD, awkward, our_bytes, rows, torchao_bytes
+from utils.quant.small_floats import float_book, float_codes
 
 torch.set_num_threads(1)
-
-
-def our_bytes(values, kind):
-    if kind.startswith("fp8"):
-        return {"codes": float_codes(values, kind.removeprefix("fp8_")).flatten()}
-    name, *rounding = kind.split()
-    made = quantize_floats(values, name, rounding=rounding[0] if rounding else "floor")
-    tensor = {"tensor": made.tensor_scale.view(1)} if name == "nvfp4" else {}
-    return {"codes": made.codes, "scales": made.scales, **tensor}
 
 
 def test_every_layer_and_every_awkward_value_has_the_bytes_of_the_record():

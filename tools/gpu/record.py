@@ -12,6 +12,7 @@ import json
 import os
 import platform
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,12 @@ def versions() -> dict[str, str]:
     return found | ({"cuda": torch.version.cuda} if torch.version.cuda else {})
 
 
+def run_as() -> str:
+    """The command that is running: `python -m` and its module, or the script's name."""
+    main = sys.modules["__main__"].__spec__
+    return f"python -m {main.name.removesuffix('.__main__')}" if main else Path(sys.argv[0]).name
+
+
 def commit() -> str | None:
     """The commit that measures: COURSE_COMMIT where it is set, else what git says, else None."""
     if os.environ.get("COURSE_COMMIT"):
@@ -71,6 +78,7 @@ class Record:
         self.path = Path(path)
         self.head: dict[str, Any] = {
             "what": what,
+            "tool": run_as(),
             "hardware": hardware(),
             "versions": versions(),
             "date": datetime.datetime.now(datetime.UTC).date().isoformat(),

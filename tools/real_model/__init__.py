@@ -12,8 +12,11 @@ one that is there isn't run again: a call that is cut off after so many seconds 
     general   texts and questions that belong to no task: what a model may forget
     jobs      the list of jobs, and one job run and kept
     sections  how a job is trained and measured
+    choosing  of many runs the setting that counts, and whether its grid was wide enough
     findings  from all rows to the table: what each finding says of either model, and whether it holds
     tables    the numbers behind them: each setting's mean and interval
+    cells     how the page writes a number and its interval
+    shown     the tables as the page shows them
     page      the ledger's page
     record    both, from all jobs' files to assets/measurements/real_model.json
 """

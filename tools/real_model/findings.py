@@ -3,22 +3,38 @@
 A finding is a number for each seed that lies on one side of a bound where the finding holds, such as the difference of
 two accuracies above 0. Of each model it gets the mean and the 95% interval over the seeds (utils.evaluate.seeds). It
 `holds` where the whole interval is on the right side, it `doesn't` where the whole interval is on the other, and
-between the two it is `open`. Where it holds with less than half of the tiny model's distance from the bound, it
-`holds, weaker`. The bounds were written down before SmolLM2 was trained.
+between the two it is `open`. It is open as well where the best setting lies at the edge of the grid that was searched
+and a better one beyond it could turn the verdict (choosing.Measured). Where it holds with less than half of the tiny
+model's distance from the bound, it `holds, weaker`. The bounds were written down before SmolLM2 was trained.
+
+Attributes:
+    EDGE: The verdict of a finding that only a wider grid can settle.
 """
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from tools.sweep_rank import FULL
+from tools.real_model.choosing import (
+    NOTHING,
+    Measured,
+    Row,
+    at_best,
+    at_edge,
+    at_equal_accuracy,
+    best_rate,
+    full,
+    less,
+    lora,
+    picked,
+    recipe,
+)
 from utils.evaluate.seeds import interval
 
-Row = dict[str, Any]
-BySeed = dict[int, float]
+EDGE = "open: at the edge of the grid"
 
 
 class Finding(NamedTuple):
@@ -30,214 +46,186 @@ class Finding(NamedTuple):
     unit: str
     bound: float
     above: bool
-    effect: Callable[[Sequence[Row]], BySeed]
+    effect: Callable[[Sequence[Row]], Measured]
 
 
-# ------------------------------------------------------------------------------------------------------- reading rows
+Effect = Callable[[Sequence[Row]], Measured]
+
+# ---------------------------------------------------------------------------------------- a number's sides, in words
 
 
-def picked(rows: Sequence[Row], **wanted: Any) -> list[Row]:
-    """The rows with these values; a value that is None asks for rows without the key."""
-    return [row for row in rows if all(row.get(key) == value for key, value in wanted.items())]
+def _share(value: float) -> str:
+    return f"{100 * value:.0f}%"
 
 
-def at_best(rows: Sequence[Row], what: str = "test", by: str = "dev", lowest: bool = False) -> BySeed:
-    """By seed, `what` at the learning rate whose mean `by` over the seeds is the highest (or the lowest).
-
-    A run that diverged has None and counts as the worst.
-    """
-    worst = math.inf if lowest else -math.inf
-    rates: dict[float, list[float]] = {}
-    for row in rows:
-        rates.setdefault(row["lr"], []).append(worst if row[by] is None else row[by])
-    if not rates:
-        return {}
-    sign = 1 if lowest else -1
-    best = min(sorted(rates), key=lambda lr: sign * statistics.mean(rates[lr]))
-    return {row["seed"]: row[what] for row in rows if row["lr"] == best and row[what] is not None}
+def _rate(value: float) -> str:
+    return f"a rate of {2**value:.2g}"
 
 
-def best_rate(rows: Sequence[Row], by: str = "dev_loss") -> BySeed:
-    """By seed, the base-two logarithm of the learning rate whose loss on dev is the lowest."""
-    found = {}
-    for seed in sorted({row["seed"] for row in rows}):
-        mine = [row for row in rows if row["seed"] == seed and row[by] is not None]
-        if mine:
-            found[seed] = math.log2(min(mine, key=lambda row: row[by])["lr"])
-    return found
+def _between(one: Measured, other: Measured, write: Callable[[float], str] = _share) -> Measured:
+    """The difference of two numbers, with both of them in words."""
+    found = less(one, other)
+    if not found.by_seed:
+        return found
+    return found._replace(means=f"{write(one.mean)} against {write(other.mean)}")
 
 
-def less(one: BySeed, other: BySeed) -> BySeed:
-    """The difference, of the seeds that both have."""
-    return {seed: one[seed] - other[seed] for seed in one if seed in other}
-
-
-def lora(rows: Sequence[Row], section: str, **wanted: Any) -> list[Row]:
-    return [row for row in picked(rows, section=section, **wanted) if row.get("targets") != FULL]
-
-
-def full(rows: Sequence[Row], section: str, **wanted: Any) -> list[Row]:
-    return picked(rows, section=section, targets=FULL, **wanted)
-
-
-def at_equal_accuracy(
-    rows: Sequence[Row], what: str, remedy: str, method: str, task: str, target: float = 0.9
-) -> BySeed:
-    """By seed, `what` under a remedy: of the settings whose mean exact match on dev reaches `target` of the best that
-    any setting of the task and method has, the one with the lowest general perplexity on the windows to choose by.
-    """
-    mine = [r for r in picked(rows, section="remedies", task=task) if (r["targets"] == FULL) == (method == "full")]
-    settings: dict[tuple, list[Row]] = {}
-    for row in mine:
-        settings.setdefault((row["remedy"], row["knob"], row["lr"]), []).append(row)
-    good = {k: v for k, v in settings.items() if all(r["dev"] is not None and r["general_dev"] for r in v)}
-    if not good:
-        return {}
-    top = max(statistics.mean(r["dev"] for r in v) for v in good.values())
-    enough = {k: v for k, v in good.items() if k[0] == remedy and statistics.mean(r["dev"] for r in v) >= target * top}
-    if not enough:
-        return {}
-    chosen = min(enough.values(), key=lambda v: statistics.mean(r["general_dev"] for r in v))
-    return {row["seed"]: row[what] for row in chosen}
-
-
-def recipe(rows: Sequence[Row], what: str, method: str, task: str) -> BySeed:
-    """By seed, `what` of training without a remedy at the rate that is best on dev."""
-    mine = [r for r in picked(rows, section="remedies", task=task, remedy="rate")
-            if (r["targets"] == FULL) == (method == "full")]  # fmt: skip
-    return at_best(mine, what)
-
-
-def logged(values: BySeed) -> BySeed:
-    return {seed: math.log(value) for seed, value in values.items()}
+def _of(by_seed: Mapping[int, float], what: Sequence[Row], *keys: str) -> list[float]:
+    """The means of these values over the rows of the seeds."""
+    return [statistics.mean(row[key] for row in what if row["seed"] in by_seed) for key in keys]
 
 
 # --------------------------------------------------------------------------------------------------------- the findings
 
 
-def _cut(r: int) -> Callable[[Sequence[Row]], BySeed]:
-    def effect(rows: Sequence[Row]) -> BySeed:
+def _cut(r: int) -> Effect:
+    def effect(rows: Sequence[Row]) -> Measured:
         mine = picked(rows, section="updates", method="full", task="translation")
         whole = {row["seed"]: row["test"] for row in mine if "cut_to" not in row}
         part = {row["seed"]: row["test"] for row in mine if row.get("cut_to") == r}
-        return {seed: part[seed] / whole[seed] for seed in part if whole.get(seed)}
+        found = Measured({seed: part[seed] / whole[seed] for seed in part if whole.get(seed)})
+        return found._replace(means=_between(Measured(part), Measured(whole)).means)
 
     return effect
 
 
-def _rank(one: tuple[str, int], other: tuple[str, int]) -> Callable[[Sequence[Row]], BySeed]:
-    def effect(rows: Sequence[Row]) -> BySeed:
+def _rank(one: tuple[str, int], other: tuple[str, int]) -> Effect:
+    def effect(rows: Sequence[Row]) -> Measured:
         found = [at_best(lora(rows, "ranks", targets=targets, r=r)) for targets, r in (one, other)]
-        return less(*found)
+        return _between(*found)
 
     return effect
 
 
-def _rule(alpha: Callable[[int], float], low: int, high: int) -> Callable[[Sequence[Row]], BySeed]:
-    def effect(rows: Sequence[Row]) -> BySeed:
+def _rule(alpha: Callable[[int], float], low: int, high: int) -> Effect:
+    def effect(rows: Sequence[Row]) -> Measured:
         found = [best_rate(lora(rows, "rules", r=r, lora_alpha=alpha(r))) for r in (low, high)]
-        return less(*found)
+        return _between(*found, write=_rate)
 
     return effect
 
 
-def _method_rate(rows: Sequence[Row]) -> BySeed:
-    return less(best_rate(lora(rows, "ranks", targets="all-linear", r=8)), best_rate(full(rows, "ranks")))
+def _method_rate(rows: Sequence[Row]) -> Measured:
+    found = best_rate(lora(rows, "ranks", targets="all-linear", r=8)), best_rate(full(rows, "ranks"))
+    return _between(*found, write=_rate)
 
 
-def _batch(rows: Sequence[Row]) -> BySeed:
+def _batch(rows: Sequence[Row]) -> Measured:
     found, sizes = {}, {row["batch"] for row in picked(rows, section="batch")}
     for name, choose in (("lora", lora), ("full", full)):
         more = {"r": 64} if name == "lora" else {}
         small, large = (at_best(choose(rows, "batch", batch=b, **more), "test_loss", "dev_loss", lowest=True)
                         for b in (max(sizes, default=0) // 16, max(sizes, default=0)))  # fmt: skip
         found[name] = less(large, small)
-    return less(found["lora"], found["full"])
+    return _between(found["lora"], found["full"], lambda nats: f"+{nats:.2f}")
 
 
-def _remedy(remedy: str, method: str, task: str) -> Callable[[Sequence[Row]], BySeed]:
-    def effect(rows: Sequence[Row]) -> BySeed:
-        with_it = logged(at_equal_accuracy(rows, "general", remedy, method, task))
-        return less(with_it, logged(recipe(rows, "general", method, task)))
+def _logged(one: Measured, other: Measured) -> Measured:
+    """The difference of the logarithms, with the two themselves in words."""
+    words = _between(one, other, lambda value: f"{value:.2f}").means
+    logs = (m._replace(by_seed={s: math.log(v) for s, v in m.by_seed.items()}) for m in (one, other))
+    return less(*logs)._replace(means=words and f"perplexity {words}")
 
-    return effect
 
-
-def _less_forgetting(task: str) -> Callable[[Sequence[Row]], BySeed]:
-    def effect(rows: Sequence[Row]) -> BySeed:
-        found = [logged(at_equal_accuracy(rows, "general", "rate", m, task)) for m in ("lora", "full")]
-        return less(*found)
+def _remedy(remedy: str, method: str, task: str) -> Effect:
+    def effect(rows: Sequence[Row]) -> Measured:
+        return _logged(at_equal_accuracy(rows, "general", remedy, method, task), recipe(rows, "general", method, task))
 
     return effect
 
 
-def _form(form: str, task: str) -> Callable[[Sequence[Row]], BySeed]:
-    def effect(rows: Sequence[Row]) -> BySeed:
-        return less(*(at_best(picked(rows, section="formats", form=f, task=task)) for f in (form, "bf16")))
+def _less_forgetting(task: str) -> Effect:
+    def effect(rows: Sequence[Row]) -> Measured:
+        return _logged(*(at_equal_accuracy(rows, "general", "rate", m, task) for m in ("lora", "full")))
 
     return effect
 
 
-def _variant(name: str, task: str) -> Callable[[Sequence[Row]], BySeed]:
-    def effect(rows: Sequence[Row]) -> BySeed:
-        found = [
-            {row["seed"]: row["test"] or 0.0 for row in picked(rows, section="variants", entry=e, task=task)
-             if row["role"] == "reports"}
-            for e in (name, "LoRA")
-        ]  # fmt: skip
-        return less(*found)
+def _form(form: str, task: str) -> Effect:
+    def effect(rows: Sequence[Row]) -> Measured:
+        return _between(*(at_best(picked(rows, section="formats", form=f, task=task)) for f in (form, "bf16")))
 
     return effect
 
 
-def _combined(how: str, weight: float) -> Callable[[Sequence[Row]], BySeed]:
-    def effect(rows: Sequence[Row]) -> BySeed:
-        return {
-            row["seed"]: (row["style"] + row["translation"]) / 2
-            for row in picked(rows, section="combining", how=how, weight=weight)
-        }
+def _variant(name: str, task: str) -> Effect:
+    def one(rows: Sequence[Row], entry: str) -> Measured:
+        mine = picked(rows, section="variants", entry=entry, task=task)
+        by_seed = {row["seed"]: row["test"] or 0.0 for row in mine if row["role"] == "reports"}
+        rate = {row["lr"] for row in mine if row["role"] == "reports"}
+        tried = {row["lr"] for row in mine}
+        return Measured(by_seed, rises=any(at_edge(lr, tried) for lr in rate))
 
-    return effect
+    return lambda rows: _between(one(rows, name), one(rows, "LoRA"))
 
 
-def _merged(way: str, what: str) -> Callable[[Sequence[Row]], BySeed]:
-    def effect(rows: Sequence[Row]) -> BySeed:
+WAYS = (("cat", 1.0), ("cat", 0.5), ("linear", 0.5), ("ties", 1.0), ("dare_linear", 1.0))
+
+
+def _combined(rows: Sequence[Row]) -> Measured:
+    """The mean exact match of both tasks, by the way of combining in which it is the highest."""
+    found: list[Measured] = []
+    for how, weight in WAYS:
+        mine = picked(rows, section="combining", how=how, weight=weight)
+        if not mine:
+            continue
+        by_seed = {row["seed"]: (row["style"] + row["translation"]) / 2 for row in mine}
+        style, translation = (_share(value) for value in _of(by_seed, mine, "style", "translation"))
+        found.append(
+            Measured(by_seed, means=f"best: {how} at weights {weight:g}, style {style}, translation {translation}")
+        )
+    return max(found, key=lambda one: one.mean, default=NOTHING)
+
+
+def _merged(way: str, what: str) -> Effect:
+    def effect(rows: Sequence[Row]) -> Measured:
         mine = picked(rows, section="merging")
-        first = min((row["steps"] for row in mine), default=0)
-        return {row["seed"]: row["ways"][way][what] for row in mine if row["steps"] == first}
+        first = [row for row in mine if row["steps"] == min(row["steps"] for row in mine)]
+        by_seed = {row["seed"]: row["ways"][way][what] for row in first}
+        if not first:
+            return NOTHING
+        right = statistics.mean(row["right"] for row in first)
+        lost, won = (statistics.mean(row["ways"][way][key] for row in first) for key in ("lost", "won"))
+        return Measured(by_seed, means=f"{lost:.1f} of {right:.1f} right answers lost, {won:.1f} won")
 
     return effect
 
 
-def _overfits(what: str) -> Callable[[Sequence[Row]], BySeed]:
-    def effect(rows: Sequence[Row]) -> BySeed:
+def _overfits(what: str) -> Effect:
+    def effect(rows: Sequence[Row]) -> Measured:
         mine = picked(rows, section="overfitting", task="translation")
-        last = max((row["epochs"] for row in mine), default=0)
+        epochs = max((row["epochs"] for row in mine), default=0)
         rate = sorted({row["lr"] for row in mine})[1:2]
-        found = {}
+        last, best = {}, {}
         for seed in {row["seed"] for row in mine}:
             runs = {row["epochs"]: row for row in mine if row["seed"] == seed and [row["lr"]] == rate}
             finite = [row for row in runs.values() if row["dev_loss"] is not None]
-            if finite and runs[last][what] is not None:
-                found[seed] = runs[last][what] - min(finite, key=lambda row: row["dev_loss"])[what]
-        return found
+            if finite and runs[epochs][what] is not None:
+                last[seed], best[seed] = runs[epochs][what], min(finite, key=lambda row: row["dev_loss"])[what]
+        return _between(
+            Measured(last), Measured(best), _share if what == "dev" else lambda nats: f"a loss of {nats:.3f}"
+        )
 
     return effect
 
 
-def _intruders(rows: Sequence[Row]) -> BySeed:
+def _intruders(rows: Sequence[Row]) -> Measured:
     mine = [row for row in picked(rows, section="updates", task="style") if "cut_to" not in row]
-    return less(*({r["seed"]: r["intruders"] for r in mine if r["method"] == m} for m in ("lora", "full")))
+    found = (Measured({r["seed"]: r["intruders"] for r in mine if r["method"] == m}) for m in ("lora", "full"))
+    return _between(*found)
 
 
-def _bits(rows: Sequence[Row]) -> BySeed:
+def _bits(rows: Sequence[Row]) -> Measured:
+    """By seed, the most that any rate and any number of strings has: at the edge of either it may be more."""
     from tools.measure_capacity import bits_remembered
 
-    found: dict[int, float] = {}
-    for row in picked(rows, section="capacity", r=1):
+    mine, best = picked(rows, section="capacity", r=1), {}
+    for row in mine:
         bits = bits_remembered(row["strings"], row["loss"])
-        found[row["seed"]] = max(found.get(row["seed"], 0.0), bits)
-    return found
+        best[row["seed"]] = max(best.get(row["seed"], (0.0, row)), (bits, row), key=lambda found: found[0])
+    edge = any(at_edge(row[key], {r[key] for r in mine}) for _, row in best.values() for key in ("lr", "strings"))
+    means = " and ".join(dict.fromkeys(f"{row['strings']} strings, rate {row['lr']:g}" for _, row in best.values()))
+    return Measured({seed: bits for seed, (bits, _) in best.items()}, rises=edge, means=means and f"at {means}")
 
 
 FINDINGS = (
@@ -276,9 +264,8 @@ FINDINGS = (
     *[Finding(f"{name} {task}", "16", f"{name} is within 5 points of LoRA, at its own rate ({task})", "exact match",
               -0.05, True, _variant(name, task))
       for name in ("DoRA", "rsLoRA", "LoRA+", "PiSSA", "VeRA r=256") for task in ("translation", "style")],
-    *[Finding(f"combined {how} {weight}", "11", f"Two adapters by {how}, weights {weight:g}, keep both tasks",
-              "mean exact match of the two", 0.9, True, _combined(how, weight))
-      for how, weight in (("cat", 1.0), ("cat", 0.5), ("linear", 0.5), ("ties", 1.0), ("dare_linear", 1.0))],
+    Finding("combined", "11", "The best of five ways to combine two adapters keeps both tasks",
+            "mean exact match of the two", 0.9, True, _combined),
     Finding("merge", "10", "A half-learnt QLoRA adapter merged into the 16-bit original predicts otherwise",
             "nats a token", 0.01, True, _merged("into the original, bf16", "nats")),
     Finding("merge 4 bits", "10", "Merging it into 4 bits moves the predictions", "nats a token", 0.01, True,
@@ -290,18 +277,26 @@ FINDINGS = (
 )  # fmt: skip
 
 
-def verdict(finding: Finding, values: Sequence[float], of_the_tiny: Sequence[float] = ()) -> str:
-    """Whether a finding holds for these values, one a seed; `of_the_tiny` says what weaker is weaker than."""
+def verdict(
+    finding: Finding, values: Sequence[float], of_the_tiny: Sequence[float] = (), rises: bool = False,
+    falls: bool = False,
+) -> str:  # fmt: skip
+    """Whether a finding holds for these values, one a seed; `of_the_tiny` says what weaker is weaker than, `rises` and
+    `falls` whether a wider grid could move them up or down.
+    """
     if len(values) < 2:
         return "not measured"
     low, high = interval(values)
+    towards, away = (rises, falls) if finding.above else (falls, rises)
     if not finding.above:
         low, high = -high, -low
     bound = finding.bound if finding.above else -finding.bound
     if high < bound:
-        return "doesn't"
+        return EDGE if towards else "doesn't"
     if low <= bound:
         return "open"
+    if away:
+        return EDGE
     if len(of_the_tiny) > 1:
         far, tiny = (abs(statistics.mean(v) - finding.bound) for v in (values, of_the_tiny))
         return "holds, weaker" if far < tiny / 2 else "holds"
@@ -312,16 +307,17 @@ def table(rows: Sequence[Row]) -> list[dict]:
     """One entry for each finding: of either model the values by seed, their mean and interval, and the verdicts."""
     found = []
     for finding in FINDINGS:
-        values = {m: finding.effect(picked(rows, model=m)) for m in ("tiny", "small")}
+        both = {m: finding.effect(picked(rows, model=m)) for m in ("tiny", "small")}
         entry: dict[str, Any] = {"key": finding.key, "chapter": finding.chapter, "says": finding.says,
                                  "unit": finding.unit, "bound": finding.bound, "above": finding.above}  # fmt: skip
-        for model, by_seed in values.items():
+        for model, (by_seed, rises, falls, means) in both.items():
             each = [by_seed[seed] for seed in sorted(by_seed)]
             entry[model] = {"seeds": sorted(by_seed), "values": [round(v, 4) for v in each]}
             if len(each) > 1:
                 low, high = interval(each)
                 entry[model] |= {"mean": round(statistics.mean(each), 4), "low": round(low, 4), "high": round(high, 4)}
-            tiny = list(values["tiny"].values()) if model == "small" else ()
-            entry[model]["verdict"] = verdict(finding, each, tiny)
+                entry[model] |= {"means": means, "may_rise": rises, "may_fall": falls}
+            tiny = list(both["tiny"].by_seed.values()) if model == "small" else ()
+            entry[model]["verdict"] = verdict(finding, each, tiny, rises, falls)
         found.append(entry)
     return found

@@ -11,164 +11,152 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tools.real_model.cells import ANY, MISSING, MODELS, UNITS, side
+from tools.real_model.findings import EDGE
+from tools.real_model.shown import SHOWN, row_of, shown
+
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "lessons" / "real_model.md"
-
 DOESNT = "doesn't"
-MODELS = {"tiny": "tiny", "small": "SmolLM2"}
-
-
-def percent(found: Any) -> str:
-    """A share with its interval, in percent."""
-    return _cell(found, 100, 0)
-
-
-def number(found: Any) -> str:
-    """A number with its interval: two digits behind the point, or none of a hundred and more."""
-    mean = found.get("mean") if isinstance(found, Mapping) else found
-    return _cell(found, 1, 2 if mean is None or abs(mean) < 100 else 0)
-
-
-def plain(found: Any) -> str:
-    return "-" if found is None else f"{found:g}" if isinstance(found, float) else str(found)
-
-
-def _written(value: float, digits: int) -> str:
-    return f"{round(value, digits) + 0.0:,.{digits}f}"  # no minus before a zero
-
-
-def _cell(found: Any, factor: float, digits: int) -> str:
-    if found is None or found == {}:
-        return "-"
-    if not isinstance(found, Mapping):
-        return _written(factor * found, digits)
-    keys = [key for key in ("mean", "low", "high") if key in found]
-    mean, *ends = (_written(factor * found[key], digits) for key in keys)
-    return f"{mean} ({' to '.join(ends)})" if ends else mean
-
-
-class Shown(NamedTuple):
-    """A table of the record on the page: what stands above it and, by heading, which key a column has and how it is
-    written. The key "" is the entry itself, where it is a mean and an interval. `across` turns the values of one key
-    into columns of the last one.
-    """
-
-    title: str
-    says: str
-    columns: Mapping[str, tuple[str, Callable[[Any], str]]]
-    across: str | None = None
-
-
-SHOWN = {
-    "tasks": Shown("The tasks", "Exact match on test in %, at the rate that is best on dev.",
-                   {"task": ("task", plain), "steps": ("steps", plain), "test prompts": ("prompts", plain),
-                    "base": ("base", percent), "LoRA r=16": ("lora", percent), "full fine-tuning": ("full", percent)}),
-    "ranks": Shown("Rank and targets", "Translation, stopped before it is learned: exact match on test in %. The ranks "
-                   "13, 21 and 42 have the parameters of all linear layers with r=8.",
-                   {"targets": ("targets", plain), "": ("", percent)}, "r"),
-    "batches": Shown("Batch size", "Translation, the number of examples held equal: loss on test, nats a token.",
-                     {"method": ("method", plain), "": ("", number)}, "batch"),
-    "forgetting": Shown("Forgetting", "Of the settings that reach nine tenths of the best accuracy, the one that "
-                        "forgets least: exact match, perplexity of general text, and questions still answered.",
-                        {"task": ("task", plain), "method": ("method", plain), "remedy": ("remedy", plain),
-                         "exact match, %": ("test", percent), "perplexity": ("general", number),
-                         "questions, %": ("questions", percent)}),
-    "formats": Shown("The base in fewer bits", "KL of the rounded base from the original (nats a token of general "
-                     "text), positions whose first choice differs, and the exact match of LoRA beside it.",
-                     {"task": ("task", plain), "format": ("form", plain), "KL": ("kl", number),
-                      "first choice differs, %": ("first_choice_differs", percent), "exact match, %": ("", percent)}),
-    "updates": Shown("Updates", "What is left of the exact match and of the energy when an update is cut to a rank.",
-                     {"task": ("task", plain), "method": ("method", plain), "cut to": ("cut_to", plain),
-                      "exact match, %": ("test", percent), "energy, %": ("energy", percent),
-                      "intruders, %": ("intruders", percent)}),
-    "combining": Shown("Two adapters in one", "Exact match of both tasks in %.",
-                       {"way": ("how", plain), "weights": ("weight", plain), "style": ("style", percent),
-                        "translation": ("translation", percent)}),
-    "merging": Shown("Merging a QLoRA adapter", "Against the adapter beside its own 4-bit base, on the style task.",
-                     {"steps": ("steps", plain), "way": ("way", plain), "nats a token": ("nats", number),
-                      "answers lost": ("lost", number), "won": ("won", number)}),
-    "variants": Shown("Variants", "Exact match on test in %, on seeds that had no part in choosing the rate.",
-                      {"task": ("task", plain), "variant": ("entry", plain), "learning rate": ("lr", plain),
-                       "exact match, %": ("", percent)}),
-    "capacity": Shown("Capacity", "Bits of random strings remembered.",
-                      {"r": ("r", plain), "strings": ("strings", plain), "bits": ("bits", number)}),
-}  # fmt: skip
-
-
-def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def shown(name: str, by_model: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
-    """A table of the record as lines of Markdown, both models in one; no line where nothing was measured."""
-    table = SHOWN[name]
-    if not any(by_model.get(m) for m in MODELS):
-        return []
-    *fixed, last = table.columns.items()
-    values = [None] if table.across is None else list(
-        dict.fromkeys(entry.get(table.across) for m in MODELS for entry in by_model.get(m, ()))
-    )  # fmt: skip
-    values.sort(key=lambda v: (v is None, v))
-    heads = [last[0]] if table.across is None else ["-" if v is None else f"{table.across} = {v}" for v in values]
-    lines = ["", f"## {table.title}", "", table.says, "", _row(["model", *(head for head, _ in fixed), *heads])]
-    lines.append("|" + "---|" * (1 + len(fixed) + len(heads)))
-
-    def written(entry: Mapping[str, Any], column: tuple[str, Callable[[Any], str]]) -> str:
-        key, write = column
-        return write(entry.get(key) if key else entry if "mean" in entry else None)
-
-    for model, called in MODELS.items():
-        rows: dict[tuple[str, ...], dict[Any, str]] = {}
-        for entry in by_model.get(model, ()):
-            first = tuple(written(entry, column) for _, column in fixed)
-            rows.setdefault(first, {})[entry.get(table.across) if table.across else None] = written(entry, last[1])
-        lines += [_row([called, *first, *(cells.get(v, "") for v in values)]) for first, cells in rows.items()]
-    return lines
-
-
-def side(found: Mapping[str, Any]) -> str:
-    """A model's mean, interval and number of seeds, as a cell of the table."""
-    if "mean" not in found:
-        return "not measured"
-    digits = 0 if abs(found["mean"]) >= 100 else 2 if abs(found["mean"]) < 10 else 1
-    numbers = [_written(found[key], digits) for key in ("mean", "low", "high")]
-    return f"{numbers[0]} ({numbers[1]} to {numbers[2]}; {len(found['seeds'])})"
 
 
 def bound(entry: Mapping[str, Any]) -> str:
-    return f"{'above' if entry['above'] else 'below'} {entry['bound']:,g}"
+    """On which side of which number a finding holds, with the unit."""
+    called, factor, _ = UNITS.get(entry["unit"], (entry["unit"], 1, ANY))
+    value = f"{'above' if entry['above'] else 'below'} {factor * entry['bound']:,g}"
+    return value + called if called == "%" else f"{value} {called}"
+
+
+def meaning(entry: Mapping[str, Any], model: str) -> list[str]:
+    """What a model's number comes to, and why an interval has no width."""
+    found = entry[model]
+    told = [found["means"]] if found.get("means") else []
+    if "mean" in found and found["low"] == found["high"]:
+        same = "the same point of a grid of factors of 2" if entry["unit"] == "powers of two" else "the same setting"
+        told.append(f"every seed has {same} on both sides")
+    return told
+
+
+def _short(verdict: str) -> str:
+    """holds, doesn't, open or not measured."""
+    return next(word for word in ("holds", DOESNT, "open", MISSING) if verdict.startswith(word))
+
+
+class Group(NamedTuple):
+    """Findings that fared alike: the heading, and which pairs of verdicts (tiny's, SmolLM2's) belong to it."""
+
+    title: str
+    has: Callable[[str, str], bool]
+
+
+GROUPS = (
+    Group("Holds on both", lambda tiny, small: (tiny, small) == ("holds", "holds")),
+    Group("Holds on SmolLM2, and not shown on the tiny model", lambda tiny, small: tiny != "holds" == small),
+    Group("Doesn't hold on SmolLM2", lambda tiny, small: small == DOESNT),
+    Group("Open on SmolLM2", lambda tiny, small: small == "open"),
+)
+
+
+def fared(entry: Mapping[str, Any], model: str) -> str:
+    """How a finding fared on a model: the verdict, the number and what it comes to, as a cell."""
+    found = entry[model]
+    if "mean" not in found:
+        return MISSING
+    said = f"**{found['verdict']}**" if found["verdict"] == DOESNT else found["verdict"]
+    return "; ".join([f"{said}: {side(found, entry['unit'])}", *meaning(entry, model)])
+
+
+def _findings(title: str, found: Sequence[Mapping[str, Any]], chapters: Mapping[str, str]) -> list[str]:
+    """The findings of a group as a table with both models."""
+    lines = ["", f"## {title}", "", "| chapter | finding | holds where | SmolLM2 | tiny |", "|" + "---|" * 5]
+    for e in found:
+        where = f"[{e['chapter']}]({chapters[e['chapter']]})"
+        lines.append(row_of([where, e["says"], bound(e), fared(e, "small"), fared(e, "tiny")]))
+    return lines
+
+
+def _not_on_smollm2(found: Sequence[Mapping[str, Any]], chapters: Mapping[str, str]) -> list[str]:
+    """What only the tiny model was asked, as a table, and what neither was, as a list; both folded away."""
+    asked = [e for e in found if e["tiny"]["verdict"] != MISSING]
+    rest = [e for e in found if e["tiny"]["verdict"] == MISSING]
+    lines = []
+    if asked:
+        lines += ["", "<details>", f"<summary>{len(asked)} that only the tiny model was asked</summary>", "",
+                  "| chapter | finding | holds where | tiny |", "|" + "---|" * 4]  # fmt: skip
+        for e in asked:
+            where = f"[{e['chapter']}]({chapters[e['chapter']]})"
+            lines.append(row_of([where, e["says"], bound(e), fared(e, "tiny")]))
+        lines += ["", "</details>"]
+    if rest:
+        lines += ["", "<details>", f"<summary>{len(rest)} that neither was asked by this code</summary>", ""]
+        lines += [f"- [{e['chapter']}]({chapters[e['chapter']]}): {e['says']}" for e in rest]
+        lines += ["", "</details>"]
+    return ["", "## Not measured on SmolLM2", *lines] if lines else []
+
+
+def counted(record: Mapping[str, Any]) -> dict[str, Counter[str]]:
+    """By model, how many findings hold, don't, are open and are not measured."""
+    return {m: Counter(_short(e[m]["verdict"]) for e in record["findings"]) for m in MODELS}
+
+
+def summarized(record: Mapping[str, Any]) -> str:
+    """How the findings fared on SmolLM2, in a sentence that the README has as well."""
+    found, count = [e["small"]["verdict"] for e in record["findings"]], counted(record)["small"]
+    weaker, edge = found.count("holds, weaker"), found.count(EDGE)
+    return (
+        f"Of {len(found) - count[MISSING]} that were tried on SmolLM2, {count['holds']} "
+        f"hold{f' ({weaker} of them weaker)' if weaker else ''}, {count['open']} are open"
+        f"{f' ({edge} of these because the search was too narrow)' if edge else ''} and {count[DOESNT]} "
+        f"{'does' if count[DOESNT] == 1 else 'do'}n't hold."
+    )
+
+
+def _hypotheses(found: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Which findings the tiny model itself refutes or leaves open, in words."""
+    by = {word: [e for e in found if _short(e["tiny"]["verdict"]) == word] for word in (DOESNT, "open")}
+    lines = []
+    if by[DOESNT]:
+        said = "; ".join(f"{e['says']} (chapter {e['chapter']})" for e in by[DOESNT])
+        lines.append(f"**Refuted by the tiny model itself**: {said}.")
+    if by["open"]:
+        said = "; ".join(e["says"] for e in by["open"])
+        lines.append(f"**Left open by the tiny model**, from which alone they are hypotheses, not findings: {said}.")
+    return [line for entry in lines for line in ("", entry)]
 
 
 def page(record: Mapping[str, Any]) -> str:
     """The page as Markdown."""
     chapters = {path.name[:2]: path.name for path in sorted((ROOT / "lessons").glob("[0-9][0-9]_*.md"))}
-    found = record["findings"]
-    measured = [e for e in found if e["small"]["verdict"] != "not measured"]
-    counts = Counter(e["small"]["verdict"] for e in measured)
-    missing = len(found) - len(measured)
+    found = sorted(record["findings"], key=lambda e: e["chapter"])
+    both = [(_short(e["tiny"]["verdict"]), _short(e["small"]["verdict"])) for e in found]
+    words = ("holds", "open", DOESNT, MISSING)
     lines = [
         "# On a real model",
         "",
-        "The course's findings come from a Llama of 1.77 million parameters. Here the same code has tried them on",
-        "SmolLM2-135M-Instruct. A number is the mean over the seeds (95% interval; how many seeds). A finding holds",
-        "where the whole interval is on its side of the bound, doesn't where it is on the other, and is open between",
-        "them; weaker means with less than half of the tiny model's distance from it. The bounds were set before.",
+        "The course's findings come from a Llama of 1.77 million parameters. Here one code has tried them, and claims",
+        f"that the chapters test, on it and on SmolLM2-135M-Instruct. {summarized(record)}",
+        "How many fared how on each:",
         "",
-        f"Of {len(measured)} findings {counts['holds']} hold on SmolLM2, {counts['holds, weaker']} weaker, "
-        f"{counts['open']} are open, and {counts[DOESNT]} don't."
-        + (f" {missing} more have not been measured on it." if missing else ""),
+        "| | " + " | ".join(f"tiny: {word}" for word in words) + " |",
+        "|" + "---|" * (1 + len(words)),
+        *(row_of([f"SmolLM2: {small}", *(str(both.count((tiny, small))) for tiny in words)]) for small in words),
+        *_hypotheses(found),
         "",
-        "| chapter | finding | unit | holds where | tiny | SmolLM2 | on SmolLM2 it |",
-        "|---|---|---|---|---|---|---|",
+        "How to read the tables: a number is the mean over the seeds (95% interval by Student's t; how many seeds). A",
+        "finding holds where the whole interval is on its side of the bound, doesn't where it is on the other, and is",
+        "open between them. It is open too where the best setting is the first or the last one tried and a better one",
+        "beyond it could turn the verdict; such a number has ≥ or ≤ before it in the tables below. The bounds were set",
+        "before; this rule, and one row for five ways to combine adapters, came after. An interval from two to five",
+        "seeds is wide, and is cut to what the number can be: 0 to 100%, or not below 0. One of no width says that the",
+        "seeds agree, not that nothing is uncertain: 100 prompts without a mistake leave room for 3% of mistakes.",
     ]
-    for entry in sorted(found, key=lambda e: e["chapter"]):
-        chapter, said = entry["chapter"], entry["small"]["verdict"]
-        lines.append(
-            f"| [{chapter}]({chapters[chapter]}) | {entry['says']} | {entry['unit']} | {bound(entry)} | "
-            f"{side(entry['tiny'])} | {side(entry['small'])} | {f'**{said}**' if said == DOESNT else said} |"
-        )
-    for name in SHOWN:
-        lines += shown(name, record["tables"].get(name, {}))
+    for group in GROUPS:
+        mine = [e for e, pair in zip(found, both, strict=True) if group.has(*pair)]
+        lines += _findings(group.title, mine, chapters) if mine else []
+    missing = [e for e in found if e["small"]["verdict"] == MISSING]
+    lines += _not_on_smollm2(missing, chapters)
+    for name, table in SHOWN.items():
+        lines += shown(name, record["tables"].get(table.table or name, {}))
     lines += [
         "",
         "## How it was measured",

@@ -7,16 +7,21 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tools.measure_capacity import bits_remembered
-from tools.real_model.findings import BySeed, Row, at_best, at_equal_accuracy, full, lora, picked
+from tools.real_model.choosing import BySeed, Measured, Row, at_best, at_equal_accuracy, full, lora, picked
 from utils.evaluate.seeds import interval
 
 
-def summary(by_seed: BySeed) -> dict[str, Any]:
-    """Mean, 95% interval and number of seeds; nothing of none, and no interval of one."""
-    values = [value for value in by_seed.values() if value is not None]
+def summary(measured: Measured | BySeed) -> dict[str, Any]:
+    """Mean, 95% interval and number of seeds; nothing of none, and no interval of one. `may_rise` and `may_fall` stand
+    where the grid was too narrow to say.
+    """
+    if not isinstance(measured, Measured):
+        measured = Measured(measured)
+    values = [value for value in measured.by_seed.values() if value is not None]
     if not values:
         return {}
     found: dict[str, Any] = {"mean": round(statistics.mean(values), 4), "seeds": len(values)}
+    found |= {key: True for key, may in (("may_rise", measured.rises), ("may_fall", measured.falls)) if may}
     if len(values) > 1:
         low, high = interval(values)
         found |= {"low": round(low, 4), "high": round(high, 4)}
@@ -65,8 +70,9 @@ def rates(rows: Sequence[Row]) -> list[dict]:
         ({"method": "full"}, full(rows, "ranks")),
     ]
     rules = picked(rows, section="rules")
-    for r, alpha in dict.fromkeys((row["r"], row["lora_alpha"]) for row in rules):
+    for r, alpha in sorted({(row["r"], row["lora_alpha"]) for row in rules}):
         groups.append(({"method": "lora", "r": r, "lora_alpha": alpha}, picked(rules, r=r, lora_alpha=alpha)))
+    groups.sort(key=lambda group: (group[0].get("r", 0), group[0].get("lora_alpha", 0)))
     return [
         {**head, "lr": lr, **summary(_by_seed(picked(mine, lr=lr), "dev_loss"))}
         for head, mine in groups
@@ -84,7 +90,8 @@ def forgetting(rows: Sequence[Row]) -> list[dict]:
                 entry: dict[str, Any] = {"task": task, "method": method, "remedy": remedy}
                 for what in ("test", "general", "questions"):
                     if any(what in row for row in mine):
-                        entry[what] = summary(at_equal_accuracy(rows, what, remedy, method, task))
+                        measured = at_equal_accuracy(rows, what, remedy, method, task)
+                        entry[what] = summary(measured if what == "general" else measured.by_seed)
                 found.append(entry)
     return found
 
