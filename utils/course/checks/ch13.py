@@ -84,6 +84,18 @@ def _short_lengths(file: io.BytesIO, kind: int) -> Any:
     return lesson.read_value(file, kind)
 
 
+def _read_as(items: str, count: str) -> Callable[[io.BytesIO, int], Any]:
+    """Right but for the sizes of an array's two numbers."""
+
+    def answer(file: io.BytesIO, kind: int) -> Any:
+        if kind != ARRAY:
+            return lesson.read_value(file, kind)
+        inner, several = lesson.number(file, items), lesson.number(file, count)
+        return [answer(file, inner) for _ in range(several)]
+
+    return answer
+
+
 def _count_first(file: io.BytesIO, kind: int) -> Any:
     if kind != ARRAY:
         return lesson.read_value(file, kind)
@@ -132,6 +144,13 @@ exercise(
         ),
         Mistake(
             _short_lengths, "a string's length has eight bytes, Q, and you read four of them: `text(file)` does it."
+        ),
+        Mistake(
+            _read_as("I", "I"),
+            'an array\'s number of items has eight bytes, number(file, "Q"), and you read four of them.',
+        ),
+        Mistake(
+            _read_as("Q", "Q"), 'the kind of an array\'s items has four bytes, number(file, "I"), and you read eight.'
         ),
         Mistake(
             _count_first, "the other way round: an array begins with its items' kind (I), then comes their number (Q)."
@@ -204,6 +223,16 @@ exercise(
             "that mixes the heads with each other: the rows of a head stay together.",
         ),
         Mistake(
+            lambda rows, heads: rows.reshape(heads, 2, -1, *rows.shape[1:]).transpose(0, 1).reshape(rows.shape),
+            "you exchanged heads and halves: the two axes to exchange are the half's and its rows', .transpose(1, 2).",
+        ),
+        Mistake(
+            lambda rows, heads: (
+                rows.reshape(*rows.shape[:-1], 2, rows.shape[-1] // 2).transpose(-1, -2).reshape(rows.shape)
+            ),
+            "you reordered the last axis, which for a weight are the columns: the rows are the first.",
+        ),
+        Mistake(
             lambda rows, heads: lesson.rotate(rows, heads).reshape(heads, -1, *rows.shape[1:]),
             "the order is right and the shape isn't: give the result the shape that came in.",
         ),
@@ -222,7 +251,7 @@ exercise(
 HEADS = {"q_proj": 6, "k_proj": 2}
 
 
-def _pair(layer: int, module: str, out: int, r: int = 2) -> Callable[[], tuple[Any, ...]]:
+def _pair(layer: int, module: str, out: int, r: int = 12) -> Callable[[], tuple[Any, ...]]:
     def made() -> tuple[Any, ...]:
         generator = torch.Generator().manual_seed(layer + out)
         part = "self_attn" if module in ("q_proj", "k_proj", "v_proj", "o_proj") else "mlp"
@@ -234,7 +263,7 @@ def _pair(layer: int, module: str, out: int, r: int = 2) -> Callable[[], tuple[A
 
 def _drawn_pair(draw: random.Random) -> tuple[Any, ...]:
     module = draw.choice(["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"])
-    return _pair(draw.randrange(32), module, 12 * draw.randint(1, 2), draw.randint(1, 4))()
+    return _pair(draw.randrange(32), module, 12 * draw.randint(1, 2), 12 * draw.randint(1, 2))()
 
 
 def _with(
@@ -267,7 +296,7 @@ def _rotated_by(chosen: Callable[[str, dict[str, int]], int | None]) -> Callable
 def _a_rotated(module: str, A: Tensor, B: Tensor, heads: dict[str, int]) -> tuple[Tensor, Tensor]:
     _, b = _right(module, A, B, heads)
     count = heads.get(module.rpartition(".")[2])
-    return (lesson.rotate(A, count) if count and len(A) % (2 * count) == 0 else A.flip(0)) if count else A, b
+    return lesson.rotate(A, count) if count else A, b
 
 
 exercise(
@@ -324,9 +353,24 @@ exercise(
 
 # ------------------------------------------------------------------------------------------------------- four faults
 
+
+def _same_faults(expected: dict[str, str], got: Any) -> bool | str:
+    if not isinstance(got, dict):
+        return 'a dictionary is asked for: {"A": ..., "B": ..., "C": ..., "D": ...}.'
+    words = {letter: str(word).replace("\N{RIGHT SINGLE QUOTATION MARK}", "'").strip() for letter, word in got.items()}
+    if words.keys() != expected.keys():
+        return "name a fault for each of A, B, C and D."
+    if odd := [word for word in words.values() if word not in expected.values()]:
+        return f"{odd[0]!r} is none of the four: {', '.join(repr(word) for word in sorted(expected.values()))}."
+    if len(set(words.values())) < len(words):
+        return "each of the four faults is in one export, and you name one of them twice."
+    return words == expected or "begin with the base's line: where it is right, the fault lies in the adapter's file."
+
+
 exercise(
     "faults",
     reference=lesson.faults,
+    compare=_same_faults,
     mistakes=[
         Mistake(
             lesson.faults | {"A": lesson.faults["B"], "B": lesson.faults["A"]},
