@@ -2,7 +2,6 @@
 
 import json
 
-
 from tools import equality_errors as tool
 
 RECORD = json.loads(tool.OUT.read_text(encoding="utf-8"))
