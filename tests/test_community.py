@@ -115,7 +115,7 @@ def test_each_command_of_a_workflow_is_one_that_a_person_has():
 
 
 def test_the_readmes_test_command_runs_on_three_systems_and_make_on_none_that_may_lack_it():
-    assert "\npython3 start.py test\n" in README
+    assert "`python3 start.py test`" in README
     locked = [(system, python) for name, system, python, command in commands() if command == "python start.py test"]
     assert {system for system, _ in locked} == {"ubuntu-latest", "macos-latest", "windows-latest"}
     assert [command for _, system, _, command in commands() if "windows" in system and command.startswith("make")] == []

@@ -5,6 +5,10 @@ import re
 import tomllib
 from pathlib import Path
 
+import pytest
+
+from tests.tools.test_run_course import AWAITED, SMALL
+from tools.real_model.page import summarized, summarized_tiny
 from utils.course.colab import notebook_page, origin
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -55,8 +59,41 @@ def test_every_link_leads_somewhere():
             assert (page.parent / link).exists(), link
 
 
+def _flat(page):
+    return " ".join(page.read_text(encoding="utf-8").split())
+
+
+def _listed(words):
+    return f"{', '.join(words[:-1])} and {words[-1]}" if len(words) > 1 else "".join(words)
+
+
+def test_what_the_tiny_model_can_show_is_the_records_summary():
+    record = json.loads((ROOT / "assets" / "measurements" / "real_model.json").read_text(encoding="utf-8"))
+    assert f"{summarized(record)} The tiny model itself" in _flat(ROOT / "README.md")
+    assert summarized_tiny(record) in _flat(ROOT / "README.md")
+
+
+def test_so_many_cells_are_not_compared_as_the_readme_says():
+    cells = [cell for path in (ROOT / "solutions").glob("*.ipynb")
+             for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]]  # fmt: skip
+    free = sum("nbval-ignore-output" in cell["metadata"].get("tags", ()) for cell in cells)
+    assert f"but for {free} cells" in _flat(ROOT / "README.md")
+
+
+@pytest.mark.parametrize("page", ["README.md", "lessons/using_the_course.md"])
+def test_the_chapters_that_no_gpu_has_run_are_named(page):
+    """Where every chapter has run, neither page says that one awaits its run."""
+    said, awaited = _flat(ROOT / page), [stem[:2] for stem in AWAITED]
+    assert ("await their run." in said) == bool(awaited)
+    assert not awaited or f"chapters {_listed(awaited)} await their run." in said
+    if page != "README.md":
+        assert f"Under `small`, chapters {_listed(SMALL)} have run there" in said
+
+
 def test_it_is_a_front_door_and_not_a_manual():
     assert len(README.splitlines()) < 120
+    minutes = [int(found) for found in re.findall(r"^\| \d\d \|.*\| (\d+) \| \[Colab", README, re.MULTILINE)]
+    assert f"## The chapters, some {sum(minutes) // 60} hours\n" in README
     pictures = re.findall(r"^!\[(.*?)\]\((.*?)\)$", README, re.MULTILINE)
     assert [path for _, path in pictures] == ["assets/readme/rank.png"] and all(len(alt) > 40 for alt, _ in pictures)
     assert (ROOT / "assets" / "readme" / "mixing.webp").stat().st_size < 2_000_000

@@ -111,6 +111,12 @@ def summarized(record: Mapping[str, Any]) -> str:
     )
 
 
+def summarized_tiny(record: Mapping[str, Any]) -> str:
+    """How they fared on the tiny model by the same code, in a sentence that the README has as well."""
+    count = counted(record)["tiny"]
+    return f"The tiny model itself shows {count['holds']}, leaves {count['open']} open and refutes {count[DOESNT]}."
+
+
 def _hypotheses(found: Sequence[Mapping[str, Any]]) -> list[str]:
     """Which findings the tiny model itself refutes or leaves open, in words."""
     by = {word: [e for e in found if _short(e["tiny"]["verdict"]) == word] for word in (DOESNT, "open")}
@@ -135,7 +141,7 @@ def page(record: Mapping[str, Any]) -> str:
         "",
         "The course's findings come from a Llama of 1.77 million parameters. Here one code has tried them, and claims",
         f"that the chapters test, on it and on SmolLM2-135M-Instruct. {summarized(record)}",
-        "How many fared how on each:",
+        f"{summarized_tiny(record)} How many fared how on each:",
         "",
         "| | " + " | ".join(f"tiny: {word}" for word in words) + " |",
         "|" + "---|" * (1 + len(words)),
