@@ -121,3 +121,19 @@ def test_each_that_the_command_line_names_is_there(out):
     said = list(export(out, EXPORTS))
     assert [one.partition(":")[0] for one in said] == list(EXPORTS)
     assert all("LOHA" in one for one in said[:3]), said
+
+
+@pytest.mark.parametrize("damage", [None, "{}", '{"replies": []}', '{"replies": [{"prompt": "x"}]}', "{", "[1]"])
+def test_without_answers_to_compare_with_nothing_is_written(out, damage):
+    """The folder would be in the way of the next export, and says nothing of itself."""
+    path = out / "evaluation.json"
+    path.unlink()
+    if damage is not None:
+        path.write_text(damage)
+    said = list(export(out, list(EXPORTS)))
+    assert all("not exported. " in line and "evaluation.json" in line for line in said)
+    assert [each.name for each in out.parent.iterdir()] == [out.name]
+
+
+def test_an_export_is_made_once(out):
+    assert len(list(export(out, ["vllm", "vllm"]))) == 1

@@ -22,6 +22,7 @@ from utils.export.gguf import DTYPES
 from utils.export.gguf_facts import gguf_facts
 from utils.lora.checkpoint import CONFIG, WEIGHTS
 from utils.models.device import ROOT, TINY_DIR
+from utils.train.adapter_cache import adapter_dir
 
 STYLE = Path(ROOT, "assets", "adapters", "style")
 
@@ -365,3 +366,15 @@ def test_an_edited_file_differs_by_what_was_asked(tmp_path):
             file, tmp_path / "no.gguf", tensors=lambda name, tensor: tensor[:-1] if "output_norm" in name else tensor
         )
     assert not (tmp_path / "no.gguf").exists()
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "model.safetensors"])
+def test_the_source_is_not_written_over(tmp_path, name):
+    folder = tmp_path / "here"
+    shutil.copytree(adapter_dir("style") if name.startswith("adapter") else TINY_DIR, folder)
+    before = (folder / name).read_bytes()
+    with pytest.raises(ExportError, match="called like a file of weights"):
+        to_gguf(folder, folder / name)
+    assert (folder / name).read_bytes() == before
+    with pytest.raises(ExportError, match="is a folder: name a new file"):
+        to_gguf(folder, tmp_path)

@@ -235,3 +235,30 @@ for _ in range(30):
 """
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=120)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"context": 1}, "context must be a whole number of at least 2, not 1"),
+        ({"slots": "1"}, "slots must be a whole number of at least 1, not '1'"),
+        ({"threads": 0}, "threads must be a whole number"),
+        ({"cache_mib": -5}, "cache_mib must be a whole number of at least 0"),
+        ({"cache_mib": 1.5}, "cache_mib must be a whole number"),
+        ({"adapters": [("style", "x.gguf")]}, "a mapping from names to files"),
+        ({"adapters": "x.gguf"}, "a mapping from names to files"),
+        ({"adapters": {"": "x.gguf"}}, "a mapping from names to files"),
+    ],
+)
+def test_what_llama_cpp_would_end_the_process_for_is_refused(wrong, said):
+    with pytest.raises(ExportError, match=said):
+        LlamaCpp("no.gguf", **wrong)
+
+
+def test_one_string_is_no_list_of_prompts(tmp_path):
+    with LlamaCpp(to_gguf(TINY_DIR, tmp_path / "base.gguf")) as server:
+        with pytest.raises(ValueError, match=r"pass a list of prompts, also for one: \['Say it'\]"):
+            server.complete("Say it")
+        for adapter in (1, {"style"}):
+            with pytest.raises(ExportError, match="adapter must be a name, or a mapping from names to scales"):
+                server.complete(["Hi"], 1, adapter=adapter)

@@ -143,3 +143,11 @@ def test_a_refused_modelfile_leaves_the_old_one(tmp_path, tokenizer):
             write_modelfile(tmp_path, base, tokenizer=tokenizer, **how)
     assert (tmp_path / "Modelfile").read_text(encoding="utf-8") == old
     assert sorted(file.name for file in tmp_path.iterdir()) == ["Modelfile", "base.gguf"]
+
+
+@pytest.mark.parametrize(("longest", "written"), [(512, 512), (131_072, 8192), (int(1e30), 8192), (None, 8192)])
+def test_no_more_context_is_asked_for_than_memory_can_be_taken_for_granted(longest, written):
+    """A 7B model's keys and values of 131,072 tokens take gigabytes, which Ollama would reserve."""
+    from utils.export.ollama import default_context
+
+    assert default_context(longest) == written

@@ -42,11 +42,8 @@ class Asked(NamedTuple):
 
 
 def asked(out: str | Path, tokenizer: PreTrainedTokenizerBase) -> Asked:
-    """The first held-out prompts of a finished run. Raises FileNotFoundError without its evaluation."""
-    path = Path(out, RESULTS)
-    if not path.is_file():
-        raise FileNotFoundError(f"{out} holds no {RESULTS}, with whose answers an export is compared")
-    replies = json.loads(path.read_text(encoding="utf-8"))["replies"]
+    """The first held-out prompts of a finished run. Raises what :func:`_replies` raises."""
+    replies = _replies(Path(out))
     longest = max(len(tokenizer(reply["wanted"], add_special_tokens=False)["input_ids"]) for reply in replies)
     first = replies[:PROMPTS]
     turns = [[*reply["earlier"], ("user", reply["prompt"])] for reply in first]
@@ -57,12 +54,30 @@ def asked(out: str | Path, tokenizer: PreTrainedTokenizerBase) -> Asked:
     )
 
 
+def _replies(out: Path) -> list[dict[str, Any]]:
+    """The held-out answers of a finished run. Raises FileNotFoundError without its evaluation, ExportError when that is
+    damaged or empty.
+    """
+    path = out / RESULTS
+    if not path.is_file():
+        raise FileNotFoundError(f"{out} holds no {RESULTS}, with whose answers an export is compared: end the run")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))["replies"]
+        whole = found and all({"wanted", "earlier", "prompt", "adapter"} <= reply.keys() for reply in found)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        whole = False
+    if not whole:
+        raise ExportError(f"{path} is damaged, or holds no answer: delete it and run capstone.py again to evaluate")
+    return found
+
+
 def export(out: str | Path, kinds: Sequence[str]) -> Iterator[str]:
     """Write the finished run in `out` in each of `kinds`, which :data:`utils.course.own_run.EXPORTS` names, and say of
     each what was written, what was tried, and how it went. An export that fails is said too, and the next one follows.
     """
-    for kind in kinds:
+    for kind in dict.fromkeys(kinds):
         try:
+            _replies(Path(out))  # before anything is written: without it nothing can be compared
             yield f"{kind}: {_WRITERS[kind](Path(out))}"
         except (ExportError, ValueError, OSError) as error:
             yield f"{kind}: not exported. {error}"

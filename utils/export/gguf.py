@@ -78,6 +78,10 @@ def to_gguf(
             f"dtype={dtype!r} isn't written here, only {', '.join(DTYPES)}. K-quants such as q4_k_m are made from a "
             "file in f16 by llama.cpp's llama-quantize"
         )
+    path = Path(path).expanduser()
+    if path.suffix == ".safetensors" or path.is_dir():
+        what = "is a folder" if path.is_dir() else "is called like a file of weights, which it would replace"
+        raise ExportError(f"{path} {what}: name a new file, such as {path.with_suffix('.gguf').name}")
     if isinstance(source, nn.Module):
         return _write_model(cast("PreTrainedModel", source), Path(path), dtype, tokenizer)
     folder = Path(source).expanduser()

@@ -67,8 +67,13 @@ class LlamaCpp:
         """
         self._server: Any = None
         self._plain: int | None = None
-        if slots < 1 or threads < 1 or (context is not None and context < 1):
-            raise ExportError(f"context={context}, slots={slots} and threads={threads} must be 1 or more")
+        _check_numbers(context=context, slots=slots, threads=threads, cache_mib=cache_mib)
+        if adapters is not None and (
+            not isinstance(adapters, Mapping) or not all(isinstance(name, str) and name for name in adapters)
+        ):
+            raise ExportError(
+                f"adapters must be a mapping from names to files, such as {{'style': path}}, not {adapters!r}"
+            )
         self.adapters = {name: Path(path) for name, path in (adapters or {}).items()}
         self.model = Path(model)
         self._facts = _checked(self.model, self.adapters)
@@ -130,8 +135,10 @@ class LlamaCpp:
         ValueError when there are no prompts, and ExportError for an adapter that wasn't loaded, a scale that isn't
         finite, or a request that llama.cpp refuses, such as a prompt that is longer than the context.
         """
-        if isinstance(prompts, str) or not len(prompts):
-            raise ValueError(f"there are no prompts to answer: pass a list of them, not {prompts!r}")
+        if isinstance(prompts, str):
+            raise ValueError(f"pass a list of prompts, also for one: [{prompts[:40]!r}]")
+        if not len(prompts):
+            raise ValueError("there are no prompts to answer: the list is empty")
         asked = {
             "n_predict": max_new_tokens, "temperature": temperature, "seed": seed, "top_k": 0, "top_p": 1.0,
             "min_p": 0.0, "return_tokens": True, "cache_prompt": False, "lora": self.lora(adapter, scale), **sampling,
@@ -185,6 +192,8 @@ class LlamaCpp:
         Raises ExportError for a name that wasn't loaded, or a scale that isn't finite.
         """
         names = list(self.adapters)
+        if not (adapter is None or isinstance(adapter, str | Mapping)):
+            raise ExportError(f"adapter must be a name, or a mapping from names to scales, not {adapter!r}")
         wanted = {} if adapter is None else {adapter: 1.0} if isinstance(adapter, str) else adapter
         if missing := [name for name in wanted if name not in names]:
             raise ExportError(f"no adapter {missing[0]!r} is loaded, only {', '.join(names) or 'none'}")
@@ -225,6 +234,16 @@ class LlamaCpp:
                 pass
             raise ExportError(f"llama.cpp refuses this request: {str(said)[:600]}")
         return json.loads(said)
+
+
+def _check_numbers(**numbers: Any) -> None:
+    """Raise ExportError for what isn't a whole number, or is too small. Below two tokens llama.cpp ends the process."""
+    least = {"context": 2, "slots": 1, "threads": 1, "cache_mib": 0}
+    for name, value in numbers.items():
+        if name == "context" and value is None:
+            continue
+        if not isinstance(value, int) or isinstance(value, bool) or value < least[name]:
+            raise ExportError(f"{name} must be a whole number of at least {least[name]}, not {value!r}")
 
 
 def _checked(model: Path, adapters: Mapping[str, Path]) -> GGUFFacts:

@@ -13,7 +13,7 @@ from utils.export.errors import ExportError
 from utils.export.gguf_facts import GGUFFacts, gguf_facts
 from utils.export.go_template import quoted
 from utils.export.modelfile_syntax import Command, parse
-from utils.export.ollama import PARAMETERS, added_tokens, ends
+from utils.export.ollama import PARAMETERS, added_tokens, default_context, ends
 from utils.export.turns import Turns, read_turns
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def check_modelfile(
         *_bos(template, base, turns),
         *_base(commands, base, adapter),
         *_adapter(commands, base, adapter),
-        *_parameters(commands, base),
+        *_parameters(commands, base, tokenizer.model_max_length if tokenizer is not None else None),
     ]
 
 
@@ -229,7 +229,7 @@ def _adapter(commands: Sequence[Command], base: GGUFFacts | None, adapter: GGUFF
     return found
 
 
-def _parameters(commands: Sequence[Command], base: GGUFFacts | None) -> list[Finding]:
+def _parameters(commands: Sequence[Command], base: GGUFFacts | None, trained: int | None) -> list[Finding]:
     found = []
     names = [command.name.split(" ", 1)[1] for command in commands if command.name.startswith("parameter ")]
     for name in names:
@@ -237,13 +237,13 @@ def _parameters(commands: Sequence[Command], base: GGUFFacts | None) -> list[Fin
             what = f"PARAMETER {name} isn't one of Ollama's: it refuses the Modelfile, or leaves out an old one"
             found.append(Finding("unknown parameter", what, f"one of {', '.join(sorted(PARAMETERS))}"))
     context = _last(commands, "parameter num_ctx")
-    longest = base.context if base is not None else None
+    longest = base.context if base is not None else trained
     if context is None:
         what = (
             "no num_ctx: Ollama takes 4,096 tokens on a GPU of less than 24 GiB (2,048 in older versions), and drops "
             "the first messages of a longer conversation in silence"
         )
-        found.append(Finding("no num_ctx", what, f"PARAMETER num_ctx {longest or 4096}"))
+        found.append(Finding("no num_ctx", what, f"PARAMETER num_ctx {default_context(longest)}"))
     elif longest is not None and context.isdecimal() and int(context) > longest:
         what = f"num_ctx is {context}, and the base knows {longest} positions"
         found.append(Finding("num_ctx too long", what, f"PARAMETER num_ctx {longest}"))

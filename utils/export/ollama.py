@@ -7,6 +7,8 @@ and a context of 4,096 tokens on a small GPU, so both are written as well.
 
 Attributes:
     PARAMETERS: What a Modelfile may set, and of which type.
+    MOST_CONTEXT: The longest context, in tokens, that is set without being asked for: a 7B model's keys and values of
+        131,072 tokens take gigabytes.
 """
 
 from __future__ import annotations
@@ -41,6 +43,9 @@ def added_tokens(tokenizer: Any) -> set[str]:
     return {str(token) for token in tokenizer.all_special_tokens} | set(tokenizer.get_added_vocab())
 
 
+MOST_CONTEXT = 8192
+
+
 def ends(tokenizer: PreTrainedTokenizerBase, turns: Turns | None = None) -> list[str]:
     """The tokens that end an answer, as text: EOS, and the special tokens that the template writes behind an answer.
 
@@ -69,8 +74,9 @@ def modelfile(
     Paths are written as they are given; Ollama reads relative ones from the Modelfile's folder. `gguf` may also be the
     name of a model in Ollama's library, but then say which file it is: only the base that the adapter was trained on
     will do. `parameters` (:data:`PARAMETERS`) are beside these, and may replace them: temperature 0 (greedy),
-    repeat_penalty 1 (none; 1.1 before v0.32.10), the tokenizer's longest context as num_ctx, and the stop
-    strings of :func:`ends`. `system` becomes the system message of conversations that have none.
+    repeat_penalty 1 (none; 1.1 before v0.32.10), the tokenizer's longest context as num_ctx but at most
+    :data:`MOST_CONTEXT`, and the stop strings of :func:`ends`. `system` becomes the system message of conversations
+    that have none.
 
     With ``template="go"`` the tokenizer's chat template is translated (:func:`utils.export.turns.read_turns`). With
     "gguf" there is no TEMPLATE: Ollama then takes a near one of its own, or has llama.cpp render the Jinja template in
@@ -138,13 +144,17 @@ def _adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
     return tokenizer.bos_token_id is not None and list(first) == [tokenizer.bos_token_id]
 
 
+def default_context(longest: int | None) -> int:
+    """The num_ctx that is written where none is asked for: the model's longest context, and at most MOST_CONTEXT."""
+    return min(int(longest), MOST_CONTEXT) if longest else MOST_CONTEXT
+
+
 def _settings(
     tokenizer: PreTrainedTokenizerBase, turns: Turns | None, given: Mapping[str, Any]
 ) -> list[tuple[str, str]]:
     """Names and values of the PARAMETER lines. Raises ExportError for one that Ollama doesn't know or can't read."""
     chosen: dict[str, Any] = {"temperature": 0, "repeat_penalty": 1}
-    if tokenizer.model_max_length < 10**7:  # transformers' word for "unknown" is a very large number
-        chosen["num_ctx"] = int(tokenizer.model_max_length)
+    chosen["num_ctx"] = default_context(tokenizer.model_max_length)
     chosen["stop"] = ends(tokenizer, turns)
     lines = []
     for name, value in {**chosen, **given}.items():
