@@ -300,7 +300,7 @@ def test_a_trial_of_the_tiny_model_measures_every_kind(tmp_path, monkeypatch):
     about = {"hardware": "CPU", "date": "2026-11-29", "torch": "2"}
     (tmp_path / recording.ABOUT).write_text(json.dumps(about), encoding="utf-8")
     recording.record(tmp_path, tmp_path / "record" / "real_model.json", tmp_path / "page.md")
-    assert "| [08](08_loraconfig.md) | Rank 16 beats rank 1" in (tmp_path / "page.md").read_text(encoding="utf-8")
+    assert "- [08](08_loraconfig.md): Rank 16 beats rank 1" in (tmp_path / "page.md").read_text(encoding="utf-8")
     record = json.loads((tmp_path / "record" / "real_model.json").read_text(encoding="utf-8"))
     assert len(record["findings"]) == len(FINDINGS) and record["hardware"] == "CPU"
 
