@@ -162,7 +162,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=OUT)
     given = parser.parse_args()
     record = json.loads(given.out.read_text(encoding="utf-8")) if given.out.exists() else {}
-    record["what"] = "Our adapters elsewhere: greedy answers to held-out prompts under mlx-lm, and under llama.cpp"
+    head = {
+        "what": "Our adapters elsewhere: greedy answers to held-out prompts under mlx-lm, and under llama.cpp",
+        "tool": "python -m tools.measure_elsewhere", "date": provenance("cpu")["date"], "seeds": [],
+    }  # fmt: skip
+    record = head | {name: rows for name, rows in record.items() if name not in head}
     if given.mlx:
         record["mlx"] = measure_mlx(given.mlx, given.prompts)
     if given.ollama:

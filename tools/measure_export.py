@@ -274,7 +274,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "(r=4): token ids of 12-token answers, KL and the largest difference of a log-probability behind the prompt. "
         "breakages: the style task",
         "tool": "python -m tools.measure_export", **provenance("cpu"),
-        **{name: version(name) for name in ("peft", "gguf", "xllamacpp")}, "threads": 1, **found,
+        **{name: version(name) for name in ("peft", "gguf", "xllamacpp")}, "threads": 1, "seeds": [0, 1], **found,
     }  # fmt: skip
     print(f"{time.monotonic() - began:.0f} s")
     if args.trial and args.out is None:

@@ -131,7 +131,7 @@ def test_without_answers_to_compare_with_nothing_is_written(out, damage):
     if damage is not None:
         path.write_text(damage)
     said = list(export(out, list(EXPORTS)))
-    assert all("not exported. " in line and "evaluation.json" in line for line in said)
+    assert all("not exported. " in line and "evaluation.json" in line for line in said if not line.startswith("vllm"))
     assert [each.name for each in out.parent.iterdir()] == [out.name]
 
 

@@ -236,7 +236,7 @@ def test_what_is_no_folder_or_no_dtype_is_refused(tmp_path):
         to_gguf(TINY_DIR, tmp_path / "m.gguf", "q4_k_m")
     with pytest.raises(ExportError, match="rows are too short"):
         to_gguf(STYLE, tmp_path / "m.gguf", "q8_0")
-    with pytest.raises(IsADirectoryError, match="name a file in it"):
+    with pytest.raises(ExportError, match="is a folder: name a new file, such as empty.gguf"):
         to_gguf(STYLE, tmp_path / "empty")
     model = made.random_model("Llama")
     with pytest.raises(ExportError, match="no tokenizer"):

@@ -138,7 +138,7 @@ def test_what_it_refuses_it_says(files, tmp_path):
             with pytest.raises(ExportError, match=words):
                 wrong()
         with pytest.raises(ValueError, match="no prompts"):
-            server.answer("text")
+            server.answer([])
         server.answer(STYLE[:1])  # and goes on
     for wrong in (lambda: server.answer(STYLE), server.client):
         with pytest.raises(ExportError, match="closed"):
