@@ -15,7 +15,7 @@ TORCH ?=
 SHOTS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lab test tests quick notebooks new check-notebooks nbval browser nightly minutes lint types format drift-oldest drift-newest lock base adapters claims architecture cuda measure-gpu mutants fuzz site site-serve site-ref clean
+.PHONY: help setup lab test tests quick notebooks new check-notebooks nbval browser nightly minutes lint types format drift-oldest drift-newest lock base adapters claims architecture cuda vllm measure-gpu mutants fuzz site site-serve site-ref clean
 
 help:  ## list what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18

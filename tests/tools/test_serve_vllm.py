@@ -43,17 +43,23 @@ def stub(tmp_path, monkeypatch):
     return tmp_path
 
 
+def started_here():
+    """The stand-in and the process that it has started."""
+    named = {child: child.cmdline() for child in psutil.Process().children(recursive=True)}
+    return [
+        child for child, line in named.items() if "stand_in_for_vllm" in line or "import time; time.sleep(600)" in line
+    ]
+
+
 def test_the_server_and_what_it_started_are_gone_whatever_happens(stub):
-    before = {process.pid for process in psutil.process_iter()}
     with pytest.raises(RuntimeError, match="of ours"):
         with tool.serving(Path(sys.executable), [], stub / "log") as client:
             assert str(client.base_url).startswith("http://127.0.0.1:")
             time.sleep(0.5)
-            mine = {process.pid for process in psutil.Process().children(recursive=True)}
+            mine = started_here()
             raise RuntimeError("of ours")
-    assert len(mine - before) >= 2
-    gone, alive = psutil.wait_procs([psutil.Process(pid) for pid in mine if psutil.pid_exists(pid)], timeout=5)
-    assert not alive
+    assert len(mine) == 2
+    assert psutil.wait_procs(mine, timeout=10)[1] == []
 
 
 def test_a_server_that_dies_says_why(tmp_path, monkeypatch):

@@ -173,7 +173,7 @@ def in_words(annotation: Any) -> str:
     if members := _union(annotation):
         named = any(_is_enum(a) for a in members)
         words = [in_words(a) for a in members if a is not types.NoneType and not (named and a is str)]
-        return " or ".join(dict.fromkeys(words))
+        return " or ".join(sorted(set(words)))  # an annotation keeps the order in which Python first met its like
     origin = get_origin(annotation)
     if origin is Literal:
         return _one_of(get_args(annotation))
