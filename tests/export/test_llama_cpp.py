@@ -144,7 +144,7 @@ def test_what_it_refuses_it_says(files, tmp_path):
         with pytest.raises(ExportError, match="closed"):
             wrong()
     server.close()
-    with pytest.raises(ExportError, match="slots=0"):
+    with pytest.raises(ExportError, match="slots must be a whole number of at least 1, not 0"):
         LlamaCpp(files["tiny"], slots=0)
 
 
