@@ -239,7 +239,7 @@ def breakages(asked: int, folder: Path) -> list[dict[str, Any]]:
     examples, rows = task_examples("style", "test", asked), []
     model = to_gguf(TINY_DIR, folder / "model.gguf", "f32")
     adapter = to_gguf(adapter_folder("style"), folder / "style.gguf", "f32")
-    for name, export in broken_exports(model, adapter, folder, heads=6, kv_heads=2).items():
+    for name, export in broken_exports(model, adapter, folder).items():
         answers = export.answers([e.prompt for e in examples])
         right = sum(a.text == e.answer for a, e in zip(answers, examples, strict=True))
         rows.append({

@@ -209,7 +209,7 @@ RIGHT = {
 
 def test_each_breakage_has_its_symptom(files, tmp_path):
     wanted = [example.answer for example in task_examples("style", "test", 12)]
-    found = broken_exports(files["tiny"], files["style"], tmp_path, heads=6, kv_heads=2)
+    found = broken_exports(files["tiny"], files["style"], tmp_path)
     assert found.keys() == RIGHT.keys()
     for name, export in found.items():
         answers = export.answers(STYLE)

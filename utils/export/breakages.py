@@ -34,22 +34,34 @@ class Export(NamedTuple):
             return server.answer(asked, max_new_tokens, adapter="it", **self.settings)
 
 
-def broken_exports(
-    model: str | Path, adapter: str | Path, folder: str | Path, heads: int, kv_heads: int
-) -> dict[str, Export]:
+def rotation_forgotten(model: Path) -> Callable[[str, Tensor], Tensor]:
+    """For :func:`utils.export.edit.edited`: puts q's and k's rows back into transformers' order, in the file of a Llama,
+    `model`, or of its adapter.
+    """
+    import gguf
+
+    fields = gguf.GGUFReader(model).fields
+    names = {"attn_q": "head_count", "attn_k": "head_count_kv"}
+    heads = {part: int(fields[f"llama.attention.{name}"].contents()) for part, name in names.items()}
+
+    def plain_order(name: str, tensor: Tensor) -> Tensor:
+        part = name.split(".")[2] if name.startswith("blk.") else ""
+        return unrotate(tensor, heads[part]) if part in heads and not name.endswith("lora_a") else tensor
+
+    return plain_order
+
+
+def broken_exports(model: str | Path, adapter: str | Path, folder: str | Path) -> dict[str, Export]:
     """By the name of what went wrong: the export as it should be, and eight of it that aren't, written into `folder`.
 
-    `model` and `adapter` are right files in float32 of an architecture whose q and k are reordered (Llama's), with
-    `heads` query heads and `kv_heads` key-value heads, and a model that begins without BOS. A file that doesn't name
-    its EOS token isn't among them: llama.cpp knows the usual ones, such as <|end|>, by how they are written, so that
+    `model` and `adapter` are right files of a Llama, in float32, that begins without BOS. A file that doesn't name its
+    EOS token isn't among them: llama.cpp knows the usual ones, such as <|end|>, by how they are written, so that
     answers end all the same.
     """
     model, adapter, folder = Path(model), Path(adapter), Path(folder)
     rank = min(gguf_facts(adapter).shapes[next(iter(gguf_facts(adapter).shapes))])
 
-    def plain_order(name: str, tensor: Tensor) -> Tensor:
-        turned = {"attn_q": heads, "attn_k": kv_heads}.get(name.split(".")[2] if name.startswith("blk.") else "", 0)
-        return unrotate(tensor, turned) if turned and not name.endswith("lora_a") else tensor
+    plain_order = rotation_forgotten(model)
 
     def chat(server: LlamaCpp, words: str) -> Prompt:
         return words

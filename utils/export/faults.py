@@ -9,11 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-import gguf
-from torch import Tensor
-
+from utils.export.breakages import rotation_forgotten
 from utils.export.edit import edited
-from utils.export.rope import unrotate
 
 Letter = Literal["A", "B", "C", "D"]
 FAULTS: dict[Letter, str] = {"A": "template", "B": "adapter's rotation", "C": "base's rotation", "D": "alpha"}
@@ -32,12 +29,7 @@ def faulty(letter: Letter, model: str | Path, adapter: str | Path, folder: str |
     if letter not in FAULTS:
         raise ValueError(f"there is no export {letter!r}: choose one of {', '.join(FAULTS)}")
     model, adapter, folder = Path(model), Path(adapter), Path(folder)
-    heads = _heads(model)
-
-    def unturned(name: str, tensor: Tensor) -> Tensor:
-        part = name.split(".")[2] if name.startswith("blk.") else ""
-        return unrotate(tensor, heads[part]) if part in heads and not name.endswith("lora_a") else tensor
-
+    unturned = rotation_forgotten(model)
     if letter == "A":
         return edited(model, folder / "A.gguf", {"tokenizer.chat_template": _CHATML}), adapter
     if letter == "B":
@@ -45,10 +37,3 @@ def faulty(letter: Letter, model: str | Path, adapter: str | Path, folder: str |
     if letter == "C":
         return edited(model, folder / "C.gguf", tensors=unturned), adapter
     return model, edited(adapter, folder / "D.gguf", {"adapter.lora.alpha": 0.0})  # llama.cpp: a scaling of 1
-
-
-def _heads(model: Path) -> dict[str, int]:
-    """The numbers of query heads and of key-value heads that the file says."""
-    fields = gguf.GGUFReader(model).fields
-    names = {"attn_q": "head_count", "attn_k": "head_count_kv"}
-    return {part: int(fields[f"llama.attention.{name}"].contents()) for part, name in names.items()}

@@ -367,35 +367,22 @@ def _same_faults(expected: dict[str, str], got: Any) -> bool | str:
     return words == expected or "begin with the base's line: where it is right, the fault lies in the adapter's file."
 
 
+def _exchanged(one: str, other: str, said: str) -> Mistake:
+    swapped = {one: lesson.faults[other], other: lesson.faults[one]}
+    return Mistake(lesson.faults | swapped, f"{one} and {other} are exchanged{said}")
+
+
 exercise(
     "faults",
     reference=lesson.faults,
     compare=_same_faults,
     mistakes=[
-        Mistake(
-            lesson.faults | {"A": lesson.faults["B"], "B": lesson.faults["A"]},
-            "A and B are exchanged. One of them leaves the base alone as it was, so its fault is in the adapter.",
-        ),
-        Mistake(
-            lesson.faults | {"A": lesson.faults["C"], "C": lesson.faults["A"]},
-            "A and C are exchanged: look at the prompt that the model read.",
-        ),
-        Mistake(
-            lesson.faults | {"B": lesson.faults["C"], "C": lesson.faults["B"]},
-            "B and C are exchanged: with which of them is the base wrong, too, which no adapter can explain?",
-        ),
-        Mistake(
-            lesson.faults | {"B": lesson.faults["D"], "D": lesson.faults["B"]},
-            "B and D are exchanged: both lie in the adapter. Which of them is cured by asking with scale 2?",
-        ),
-        Mistake(
-            lesson.faults | {"C": lesson.faults["D"], "D": lesson.faults["C"]},
-            "C and D are exchanged: an adapter's alpha can't change what the base says alone, and C's base is wrong.",
-        ),
-        Mistake(
-            lesson.faults | {"A": lesson.faults["D"], "D": lesson.faults["A"]},
-            "A and D are exchanged: D reads the right prompt, so its template is right.",
-        ),
+        _exchanged("A", "B", ". One of them leaves the base alone as it was, so its fault is in the adapter."),
+        _exchanged("A", "C", ": look at the prompt that the model read."),
+        _exchanged("B", "C", ": with which of them is the base wrong, too, which no adapter can explain?"),
+        _exchanged("B", "D", ": both lie in the adapter. Which of them is cured by asking with scale 2?"),
+        _exchanged("C", "D", ": an adapter's alpha can't change what the base says alone, and C's base is wrong."),
+        _exchanged("A", "D", ": D reads the right prompt, so its template is right."),
     ],
     hints=[
         "Look at the base's answers first: where they are right, the fault lies in the adapter's file.",
