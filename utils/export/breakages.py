@@ -35,8 +35,8 @@ class Export(NamedTuple):
 
 
 def rotation_forgotten(model: Path) -> Callable[[str, Tensor], Tensor]:
-    """For :func:`utils.export.edit.edited`: puts q's and k's rows back into transformers' order, in the file of a Llama,
-    `model`, or of its adapter.
+    """For :func:`utils.export.edit.edited`: puts q's and k's rows back into transformers' order, in the file `model` of
+    a Llama or in its adapter's.
     """
     import gguf
 
