@@ -252,6 +252,32 @@ def test_no_finding_of_the_record_leans_on_a_setting_at_the_edge_of_its_grid():
             assert not (found["verdict"] == "doesn't" and found.get(towards)), entry["says"]
 
 
+def test_what_is_measured_later_leaves_the_rest_of_the_record_and_is_judged_with_it(tmp_path):
+    about, out, paged = {"hardware": "GPU", "date": "d", "torch": "2"}, tmp_path / "record.json", tmp_path / "page.md"
+
+    def measured(folder, rows):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / recording.ABOUT).write_text(json.dumps(about), encoding="utf-8")
+        (tmp_path / folder / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
+        recording.record(tmp_path / folder, out, paged)
+        return json.loads(out.read_text(encoding="utf-8"))
+
+    def ranked(model, low, high):
+        both = [_rated({2e-3: best / 2, 4e-3: best, 8e-3: best / 2}, section="ranks", targets="all-linear", r=r,
+                       steps=9, model=model) for r, best in ((1, low), (16, high))]  # fmt: skip
+        return [*both[0], *both[1]]
+
+    first = measured("tiny", ranked("tiny", 0.1, 0.9))
+    both = measured("small", ranked("small", 0.5, 0.6))
+    (before,) = [entry for entry in first["findings"] if entry["key"] == "rank"]
+    (after,) = [entry for entry in both["findings"] if entry["key"] == "rank"]
+    assert after["tiny"] == before["tiny"] and before["small"]["verdict"] == "not measured"
+    assert after["small"]["verdict"] == "holds, weaker", "than the tiny model's, which was measured before"
+    assert both["tables"]["ranks"]["tiny"] == first["tables"]["ranks"]["tiny"] != []
+    again = measured("again", ranked("small", 0.1, 0.9))
+    assert [row["mean"] for row in again["tables"]["ranks"]["small"]] == [0.1, 0.9]
+
+
 def test_nothing_measured_is_said():
     assert {entry[m]["verdict"] for entry in table([]) for m in ("tiny", "small")} == {"not measured"}
 

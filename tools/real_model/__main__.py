@@ -22,6 +22,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2, help="processes on the card; 0: this one alone")
     parser.add_argument("--card", type=float, default=0.95, help="the share of the card's memory for all of them")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="give up what isn't done after so long")
+    parser.add_argument("--only", metavar="TASK", help="the jobs of one task, and those that need several")
     parser.add_argument("--trial", action="store_true", help="the first job of each kind, few runs of four steps")
     parser.add_argument("--record", action="store_true", help="train nothing: write the record from what there is")
     args = parser.parse_args()
@@ -37,6 +38,7 @@ def main() -> None:
         for _ in results_of(run_job, pilot, workers=args.workers):
             pass
     jobs = jobs_of(args.model, sections, args.work, device, args.trial, share)
+    jobs = [job for job in jobs if args.only in (None, job.get("task", args.only))]
     if args.trial:
         jobs = list({(job["section"], job["kind"], job.get("remedy")): job for job in reversed(jobs)}.values())
     write(args.work / record.ABOUT, provenance(device))

@@ -303,21 +303,32 @@ def verdict(
     return "holds"
 
 
-def table(rows: Sequence[Row]) -> list[dict]:
-    """One entry for each finding: of either model the values by seed, their mean and interval, and the verdicts."""
-    found = []
+def table(rows: Sequence[Row], before: Sequence[Mapping[str, Any]] = ()) -> list[dict]:
+    """One entry for each finding: of either model the values by seed, their mean and interval, and the verdicts.
+
+    before: an earlier table; of a model whose runs aren't in `rows` its numbers stand.
+    """
+    earlier, found = {entry["key"]: entry for entry in before}, []
     for finding in FINDINGS:
-        both = {m: finding.effect(picked(rows, model=m)) for m in ("tiny", "small")}
         entry: dict[str, Any] = {"key": finding.key, "chapter": finding.chapter, "says": finding.says,
                                  "unit": finding.unit, "bound": finding.bound, "above": finding.above}  # fmt: skip
-        for model, (by_seed, rises, falls, means) in both.items():
-            each = [by_seed[seed] for seed in sorted(by_seed)]
-            entry[model] = {"seeds": sorted(by_seed), "values": [round(v, 4) for v in each]}
-            if len(each) > 1:
-                low, high = interval(each)
-                entry[model] |= {"mean": round(statistics.mean(each), 4), "low": round(low, 4), "high": round(high, 4)}
-                entry[model] |= {"means": means, "may_rise": rises, "may_fall": falls}
-            tiny = list(both["tiny"].by_seed.values()) if model == "small" else ()
-            entry[model]["verdict"] = verdict(finding, each, tiny, rises, falls)
+        for model in ("tiny", "small"):
+            side = _side(finding.effect(picked(rows, model=model)))
+            if len(side["values"]) < 2 and finding.key in earlier:
+                side = {k: v for k, v in earlier[finding.key][model].items() if k != "verdict"}
+            of_the_tiny = entry["tiny"]["values"] if model == "small" else ()
+            rises, falls = side.get("may_rise", False), side.get("may_fall", False)
+            entry[model] = side | {"verdict": verdict(finding, side["values"], of_the_tiny, rises, falls)}
         found.append(entry)
     return found
+
+
+def _side(measured: Measured) -> dict[str, Any]:
+    """One model's part of an entry, without its verdict."""
+    by_seed, rises, falls, means = measured
+    side: dict[str, Any] = {"seeds": sorted(by_seed), "values": [round(by_seed[seed], 4) for seed in sorted(by_seed)]}
+    if len(by_seed) > 1:
+        low, high = interval([by_seed[seed] for seed in sorted(by_seed)])
+        side |= {"mean": round(statistics.mean(by_seed.values()), 4), "low": round(low, 4), "high": round(high, 4)}
+        side |= {"means": means, "may_rise": rises, "may_fall": falls}
+    return side

@@ -22,7 +22,8 @@ class Plan(NamedTuple):
     """A model's settings. The learning rates are grids, each twice the one before.
 
     tokens: in one step of a stack at the most. steps: of each task. short: of the sections that compare settings, where
-    nothing may be at 100%; :func:`calibrated` takes it from the section `pilot`, which tries `lengths`. held_out:
+    nothing may be at 100%, as an earlier pilot found it; :func:`calibrated` takes it from the section `pilot`, which
+    tries `lengths`, where `work` has that. held_out:
     prompts of dev, and of test.
     """
 
@@ -50,7 +51,7 @@ PLANS = {
     ),
     "small": Plan(
         "small", _grid(2.5e-4, 6), _grid(2.4e-5, 6), dict.fromkeys((*TASKS, *VERIFIED), 120) | {"style": 60},
-        {"translation": 60, "style": 40}, {"translation": (20, 40, 80), "style": (20, 40, 80)},
+        {"translation": 80, "style": 40}, {"translation": (20, 40, 80), "style": (20, 40, 80)},
         batch=8, tokens=12_000, held_out=100, general="topics",
     ),
 }  # fmt: skip
@@ -107,6 +108,11 @@ def pilot(plan: Plan) -> list[Job]:
     ]
 
 
+def _wider(plan: Plan, first: int, more: int) -> list[float]:
+    """The learning rates from the one at `first` on, and `more` above the highest."""
+    return [*plan.rates[first:], *(plan.rates[-1] * 2**i for i in range(1, more + 1))]
+
+
 def _by_rank(section: str, name: str, runs: Sequence[Run], plan: Plan, steps: int) -> list[Job]:
     """Runs of several ranks: one job of the model that costs little, of the other a job for each rank."""
     runs = sorted(runs, key=lambda run: run.r or 0)
@@ -121,7 +127,7 @@ def _by_rank(section: str, name: str, runs: Sequence[Run], plan: Plan, steps: in
 def ranks(plan: Plan) -> list[Job]:
     """Five ranks, four targets, and three targets at the parameters of all linear layers with r=8."""
     settings = [*product(TARGETS, (1, 2, 4, 8, 16)), *CONTROLS.items()]
-    rates = plan.rates[1 if plan.profile == "tiny" else 3 :]
+    rates = plan.rates[1:] if plan.profile == "tiny" else _wider(plan, 3, 2)
     runs = [Run(targets, r, lr, seed) for (targets, r), lr, seed in product(settings, rates, SEEDS)]
     full = [Run(FULL, None, lr, seed) for lr, seed in product(plan.full_rates, SEEDS)]
     steps = plan.short["translation"]
@@ -189,7 +195,7 @@ def remedies(plan: Plan) -> list[Job]:
 
 def formats(plan: Plan) -> list[Job]:
     """The base in 4 and in 8 bits: what it predicts, and what LoRA learns on it."""
-    jobs, rates = [], plan.rates[1 if plan.profile == "tiny" else 2 : -1]
+    jobs, rates = [], plan.rates[1:-1] if plan.profile == "tiny" else _wider(plan, 2, 1)
     for form, task in product(("bf16", "int8", "nf4", "mxfp4", "nvfp4"), plan.short):
         runs = [Run("all-linear", 16, lr, seed) for lr, seed in product(rates, SEEDS)]
         jobs.append(
@@ -236,7 +242,7 @@ def capacity(plan: Plan) -> list[Job]:
     by_strings: dict[int, list[Run]] = {}
     for r, strings in product((1, 2), (32, 64, 128)) if tiny else ((1, 512), (1, 1024)):
         by_strings.setdefault(r * strings if tiny else strings, []).extend(
-            Run("all-linear", r, lr, seed) for lr, seed in product(plan.rates[3:5], (0, 1))
+            Run("all-linear", r, lr, seed) for lr, seed in product(plan.rates[3:5] if tiny else plan.rates[2:], (0, 1))
         )
     steps = 2000 if tiny else 800
     return [
@@ -249,7 +255,7 @@ def capacity(plan: Plan) -> list[Job]:
 def variants(plan: Plan) -> list[Job]:
     """Six variants, each with its own learning rates; chosen by three seeds, reported on five others."""
     middle = {"LoRA": 1, "DoRA": 1, "rsLoRA": 0.7, "LoRA+": 0.35, "PiSSA": 1, "VeRA r=256": 23}
-    low, which = plan.rates[0], range(6) if plan.profile == "tiny" else range(2, 6)
+    low, which = plan.rates[0], range(6) if plan.profile == "tiny" else range(2, 8)
     return [
         {"section": "variants", "name": f"{name}-{task}", "kind": "variant", "entry": name, "task": task,
          "steps": plan.short[task], "batch": plan.batch, "rates": [float(f"{low * k * 2**i:.2g}") for i in which],

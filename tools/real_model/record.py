@@ -17,17 +17,19 @@ ABOUT = "about"  # the file of a work folder that says on what its jobs ran
 def record(work: Path, out: Path = OUT, page: Path = PAGE) -> None:
     """Write the record from all the jobs' files in `work`, the ledger's page from it, and print the table.
 
-    Raises FileNotFoundError where nothing was trained in `work`.
+    What the record at `out` has and `work` doesn't stays; a section that `work` has in part is mixed of both, so give a
+    section all of its jobs. Raises FileNotFoundError where nothing was trained in `work`.
     """
     rows = [row for file in sorted(work.glob("*.json")) for row in json.loads(file.read_text(encoding="utf-8"))]
     about = json.loads((work / ABOUT).read_text(encoding="utf-8"))
     rows = [row for row in rows if row["section"] != "pilot"]
-    findings = table(rows)
+    before = json.loads(out.read_text(encoding="utf-8")) if out.exists() else {}
+    findings = table(rows, before.get("findings", ()))
     write(out, {
         "what": "the chapters' experiments on SmolLM2-135M-Instruct (small) and the tiny Llama (tiny), by the same "
         "code; a finding holds where the 95% interval over its seeds is on its side of the bound, which was set "
         "before; tables: each setting's mean and interval over the seeds, at the learning rate that is best on dev",
-        "tool": "python -m tools.real_model", **about, "findings": findings, "tables": tables(rows),
+        "tool": "python -m tools.real_model", **about, "findings": findings, "tables": tables(rows, before.get("tables")),
     })  # fmt: skip
     write_page(out, page)
     for entry in findings:

@@ -202,9 +202,27 @@ TABLES: dict[str, Callable[[Sequence[Row]], list[dict]]] = {
 }  # fmt: skip
 
 
-def tables(rows: Sequence[Row]) -> dict[str, dict[str, list[dict]]]:
-    """All tables, by name and by model."""
-    return {name: {m: make(picked(rows, model=m)) for m in ("tiny", "small")} for name, make in TABLES.items()}
+KEYS: dict[str, tuple[str, ...]] = {
+    "tasks": ("task",), "ranks": ("targets", "r"), "rates": ("method", "r", "lora_alpha", "lr"),
+    "batches": ("method", "batch"), "forgetting": ("task", "method", "remedy"), "formats": ("form", "task"),
+    "updates": ("task", "method", "cut_to"), "combining": ("how", "weight"), "merging": ("steps", "way"),
+    "overfitting": ("task", "epochs"), "variants": ("entry", "task"), "capacity": ("r", "strings"),
+}  # fmt: skip
+
+
+def tables(
+    rows: Sequence[Row], before: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]] | None = None
+) -> dict[str, dict[str, list[dict]]]:
+    """All tables, by name and by model. before: earlier tables, whose entries stand where `rows` has none like them."""
+    found = {name: {m: make(picked(rows, model=m)) for m in ("tiny", "small")} for name, make in TABLES.items()}
+    for name, models in found.items():
+        for model, entries in models.items():
+            there = {tuple(entry.get(key) for key in KEYS[name]) for entry in entries}
+            entries += [
+                dict(entry) for entry in (before or {}).get(name, {}).get(model, ())
+                if tuple(entry.get(key) for key in KEYS[name]) not in there
+            ]  # fmt: skip
+    return found
 
 
 def only(entries: Sequence[Mapping[str, Any]], **wanted: Any) -> Mapping[str, Any]:
