@@ -39,7 +39,7 @@ notebooks: setup  ## lessons/ to notebooks/ and solutions/, executed; CH="02 03"
 	$(VENV) -m tools.build $(CH)
 	$(VENV) -m tools.build_claims
 
-new: setup  ## a new chapter that passes: make new CH=21 TITLE="Vision"
+new: setup  ## a new chapter that passes: make new CH=22 TITLE="Vision"
 	$(VENV) -m tools.build.new "$(CH)" "$(TITLE)"
 
 check-notebooks: setup  ## fail when a committed notebook is not what its lesson gives; runs nothing

@@ -1,4 +1,4 @@
-# Made by tools/build from lessons/18_capstone.md: edit that.
+# Made by tools/build from lessons/20_capstone.md: edit that.
 """Fine-tune a language model with LoRA on a file of your own, and report what came of it.
 
     python capstone.py --data my.jsonl --out my-adapter

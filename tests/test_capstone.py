@@ -1,4 +1,4 @@
-"""capstone.py, which chapter 18 makes: it runs by itself, refuses what it should, and leaves no half."""
+"""capstone.py, which chapter 20 makes: it runs by itself, refuses what it should, and leaves no half."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 ``python -m tools.replay 03 06`` takes, for each exercise of these chapters, the right answers of
 :mod:`tools.answers` one after another: so many runs as the exercise with the most of them has. A cell that raises, or
 that prints something else than what is stored, is a fault of the check: it took an answer with which the chapter
-doesn't go on. (Or the chapter measures the reader's own code, as chapter 19 does, and its numbers differ.) nbval runs
+doesn't go on. (Or the chapter measures the reader's own code, as chapter 21 does, and its numbers differ.) nbval runs
 and compares, as it does for the notebooks themselves.
 """
 

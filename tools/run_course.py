@@ -1,7 +1,7 @@
 """Run every stored notebook on this machine, whatever its device, and write a report.
 
     python -m tools.run_course                      both copies of every chapter, the tiny model; on a CUDA machine
-    python -m tools.run_course --profile small      chapters 02 to 19 on SmolLM2-135M-Instruct
+    python -m tools.run_course --profile small      chapters 02 to 21 but 19 on SmolLM2-135M-Instruct
     python -m tools.run_course --profile small --as-t4       the same inside a T4's limits; :mod:`tools.gpu.t4` has them
     python -m tools.run_course --trial --out /tmp/x 00 03    some chapters, on a machine without a GPU
 
@@ -14,6 +14,7 @@ Writes ``course.json``, a row for each notebook, and ``course.md``, the same as 
 with the notebooks that are missing.
 
 Attributes:
+    SEVERAL: The chapter of two processes, which loads the tiny model whatever the profile.
     REAL_MODEL: The chapters that run on a real model as well.
     SHOWN: So many characters of an error or a difference are kept.
     PROBE: Runs after a notebook's last cell, in memory alone: what the notebook did with the GPU.
@@ -49,7 +50,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 OUT = ROOT / "assets" / "measurements"
 COPIES = (LEARNER, SOLVED)
-REAL_MODEL = tuple(f"{number:02d}" for number in range(2, 20))
+SEVERAL = "19"
+REAL_MODEL = tuple(number for number in map("{:02d}".format, range(2, 22)) if number != SEVERAL)
 SHOWN = 300
 PROBE = """\
 import json as _json, sys as _sys
@@ -64,13 +66,12 @@ print(_json.dumps({"cuda_used": bool(_cuda), "peak_bytes": _peak, "stand_in": _s
 def chosen(chapters: Sequence[str], profile: str, copies: Sequence[str] = COPIES) -> list[Path]:
     """The notebooks to run. Raises SystemExit for a chapter without one, or that a real model doesn't run."""
     known = {path.name[:2] for path in (ROOT / LEARNER).glob("[0-9][0-9]_*.ipynb")}
-    wanted = set(chapters) or (known if profile == "tiny" else set(REAL_MODEL))
+    wanted = set(chapters) or (known if profile == "tiny" else known & set(REAL_MODEL))
     if unknown := sorted(wanted - known):
         sys.exit(f"error: no notebook begins with {', '.join(unknown)}; there are {', '.join(sorted(known))}")
     if profile != "tiny" and (without := sorted(wanted - set(REAL_MODEL))):
-        sys.exit(
-            f"error: {', '.join(without)}: with --profile {profile} run chapters {REAL_MODEL[0]} to {REAL_MODEL[-1]}"
-        )
+        these = f"{REAL_MODEL[0]} to {REAL_MODEL[-1]} but {SEVERAL}"
+        sys.exit(f"error: {', '.join(without)}: with --profile {profile} run chapters {these}")
     return [path for copy in copies for path in sorted((ROOT / copy).glob("*.ipynb")) if path.name[:2] in wanted]
 
 

@@ -147,8 +147,8 @@ def test_the_command_line_says_the_pace_the_cost_and_what_was_assumed(capsys):
         main(["--way", "DDP, DoRA"])
 
 
-def test_the_first_screen_of_chapter_20_is_the_record():
-    text = (ROOT / "lessons" / "20_several_gpus.md").read_text(encoding="utf-8")
+def test_the_first_screen_of_chapter_19_is_the_record():
+    text = (ROOT / "lessons" / "19_several_gpus.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| (DDP|FSDP2), ([^|]+) \| (\d) \| (\d+) \| ([\d,]+) \| ([\d,]+) \| ([\d.]+) \|$", text, re.M)
     assert len(rows) == 7
     for engine, method, gpus, batch, ms, tokens, gb in rows:
@@ -160,8 +160,8 @@ def test_the_first_screen_of_chapter_20_is_the_record():
         assert int(tokens.replace(",", "")) == pytest.approx(int(gpus) * int(batch) * 512 / took * 1000, rel=1e-3)
 
 
-def test_what_chapter_20_says_before_its_cells_is_the_models(constants):
-    text = (ROOT / "lessons" / "20_several_gpus.md").read_text(encoding="utf-8")
+def test_what_chapter_19_says_before_its_cells_is_the_models(constants):
+    text = (ROOT / "lessons" / "19_several_gpus.md").read_text(encoding="utf-8")
     steps = [step.total for step in strong(Run("DDP, LoRA", 1), constants, [1, 4], total=16)]
     assert f"our model says {steps[0]:.0f} and {steps[1]:.0f} ms for DDP" in text
     same = [

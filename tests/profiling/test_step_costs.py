@@ -1,4 +1,4 @@
-"""Chapter 19's records: where they are from, what they may be quoted for, and the goals, missed ones included."""
+"""Chapter 21's records: where they are from, what they may be quoted for, and the goals, missed ones included."""
 
 import importlib
 import json
@@ -131,7 +131,7 @@ def test_triton_did_not_shorten_the_layer():
 
 
 def test_the_first_screens_table_is_the_record():
-    lesson = (ROOT / "lessons" / "19_what_a_lora_step_costs.md").read_text(encoding="utf-8")
+    lesson = (ROOT / "lessons" / "21_what_a_lora_step_costs.md").read_text(encoding="utf-8")
     head = "| way | call | ms | over the frozen model | GB |\n|---|---|---|---|---|\n"
     written = [line.split(" | ")[-3:] for line in lesson.partition(head)[2].partition("\n\n")[0].splitlines()]
     ways = [("frozen", "none"), ("full", "none")]

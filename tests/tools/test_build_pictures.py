@@ -19,7 +19,7 @@ from tools.draw_images import MARK, digest, is_current, render, size
 SVG = '<svg xmlns="http://www.w3.org/2000/svg" width="30" height="20"><rect width="30" height="20" fill="red"/></svg>'
 ALT = "A red rectangle, thirty wide and twenty high, and nothing else."
 DRAWINGS = sorted((ROOT / draw_images.FOLDER).glob("*.svg"))
-LED = tuple(f"{number:02}" for number in range(19))  # the chapters whose figures have texts
+LED = sorted(path.name[:2] for path in (ROOT / "lessons").glob("[0-9][0-9]_*.md"))
 
 
 def rendered(svg, mark):

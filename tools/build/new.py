@@ -1,6 +1,6 @@
 """Write a new chapter's skeleton: a lesson with one exercise, its checks and reference, and its rows in the tables.
 
-    python -m tools.build.new 21 "Vision"        (`make new CH=21 TITLE="Vision"`)
+    python -m tools.build.new 22 "Vision"        (`make new CH=22 TITLE="Vision"`)
 
 The skeleton passes the build and the tests as it is; what is in square brackets is yours to write. The tables are the
 README's and chapter 0's, and every other notebook gets its link to the new chapter.
@@ -183,7 +183,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if len(arguments) != 2 or not all(arguments):
-        print('usage: make new CH=21 TITLE="Vision"', file=sys.stderr)
+        print('usage: make new CH=22 TITLE="Vision"', file=sys.stderr)
         return 2
     try:
         course = Course.here()

@@ -4,7 +4,7 @@ Writes ``layer.json``. A row is one way at one size: the time of forward and bac
 the cache was overwritten, the ways in turn and several rounds; the memory that it takes beyond what is there before;
 and how far its output and gradients are from float64, as the norm of the difference over the norm. "Full" trains the
 weight itself, "autocast" computes under autocast to bfloat16. Other rows have the time of each product alone, with the
-bytes that it can't avoid, and the machine's two ceilings. What chapter 19 reads comes first; other ranks and
+bytes that it can't avoid, and the machine's two ceilings. What chapter 21 reads comes first; other ranks and
 torch.compile follow, where `seconds` are left.
 """
 

@@ -168,7 +168,7 @@ CHOICES: dict[str, dict[str, Choice]] = {
             "takes 17 GB with checkpointing, 36 without; full fine-tuning takes 146.",
             (
                 Cell(
-                    "18_capstone",
+                    "20_capstone",
                     'print(f"{way:20} " + ", ".join(f"{name} {gb[way]:5.1f} GB" for name, gb in needs.items()))',
                     (
                         "full, float32        Llama-3.2-1B  30.2 GB, Llama-2-7B 146.4 GB",
@@ -472,7 +472,7 @@ CHOICES: dict[str, dict[str, Choice]] = {
                 _kept("weight decay", 1.6, 1.7),
                 _kept("rate", 1.8, 1.95),
                 Cell(
-                    "18_capstone",
+                    "20_capstone",
                     """for strength, shown in (("1", runs), ("0.8", [row["by_factor"]["0.8"] for row in runs])):""",
                     (
                         "strength 1    100% 2.07   100% 2.28    99% 2.40",

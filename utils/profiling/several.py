@@ -1,4 +1,4 @@
-"""Chapter 20's record: training steps of Llama-2-7B's shape on one, two and four GPUs, by tools/gpu/several.py.
+"""Chapter 19's record: training steps of Llama-2-7B's shape on one, two and four GPUs, by tools/gpu/several.py.
 
 A row is one way to train at one size, once; the same again is a row with another `repeat`. Its `peaks` are the bytes
 that PyTorch's allocator gave out at most, one number for each rank whose peak was kept.

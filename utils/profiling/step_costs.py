@@ -1,4 +1,4 @@
-"""Chapter 19's records, and a layer's step without data to hold against them."""
+"""Chapter 21's records, and a layer's step without data to hold against them."""
 
 from __future__ import annotations
 

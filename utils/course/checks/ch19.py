@@ -1,410 +1,283 @@
-"""Chapter 19's exercises: a layer's arithmetic, a product's shortest time, the backward pass, the bytes kept."""
+"""Chapter 19's exercises: the ring's schedule, a mean over the tokens of all ranks, the bytes of a step."""
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Callable
-from operator import add, itemgetter
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from utils.course.checks.behaviour import without_autograd, without_matrix
+from utils.course.checks.behaviour import same_gradients
 from utils.course.checks.references import ch19 as lesson
 from utils.course.checks.registry import Mistake, exercise
 
-# ----------------------------------------------------------------------------------------------------- the arithmetic
+# ------------------------------------------------------------------------------------------------- the ring's schedule
 
 
-def _drawn_sizes(draw: random.Random) -> tuple[int, int, int, int]:
-    """n, d_in, d_out and r, all different."""
-    n, d_in, d_out, r = draw.sample((1, 2, 5, 8, 16, 30, 64, 100, 192, 512, 777, 4096, 8192, 11008), 4)
-    return n, d_in, d_out, r
+def _drawn_place(draw: random.Random) -> tuple[int, int, int]:
+    """A rank, a step of either half, and how many ranks there are."""
+    world = draw.randint(2, 9)
+    return draw.randrange(world), draw.randrange(2 * world - 2), world
 
 
-def _flops(message: str, *, frozen: int = 2, thin: int = 3) -> Mistake:
-    """The mistake of whoever counts another number of products: of the frozen weight's 2, or of LoRA's 3 pairs."""
+def _second_half(change: Callable[[int, int], int]) -> Callable[[int, int, int], int]:
+    """A wrong answer: right in the first half, and then the chunk of `change`, from the rank and the second half's own
+    step."""
 
-    def answer(n: int, d_in: int, d_out: int, r: int) -> tuple[int, int]:
-        base, lora = lesson.layer_flops(n, d_in, d_out, r)
-        return base * frozen // 2, lora * thin // 3
+    def answer(rank: int, step: int, world: int) -> int:
+        return (rank - step if step < world - 1 else change(rank, step - world + 1)) % world
 
-    return Mistake(answer, message)
+    return answer
 
 
 exercise(
-    "layer_flops",
-    reference=lesson.layer_flops,
-    cases=[(8192, 4096, 4096, 16), (100, 30, 20, 2), (512, 4096, 11008, 8)],
-    drawn=_drawn_sizes,
+    "sent_chunk",
+    reference=lesson.sent_chunk,
+    cases=[(0, 0, 4), (3, 0, 4), (2, 1, 4), (0, 1, 4), (0, 2, 4), (0, 3, 4), (1, 5, 4), (0, 1, 2), (4, 7, 5)],
+    drawn=_drawn_place,
     mistakes=[
         Mistake(
-            lambda *sizes: tuple(count // 2 for count in lesson.layer_flops(*sizes)),
-            "each step of a product is a multiplication and an addition: two operations.",
-        ),
-        _flops("the frozen weight has no gradient: the base computes y and dx, two products and not three.", frozen=3),
-        _flops("that is the forward pass alone; the backward pass has products of its own.", frozen=1, thin=1),
-        _flops("two of the six skinny products are missing: A and B train, so their gradients are computed.", thin=2),
-        Mistake(
-            lambda n, d_in, d_out, r: (4 * n * d_in * d_out, 4 * n * d_in * d_out + 6 * n * r * (d_in + d_out)),
-            "the second number is what LoRA adds, without the base.",
+            lambda rank, step, world: (rank + step) % world,
+            "that runs the other way round: a rank sends on what came from rank - 1, so the chunk's number falls.",
         ),
         Mistake(
-            lambda *sizes: lesson.layer_flops(*sizes)[::-1],
-            "the two are exchanged: first the frozen layer, then what LoRA adds.",
-        ),
-        Mistake(lambda *sizes: sum(lesson.layer_flops(*sizes)), "that is the sum of both; return the two numbers."),
-        Mistake(
-            lambda n, d_in, d_out, r: (4 * n * d_in * d_out, 4 * n * r * d_in + 6 * n * r * d_out),
-            "one of the six skinny products is missing: q A, LoRA's part of dx.",
+            lambda rank, step, world: rank - step,
+            "a chunk's number lies between 0 and world - 1, so count round the ring with % world.",
         ),
         Mistake(
-            lambda n, d_in, d_out, r: (4 * n * d_in * d_out, 2 * r * d_in * d_out + 4 * n * d_in * d_out),
-            "B @ A is never built: x goes through A first, which is only r wide.",
+            lambda rank, step, world: rank,
+            "a rank sends its own chunk in the first step alone; after that it sends on what it has just received.",
         ),
         Mistake(
-            lambda n, d_in, d_out, r: (4 * n * d_in * d_out, 12 * n * r * d_in),
-            "you took the layer for square: three of the skinny products have d_out in them and three d_in.",
+            lambda rank, step, world: (rank - step - 1) % world,
+            "that is the chunk which the rank receives in this step. It is sent on in the next.",
         ),
         Mistake(
-            lambda n, d_in, d_out, r: (4 * d_in * d_out, 6 * r * (d_in + d_out)),
-            "that is one token; there are n of them.",
+            lambda rank, step, world: (step - rank) % world,
+            "the sign is turned: in step 0 rank 1 sends chunk 1, and you say world - 1.",
         ),
         Mistake(
-            lambda n, d_in, d_out, r: (4 * n * d_in * d_out, 12 * n * d_in * d_out * r),
-            "a skinny product has two of the sizes n, d_in, d_out and r as sides and one inside: never all four.",
+            lambda rank, step, world: (rank - (step if step < world - 1 else step - world + 1)) % world,
+            "the second half doesn't begin with the rank's own chunk, but with the one that it has just completed.",
         ),
-        _flops("your LoRA has its two forward products only; four more follow in the backward pass.", thin=1),
-        _flops(
-            "the frozen layer computes a second product on the way back: dx = g W, which the layers below need.",
-            frozen=1,
+        *(
+            Mistake(_second_half(change), message)
+            for change, message in (
+                (
+                    lambda rank, step: rank + 1 + step,
+                    "the first half is right, and the second runs the other way round: a rank still sends on what came "
+                    "from rank - 1, so the chunk's number goes on falling.",
+                ),
+                (
+                    lambda rank, step: rank + 2 - step,
+                    "the second half is one chunk ahead: it begins with the chunk that the rank has just completed, "
+                    "the last that it received.",
+                ),
+                (
+                    lambda rank, step: rank - 1 - step,
+                    "the second half is two chunks behind: it begins with the chunk that the rank has just completed, "
+                    "the last that it received.",
+                ),
+            )
+        ),
+        Mistake(
+            lambda rank, step, world: step % world,
+            "in each step every rank sends another chunk, so the rank has to be in it.",
+        ),
+        Mistake(
+            lambda rank, step, world: (rank + 1) % world,
+            "that is where the chunk is sent to; the question is which chunk.",
         ),
     ],
     hints=[
-        "A product of (n, k) and (k, m) is 2 * n * k * m operations.",
-        "The base: y = x W^T and dx = g W, both 2 * n * d_in * d_out.",
-        "LoRA: x A^T, h B^T, g B, q A, g^T h and q^T x. Three of them have d_in in them and three d_out.",
+        "In step 0 rank 2 sends chunk 2, and receives chunk 1 from rank 1. What does it send in step 1?",
+        "From one step to the next the chunk's number falls by one. Below 0 it goes on at world - 1: % world.",
+        "The last chunk that a rank receives in the first half is the one that it has whole: the second half goes on.",
     ],
-    why="Each product has a partner backward for x and one for the weight. The frozen W is spared the second.",
+    why="Each rank sends on what it has just received, in both halves, so one formula is enough.",
 )
 
-# ------------------------------------------------------------------------------------------- a product's shortest time
+# --------------------------------------------------------------------------------------- a mean over all ranks' tokens
 
 
-def _time(message: str, *, ops: float = 2, size: float = 2) -> Mistake:
-    """The mistake of whoever counts `ops` operations for a step of a product, and `size` bytes for a number."""
-    return Mistake(
-        lambda n, k, m, flops, memory: lesson.product_time(n, k, m, flops * 2 / ops, memory * 2 / size), message
-    )
+def _tokens(length: int, count: int, total: int, world: int) -> tuple[Tensor, Tensor, int, int]:
+    """Losses of `length` tokens of which `count` have a label."""
+    losses = torch.rand(length) + 0.5
+    counted = torch.zeros(length, dtype=torch.bool)
+    counted[torch.randperm(length)[:count]] = True
+    return losses, counted, total, world
 
 
-def _both(decide: Callable[[float, float], float], message: str) -> Mistake:
-    """The mistake of whoever makes one time of the two, arithmetic's and memory's, by `decide`."""
-
-    def answer(n: int, k: int, m: int, flops: float, memory: float) -> float:
-        two = (flops, math.inf), (math.inf, memory)
-        return decide(*(lesson.product_time(n, k, m, *speeds) for speeds in two))
-
-    return Mistake(answer, message)
+def _drawn_tokens(draw: random.Random) -> tuple[Tensor, Tensor, int, int]:
+    length, world = draw.randint(3, 9), draw.randint(2, 8)
+    count = draw.randint(0, length - 1)
+    return _tokens(length, count, max(1, count + draw.randint(0, 30)), world)
 
 
-def _drawn_product(draw: random.Random) -> tuple[int, int, int, float, float]:
-    """Now arithmetic decides and now memory, on slow devices and fast ones."""
-    n, k, m = draw.sample((16, 30, 64, 100, 512, 777, 4096, 8192, 11008), 3)
-    flops = draw.choice((1e12, 6.5e13, 8e14))
-    return n, k, m, flops, flops / draw.choice((5.0, 20.0, 80.0, 400.0))
+def _made(length: int, count: int, total: int, world: int) -> Callable[[], tuple[Any, ...]]:
+    return lambda: _tokens(length, count, total, world)
+
+
+def _no_tokens_no_graph(losses: Tensor, counted: Tensor, total: int, world: int) -> Tensor:
+    if not counted.any():
+        return torch.tensor(0.0)
+    return lesson.ddp_loss(losses, counted, total, world)
 
 
 exercise(
-    "product_time",
-    reference=lesson.product_time,
-    cases=[(8192, 4096, 4096, 8e14, 3e12), (8192, 4096, 16, 8e14, 3e12), (8192, 16, 64, 8e14, 3e12), (9, 9, 9, 1, 1)],
-    drawn=_drawn_product,
-    mistakes=[
-        _both(add, "arithmetic and memory work at the same time: the slower one decides, not the sum."),
-        _both(min, "both have to be done: the slower one decides."),
-        _time("you counted numbers; in 16 bits each of them is two bytes.", size=1),
-        _time("that is four bytes a number; 16 bits are two.", size=4),
-        Mistake(
-            lambda n, k, m, flops, memory: max(2 * n * k * m / flops, 2 * (n * k + k * m) / memory),
-            "the result has to be written, too: n * m numbers.",
-        ),
-        _time("a multiplication and an addition are two operations.", ops=1),
-        _time(
-            "twice too short: a number has two bytes, and a multiplication with its addition is two operations.",
-            ops=1,
-            size=1,
-        ),
-        _time("memory counts bytes, and you counted bits: 16 bits are two bytes.", size=16),
-        Mistake(
-            lambda n, k, m, flops, memory: 1e6 * lesson.product_time(n, k, m, flops, memory),
-            "those are microseconds; return seconds.",
-        ),
-        Mistake(
-            lambda n, k, m, flops, memory: 1e3 * lesson.product_time(n, k, m, flops, memory),
-            "those are milliseconds; return seconds.",
-        ),
-        Mistake(
-            lambda n, k, m, flops, memory: 2 * n * k * m / flops,
-            "that is the arithmetic alone: where memory takes longer, memory decides.",
-        ),
-        Mistake(
-            lambda n, k, m, flops, memory: 2 * (n * k + k * m + n * m) / memory,
-            "that is the memory alone: where arithmetic takes longer, arithmetic decides.",
-        ),
-        Mistake(
-            lambda n, k, m, flops, memory: max(2 * n * k * m / flops, 2 * (n * k + k * m + 2 * n * m) / memory),
-            "the result is n * m numbers of two bytes, written once and not read.",
-        ),
-        Mistake(
-            lambda n, k, m, flops, memory: max(2 * n * k * m / flops, 2 * (n * k + n * m) / memory),
-            "the second input has to be read as well: k * m numbers.",
-        ),
-        Mistake(
-            lambda n, k, m, flops, memory: max(2 * n * k * m / flops, 2 * n * m / memory),
-            "the two inputs have to be read as well: n * k and k * m numbers.",
-        ),
-        Mistake(
-            lambda n, k, m, flops, memory: max(2 * n * k * m / flops, 2 * n * k * m / memory),
-            "no number moves once for each operation: the three matrices have n * k, k * m and n * m numbers.",
-        ),
-        Mistake(
-            lambda n, k, m, flops, memory: max(flops / (2 * n * k * m), memory / (2 * (n * k + k * m + n * m))),
-            "upside down: more operations take longer, so the speed is what you divide by.",
-        ),
-    ],
-    hints=[
-        "Operations: 2 * n * k * m. Numbers that move: n * k, k * m and n * m.",
-        "max(operations / flops, bytes / memory)",
-    ],
-    why="Arithmetic and memory work at the same time, so the slower one decides. That is the whole roofline.",
-)
-
-# ------------------------------------------------------------------------------------------------- the backward pass
-
-
-Gradients = tuple[Tensor, Tensor, Tensor]
-
-
-def _made(n: int, d_in: int, d_out: int, r: int, s: float, **how: Any) -> tuple[Any, ...]:
-    shapes = (n, d_out), (n, d_in), (d_out, d_in), (r, d_in), (d_out, r)
-    g, x, W, A, B = (torch.randn(shape, **how) for shape in shapes)
-    return g, x, s * (x @ A.T), W, A, B, s
-
-
-def _layer(n: int, d_in: int, d_out: int, r: int, s: float):
-    return lambda: _made(n, d_in, d_out, r, s)
-
-
-def _without_data() -> tuple[Any, ...]:
-    """What the lesson counts: 16-bit tensors on the meta device."""
-    return _made(7, 6, 5, 2, 2.0, dtype=torch.bfloat16, device="meta")
-
-
-def _drawn_layer(draw: random.Random) -> tuple[Any, ...]:
-    n, d_in, d_out, r = draw.sample(range(1, 10), 4)
-    s = draw.choice((0.25, 0.5, 1.0, 1.5, 2.0, 8.0))
-    return _made(n, d_in, d_out, r, s, dtype=draw.choice((torch.float32, torch.float64)))
-
-
-def _autograd(g: Tensor, x: Tensor, h: Tensor, W: Tensor, A: Tensor, B: Tensor, s: float) -> tuple[Tensor, ...]:
-    x, A, B = (tensor.detach().requires_grad_() for tensor in (x, A, B))
-    return torch.autograd.grad(x @ W.T + s * (x @ A.T) @ B.T, (x, A, B), g)
-
-
-def _parts(change: Callable[..., tuple[Any, Any, Any]]) -> Callable[..., Gradients]:
-    """A wrong answer from the right gradients: `change` gets them and the arguments, and gives the three back."""
-    return lambda *given: change(*lesson.lora_backward(*given), *given)
-
-
-exercise(
-    "lora_backward",
-    reference=lesson.lora_backward,
-    cases=[_layer(7, 6, 5, 2, 2.0), _layer(3, 4, 8, 3, 0.5), _layer(1, 5, 5, 1, 4.0), _without_data],
-    drawn=_drawn_layer,
+    "ddp_loss",
+    reference=lesson.ddp_loss,
+    cases=[_made(5, 3, 10, 2), _made(6, 4, 4, 4), _made(4, 0, 7, 2), _made(7, 7, 20, 3)],
+    drawn=_drawn_tokens,
     test=(
-        without_matrix(_layer(7, 6, 5, 3, 1.5), (5, 6), "a matrix of W's size"),
-        without_autograd(_layer(7, 6, 5, 3, 1.5)),
+        same_gradients(lesson.ddp_loss, _made(5, 3, 10, 2), ("losses", "counted", "total", "world")),
+        same_gradients(lesson.ddp_loss, _made(4, 0, 7, 2), ("losses", "counted", "total", "world")),
     ),
     mistakes=[
         Mistake(
-            lambda g, x, h, W, A, B, s: lesson.lora_backward(g, x, h, W, A, B, 1.0),
-            "the scaling is missing from q, and with it from dx and dA; only dB has it, through h.",
+            lambda losses, counted, total, world: losses[counted].mean(),
+            "that is the mean over this rank's own tokens: a rank with few of them then counts as much as one with "
+            "many, and a rank with none is nan. Divide by the tokens of all ranks.",
         ),
         Mistake(
-            lambda g, x, h, W, A, B, s: (g @ W, (g @ B).T @ x, g.T @ h),
-            "two things: dx lacks the path through A and B, and dA lacks the scaling.",
+            lambda losses, counted, total, world: losses[counted].sum() / max(1, int(counted.sum())),
+            "that is this rank's own mean, without the nan, and still wrong: each token has to count the same, so "
+            "divide by the tokens of all ranks.",
         ),
         Mistake(
-            _parts(lambda dx, dA, dB, g, x, h, W, A, B, s: (g @ W, dA, dB)),
-            "x reaches the output on two paths: dx lacks the one through A and B.",
+            lambda losses, counted, total, world: losses[counted].sum() / total,
+            "DDP divides the sum of the ranks' gradients by the number of ranks, so yours end up that much too small.",
         ),
         Mistake(
-            _parts(lambda dx, dA, dB, g, x, h, W, A, B, s: (s * (g @ B) @ A, dA, dB)),
-            "x reaches the output on two paths: dx lacks the one through W.",
+            lambda losses, counted, total, world: losses.sum() * world / total,
+            "tokens without a label are in your sum: take those that `counted` marks.",
         ),
         Mistake(
-            _parts(lambda dx, dA, dB, g, x, h, W, A, B, s: (g @ W + g @ B @ A, dA, dB)),
-            "dA and dB are right, and in dx the path through A and B lacks the scaling.",
+            lambda losses, counted, total, world: losses[counted].sum() / (total * world),
+            "DDP divides by the number of ranks already: multiply by it, so that it is divided by once in all.",
         ),
         Mistake(
-            _parts(lambda dx, dA, dB, g, x, h, W, A, B, s: (s * (g @ W) + s * (g @ B) @ A, dA, dB)),
-            "in dx the path through W has no scaling: only the one through A and B has.",
+            lambda losses, counted, total, world: losses[counted].sum() * world / len(losses),
+            "you divide by the length of this rank's row, padding included: total is what counts on all ranks.",
         ),
         Mistake(
-            _parts(lambda dx, dA, dB, g, x, h, W, A, B, s: (dx, (g @ B).T @ x, dB)),
-            "dx and dB are right, and dA lacks the scaling: use q, which has it.",
+            lambda losses, counted, total, world: losses[counted].sum() * world,
+            "that is a sum over tokens, which grows with the batch: divide by total.",
         ),
         Mistake(
-            _parts(lambda dx, dA, dB, g, x, h, W, A, B, s: (dx, dA, dB / s)),
-            "dx and dA are right, and dB lacks the scaling: h, which the forward pass kept, has it.",
+            lambda losses, counted, total, world: losses[counted].sum() * total / world,
+            "upside down: the sum is divided by total, and multiplied by world.",
         ),
         Mistake(
-            _parts(lambda dx, dA, dB, g, x, h, W, A, B, s: (dx, dA, s * dB)),
-            "dx and dA are right, and dB has the scaling twice: h holds it already.",
+            lambda losses, counted, total, world: losses[~counted].sum() * world / total,
+            "those are the tokens without a label: counted is True where there is one.",
         ),
         Mistake(
-            _parts(lambda dx, dA, dB, g, x, h, W, A, B, s: (g @ W + s * s * (g @ B) @ A, s * dA, dB)),
-            "the scaling is in dx and dA twice: if q has it, don't multiply by it again.",
+            lambda losses, counted, total, world: losses[counted].sum().item() * world / total,
+            expect="a tensor",
         ),
-        Mistake(
-            _parts(lambda dx, dA, dB, g, x, h, W, A, B, s: (g @ W + s * s * (g @ B) @ A, s * dA, s * dB)),
-            "the scaling is there twice in all three: q has it once, and so has h.",
-        ),
-        Mistake(
-            _parts(lambda dx, dA, dB, *_: (dx, dA.T, dB.T)),
-            "dA and dB are transposed: a gradient has its parameter's shape, (r, d_in) and (d_out, r).",
-        ),
-        Mistake(
-            lambda *given: itemgetter(0, 2, 1)(lesson.lora_backward(*given)),
-            "dA and dB are exchanged: first the gradient of A, then that of B.",
-        ),
-        Mistake(
-            lambda *given: itemgetter(1, 2, 0)(lesson.lora_backward(*given)),
-            "the order is the gradient of x, then that of A, then that of B.",
-        ),
-        Mistake(
-            _parts(lambda dx, dA, dB, g, *_: (dx, dA / len(g), dB / len(g))),
-            "you averaged dA and dB over the tokens: they are sums, and if the loss is a mean, g has that factor.",
-        ),
-        Mistake(
-            _parts(lambda dx, dA, dB, *_: (-dx, -dA, -dB)),
-            "all three have the wrong sign: the minus of a step is the optimizer's.",
-        ),
-        Mistake(
-            _parts(lambda *all_of_it: tuple(gradient.float() for gradient in all_of_it[:3])),
-            "your gradients are in float32, whatever the inputs are: keep their dtype.",
-        ),
-        Mistake(
-            _parts(lambda dx, dA, dB, g, x, h, W, A, B, s: (g @ (W + s * B @ A), dA, dB)),
-            expect="you make a matrix of W's size",
-        ),
-        Mistake(_autograd, expect="you let autograd do it"),
+        Mistake(_no_tokens_no_graph, expect="no gradient passes through your result"),
     ],
     hints=[
-        "q = scaling * (g @ B) is needed twice: (n, r), the gradient that reaches A's output.",
-        "dx = g @ W + q @ A, since x goes through W and through A.",
-        "dA = q.T @ x, and dB = g.T @ h: h has the scaling in it already.",
-        "torch.addmm(q @ A, g, W) is q @ A + g @ W without a separate addition.",
+        "The goal is the sum of all ranks' losses, divided by `total`. Which part of it belongs to this rank?",
+        "DDP adds the ranks' gradients and divides by `world`. Undo that division.",
+        "A sum over no tokens is 0 with a gradient of zeros: nothing special is needed for a rank that has none.",
     ],
-    why="All that LoRA needs passes through r numbers a token, so no matrix of W's size is made, and the addition "
-    "rides on the large product, which is busy with arithmetic anyway.",
-    points=3,
+    why="DDP adds the ranks up, so a rank's share is its own sum over the number of all tokens; the factor world "
+    "undoes DDP's division.",
+    points=2,
 )
 
-# ---------------------------------------------------------------------------------------------------- what is kept
+# ---------------------------------------------------------------------------------------------------- bytes of a step
+
+
+def _drawn_run(draw: random.Random) -> tuple[int, int, int]:
+    # Multiples of 960 are shared by all of these numbers of ranks in whole bytes, so that // is right as well.
+    base, adapter = 960 * draw.randint(10, 9000), 960 * draw.randint(1, 9)
+    return base, adapter, draw.choice((2, 3, 4, 8, 64))
+
+
+def _step(message: str, change: Callable[[float, float, float], tuple[float, float, float]]) -> Mistake:
+    """A wrong answer from the sizes' bytes that each rank sends of one collective: of the base, and of the adapter."""
+
+    def answer(base: int, adapter: int, world: int) -> tuple[float, float, float]:
+        part = (world - 1) / world
+        return change(part * 2 * base, part * 2 * adapter, part)
+
+    return Mistake(answer, message)
 
 
 exercise(
-    "kept_bytes",
-    reference=lesson.kept_bytes,
-    cases=[(8192, 4096, 4096, 16), (40, 256, 192, 8), (10, 3, 5, 1)],
-    drawn=_drawn_sizes,
+    "sent_bytes",
+    reference=lesson.sent_bytes,
+    cases=[(6_738_415_616, 39_976_960, 4), (1_000_000, 10_000, 2), (7_000, 3_000, 8), (7_000, 3_000, 1)],
+    drawn=_drawn_run,
     mistakes=[
-        Mistake(
-            lambda n, d_in, d_out, r: (2 * n * d_in + 2 * n * r, lesson.kept_bytes(n, d_in, d_out, r)[1]),
-            "the plain layer converts x to float32 for its adapters, and keeps that: four bytes a number.",
+        _step(
+            "DDP: half of it. An all-reduce sends each chunk twice, and PEFT's adapters are float32, four bytes each.",
+            lambda base, lora, part: (2 * lora, 2 * base + 3 * lora, 3 * base),
+        ),
+        _step(
+            "DDP: a quarter of it. An all-reduce sends each chunk twice, and a float32 number has four bytes.",
+            lambda base, lora, part: (lora, 2 * base + 3 * lora, 3 * base),
+        ),
+        _step(
+            "DDP: the frozen base has no gradient, so nothing of it is sent.",
+            lambda base, lora, part: (4 * lora + 2 * base, 2 * base + 3 * lora, 3 * base),
+        ),
+        _step(
+            "FSDP frees a block's weights after its forward pass, and gathers them once more for the backward pass.",
+            lambda base, lora, part: (4 * lora, base + 2 * lora, 2 * base),
+        ),
+        _step(
+            "FSDP: the gradients are missing, which are reduce-scattered: each rank needs those of its own shard.",
+            lambda base, lora, part: (4 * lora, 2 * base + 2 * lora, 2 * base),
+        ),
+        _step(
+            "FSDP: your gradients are twice too many bytes. They are reduce-scattered, not all-reduced, since a rank "
+            "needs those of its own shard alone; and they have 16 bits, two bytes, as all under FSDP here.",
+            lambda base, lora, part: (4 * lora, 2 * base + 4 * lora, 4 * base),
+        ),
+        _step(
+            "FSDP with LoRA: the adapter's gradients have two bytes, as all under FSDP here; only DDP's are float32.",
+            lambda base, lora, part: (4 * lora, 2 * base + 4 * lora, 3 * base),
+        ),
+        _step(
+            "full fine-tuning has no adapter: only the base is gathered and reduced.",
+            lambda base, lora, part: (4 * lora, 2 * base + 3 * lora, 3 * base + 3 * lora),
+        ),
+        _step(
+            "FSDP with LoRA: a frozen weight has no gradient, so only the adapter's are reduced.",
+            lambda base, lora, part: (4 * lora, 3 * base + 3 * lora, 3 * base),
+        ),
+        _step(
+            "FSDP with LoRA: the adapter lies in the blocks and is sharded, so it is gathered with them.",
+            lambda base, lora, part: (4 * lora, 2 * base + lora, 3 * base),
         ),
         Mistake(
-            lambda n, d_in, d_out, r: (
-                lesson.kept_bytes(n, d_in, d_out, r)[0],
-                4 * (n + r) * d_in + 4 * r * (n + d_out),
-            ),
-            "the fast layer keeps everything in 16 bits: two bytes a number.",
+            lambda base, adapter, world: (8.0 * adapter, 4.0 * base + 6.0 * adapter, 6.0 * base),
+            "a rank has its own N-th already: of a whole tensor it sends (world - 1) / world.",
+        ),
+        _step(
+            "those are numbers of parameters; a number is two bytes, the adapter's under DDP four.",
+            lambda base, lora, part: (lora, base + 1.5 * lora, 1.5 * base),
         ),
         Mistake(
-            lambda n, d_in, d_out, r: (lesson.kept_bytes(n, d_in, d_out, r)[0], 2 * (n * d_in + r * (d_in + d_out))),
-            "the fast layer keeps h as well: (n, r) numbers, which the gradient of B needs.",
+            lambda base, adapter, world: tuple(world * size for size in lesson.sent_bytes(base, adapter, world)),
+            "that is what all ranks send together; the question is one rank's.",
         ),
         Mistake(
-            lambda n, d_in, d_out, r: (4 * n * d_in, 2 * n * d_in + 2 * r * (d_in + d_out)),
-            "h is missing: (n, r) numbers, which the gradient of B needs.",
-        ),
-        Mistake(
-            lambda n, d_in, d_out, r: (4 * n * d_in + 4 * n * r, 2 * n * d_in + 2 * n * r),
-            "the fast layer's rounded copies of A and B are missing: r * (d_in + d_out) numbers of two bytes.",
-        ),
-        Mistake(
-            lambda n, d_in, d_out, r: (
-                lesson.kept_bytes(n, d_in, d_out, r)[0] + 4 * n * d_out,
-                lesson.kept_bytes(n, d_in, d_out, r)[1] + 2 * n * d_out,
-            ),
-            "no gradient of this layer needs y, so it isn't kept here.",
-        ),
-        Mistake(
-            lambda n, d_in, d_out, r: lesson.kept_bytes(n, d_in, d_out, r)[::-1],
-            "the two are exchanged: first the plain layer, then the fast one.",
-        ),
-        Mistake(
-            lambda n, d_in, d_out, r: (4 * n * d_in, 2 * n * d_in),
-            "that is x alone. Both keep h as well, (n, r), and the fast layer its rounded A and B.",
-        ),
-        Mistake(
-            lambda n, d_in, d_out, r: (
-                lesson.kept_bytes(n, d_in, d_out, r)[0] + 4 * r * (d_in + d_out),
-                lesson.kept_bytes(n, d_in, d_out, r)[1],
-            ),
-            "the plain layer's A and B are parameters, which are there anyway: they don't count.",
-        ),
-        Mistake(
-            lambda n, d_in, d_out, r: (
-                lesson.kept_bytes(n, d_in, d_out, r)[0] + 2 * n * d_in,
-                lesson.kept_bytes(n, d_in, d_out, r)[1],
-            ),
-            "the plain layer keeps the float32 copy of x alone: W is frozen, so nothing needs the 16-bit x itself.",
-        ),
-        Mistake(
-            lambda n, d_in, d_out, r: (n * d_in + n * r, n * d_in + n * r + r * (d_in + d_out)),
-            "you counted numbers; in float32 each takes four bytes, in 16 bits two.",
-        ),
-        Mistake(
-            lambda *sizes: tuple(count + 2 * sizes[0] * sizes[2] for count in lesson.kept_bytes(*sizes)),
-            "y is handed on, not kept: no gradient of x, A or B asks for it.",
-        ),
-        Mistake(
-            lambda *sizes: tuple(count + 2 * sizes[1] * sizes[2] for count in lesson.kept_bytes(*sizes)),
-            "W is a parameter, which is there anyway: it doesn't count.",
-        ),
-        Mistake(
-            lambda n, d_in, d_out, r: (4 * n * d_in + 2 * n * r, lesson.kept_bytes(n, d_in, d_out, r)[1]),
-            "the plain layer's h is in float32 as well: four bytes a number.",
-        ),
-        Mistake(
-            lambda n, d_in, d_out, r: (4 * n * (d_in + r), 2 * n * (d_in + r) + 4 * r * (d_in + d_out)),
-            "the fast layer's copies of A and B are rounded to 16 bits: two bytes a number.",
-        ),
-        Mistake(
-            lambda *sizes: tuple(count / 2**20 for count in lesson.kept_bytes(*sizes)),
-            "those are MiB; return bytes, whole numbers.",
+            lambda *sizes: sum(lesson.sent_bytes(*sizes)),
+            "three numbers are asked for: DDP of the adapter, FSDP with LoRA, FSDP of full fine-tuning.",
         ),
     ],
     hints=[
-        "Both keep an x of (n, d_in) and an h of (n, r); what differs is the size of a number.",
-        "The plain layer's parameters A and B are there anyway and don't count. The fast layer's rounded copies do.",
-        "Four bytes in the plain layer, two in the fast one.",
+        "An all-gather or a reduce-scatter of a tensor of b bytes: (world - 1) / world * b. An all-reduce: twice that.",
+        "DDP: one all-reduce of 4 * adapter bytes.",
+        "FSDP: two all-gathers of everything in 16 bits, and one reduce-scatter of what trains.",
     ],
-    why="Kept is what the gradients of A and B are made of: x and h. Everything else is there anyway or isn't needed.",
+    why="DDP sends what trains, FSDP what is sharded: with LoRA a factor of more than two hundred at this size.",
     points=2,
 )

@@ -1,283 +1,185 @@
-"""Chapter 20's exercises: the ring's schedule, a mean over the tokens of all ranks, the bytes of a step."""
+"""Chapter 20's exercises: hold out by groups, and luck."""
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable
-from typing import Any
 
-import torch
-from torch import Tensor
-
-from utils.course.checks.behaviour import same_gradients
 from utils.course.checks.references import ch20 as lesson
 from utils.course.checks.registry import Mistake, exercise
 
-# ------------------------------------------------------------------------------------------------- the ring's schedule
+# --------------------------------------------------------------------------------------------- hold out whole groups
 
 
-def _drawn_place(draw: random.Random) -> tuple[int, int, int]:
-    """A rank, a step of either half, and how many ranks there are."""
-    world = draw.randint(2, 9)
-    return draw.randrange(world), draw.randrange(2 * world - 2), world
+def _key(prompt: str) -> str:
+    return " ".join(prompt.casefold().split())
 
 
-def _second_half(change: Callable[[int, int], int]) -> Callable[[int, int, int], int]:
-    """A wrong answer: right in the first half, and then the chunk of `change`, from the rank and the second half's own
-    step."""
-
-    def answer(rank: int, step: int, world: int) -> int:
-        return (rank - step if step < world - 1 else change(rank, step - world + 1)) % world
-
-    return answer
+def _groups(prompts: list[str], key: Callable[[str], str]) -> list[int]:
+    """Each prompt's group: prompts with the same `key` are one, numbered as they come."""
+    numbers: dict[str, int] = {}
+    return [numbers.setdefault(key(prompt), len(numbers)) for prompt in prompts]
 
 
-exercise(
-    "sent_chunk",
-    reference=lesson.sent_chunk,
-    cases=[(0, 0, 4), (3, 0, 4), (2, 1, 4), (0, 1, 4), (0, 2, 4), (0, 3, 4), (1, 5, 4), (0, 1, 2), (4, 7, 5)],
-    drawn=_drawn_place,
-    mistakes=[
-        Mistake(
-            lambda rank, step, world: (rank + step) % world,
-            "that runs the other way round: a rank sends on what came from rank - 1, so the chunk's number falls.",
-        ),
-        Mistake(
-            lambda rank, step, world: rank - step,
-            "a chunk's number lies between 0 and world - 1, so count round the ring with % world.",
-        ),
-        Mistake(
-            lambda rank, step, world: rank,
-            "a rank sends its own chunk in the first step alone; after that it sends on what it has just received.",
-        ),
-        Mistake(
-            lambda rank, step, world: (rank - step - 1) % world,
-            "that is the chunk which the rank receives in this step. It is sent on in the next.",
-        ),
-        Mistake(
-            lambda rank, step, world: (step - rank) % world,
-            "the sign is turned: in step 0 rank 1 sends chunk 1, and you say world - 1.",
-        ),
-        Mistake(
-            lambda rank, step, world: (rank - (step if step < world - 1 else step - world + 1)) % world,
-            "the second half doesn't begin with the rank's own chunk, but with the one that it has just completed.",
-        ),
-        *(
-            Mistake(_second_half(change), message)
-            for change, message in (
-                (
-                    lambda rank, step: rank + 1 + step,
-                    "the first half is right, and the second runs the other way round: a rank still sends on what came "
-                    "from rank - 1, so the chunk's number goes on falling.",
-                ),
-                (
-                    lambda rank, step: rank + 2 - step,
-                    "the second half is one chunk ahead: it begins with the chunk that the rank has just completed, "
-                    "the last that it received.",
-                ),
-                (
-                    lambda rank, step: rank - 1 - step,
-                    "the second half is two chunks behind: it begins with the chunk that the rank has just completed, "
-                    "the last that it received.",
-                ),
-            )
-        ),
-        Mistake(
-            lambda rank, step, world: step % world,
-            "in each step every rank sends another chunk, so the rank has to be in it.",
-        ),
-        Mistake(
-            lambda rank, step, world: (rank + 1) % world,
-            "that is where the chunk is sent to; the question is which chunk.",
-        ),
-    ],
-    hints=[
-        "In step 0 rank 2 sends chunk 2, and receives chunk 1 from rank 1. What does it send in step 1?",
-        "From one step to the next the chunk's number falls by one. Below 0 it goes on at world - 1: % world.",
-        "The last chunk that a rank receives in the first half is the one that it has whole: the second half goes on.",
-    ],
-    why="Each rank sends on what it has just received, in both halves, so one formula is enough.",
-)
-
-# --------------------------------------------------------------------------------------- a mean over all ranks' tokens
+_PROMPTS = ["Hi", "Who?", "hi ", "Where to?", "WHO?", "When?", "Where  to?", "Why?", "how", "Why?", "How", "What?"]
 
 
-def _tokens(length: int, count: int, total: int, world: int) -> tuple[Tensor, Tensor, int, int]:
-    """Losses of `length` tokens of which `count` have a label."""
-    losses = torch.rand(length) + 0.5
-    counted = torch.zeros(length, dtype=torch.bool)
-    counted[torch.randperm(length)[:count]] = True
-    return losses, counted, total, world
+def _drawn_prompts(rng: random.Random) -> tuple[list[str], int]:
+    def said(text: str) -> str:
+        gap = rng.choice([" ", "  ", "\t", "\n"])
+        return rng.choice(["", " "]) + gap.join(rng.choice([text, text.upper()]).split()) + rng.choice(["", "\n"])
+
+    texts = ["hi", "who are you", "whoareyou", "why not", "when", "where to", "what", "how so"]
+    return [said(rng.choice(texts)) for _ in range(rng.randint(0, 14))], rng.randint(2, 5)
 
 
-def _drawn_tokens(draw: random.Random) -> tuple[Tensor, Tensor, int, int]:
-    length, world = draw.randint(3, 9), draw.randint(2, 8)
-    count = draw.randint(0, length - 1)
-    return _tokens(length, count, max(1, count + draw.randint(0, 30)), world)
+def _sorted_first(prompts: list[str], every: int) -> list[int]:
+    order = sorted({_key(prompt) for prompt in prompts})
+    return [row for row, prompt in enumerate(prompts) if order.index(_key(prompt)) % every == every - 1]
 
 
-def _made(length: int, count: int, total: int, world: int) -> Callable[[], tuple[Any, ...]]:
-    return lambda: _tokens(length, count, total, world)
+def _numbered(prompts: list[str], every: int, numbers: dict[str, int]) -> list[int]:
+    """The rows to hold out when the prompts are numbered so."""
+    return [row for row, prompt in enumerate(prompts) if numbers[_key(prompt)] % every == every - 1]
 
 
-def _no_tokens_no_graph(losses: Tensor, counted: Tensor, total: int, world: int) -> Tensor:
-    if not counted.any():
-        return torch.tensor(0.0)
-    return lesson.ddp_loss(losses, counted, total, world)
+def _by_first_row(prompts: list[str], every: int) -> list[int]:
+    return _numbered(prompts, every, {_key(prompts[row]): row for row in reversed(range(len(prompts)))})
+
+
+def _by_last_row(prompts: list[str], every: int) -> list[int]:
+    return _numbered(prompts, every, {_key(prompt): row for row, prompt in enumerate(prompts)})
+
+
+def _only_stripped(prompts: list[str], every: int) -> list[int]:
+    numbers = _groups(prompts, lambda prompt: prompt.casefold().strip())
+    return [row for row, number in enumerate(numbers) if number % every == every - 1]
+
+
+def _last_group(prompts: list[str], every: int) -> list[int]:
+    return [row for row, number in enumerate(_groups(prompts, _key)) if number == every - 1]
 
 
 exercise(
-    "ddp_loss",
-    reference=lesson.ddp_loss,
-    cases=[_made(5, 3, 10, 2), _made(6, 4, 4, 4), _made(4, 0, 7, 2), _made(7, 7, 20, 3)],
-    drawn=_drawn_tokens,
-    test=(
-        same_gradients(lesson.ddp_loss, _made(5, 3, 10, 2), ("losses", "counted", "total", "world")),
-        same_gradients(lesson.ddp_loss, _made(4, 0, 7, 2), ("losses", "counted", "total", "world")),
-    ),
+    "held_out_rows",
+    reference=lesson.held_out_rows,
+    cases=[(_PROMPTS, 2), (_PROMPTS, 3), (["a", "b", "A", "c", "B ", "d", "c"], 2)],
+    drawn=_drawn_prompts,
     mistakes=[
         Mistake(
-            lambda losses, counted, total, world: losses[counted].mean(),
-            "that is the mean over this rank's own tokens: a rank with few of them then counts as much as one with "
-            "many, and a rank with none is nan. Divide by the tokens of all ranks.",
+            _sorted_first,
+            "the prompts are numbered in the order of the alphabet: the first that comes gets 0, the next new one 1.",
         ),
         Mistake(
-            lambda losses, counted, total, world: losses[counted].sum() / max(1, int(counted.sum())),
-            "that is this rank's own mean, without the nan, and still wrong: each token has to count the same, so "
-            "divide by the tokens of all ranks.",
+            _by_first_row,
+            "a prompt's number is the row in which it first came: count the different prompts, 0, 1, 2, without gaps.",
         ),
         Mistake(
-            lambda losses, counted, total, world: losses[counted].sum() / total,
-            "DDP divides the sum of the ranks' gradients by the number of ranks, so yours end up that much too small.",
+            _by_last_row,
+            "a prompt that comes again gets a new number: the number of its first time stays.",
         ),
         Mistake(
-            lambda losses, counted, total, world: losses.sum() * world / total,
-            "tokens without a label are in your sum: take those that `counted` marks.",
+            _only_stripped,
+            "strip() mends the ends only, and two spaces between words still make another prompt.",
         ),
         Mistake(
-            lambda losses, counted, total, world: losses[counted].sum() / (total * world),
-            "DDP divides by the number of ranks already: multiply by it, so that it is divided by once in all.",
+            _last_group,
+            "one group alone is held out: of each `every` numbers the last, so every - 1, 2 * every - 1 and so on.",
         ),
         Mistake(
-            lambda losses, counted, total, world: losses[counted].sum() * world / len(losses),
-            "you divide by the length of this rank's row, padding included: total is what counts on all ranks.",
+            lambda prompts, every: [r for r, n in enumerate(_groups(prompts, _key)) if (n + 2) % every == 0],
+            "one too early: with every=10 the numbers 9, 19, 29 are held out, where number % every is every - 1.",
         ),
         Mistake(
-            lambda losses, counted, total, world: losses[counted].sum() * world,
-            "that is a sum over tokens, which grows with the batch: divide by total.",
+            lambda prompts, every: [
+                r for r, n in enumerate(_groups(prompts, lambda p: "".join(_key(p).split()))) if n % every == every - 1
+            ],
+            "all spaces were taken out, so that two different prompts may become one: leave one of each run.",
         ),
         Mistake(
-            lambda losses, counted, total, world: losses[counted].sum() * total / world,
-            "upside down: the sum is divided by total, and multiplied by world.",
+            lambda prompts, every: [row for row in range(len(prompts)) if row % every == every - 1],
+            "you counted rows. The same prompt is then on both sides: number the different prompts, and count those.",
         ),
         Mistake(
-            lambda losses, counted, total, world: losses[~counted].sum() * world / total,
-            "those are the tokens without a label: counted is True where there is one.",
+            lambda prompts, every: [r for r, n in enumerate(_groups(prompts, str)) if n % every == every - 1],
+            'to you "Hi" and "hi " are different prompts: compare them in small letters, with single spaces.',
         ),
         Mistake(
-            lambda losses, counted, total, world: losses[counted].sum().item() * world / total,
-            expect="a tensor",
+            lambda prompts, every: [r for r, n in enumerate(_groups(prompts, str.casefold)) if n % every == every - 1],
+            'white space is still compared: " ".join(text.split()) makes it single and takes it off the ends.',
         ),
-        Mistake(_no_tokens_no_graph, expect="no gradient passes through your result"),
+        Mistake(
+            lambda prompts, every: [r for r, n in enumerate(_groups(prompts, _key)) if n % every == 0],
+            "the first of each `every` prompts is held out; it should be the last: number % every == every - 1.",
+        ),
+        Mistake(
+            lambda prompts, every: [
+                row for row in range(len(prompts)) if row not in lesson.held_out_rows(prompts, every)
+            ],
+            "these are the rows to train on: return those to hold out.",
+        ),
     ],
     hints=[
-        "The goal is the sum of all ranks' losses, divided by `total`. Which part of it belongs to this rank?",
-        "DDP adds the ranks' gradients and divides by `world`. Undo that division.",
-        "A sum over no tokens is 0 with a gradient of zeros: nothing special is needed for a rank that has none.",
+        'A dictionary from " ".join(prompt.casefold().split()) to a number: 0 for the first, 1 for the next new one.',
+        "number.setdefault(key, len(number)) gives a new key the next number, and leaves a known one alone.",
+        "Hold a row out when its prompt's number % every == every - 1.",
     ],
-    why="DDP adds the ranks up, so a rank's share is its own sum over the number of all tokens; the factor world "
-    "undoes DDP's division.",
+    why="What is counted is prompts and not rows, so every row of a prompt goes to the same side.",
     points=2,
 )
 
-# ---------------------------------------------------------------------------------------------------- bytes of a step
+# --------------------------------------------------------------------------------------------------------------- luck
 
 
-def _drawn_run(draw: random.Random) -> tuple[int, int, int]:
-    # Multiples of 960 are shared by all of these numbers of ranks in whole bytes, so that // is right as well.
-    base, adapter = 960 * draw.randint(10, 9000), 960 * draw.randint(1, 9)
-    return base, adapter, draw.choice((2, 3, 4, 8, 64))
-
-
-def _step(message: str, change: Callable[[float, float, float], tuple[float, float, float]]) -> Mistake:
-    """A wrong answer from the sizes' bytes that each rank sends of one collective: of the base, and of the adapter."""
-
-    def answer(base: int, adapter: int, world: int) -> tuple[float, float, float]:
-        part = (world - 1) / world
-        return change(part * 2 * base, part * 2 * adapter, part)
-
-    return Mistake(answer, message)
+def _tail(changed: int, up_to: int) -> float:
+    return sum(math.comb(changed, k) for k in range(up_to + 1)) / 2**changed
 
 
 exercise(
-    "sent_bytes",
-    reference=lesson.sent_bytes,
-    cases=[(6_738_415_616, 39_976_960, 4), (1_000_000, 10_000, 2), (7_000, 3_000, 8), (7_000, 3_000, 1)],
-    drawn=_drawn_run,
+    "luck",
+    reference=lesson.luck,
+    cases=[(5, 0), (2, 6), (9, 4), (3, 3), (0, 0)],
+    drawn=lambda rng: (rng.randint(0, 40), rng.randint(0, 12)),
     mistakes=[
-        _step(
-            "DDP: half of it. An all-reduce sends each chunk twice, and PEFT's adapters are float32, four bytes each.",
-            lambda base, lora, part: (2 * lora, 2 * base + 3 * lora, 3 * base),
-        ),
-        _step(
-            "DDP: a quarter of it. An all-reduce sends each chunk twice, and a float32 number has four bytes.",
-            lambda base, lora, part: (lora, 2 * base + 3 * lora, 3 * base),
-        ),
-        _step(
-            "DDP: the frozen base has no gradient, so nothing of it is sent.",
-            lambda base, lora, part: (4 * lora + 2 * base, 2 * base + 3 * lora, 3 * base),
-        ),
-        _step(
-            "FSDP frees a block's weights after its forward pass, and gathers them once more for the backward pass.",
-            lambda base, lora, part: (4 * lora, base + 2 * lora, 2 * base),
-        ),
-        _step(
-            "FSDP: the gradients are missing, which are reduce-scattered: each rank needs those of its own shard.",
-            lambda base, lora, part: (4 * lora, 2 * base + 2 * lora, 2 * base),
-        ),
-        _step(
-            "FSDP: your gradients are twice too many bytes. They are reduce-scattered, not all-reduced, since a rank "
-            "needs those of its own shard alone; and they have 16 bits, two bytes, as all under FSDP here.",
-            lambda base, lora, part: (4 * lora, 2 * base + 4 * lora, 4 * base),
-        ),
-        _step(
-            "FSDP with LoRA: the adapter's gradients have two bytes, as all under FSDP here; only DDP's are float32.",
-            lambda base, lora, part: (4 * lora, 2 * base + 4 * lora, 3 * base),
-        ),
-        _step(
-            "full fine-tuning has no adapter: only the base is gathered and reduced.",
-            lambda base, lora, part: (4 * lora, 2 * base + 3 * lora, 3 * base + 3 * lora),
-        ),
-        _step(
-            "FSDP with LoRA: a frozen weight has no gradient, so only the adapter's are reduced.",
-            lambda base, lora, part: (4 * lora, 3 * base + 3 * lora, 3 * base),
-        ),
-        _step(
-            "FSDP with LoRA: the adapter lies in the blocks and is sharded, so it is gathered with them.",
-            lambda base, lora, part: (4 * lora, 2 * base + lora, 3 * base),
+        Mistake(
+            lambda gained, lost: min(1.0, 2 * _tail(gained + lost, min(gained, lost) - 1)),
+            "k runs from 0 to the smaller count, which belongs to it: range(fewer + 1).",
         ),
         Mistake(
-            lambda base, adapter, world: (8.0 * adapter, 4.0 * base + 6.0 * adapter, 6.0 * base),
-            "a rank has its own N-th already: of a whole tensor it sends (world - 1) / world.",
-        ),
-        _step(
-            "those are numbers of parameters; a number is two bytes, the adapter's under DDP four.",
-            lambda base, lora, part: (lora, base + 1.5 * lora, 1.5 * base),
+            lambda gained, lost: 1 - min(1.0, 2 * _tail(gained + lost, min(gained, lost))),
+            "that is the probability of something less uneven; the small number is the one that speaks against luck.",
         ),
         Mistake(
-            lambda base, adapter, world: tuple(world * size for size in lesson.sent_bytes(base, adapter, world)),
-            "that is what all ranks send together; the question is one rank's.",
+            lambda gained, lost: math.erfc(abs(gained - lost) / math.sqrt(2 * (gained + lost or 1))),
+            "that is the normal curve's approximation: with few answers it is far off, and the exact sum is short.",
         ),
         Mistake(
-            lambda *sizes: sum(lesson.sent_bytes(*sizes)),
-            "three numbers are asked for: DDP of the adapter, FSDP with LoRA, FSDP of full fine-tuning.",
+            lambda gained, lost: min(1.0, 2 * _tail(max(gained, lost), min(gained, lost))),
+            "n is the number of all coins, gained + lost.",
+        ),
+        Mistake(
+            lambda gained, lost: _tail(gained + lost, min(gained, lost)),
+            "that is one side only. Coins may be as uneven the other way: twice that, and never more than 1.",
+        ),
+        Mistake(
+            lambda gained, lost: 2 * _tail(gained + lost, min(gained, lost)),
+            "a probability above 1: where both counts are equal the two sides overlap. Take min(1.0, ...).",
+        ),
+        Mistake(
+            lambda gained, lost: min(1.0, 2 * math.comb(gained + lost, min(gained, lost)) / 2 ** (gained + lost)),
+            "that is the probability of this split alone: add the more uneven ones, k = 0 up to the smaller count.",
+        ),
+        Mistake(
+            lambda gained, lost: min(1.0, 2 * _tail(gained + lost, lost)),
+            "you added from 0 up to lost, also where lost is the larger one: take min(gained, lost).",
         ),
     ],
     hints=[
-        "An all-gather or a reduce-scatter of a tensor of b bytes: (world - 1) / world * b. An all-reduce: twice that.",
-        "DDP: one all-reduce of 4 * adapter bytes.",
-        "FSDP: two all-gathers of everything in 16 bits, and one reduce-scatter of what trains.",
+        "n = gained + lost coins. math.comb(n, k) / 2**n is the probability of k heads.",
+        "Sum it for k from 0 to the smaller of the two counts; twice that, and at most 1.",
     ],
-    why="DDP sends what trains, FSDP what is sharded: with LoRA a factor of more than two hundred at this size.",
+    why="Only answers that changed say anything, and a fair coin decides each if the adapter does nothing: 8 of 10 is "
+    "luck one time in nine.",
     points=2,
 )

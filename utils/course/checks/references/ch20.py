@@ -1,24 +1,23 @@
 """The answers to chapter 20's exercises, cell by cell as the lesson solves them.
 
-Generated from lessons/20_several_gpus.md by `make notebooks`: edit the lesson, not this file.
+Generated from lessons/20_capstone.md by `make notebooks`: edit the lesson, not this file.
 """
+
+import math
 
 # fmt: off
 
-# -------- sent_chunk
-def sent_chunk(rank, step, world):
-    return (rank - step) % world
+# -------- held_out_rows
+def held_out_rows(prompts, every):
+    numbers = {}
+    keys = [" ".join(prompt.casefold().split()) for prompt in prompts]
+    for key in keys:
+        numbers.setdefault(key, len(numbers))
+    return [row for row, key in enumerate(keys) if numbers[key] % every == every - 1]
 
 
-# -------- ddp_loss
-def ddp_loss(losses, counted, total, world):
-    return losses[counted].sum() * world / total
-
-
-# -------- sent_bytes
-def sent_bytes(base, adapter, world):
-    part = (world - 1) / world
-    ddp = 2 * part * 4 * adapter
-    fsdp_lora = part * (2 * 2 * (base + adapter) + 2 * adapter)
-    fsdp_full = part * (2 * 2 * base + 2 * base)
-    return ddp, fsdp_lora, fsdp_full
+# -------- luck
+def luck(gained, lost):
+    n, fewer = gained + lost, min(gained, lost)
+    tail = sum(math.comb(n, k) for k in range(fewer + 1)) / 2**n
+    return min(1.0, 2 * tail)
