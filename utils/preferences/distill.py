@@ -23,7 +23,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from utils.data.chat import IGNORED, Example, collate, render, token_id
@@ -52,7 +52,7 @@ class ReverseKL(NamedTuple):
 def reverse_kl(
     student_logits: Float[Tensor, "rows length vocab"],
     teacher_logits: Float[Tensor, "rows length vocab"],
-    mask: Bool[Tensor, "rows length"],
+    mask: Bool[Tensor, "rows length"] | Int[Tensor, "rows length"],
     temperature: float = 1.0,
 ) -> ReverseKL:
     """KL(student || teacher) at each position: the sum over the vocabulary of ``p * (log p - log q)``.
