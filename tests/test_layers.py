@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # Bottom to top: a package imports from those before it, and from itself.
 ORDER = (
     "front_door quiet notebook plots quant files lora models distributed data tinyworld train evaluate inference "
-    "export profiling course start"
+    "preferences export profiling course start"
 ).split()  # fmt: skip
 
 # Public in utils/, and named by nothing but the packages' front doors and the tests.

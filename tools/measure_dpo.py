@@ -21,7 +21,7 @@ from utils.evaluate.metrics import perplexity
 from utils.files import replaced_folder
 from utils.lora import inject
 from utils.models import load_base
-from utils.train.dpo import drift, evaluate_pairs, has_moral, moral_pairs, sample, train_dpo
+from utils.preferences.dpo import drift, evaluate_pairs, has_moral, moral_pairs, sample, train_dpo
 
 ROOT = Path(__file__).resolve().parents[1]
 

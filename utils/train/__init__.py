@@ -8,10 +8,6 @@ __getattr__, __dir__, __all__ = front_door(
         "adapter_cache": "adapter_dir trained_adapter",
         "callbacks": "LiveLoss",
         "consolidate": "check_resumable check_whole gathered save_gathered",
-        "dpo": (
-            "Pair adapter_off answer_log_probs dpo_loss drift evaluate_pairs has_moral moral_pairs numbers "
-            "pair_batch reference_log_probs sample train_dpo trl_trainer"
-        ),
         "loop": "learning_rate_factor train",
         "run_file": "RunFile batch_of_a_process checked_run",
         "own_data": "GENERAL data_facts general_texts hold_out other_texts prompt_key split_records",

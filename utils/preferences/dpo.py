@@ -3,7 +3,7 @@
 DPO (Rafailov et al., 2023, https://arxiv.org/abs/2305.18290) learns from pairs: for one prompt, an answer that
 somebody preferred and one that was rejected. It needs the log-probabilities of a *reference*, the model before the
 training. With an adapter that model needs no second copy: it is the same one with the adapter off. Equal to TRL's
-DPOTrainer (loss type "sigmoid"), which tests/train/test_dpo.py holds it to.
+DPOTrainer (loss type "sigmoid"), which tests/preferences/test_dpo.py holds it to.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -19,10 +19,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from utils import tinyworld
-from utils.data.chat import IGNORED, Example, collate, encode, render, token_id
+from utils.data.chat import Example, collate, encode, render, token_id
 from utils.lora.adapter_config import BASE_CHANGING
 from utils.lora.layer import disabled
 from utils.models.ends import end_ids
+from utils.preferences.log_probs import completion_log_probs
 from utils.tinyworld import Split
 from utils.train.loop import (
     Stepper,
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedTokenizerBase
     from trl import DPOTrainer
+
+Row = TypeVar("Row")
 
 
 class Pair(NamedTuple):
@@ -106,10 +109,7 @@ def pair_batch(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair]) -> dic
 
 def answer_log_probs(model: Any, batch: dict[str, Tensor]) -> Float[Tensor, " rows"]:
     """The log-probability of each row's whole answer, end mark included: the sum over the tokens that have a label."""
-    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1]
-    labels = batch["labels"][:, 1:]
-    picked = logits.log_softmax(-1).gather(-1, labels.clamp(min=0)[..., None])[..., 0]
-    return (picked * (labels != IGNORED)).sum(-1)
+    return completion_log_probs(model, batch).sum(-1)
 
 
 def dpo_loss(log_probs: Float[Tensor, " rows"], reference: Float[Tensor, " rows"], beta: float) -> Preference:
@@ -161,10 +161,11 @@ def reference_log_probs(
 # -------------------------------------------------------------------------------------------------------- the loop
 
 
-def _batches(pairs: Sequence[Pair], steps: int, batch_size: int, seed: int) -> Iterator[list[Pair]]:
+def draws(rows: Sequence[Row], steps: int, size: int, seed: int) -> Iterator[list[Row]]:
+    """For every step `size` of the rows, each at most once, or all where there are fewer."""
     rng = random.Random(seed)
     for _ in range(steps):
-        yield rng.sample(list(pairs), min(batch_size, len(pairs)))
+        yield rng.sample(list(rows), min(size, len(rows)))
 
 
 def train_dpo(
@@ -196,7 +197,7 @@ def train_dpo(
 
     device = stepper.trainable[0].device
     history: list[dict[str, float]] = []
-    drawn = [pair_batch(tokenizer, part) for part in _batches(pairs, steps, batch_size, seed)]
+    drawn = [pair_batch(tokenizer, part) for part in draws(pairs, steps, batch_size, seed)]
     check_token_ids(model, tokenizer, max(int(batch["input_ids"].max()) for batch in drawn))
     with in_mode(model, False):
         for part in tqdm(drawn, total=steps, desc="DPO", disable=not progress):

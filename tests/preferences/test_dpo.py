@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from utils import lora, models
 from utils.data.chat import IGNORED, Example, encode
 from utils.models import profile
-from utils.train import dpo
+from utils.preferences import dpo
 from utils.train.adapter_cache import trained_adapter
 from utils.train.loop import Diverged
 

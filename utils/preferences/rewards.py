@@ -1,0 +1,124 @@
+"""What a reward is, and the one place that calls one: what it returns is checked before anything learns from it.
+
+A reward is a function with TRL's signature: ``reward(prompts, completions, **columns)`` gets the prompts and the
+completions as strings, one of each for every sample, and the data's other columns as lists of the same length, and
+returns one number a sample. Higher is better.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from numbers import Real
+from typing import Any, Protocol
+
+import torch
+from jaxtyping import Float32
+from torch import Tensor
+
+
+class Reward(Protocol):
+    """Scores completions: one number for each, higher is better. The columns come by their names."""
+
+    def __call__(self, prompts: list[str], completions: list[str], **columns: list[Any]) -> Sequence[float]: ...
+
+
+class RewardError(ValueError):
+    """A reward function raised, or returned something that is no finite number for each completion."""
+
+
+def name_of(reward: Any) -> str:
+    """What errors and tables call a reward: its function's name, or its class's."""
+    return getattr(reward, "__name__", None) or type(reward).__name__
+
+
+def _short(text: Any) -> str:
+    shown = repr(text)
+    return shown if len(shown) <= 160 else f"{shown[:157]}..."
+
+
+def _number(reward: Any, value: Any, place: int, completion: str) -> float:
+    """The value as a float. Raises RewardError unless it is a finite number."""
+    if isinstance(value, Tensor) and value.numel() == 1:
+        value = value.item()
+    where = f"for completion {place}, {_short(completion)}"
+    if value is None:
+        raise RewardError(
+            f"the reward {name_of(reward)!r} returned None {where}: does a branch of it end without a return? "
+            "Give such a completion the lowest reward that you use"
+        )
+    if not isinstance(value, Real) or isinstance(value, complex):
+        raise RewardError(
+            f"the reward {name_of(reward)!r} returned {_short(value)} {where}: return one number for each completion"
+        )
+    number = float(value)
+    if not math.isfinite(number):
+        raise RewardError(
+            f"the reward {name_of(reward)!r} returned {number} {where}: one such number makes the mean of its group, "
+            "and so all weights, NaN. Look for a division by zero or a logarithm of 0, and return a finite number"
+        )
+    return number
+
+
+def reward_of(
+    reward: Reward,
+    prompts: Sequence[str],
+    completions: Sequence[str],
+    columns: Mapping[str, Sequence[Any]] | None = None,
+) -> Float32[Tensor, " samples"]:
+    """The reward of each completion, as float32 on the CPU, once it is sure that each is a finite number.
+
+    `columns` are what the data hold beside the prompt, by name, with one entry a sample. True and False count as 1 and
+    0. Raises :class:`RewardError`, a ValueError, which names the reward, the completion and what to do: when the reward
+    raised, when it returned another number of values, or None, NaN, infinity or no number. Raises ValueError when
+    prompts, completions and columns have different lengths, or a column is called like an argument.
+    """
+    columns = columns or {}
+    for name, values in {"prompts": prompts, **columns}.items():
+        if len(values) != len(completions):
+            raise ValueError(f"there are {len(completions)} completions, but {len(values)} entries in {name}")
+    if clash := columns.keys() & {"prompts", "completions"}:
+        raise ValueError(f"a column of the data is called {min(clash)!r}, like an argument of every reward: rename it")
+    name = name_of(reward)
+    try:
+        given = reward(
+            prompts=list(prompts),
+            completions=list(completions),
+            **{key: list(values) for key, values in columns.items()},
+        )
+    except TypeError as error:
+        raise RewardError(
+            f"the reward {name!r} raised TypeError: {error}. It is called as {name}(prompts=..., completions=..., "
+            f"**columns) with the columns {sorted(columns)}, each a list: end its parameters with **columns so that it "
+            "takes those it doesn't use"
+        ) from error
+    except Exception as error:
+        culprit = _culprit(reward, prompts, completions, columns)
+        raise RewardError(
+            f"the reward {name!r} raised {type(error).__name__}: {error}{culprit}. A model in training writes "
+            "anything at all: catch what can go wrong and return the lowest reward for it"
+        ) from error
+    if isinstance(given, str | bytes | Mapping) or not hasattr(given, "__len__") or not hasattr(given, "__getitem__"):
+        raise RewardError(
+            f"the reward {name!r} returned {_short(given)}: return a list with one number for each of the "
+            f"{len(completions)} completions"
+        )
+    if len(given) != len(completions):
+        raise RewardError(
+            f"the reward {name!r} returned {len(given)} rewards for {len(completions)} completions: return one for "
+            "each, in their order, the lowest for those that can't be scored"
+        )
+    values = [_number(reward, given[i], i, completions[i]) for i in range(len(completions))]
+    return torch.tensor(values, dtype=torch.float32)
+
+
+def _culprit(
+    reward: Reward, prompts: Sequence[str], completions: Sequence[str], columns: Mapping[str, Sequence[Any]]
+) -> str:
+    """Which completion alone makes the reward raise, in words; empty when none does."""
+    for i, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+        try:
+            reward(prompts=[prompt], completions=[completion], **{key: [own[i]] for key, own in columns.items()})
+        except Exception:
+            return f", for completion {i}, {_short(completion)}"
+    return ""
