@@ -9,16 +9,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from utils import lora, models
-from utils.data.chat import IGNORED, Example, collate, encode
+from utils.data.chat import Example, collate, encode, render
 from utils.preferences import distill
+from utils.preferences.dpo import adapter_off, draws
+from utils.preferences.grpo import sample_groups
+from utils.preferences.log_probs import completion_mask
 from utils.tinyworld import task_examples
-from utils.train.dpo import adapter_off
 from utils.train.loop import Diverged
 
 PROMPTS = ["Please tell me a story.", "Write a short story about Mia.", "Say it like a pirate: Mia went home."]
 
 
-def shaken(model, std=0.05):
+def shaken(model, std=0.3):
     """The model with an adapter that does something: its B matrices are drawn anew, each by its place."""
     for i, (name, parameter) in enumerate(model.named_parameters()):
         if "lora_B" in name:
@@ -26,7 +28,7 @@ def shaken(model, std=0.05):
     return model
 
 
-def adapted(std=0.05):
+def adapted(std=0.3):
     model, tokenizer = models.load_base()
     torch.manual_seed(0)
     lora.inject(model, "all-linear", 4, 8)
@@ -237,11 +239,12 @@ def test_the_adapter_off_is_the_base_and_only_the_student_gets_a_gradient(batch)
 def test_only_the_answers_count(batch):
     model, _ = adapted()
     found = distill.distillation_loss(model, batch)
-    counted = batch["labels"][:, 1:] != IGNORED
+    counted = completion_mask(batch)
     assert ((found.each > 0) == counted).all()
     alone = {name: tensor[:1, : int(batch["attention_mask"][0].sum())] for name, tensor in batch.items()}
     each = distill.distillation_loss(model, alone).each[0]
-    assert torch.allclose(found.each[0, : len(each)], each, atol=1e-5)  # padded and alone, float32
+    own = found.each[0, counted[0]]
+    assert len(own) == len(each) and torch.allclose(own, each, atol=1e-5)  # padded and alone, float32
 
 
 def test_a_teacher_of_another_vocabulary_is_refused(batch):
@@ -263,11 +266,11 @@ def short(model, tokenizer, prompts=PROMPTS, **more):
 
 
 def test_the_student_comes_back_to_the_base():
-    model, tokenizer = adapted(0.1)
+    model, tokenizer = adapted()
     before = {n: p.clone() for n, p in model.named_parameters() if not p.requires_grad}
-    history = short(model, tokenizer, steps=30, lr=1e-2, batch_size=3, max_new_tokens=16)
+    history = short(model, tokenizer, steps=50, lr=2e-2, batch_size=3, max_new_tokens=16)
     first, last = (sum(one["kl"] for one in part) / 5 for part in (history[:5], history[-5:]))
-    assert last < 0.3 * first
+    assert last < 0.4 * first
     assert all(torch.equal(p, before[n]) for n, p in model.named_parameters() if n in before)
     assert not model.training
 
@@ -292,12 +295,9 @@ def test_a_step_is_one_on_the_answers_it_sampled():
     (one,) = short(model, tokenizer, teacher=spy, steps=1, batch_size=3, max_new_tokens=12)
     assert len(seen) == 1
     start, _ = adapted()
-    generator = torch.Generator().manual_seed(0)
-    import random
-
-    order = random.Random(0).sample(distill._prompt_ids(tokenizer, PROMPTS), 3)
-    answers = distill._answers(start.eval(), tokenizer, order, 12, 1.0, generator)
-    found = distill.distillation_loss(start, answers.batch)
+    (part,) = draws(PROMPTS, 1, 3, 0)
+    samples = sample_groups(start, tokenizer, part, 1, 12, 1.0, torch.Generator().manual_seed(0))
+    found = distill.distillation_loss(start.eval(), samples.batch)
     assert found.loss.item() == pytest.approx(one["kl"], abs=1e-6)
     found.loss.backward()
     for name, parameter in start.named_parameters():
@@ -325,23 +325,11 @@ def test_the_history_counts_lengths_and_ends():
     called = []
     history = short(model, tokenizer, steps=2, max_new_tokens=3, batch_size=3, on_step=called.append)
     assert called == history
-    prompts = distill._prompt_ids(tokenizer, PROMPTS)
-    longest = max(map(len, prompts))
+    longest = max(len(tokenizer(render(tokenizer, p), add_special_tokens=False).input_ids) for p in PROMPTS)
     for one in history:  # a story is never three tokens long
         assert (one["length"], one["stopped"]) == (3, 0)
         assert one["sampled"] == 3 * (longest + 2)  # the last token is never read
         assert one["taught"] == 3 * (longest + 3)
-
-
-def test_an_answer_ends_with_its_eos_token_and_counts_it():
-    model, tokenizer = models.load_base()
-    prompts = distill._prompt_ids(tokenizer, ["Say it like a pirate: Mia went home."] * 4)
-    answers = distill._answers(model, tokenizer, prompts, 200, 1.0, torch.Generator().manual_seed(1))
-    rows = [row[row != IGNORED].tolist() for row in answers.batch["labels"]]
-    ended = [row[-1] == tokenizer.eos_token_id for row in rows]
-    assert sum(ended) / 4 == answers.stopped > 0
-    assert all(row.count(tokenizer.eos_token_id) == end for row, end in zip(rows, ended, strict=True))
-    assert sum(map(len, rows)) / 4 == answers.length
 
 
 def test_the_same_seed_gives_the_same_run_whatever_torch_drew_before():
@@ -363,10 +351,10 @@ def test_temperature_reaches_sampling_and_loss():
 @pytest.mark.parametrize(
     ("how", "text"),
     [
-        ({"steps": 0}, "steps must be positive"),
+        ({"steps": 0}, "steps must be at least 1"),
         ({"lr": 0.0}, "lr must be positive"),
         ({"temperature": 0.0}, "temperature must be positive"),
-        ({"max_new_tokens": 0}, "max_new_tokens must be positive"),
+        ({"max_new_tokens": 0}, "max_new_tokens must be at least 1"),
         ({"prompts": []}, "no prompts"),
         ({"prompts": "Please tell me a story."}, "no prompts"),
         ({"prompts": ["story " * 600]}, "no room for an answer"),
@@ -386,13 +374,19 @@ def test_a_model_without_an_adapter_or_without_anything_to_train_is_refused():
     with pytest.raises(ValueError, match="nothing to train"):
         short(base, tokenizer)
     base.requires_grad_(True)
-    with pytest.raises(RuntimeError, match="no LoRA layers"):
+    with pytest.raises(RuntimeError, match="has no LoRA layers"):
         short(base, tokenizer)
-    with pytest.raises(ValueError, match="shares|holds the parameters"):
+    with pytest.raises(ValueError, match="holds the parameters"):
         short(base, tokenizer, teacher=base)
 
 
 def test_a_run_that_diverges_says_so():
     model, tokenizer = adapted()
-    with pytest.raises(Diverged):
+    with pytest.raises(ValueError, match="no token can be drawn"):  # it samples before it computes a loss
         short(model, tokenizer, lr=1e12, steps=5)
+    model, tokenizer = adapted()
+    teacher = models.load_base()[0]
+    with torch.no_grad():
+        teacher.lm_head.weight[:, 0] = math.nan
+    with pytest.raises(Diverged, match="no step was taken before"):
+        short(model, tokenizer, teacher=teacher)

@@ -17,7 +17,6 @@ is given as the teacher and, with `peft_config`, as the student gets the student
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -26,13 +25,14 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from utils.data.chat import IGNORED, Example, collate, render, token_id
+from utils.data.chat import Example
 from utils.data.labels import batches
 from utils.data.records import Record
-from utils.inference.decoding import generate, sampler
-from utils.models.context import positions, room_for_answer
+from utils.lora.refusals import check_count
 from utils.models.ends import end_ids
-from utils.train.dpo import adapter_off
+from utils.preferences.dpo import adapter_off, draws
+from utils.preferences.grpo import sample_groups
+from utils.preferences.log_probs import completion_logits, completion_mask
 from utils.train.loop import Stepper, check_positive, check_token_ids, check_trainable, in_mode, learning_rate_factor
 
 if TYPE_CHECKING:
@@ -58,9 +58,9 @@ def reverse_kl(
     """KL(student || teacher) at each position: the sum over the vocabulary of ``p * (log p - log q)``.
 
     p is the student's distribution, q the teacher's, both at `temperature`; the sum runs in float32 at least. Positions
-    where `mask` is 0 don't count, whatever their logits hold. The gradient goes wherever the logits come from: compute
-    the teacher's without one. Raises ValueError for shapes that don't fit, a mask without a token, and a temperature
-    that isn't positive and finite.
+    where `mask` is 0 don't count, whatever their logits hold. Only the student gets a gradient: of a position's
+    divergence ``p * (log p - log q - KL) / temperature`` on its logits. Raises ValueError for shapes that don't fit, a
+    mask without a token, and a temperature that isn't positive and finite.
     """
     if student_logits.ndim != 3 or student_logits.shape != teacher_logits.shape:
         raise ValueError(
@@ -81,49 +81,11 @@ def reverse_kl(
     own, other = (
         (logits[counted].to(dtype) / temperature).log_softmax(-1) for logits in (student_logits, teacher_logits)
     )
-    found = (own.exp() * (own - other)).sum(-1)
+    # Through (own - other) the gradient is that of a sum of probabilities, 0 but for rounding, and of rounding AdamW
+    # would make whole steps where student and teacher are equal.
+    found = (own.exp() * (own - other).detach()).sum(-1)
     each = torch.zeros_like(mask, dtype=dtype).masked_scatter(counted, found)
     return ReverseKL(found.mean(), each)
-
-
-class Answers(NamedTuple):
-    """One answer to each prompt. batch: prompts and answers as collate gives them, the answers labelled; length: the
-    mean number of tokens of an answer; stopped: the share that ended by itself; computed: positions that went through
-    the model, padding included."""
-
-    batch: dict[str, Tensor]
-    length: float
-    stopped: float
-    computed: int
-
-
-def _prompt_ids(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[list[int]]:
-    if isinstance(prompts, str) or not len(prompts):
-        raise ValueError(f"there are no prompts to answer: pass a list of texts, not {prompts!r}")
-    texts = [render(tokenizer, prompt) for prompt in prompts]
-    return tokenizer(texts, add_special_tokens=False, verbose=False).input_ids
-
-
-def _answers(
-    model: Any, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[list[int]], max_new_tokens: int,
-    temperature: float, generator: torch.Generator,
-) -> Answers:  # fmt: skip
-    """One sampled answer to each prompt of token ids, with its EOS token where it has one."""
-    pad, ends, longest = token_id(tokenizer, "pad"), end_ids(model, tokenizer), max(map(len, prompts))
-    ids = torch.tensor([[pad] * (longest - len(prompt)) + prompt for prompt in prompts], device=generator.device)
-    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=generator.device)
-    room = room_for_answer(longest, max_new_tokens, positions(model))
-    made = generate(
-        model, ids, mask, max_new_tokens=room, eos_id=list(ends), pad_id=pad,
-        choose=sampler(generator, temperature=temperature),
-    )  # fmt: skip
-    answers, stopped = [], 0
-    for row in made.ids.tolist():
-        end = next((i for i, token in enumerate(row) if token in ends), None)
-        answers.append(row if end is None else row[: end + 1])
-        stopped += end is not None
-    batch = collate(list(zip(prompts, answers, strict=True)), pad)
-    return Answers(batch, sum(map(len, answers)) / len(answers), stopped / len(answers), made.computed)
 
 
 @contextmanager
@@ -152,15 +114,17 @@ def _check_teacher(model: nn.Module, teacher: Teacher) -> None:
 def distillation_loss(
     model: Any, batch: dict[str, Tensor], teacher: Teacher = adapter_off, temperature: float = 1.0
 ) -> ReverseKL:
-    """:func:`reverse_kl` of `model` on the tokens of `batch` that have a label, in the form of utils.data.chat.collate.
+    """:func:`reverse_kl` of `model` on the tokens of `batch` that have a label.
 
-    teacher: a block that makes `model` the teacher, such as :func:`utils.preferences.dpo.adapter_off`, or another model
-    with the same tokenizer. Only the student gets a gradient. Raises what :func:`reverse_kl` and `teacher` raise.
+    batch: `input_ids`, `attention_mask` and `labels`, as utils.data.chat.collate or
+    :func:`utils.preferences.grpo.sample_groups` give them; ``each`` has the columns of
+    :func:`utils.preferences.log_probs.completion_mask`. teacher: a block that makes `model` the teacher, such as
+    :func:`utils.preferences.dpo.adapter_off`, or another model with the same tokenizer. Only the student gets a
+    gradient. Raises what :func:`reverse_kl` and `teacher` raise.
     """
-    asked = {name: batch[name] for name in ("input_ids", "attention_mask")}
     with torch.no_grad(), _teaching(model, teacher) as teaching:
-        wanted = teaching(**asked).logits[:, :-1].to(batch["labels"].device)
-    return reverse_kl(model(**asked).logits[:, :-1], wanted, batch["labels"][:, 1:] != IGNORED, temperature)
+        wanted = completion_logits(teaching, batch)
+    return reverse_kl(completion_logits(model, batch), wanted, completion_mask(batch), temperature)
 
 
 def train_distillation(
@@ -197,42 +161,48 @@ def train_distillation(
 
     Raises ValueError when there are no prompts or one leaves no room for an answer, when a number isn't positive, for a
     teacher that shares what is trained, and for what :func:`utils.train.loop.check_trainable`,
-    :func:`utils.train.loop.check_token_ids` and :func:`utils.data.labels.batches` refuse; then
-    :class:`utils.train.loop.Diverged` as the loop does.
+    :func:`utils.train.loop.check_token_ids` and :func:`utils.data.labels.batches` refuse; TypeError for a count that is
+    no whole number; then, as the loop does, :class:`utils.train.loop.Diverged`, and ValueError where the weights have
+    left no token to draw.
     """
     from tqdm.auto import tqdm
 
-    check_positive(
-        steps=steps, batch_size=batch_size, lr=lr, max_new_tokens=max_new_tokens, temperature=temperature,
-        rows_per_step=rows_per_step,
-    )  # fmt: skip
+    check_positive(lr=lr, temperature=temperature)
+    counts = {
+        "steps": steps,
+        "batch_size": batch_size,
+        "max_new_tokens": max_new_tokens,
+        "rows_per_step": rows_per_step,
+    }
+    for name, value in counts.items():
+        check_count(name, value)
+    if isinstance(prompts, str) or not len(prompts):
+        raise ValueError(f"there are no prompts to answer: pass a list of texts, not {prompts!r}")
     check_trainable(model)
     _check_teacher(model, teacher)
-    asked = _prompt_ids(tokenizer, prompts)
-    check_token_ids(model, tokenizer, max(map(max, asked)))
+    check_token_ids(model, tokenizer, max(end_ids(model, tokenizer), default=0))
     drawn = list(batches(tokenizer, rows, steps=steps, batch_size=rows_per_step, seed=seed)) if len(rows) else []
     stepper = Stepper(model, lr=lr, schedule=lambda step: learning_rate_factor(step, steps))
-    device = stepper.trainable[0].device
-    order, generator = random.Random(seed), torch.Generator(device).manual_seed(seed)
+    generator = torch.Generator(model.device).manual_seed(seed)
     history: list[dict[str, float]] = []
     with in_mode(model, False):
-        for step in tqdm(range(steps), desc="distillation", disable=not progress):
-            part = order.sample(asked, min(batch_size, len(asked)))
-            answers = _answers(model, tokenizer, part, max_new_tokens, temperature, generator)
-            batch = {name: tensor.to(device) for name, tensor in answers.batch.items()}
-            found = distillation_loss(model, batch, teacher, temperature)
-            loss, passed, task = found.loss, batch["input_ids"].numel(), 0.0
+        parts = draws(prompts, steps, batch_size, seed)
+        for step, part in enumerate(tqdm(parts, total=steps, desc="distillation", disable=not progress)):
+            samples = sample_groups(model, tokenizer, part, 1, max_new_tokens, temperature, generator)
+            found = distillation_loss(model, samples.batch, teacher, temperature)
+            seen = samples.batch["input_ids"]
+            loss, passed, task = found.loss, seen.numel(), 0.0
             if drawn:
-                kept = {name: tensor.to(device) for name, tensor in drawn[step].items()}
+                kept = {name: tensor.to(model.device) for name, tensor in drawn[step].items()}
                 demonstrated = model(**kept).loss
                 loss, task = loss + demonstrated, demonstrated.item()
                 passed += kept["input_ids"].numel()
             stepper.step(loss)
             stepper.clear()
             history.append({
-                "loss": loss.item(), "kl": found.loss.item(), "task_loss": task, "length": answers.length,
-                "stopped": answers.stopped, "sampled": answers.computed, "taught": batch["input_ids"].numel(),
-                "trained": passed,
+                "loss": loss.item(), "kl": found.loss.item(), "task_loss": task,
+                "length": samples.lengths.float().mean().item(), "stopped": samples.stopped.float().mean().item(),
+                "sampled": seen.numel() - len(seen), "taught": seen.numel(), "trained": passed,
             })  # fmt: skip
             if on_step:
                 on_step(history[-1])
