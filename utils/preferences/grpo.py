@@ -101,7 +101,6 @@ def grpo_loss(
     weighting: Weighting = "dapo",
     level: Level = "token",
     max_length: int | None = None,
-    tokens: float | None = None,
     bias_correction: bool = True,
 ) -> PolicyLoss:
     """GRPO's loss of one batch of completions.
@@ -113,13 +112,12 @@ def grpo_loss(
     The ratio of policy to sampler is clipped to 1 - `epsilon` and 1 + `epsilon_high` (None: `epsilon`), where that
     makes the loss larger. `level` "token" has a ratio for each token, "sequence" one for each row, the exponential of
     the mean over its tokens (GSPO, Zheng et al., 2025, https://arxiv.org/abs/2507.18071). `weighting` says what the sum
-    over tokens is divided by: "grpo" each row's by its length, then by the rows; "bnpo" all by the tokens of this
-    batch; "dapo" by `tokens`, those of the whole step where it is taken in several batches, and without them by the
-    batch's, which is "bnpo"; "dr_grpo" by rows times `max_length`, the longest completion that was allowed. The
-    divergence is the estimate k3 (Schulman, http://joschu.net/blog/kl-approx.html), times the ratio when
-    `bias_correction`, which is TRL's ``use_bias_correction_kl``. Raises ValueError for shapes that differ, a missing
-    `reference` or `max_length`, a `beta` below 0, an `epsilon` that isn't positive, and an unknown `weighting` or
-    `level`.
+    over tokens is divided by: "grpo" each row's by its length, and then by the rows; "bnpo" by the tokens of the batch;
+    "dapo" by the tokens of the optimizer's step, which are the batch's, as a step is one batch here; "dr_grpo" by rows
+    times `max_length`, the longest completion that was allowed. The divergence is the estimate k3 (Schulman,
+    http://joschu.net/blog/kl-approx.html), times the ratio when `bias_correction`, TRL's ``use_bias_correction_kl``.
+    Raises ValueError for shapes that differ, a missing `reference` or `max_length`, a `beta` below 0, an `epsilon` that
+    isn't positive, and an unknown `weighting` or `level`.
     """
     _check_choice("weighting", weighting, Weighting)
     _check_choice("level", level, Level)
@@ -155,12 +153,10 @@ def grpo_loss(
             per_token = per_token + beta * divergence
     outside = ((ratio < low) & (gain < 0)) | ((ratio > high) & (gain > 0))
     clipped = outside.float().mean() if level == "sequence" else (outside * counts).sum() / counts.sum().clamp(min=1)
-    return PolicyLoss(_weighted(per_token * counts, counts, weighting, max_length, tokens), kl, clipped)
+    return PolicyLoss(_weighted(per_token * counts, counts, weighting, max_length), kl, clipped)
 
 
-def _weighted(
-    per_token: Tensor, counts: Tensor, weighting: Weighting, max_length: int | None, tokens: float | None
-) -> Tensor:
+def _weighted(per_token: Tensor, counts: Tensor, weighting: Weighting, max_length: int | None) -> Tensor:
     """The masked losses of all tokens as one number."""
     if weighting == "grpo":
         return (per_token.sum(1) / counts.sum(1).clamp(min=1)).mean()
@@ -169,9 +165,6 @@ def _weighted(
             raise ValueError('weighting="dr_grpo" divides by the longest completion allowed: pass max_length')
         check_count("max_length", max_length)
         return per_token.sum() / (len(per_token) * max_length)
-    if weighting == "dapo" and tokens is not None:
-        check_positive(tokens=tokens)
-        return per_token.sum() / tokens
     return per_token.sum() / counts.sum().clamp(min=1)
 
 
