@@ -57,7 +57,7 @@ RATES = (0.001, 0.002, 0.004)
 STEPS, ANSWERS, LIMIT, ROWS, REQUESTS = 60, 8, 128, 16, 400
 DEV, TEST, STORIES, COPIES, HEROES = 100, 200, 60, 50, 100
 KEPT = 0.98
-BEFORE = "none"
+BEFORE, WAYS, TASK_KEPT = "none", ("distillation", "replay"), " with the task"
 NUMBERS = ("dev", "test", "stories_dev", "stories_test", "copying", "heroes", "passes")
 
 
@@ -134,11 +134,11 @@ class Bench:
     def replay(self, lr: float, rows: Sequence[Example], stories: int) -> dict[str, float]:
         """Train on so many stories a step, and count the passes of a step."""
         device, trained = self.model.device, 0
-        more = batches(self.tokenizer, rows, steps=self.steps, batch_size=ROWS, seed=self.seed) if rows else None
+        more = batches(self.tokenizer, rows or self.data, steps=self.steps, batch_size=ROWS, seed=self.seed)
 
         def task_loss() -> Tensor:
             nonlocal trained
-            batch = {name: tensor.to(device) for name, tensor in next(more).items()}  # ty: ignore
+            batch = {name: tensor.to(device) for name, tensor in next(more).items()}
             trained += batch["input_ids"].numel()
             return self.model(**batch).loss
 
@@ -183,9 +183,6 @@ def one_job(job: dict[str, Any]) -> list[dict[str, Any]]:
             )  # fmt: skip
     print(f"{task}, seed {seed}: {time.perf_counter() - began:.0f} s", flush=True)
     return record.rows
-
-
-WAYS, TASK_KEPT = ("distillation", "replay"), " with the task"
 
 
 def jobs_of(work: Path, device: str, trial: bool) -> list[dict[str, Any]]:
@@ -264,8 +261,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "what": ("TRIAL: no result. " if asked.trial else "")
         + f"an adapter trained by its task's recipe, then {STEPS} steps of distillation from the base ({ANSWERS} "
         f"answers of at most {LIMIT} tokens to story requests) or of replayed stories at as many passes, alone or with "
-        f"{ROWS} examples of the task a step; exact match on {DEV} dev and {TEST} test prompts, perplexity of {STORIES} "
-        f"held-out stories, copying of {COPIES} random texts, heroes kept in {HEROES} sampled stories; passes: token "
+        f"{ROWS} examples of the task a step; exact match on {DEV} dev and {TEST} test prompts, perplexity of "
+        f"{STORIES} held-out stories, copying of {COPIES} random texts, heroes kept in {HEROES} sampled stories; passes: token "
         "positions through the model in a step, backward counted as one; chosen on dev",
         "tool": "python -m tools.measure_distillation",
         **provenance(asked.device),
