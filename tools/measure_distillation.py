@@ -262,8 +262,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         + f"an adapter trained by its task's recipe, then {STEPS} steps of distillation from the base ({ANSWERS} "
         f"answers of at most {LIMIT} tokens to story requests) or of replayed stories at as many passes, alone or with "
         f"{ROWS} examples of the task a step; exact match on {DEV} dev and {TEST} test prompts, perplexity of "
-        f"{STORIES} held-out stories, copying of {COPIES} random texts, heroes kept in {HEROES} sampled stories; passes: token "
-        "positions through the model in a step, backward counted as one; chosen on dev",
+        f"{STORIES} held-out stories, copying of {COPIES} random texts, heroes kept in {HEROES} sampled stories; "
+        "passes: token positions through the model in a step, backward counted as one; chosen on dev",
         "tool": "python -m tools.measure_distillation",
         **provenance(asked.device),
         "seeds": sorted({row["seed"] for row in rows}),
