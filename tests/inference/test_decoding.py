@@ -352,3 +352,11 @@ def test_how_many_tokens_is_a_whole_number(base, tokenizer, count, error):
         decoding.generate(base, ids, max_new_tokens=count, pad_id=tokenizer.pad_token_id)
     with pytest.raises(error, match="max_new_tokens must be"):
         TextStream(base, tokenizer, "The fox", max_new_tokens=count)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_nothing_is_drawn_from_logits_that_are_no_numbers(value):
+    logits = torch.zeros(2, 5)
+    logits[1, 3] = value
+    with pytest.raises(ValueError, match="no token can be drawn"):
+        decoding.sampler()(logits, torch.zeros(2, 1, dtype=torch.long))

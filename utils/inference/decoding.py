@@ -157,11 +157,17 @@ def processed(
 def sampler(generator: torch.Generator | None = None, **settings: Any) -> Choose:
     """A way to choose for :func:`generate`: draw from the probabilities that :func:`processed` leaves.
 
-    `settings` are those of :func:`processed`. Without a `generator` PyTorch's own is used.
+    `settings` are those of :func:`processed`. Without a `generator` PyTorch's own is used. Raises ValueError for logits
+    that hold NaN or plus infinity: nothing can be drawn from them.
     """
 
     def choose(logits: Tensor, seen: Tensor) -> Tensor:
         probabilities = processed(logits, seen, **settings).softmax(dim=-1)
+        if bool(probabilities.isnan().any()):  # on a GPU multinomial would end the whole process's use of the card
+            raise ValueError(
+                "the model's logits hold NaN or infinity, so no token can be drawn: its weights aren't finite any "
+                "more, or are too large. After training take a lower learning rate and start again"
+            )
         return torch.multinomial(probabilities, 1, generator=generator).squeeze(1)
 
     return choose
