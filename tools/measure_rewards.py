@@ -4,10 +4,10 @@
     python -m tools.measure_rewards --trial         four steps of few runs, on any machine; nothing of it is a result
 
 The task is utils/tinyworld/rewarded.py's: stories with four words asked for, rewarded by the share of them that is
-told. First every entry is trained at each of its learning rates with the seeds in CHOOSE, and measured on the dev split; then
-at the rate that was best there with the seeds in REPORT, and measured on the test split. Both marks are taken at half
-the steps and at the end, and a rate is chosen by the mean of the two. What follows another section takes the rate of
-the race's entry with its rank.
+told. First every entry is trained at each of its learning rates with the seeds in CHOOSE, and measured on the dev
+split; then at the rate that was best there with the seeds in REPORT, and measured on the test split. Both marks are
+taken at half the steps and at the end, and a rate is chosen by the mean of the two. What follows another section takes
+the rate of the race's entry with its rank.
 
 Attributes:
     RANK: of everything that isn't about the rank.
@@ -436,8 +436,8 @@ def record_of(rows: Sequence[Mapping[str, Any]], device: str, trial: bool) -> di
     return {
         "what": ("TRIAL, four steps: no result. " if trial else "")
         + "GRPO on stories with four words asked for, rewarded by the share told (utils/tinyworld/rewarded.py); "
-        "rates chosen on the dev split's wordings and words with the seeds in choose; told, all and the others measured "
-        "on the test split's with the seeds in report, one sample a prompt at temperature 1; weights in float32, "
+        "rates chosen on the dev split's wordings and words with the seeds in choose; told, all and the others "
+        "measured on the test split's with the seeds in report, one sample a prompt at temperature 1; float32, with "
         "products in TF32 on a GPU",
         "tool": "python -m tools.measure_rewards",
         **provenance(device),
