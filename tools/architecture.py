@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "ARCHITECTURE.md"
 PACKAGES = (
     "", "plots", "quant", "lora", "models", "distributed", "data", "tinyworld", "train", "evaluate", "inference",
-    "export", "profiling", "course", "course/checks", "course/checks/references", "start",
+    "preferences", "export", "profiling", "course", "course/checks", "course/checks/references", "start",
 )  # fmt: skip
 CELL = re.compile(r"(?ms)^```python[^\n]*\n(.*?)^```[ \t]*$")
 MARKED = r"(?s)(<!-- {name}: written by make architecture -->\n).*?(<!-- end -->)"

@@ -29,6 +29,7 @@ from utils.preferences.dpo import adapter_off, draws
 from utils.preferences.log_probs import completion_log_probs, completion_mask
 from utils.preferences.rewards import Reward, name_of, reward_of
 from utils.train.loop import (
+    Diverged,
     Stepper,
     check_positive,
     check_token_ids,
@@ -201,7 +202,8 @@ def sample_groups(
     Prompts are a user's words and go through the chat template. A row ends with any of the model's and the tokenizer's
     EOS tokens, or is cut at `max_new_tokens`, or where the model has no more positions. `generator` is on the model's
     device; without one PyTorch's own is used. Raises ValueError when there are no prompts, one leaves no room for an
-    answer, `temperature` isn't positive, a number is below 1, or the generator is on another device.
+    answer or has a token that the model doesn't know, `temperature` isn't positive, a number is below 1, or the
+    generator is on another device, and Diverged, a ValueError, when the model's logits hold NaN or infinity.
     """
     if isinstance(prompts, str) or not len(prompts):
         raise ValueError(f"there are no prompts to answer: pass a list of texts, not {prompts!r}")
@@ -217,13 +219,26 @@ def sample_groups(
         [render(tokenizer, prompt) for prompt in prompts], add_special_tokens=False, padding=True, padding_side="left",
         return_tensors="pt", return_token_type_ids=False,
     ).to(device)  # fmt: skip
+    check_token_ids(model, tokenizer, int(asked["input_ids"].max()))
     ids, mask = (asked[name].repeat_interleave(group, dim=0) for name in ("input_ids", "attention_mask"))
     ends = sorted(end_ids(model, tokenizer))
+    draw, spoilt = sampler(generator, temperature=temperature), torch.zeros((), dtype=torch.bool, device=device)
+
+    def choose(logits: Tensor, seen: Tensor) -> Tensor:
+        bad = (logits.isnan() | (logits == torch.inf)).any()  # drawn from, they would kill a GPU's context
+        spoilt.logical_or_(bad)
+        return draw(torch.where(bad, torch.zeros_like(logits), logits), seen)
+
     with in_mode(model, False):
         made = generate(
             model, ids, mask, max_new_tokens=room_for_answer(ids.shape[1], max_new_tokens, positions(model)),
-            eos_id=ends, pad_id=token_id(tokenizer, "pad"), choose=sampler(generator, temperature=temperature),
+            eos_id=ends, pad_id=token_id(tokenizer, "pad"), choose=choose,
         )  # fmt: skip
+    if bool(spoilt):
+        raise Diverged(
+            "the model's logits hold NaN or infinity, so no token can be drawn: in a training run try a lower learning "
+            "rate; before one load the model and the adapter again, in bfloat16 or float32 rather than float16"
+        )
     new = made.ids.clone()  # an inference tensor can't take part in a backward pass, its copy can
     is_end = torch.isin(new, torch.tensor(ends, device=device))
     own = is_end.cumsum(dim=1) - is_end.long() == 0  # up to the first EOS token, which counts
@@ -307,7 +322,7 @@ def _rollouts(
         yield Rollout(samples, rewards.to(model.device), numbers)
 
 
-def _checked(model: Any, tokenizer: PreTrainedTokenizerBase, **numbers: float) -> None:
+def _checked(model: Any, **numbers: float) -> None:
     """Raises ValueError for what neither loop can train, in the order of :func:`utils.train.loop.train`."""
     check_positive(**{name: value for name, value in numbers.items() if name != "group"})
     for name in ("steps", "group", "prompts_per_step", "max_new_tokens", "updates"):
@@ -316,7 +331,6 @@ def _checked(model: Any, tokenizer: PreTrainedTokenizerBase, **numbers: float) -
     if numbers["group"] < 2:
         raise ValueError("group must be at least 2, not 1: an answer alone is its own mean, and teaches nothing")
     check_trainable(model)
-    check_token_ids(model, tokenizer, max(end_ids(model, tokenizer), default=0))
 
 
 # -------------------------------------------------------------------------------------------------------- the loops
@@ -360,12 +374,13 @@ def train_grpo(
     A step's numbers: ``reward``, ``reward_std``, ``length`` in tokens, ``stopped``, the share of answers that ended by
     themselves, ``groups_without_spread``, how many groups had equal rewards, which teach nothing; and over the updates
     the means ``loss``, ``kl`` in nats per token (NaN with a `beta` of 0: the reference isn't asked) and ``clipped``.
+    The loss says nothing of progress: with one update it is 0 but for the weighting, however good the model is.
     `on_step` is called after each step with its number, counted from 0, its numbers and its :class:`Samples`. Warns
     when no group had a spread in ten steps in a row. Raises RewardError, a ValueError, for a reward that can't be used,
     ValueError for settings and rows that can't, and what :func:`utils.train.loop.train` raises.
     """
     _checked(
-        model, tokenizer, steps=steps, lr=lr, group=group, prompts_per_step=prompts_per_step, updates=updates,
+        model, steps=steps, lr=lr, group=group, prompts_per_step=prompts_per_step, updates=updates,
         max_new_tokens=max_new_tokens, temperature=temperature,
     )  # fmt: skip
     _check_choice("scale", scale, Scale)
@@ -430,7 +445,7 @@ def train_on_best(
     :func:`train_grpo`'s.
     """
     _checked(
-        model, tokenizer, steps=steps, lr=lr, group=group, prompts_per_step=prompts_per_step,
+        model, steps=steps, lr=lr, group=group, prompts_per_step=prompts_per_step,
         max_new_tokens=max_new_tokens, temperature=temperature,
     )  # fmt: skip
     step = 0

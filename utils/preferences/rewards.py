@@ -2,25 +2,26 @@
 
 A reward is a function with TRL's signature: ``reward(prompts, completions, **columns)`` gets the prompts and the
 completions as strings, one of each for every sample, and the data's other columns as lists of the same length, and
-returns one number a sample. Higher is better.
+returns one number a sample. Higher is better. TRL itself gives strings for prompts that are strings, and lists of
+messages for prompts that are lists of messages.
+
+Attributes:
+    Reward: The type of such a function. Its columns differ from one set of data to the next, so it names none.
 """
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from numbers import Real
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from jaxtyping import Float32
 from torch import Tensor
 
-
-class Reward(Protocol):
-    """Scores completions: one number for each, higher is better. The columns come by their names."""
-
-    def __call__(self, prompts: list[str], completions: list[str], **columns: list[Any]) -> Sequence[float]: ...
+Reward = Callable[..., Sequence[float]]
 
 
 class RewardError(ValueError):
@@ -70,8 +71,8 @@ def reward_of(
 
     `columns` are what the data hold beside the prompt, by name, with one entry a sample. True and False count as 1 and
     0. Raises :class:`RewardError`, a ValueError, which names the reward, the completion and what to do: when the reward
-    raised, when it returned another number of values, or None, NaN, infinity or no number. Raises ValueError when
-    prompts, completions and columns have different lengths, or a column is called like an argument.
+    raised or can't be called so, when it returned another number of values, or None, NaN, infinity or no number. Raises
+    ValueError when prompts, completions and columns have different lengths, or a column is called like an argument.
     """
     columns = columns or {}
     for name, values in {"prompts": prompts, **columns}.items():
@@ -80,36 +81,52 @@ def reward_of(
     if clash := columns.keys() & {"prompts", "completions"}:
         raise ValueError(f"a column of the data is called {min(clash)!r}, like an argument of every reward: rename it")
     name = name_of(reward)
+    asked: dict[str, list[Any]] = {"prompts": list(prompts), "completions": list(completions)}
+    asked |= {key: list(values) for key, values in columns.items()}
+    _check_takes(reward, asked)
     try:
-        given = reward(
-            prompts=list(prompts),
-            completions=list(completions),
-            **{key: list(values) for key, values in columns.items()},
-        )
-    except TypeError as error:
-        raise RewardError(
-            f"the reward {name!r} raised TypeError: {error}. It is called as {name}(prompts=..., completions=..., "
-            f"**columns) with the columns {sorted(columns)}, each a list: end its parameters with **columns so that it "
-            "takes those it doesn't use"
-        ) from error
+        given = reward(**asked)
     except Exception as error:
         culprit = _culprit(reward, prompts, completions, columns)
         raise RewardError(
             f"the reward {name!r} raised {type(error).__name__}: {error}{culprit}. A model in training writes "
             "anything at all: catch what can go wrong and return the lowest reward for it"
         ) from error
-    if isinstance(given, str | bytes | Mapping) or not hasattr(given, "__len__") or not hasattr(given, "__getitem__"):
+    try:
+        if isinstance(given, str | bytes | Mapping | Set) or not len(given) == len(list(given)):
+            raise TypeError
+    except TypeError:  # what has no length, or none of its numbers a place
         raise RewardError(
             f"the reward {name!r} returned {_short(given)}: return a list with one number for each of the "
             f"{len(completions)} completions"
-        )
+        ) from None
+    given = list(given)
     if len(given) != len(completions):
         raise RewardError(
             f"the reward {name!r} returned {len(given)} rewards for {len(completions)} completions: return one for "
             "each, in their order, the lowest for those that can't be scored"
         )
-    values = [_number(reward, given[i], i, completions[i]) for i in range(len(completions))]
+    pairs = zip(given, completions, strict=True)
+    values = [_number(reward, value, place, completion) for place, (value, completion) in enumerate(pairs)]
     return torch.tensor(values, dtype=torch.float32)
+
+
+def _check_takes(reward: Reward, asked: Mapping[str, Any]) -> None:
+    """Raises RewardError when the reward can't be called with these arguments."""
+    try:
+        signature = inspect.signature(reward)
+    except ValueError:  # some written in C have none
+        return
+    except TypeError:
+        raise RewardError(f"a reward is a function, not {_short(reward)}") from None
+    try:
+        signature.bind(**asked)
+    except TypeError as error:
+        columns = sorted(asked.keys() - {"prompts", "completions"})
+        raise RewardError(
+            f"the reward {name_of(reward)!r} can't be called: {error}. It gets prompts, completions and the data's "
+            f"columns {columns} by these names: let its parameters end in **columns, for those it doesn't use"
+        ) from None
 
 
 def _culprit(
