@@ -13,7 +13,7 @@ one backward (of LoRA: the base's weights need no gradient). An answer's positio
 goes forward and backward through the student: 4 passes. Replay's take 2, so it gets about twice the positions: so many
 stories a step that its passes are nearest to the mean of the same seed's distillation. The task's rows cost both alike.
 
-Written to assets/measurements/distillation.json. One core takes about 13 minutes for each of the ten pairs of task and
+Written to assets/measurements/distillation.json. One core takes 11 to 15 minutes for each of the ten pairs of task and
 seed, which `--workers` spreads over processes, on the GPU where there is one.
 
 Attributes:
@@ -53,7 +53,7 @@ ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "assets" / "measurements" / "distillation.json"
 
 TASKS, SEEDS = ("translation", "style"), (0, 1, 2, 3, 4)
-RATES = (0.001, 0.002, 0.004)
+RATES = (0.002, 0.004, 0.008)
 STEPS, ANSWERS, LIMIT, ROWS, REQUESTS = 60, 8, 128, 16, 400
 DEV, TEST, STORIES, COPIES, HEROES = 100, 200, 60, 50, 100
 KEPT = 0.98
