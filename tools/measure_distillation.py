@@ -185,9 +185,11 @@ def one_job(job: dict[str, Any]) -> list[dict[str, Any]]:
     return record.rows
 
 
-def jobs_of(work: Path, device: str, trial: bool) -> list[dict[str, Any]]:
+def jobs_of(
+    work: Path, device: str, trial: bool, tasks: Sequence[str] = TASKS, seeds: Sequence[int] = SEEDS
+) -> list[dict[str, Any]]:
     """A job for each task and seed, the long task first."""
-    pairs = list(product(TASKS, SEEDS))
+    pairs = list(product(tasks, seeds))
     rates = RATES[1:2] if trial else RATES
     return [
         {"task": task, "seed": seed, "rates": rates, "device": device, "trial": trial,
@@ -247,9 +249,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--workers", type=int, default=0, help="processes; 0: this one alone")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="give up what isn't done after so long")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS)
+    parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS)
     parser.add_argument("--trial", action="store_true")
     asked = parser.parse_args(arguments)
-    jobs = jobs_of(asked.work / "trial" if asked.trial else asked.work, asked.device, asked.trial)
+    jobs = jobs_of(
+        asked.work / "trial" if asked.trial else asked.work, asked.device, asked.trial, asked.tasks, asked.seeds
+    )
     parts = results_of(one_job, jobs, workers=asked.workers, seconds=asked.seconds)
     rows = sorted((row for part in parts for row in part), key=lambda r: (r["task"], r["way"], r["lr"], r["seed"]))
     for one in chosen(rows):
