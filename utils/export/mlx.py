@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from utils.export.adapter_facts import adapter_facts
+from utils.export.adapter_settings import scaling
 from utils.export.errors import ExportError
-from utils.export.gguf_adapter import scaling
 from utils.export.preflight_report import preflight
 from utils.files import replaced_folder
 from utils.lora.adapter_config import CONFIG

@@ -83,6 +83,7 @@ def preflight(folder: str | Path, target: str, *, max_rank: int | None = None) -
     facts = adapter_facts(folder)
     if facts.method == "LORA":
         check_whole(folder)
+        facts.check_ranks()
     finders = FINDERS if facts.method == "LORA" else (another_method, unnamed_base)
     found = [finding for finder in finders for finding in finder(facts, target, max_rank)]
     return Preflight(facts.folder, target, tuple(sorted(found, key=lambda one: list(_VERDICTS).index(one.verdict))))

@@ -46,8 +46,8 @@ from utils.lora import fingerprint
 from utils.lora.adapter_config import (
     CONFIG,
     all_linear,
+    checked_settings,
     read_config,
-    read_settings,
     short,
     targeted,
     unsupported,
@@ -336,9 +336,9 @@ def refuse_untouched(config: Mapping[str, Any], matrices: Mapping[str, Any], fol
 
 def check_files(folder: str | Path) -> AdapterFiles | None:
     """:func:`read_files` for any adapter that PEFT reads: of one that is more than plain LoRA the settings have to be
-    readable and the tensors whole, and None is returned. Raises what :func:`read_files` raises.
+    what they can be and the tensors whole, and None is returned. Raises what :func:`read_files` raises.
     """
-    config = read_settings(Path(folder))
+    config = checked_settings(Path(folder))
     if config.get("peft_type") == "LORA" and not unsupported(config):
         return read_files(folder)
     _read_tensors(Path(folder))
