@@ -159,4 +159,4 @@ def test_a_pattern_is_looked_up_as_peft_does():
 
 def test_another_methods_settings_are_its_own(tmp_path):
     folder = settings(saved("vera", tmp_path / "vera"), r="8")
-    assert [one.rule for one in preflight(folder, "vllm").refused] == ["method"]
+    assert [one.name for one in preflight(folder, "vllm").refused] == ["method"]

@@ -69,7 +69,7 @@ def test_every_kind_is_expected():
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_each_target_makes_of_each_kind(kinds, kind, target):
     found = preflight(kinds[kind], target)
-    verdicts = {one.verdict for one in found.findings if one.rule != "folder"}
+    verdicts = {one.verdict for one in found.findings if one.name != "folder"}
     wanted = EXPECTED[kind].get("llama.cpp" if target == "ollama" else target)
     assert verdicts == ({wanted} if wanted else set()), str(found)
     assert all(one.what and one.cure and one.source for one in found.findings)
@@ -193,7 +193,7 @@ def test_dora_written_as_lora_is_another_model(kinds, tmp_path):
 def test_the_courses_adapter_passes_everywhere_but_as_ollamas_folder():
     for target in TARGETS:
         found = preflight(STYLE, target)
-        assert [one.rule for one in found.findings] == (["folder"] if target == "ollama" else [])
+        assert [one.name for one in found.findings] == (["folder"] if target == "ollama" else [])
         assert not found.refused
     assert str(preflight(STYLE, "vllm")) == "style for vLLM: nothing found that it refuses or gets wrong"
 

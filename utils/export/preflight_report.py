@@ -15,7 +15,8 @@ from pathlib import Path
 
 from utils.export.adapter_facts import adapter_facts
 from utils.export.errors import ExportError
-from utils.export.preflight_rules import FINDERS, TARGETS, Finding, another_method, unnamed_base
+from utils.export.finding import Finding
+from utils.export.preflight_rules import FINDERS, TARGETS, another_method, unnamed_base
 from utils.train.consolidate import check_whole
 
 _SAID = {"refuses": "refuses", "wrong": "would get wrong"}
@@ -47,7 +48,7 @@ class Preflight:
         if found := self.refused + self.wrong * wrong:
             first, *more = found
             who = f"{TARGETS[self.target]} {_SAID[first.verdict]} {self.folder.name}"
-            others = f" ({len(more)} more: {', '.join(finding.rule for finding in more)})" if more else ""
+            others = f" ({len(more)} more: {', '.join(finding.name for finding in more)})" if more else ""
             raise ExportError(f"{who}: {first.what}. Instead: {first.cure}{others}")
         return self
 
@@ -60,7 +61,7 @@ class Preflight:
             lines += [
                 f"  {_VERDICTS[finding.verdict]}: {finding.what}",
                 f"    instead: {finding.cure}",
-                f"    [{finding.rule}; {finding.source}]",
+                f"    [{finding.name}; {finding.source}]",
             ]
         return "\n".join(lines)
 
