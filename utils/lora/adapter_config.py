@@ -113,7 +113,7 @@ def _tokens(value: Any) -> bool:
 
 SETTINGS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "r": (_rank, "a whole number from 1 up"),
-    "lora_alpha": (_alpha, "a number, positive and finite"),
+    "lora_alpha": (_alpha, "positive and finite"),
     "rank_pattern": (_by_module(_rank), "a dictionary from names or regular expressions to whole numbers from 1 up"),
     "alpha_pattern": (_by_module(_alpha), "a dictionary from names or regular expressions to positive, finite numbers"),
     "lora_dropout": (lambda v: 0 <= _number(v) < 1, "a probability from 0 up to, not including, 1"),
