@@ -18,10 +18,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
 from utils.export.adapter_facts import AdapterFacts
 from utils.export.errors import ExportError
 from utils.export.finding import Finding, Verdict
+from utils.export.own_base import compared
 from utils.lora.adapter_config import BASE_CHANGING, all_linear, short
 
 TARGETS = {"vllm": "vLLM", "llama.cpp": "llama.cpp", "ollama": "Ollama", "mlx": "MLX", "sglang": "SGLang"}
@@ -327,6 +330,17 @@ def unnamed_base(facts: AdapterFacts, target: str, _: int | None) -> Iterator[Fi
     )
     what = "base_model_name_or_path is empty, so nothing says which base it belongs to; shapes alone are compared"
     yield Finding("base", what, "write the base's id into adapter_config.json before it leaves you", "look", source)
+
+
+def another_base(folder: Path, base: Any) -> Iterator[Finding]:
+    """A base that isn't the one that the adapter was trained on, or of which nothing tells."""
+    same, why = compared(folder, base)
+    source = "utils/export/own_base.py: no target compares more than shapes"
+    if same is False:
+        yield Finding("another base", why, "take the base that it was trained on", "wrong", source)
+    elif same is None:
+        cure = "ask it some prompts whose answers you know, there and here"
+        yield Finding("another base", f"nothing tells whether this is its base: {why}", cure, "look", source)
 
 
 def ollama_folder(facts: AdapterFacts, target: str, _: int | None) -> Iterator[Finding]:

@@ -321,6 +321,14 @@ def read_files(folder: str | Path) -> AdapterFiles:
     return AdapterFiles(config, matrices, _parsed(metadata, BASE, folder, fingerprint.parsed) or None)
 
 
+def written_base(folder: str | Path) -> fingerprint.Fingerprint | None:
+    """The fingerprint of its base that an adapter's file has, of whatever method; None where it has none. Only the
+    header is read. Raises FileNotFoundError without the file, and ValueError when it is damaged.
+    """
+    folder = Path(folder)
+    return _parsed(read_header(folder / WEIGHTS).metadata, BASE, folder, fingerprint.parsed) or None
+
+
 def refuse_untouched(config: Mapping[str, Any], matrices: Mapping[str, Any], folder: str | Path) -> None:
     """Raise ValueError when a list of targets has an entry for which there are no matrices: without the model that is
     all of a missing part that can be seen.
