@@ -26,10 +26,7 @@ def expanded(path: str | Path) -> Path:
     """`path` with a home folder in the place of ~ or ~NAME at its beginning, as a shell has it; where there is no such
     home it stays as it is.
     """
-    try:
-        return Path(path).expanduser()
-    except RuntimeError:
-        return Path(path)
+    return Path(os.path.expanduser(path))
 
 
 def new_folder(path: str | Path) -> Path:

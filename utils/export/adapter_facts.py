@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.export.adapter_settings import check_rank
+from utils.files import expanded
 from utils.lora.adapter_config import checked_settings
 from utils.lora.checkpoint import PICKLE, PREFIX, WEIGHTS, read_header
 
@@ -99,7 +100,7 @@ def adapter_facts(folder: str | Path) -> AdapterFacts:
     Raises FileNotFoundError without one of the two files, and ValueError when one is damaged, or when a setting of a
     LoRA adapter isn't what it can be.
     """
-    folder = Path(folder)
+    folder = expanded(folder)
     settings = checked_settings(folder)
     if not (folder / WEIGHTS).is_file():
         why = (

@@ -17,6 +17,7 @@ from utils.export.modelfile_syntax import Command, parse
 from utils.export.ollama import added_tokens, default_context, ends
 from utils.export.parameters import PARAMETERS, fault, read_value
 from utils.export.turns import Turns, read_turns
+from utils.files import expanded
 from utils.lora.adapter_config import short
 
 if TYPE_CHECKING:
@@ -35,8 +36,8 @@ def check_modelfile(
     ExportError for what Ollama itself refuses, with the line.
     """
     commands = parse(text)
-    base = _facts(commands, "from", Path(folder))
-    adapter = _facts(commands, "adapter", Path(folder))
+    base = _facts(commands, "from", expanded(folder))
+    adapter = _facts(commands, "adapter", expanded(folder))
     turns: Turns | None = None
     if tokenizer is not None:
         try:
@@ -64,7 +65,7 @@ def _last(commands: Sequence[Command], name: str) -> str | None:
 
 def _facts(commands: Sequence[Command], name: str, folder: Path) -> GGUFFacts | None:
     value = _last(commands, name)
-    path = folder / Path(value).expanduser() if value else None
+    path = folder / expanded(value) if value else None
     return gguf_facts(path) if path is not None and path.is_file() else None
 
 

@@ -24,7 +24,7 @@ from utils.export.go_template import go_template
 from utils.export.modelfile_syntax import parse, quoted_value
 from utils.export.parameters import PARAMETERS, fault
 from utils.export.turns import Turns, read_turns
-from utils.files import replaced_folder
+from utils.files import expanded, replaced_folder
 from utils.lora.adapter_config import short
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ def _written(
 
 def _checked(path: str | Path, kind: str) -> GGUFFacts | None:
     """What the file says of itself, if it is there. Raises ExportError when it is no GGUF file of this kind."""
-    if not Path(path).is_file():
+    if not expanded(path).is_file():
         return None
     facts = gguf_facts(path)
     if (facts.kind == "adapter") != (kind == "adapter"):
@@ -193,9 +193,9 @@ def write_modelfile(
     The file is replaced at once. Raises FileNotFoundError when a GGUF file isn't there, and whatever :func:`modelfile`
     raises; then nothing is written.
     """
-    folder = Path(folder)
+    folder = expanded(folder)
     for path in (gguf, adapter_gguf):
-        if path is not None and not Path(path).is_file():
+        if path is not None and not expanded(path).is_file():
             raise FileNotFoundError(f"there is no GGUF file {path}: write it with to_gguf first")
     names = _seen_from(folder, gguf), _seen_from(folder, adapter_gguf or "")
     text = _written((gguf, adapter_gguf), names, tokenizer, parameters, system, license, template)
@@ -206,5 +206,5 @@ def write_modelfile(
 
 def _seen_from(folder: Path, path: str | Path) -> str:
     """`path` relative to `folder`, with "./" in front, as Ollama takes a path and not a model's name."""
-    relative = os.path.relpath(Path(path).resolve(), folder.resolve()).replace(os.sep, "/")
+    relative = os.path.relpath(expanded(path).resolve(), folder.resolve()).replace(os.sep, "/")
     return relative if relative.startswith("../") else f"./{relative}"
