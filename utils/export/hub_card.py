@@ -80,8 +80,8 @@ def _check_header(card: str) -> None:
     try:
         fields = yaml.safe_load(block[2]) or {}
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" (line {mark.line + 2}: {error.problem})" if mark else f" ({short(error)})"
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+        where = f" (line {mark.line + 2}: {problem})" if mark else f" ({short(error)})"
         raise refused(f"isn't YAML{where}: mend that line, or take the header away and a new one is made") from error
     if not isinstance(fields, dict):
         raise refused(f"is a {type(fields).__name__} in YAML, and NAME: VALUE lines are wanted")

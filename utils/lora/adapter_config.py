@@ -133,9 +133,12 @@ SETTINGS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "bias": (lambda v: v in ("none", "all", "lora_only"), '"none", "all" or "lora_only"'),
     "init_lora_weights": (lambda v: _flag(v) or isinstance(v, str), "true, false or a name"),
     "base_model_name_or_path": (lambda v: v is None or isinstance(v, str), "text"),
-} | dict.fromkeys(
-    ("use_rslora", "use_dora", "fan_in_fan_out", "lora_bias", "use_qalora"), (_flag, "true or false")
-)  # fmt: skip
+    "use_rslora": (_flag, "true or false"),
+    "use_dora": (_flag, "true or false"),
+    "fan_in_fan_out": (_flag, "true or false"),
+    "lora_bias": (_flag, "true or false"),
+    "use_qalora": (_flag, "true or false"),
+}
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
