@@ -37,8 +37,8 @@ DAMAGES = {
     "lora_bias": (2,),
     "use_qalora": ("no",),
     "bias": ("some", None, True, ["all"]),
-    "modules_to_save": (3, [3], True),
-    "target_parameters": (3, {"a": 1}),
+    "modules_to_save": (3, [3], True, "embed_tokens"),
+    "target_parameters": (3, {"a": 1}, "experts"),
     "trainable_token_indices": ("5", ["5"], {"embed_tokens": [-1]}, 5),
     "init_lora_weights": (3, ["pissa"]),
     "target_modules": (3, "(", [None]),
@@ -92,6 +92,17 @@ def test_a_rank_that_isnt_the_matrices_is_refused_by_preflight_as_by_the_writer(
         lambda target=target: preflight(folder, target) for target in TARGETS
     )):  # fmt: skip
         with pytest.raises(ValueError, match=r"says (rank \d for|r=3).*matrices.*the settings were changed"):
+            take()
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"lora_alpha": 1e13}, {"alpha_pattern": {"q_proj": 1e30}}, {"lora_alpha": 5 * 10**13, "use_rslora": True}],
+)
+def test_a_scaling_that_no_model_computes_with_is_refused_without_a_number_being_read(plain, tmp_path, changed):
+    folder = copied(plain, tmp_path / "changed", **changed)
+    for take in (lambda: to_gguf(folder, tmp_path / "a.gguf", base=small()), lambda: preflight(folder, "vllm")):
+        with pytest.raises(ValueError, match="no model can compute with that"):
             take()
 
 

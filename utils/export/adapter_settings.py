@@ -12,17 +12,23 @@ from pathlib import Path
 from typing import Any
 
 from utils.lora.adapter_config import CONFIG, short
+from utils.lora.checkpoint import LARGEST
 
 
 def check_rank(folder: Path, settings: Mapping[str, Any], module: str, a: Sequence[int], b: Sequence[int]) -> None:
     """Raise ValueError when the shapes of a module's lora_A, `a`, and lora_B, `b`, aren't of the rank that the settings
-    say.
+    say, or the settings multiply its update by more than any model computes with.
     """
     said = by_pattern(settings.get("rank_pattern"), module, settings.get("r"))
     if not a[0] == b[1] == said:
         raise ValueError(
             f"{folder / CONFIG} says rank {short(said)} for {module}, and its matrices are {tuple(a)} and {tuple(b)}: "
             "the settings were changed, or belong to another adapter"
+        )
+    if (times := scaling(settings, module, a[0])) > LARGEST:
+        raise ValueError(
+            f"{folder / CONFIG} multiplies the update of {module} by {times:.0e}; no model can compute with that: copy "
+            "the adapter again"
         )
 
 

@@ -61,6 +61,10 @@ def _names(value: Any) -> bool:
     return value is None or isinstance(value, str) or isinstance(value, list) and all(isinstance(v, str) for v in value)
 
 
+def _listed(value: Any) -> bool:
+    return _names(value) and not isinstance(value, str)
+
+
 def _whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
@@ -127,8 +131,8 @@ SETTINGS: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda v: _names(v) and all(map(_pattern, v if isinstance(v, list) else [v])),
         "a regular expression or a list of them",
     ),
-    "modules_to_save": (_names, "a list of names"),
-    "target_parameters": (_names, "a list of names"),
+    "modules_to_save": (_listed, "a list of names"),
+    "target_parameters": (_listed, "a list of names"),
     "trainable_token_indices": (_tokens, "a list of tokens' numbers, or one for each embedding by its name"),
     "bias": (lambda v: v in ("none", "all", "lora_only"), '"none", "all" or "lora_only"'),
     "init_lora_weights": (lambda v: _flag(v) or isinstance(v, str), "true, false or a name"),
