@@ -12,7 +12,7 @@ import pytest
 
 from tools.fuzz.kills import POSSIBLE, killed
 from utils import files
-from utils.files import finish_interrupted, interrupted, new_folder, replaced_file, replaced_folder
+from utils.files import expanded, finish_interrupted, interrupted, new_folder, replaced_file, replaced_folder
 
 
 def contents(folder):
@@ -239,3 +239,11 @@ def test_a_folder_where_the_file_should_be_is_left_alone(tmp_path):
     with pytest.raises(IsADirectoryError, match="name a file in it"), replaced_file(tmp_path / "file"):
         raise AssertionError("the block isn't entered")
     assert (tmp_path / "file").is_dir()
+
+
+def test_a_home_is_put_in_the_place_of_its_sign(tmp_path, monkeypatch):
+    for name in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(name, str(tmp_path))
+    assert expanded("~/a b") == expanded(Path("~/a b")) == tmp_path / "a b" and expanded("~") == tmp_path
+    for other in ("a/~", "/x/~", "a", "~nobody-here/a"):
+        assert expanded(other) == Path(other)

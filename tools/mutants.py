@@ -58,6 +58,7 @@ ELSEWHERE = {
     "export/adapter_facts": ["tests/export/test_preflight_report.py"],
     "export/breakages": ["tests/export/test_llama_cpp.py"],
     "export/edit": ["tests/export/test_gguf.py", "tests/export/test_faults.py"],
+    "export/finding": ["tests/export/test_modelfile_checks.py", "tests/export/test_preflight_report.py"],
     "export/gguf_adapter": ["tests/export/test_gguf.py", "tests/export/test_parity.py"],
     "export/hub_card": ["tests/export/test_hub.py"],
     "export/names": ["tests/export/test_gguf.py", "tests/export/test_parity.py"],

@@ -13,7 +13,6 @@ import argparse
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -32,6 +31,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from tools import load_test
 from tools.ensemble import provenance, write
 from utils.evaluate import complete
+from utils.inference.loopback import HOST, free_port, local_client, local_opener
 from utils.models import ASSETS, TINY_DIR, load_tiny
 from utils.tinyworld import task_examples
 from utils.train import adapter_dir
@@ -86,22 +86,15 @@ def serving(python: Path, given: Sequence[str], log: Path) -> Iterator[OpenAI]:
 
     Raises RuntimeError with the end of its log when it dies or isn't healthy after START seconds.
     """
-    from openai import DefaultHttpxClient, OpenAI
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [str(python), "-m", MODULE, "--model", str(TINY_DIR), "--host", "127.0.0.1", "--port", str(port), *given]
+    port = free_port()
+    command = [str(python), "-m", MODULE, "--model", str(TINY_DIR), "--host", HOST, "--port", str(port), *given]
     with log.open("w") as file:
         process = subprocess.Popen(
             command, stdout=file, stderr=subprocess.STDOUT, env=_clean() | SETTINGS, start_new_session=True
         )
         try:
-            _wait(process, f"http://127.0.0.1:{port}/health", log)
-            local = DefaultHttpxClient(trust_env=False)
-            with OpenAI(
-                base_url=f"http://127.0.0.1:{port}/v1", api_key="none", http_client=local, timeout=300, max_retries=0
-            ) as client:
+            _wait(process, f"http://{HOST}:{port}/health", log)
+            with local_client(f"http://{HOST}:{port}/v1", timeout=300) as client:
                 yield client
         finally:
             for number in (signal.SIGTERM, signal.SIGKILL):
@@ -121,7 +114,7 @@ def _wait(process: subprocess.Popen, address: str, log: Path) -> None:
     until = time.monotonic() + START
     while time.monotonic() < until and process.poll() is None:
         try:
-            urllib.request.build_opener(urllib.request.ProxyHandler({})).open(address, timeout=2).close()
+            local_opener().open(address, timeout=2).close()
             return
         except OSError:
             time.sleep(1)
@@ -153,9 +146,8 @@ def posted(client: OpenAI, path: str, body: Mapping[str, Any]) -> tuple[int, str
     """A POST beside OpenAI's protocol: the status, and what the server says."""
     address = f"{str(client.base_url).rstrip('/')}/{path}"
     request = urllib.request.Request(address, json.dumps(body).encode(), {"Content-Type": "application/json"})
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with opener.open(request, timeout=120) as response:
+        with local_opener().open(request, timeout=120) as response:
             return response.status, response.read().decode()
     except urllib.error.HTTPError as error:
         text = error.read().decode(errors="replace")

@@ -22,6 +22,13 @@ from pathlib import Path
 _READY = ".ready"
 
 
+def expanded(path: str | Path) -> Path:
+    """`path` with a home folder in the place of ~ or ~NAME at its beginning, as a shell has it; where there is no such
+    home it stays as it is.
+    """
+    return Path(os.path.expanduser(path))
+
+
 def new_folder(path: str | Path) -> Path:
     """`path`, where a folder is to be made. Raises FileExistsError when there is something already."""
     path = Path(path)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tools.build.lesson import KERNELSPEC
+from utils.inference.loopback import free_port
 from utils.start.lab import SETTINGS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -50,9 +50,7 @@ def jupyterlab(root: Path, scratch: Path) -> Iterator[str]:
 
     Raises RuntimeError with JupyterLab's last words when it doesn't start.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={root}", "--allow-root"]
     command += [f"--LabApp.app_settings_dir={root / SETTINGS}", "--no-browser"]
     command += ["--ip=127.0.0.1", f"--port={port}", "--IdentityProvider.token="]

@@ -45,6 +45,16 @@ def test_the_help_says_each_default():
     assert options.count("(default:") == 18
 
 
+def test_a_home_in_quotes_or_behind_an_equals_sign_is_read(tmp_path, monkeypatch):
+    for name in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(name, str(tmp_path))
+    asked = ["--data=~/my.csv", "--out", "~/o", "--general=~/g.txt", "--held-out=~/h.csv"]
+    given = command_line("LoRA").parse_args(asked)
+    assert given.out == str(tmp_path / "o") and given.data == str(tmp_path / "my.csv")
+    assert given.general == str(tmp_path / "g.txt") and given.held_out == str(tmp_path / "h.csv")
+    assert command_line("LoRA").parse_args(["--data", "./a/../b.csv", "--out", "o/"]).data == "./a/../b.csv"
+
+
 def test_an_export_is_asked_for_by_name_and_alone_where_the_run_is_finished(tmp_path):
     asked = ["--data", "my.csv", "--out", str(tmp_path / "o")]
     parse = command_line("LoRA").parse_args

@@ -10,6 +10,7 @@ import peft
 import pytest
 import torch
 from huggingface_hub import ModelCard
+from safetensors.torch import load_file, save_file
 
 from tests.export.adapters_of_all_kinds import copied, saved, settings
 from tests.small_llama import small
@@ -80,6 +81,25 @@ def test_secrets_stop_it_by_their_line_and_arent_repeated(folder, tmp_path, name
     with pytest.raises(ExportError, match=rf"{name}, line \d+, holds what looks like {what}") as caught:
         hub_dry_run(folder, "me/pirate", tmp_path / "send")
     assert text not in str(caught.value) and not (tmp_path / "send").exists()
+
+
+def test_a_token_in_the_weights_header_is_found_too(folder, tmp_path):
+    """safetensors keeps free-form text beside the tensors, such as the run's address."""
+    weights = folder / "adapter_model.safetensors"
+    save_file(load_file(weights), weights, metadata={"format": "pt", "run": "sk-" + "b" * 24})
+    with pytest.raises(ExportError, match=r"adapter_model\.safetensors, line 1, holds what looks like an API key"):
+        hub_dry_run(folder, "me/pirate", tmp_path / "send")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [".env", ".env.local", "prod.env", "key.pem", "id_ed25519", ".npmrc", "secrets.json", "my-service-account.json"],
+)
+def test_a_file_that_is_called_like_a_secret_is_never_sent(folder, tmp_path, name):
+    (folder / name).write_text("x")
+    assert hub_dry_run(folder, "me/pirate", tmp_path / "send").left_out[name] == "may hold a secret"
+    with pytest.raises(ExportError, match="isn't sent: may hold a secret"):
+        hub_dry_run(folder, "me/pirate", tmp_path / "no", also=[name])
 
 
 @pytest.mark.parametrize("base", ["/home/anna/base", r"C:\models\base", "./base", "~/base", "models\\base"])
@@ -159,6 +179,46 @@ def test_what_the_card_doesnt_say_is_said(folder, tmp_path):
     assert "is no model of the Hub" in str(hub_dry_run(folder, "me/pirate", tmp_path / "send2"))
     (folder / "README.md").write_text("---\nlibrary_name: peft\n---\n# x\n[More Information Needed]\n")
     assert hub_dry_run(folder, "me/pirate", tmp_path / "send3").missing[0].startswith("there is no card")
+
+
+@pytest.mark.parametrize(
+    "header, words",
+    [
+        ("a: [", r"isn't YAML \(line 2: .*mend that line"),
+        ("\ttags: x", r"isn't YAML \(line 2: found character"),
+        ("x: !!python/object:os.system y", r"isn't YAML \(line 2: could not determine a constructor"),
+        ("x: " + "[" * 2000, "isn't YAML"),
+        ("- lora", "is a list in YAML, and NAME: VALUE lines are wanted"),
+        ("lora", "is a str in YAML"),
+        ("1: x", "has the name 1, which YAML reads as a int: quote it"),
+        ("tags: [lora, 1]", "says tags: 1, which YAML reads as a int, and the Hub takes text"),
+        ("tags: [lora, null]", "says tags: None"),
+        ("tags: [[lora]]", r"says tags: \['lora'\]"),
+        ("tags: {a: 1}", r"says tags: \{'a': 1\}"),
+        ("tags: [2024-01-01]", "which YAML reads as a date"),
+        ("tags: ['']", "says tags: ''"),
+        ("language: no", "says language: False, which YAML reads as a bool, .*quote it"),
+        ("license: 1.0", "says license: 1.0"),
+        ("datasets: 5", "says datasets: 5"),
+        ("model-index: 3", "can't be read"),
+        (None, "begins with --- and has no end"),
+    ],
+)
+def test_a_header_that_the_hub_doesnt_read_is_refused_by_what_is_wrong_in_it(folder, tmp_path, header, words):
+    text = "---\n# x\n" if header is None else f"---\n{header}\n---\n# x\n"
+    (folder / "README.md").write_text(text, encoding="utf-8")
+    with pytest.raises(ExportError, match=rf"(?s)the header of README\.md .*{words}"):
+        hub_dry_run(folder, "me/pirate", tmp_path / "send")
+    assert not (tmp_path / "send").exists()
+
+
+@pytest.mark.parametrize("header", ["tags: null", "tags: lora", "tags: []", "license:", "my_own: 5", "# nothing"])
+def test_a_header_that_says_little_is_completed(folder, tmp_path, header):
+    for n, before in enumerate(("", "\ufeff", "\n\n")):
+        (folder / "README.md").write_text(f"{before}---\n{header}\n---\n# x\n", encoding="utf-8")
+        hub_dry_run(folder, "me/pirate", tmp_path / f"send{n}", licences=LICENCES)
+        card = ModelCard((tmp_path / f"send{n}" / "README.md").read_text(encoding="utf-8"))
+        assert card.data.license == "mit" and "---" not in card.text, "one header, and the text behind it"
 
 
 # ------------------------------------------------------------------------------------------------ a stand-in of the Hub

@@ -125,3 +125,29 @@ def test_without_a_tokenizer_less_is_known_and_what_ollama_refuses_is_refused(fo
     ]  # fmt: skip
     with pytest.raises(ExportError, match="no FROM line"):
         check_modelfile("SYSTEM x\n")
+
+
+@pytest.mark.parametrize(
+    ("line", "name", "verdict"),
+    [
+        ("top_p 5", "impossible parameter", "wrong"),
+        ("temperature -1", "impossible parameter", "wrong"),
+        ("repeat_penalty nan", "impossible parameter", "wrong"),
+        ("num_ctx 0", "impossible parameter", "wrong"),
+        ("num_ctx many", "unreadable parameter", "refuses"),
+        ("num_ctx 4_096", "unreadable parameter", "refuses"),
+        ("use_mmap maybe", "unreadable parameter", "refuses"),
+        ("mirostat 1", "unknown parameter", "refuses"),
+    ],
+)
+def test_a_value_that_cant_be_is_found_with_what_can(line, name, verdict):
+    text = f"FROM llama3.2\nTEMPLATE x\nPARAMETER num_ctx 10\nPARAMETER temperature 0\nPARAMETER {line}\n"
+    (found,) = check_modelfile(text)
+    assert (found.name, found.verdict) == (name, verdict)
+    assert line.split()[0] in found.what and (name == "unknown parameter" or line.split()[0] in found.cure)
+
+
+def test_values_within_their_range_are_none_of_its_business():
+    lines = "top_p 1\nseed 42\nrepeat_penalty 0.9\nrepeat_last_n -1\nnum_predict -1\nuse_mmap F\nmin_p 0.05\nstop 5"
+    text = "FROM llama3.2\nTEMPLATE x\nPARAMETER num_ctx 10\nPARAMETER temperature 0\n"
+    assert check_modelfile(text + "".join(f"PARAMETER {line}\n" for line in lines.splitlines())) == []

@@ -8,7 +8,8 @@ from utils.export import modelfile
 from utils.export.errors import ExportError
 from utils.export.go_template import go_template
 from utils.export.modelfile_syntax import parse
-from utils.export.ollama import PARAMETERS, ends, write_modelfile
+from utils.export.ollama import ends, write_modelfile
+from utils.export.parameters import PARAMETERS
 from utils.export.turns import read_turns
 from utils.models import load_tokenizer
 
@@ -75,17 +76,41 @@ def test_parameters_are_added_and_replaced(tokenizer):
     ("name", "value", "words"),
     [
         ("temprature", 1, "no parameter 'temprature'; it knows .*temperature"),
-        ("num_ctx", 512.0, "num_ctx is int, not 512.0"),
-        ("num_ctx", True, "num_ctx is int, not True"),
-        ("temperature", "warm", "temperature is float, not 'warm'"),
-        ("temperature", float("nan"), "temperature is float, not nan"),
-        ("stop", "", "stop is a text, not ''"),
+        ("num_ctx", 512.0, "num_ctx must be a whole number from 1 up, not 512.0"),
+        ("num_ctx", "512", "num_ctx must be a whole number from 1 up, not '512'"),
+        ("num_ctx", True, "num_ctx must be a whole number from 1 up, not True"),
+        ("num_ctx", 0, "num_ctx must be a whole number from 1 up, not 0"),
+        ("temperature", "warm", "temperature must be a finite number from 0 up, not 'warm'"),
+        ("temperature", float("nan"), "temperature must be a finite number from 0 up, not nan"),
+        ("temperature", -1, "temperature must be a finite number from 0 up, not -1"),
+        ("temperature", [0.5, 0.7], r"temperature must be a finite number from 0 up, not \[0.5, 0.7\]"),
+        ("top_p", 5, "top_p must be a finite number from 0 to 1, not 5"),
+        ("repeat_penalty", float("nan"), "repeat_penalty must be a finite number above 0, not nan"),
+        ("repeat_penalty", 0, "repeat_penalty must be a finite number above 0, not 0"),
+        ("use_mmap", 1, "use_mmap must be true or false, not 1"),
+        ("stop", "", "stop must be text that isn't empty, not ''"),
+        ("stop", 5, "stop must be text that isn't empty, not 5"),
+        ("stop", ["a", None], "stop must be text that isn't empty, not None"),
+        ("stop", {"a": 1}, "stop must be text that isn't empty, not {'a': 1}"),
         ("stop", ["\u00a0"], r"stop holds U\+00A0"),
     ],
 )
 def test_a_parameter_that_ollama_wouldnt_take_is_refused(tokenizer, name, value, words):
     with pytest.raises(ExportError, match=words):
         modelfile("x", tokenizer=tokenizer, parameters={name: value})
+
+
+@pytest.mark.parametrize("given", [[("seed", 1)], "seed 1", 5])
+def test_parameters_are_a_dictionary(tokenizer, given):
+    with pytest.raises(ExportError, match="parameters must be a dictionary"):
+        modelfile("x", tokenizer=tokenizer, parameters=given)
+
+
+@pytest.mark.parametrize("given", [{"system": 5}, {"system": ["Be brief."]}, {"license": 5}, {"license": ["MIT"]}])
+def test_what_is_to_be_text_is_text(given):
+    chatml = family_tokenizer(families()["Qwen2.5 (ChatML)"])
+    with pytest.raises(ExportError, match="must be text, not"):
+        modelfile("x", tokenizer=chatml, **given)
 
 
 def test_the_parameters_are_those_of_the_documentation():

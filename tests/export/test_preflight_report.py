@@ -21,7 +21,7 @@ from utils.export.gguf import to_gguf
 from utils.export.preflight_report import preflight
 from utils.export.preflight_rules import CONVERTIBLE, FINDERS, TARGETS, VLLM_RANKS
 from utils.lora.checkpoint import WEIGHTS
-from utils.models import ROOT
+from utils.models import ROOT, TINY_DIR
 
 R, W, L = "refuses", "wrong", "look"
 STYLE = ROOT / "assets" / "adapters" / "style"
@@ -69,7 +69,7 @@ def test_every_kind_is_expected():
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_each_target_makes_of_each_kind(kinds, kind, target):
     found = preflight(kinds[kind], target)
-    verdicts = {one.verdict for one in found.findings if one.rule != "folder"}
+    verdicts = {one.verdict for one in found.findings if one.name != "folder"}
     wanted = EXPECTED[kind].get("llama.cpp" if target == "ollama" else target)
     assert verdicts == ({wanted} if wanted else set()), str(found)
     assert all(one.what and one.cure and one.source for one in found.findings)
@@ -193,14 +193,17 @@ def test_dora_written_as_lora_is_another_model(kinds, tmp_path):
 def test_the_courses_adapter_passes_everywhere_but_as_ollamas_folder():
     for target in TARGETS:
         found = preflight(STYLE, target)
-        assert [one.rule for one in found.findings] == (["folder"] if target == "ollama" else [])
+        assert [one.name for one in found.findings] == (["folder"] if target == "ollama" else [])
         assert not found.refused
-    assert str(preflight(STYLE, "vllm")) == "style for vLLM: nothing found that it refuses or gets wrong"
+    assert str(preflight(STYLE, "vllm")) == (
+        "style for vLLM: nothing found that it refuses or gets wrong; its base wasn't compared (base=)"
+    )
+    assert str(preflight(STYLE, "vllm", base=TINY_DIR)) == "style for vLLM: nothing found that it refuses or gets wrong"
 
 
 def test_print_says_what_why_and_what_instead(kinds):
     said = str(preflight(kinds["dora"], "vllm")).splitlines()
-    assert said[0] == "dora for vLLM: 1 refused"
+    assert said[0] == "dora for vLLM: 1 refused; its base wasn't compared (base=)"
     assert said[1].startswith("  refused: it uses DoRA") and said[2].startswith("    instead: merge it into its base")
     assert said[3] == "    [dora; vLLM, vllm/lora/peft_helper.py, _validate_features]"
 

@@ -167,6 +167,14 @@ def test_the_module_is_light():
     assert done.stdout == "[]\n", done.stderr
 
 
+@pytest.mark.parametrize("name", ["/no/such/folder", "./gone", "owner/model", "not a model"])
+def test_a_configuration_that_cant_be_had_is_told_by_whatever_named_it(name):
+    for setting, other in (("base=", "COURSE_MODEL"), ("COURSE_MODEL", "base=")):
+        with pytest.raises(ModelUnavailable, match=setting) as told:
+            loading.load_config(name, setting=setting)
+        assert other not in str(told.value)
+
+
 # ----------------------------------------------------------------------------------- another model: COURSE_MODEL
 
 

@@ -5,7 +5,6 @@ import importlib.util
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 import time
@@ -22,6 +21,7 @@ from tools import train as tool
 from utils import models
 from utils.data import stream
 from utils.data.records import BadRecords
+from utils.inference.loopback import free_port
 from utils.train import consolidate, engine_run, run_folder
 from utils.train.run_file import batch_of_a_process, checked_run
 
@@ -270,9 +270,7 @@ def test_a_checkpoint_of_another_engine_is_refused(file, engine, processes, says
 
 def as_two_hosts(folder, engine, **given):
     """Two launchers with a process each, on one machine; gives how both ended."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     more = ["--num_machines", "2", "--main_process_ip", "127.0.0.1", "--main_process_port", str(port)]
     with ThreadPoolExecutor(2) as pool:
         made = [

@@ -19,14 +19,17 @@ from utils.evaluate.report import MOST_TOKENS, ROOM
 from utils.export.adapter_facts import adapter_facts
 from utils.export.errors import ExportError
 from utils.export.hub import hub_dry_run
+from utils.export.own_base import named_base
 from utils.export.preflight_report import preflight
 from utils.export.preflight_rules import vllm_rank
-from utils.lora.adapter_config import read_settings
+from utils.files import expanded
+from utils.lora.adapter_config import CONFIG, read_settings
 from utils.models.device import profile
+from utils.models.errors import ModelUnavailable
 from utils.models.loading import load_base
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 PROMPTS = 3
 
@@ -43,7 +46,7 @@ class Asked(NamedTuple):
 
 def asked(out: str | Path, tokenizer: PreTrainedTokenizerBase) -> Asked:
     """The first held-out prompts of a finished run. Raises what :func:`_replies` raises."""
-    replies = _replies(Path(out))
+    replies = _replies(expanded(out))
     longest = max(len(tokenizer(reply["wanted"], add_special_tokens=False)["input_ids"]) for reply in replies)
     first = replies[:PROMPTS]
     turns = [[*reply["earlier"], ("user", reply["prompt"])] for reply in first]
@@ -74,14 +77,34 @@ def _replies(out: Path) -> list[dict[str, Any]]:
 def export(out: str | Path, kinds: Sequence[str]) -> Iterator[str]:
     """Write the finished run in `out` in each of `kinds`, which :data:`utils.course.own_run.EXPORTS` names, and say of
     each what was written, what was tried, and how it went. An export that fails is said too, and the next one follows.
+
+    Raises ExportError, when all have been said, if one of them failed: a script that called capstone.py is to see it.
     """
-    for kind in dict.fromkeys(kinds):
+    out, failed = expanded(out), []
+    wanted = list(dict.fromkeys(kinds))
+    for kind in wanted:
         try:
             if kind != "vllm":  # which isn't asked; nothing is written that can't be compared
-                _replies(Path(out))
-            yield f"{kind}: {_WRITERS[kind](Path(out))}"
-        except (ExportError, ValueError, OSError) as error:
+                _replies(out)
+            yield f"{kind}: {_WRITERS[kind](out)}"
+        except (ExportError, ModelUnavailable, ValueError, OSError) as error:
+            failed.append(kind)
             yield f"{kind}: not exported. {error}"
+    if failed:
+        raise ExportError(f"{len(failed)} of {len(wanted)} exports weren't made: {', '.join(failed)}")
+
+
+def _its_base(out: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The profile's base and its tokenizer. Raises ExportError when the adapter's settings name another one."""
+    model, tokenizer = load_base()
+    written, here = named_base(read_settings(out)), str(model.config._name_or_path)
+    if written is not None and Path(written).name.lower() != Path(here).name.lower():
+        raise ExportError(
+            f"the adapter was trained on {written}, and COURSE_PROFILE={profile()} loads {here}: set COURSE_PROFILE, "
+            "and COURSE_MODEL beside it, as they were for the run. If the two are one model under two names, write "
+            f"this one into {out / CONFIG} (base_model_name_or_path)"
+        )
+    return model, tokenizer
 
 
 def _beside(out: Path, what: str) -> Path:
@@ -99,7 +122,7 @@ def _to_gguf(out: Path, folder: Path) -> tuple[Path, Path, Any]:
     from utils.export.gguf import to_gguf
 
     preflight(out, "llama.cpp").checked()
-    model, tokenizer = load_base()
+    model, tokenizer = _its_base(out)
     base = to_gguf(model, folder / "base-f16.gguf", "f16", tokenizer=tokenizer)
     return base, to_gguf(out, folder / "adapter-f16.gguf", "f16", base=model), tokenizer
 
@@ -144,14 +167,15 @@ def _ollama(out: Path) -> str:
 
 
 def _vllm(out: Path) -> str:
-    rank = vllm_rank(adapter_facts(out).rank)
-    found = preflight(out, "vllm", max_rank=rank)
+    facts = adapter_facts(out)
+    rank, named = vllm_rank(facts.rank), named_base(facts.settings)
+    found = preflight(out, "vllm", max_rank=rank, base=named)
     if found.refused:
-        return f"not served.\n{found}"
-    named = read_settings(out).get("base_model_name_or_path") or base_name(profile())
-    command = ["vllm", "serve", named, "--enable-lora", "--max-lora-rank", str(rank)]
+        raise ExportError(f"It can't be served.\n{found}")
+    command = ["vllm", "serve", named or "BASE", "--enable-lora", "--max-lora-rank", str(rank)]
     command += ["--lora-modules", f"{_name(out)}={out}"]
-    return f"{found}. It takes the folder as it is; it wasn't run here.\n  {shlex.join(command)}"
+    unnamed = "" if named else " Put the base that it was trained on in the place of BASE."
+    return f"{found}. It takes the folder as it is; it wasn't run here.{unnamed}\n  {shlex.join(command)}"
 
 
 def _hub(out: Path) -> str:
@@ -161,9 +185,13 @@ def _hub(out: Path) -> str:
 
     base = base_name(profile())
     named = Path(base).name if profile() == "tiny" else base
+    model, tokenizer = _its_base(out)
     ready = hub_dry_run(out, f"YOU/{_name(out)}", _beside(out, "hub"), base=named)
-    model, tokenizer = load_base()
-    loaded = PeftModel.from_pretrained(model, str(ready.folder)).eval()
+    try:
+        loaded = PeftModel.from_pretrained(model, str(ready.folder)).eval()
+    except RuntimeError as error:  # of another shape
+        first = next(iter(str(error).splitlines()), "")
+        raise ExportError(f"{ready.folder} is written, and PEFT can't load it onto {base}: {first}") from error
     wanted = asked(out, tokenizer)
     said = _alike(complete(loaded, tokenizer, wanted.prompts, wanted.most), wanted)
     return f"{ready.folder} holds what would be sent, and nothing was. PEFT loads it and {said}.\n{ready}"

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from utils.files import expanded
 from utils.train.run_folder import what_is_left
 from utils.train.settings import Settings
 
@@ -34,8 +35,8 @@ def command_line(description: str) -> argparse.ArgumentParser:
         argument_default=argparse.SUPPRESS,
     )
     add = parser.add_argument
-    add("--data", required=True, help="the file: .jsonl, .json, .csv, .tsv or .parquet, also .gz")
-    add("--out", required=True, help="a new folder for adapter, report and card")
+    add("--data", required=True, type=_place, help="the file: .jsonl, .json, .csv, .tsv or .parquet, also .gz")
+    add("--out", required=True, type=_place, help="a new folder for adapter, report and card")
     add("--epochs", type=float, help="passes over the records (default: 3; more below 34 records, fewer above 8,333)")
     add("--steps", type=int, help="or: optimizer steps")
     add(
@@ -75,6 +76,7 @@ def command_line(description: str) -> argparse.ArgumentParser:
     add(
         "--general",
         metavar="FILE",
+        type=_place,
         help="a text file of what the model mustn't forget, some pages of it (default: generated stories)",
     )
     add("--seed", type=int, help="of split, start and order (default: 0)")
@@ -129,7 +131,12 @@ def _held_out(text: str) -> float | str:
     try:
         return float(text)
     except ValueError:
-        return text
+        return _place(text)
+
+
+def _place(text: str) -> str:
+    """A path, also where the shell left its ~ as it is: it does in quotes, and behind an equals sign."""
+    return str(expanded(text)) if text.startswith("~") else text
 
 
 @contextmanager

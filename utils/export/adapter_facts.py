@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from utils.lora.adapter_config import read_settings
+from utils.export.adapter_settings import check_rank
+from utils.files import expanded
+from utils.lora.adapter_config import checked_settings
 from utils.lora.checkpoint import PICKLE, PREFIX, WEIGHTS, read_header
 
 _PAIR = ("lora_A.weight", "lora_B.weight")
@@ -47,6 +49,16 @@ class AdapterFacts:
         fused = bool(self.settings.get("target_parameters"))
         return {name: self.shapes[f"{name}.{_PAIR[0]}"][0] for name in ends if not (fused and ".experts" in name)}
 
+    def check_ranks(self) -> None:
+        """Raise ValueError when the ranks of the linear layers' pairs aren't those that the settings say."""
+        for name in self.linear:
+            a, b = (self.shapes.get(f"{name}.{matrix}") for matrix in _PAIR)
+            if a is None or b is None:
+                raise ValueError(
+                    f"{self.folder / WEIGHTS} holds only one of lora_A and lora_B for {name}: copy the adapter again"
+                )
+            check_rank(self.folder, self.settings, name, a, b)
+
     @property
     def embeddings(self) -> list[str]:
         """The embeddings that have a low-rank pair of their own, by name."""
@@ -79,16 +91,17 @@ class AdapterFacts:
     @property
     def rank(self) -> int:
         """The largest rank: of the settings' `r`, or of a pair where one is larger."""
-        return max([*self.linear.values(), int(self.settings.get("r") or 0)])
+        return max([*self.linear.values(), self.settings.get("r", 0) if self.method == "LORA" else 0])
 
 
 def adapter_facts(folder: str | Path) -> AdapterFacts:
     """Read the settings and the header of the adapter in `folder`.
 
-    Raises FileNotFoundError without one of the two files, and ValueError when one is damaged.
+    Raises FileNotFoundError without one of the two files, and ValueError when one is damaged, or when a setting of a
+    LoRA adapter isn't what it can be.
     """
-    folder = Path(folder)
-    settings = read_settings(folder)
+    folder = expanded(folder)
+    settings = checked_settings(folder)
     if not (folder / WEIGHTS).is_file():
         why = (
             f"{PICKLE}, a pickle, is there instead. Make it one by utils.lora.convert_pickle"
@@ -97,6 +110,11 @@ def adapter_facts(folder: str | Path) -> AdapterFacts:
         )
         raise FileNotFoundError(f"{folder} holds no {WEIGHTS}: {why}")
     entries = {name.removeprefix(PREFIX): entry for name, entry in read_header(folder / WEIGHTS).entries.items()}
+    if bare := [name for name, entry in entries.items() if name.endswith(_PAIR) and len(entry.shape) < 2]:
+        raise ValueError(
+            f"{folder / WEIGHTS} holds {bare[0]} of shape {entries[bare[0]].shape}, which is no matrix's: copy the "
+            "adapter again"
+        )
     return AdapterFacts(
         folder,
         settings,

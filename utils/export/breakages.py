@@ -13,6 +13,7 @@ from utils.export.edit import edited
 from utils.export.gguf_facts import gguf_facts
 from utils.export.llama_cpp import LlamaCpp, Prompt
 from utils.export.rope import unrotate
+from utils.files import expanded
 
 _CHATML = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
 
@@ -58,7 +59,7 @@ def broken_exports(model: str | Path, adapter: str | Path, folder: str | Path) -
     EOS token isn't among them: llama.cpp knows the usual ones, such as <|end|>, by how they are written, so that
     answers end all the same.
     """
-    model, adapter, folder = Path(model), Path(adapter), Path(folder)
+    model, adapter, folder = expanded(model), expanded(adapter), expanded(folder)
     rank = min(gguf_facts(adapter).shapes[next(iter(gguf_facts(adapter).shapes))])
 
     plain_order = rotation_forgotten(model)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from utils.export.errors import ExportError
-from utils.files import replaced_file
+from utils.files import expanded, replaced_file
 
 
 def edited(
@@ -30,6 +30,7 @@ def edited(
     """
     import gguf
 
+    source, path = expanded(source), expanded(path)
     reader, changes = gguf.GGUFReader(source), dict(fields or {})
     architecture = reader.fields[gguf.Keys.General.ARCHITECTURE].contents()
     kinds = {bool: "BOOL", int: "UINT32", float: "FLOAT32", str: "STRING"}
@@ -64,4 +65,4 @@ def edited(
                 writer.write_tensor_data(numbers)
         finally:
             writer.close()
-    return Path(path)
+    return path

@@ -11,6 +11,7 @@ from typing import Literal
 
 from utils.export.breakages import rotation_forgotten
 from utils.export.edit import edited
+from utils.files import expanded
 
 Letter = Literal["A", "B", "C", "D"]
 FAULTS: dict[Letter, str] = {"A": "template", "B": "adapter's rotation", "C": "base's rotation", "D": "alpha"}
@@ -28,7 +29,7 @@ def faulty(letter: Letter, model: str | Path, adapter: str | Path, folder: str |
     """
     if letter not in FAULTS:
         raise ValueError(f"there is no export {letter!r}: choose one of {', '.join(FAULTS)}")
-    model, adapter, folder = Path(model), Path(adapter), Path(folder)
+    model, adapter, folder = expanded(model), expanded(adapter), expanded(folder)
     unturned = rotation_forgotten(model)
     if letter == "A":
         return edited(model, folder / "A.gguf", {"tokenizer.chat_template": _CHATML}), adapter

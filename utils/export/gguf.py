@@ -14,6 +14,7 @@ Attributes:
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
@@ -33,15 +34,14 @@ from utils.export.names import (
     head_dim,
     heads_to_rotate,
 )
+from utils.export.own_base import compared, named_base
 from utils.export.rope import rope_fields, rotate
 from utils.export.vocabulary import vocabulary
 from utils.export.weights import Weights
-from utils.files import replaced_file
-from utils.lora import fingerprint
-from utils.lora.adapter_config import CONFIG, read_settings
-from utils.lora.checkpoint import check_files
-from utils.models.device import TINY_DIR
+from utils.files import expanded, replaced_file
+from utils.lora.adapter_config import CONFIG, checked_settings
 from utils.models.ends import listed_ids
+from utils.models.errors import ModelUnavailable
 from utils.models.loading import load_config
 
 if TYPE_CHECKING:
@@ -71,29 +71,30 @@ def to_gguf(
     `base` is the adapter's base: its folder, its id on the Hub, the model or its configuration; by default what the
     adapter names. `tokenizer` is that of a model in memory, by default the one that it came with. The file appears
     when it is whole. Raises FileNotFoundError and ValueError for files that are missing or damaged, and ExportError for
-    what can't be written, saying what to do.
+    what can't be written, saying what to do: a base that can't be had, or that the adapter wasn't trained on, as far as
+    its fingerprint or two ids of the Hub tell (:mod:`utils.export.own_base`). Where nothing tells, it warns.
     """
     if dtype not in DTYPES:
         raise ExportError(
             f"dtype={dtype!r} isn't written here, only {', '.join(DTYPES)}. K-quants such as q4_k_m are made from a "
             "file in f16 by llama.cpp's llama-quantize"
         )
-    path = Path(path).expanduser()
+    path = expanded(path)
     if path.suffix == ".safetensors" or path.is_dir():
         what = "is a folder" if path.is_dir() else "is called like a file of weights, which it would replace"
         raise ExportError(f"{path} {what}: name a new file, such as {path.with_suffix('.gguf').name}")
     if isinstance(source, nn.Module):
-        return _write_model(cast("PreTrainedModel", source), Path(path), dtype, tokenizer)
-    folder = Path(source).expanduser()
+        return _write_model(cast("PreTrainedModel", source), path, dtype, tokenizer)
+    folder = expanded(source)
     if not folder.is_dir():
         raise FileNotFoundError(
             f"there is no folder {folder}: save the model or the adapter there, with save_pretrained"
         )
     if (folder / CONFIG).is_file():
-        return _write_adapter(folder, Path(path), dtype, base)
+        return _write_adapter(folder, path, dtype, base)
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder} holds neither {CONFIG} nor config.json: it is no adapter and no model")
-    return _write_model(folder, Path(path), dtype, tokenizer)
+    return _write_model(folder, path, dtype, tokenizer)
 
 
 # ------------------------------------------------------------------------------------------------------------ a model
@@ -217,19 +218,12 @@ def _ends_of(source: Path | PreTrainedModel, config: Any) -> list[int]:
 def _write_adapter(folder: Path, path: Path, dtype: str, base: Any) -> Path:
     if dtype not in ("f32", "f16", "bf16"):
         raise ExportError(f"an adapter is written in f32, f16 or bf16, not {dtype}: its rows are too short for blocks")
-    named = read_settings(folder).get("base_model_name_or_path")
-    if base is None:
-        if not isinstance(named, str) or not named:
-            raise ExportError(f"{folder} doesn't name its base, whose heads decide the order of rows: pass base=")
-        base = TINY_DIR if named == TINY_DIR.name else named
-    config = base
-    if isinstance(base, nn.Module):
-        config = cast("PreTrainedModel", base).config
-    elif isinstance(base, str | Path):
-        config = _config_in(Path(base)) if Path(base).is_dir() else load_config(base)
+    if base is None and (base := named_base(checked_settings(folder))) is None:
+        raise ExportError(f"{folder} doesn't name its base, whose heads decide the order of rows: pass base=")
+    config = _config_of(base)
     kind = architecture(config)
     found: AdapterTensors = adapter_tensors(folder, config)
-    _refuse_other_base(folder, base)
+    _look_at_base(folder, base)
     plan = [
         Planned(name, tuple(matrix.shape), dtype, lambda matrix=matrix: matrix)
         for name, matrix in found.tensors.items()
@@ -246,20 +240,33 @@ def _write_adapter(folder: Path, path: Path, dtype: str, base: Any) -> Path:
     return write_file(path, kind.name, describe, plan)
 
 
-def _refuse_other_base(folder: Path, base: Any) -> None:
-    """Raise ExportError when the adapter's fingerprint of its base and the base's embedding, both known, differ."""
-    files = check_files(folder)
-    if files is None or files.base is None:
-        return
+def _config_of(base: str | Path | PreTrainedModel | PretrainedConfig) -> Any:
+    """The configuration of an adapter's base. Raises ExportError for one that can't be had, saying how to give it."""
     if isinstance(base, nn.Module):
-        embedding = fingerprint.embedding(base)
-    elif isinstance(base, str | Path) and list(Path(base).glob("model*.safetensors")):
-        embedding = Weights(Path(base))["model.embed_tokens.weight"]
-    else:
-        embedding = None
-    if embedding is not None and (other := fingerprint.difference(files.base, embedding)):
+        return cast("PreTrainedModel", base).config
+    if not isinstance(base, str | Path):
+        return base
+    if expanded(base).is_dir():
+        return _config_in(expanded(base))
+    try:
+        return load_config(base, setting="base=")
+    except ModelUnavailable as error:
         raise ExportError(
-            f"the adapter in {folder} was trained on another base: of the embedding it was trained with, {other}"
+            f"the adapter's base can't be had: {str(error).rstrip('.')}. Give it as base=, its folder or the model in "
+            "memory: to_gguf(adapter, path, base=FOLDER). Of a folder config.json alone is needed"
+        ) from error
+
+
+def _look_at_base(folder: Path, base: Any) -> None:
+    """Raise ExportError when the base isn't the one that the adapter was trained on, and warn when nothing tells."""
+    same, why = compared(folder, base)
+    if same is False:
+        raise ExportError(f"the adapter in {folder} was trained on another base: {why}")
+    if same is None:
+        warnings.warn(
+            f"nothing tells whether {folder.name} was trained on this base: {why}. Ask the file some prompts whose "
+            "answers you know",
+            stacklevel=4,
         )
 
 

@@ -7,7 +7,6 @@ multiplied into lora_B.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,11 +15,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from utils.export.adapter_settings import check_rank, scaling
 from utils.export.errors import ExportError
 from utils.export.names import gguf_names, heads_to_rotate, linear_shapes
 from utils.export.rope import rotate
-from utils.lora.adapter_config import BASE_CHANGING, SETTINGS, read_settings, short
-from utils.lora.checkpoint import CONFIG, PREFIX, WEIGHTS, check_files, read_header, read_matrices
+from utils.lora.adapter_config import BASE_CHANGING, checked_settings, short
+from utils.lora.checkpoint import PREFIX, WEIGHTS, check_files, read_header, read_matrices
 
 _MERGE = "merge it into its base (merge_and_unload), save that, and write the merged model"
 _REFUSED = {
@@ -51,7 +51,7 @@ def adapter_tensors(folder: Path, config: Any) -> AdapterTensors:
     scaling the file's alpha doesn't say. Raises FileNotFoundError and ValueError for an adapter that is missing or
     damaged, and ExportError for what llama.cpp has no form for, saying what to do instead.
     """
-    settings = read_settings(folder)
+    settings = checked_settings(folder)
     refuse(folder, settings)
     check_files(folder)
     matrices = read_matrices(folder)
@@ -68,25 +68,6 @@ def adapter_tensors(folder: Path, config: Any) -> AdapterTensors:
         name = names[f"{module}.weight"]
         found |= {f"{name}.lora_a": pair["lora_A"].float(), f"{name}.lora_b": b.contiguous()}
     return AdapterTensors(alpha, found)
-
-
-def scaling(settings: Mapping[str, Any], module: str, rank: int) -> float:
-    """By what PEFT multiplies ``lora_B @ lora_A`` of a module whose matrices have this rank.
-
-    lora_alpha / r, or lora_alpha / sqrt(r) with rsLoRA (https://arxiv.org/abs/2312.03732), where alpha_pattern may give
-    the module an alpha of its own.
-    """
-    alpha = _by_pattern(settings.get("alpha_pattern"), module, settings["lora_alpha"])
-    return alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
-
-
-def _by_pattern(pattern: Mapping[str, Any] | None, module: str, otherwise: Any) -> Any:
-    """What a PEFT pattern says of a module, as PEFT looks it up."""
-    if not pattern:
-        return otherwise
-    from peft.utils.other import get_pattern_key
-
-    return pattern.get(get_pattern_key(list(pattern), module), otherwise)
 
 
 def refuse(folder: Path, settings: Mapping[str, Any]) -> None:
@@ -125,20 +106,10 @@ def refuse(folder: Path, settings: Mapping[str, Any]) -> None:
 
 def _check_fit(folder: Path, settings: Mapping[str, Any], matrices: Mapping[str, Any], config: Any) -> None:
     """Raise ValueError when settings and matrices don't belong together, or ExportError for another base's shapes."""
-    fits, what = SETTINGS["lora_alpha"]
-    alphas = {"lora_alpha": settings.get("lora_alpha"), **(settings.get("alpha_pattern") or {})}
-    for key, value in alphas.items():
-        if not fits(value):
-            raise ValueError(f"{folder / CONFIG}: the alpha {key} must be {what}, not {short(value)}")
     shapes = linear_shapes(config)
     for name, pair in matrices.items():
-        (r, d_in), (d_out, columns) = pair["lora_A"].shape, pair["lora_B"].shape
-        said = _by_pattern(settings.get("rank_pattern"), name, settings.get("r"))
-        if not r == columns == said:
-            raise ValueError(
-                f"{folder / CONFIG} says rank {short(said)} for {name}, and its matrices are {(r, d_in)} and "
-                f"{(d_out, columns)}: the settings were changed, or belong to another adapter"
-            )
+        check_rank(folder, settings, name, pair["lora_A"].shape, pair["lora_B"].shape)
+        d_in, d_out = pair["lora_A"].shape[1], len(pair["lora_B"])
         if name == "lm_head" and config.tie_word_embeddings:
             raise ExportError(f"{folder} adapts lm_head, which is tied to the embedding: llama.cpp would change both")
         if name not in shapes:

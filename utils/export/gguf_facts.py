@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.export.errors import ExportError
+from utils.files import expanded
 
 _ADD_BOS = frozenset(("llama3", "llama-v3", "llama-bpe", "tekken", "gemma4"))
 """Pre-tokenizers with which llama.cpp adds BOS where the file doesn't say (src/llama-vocab.cpp)."""
@@ -44,7 +45,7 @@ def gguf_facts(path: str | Path) -> GGUFFacts:
     """Read them from `path`. Raises FileNotFoundError, and ExportError when it is no whole GGUF file."""
     from gguf import GGUFReader
 
-    path = Path(path)
+    path = expanded(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
     try:

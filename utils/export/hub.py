@@ -27,7 +27,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from utils.export.adapter_facts import adapter_facts
 from utils.export.errors import ExportError
 from utils.export.hub_card import CARD, Licences, hub_card
-from utils.files import new_folder, replaced_folder
+from utils.export.hub_secrets import secrets_in, secrets_in_weights
+from utils.files import expanded, new_folder, replaced_folder
 from utils.lora.adapter_config import CONFIG, short
 from utils.lora.checkpoint import WEIGHTS, check_files
 from utils.train.consolidate import check_whole
@@ -42,20 +43,16 @@ SENT = (
 _NEVER = (
     (r"optimizer.*|scheduler.*|rng_state.*|scaler.*|global_step.*|.*fsdp.*", "a training run's optimizer and the like"),
     (r".*\.(bin|pt|pth|pkl|ckpt)", "a pickle, which can run code where it is loaded"),
-    (r"\.env.*|.*\.pem|.*\.key|id_.*|\.netrc|token|.*credential.*|\.git.*", "may hold a secret"),
+    (
+        r"\.env.*|.*\.env|.*\.(pem|key|p12|pfx|jks|keystore|kdbx)|id_(rsa|dsa|ecdsa|ed25519).*|\.netrc|\.npmrc|\.pypirc|"
+        r"\.htpasswd|token|secrets?(\..*)?|.*credential.*|.*service[_-]?account.*\.json|kaggle\.json|\.(git|aws|ssh).*",
+        "may hold a secret",
+    ),
 )
 _ON_REQUEST = (
     (r"trainer_state\.json|run\.json|trained\.json|runs|checkpoint.*", "of a training run"),
     (r"evaluation\.json", "held-out records and their answers: your data"),
 )
-_SECRETS = {
-    "a token of the Hub": r"\bhf_[A-Za-z0-9]{30,}",
-    "an API key": r"\bsk-[A-Za-z0-9_-]{20,}",
-    "an AWS key": r"\bAKIA[0-9A-Z]{16}\b",
-    "a GitHub token": r"\b(gh[pousr]_[A-Za-z0-9]{30,}|github_pat_\w{30,})",
-    "a private key": r"-----BEGIN [A-Z ]*PRIVATE KEY-----",
-    "a folder of this machine": r"(?<![\w/.])/(home|Users|root|mnt|tmp)/[\w.-]+|[A-Za-z]:\\{1,2}Users\\{1,2}\w+",
-}
 
 
 class Sent(NamedTuple):
@@ -110,9 +107,10 @@ def hub_dry_run(
     `base` is what the base is called on the Hub, where the adapter's settings have another name for it; `licences` are
     written into the card. `also` names files beyond :data:`SENT`. Raises FileExistsError when `to` is there,
     FileNotFoundError and ValueError for an adapter that is missing, damaged or one rank's share, and ExportError for a
-    name that the Hub doesn't take, a base that only this machine has, or a file with a secret in it.
+    name that the Hub doesn't take, a base that only this machine has, a card whose header the Hub can't read, or a file
+    with a secret in it.
     """
-    folder, to = Path(folder), new_folder(to)
+    folder, to = expanded(folder), new_folder(expanded(to))
     _check_names(repo_id, revision, tag)
     facts = adapter_facts(folder)
     check_whole(folder)
@@ -125,7 +123,7 @@ def hub_dry_run(
     card, missing = hub_card(written, repo_id, name, licences or Licences())
     contents[CARD] = card.encode()
     for one, data in contents.items():
-        _refuse_secrets(one, data)
+        _refuse_secrets(one, data, folder)
     with replaced_folder(to) as new:
         for one, data in contents.items():
             (new / one).write_bytes(data)
@@ -233,16 +231,15 @@ def _settings(settings: Mapping[str, Any], base: str) -> bytes:
     return (json.dumps({**settings, "base_model_name_or_path": base}, indent=2) + "\n").encode()
 
 
-def _refuse_secrets(name: str, data: bytes) -> None:
-    """Raise ExportError for a text that holds what nobody else should read, naming the line, and not the secret."""
-    if name == WEIGHTS:
-        return
-    for number, line in enumerate(data.decode("utf-8", errors="replace").splitlines(), 1):
-        for what, pattern in _SECRETS.items():
-            if re.search(pattern, line):
-                raise ExportError(
-                    f"{name}, line {number}, holds what looks like {what}: take it out, then run this again"
-                )
+def _refuse_secrets(name: str, data: bytes, folder: Path) -> None:
+    """Raise ExportError for a text that holds what nobody else should read, naming the line, and not the secret; of the
+    weights' file, in `folder`, the text in its header.
+    """
+    found = secrets_in_weights(folder / WEIGHTS) if name == WEIGHTS else secrets_in(name, data)
+    if first := next(iter(found), None):
+        raise ExportError(
+            f"{name}, line {first.line}, holds what looks like {first.what}: take it out, then run this again"
+        )
 
 
 def _why(name: str) -> str:

@@ -26,12 +26,13 @@ from utils.data.records import Message
 from utils.evaluate.metrics import Answer
 from utils.export.errors import ExportError
 from utils.export.gguf_facts import GGUFFacts, gguf_facts
+from utils.files import expanded
+from utils.inference.loopback import HOST, local_client
 
 if TYPE_CHECKING:
     from openai import OpenAI
 
 INSTALL = "pip install xllamacpp"
-_HOST = "127.0.0.1"
 _SECONDS = 600.0
 _LONGEST = 4096  # positions, where a model has more: its keys and values are allocated at once
 
@@ -74,8 +75,8 @@ class LlamaCpp:
             raise ExportError(
                 f"adapters must be a mapping from names to files, such as {{'style': path}}, not {adapters!r}"
             )
-        self.adapters = {name: Path(path) for name, path in (adapters or {}).items()}
-        self.model = Path(model)
+        self.adapters = {name: expanded(path) for name, path in (adapters or {}).items()}
+        self.model = expanded(model)
         self._facts = _checked(self.model, self.adapters)
         self.context = context or min(self._facts.context or _LONGEST, _LONGEST)
         self._server = _started(self.model, list(self.adapters.values()), self.context, slots, threads, cache_mib)
@@ -204,11 +205,8 @@ class LlamaCpp:
 
     def client(self) -> OpenAI:
         """An `openai` client of this server. A request names its adapter: ``extra_body={"lora": model.lora(name)}``."""
-        from openai import DefaultHttpxClient, OpenAI
-
         self._check_open()
-        local = DefaultHttpxClient(trust_env=False)  # a proxy wouldn't find the loopback address
-        return OpenAI(base_url=f"{self.url}/v1", api_key="none", http_client=local, timeout=_SECONDS, max_retries=0)
+        return local_client(f"{self.url}/v1", timeout=_SECONDS)
 
     def _check_open(self) -> None:
         if self._server is None:
@@ -220,7 +218,7 @@ class LlamaCpp:
     def _request(self, method: str, path: str, body: str | None = None) -> Any:
         """A request's answer, as JSON. Raises ExportError with llama.cpp's words when it refuses."""
         self._check_open()
-        connection = http.client.HTTPConnection(_HOST, int(self.url.rpartition(":")[2]), timeout=_SECONDS)
+        connection = http.client.HTTPConnection(HOST, int(self.url.rpartition(":")[2]), timeout=_SECONDS)
         try:
             connection.request(method, path, body, {"Content-Type": "application/json"})
             response = connection.getresponse()
@@ -290,7 +288,7 @@ def _started(model: Path, adapters: Sequence[Path], context: int, slots: int, th
         one.path, one.scale = str(path), 0.0
         loaded.append(one)
     p.lora_adapters = loaded
-    p.hostnames, p.port, p.cors_origins = [_HOST], 0, f"http://{_HOST}"  # no website may ask it
+    p.hostnames, p.port, p.cors_origins = [HOST], 0, f"http://{HOST}"  # no website may ask it
     p.n_ctx, p.n_parallel = context * slots, slots
     p.cpuparams.n_threads = p.cpuparams_batch.n_threads = threads
     p.n_gpu_layers = 0

@@ -18,10 +18,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from utils.export.adapter_facts import adapter_facts
+from utils.export.adapter_settings import scaling
 from utils.export.errors import ExportError
-from utils.export.gguf_adapter import scaling
 from utils.export.preflight_report import preflight
-from utils.files import replaced_folder
+from utils.files import expanded, replaced_folder
 from utils.lora.adapter_config import CONFIG
 from utils.lora.checkpoint import PREFIX, WEIGHTS, check_files
 
@@ -35,7 +35,7 @@ def to_mlx(folder: str | Path, path: str | Path) -> Path:
     Raises FileNotFoundError and ValueError for an adapter that is missing or damaged, and ExportError for what mlx-lm
     has no form for (:func:`utils.export.preflight_report.preflight`), or when `path` is the adapter's own folder.
     """
-    folder, path = Path(folder), Path(path)
+    folder, path = expanded(folder), expanded(path)
     if path.resolve() == folder.resolve():
         raise ExportError(f"{path} is the adapter's own folder, whose {CONFIG} would be lost: name another one")
     preflight(folder, "mlx").checked(wrong=True)

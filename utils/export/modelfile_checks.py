@@ -7,33 +7,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from utils.export.errors import ExportError
+from utils.export.finding import Finding
 from utils.export.gguf_facts import GGUFFacts, gguf_facts
 from utils.export.go_template import quoted
 from utils.export.modelfile_syntax import Command, parse
-from utils.export.ollama import PARAMETERS, added_tokens, default_context, ends
+from utils.export.ollama import added_tokens, default_context, ends
+from utils.export.parameters import PARAMETERS, fault, read_value
 from utils.export.turns import Turns, read_turns
+from utils.files import expanded
+from utils.lora.adapter_config import short
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _WHOLE = frozenset(("F32", "F16", "BF16"))
-
-
-class Finding(NamedTuple):
-    """One thing that is wrong.
-
-    Attributes:
-        name: A short name, such as "no stop".
-        what: What was found, and what it does to the answers.
-        cure: What to write.
-    """
-
-    name: str
-    what: str
-    cure: str
 
 
 def check_modelfile(
@@ -46,8 +36,8 @@ def check_modelfile(
     ExportError for what Ollama itself refuses, with the line.
     """
     commands = parse(text)
-    base = _facts(commands, "from", Path(folder))
-    adapter = _facts(commands, "adapter", Path(folder))
+    base = _facts(commands, "from", expanded(folder))
+    adapter = _facts(commands, "adapter", expanded(folder))
     turns: Turns | None = None
     if tokenizer is not None:
         try:
@@ -75,7 +65,7 @@ def _last(commands: Sequence[Command], name: str) -> str | None:
 
 def _facts(commands: Sequence[Command], name: str, folder: Path) -> GGUFFacts | None:
     value = _last(commands, name)
-    path = folder / Path(value).expanduser() if value else None
+    path = folder / expanded(value) if value else None
     return gguf_facts(path) if path is not None and path.is_file() else None
 
 
@@ -229,13 +219,24 @@ def _adapter(commands: Sequence[Command], base: GGUFFacts | None, adapter: GGUFF
     return found
 
 
+def _parameter(name: str, text: str) -> list[Finding]:
+    """What is wrong with one PARAMETER line by itself."""
+    if name not in PARAMETERS:
+        what = f"PARAMETER {name} isn't one of Ollama's: it refuses the Modelfile, or leaves out an old one"
+        return [Finding("unknown parameter", what, f"one of {', '.join(sorted(PARAMETERS))}", "refuses")]
+    cure = f"PARAMETER {name} with {PARAMETERS[name].words}"
+    try:
+        wrong = fault(name, read_value(name, text))
+    except ValueError:
+        return [Finding("unreadable parameter", f"Ollama refuses PARAMETER {name} {short(text)}", cure, "refuses")]
+    return [Finding("impossible parameter", f"{wrong}, and Ollama takes it in silence", cure)] if wrong else []
+
+
 def _parameters(commands: Sequence[Command], base: GGUFFacts | None, trained: int | None) -> list[Finding]:
     found = []
-    names = [command.name.split(" ", 1)[1] for command in commands if command.name.startswith("parameter ")]
-    for name in names:
-        if name not in PARAMETERS:
-            what = f"PARAMETER {name} isn't one of Ollama's: it refuses the Modelfile, or leaves out an old one"
-            found.append(Finding("unknown parameter", what, f"one of {', '.join(sorted(PARAMETERS))}"))
+    for command in commands:
+        if command.name.startswith("parameter "):
+            found += _parameter(command.name.split(" ", 1)[1], command.value)
     context = _last(commands, "parameter num_ctx")
     longest = base.context if base is not None else trained
     if context is None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from utils.export.errors import ExportError
+from utils.lora.adapter_config import short
 
 COMMANDS = frozenset(
     "from license template system adapter draft renderer parser parameter message requires".split()
@@ -31,9 +32,11 @@ class Command(NamedTuple):
 def quoted_value(value: str, where: str) -> str:
     """`value` as a Modelfile takes it, in quotes where it needs them. `where` names it in the error.
 
-    Raises ExportError when the parser would read something else: it drops characters such as the no-break space, and
-    can't hold three quotes at the end of a line.
+    Raises ExportError when it is no text, or when the parser would read something else: it drops characters such as the
+    no-break space, and can't hold three quotes at the end of a line.
     """
+    if not isinstance(value, str):
+        raise ExportError(f"{where} must be text, not {short(value)}")
     dropped = sorted({c for c in value if not c.isprintable() and c not in "\n\r\t"})
     if dropped:
         codes = ", ".join(f"U+{ord(c):04X}" for c in dropped[:4])

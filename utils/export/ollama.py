@@ -6,16 +6,14 @@ and a context of 4,096 tokens on a small GPU, so both are written as well.
 (https://github.com/ollama/ollama/blob/main/docs/modelfile.mdx)
 
 Attributes:
-    PARAMETERS: What a Modelfile may set, and of which type.
     MOST_CONTEXT: The longest context, in tokens, that is set without being asked for: a 7B model's keys and values of
         131,072 tokens take gigabytes.
 """
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -24,26 +22,20 @@ from utils.export.errors import ExportError
 from utils.export.gguf_facts import GGUFFacts, gguf_facts
 from utils.export.go_template import go_template
 from utils.export.modelfile_syntax import parse, quoted_value
+from utils.export.parameters import PARAMETERS, fault
 from utils.export.turns import Turns, read_turns
-from utils.files import replaced_folder
+from utils.files import expanded, replaced_folder
+from utils.lora.adapter_config import short
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-PARAMETERS: dict[str, type] = {
-    "num_ctx": int, "repeat_last_n": int, "repeat_penalty": float, "temperature": float, "seed": int, "stop": str,
-    "num_predict": int, "draft_num_predict": int, "top_k": int, "top_p": float, "min_p": float, "num_keep": int,
-    "typical_p": float, "presence_penalty": float, "frequency_penalty": float, "num_batch": int, "num_gpu": int,
-    "main_gpu": int, "num_thread": int, "use_mmap": bool,
-}  # fmt: skip
+MOST_CONTEXT = 8192
 
 
 def added_tokens(tokenizer: Any) -> set[str]:
     """The tokens that a tokenizer recognises whole in a text: the special ones, and what was added besides."""
     return {str(token) for token in tokenizer.all_special_tokens} | set(tokenizer.get_added_vocab())
-
-
-MOST_CONTEXT = 8192
 
 
 def ends(tokenizer: PreTrainedTokenizerBase, turns: Turns | None = None) -> list[str]:
@@ -73,18 +65,18 @@ def modelfile(
 
     Paths are written as they are given; Ollama reads relative ones from the Modelfile's folder. `gguf` may also be the
     name of a model in Ollama's library, but then say which file it is: only the base that the adapter was trained on
-    will do. `parameters` (:data:`PARAMETERS`) are beside these, and may replace them: temperature 0 (greedy),
-    repeat_penalty 1 (none; 1.1 before v0.32.10), the tokenizer's longest context as num_ctx but at most
-    :data:`MOST_CONTEXT`, and the stop strings of :func:`ends`. `system` becomes the system message of conversations
-    that have none.
+    will do. `parameters` (:data:`utils.export.parameters.PARAMETERS`) are beside these, and may replace them:
+    temperature 0 (greedy), repeat_penalty 1 (none; 1.1 before v0.32.10), the tokenizer's longest context as num_ctx but
+    at most :data:`MOST_CONTEXT`, and the stop strings of :func:`ends`. `system` becomes the system message of
+    conversations that have none.
 
     With ``template="go"`` the tokenizer's chat template is translated (:func:`utils.export.turns.read_turns`). With
     "gguf" there is no TEMPLATE: Ollama then takes a near one of its own, or has llama.cpp render the Jinja template in
     the GGUF file (since v0.30.0, May 2026, when it began to run llama.cpp's server).
 
-    Raises ExportError for a chat template that isn't translated, a parameter that Ollama doesn't know, a system message
-    that the template refuses, a file that is no GGUF file or the wrong one of the two, and for what a Modelfile can't
-    hold. Files that aren't there (yet) aren't read.
+    Raises ExportError for a chat template that isn't translated, a parameter that Ollama doesn't know or a value that
+    it can't have, a system message that the template refuses, a file that is no GGUF file or the wrong one of the two,
+    and for what a Modelfile can't hold. Files that aren't there (yet) aren't read.
     """
     return _written(
         (gguf, adapter_gguf), (str(gguf), str(adapter_gguf)), tokenizer, parameters, system, license, template
@@ -117,10 +109,15 @@ def _written(
         adds_bos = base.adds_bos if base else _adds_bos(tokenizer)
         lines += [f"# renders otherwise than transformers: {what}" for what in turns.differences]
         lines.append(f"TEMPLATE {quoted_value(go_template(turns, bos=not adds_bos), 'the template')}")
-    lines += [f"PARAMETER {name} {value}" for name, value in _settings(tokenizer, turns, parameters or {})]
+    lines += [
+        f"PARAMETER {name} {value}"
+        for name, value in _settings(tokenizer, turns, {} if parameters is None else parameters)
+    ]
     if system is not None:
         lines.append(f"SYSTEM {quoted_value(system, 'the system message')}")
     if licence is not None:
+        if not isinstance(licence, str):
+            raise ExportError(f"the licence must be text, not {short(licence)}")
         held = "".join(c for c in licence if c.isprintable() or c in "\n\t")  # a form feed, say, is left out
         lines.append(f"LICENSE {quoted_value(held, 'the licence')}")
     text = "\n".join(lines) + "\n"
@@ -130,7 +127,7 @@ def _written(
 
 def _checked(path: str | Path, kind: str) -> GGUFFacts | None:
     """What the file says of itself, if it is there. Raises ExportError when it is no GGUF file of this kind."""
-    if not Path(path).is_file():
+    if not expanded(path).is_file():
         return None
     facts = gguf_facts(path)
     if (facts.kind == "adapter") != (kind == "adapter"):
@@ -152,7 +149,11 @@ def default_context(longest: int | None) -> int:
 def _settings(
     tokenizer: PreTrainedTokenizerBase, turns: Turns | None, given: Mapping[str, Any]
 ) -> list[tuple[str, str]]:
-    """Names and values of the PARAMETER lines. Raises ExportError for one that Ollama doesn't know or can't read."""
+    """Names and values of the PARAMETER lines. Raises ExportError for one that Ollama doesn't know or can't
+    read, or that llama.cpp can't compute with.
+    """
+    if not isinstance(given, Mapping):
+        raise ExportError(f"parameters must be a dictionary, such as {{'temperature': 0.7}}, not {short(given)}")
     chosen: dict[str, Any] = {"temperature": 0, "repeat_penalty": 1}
     chosen["num_ctx"] = default_context(tokenizer.model_max_length)
     chosen["stop"] = ends(tokenizer, turns)
@@ -160,21 +161,18 @@ def _settings(
     for name, value in {**chosen, **given}.items():
         if name not in PARAMETERS:
             raise ExportError(f"Ollama knows no parameter {name!r}; it knows {', '.join(sorted(PARAMETERS))}")
-        for one in [value] if isinstance(value, str) or not isinstance(value, Iterable) else value:
+        several = name == "stop" and isinstance(value, Sequence) and not isinstance(value, str | bytes)
+        for one in value if several else [value]:
+            if wrong := fault(name, one):
+                raise ExportError(wrong)
             lines.append((name, _text(name, one)))
     return lines
 
 
 def _text(name: str, value: Any) -> str:
-    wanted = PARAMETERS[name]
-    if wanted is str or wanted is bool:
-        fits = isinstance(value, wanted) and value != ""
-    else:
-        fits = isinstance(value, int if wanted is int else int | float) and not isinstance(value, bool)
-    if not fits or (isinstance(value, float) and not math.isfinite(value)):
-        raise ExportError(f"{name} is {'a text' if wanted is str else wanted.__name__}, not {value!r}")
+    """A value as a PARAMETER line has it."""
     if not isinstance(value, str):
-        return str(value).lower() if wanted is bool else str(value)
+        return str(value).lower() if isinstance(value, bool) else str(value)
     text = quoted_value(value, name)
     return text if '"' in value or text.startswith('"') else f'"{text}"'
 
@@ -195,9 +193,9 @@ def write_modelfile(
     The file is replaced at once. Raises FileNotFoundError when a GGUF file isn't there, and whatever :func:`modelfile`
     raises; then nothing is written.
     """
-    folder = Path(folder)
+    folder = expanded(folder)
     for path in (gguf, adapter_gguf):
-        if path is not None and not Path(path).is_file():
+        if path is not None and not expanded(path).is_file():
             raise FileNotFoundError(f"there is no GGUF file {path}: write it with to_gguf first")
     names = _seen_from(folder, gguf), _seen_from(folder, adapter_gguf or "")
     text = _written((gguf, adapter_gguf), names, tokenizer, parameters, system, license, template)
@@ -208,5 +206,5 @@ def write_modelfile(
 
 def _seen_from(folder: Path, path: str | Path) -> str:
     """`path` relative to `folder`, with "./" in front, as Ollama takes a path and not a model's name."""
-    relative = os.path.relpath(Path(path).resolve(), folder.resolve()).replace(os.sep, "/")
+    relative = os.path.relpath(expanded(path).resolve(), folder.resolve()).replace(os.sep, "/")
     return relative if relative.startswith("../") else f"./{relative}"

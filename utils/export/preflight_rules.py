@@ -18,10 +18,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import Literal, NamedTuple
+from pathlib import Path
+from typing import Any
 
 from utils.export.adapter_facts import AdapterFacts
 from utils.export.errors import ExportError
+from utils.export.finding import Finding, Verdict
+from utils.export.own_base import compared
 from utils.lora.adapter_config import BASE_CHANGING, all_linear, short
 
 TARGETS = {"vllm": "vLLM", "llama.cpp": "llama.cpp", "ollama": "Ollama", "mlx": "MLX", "sglang": "SGLang"}
@@ -30,24 +33,6 @@ CONVERTIBLE = (
     "C3A", "DELORA", "FOURIERFT", "GRALORA", "HIRA", "LOHA", "LOKR", "MISS", "PSOFT", "RANDLORA", "SHIRA",
     "TINYLORA", "UNILORA", "VBLORA", "VERA", "WAVEFT",
 )  # fmt: skip
-
-Verdict = Literal["refuses", "wrong", "look"]
-
-
-class Finding(NamedTuple):
-    """What a target makes of one thing in an adapter.
-
-    rule: its name. verdict: "refuses" (an error), "wrong" (it loads, and computes something else) or "look" (whether it
-    matters depends on what the adapter's files don't say). what: of this adapter. cure: what to do. source: where the
-    rule was read.
-    """
-
-    rule: str
-    verdict: Verdict
-    what: str
-    cure: str
-    source: str
-
 
 Finder = Callable[[AdapterFacts, str, int | None], Iterator[Finding]]
 
@@ -67,7 +52,7 @@ def _by_target(target: str, answers: Mapping[str, tuple[Verdict, str]], what: st
     key = "llama.cpp" if target == "ollama" and "ollama" not in answers else target
     if key in answers:
         verdict, source = answers[key]
-        yield Finding(rule, verdict, what, cure, source)
+        yield Finding(rule, what, cure, verdict, source)
 
 
 # ------------------------------------------------------------------------------------------------ what kind of adapter
@@ -111,11 +96,11 @@ def rank_above_limit(facts: AdapterFacts, target: str, max_rank: int | None) -> 
                 f"rank={VLLM_RANKS[-1]}), or {_MERGE}"
             )
             what = f"rank {rank} is above --max-lora-rank {limit}{default}"
-            yield Finding("rank", "refuses", what, cure, f"{_HELPER}, validate_legal; vllm/config/lora.py")
+            yield Finding("rank", what, cure, "refuses", f"{_HELPER}, validate_legal; vllm/config/lora.py")
     elif target == "sglang" and max_rank is not None and rank > max_rank:
         what = f"rank {rank} is above the server's --max-lora-rank {max_rank}"
         cure = f"start it with --max-lora-rank {rank}"
-        yield Finding("rank", "refuses", what, cure, f"{_SGLANG}/mem_pool.py, can_support")
+        yield Finding("rank", what, cure, "refuses", f"{_SGLANG}/mem_pool.py, can_support")
 
 
 def vllm_rank(rank: int) -> int:
@@ -229,7 +214,7 @@ def added_tokens(facts: AdapterFacts, target: str, _: int | None) -> Iterator[Fi
     if target == "sglang" and "added_tokens.json" in facts.files:
         what = "added_tokens.json is beside it, and tokens beyond the base's vocabulary aren't served"
         source = f"{_SGLANG}/lora_manager.py, validate_new_adapter"
-        yield Finding("tokens", "look", what, f"take the file away if the base has all of them, else {_MERGE}", source)
+        yield Finding("tokens", what, f"take the file away if the base has all of them, else {_MERGE}", "look", source)
 
 
 def trained_biases(facts: AdapterFacts, target: str, _: int | None) -> Iterator[Finding]:
@@ -305,7 +290,7 @@ def scaling(facts: AdapterFacts, target: str, _: int | None) -> Iterator[Finding
     if target == "sglang" and len(set(facts.linear.values())) > 1:
         what = f"its layers have ranks from {min(facts.linear.values())} to {r} (rank_pattern), and one r is read"
         cure = "fill lora_A and lora_B with zeros up to the largest rank, with lora_alpha to match"
-        yield Finding("rank_pattern", "refuses", what, cure, f"{_SGLANG}/mem_pool.py, load_lora_weight_to_buffer")
+        yield Finding("rank_pattern", what, cure, "refuses", f"{_SGLANG}/mem_pool.py, load_lora_weight_to_buffer")
 
 
 # --------------------------------------------------------------------------------------------------- names and the base
@@ -332,7 +317,7 @@ def names_as_pattern(facts: AdapterFacts, target: str, _: int | None) -> Iterato
         what = f"target_modules is the pattern {short(targets)}, and a list of names is read"
         cure = f"in a copy of adapter_config.json write {ends}, the names that its weights have"
         source = f"{_SGLANG}/utils.py, get_normalized_target_modules"
-        yield Finding("target_modules", "refuses", what, cure, source)
+        yield Finding("target_modules", what, cure, "refuses", source)
 
 
 def unnamed_base(facts: AdapterFacts, target: str, _: int | None) -> Iterator[Finding]:
@@ -344,7 +329,18 @@ def unnamed_base(facts: AdapterFacts, target: str, _: int | None) -> Iterator[Fi
         f"{_CONVERTER} asks for it" if target in _GGUF else f"PEFT writes it, and {TARGETS[target]} doesn't read it"
     )
     what = "base_model_name_or_path is empty, so nothing says which base it belongs to; shapes alone are compared"
-    yield Finding("base", "look", what, "write the base's id into adapter_config.json before it leaves you", source)
+    yield Finding("base", what, "write the base's id into adapter_config.json before it leaves you", "look", source)
+
+
+def another_base(folder: Path, base: Any) -> Iterator[Finding]:
+    """A base that isn't the one that the adapter was trained on, or of which nothing tells."""
+    same, why = compared(folder, base)
+    source = "utils/export/own_base.py: no target compares more than shapes"
+    if same is False:
+        yield Finding("another base", why, "take the base that it was trained on", "wrong", source)
+    elif same is None:
+        cure = "ask it some prompts whose answers you know, there and here"
+        yield Finding("another base", f"nothing tells whether this is its base: {why}", cure, "look", source)
 
 
 def ollama_folder(facts: AdapterFacts, target: str, _: int | None) -> Iterator[Finding]:
@@ -360,14 +356,14 @@ def ollama_folder(facts: AdapterFacts, target: str, _: int | None) -> Iterator[F
         )
         yield Finding(
             "folder",
-            "wrong",
             what,
             ours,
+            "wrong",
             "Ollama, convert/convert_llama_adapter.go, repack (read, and repeated: tools/measure_elsewhere.py)",
         )
     if isinstance(facts.settings.get("lora_alpha"), float):
         what = f"as a folder, lora_alpha={facts.settings['lora_alpha']!r} isn't read: a whole number is"
-        yield Finding("folder", "look", what, ours, "Ollama, convert/convert.go, AdapterParameters.Alpha")
+        yield Finding("folder", what, ours, "look", "Ollama, convert/convert.go, AdapterParameters.Alpha")
 
 
 FINDERS: tuple[Finder, ...] = (

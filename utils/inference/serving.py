@@ -33,7 +33,6 @@ import sys
 import tempfile
 import time
 import urllib.error
-import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,6 +42,7 @@ from safetensors import safe_open
 from torch import nn
 
 from utils.inference.chat_request import BASE, Refused, Staged, staged
+from utils.inference.loopback import HOST, free_port, local_client, local_opener
 from utils.lora import fingerprint
 from utils.lora.adapter_config import CONFIG, read_settings, short, targeted
 from utils.lora.checkpoint import WEIGHTS, check_files, other_model, read_header, refuse_untouched
@@ -55,7 +55,6 @@ if TYPE_CHECKING:
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
-HOST = "127.0.0.1"
 _OF_A_MODEL = (".safetensors", ".json", ".jinja", ".model", ".txt")
 _GENERATION = "generation_config.json"
 LONGEST = 864_000
@@ -343,13 +342,8 @@ class Server:
         It has the server's key, waits a little longer than the server's own time-out, and tries once. A proxy that the
         environment names is left aside.
         """
-        from openai import DefaultHttpxClient, OpenAI
-
-        arguments: dict[str, Any] = {"timeout": self._request_timeout + 10, "max_retries": 0, "base_url": self.url}
-        arguments |= {"api_key": self._api_key or "none is needed"} | settings
-        if "http_client" not in arguments:
-            arguments["http_client"] = DefaultHttpxClient(trust_env=False)
-        return OpenAI(**arguments)
+        own: dict[str, Any] = {"timeout": self._request_timeout + 10, "api_key": self._api_key or "none is needed"}
+        return local_client(self.url, **own | settings)
 
     def stop(self) -> None:
         """Stop the gateway and transformers' server, and wait until both are gone. Stopping twice is fine."""
@@ -423,7 +417,7 @@ def serve(
 def _started(folder: Path, timeout: float, device: str, scratch: Path) -> Upstream:
     """A healthy server. A free port can be taken by another between looking and starting: then try the next."""
     for attempt in range(3):
-        upstream = _launch(folder, _free_port(), device, scratch)
+        upstream = _launch(folder, free_port(), device, scratch)
         try:
             _wait_until_healthy(upstream, timeout)
         except BaseException as error:
@@ -459,7 +453,7 @@ def _launch(folder: Path, port: int, device: str, scratch: Path) -> Upstream:
 
 
 def _wait_until_healthy(upstream: Upstream, timeout: float) -> None:
-    plain = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    plain = local_opener()
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
         if not upstream.running:
@@ -478,12 +472,6 @@ def _wait_until_healthy(upstream: Upstream, timeout: float) -> None:
 
 def _tail(log: str, lines: int = 8) -> str:
     return "\n".join(log.strip().splitlines()[-lines:]) or "(nothing)"
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return probe.getsockname()[1]
 
 
 def _bound(port: int | None) -> socket.socket:

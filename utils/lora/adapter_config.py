@@ -61,6 +61,10 @@ def _names(value: Any) -> bool:
     return value is None or isinstance(value, str) or isinstance(value, list) and all(isinstance(v, str) for v in value)
 
 
+def _listed(value: Any) -> bool:
+    return _names(value) and not isinstance(value, str)
+
+
 def _whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
@@ -76,9 +80,46 @@ def _pattern(value: Any) -> bool:
     return True
 
 
+def _flag(value: Any) -> bool:
+    """Whether a setting is on or off, or left out: a text such as "false" counts as on wherever it is asked for."""
+    return value is None or isinstance(value, bool)
+
+
+def _by_module(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    """The test for a dictionary from names of modules, as regular expressions that PEFT puts between two others, to
+    values that pass `fits`.
+    """
+
+    def test(value: Any) -> bool:
+        if value is None:
+            return True
+        return isinstance(value, dict) and all(
+            _pattern(rf"(.*\.)?({key})$") and fits(one) for key, one in value.items()
+        )
+
+    return test
+
+
+def _rank(value: Any) -> bool:
+    return _whole(value) and value >= 1
+
+
+def _alpha(value: Any) -> bool:
+    return _number(value) > 0
+
+
+def _tokens(value: Any) -> bool:
+    """Whether a setting names rows of an embedding, or of several by their names."""
+    if isinstance(value, dict):
+        return all(map(_tokens, value.values()))
+    return value is None or isinstance(value, list) and all(_whole(v) and v >= 0 for v in value)
+
+
 SETTINGS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "r": (lambda v: _whole(v) and v >= 1, "a whole number from 1 up"),
-    "lora_alpha": (lambda v: _number(v) > 0, "positive and finite"),
+    "r": (_rank, "a whole number from 1 up"),
+    "lora_alpha": (_alpha, "positive and finite"),
+    "rank_pattern": (_by_module(_rank), "a dictionary from names or regular expressions to whole numbers from 1 up"),
+    "alpha_pattern": (_by_module(_alpha), "a dictionary from names or regular expressions to positive, finite numbers"),
     "lora_dropout": (lambda v: 0 <= _number(v) < 1, "a probability from 0 up to, not including, 1"),
     "target_modules": (_pattern, "a list of names or one regular expression"),
     "exclude_modules": (_pattern, "a list of names or one regular expression"),
@@ -90,7 +131,17 @@ SETTINGS: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda v: _names(v) and all(map(_pattern, v if isinstance(v, list) else [v])),
         "a regular expression or a list of them",
     ),
+    "modules_to_save": (_listed, "a list of names"),
+    "target_parameters": (_listed, "a list of names"),
+    "trainable_token_indices": (_tokens, "a list of tokens' numbers, or one for each embedding by its name"),
+    "bias": (lambda v: v in ("none", "all", "lora_only"), '"none", "all" or "lora_only"'),
+    "init_lora_weights": (lambda v: _flag(v) or isinstance(v, str), "true, false or a name"),
     "base_model_name_or_path": (lambda v: v is None or isinstance(v, str), "text"),
+    "use_rslora": (_flag, "true or false"),
+    "use_dora": (_flag, "true or false"),
+    "fan_in_fan_out": (_flag, "true or false"),
+    "lora_bias": (_flag, "true or false"),
+    "use_qalora": (_flag, "true or false"),
 }
 
 
@@ -143,16 +194,33 @@ def read_config(folder: str | Path) -> dict[str, Any]:
         )
     if used := unsupported(config):
         raise ValueError(f"{path} uses {', '.join(used)}, which LoRALinear does not compute: load it with PEFT")
+    config.setdefault("lora_dropout", 0.0)
+    check_settings(path, config)
+    return config
+
+
+def checked_settings(folder: Path) -> dict[str, Any]:
+    """The settings of an adapter of any method. Raises what :func:`read_settings` raises, and of LoRA what
+    :func:`check_settings` does.
+    """
+    config = read_settings(folder)
+    if str(config.get("peft_type")).upper() == "LORA":
+        check_settings(folder / CONFIG, config)
+    return config
+
+
+def check_settings(path: Path, config: Mapping[str, Any]) -> None:
+    """Raise ValueError when a setting of a LoRA adapter isn't what it can be (:data:`SETTINGS`), or `r` or `lora_alpha`
+    is left out; `path` is the file that it was read from. Whatever takes an adapter elsewhere asks this first.
+    """
     if missing := [key for key in ("r", "lora_alpha") if key not in config]:
         raise ValueError(f"{path} is damaged (it doesn't say {' and '.join(missing)}): copy the adapter again")
-    config.setdefault("lora_dropout", 0.0)
     for key, (fits, what) in SETTINGS.items():
-        if not fits(config.get(key)):
+        if key in config and not fits(config[key]):
             raise ValueError(
-                f"{path} is damaged ({key} must be {what}, not {short(config.get(key))}): copy the adapter again, or "
+                f"{path} is damaged ({key} must be {what}, not {short(config[key])}): copy the adapter again, or "
                 "write what it was trained with"
             )
-    return config
 
 
 def targeted(config: Mapping[str, Any], name: str) -> bool:

@@ -46,8 +46,8 @@ from utils.lora import fingerprint
 from utils.lora.adapter_config import (
     CONFIG,
     all_linear,
+    checked_settings,
     read_config,
-    read_settings,
     short,
     targeted,
     unsupported,
@@ -321,6 +321,14 @@ def read_files(folder: str | Path) -> AdapterFiles:
     return AdapterFiles(config, matrices, _parsed(metadata, BASE, folder, fingerprint.parsed) or None)
 
 
+def written_base(folder: str | Path) -> fingerprint.Fingerprint | None:
+    """The fingerprint of its base that an adapter's file has, of whatever method; None where it has none. Only the
+    header is read. Raises FileNotFoundError without the file, and ValueError when it is damaged.
+    """
+    folder = Path(folder)
+    return _parsed(read_header(folder / WEIGHTS).metadata, BASE, folder, fingerprint.parsed) or None
+
+
 def refuse_untouched(config: Mapping[str, Any], matrices: Mapping[str, Any], folder: str | Path) -> None:
     """Raise ValueError when a list of targets has an entry for which there are no matrices: without the model that is
     all of a missing part that can be seen.
@@ -336,9 +344,9 @@ def refuse_untouched(config: Mapping[str, Any], matrices: Mapping[str, Any], fol
 
 def check_files(folder: str | Path) -> AdapterFiles | None:
     """:func:`read_files` for any adapter that PEFT reads: of one that is more than plain LoRA the settings have to be
-    readable and the tensors whole, and None is returned. Raises what :func:`read_files` raises.
+    what they can be and the tensors whole, and None is returned. Raises what :func:`read_files` raises.
     """
-    config = read_settings(Path(folder))
+    config = checked_settings(Path(folder))
     if config.get("peft_type") == "LORA" and not unsupported(config):
         return read_files(folder)
     _read_tensors(Path(folder))

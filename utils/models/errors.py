@@ -17,10 +17,13 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 
 
-def explain(error: BaseException, model: str, instead: str = "") -> ModelUnavailable | None:
+def explain(
+    error: BaseException, model: str, instead: str = "", *, setting: str = "COURSE_MODEL"
+) -> ModelUnavailable | None:
     """What an error of the Hub means for whoever wanted `model`, or None for an error that isn't the Hub's.
 
-    `instead` is a sentence on another way to the same model, added where the network is what's missing.
+    `instead` is a sentence on another way to the same model, added where the network is what's missing; `setting` is
+    what names the model: the environment's COURSE_MODEL, or a function's argument, such as ``base=``.
     """
     from huggingface_hub import errors
 
@@ -29,7 +32,7 @@ def explain(error: BaseException, model: str, instead: str = "") -> ModelUnavail
             return ModelUnavailable(
                 f"{model} is gated: its owner gives it only to people who accepted its licence. Log in at "
                 f"https://huggingface.co/{model} and accept the licence there, then run `hf auth login` with a token "
-                "from https://huggingface.co/settings/tokens. Or set COURSE_MODEL to a model that isn't gated"
+                f"from https://huggingface.co/settings/tokens. Or set {setting} to a model that isn't gated"
             )
         if isinstance(link, errors.RepositoryNotFoundError):
             return ModelUnavailable(
@@ -38,18 +41,18 @@ def explain(error: BaseException, model: str, instead: str = "") -> ModelUnavail
             )
         if isinstance(link, errors.HFValidationError):
             return ModelUnavailable(
-                f"{model!r} is neither a folder that exists nor a Hub id like owner/name. Correct COURSE_MODEL"
+                f"{model!r} is neither a folder that exists nor a Hub id like owner/name. Correct {setting}"
             )
         if isinstance(link, errors.RemoteEntryNotFoundError):
             return ModelUnavailable(
                 f"{model} on the Hub lacks a file that is needed ({_first_line(link)}). The course loads models of "
-                "transformers with weights in safetensors. Set COURSE_MODEL to such a model"
+                f"transformers with weights in safetensors. Set {setting} to such a model"
             )
         if isinstance(link, (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled)):
             return ModelUnavailable(
                 f"{model} isn't on this machine, and the Hub can't be reached (no network, or HF_HUB_OFFLINE is set). "
                 f"On a machine with a network run `hf download {model} --local-dir model`, copy that folder here and "
-                f"set COURSE_MODEL to it; or copy the whole Hub cache and set HF_HOME to it. {instead}".strip()
+                f"set {setting} to it; or copy the whole Hub cache and set HF_HOME to it. {instead}".strip()
             )
     for link in _chain(error):
         if isinstance(link, errors.HfHubHTTPError) and getattr(link.response, "status_code", None) in (401, 403):
@@ -69,17 +72,19 @@ def _first_line(error: BaseException) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
-def check_folder(folder: Path) -> None:
-    """Raise ModelUnavailable unless `folder` holds a config, weights in safetensors and a tokenizer."""
+def check_folder(folder: Path, *, setting: str = "COURSE_MODEL") -> None:
+    """Raise ModelUnavailable unless `folder` holds a config, weights in safetensors and a tokenizer; `setting` as in
+    :func:`explain`.
+    """
     if not folder.is_dir():
-        raise ModelUnavailable(f"there is no folder {folder}. Correct COURSE_MODEL, or unset it")
+        raise ModelUnavailable(f"there is no folder {folder}. Correct {setting}, or unset it")
     names = {file.name for file in folder.iterdir()}
     if "config.json" not in names:
         why = "no config.json, so it isn't a model of transformers"
         if "adapter_config.json" in names:
             why = "a LoRA adapter and no model: the base model, to which it belongs, is named in adapter_config.json"
         raise ModelUnavailable(
-            f"the folder {folder} holds {why}. Set COURSE_MODEL to a folder that save_pretrained or `hf download` wrote"
+            f"the folder {folder} holds {why}. Set {setting} to a folder that save_pretrained or `hf download` wrote"
         )
     if not any(name.endswith(".safetensors") for name in names):
         pickled = sorted(name for name in names if name.endswith((".bin", ".pt", ".pth", ".ckpt")))

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from utils.files import expanded
 from utils.models import device as machine
 from utils.models import smollm2
 from utils.models.device import PROFILES, ROOT, TINY_DIR, model_device, profile, weights_dtype
@@ -90,16 +91,16 @@ def keep_trainable(model: nn.Module) -> None:
                 )
 
 
-def load_config(model: str | Path) -> PretrainedConfig:
+def load_config(model: str | Path, *, setting: str = "COURSE_MODEL") -> PretrainedConfig:
     """The configuration of a causal language model: a folder, or a Hub id, of which `config.json` alone is fetched.
 
-    Raises as :func:`load_base` does.
+    Raises as :func:`load_base` does; `setting` is what named the model, as the error then calls it.
     """
-    folder = Path(model).expanduser()
+    folder = expanded(model)
     if folder.exists() or folder.is_absolute() or str(model).startswith((".", "~")):
-        check_folder(folder)
-        return _config(folder)
-    return _config(str(model))
+        check_folder(folder, setting=setting)
+        return _config(folder, setting)
+    return _config(str(model), setting)
 
 
 def load_tokenizer() -> PreTrainedTokenizerBase:
@@ -161,20 +162,20 @@ def _load(
     return model.eval(), tokenizer
 
 
-def _config(where: Path | str) -> PretrainedConfig:
+def _config(where: Path | str, setting: str = "COURSE_MODEL") -> PretrainedConfig:
     """The model's configuration, the first and smallest file: what is wrong with the model shows here."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, __version__
 
     try:
-        config = _fetched(AutoConfig, where)
+        config = _fetched(AutoConfig, where, setting=setting)
     except ValueError as error:  # a model type that isn't known, or one that brings its own code
         raise ModelUnavailable(
             f"transformers {__version__} has no code for the model {where}, and the course never runs code that comes "
-            "with a model. Set COURSE_MODEL to another model, or install a newer transformers"
+            f"with a model. Set {setting} to another model, or install a newer transformers"
         ) from error
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ModelUnavailable(
-            f"{where} is a {config.model_type} model, which doesn't continue text. Set COURSE_MODEL to a causal "
+            f"{where} is a {config.model_type} model, which doesn't continue text. Set {setting} to a causal "
             "language model"
         )
     return config
@@ -219,13 +220,13 @@ def _tagged(tokenizer: PreTrainedTokenizerBase) -> str | dict[str, str]:
         return template
 
 
-def _fetched(loader: Any, where: Path | str, **arguments: Any) -> Any:
+def _fetched(loader: Any, where: Path | str, *, setting: str = "COURSE_MODEL", **arguments: Any) -> Any:
     """``loader.from_pretrained(where)``, with the Hub's errors in a learner's words."""
     try:
         return loader.from_pretrained(where, trust_remote_code=False, **arguments)
     except Exception as error:
         if not isinstance(where, Path):
-            told = explain(error, where, _other_way())
+            told = explain(error, where, _other_way() if setting == "COURSE_MODEL" else "", setting=setting)
             if told is None and isinstance(error, OSError):  # transformers' own, which advises to look for a pickle
                 told = ModelUnavailable(
                     f"{where} was found, and a file of it can't be had. It may have no weights in safetensors (the "
@@ -247,12 +248,12 @@ def _source() -> Path | str:
         return _tiny()
     wanted = os.environ.get("COURSE_MODEL")
     if wanted:
-        for folder in (Path(wanted).expanduser(), ROOT / wanted):
+        for folder in (expanded(wanted), ROOT / wanted):
             if folder.exists():
                 check_folder(folder)
                 return folder
         if wanted.startswith(("~", ".", "/", "\\")) or Path(wanted).is_absolute():
-            check_folder(Path(wanted).expanduser())
+            check_folder(expanded(wanted))
         return wanted
     gguf = smollm2.gguf_file() if from_package(name) else None
     return PROFILES[name].model if gguf is None else smollm2.converted(gguf)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from utils.files import new_folder, replaced_folder
-from utils.lora.adapter_config import CONFIG, read_settings
+from utils.lora.adapter_config import CONFIG, checked_settings, read_settings
 from utils.lora.checkpoint import WEIGHTS, read_header
 
 if TYPE_CHECKING:
@@ -168,10 +168,10 @@ def check_whole(folder: str | Path) -> None:
     before 1.15 saved that (accelerate #4206). ZeRO-3 leaves weights of no numbers behind: a file of 40 bytes, or
     tensors without elements (peft #2892). Only the header of the file is read. At r=1 one rank has all of ``lora_A``;
     then only the base's shapes show it (:func:`utils.lora.checkpoint.fitting_adapter`). Raises also what
-    :func:`utils.lora.checkpoint.read_header` raises.
+    :func:`utils.lora.adapter_config.checked_settings` and :func:`utils.lora.checkpoint.read_header` raise.
     """
     folder = Path(folder)
-    settings, entries = read_settings(folder), read_header(folder / WEIGHTS).entries
+    settings, entries = checked_settings(folder), read_header(folder / WEIGHTS).entries
     size = (folder / WEIGHTS).stat().st_size
     if not entries:
         raise ValueError(
@@ -183,13 +183,14 @@ def check_whole(folder: str | Path) -> None:
             f"{folder / WEIGHTS} holds {len(empty)} of {len(entries)} weights without a number, such as {empty[0]}: a "
             f"rank's file, whose share of them is empty. {_AGAIN}"
         )
-    r, patterns = int(settings.get("r", 0)), cast("dict[str, Any]", settings.get("rank_pattern") or {})
+    r = settings.get("r")
     for name, entry in entries.items():
-        rows = entry.shape[0]
-        if name.endswith(".lora_A.weight") and not patterns and rows < r:
+        rows = entry.shape[0] if entry.shape else 1
+        counted = isinstance(r, int) and not settings.get("rank_pattern")
+        if name.endswith(".lora_A.weight") and counted and rows < cast(int, r):
             raise ValueError(
                 f"{folder} holds one rank's share of an adapter: {name} has {rows} of r={r} rows, as FSDP2 deals them "
-                f"out to {-(-r // rows)} processes. The other shares are lost with this file. {_AGAIN}"
+                f"out to {-(-cast(int, r) // rows)} processes. The other shares are lost with this file. {_AGAIN}"
             )
 
 
