@@ -99,7 +99,7 @@ ENTRIES = (
     Entry("race", "LoRA r=4", "LoRA", 4, _rates(1.5e-3)),
     Entry("race", "LoRA r=16", "LoRA", 16, _rates(7.5e-4)),
     Entry("race", "PiSSA r=16", "PiSSA", 16, _rates(2e-4)),
-    Entry("race", "orthogonal r=16", "orthogonal", 16, _rates(3.8e-4)),
+    Entry("race", "orthogonal r=16", "orthogonal", 16, (3.8e-4, 7.5e-4, 1.5e-3, 3e-3)),
     Entry("race", "full fine-tuning", "full fine-tuning", None, _rates(1e-4)),
     Entry("control", "rejection sampling", "LoRA", RANK, _rates(1.5e-3), "best"),
     Entry("control", "SFT on gold", "LoRA", RANK, _rates(1.5e-3), "sft"),
