@@ -85,7 +85,7 @@ class Entry(NamedTuple):
 
 PLANS = {
     "tiny": Plan("tiny", 60, rewarded.LIMIT, 128, 256, CHOOSE, REPORT),
-    "small": Plan("small", 80, 40, 64, 128, SMALL_CHOOSE, SMALL_REPORT),
+    "small": Plan("small", 60, 40, 64, 128, SMALL_CHOOSE, SMALL_REPORT),
 }
 TRIAL = Plan("tiny", 4, 12, 4, 6, CHOOSE[:1], REPORT[:2], group=4, prompts=2, every=2, train=40)
 
@@ -99,7 +99,7 @@ ENTRIES = (
     Entry("race", "LoRA r=4", "LoRA", 4, _rates(1.5e-3)),
     Entry("race", "LoRA r=16", "LoRA", 16, _rates(7.5e-4)),
     Entry("race", "PiSSA r=16", "PiSSA", 16, _rates(2e-4)),
-    Entry("race", "orthogonal r=16", "orthogonal", 16, _rates(7.5e-4)),
+    Entry("race", "orthogonal r=16", "orthogonal", 16, _rates(4e-4)),
     Entry("race", "full fine-tuning", "full fine-tuning", None, _rates(1e-4)),
     Entry("control", "rejection sampling", "LoRA", RANK, _rates(1.5e-3), "best"),
     Entry("control", "SFT on gold", "LoRA", RANK, _rates(1.5e-3), "sft"),
