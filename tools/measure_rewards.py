@@ -85,7 +85,7 @@ class Entry(NamedTuple):
 
 PLANS = {
     "tiny": Plan("tiny", 60, rewarded.LIMIT, 128, 256, CHOOSE, REPORT),
-    "small": Plan("small", 60, 40, 64, 128, SMALL_CHOOSE, SMALL_REPORT),
+    "small": Plan("small", 80, 40, 64, 128, SMALL_CHOOSE, SMALL_REPORT),
 }
 TRIAL = Plan("tiny", 4, 12, 4, 6, CHOOSE[:1], REPORT[:2], group=4, prompts=2, every=2, train=40)
 
