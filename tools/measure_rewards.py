@@ -286,7 +286,7 @@ def one_run(job: Mapping[str, Any]) -> dict[str, Any]:
     began = time.perf_counter()
     bench = Bench(job)
     row: dict[str, Any] = {name: job[name] for name in HEAD}
-    row["trained"] = count_parameters(bench.model)[0]
+    row["trained"], row["hardware"] = count_parameters(bench.model)[0], provenance(job["device"])["hardware"]
     try:
         row |= bench.train()
         row["end"] = bench.marks()
@@ -423,15 +423,24 @@ def bits_of(sections: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[st
     return found
 
 
+def tried_of(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What the record says of a run on the dev split, of an entry that has no runs on the test split."""
+    end = {} if row["dev"] is None else {**row["end"], "told_at_half": row["half"]["told"], "said": row["said"]}
+    return {"split": "dev", "hardware": row.get("hardware"), **end, "seconds": row["seconds"]}
+
+
 def record_of(rows: Sequence[Mapping[str, Any]], device: str, trial: bool) -> dict[str, Any]:
     import peft
 
     sections: dict[str, list[dict[str, Any]]] = {}
+    tried: list[dict[str, Any]] = []
     for section, name in dict.fromkeys((row["section"], row["name"]) for row in rows if row["how"] != "base"):
         mine = [row for row in rows if (row["section"], row["name"]) == (section, name)]
         reported, first = ([row for row in mine if row["phase"] == phase] for phase in ("report", "choose"))
         if reported:
             sections.setdefault(section, []).append(entry_of(reported, first))
+        else:
+            tried += [{**{k: row[k] for k in HEAD}, **tried_of(row)} for row in first]
     plans = {section: plan_of(section, trial) for section in ("race", "small")}
     return {
         "what": ("TRIAL, four steps: no result. " if trial else "")
@@ -447,6 +456,7 @@ def record_of(rows: Sequence[Mapping[str, Any]], device: str, trial: bool) -> di
         "plans": {name: plan._asdict() for name, plan in plans.items()},
         "base": {row["section"]: {**row["end"], "said": row["said"]} for row in rows if row["how"] == "base"},
         **{section: sections[section] for section in SECTIONS if section in sections},
+        "tried": sorted(tried, key=lambda row: (row["section"], row["r"] or 0, row["lr"], row["seed"])),
         "bits": bits_of(sections),
     }
 

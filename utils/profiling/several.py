@@ -15,7 +15,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from utils.distributed.bytes import sent
+from utils.distributed.bytes import Collective, sent
 from utils.models.device import ASSETS
 from utils.profiling.memory import GB
 
@@ -61,7 +61,7 @@ class SeveralRecord:
             lines.append(f"{row['way']:22} {row['gpus']} GPU  {took['median']} ms {spread}{kept}")
         return lines
 
-    def speed(self, collective: str) -> float:
+    def speed(self, collective: Collective) -> float:
         """Bytes a second that each GPU sends in the record's largest `collective` ("all_reduce", "all_gather"), as a
         ring sends them. Raises ValueError when none was measured.
         """
