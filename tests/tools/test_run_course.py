@@ -170,6 +170,7 @@ AWAITED = (
     "14_my_run_went_wrong",
     "15_choosing_settings",
     "17_what_an_update_does",
+    "18_preferences_and_rewards",
     "19_several_gpus",
 )
 # Under `small` these three ran; the other chapters are awaited.
