@@ -501,6 +501,34 @@ def test_training_refuses_what_it_cant_do(train):
         train(model.requires_grad_(False), tokenizer, ROWS, lengths, **QUICK)
 
 
+def test_a_readers_own_loss_and_advantages_train_as_the_packages_do():
+    def loss(log_probs, old, gains, mask, epsilon):
+        seen.append((old.requires_grad, tuple(gains.shape), epsilon))
+        return grpo.grpo_loss(log_probs, old, None, gains, mask, epsilon=epsilon).loss
+
+    seen, ends = [], []
+    for own in ({}, {"loss": loss, "scale": grpo.advantages}):
+        model, tokenizer = adapted()
+        history = grpo.train_grpo(model, tokenizer, ROWS, lengths, **QUICK, updates=2, epsilon=0.3, **own)
+        ends.append((weights(model), [step["loss"] for step in history]))
+    assert torch.equal(ends[0][0], ends[1][0]) and ends[0][1] == ends[1][1]
+    assert seen == [(False, (6,), 0.3)] * 4
+
+
+def test_a_loss_of_ones_own_is_what_trains():
+    model, tokenizer = adapted()
+    before = weights(model)
+    history = grpo.train_grpo(model, tokenizer, ROWS, lengths, **QUICK, loss=lambda p, *_: 0 * p.sum() + 7)
+    assert [step["loss"] for step in history] == [7, 7]
+    assert torch.equal(weights(model), before)
+
+
+def test_a_loss_of_ones_own_has_no_divergence():
+    model, tokenizer = adapted()
+    with pytest.raises(ValueError, match=r"beta is 0.1, and a loss of your own gets no reference: pass beta=0"):
+        grpo.train_grpo(model, tokenizer, ROWS, lengths, **QUICK, beta=0.1, loss=lambda *_: None)
+
+
 @pytest.mark.parametrize(
     ("rows", "said"),
     [

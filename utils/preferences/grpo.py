@@ -349,7 +349,7 @@ def train_grpo(
     beta: float = 0.0,
     epsilon: float = 0.2,
     epsilon_high: float | None = None,
-    scale: Scale = "group",
+    scale: Scale | Callable[[Tensor], Tensor] = "group",
     weighting: Weighting = "dapo",
     level: Level = "token",
     updates: int = 1,
@@ -358,6 +358,7 @@ def train_grpo(
     mask_truncated: bool = False,
     seed: int = 0,
     reference: Callable[[Any], AbstractContextManager] = adapter_off,
+    loss: Callable[[Tensor, Tensor, Tensor, Tensor, float], Tensor] | None = None,
     on_step: OnStep | None = None,
     progress: bool = True,
 ) -> list[dict[str, float]]:
@@ -371,6 +372,11 @@ def train_grpo(
     :func:`advantages`'s. The model is in evaluation mode, so that dropout can't part the policy from its sampler.
     `seed` decides prompts and samples; torch's random state is left alone.
 
+    `scale` may be a function from rewards to advantages, both (prompts, group), in place of :func:`advantages`. `loss`,
+    called as ``loss(log_probs, old, advantages, mask, epsilon)``, takes the place of :func:`grpo_loss`'s, with its
+    `weighting`, `level` and `epsilon_high`; ``kl`` and ``clipped`` are the same. A divergence it has none, so `beta` is
+    to be 0.
+
     A step's numbers: ``reward``, ``reward_std``, ``length`` in tokens, ``stopped``, the share of answers that ended by
     themselves, ``groups_without_spread``, how many groups had equal rewards, which teach nothing; and over the updates
     the means ``loss``, ``kl`` in nats per token (NaN with a `beta` of 0: the reference isn't asked) and ``clipped``.
@@ -383,7 +389,10 @@ def train_grpo(
         model, steps=steps, lr=lr, group=group, prompts_per_step=prompts_per_step, updates=updates,
         max_new_tokens=max_new_tokens, temperature=temperature,
     )  # fmt: skip
-    _check_choice("scale", scale, Scale)
+    if not callable(scale):
+        _check_choice("scale", scale, Scale)
+    if loss is not None and beta:
+        raise ValueError(f"beta is {beta}, and a loss of your own gets no reference: pass beta=0, or leave loss out")
     stepper = Stepper(model, lr=lr, schedule=lambda step: learning_rate_factor(step, steps * updates))
     history: list[dict[str, float]] = []
     with in_mode(model, False):
@@ -392,7 +401,7 @@ def train_grpo(
             max_new_tokens=max_new_tokens, temperature=temperature, seed=seed,
         )  # fmt: skip
         for step, (samples, rewards, numbers) in enumerate(_shown(rollouts, steps, "GRPO", progress)):
-            gains = advantages(rewards, scale).flatten()
+            gains = (scale(rewards) if callable(scale) else advantages(rewards, scale)).flatten()
             mask = completion_mask(samples.batch)
             if mask_truncated:
                 mask = mask & samples.stopped[:, None]
@@ -408,6 +417,8 @@ def train_grpo(
                     log_probs, old, off, gains, mask, beta=beta, epsilon=epsilon, epsilon_high=epsilon_high,
                     weighting=weighting, level=level, max_length=max_new_tokens,
                 )  # fmt: skip
+                if loss is not None:
+                    one = one._replace(loss=loss(log_probs, old, gains, mask, epsilon))
                 stepper.step(one.loss)
                 stepper.clear()
                 found.append(torch.stack([one.loss.detach(), one.kl, one.clipped]))

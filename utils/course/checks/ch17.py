@@ -1,17 +1,14 @@
-"""Chapter 17's exercises: what an update does, and preferences."""
+"""Chapter 17's exercises: what an update does."""
 
 from __future__ import annotations
 
 import random
 import statistics
-from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from utils.course.checks.behaviour import same_gradients
 from utils.course.checks.compare import difference
 from utils.course.checks.references import ch17 as lesson
 from utils.course.checks.registry import Mistake, exercise
@@ -359,100 +356,5 @@ exercise(
         "(...).abs().max(dim=0).values is each new vector's closest. Count those below the threshold.",
     ],
     why="A direction is new when no direction of the base lies near it, whatever its number and its sign.",
-    points=2,
-)
-
-
-def _of_lead(loss: Callable[[Any, Any], Any], message: str | None = None, expect: str | None = None) -> Mistake:
-    """The mistake of an answer that has the right lead, before beta, and returns `loss(lead, beta)`."""
-    return Mistake(
-        lambda chosen, rejected, ref_chosen, ref_rejected, beta: loss(
-            chosen - rejected - (ref_chosen - ref_rejected), beta
-        ),
-        message,
-        expect,
-    )
-
-
-def _preferences(n: int, beta: float):
-    return lambda: (*(torch.randn(n, dtype=torch.float64) * size - 20 for size in (2, 2, 1, 1)), beta)
-
-
-def _hopeless() -> tuple[Tensor, Tensor, Tensor, Tensor, float]:
-    """A pair whose sigmoid is 0 in any dtype, and its logarithm not."""
-    chosen, *others = (torch.tensor([value], dtype=torch.float64) for value in (-2500.0, -20.0, -30.0, -25.0))
-    return chosen, *others, 0.5  # pyright: ignore[reportReturnType]
-
-
-exercise(
-    "dpo_loss",
-    reference=lesson.dpo_loss,
-    cases=[_preferences(1, 0.5), _preferences(4, 0.1), _preferences(3, 1.0), _hopeless],
-    drawn=lambda rng: _preferences(rng.randint(1, 6), rng.choice([0.05, 0.1, 0.3, 0.5]))(),
-    test=same_gradients(
-        lesson.dpo_loss, _preferences(4, 0.3), ("chosen", "rejected", "ref_chosen", "ref_rejected", "beta")
-    ),
-    mistakes=[
-        _of_lead(
-            lambda lead, beta: -torch.log(torch.sigmoid(beta * lead)).mean(),
-            "the sigmoid of a very negative lead is 0, and its logarithm -inf: F.logsigmoid does both at once.",
-        ),
-        _of_lead(
-            lambda lead, beta: 1 - torch.sigmoid(beta * lead).mean(),
-            "that is 1 minus the probability: the loss is its negative logarithm, so that an unlikely one costs a lot.",
-        ),
-        _of_lead(
-            lambda lead, beta: (-F.logsigmoid(beta * lead).mean()).detach(),
-            expect="no gradient passes through your result",
-        ),
-        Mistake(
-            lambda chosen, rejected, ref_chosen, ref_rejected, beta: lesson.dpo_loss(chosen, rejected, 0, 0, beta),
-            "the reference has no effect: a reward is beta times the log-probability *above the reference's*.",
-        ),
-        _of_lead(
-            lambda lead, beta: -F.logsigmoid(-beta * lead).mean(),
-            "the sign is turned round: this loss falls when the rejected answer leads.",
-        ),
-        _of_lead(
-            lambda lead, beta: -torch.sigmoid(beta * lead).mean(),
-            "the logarithm is missing: the loss is -log sigmoid(lead), so that an unlikely preference costs a lot.",
-        ),
-        _of_lead(
-            lambda lead, beta: -beta * F.logsigmoid(lead).mean(),
-            "beta belongs inside the sigmoid, to the rewards.",
-        ),
-        _of_lead(
-            lambda lead, beta: -F.logsigmoid(beta * lead.mean()),
-            "you took the mean of the leads first. Every pair has its own loss; the mean is over those.",
-        ),
-        _of_lead(
-            lambda lead, beta: -F.logsigmoid(beta * lead).sum(),
-            "that is the sum over the pairs; the loss is their mean.",
-        ),
-        _of_lead(
-            lambda lead, beta: -F.logsigmoid(beta * lead),
-            "that is one loss for each pair; return their mean.",
-        ),
-        _of_lead(
-            lambda lead, beta: F.logsigmoid(beta * lead).mean(),
-            "the minus is missing: a loss falls as the preferred answer's chance rises.",
-        ),
-        _of_lead(
-            lambda lead, beta: -F.logsigmoid(lead).mean(),
-            "beta has no effect: a reward is beta times the difference of log-probabilities.",
-        ),
-        Mistake(
-            lambda chosen, rejected, ref_chosen, ref_rejected, beta: lesson.dpo_loss(
-                chosen, rejected, -ref_chosen, -ref_rejected, beta
-            ),
-            "the references are added, or exchanged. From each answer its own is taken away: chosen - ref_chosen.",
-        ),
-    ],
-    hints=[
-        "reward = beta * (log-probability - the reference's), for the preferred and for the rejected answer.",
-        "The lead is the preferred one's reward minus the other's.",
-        "-F.logsigmoid(lead).mean(), with torch.nn.functional as F.",
-    ],
-    why="The loss asks that the preferred answer's log-probability grow more, from the reference's, than the other's.",
     points=2,
 )

@@ -6,7 +6,6 @@ Generated from lessons/17_what_an_update_does.md by `make notebooks`: edit the l
 from statistics import mean
 
 import torch
-import torch.nn.functional as F
 
 # fmt: off
 
@@ -28,9 +27,3 @@ def count_intruders(base, tuned, threshold, leading):
     new = torch.linalg.svd(tuned, full_matrices=False).U[:, :leading]
     closest = (old.T @ new).abs().max(dim=0).values  # (leading,)
     return int((closest < threshold).sum())
-
-
-# -------- dpo_loss
-def dpo_loss(chosen, rejected, ref_chosen, ref_rejected, beta):
-    lead = beta * (chosen - ref_chosen) - beta * (rejected - ref_rejected)
-    return -F.logsigmoid(lead).mean()
