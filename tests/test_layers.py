@@ -20,8 +20,6 @@ ORDER = (
 # Public in utils/, and named by nothing but the packages' front doors and the tests.
 UNUSED = {
     "front_door": "every package's __init__ calls it, and those don't count",
-    "train_grpo": "the chapter on preferences and rewards will train with it",
-    "train_on_best": "its control there",
 }
 
 
