@@ -99,7 +99,7 @@ ENTRIES = (
     Entry("race", "LoRA r=4", "LoRA", 4, _rates(1.5e-3)),
     Entry("race", "LoRA r=16", "LoRA", 16, _rates(7.5e-4)),
     Entry("race", "PiSSA r=16", "PiSSA", 16, _rates(2e-4)),
-    Entry("race", "orthogonal r=16", "orthogonal", 16, _rates(3.8e-4)),
+    Entry("race", "orthogonal r=16", "orthogonal", 16, (3.8e-4, 7.5e-4, 1.5e-3, 3e-3)),
     Entry("race", "full fine-tuning", "full fine-tuning", None, _rates(1e-4)),
     Entry("control", "rejection sampling", "LoRA", RANK, _rates(1.5e-3), "best"),
     Entry("control", "SFT on gold", "LoRA", RANK, _rates(1.5e-3), "sft"),
@@ -286,7 +286,7 @@ def one_run(job: Mapping[str, Any]) -> dict[str, Any]:
     began = time.perf_counter()
     bench = Bench(job)
     row: dict[str, Any] = {name: job[name] for name in HEAD}
-    row["trained"] = count_parameters(bench.model)[0]
+    row["trained"], row["hardware"] = count_parameters(bench.model)[0], provenance(job["device"])["hardware"]
     try:
         row |= bench.train()
         row["end"] = bench.marks()
@@ -423,15 +423,24 @@ def bits_of(sections: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[st
     return found
 
 
+def tried_of(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What the record says of a run on the dev split, of an entry that has no runs on the test split."""
+    end = {} if row["dev"] is None else {**row["end"], "told_at_half": row["half"]["told"], "said": row["said"]}
+    return {"split": "dev", "hardware": row.get("hardware"), **end, "seconds": row["seconds"]}
+
+
 def record_of(rows: Sequence[Mapping[str, Any]], device: str, trial: bool) -> dict[str, Any]:
     import peft
 
     sections: dict[str, list[dict[str, Any]]] = {}
+    tried: list[dict[str, Any]] = []
     for section, name in dict.fromkeys((row["section"], row["name"]) for row in rows if row["how"] != "base"):
         mine = [row for row in rows if (row["section"], row["name"]) == (section, name)]
         reported, first = ([row for row in mine if row["phase"] == phase] for phase in ("report", "choose"))
         if reported:
             sections.setdefault(section, []).append(entry_of(reported, first))
+        else:
+            tried += [{**{k: row[k] for k in HEAD}, **tried_of(row)} for row in first]
     plans = {section: plan_of(section, trial) for section in ("race", "small")}
     return {
         "what": ("TRIAL, four steps: no result. " if trial else "")
@@ -447,6 +456,7 @@ def record_of(rows: Sequence[Mapping[str, Any]], device: str, trial: bool) -> di
         "plans": {name: plan._asdict() for name, plan in plans.items()},
         "base": {row["section"]: {**row["end"], "said": row["said"]} for row in rows if row["how"] == "base"},
         **{section: sections[section] for section in SECTIONS if section in sections},
+        "tried": sorted(tried, key=lambda row: (row["section"], row["r"] or 0, row["lr"], row["seed"])),
         "bits": bits_of(sections),
     }
 

@@ -137,7 +137,7 @@ def test_at_ratio_one_the_loss_is_minus_the_weighted_advantage(batch, weighting,
     found = grpo.grpo_loss(own, own, None, gains, mask, weighting=weighting, level=level, max_length=7)
     tokens = mask.sum(1).double()
     share = {
-        "grpo": (tokens > 0) / len(gains),
+        "grpo": (tokens > 0).double() / len(gains),
         "dr_grpo": tokens / (7 * len(gains)),
     }.get(weighting, tokens / max(1, int(mask.sum())))
     assert found.loss.item() == pytest.approx(-(gains * share).sum().item(), abs=1e-12)

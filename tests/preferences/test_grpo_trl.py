@@ -21,10 +21,12 @@ from utils.preferences.dpo import adapter_off, draws
 from utils.preferences.log_probs import completion_log_probs, completion_mask
 from utils.train.loop import learning_rate_factor
 
+pytestmark = pytest.mark.filterwarnings("ignore:You are using 'rollout_func':UserWarning")
+
 PROMPTS = ["Tell me a story about a fox.", "Tell me a story about a brave bear.", "Tell me a story.", "Say hello."]
 GROUP, LENGTH, TEMPERATURE = 4, 14, 0.8
-GRADIENT = 1e-4  # of a gradient's norm
-LOSS = 1e-5  # about a hundred float32 terms of size 1
+GRADIENT = 1e-4  # of a gradient's norm; the largest seen is 2e-5
+LOSS = 1e-5  # some two hundred float32 terms of size 1; the largest seen is 1e-6
 
 
 def letters(prompts, completions, **columns):
@@ -68,11 +70,12 @@ def trainer_on(prompts, output_dir, rollout, **settings):
     from trl import GRPOConfig, GRPOTrainer
 
     disable_progress_bars()
+    unset = {"gradient_checkpointing": None}  # TRL's default is True, and any value under this old name warns
     args = GRPOConfig(
         output_dir=str(output_dir), per_device_train_batch_size=len(PROMPTS) * GROUP, num_generations=GROUP,
         max_completion_length=LENGTH, temperature=TEMPERATURE, shuffle_dataset=False, use_cpu=True, bf16=False,
-        gradient_checkpointing=False, dataloader_pin_memory=False, report_to="none", save_strategy="no",
-        disable_tqdm=True, **settings,
+        dataloader_pin_memory=False, report_to="none", save_strategy="no",
+        disable_tqdm=True, **unset, **settings,
     )  # fmt: skip
     rows = Dataset.from_list([{"prompt": [{"role": "user", "content": prompt}]} for prompt in prompts])
 
@@ -231,5 +234,5 @@ def test_training_takes_trls_steps(tmp_path):
     assert len(names) == 56
     for name in names:
         theirs = model.get_parameter(name).detach() - before[name]
-        # Adam divides by a gradient's size, so the smallest ones are as large as their rounding errors.
-        assert (theirs - ours[name]).norm() <= 0.02 * theirs.norm(), name
+        # Adam divides by a gradient's size, so rounding counts where it is tiny: 0.0023 is the most seen.
+        assert (theirs - ours[name]).norm() <= 0.01 * theirs.norm(), name

@@ -11,7 +11,7 @@ from utils.models.configs import llama_config
 from utils.profiling.fit import main
 from utils.profiling.memory import KINDS, Setup, predict
 from utils.profiling.ranks import blocks_of, predict_rank, share_of
-from utils.profiling.several import SeveralRecord
+from utils.profiling.several import TWO_GPUS, SeveralRecord
 
 RECORD = SeveralRecord()
 SMALL = Setup(
@@ -32,20 +32,21 @@ def predicted(way, gpus, batch, checkpointing):
     return predict_rank(setup, engine, gpus)
 
 
+LATER = SeveralRecord(TWO_GPUS)
 FOLLOWED = [
-    size for size in RECORD.sizes() if not any(word in size[0] for word in ("fused", "compiled", "CUDA graphs"))
+    (record, *size)
+    for record in (RECORD, LATER)
+    for size in record.sizes()
+    if not any(word in size[0] for word in ("fused", "compiled", "CUDA graphs"))
 ]
 
 
-@pytest.mark.parametrize("size", FOLLOWED, ids=str)
-def test_a_ranks_peak_is_what_its_gpu_allocated(size):
-    """Nothing was fitted to these: the largest error of the first run's eleven rows is 1.2%."""
-    way, gpus, batch, checkpointing = size
+@pytest.mark.parametrize(("record", "way", "gpus", "batch", "checkpointing"), FOLLOWED, ids=str)
+def test_a_ranks_peak_is_what_its_gpu_allocated(record, way, gpus, batch, checkpointing):
+    """Nothing was fitted to these: the largest error of the first run's eleven rows is 1.2%, of the later 17 3.5%."""
     prediction = predicted(way, 1 if way.startswith("DDP") else gpus, batch, checkpointing)
-    measured = RECORD.peak(way, gpus, batch, checkpointing=checkpointing)
-    assert prediction.peak == pytest.approx(measured, rel=0.05)
-    if len(RECORD.rows) == 11:  # the first run
-        assert prediction.peak == pytest.approx(measured, rel=0.015)
+    measured = record.peak(way, gpus, batch, checkpointing=checkpointing)
+    assert prediction.peak == pytest.approx(measured, rel=0.015 if record is RECORD else 0.04)
     assert sum(prediction.parts.values()) == prediction.peak and set(prediction.parts) <= set(KINDS)
 
 

@@ -52,6 +52,7 @@ def test_the_trial_runs_from_end_to_end_and_a_second_call_trains_nothing(short, 
     assert sft["bits"]["answers"] == SHORT.steps * SHORT.prompts and sft["bits"]["per_token"] > 0
     assert {(b["section"], b["name"]) for b in record["bits"]} == {("race", "LoRA r=4"), *(
         ("control", name) for name in names["control"])}  # fmt: skip
+    assert record["tried"] == [], "everything that was tried was reported too"
     assert record["base"]["race"]["kl"] == 0 and len(record["base"]["race"]["said"]) == 2
 
     monkeypatch.setattr(rewards, "one_run", lambda job: pytest.fail(f"{job['file']} was trained again"))
@@ -87,6 +88,16 @@ def test_the_rate_is_chosen_by_the_mean_on_dev_alone(tmp_path):
         {("race", s): 1 for s in rewards.REPORT} | {("scale", s): 3 for s in rewards.REPORT}
         | {("sparse", s): 1 for s in rewards.REPORT}
     ), "nothing is reported whose rates weren't tried"  # fmt: skip
+
+
+def test_runs_that_chose_a_rate_and_reported_nothing_are_in_the_record_as_what_they_are():
+    mark = {"told": 0.9, "kl": 0.5}
+    head = {"method": "LoRA", "r": 1, "how": "grpo", "reward": "words_told", "settings": {}, "said": [], "seconds": 9.0}
+    rows = [row("LoRA r=1", "choose", lr, 0, dev, "small") | head | {"end": mark, "half": mark, "hardware": "H"}
+            for lr, dev in ((2e-3, 0.9), (1e-3, None))]  # fmt: skip
+    first, second = rewards.record_of(rows, "cpu", False)["tried"]
+    assert (first["lr"], first["split"], first.get("told")) == (1e-3, "dev", None), "it diverged"
+    assert (second["lr"], second["told"], second["told_at_half"], second["hardware"]) == (2e-3, 0.9, 0.9, "H")
 
 
 def test_choosing_and_reporting_share_no_seed_and_no_job_another_jobs_file(tmp_path):

@@ -207,7 +207,7 @@ def test_an_interval_of_no_width_says_why():
     assert fared(ENTRY | {"unit": "powers of two", "small": none}, "small").endswith(
         "grid of factors of 2 on both sides"
     )
-    assert fared(ENTRY | {"small": none}, "small").endswith("every seed has the same setting on both sides")
+    assert fared(ENTRY | {"small": none}, "small").endswith("every seed has the same value on both sides")
 
 
 @pytest.mark.skipif(not recording.OUT.exists(), reason="the record is made on a GPU")
@@ -241,6 +241,20 @@ def test_what_chapters_6_8_and_11_say_of_smollm2_is_in_the_record():
     verdicts = {f["key"]: f["small"]["verdict"] for f in record["findings"]}
     assert (verdicts["targets"], verdicts["attention"], verdicts["rank"]) == ("holds", EDGE, EDGE)
     assert verdicts["nf4 style"] == "holds" and verdicts["nf4 translation"] == EDGE  # fmt: skip
+
+
+@pytest.mark.skipif(not recording.OUT.exists(), reason="the record is made on a GPU")
+def test_what_chapters_2_and_17_say_of_smollm2s_updates_is_in_the_record():
+    rows = json.loads(recording.OUT.read_text(encoding="utf-8"))["tables"]["updates"]["small"]
+    full = {(r["task"], r["cut_to"]): r for r in rows if r["method"] == "full"}
+    kept = {
+        task: [round(100 * full[task, r]["test"]["mean"]) for r in (8, 16, None)] for task in ("style", "translation")
+    }
+    assert kept == {"style": [77, 97, 100], "translation": [57, 80, 98]}
+    assert [round(100 * full[task, 8]["energy"]["mean"]) for task in ("style", "translation")] == [51, 39]
+    whole = [r for r in rows if r["cut_to"] is None]
+    assert len(whole) == 4 and all(r["intruders"]["mean"] == r["intruders"]["high"] == 0 for r in whole)
+    assert [round(100 * r["relative_size"]["mean"], 1) for r in whole if r["method"] == "lora"] == [1.4, 1.9]
 
 
 @pytest.mark.skipif(not recording.OUT.exists(), reason="the record is made on a GPU")

@@ -32,7 +32,7 @@ def meaning(entry: Mapping[str, Any], model: str) -> list[str]:
     found = entry[model]
     told = [found["means"]] if found.get("means") else []
     if "mean" in found and found["low"] == found["high"]:
-        same = "the same point of a grid of factors of 2" if entry["unit"] == "powers of two" else "the same setting"
+        same = "the same point of a grid of factors of 2" if entry["unit"] == "powers of two" else "the same value"
         told.append(f"every seed has {same} on both sides")
     return told
 

@@ -18,11 +18,11 @@ token for 512 tokens, which longer sequences exceed.
 
 Where the constants come from: kernels from ``whole_step.json`` (one H200, batches that keep it busy), launches and
 their spread from the rows with one and two GPUs of ``several_gpus.json``. Its rows with four are left to test the
-model: tests/profiling/test_scaling.py. The link's speed is measured where the record has collectives; else it is
-:data:`LINK`, which is assumed.
+model: tests/profiling/test_scaling.py. The link's speed is that of an all-gather of 512 MiB on two GPUs, in the record
+itself or in ``several_two_gpus.json``.
 
 Attributes:
-    LINK, LATENCY: Bytes a second that a ring gets through one GPU's NVLink (of 450 GB/s nominal), and seconds a hop.
+    LATENCY: Seconds a hop, assumed.
     FORWARD: The forward pass's share of a frozen base's time, and of what LoRA adds to it.
     GPU_ROWS: For each kind of training the row of whole_step.json with its kernels.
 """
@@ -46,10 +46,10 @@ from utils.lora.refusals import check_count
 from utils.profiling.memory import Setup, model_of
 from utils.profiling.meta_layers import FusedAttention
 from utils.profiling.ranks import ENGINES, blocks_of
-from utils.profiling.several import SeveralRecord
+from utils.profiling.several import TWO_GPUS, SeveralRecord
 from utils.profiling.step_costs import StepRecord
 
-LINK, LATENCY = 350e9, 5e-6
+LATENCY = 5e-6
 FORWARD = {"base": 1 / 2, "added": 1 / 3}
 GPU_ROWS = {
     "full": ("full, no optimizer", "none"),
@@ -151,7 +151,6 @@ class Constants:
     parameter: float
     spread: float
     link: float
-    link_measured: bool
 
 
 def measured_constants(record: SeveralRecord | None = None, steps: StepRecord | None = None) -> Constants:
@@ -174,7 +173,7 @@ def measured_constants(record: SeveralRecord | None = None, steps: StepRecord | 
     # Two equations, FSDP2's work beside the launches: groups * g + tensors * p, for LoRA and for full fine-tuning.
     left, right = sharded - operation * lora_16.operations, two - operation * full.operations
     parameter = max(0.0, (left - right) / (lora_16.tensors - full.tensors))
-    link = measured_link(record)
+    links = record if record.collectives else SeveralRecord(TWO_GPUS)
     return Constants(
         token={kind: 1000 * ms / tokens for kind, ms in medians.items()},
         frozen=1000 * frozen / tokens,
@@ -183,18 +182,8 @@ def measured_constants(record: SeveralRecord | None = None, steps: StepRecord | 
         group=1000 * max(0.0, left - parameter * lora_16.tensors) / lora_16.groups,
         parameter=1000 * parameter,
         spread=spread,
-        link=link or LINK,
-        link_measured=link is not None,
+        link=links.speed("all_gather"),
     )
-
-
-def measured_link(record: SeveralRecord) -> float | None:
-    """Bytes a second through a GPU's link by the record's largest all-gather; None when it has none."""
-    rows = [row for row in record.collectives if row["collective"] == "all_gather" and row["gpus"] > 1]
-    if not rows:
-        return None
-    row = max(rows, key=lambda row: (row["bytes"], row["gpus"]))
-    return (row["gpus"] - 1) / row["gpus"] * row["bytes"] / (row["milliseconds"]["median"] / 1000)
 
 
 # ----------------------------------------------------------------------------------------------------------- a step
@@ -326,12 +315,11 @@ def report(run: Run, constants: Constants, tokens: float | None = None, price: f
     Raises what :func:`cost_of` raises.
     """
     step = step_time(run, constants)
-    link = "measured" if constants.link_measured else "assumed"
     lines = [
         f"{run.way}, {run.gpus} GPUs, {run.batch} x {run.length} tokens each: {step.total:.0f} ms a step, "
         f"{run.tokens / step.total * 1000:,.0f} tokens/s; the pace is the {step.bound}'s",
         f"  kernels {step.kernels:.0f} ms, launches {step.host:.0f} ms, gathering {step.gather:.0f} ms, reducing "
-        f"{step.reduce:.0f} ms, AdamW {step.optimizer:.1f} ms; link {constants.link / 1e9:.0f} GB/s ({link})",
+        f"{step.reduce:.0f} ms, AdamW {step.optimizer:.1f} ms; link {constants.link / 1e9:.0f} GB/s",
     ]
     if tokens is not None:
         cost = cost_of(tokens, run, constants, price)

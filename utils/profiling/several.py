@@ -5,6 +5,7 @@ that PyTorch's allocator gave out at most, one number for each rank whose peak w
 
 Attributes:
     WAYS: The names of the ways, engine first.
+    TWO_GPUS: A second record, of two GPUs of another machine, with the speeds of single collectives.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from utils.distributed.bytes import Collective, sent
 from utils.models.device import ASSETS
 from utils.profiling.memory import GB
 
+TWO_GPUS = ASSETS / "measurements" / "several_two_gpus.json"
 WAYS = (
     "DDP, LoRA", "DDP, LoRA 16-bit", "DDP, LoRA fused", "DDP, LoRA compiled", "DDP, LoRA CUDA graphs", "DDP, full",
     "FSDP2, LoRA", "FSDP2, LoRA fused", "FSDP2, QLoRA", "FSDP2, full",
@@ -57,6 +60,18 @@ class SeveralRecord:
             kept = f"  {alone[row['way']] / took['median']:.2f}" if row["gpus"] > 1 else ""
             lines.append(f"{row['way']:22} {row['gpus']} GPU  {took['median']} ms {spread}{kept}")
         return lines
+
+    def speed(self, collective: Collective) -> float:
+        """Bytes a second that each GPU sends in the record's largest `collective` ("all_reduce", "all_gather"), as a
+        ring sends them. Raises ValueError when none was measured.
+        """
+        rows = [row for row in self.collectives if row["collective"] == collective and row["gpus"] > 1]
+        if not rows:
+            raise ValueError(
+                f"the record has no {collective}: tools.measure_gpu several measures it on two GPUs or more"
+            )
+        row = max(rows, key=lambda row: (row["bytes"], row["gpus"]))
+        return sent(collective, row["bytes"], row["gpus"]) / (row["milliseconds"]["median"] / 1000)
 
     def ways(self) -> set[str]:
         """The ways that were measured at any size."""
