@@ -2,7 +2,7 @@
 
     python -m tools.measure_dpo                    one thread: 15 minutes
 
-Written to assets/measurements/dpo.json, which chapter 17 reads, after every run; a run that is in the file is not run
+Written to assets/measurements/dpo.json, which chapter 18 reads, after every run; a run that is in the file is not run
 again. `--trial` runs two steps of one seed and writes nothing.
 """
 

@@ -242,7 +242,7 @@ def test_a_faulty_ledger_is_refused(tmp_path, old, new, said):
 @pytest.mark.parametrize(
     "old, new, said",
     [
-        ('id = "T03"', 'id = "T04"', "has not the traps T01 to T10 in order; missing: T03; twice: T04"),
+        ('id = "T03"', 'id = "T04"', "has not the traps T01 to T11 in order; missing: T03; twice: T04"),
         (TEXT[TEXT.index("[[trap.proof]]") : TEXT.index('[[trap]]\nid = "T02"')], "", "T01 has no proof"),
     ],
 )

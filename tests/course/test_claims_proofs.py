@@ -78,6 +78,28 @@ def test_c31_a_warm_up_below_one_is_a_share_and_the_default_rate_is_2e_5(tmp_pat
     assert SFTConfig.__dataclass_fields__["learning_rate"].default == settings.learning_rate == 2e-5
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # TRL's and PEFT's about names that change, none of which is the claim's
+@pytest.mark.parametrize(("settings", "loaded"), [({}, False), ({"beta": 0.1}, True)], ids=["default", "beta 0.1"])
+def test_c81_grpo_loads_a_reference_only_where_beta_is_set(tmp_path, settings, loaded):
+    """Of a model that trains in full, which has no adapter to switch off."""
+    from datasets import Dataset
+    from trl import GRPOConfig, GRPOTrainer
+
+    from utils.models import load_tiny
+
+    assert GRPOConfig.__dataclass_fields__["beta"].default == 0
+    args = GRPOConfig(
+        output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to="none", per_device_train_batch_size=8, **settings
+    )
+    model, tokenizer = load_tiny()
+    rows = Dataset.from_list([{"prompt": "Tell me a story about a fox."}])
+    trainer = GRPOTrainer(
+        model, lambda completions, **_: [0.0] * len(completions), args, rows, processing_class=tokenizer
+    )
+    assert (trainer.ref_model is not None) == loaded
+
+
 METHODS = {"linear", "ties", "dare_linear", "dare_ties", "magnitude_prune"}
 
 

@@ -125,7 +125,7 @@ KINDS = [
          "messages: message 1 has the role 'narrator'; known are system, user, assistant, tool"),
     Kind("the user has the last word", "a.jsonl", lines({"messages": t[:3]} for t in LONG), "no answer to learn"),
     Kind("text alone", "a.jsonl", lines({"text": q} for q, _ in PAIRS), "A text alone has no answer to learn"),
-    Kind("preference pairs", "a.jsonl", lines(pairs("chosen", "rejected", prompt="x")), "which DPO takes (chapter 17)"),
+    Kind("preference pairs", "a.jsonl", lines(pairs("chosen", "rejected", prompt="x")), "which DPO takes (chapter 18)"),
     Kind("names that nobody knows", "a.jsonl", lines(pairs("id", "foo")),
          "no record has a question and an answer under names that the course knows; yours have id, foo"),
     Kind("a CSV without a header", "a.csv", table(",", PAIRS[0]).encode(), "Is the first line a header"),

@@ -11,6 +11,7 @@ from utils.data.chat import render
 from utils.data.labels import batches
 from utils.evaluate import diagnose_cases as cases
 from utils.evaluate.diagnose import (
+    LAST,
     Chart,
     Signs,
     applied_scaling,
@@ -25,6 +26,7 @@ from utils.evaluate.diagnose import (
 from utils.lora import inject
 from utils.models import load_base, profile, widen_trainable
 from utils.tinyworld import task_examples
+from utils.tinyworld.rewarded import gold_examples, request_rows
 from utils.train.adapter_cache import trained_adapter
 from utils.train.loop import train
 
@@ -607,6 +609,48 @@ def test_dropout_left_on(tokenizer):
 
 
 # ------------------------------------------------------------------------------------------------ what TRL really does
+
+
+WORDS = [chr(97 + n // 26) + chr(97 + n % 26) for n in range(60)]  # sixty of them, all different
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        (WORDS[:LAST], []),
+        (WORDS[: LAST // 2] * 2, []),
+        ([*WORDS[: LAST // 2 - 1], *["fox"] * (LAST // 2 + 1)], []),
+        ([*WORDS[: LAST // 2 - 2], *["fox"] * (LAST // 2 + 2)], ["repeated words"]),
+        ([*WORDS[:50], *["Fox", "fox."] * 12], ["repeated words"]),
+        ([*["fox"] * 50, *WORDS[:LAST]], []),
+        (["fox"] * (LAST - 1), []),
+        ([], []),
+    ],
+    ids=[
+        "none",
+        "half",
+        "just under half",
+        "over half",
+        "at the end of a long one",
+        "at its beginning",
+        "short",
+        "empty",
+    ],
+)
+def test_answers_that_say_a_word_again_and_again(new, tokenizer, said, expected):
+    assert signs_of(examine(new, tokenizer, answers=[" ".join(said)] * 3)) == expected
+
+
+def test_one_answer_that_repeats_is_no_finding_and_most_are_named_with_the_word(new, tokenizer):
+    fine, bad = " ".join(WORDS[:LAST]), " ".join(["lake", *["fox"] * (LAST - 1)])
+    assert examine(new, tokenizer, answers=[fine, fine, bad]) == examine(new, tokenizer, answers=[]) == []
+    (found,) = examine(new, tokenizer, answers=[bad, fine, bad])
+    assert f"8% are new (the median of 3 answers); one says 'fox' {LAST - 1} times" in found.text
+
+
+def test_the_tasks_own_stories_do_not_repeat_themselves(new, tokenizer):
+    told = gold_examples(request_rows("four", "train", 50))
+    assert examine(new, tokenizer, answers=[example.answer for example in told]) == []
 
 
 @pytest.fixture

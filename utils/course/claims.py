@@ -51,6 +51,7 @@ QUESTIONS = {
     "merge": "Does merging change the answers, or the speed?",
     "serve": "How do I serve it, or several adapters at once?",
     "variant": "Which variant of LoRA?",
+    "reward": "Preferences, rewards, a teacher: what do they need?",
     "install": "What has to be installed?",
 }
 

@@ -198,7 +198,7 @@ def _refusal(spelled: Mapping[str, str], rows: Sequence[Mapping[str, Any]], name
     has = ", ".join(list(spelled.values())[:12]) + (", ..." if len(spelled) > 12 else "")
     hint = ""
     if {"chosen", "rejected"} <= set(spelled):
-        hint = " These are preference pairs, which DPO takes (chapter 17); here each record has one answer to learn."
+        hint = " These are preference pairs, which DPO takes (chapter 18); here each record has one answer to learn."
     elif len(spelled) == 1 and set(spelled) <= {"text", "content", "document"}:
         hint = " A text alone has no answer to learn: cut each into instruction and output where the answer begins."
     elif "CSV" in found.kind or "tabs" in found.kind:

@@ -15,12 +15,14 @@ Attributes:
     WORSE: A held-out loss that ends by this share above its lowest value is overfitting's, and by as many nats at least
         as a twentieth.
     BENEATH: By so much, as a share of their size, 16-bit rounding doesn't change weights; another base does.
+    LAST, REPEATS: An answer repeats itself where, of so many words at its end, a smaller share than this is new there.
 """
 
 from __future__ import annotations
 
 import math
 import sys
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate, islice
 from pathlib import Path
@@ -36,6 +38,7 @@ from utils.data.records import Record
 from utils.data.report import data_report
 from utils.lora.checkpoint import fitting_adapter
 from utils.lora.target_modules import expert_parameters
+from utils.tinyworld.rewarded import distinct, spoken
 from utils.train.loop import (
     MAX_GRAD_NORM,
     WARMUP_STEPS,
@@ -58,6 +61,7 @@ START = 0.02
 ENOUGH = 20
 WORSE = 0.1
 BENEATH = 0.01
+LAST, REPEATS = 24, 0.5
 
 
 class Chart(NamedTuple):
@@ -247,6 +251,7 @@ def examine(
     adapter: str | Path | None = None,
     records: Sequence[Record] | None = None,
     held_out: Sequence[Record] | None = None,
+    answers: Sequence[str] | None = None,
 ) -> list[Finding]:
     """What is off with a run or with a model that answers; an empty list when nothing is.
 
@@ -258,7 +263,8 @@ def examine(
     base is beneath it. `base` with `batch`: tokens that the base doesn't have and whose embeddings don't train; with
     `chart` as well: a new adapter changes nothing, so the first loss is the base's; the batch must be the run's first,
     and dropout 0. `records` to train on: special tokens written out in them; with `held_out` ones: prompts that are in
-    both. The LoRA layers of a PEFT model are always held against its config. Raises ValueError when `adapter` is given
+    both. `answers` that the model sampled: whether most of them say the same words again and again. The LoRA layers of
+    a PEFT model are always held against its config. Raises ValueError when `adapter` is given
     without `base`, or `held_out` without `records`, and what :func:`utils.lora.checkpoint.fitting_adapter` and
     :func:`utils.data.report.data_report` raise.
     """
@@ -285,6 +291,8 @@ def examine(
         found += _stops(model, tokenizer) + _dropout(model)
     if base is not None and adapter is not None:
         found += _strength(model, base, adapter)
+    if answers is not None:
+        found += _repeats(answers)
     return found
 
 
@@ -594,6 +602,23 @@ def _dropout(model: nn.Module) -> list[Finding]:
     return (
         [Finding("dropout on", f"{len(on)} dropout layers are active: call model.eval() before you ask")] if on else []
     )
+
+
+def _repeats(answers: Sequence[str]) -> list[Finding]:
+    """Answers that say few words, each many times; short ones, which hold fewer than LAST words, aren't judged."""
+    ends = [said[-LAST:] for said in map(spoken, answers) if len(said) >= LAST]
+    shares = [distinct(" ".join(end)) for end in ends]
+    if not shares or median(shares) >= REPEATS:
+        return []
+    (word, times), *_ = Counter(ends[shares.index(min(shares))]).most_common(1)
+    return [
+        Finding(
+            "repeated words",
+            f"of the last {LAST} words of an answer {median(shares):.0%} are new (the median of {len(ends)} answers); "
+            f"one says {word!r} {times} times. After training on a reward: it pays for repeating, so let it count a "
+            "word once. Else sample with a temperature, or look for a merge done twice",
+        )
+    ]
 
 
 class Strength(NamedTuple):
