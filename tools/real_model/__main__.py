@@ -18,7 +18,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=package.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"of {', '.join(SECTIONS)} (default: all)")
     parser.add_argument("--model", choices=PLANS, default="small")
-    parser.add_argument("--work", type=Path, required=True, help="where finished jobs are kept")
+    parser.add_argument("--work", type=Path, default=record.JOBS, help="where finished jobs are kept (%(default)s)")
     parser.add_argument("--workers", type=int, default=2, help="processes on the card; 0: this one alone")
     parser.add_argument("--card", type=float, default=0.95, help="the share of the card's memory for all of them")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="give up what isn't done after so long")

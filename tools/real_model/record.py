@@ -6,23 +6,39 @@ import json
 from pathlib import Path
 
 from tools.ensemble import write
+from tools.real_model.choosing import Row
 from tools.real_model.findings import table
+from tools.real_model.jobs import jobs_of
 from tools.real_model.page import PAGE, write_page
+from tools.real_model.plan import PLANS, SECTIONS
 from tools.real_model.tables import tables
 
 OUT = Path(__file__).resolve().parents[2] / "assets" / "measurements" / "real_model.json"
+JOBS = OUT.with_name("real_model_jobs")  # the jobs behind it that are kept, those of unfinished sections too
 ABOUT = "about"  # the file of a work folder that says on what its jobs ran
 
 
-def record(work: Path, out: Path = OUT, page: Path = PAGE) -> None:
-    """Write the record from all the jobs' files in `work`, the ledger's page from it, and print the table.
-
-    What the record at `out` has and `work` doesn't stays; a section that `work` has in part is mixed of both, so give a
-    section all of its jobs. Raises FileNotFoundError where nothing was trained in `work`.
+def finished(work: Path) -> list[Row]:
+    """The rows of the jobs in `work`, of each section and task that has all of its jobs there: half of a section's
+    settings would be compared with each other alone.
     """
-    rows = [row for file in sorted(work.glob("*.json")) for row in json.loads(file.read_text(encoding="utf-8"))]
+    rows: list[Row] = []
+    for model in PLANS:
+        groups: dict[tuple, list[Path]] = {}
+        for job in jobs_of(model, [name for name in SECTIONS if name != "pilot"], work, "cpu", False):
+            groups.setdefault((job["section"], job.get("task")), []).append(Path(job["file"]))
+        whole = [files for files in groups.values() if all(file.exists() for file in files)]
+        rows += [row for files in whole for file in files for row in json.loads(file.read_text(encoding="utf-8"))]
+    return rows
+
+
+def record(work: Path, out: Path = OUT, page: Path = PAGE) -> None:
+    """Write the record from the :func:`finished` jobs in `work`, the ledger's page from it, and print the table.
+
+    What the record at `out` has and `work` doesn't stays. Raises FileNotFoundError where nothing was trained in `work`.
+    """
+    rows = finished(work)
     about = json.loads((work / ABOUT).read_text(encoding="utf-8"))
-    rows = [row for row in rows if row["section"] != "pilot"]
     before = json.loads(out.read_text(encoding="utf-8")) if out.exists() else {}
     findings, behind = table(rows, before.get("findings", ())), tables(rows, before.get("tables"))
     write(out, {
