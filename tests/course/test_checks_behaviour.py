@@ -101,7 +101,7 @@ def test_a_float32_result_is_right_within_float32s_tolerance():
         (0.5, "got"),
         (True, "got"),
         ("0.33", "got"),
-        (None, "is a return missing?"),
+        (None, "got None"),
     ],
 )
 def test_a_loss_that_is_no_tensor_is_told_to_stay_one(got, told):
