@@ -1,9 +1,17 @@
 """What comparing results can't judge: gradients that pass, and what a task forbids."""
 
+import numpy as np
 import pytest
 import torch
 
-from utils.course.checks.behaviour import same_gradients, without_autograd, without_loop, without_matrix
+from utils.course.checks.behaviour import (
+    float32_will_do,
+    same_gradients,
+    same_loss,
+    without_autograd,
+    without_loop,
+    without_matrix,
+)
 from utils.course.checks.registry import Wrong
 
 
@@ -58,6 +66,48 @@ def test_a_modules_parameters_are_compared():
     test = same_gradients(lambda module, x: module(x), make, ("module", "x"))
     assert said(test, lambda module, x: x @ module.weight.T + module.bias) == ""
     assert "reaches module" in said(test, lambda module, x: x @ module.weight.detach().T + module.bias)
+
+
+def test_a_frozen_argument_may_be_cut_off_and_no_other():
+    test = same_gradients(forward, layer, NAMES, frozen=("x",))
+    assert said(test, lambda x, A, B, s: forward(x.detach(), A, B, s)) == ""
+    assert "reaches A" in said(test, lambda x, A, B, s: forward(x, A.detach(), B, s))
+
+
+def test_gradients_through_a_float32_result_have_its_digits():
+    def make():
+        return tuple(torch.randn(5, dtype=torch.float64) for _ in range(2))
+
+    test = same_gradients(lambda x, w: (x * w.exp()).sum(), make, ("x", "w"))
+    assert said(test, lambda x, w: (x.float() * w.float().exp()).sum()) == ""
+    assert "through it is not" in said(test, lambda x, w: (x.float() * w.float()).sum())
+
+
+THIRD = torch.tensor(1 / 3, dtype=torch.float64)
+
+
+def test_a_float32_result_is_right_within_float32s_tolerance():
+    assert float32_will_do(THIRD, THIRD.float()) is True
+    assert "expected about" in float32_will_do(THIRD, THIRD.float() * 1.001)
+    assert "not their dtype" in float32_will_do(THIRD, THIRD.half())
+
+
+@pytest.mark.parametrize(
+    ("got", "told"),
+    [
+        (1 / 3, "a Python number, which has no gradient, and a loss is trained through: keep it a tensor"),
+        (np.float64(1 / 3), "a numpy number, which has no gradient"),
+        (np.array(1 / 3), "a numpy array, which has no gradient, and a loss is trained through: compute it in torch"),
+        (0.5, "got"),
+        (True, "got"),
+        ("0.33", "got"),
+        (None, "got None"),
+    ],
+)
+def test_a_loss_that_is_no_tensor_is_told_to_stay_one(got, told):
+    message = same_loss(THIRD, got)
+    assert isinstance(message, str) and told in message and "torch.tensor(" not in message
+    assert same_loss(THIRD, THIRD.clone()) is True
 
 
 def test_a_matrix_that_is_made_is_found():

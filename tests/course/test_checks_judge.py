@@ -98,6 +98,21 @@ def test_a_value_instead_of_a_function(delta):
     )
 
 
+def test_a_function_that_a_library_calls_is_called_by_name():
+    exercise("share", reference=lambda part, whole: part / whole, cases=[(1, 4), (6, 2)], by_name=True, mistakes=NEVER)
+    for right in (
+        lambda part, whole: part / whole,
+        lambda whole, part: part / whole,
+        lambda part, **more: part / more["whole"],
+    ):
+        assert evaluate("share", right).state == judge.PASSED
+    for wrong in (lambda p, w: p / w, lambda part, whole, /: part / whole, lambda *both: both[0] / both[1]):
+        result = evaluate("share", wrong)
+        assert result.state == judge.NOT_RIGHT and result.named
+        assert "is called by name, with (part=..., whole=...): keep these names." in result.message
+    assert "case 1 of 2, called with part=1, whole=4" in evaluate("share", lambda part, whole: 7.0).message
+
+
 # ------------------------------------------------------------------------------- mistakes are remembered
 
 

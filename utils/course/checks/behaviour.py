@@ -7,6 +7,7 @@ sentence for the learner. Operations are watched while the answer runs; its sour
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Callable, Sequence
 from typing import Any
 from unittest import mock
@@ -18,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from utils.course.checks.calls import fresh, seed
 from utils.course.checks.compare import difference
+from utils.course.checks.describe import is_tensor_or_array
 from utils.course.checks.registry import Wrong
 
 Make = Callable[[], tuple[Any, ...]]
@@ -39,6 +41,26 @@ def numbers_within(relative: float) -> Callable[[Any, Any], bool | str]:
     return compare
 
 
+def float32_will_do(expected: Any, got: Any) -> bool | str:
+    """A ``compare`` for tensors in float64: a float32 result is as good where it agrees within float32's tolerance."""
+    single = isinstance(got, Tensor) and got.dtype == torch.float32
+    return difference(expected, got, any_dtype=single) or True
+
+
+def same_loss(expected: Any, got: Any) -> bool | str:
+    """A ``compare`` for what is trained through, as `float32_will_do`: the right number that is no tensor is told to
+    stay one. Made a tensor again, it would have no gradient."""
+    array = is_tensor_or_array(got)
+    if isinstance(got, Tensor) or not (array or isinstance(got, numbers.Real)) or isinstance(got, bool):
+        return float32_will_do(expected, got)
+    if float32_will_do(expected, torch.as_tensor(got, dtype=torch.float32)) is not True:
+        return difference(expected, got) or True
+    numpy = type(got).__module__ == "numpy"
+    is_ = f"a numpy {'array' if array else 'number'}" if numpy else "a Python number"
+    how = "compute it in torch, without .numpy()" if numpy else "keep it a tensor, without .item() or float(...)"
+    return f"the value is right, but it is {is_}, which has no gradient, and a loss is trained through: {how}."
+
+
 def same_factors(expected: Any, got: Any) -> bool | str:
     """A ``compare`` for a pair of factors ``(A, B)``: any two of the expected shapes and dtype will do whose product
     ``B @ A`` is the expected one's."""
@@ -58,33 +80,35 @@ def _is_pair(answer: Any) -> bool:
     return bool(factors) and matrices and answer[1].shape[1] == answer[0].shape[0]
 
 
-def same_gradients(reference: Callable[..., Any], make: Make, names: Sequence[str]) -> Test:
+def same_gradients(reference: Callable[..., Any], make: Make, names: Sequence[str], frozen: Sequence[str] = ()) -> Test:
     """The result can be trained through: a backward pass gives the arguments the reference's gradients.
 
     make: the arguments of one call. names: of all arguments, in their order; those that are floating-point tensors
     are differentiated, and those in a list. A module among the arguments has the gradients of its parameters compared,
-    those that train.
+    those that train. frozen: the arguments that nobody trains, such as a teacher's: an answer may cut them off. A
+    gradient that went through a result of a coarser dtype than the argument's is compared in that dtype.
     """
+    trains = [name not in frozen for name in names]
 
     def test(answer: Any) -> None:
-        expected, got = _gradients(reference, make), _gradients(answer, make)
+        expected, got = _gradients(reference, make, trains), _gradients(answer, make, trains)
         if isinstance(got, str):
             raise Wrong(got)
         for place, (want, have) in enumerate(zip(expected, got, strict=True)):
             for wanted, had in zip(want, have, strict=True):
                 if wanted is not None and had is None:
                     raise Wrong(f"no gradient reaches {names[place]} through your result: {_CUT}.")
-                if (said := wanted is not None and difference(wanted, had)) and had is not None:
+                if (said := wanted is not None and difference(wanted, had, any_dtype=True)) and had is not None:
                     raise Wrong(f"your result is right, but the gradient of {names[place]} through it is not: {said}")
 
     return test
 
 
-def _gradients(function: Callable[..., Any], make: Make) -> list[list[Tensor | None]] | str:
+def _gradients(function: Callable[..., Any], make: Make, trains: Sequence[bool]) -> list[list[Tensor | None]] | str:
     """The gradients of each argument's tensors, or what is in the way of a backward pass."""
     seed()
     arguments = tuple(fresh(argument) for argument in make())
-    leaves = [_trained(argument) for argument in arguments]
+    leaves = [_trained(argument) if trained else [] for argument, trained in zip(arguments, trains, strict=True)]
     seed()
     with torch.enable_grad():
         results = [leaf for leaf in tree_leaves(function(*arguments)) if isinstance(leaf, Tensor)]
@@ -95,7 +119,14 @@ def _gradients(function: Callable[..., Any], make: Make) -> list[list[Tensor | N
         weights = (torch.linspace(0.5, 2.0, result.numel(), dtype=result.dtype) for result in floating)
         total = sum((r * w.view(r.shape)).sum() for r, w in zip(floating, weights, strict=True))
         torch.as_tensor(total).backward()
-    return [[leaf.grad for leaf in of_one] for of_one in leaves]
+    coarsest = max((result.dtype for result in floating), key=lambda dtype: torch.finfo(dtype).eps)
+    return [[_rounded(leaf.grad, coarsest) for leaf in of_one] for of_one in leaves]
+
+
+def _rounded(gradient: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """The gradient in `dtype`, if that has fewer digits."""
+    coarser = gradient is not None and torch.finfo(dtype).eps > torch.finfo(gradient.dtype).eps
+    return gradient.to(dtype) if gradient is not None and coarser else gradient
 
 
 def _trained(argument: Any) -> list[Tensor]:

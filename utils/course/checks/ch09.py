@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from utils.course.checks.behaviour import same_gradients
-from utils.course.checks.compare import difference
+from utils.course.checks.behaviour import same_gradients, same_loss
 from utils.course.checks.references import ch09 as lesson
 from utils.course.checks.registry import Mistake, exercise
 
@@ -380,18 +379,6 @@ def _drawn_tokens(rng: random.Random) -> tuple[list[Tensor]]:
     return ([part * (torch.rand(len(part)) < 0.8) for part in losses],)  # a token that is foreseen surely costs nothing
 
 
-_NUMBER = (
-    "the value is right, but it is a Python number, which has no gradient, and the next cells call .backward() on the "
-    "loss: keep it a tensor, without .item() or float(...)."
-)
-
-
-def _same_loss(expected: Any, got: Any) -> bool | str:
-    if isinstance(expected, Tensor) and type(got) in (int, float) and math.isclose(float(expected), got, rel_tol=1e-4):
-        return _NUMBER
-    return difference(expected, got) or True
-
-
 def _added_in_place(losses: list[Tensor]) -> Tensor:
     count = sum(len(part) for part in losses)
     for i, part in enumerate(losses):
@@ -404,7 +391,7 @@ exercise(
     reference=lesson.accumulated_loss,
     cases=[_per_token(2, 9), _per_token(5, 1, 3), _per_token(4)],
     drawn=_drawn_tokens,
-    compare=_same_loss,
+    compare=same_loss,
     test=same_gradients(lesson.accumulated_loss, _per_token(3, 5), ["losses"]),
     mistakes=[
         Mistake(
@@ -451,7 +438,9 @@ exercise(
             lambda losses: [part.mean() for part in losses],
             "one loss is asked for, from all the batches together.",
         ),
-        Mistake(lambda losses: torch.cat(losses).mean().item(), _NUMBER),
+        Mistake(
+            lambda losses: torch.cat(losses).mean().item(), expect="keep it a tensor, without .item() or float(...)"
+        ),
         Mistake(lambda losses: torch.cat(losses).mean().detach(), expect="no gradient passes through your result"),
         Mistake(_added_in_place, expect="changes its input"),
     ],

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import random
 import re
+import string
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,10 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from utils.course.checks.behaviour import same_gradients
+from utils.course.checks.behaviour import float32_will_do, same_gradients, same_loss
 from utils.course.checks.compare import difference
+from utils.course.checks.describe import is_tensor_or_array
 from utils.course.checks.references import ch18 as lesson
-from utils.course.checks.registry import Mistake, exercise
+from utils.course.checks.registry import Mistake, Wrong, exercise
 
 # ------------------------------------------------------------------------------------------------------------- DPO
 
@@ -45,13 +48,18 @@ exercise(
     reference=lesson.dpo_loss,
     cases=[_preferences(1, 0.5), _preferences(4, 0.1), _preferences(3, 1.0), _hopeless],
     drawn=lambda rng: _preferences(rng.randint(1, 6), rng.choice([0.05, 0.1, 0.3, 0.5]))(),
+    compare=same_loss,
     test=same_gradients(
-        lesson.dpo_loss, _preferences(4, 0.3), ("chosen", "rejected", "ref_chosen", "ref_rejected", "beta")
+        lesson.dpo_loss,
+        _preferences(4, 0.3),
+        names=("chosen", "rejected", "ref_chosen", "ref_rejected", "beta"),
+        frozen=("ref_chosen", "ref_rejected"),
     ),
     mistakes=[
         _of_lead(
             lambda lead, beta: -torch.log(torch.sigmoid(beta * lead)).mean(),
-            "the sigmoid of a very negative lead is 0, and its logarithm -inf: F.logsigmoid does both at once.",
+            "a very negative lead makes it infinite: its sigmoid is 0, with the logarithm -inf, and in "
+            "log(1 + exp(-lead)) the exponential overflows. F.logsigmoid(lead) is -log(1 + exp(-lead)) without either.",
         ),
         _of_lead(
             lambda lead, beta: 1 - torch.sigmoid(beta * lead).mean(),
@@ -121,17 +129,30 @@ def _rewards(prompts: int, group: int, offset: float = 0.0):
 
 
 def _small_spread() -> tuple[Tensor]:
-    """Rewards so near to each other that 1e-4 shows, and a group of equal ones."""
-    return (torch.tensor([[1.0, 1.0002, 0.9999], [0.5, 0.5, 0.5]], dtype=torch.float64),)
+    """Rewards so near to each other that 1e-4 shows, and a group of equal ones; float32 has the digits for it, too."""
+    return (torch.tensor([[0.0, 0.0002, -0.0001], [0.5, 0.5, 0.5]], dtype=torch.float64),)
 
 
 def _above(rewards: Tensor) -> Tensor:
     return rewards - rewards.mean(dim=1, keepdim=True)
 
 
+def _normalized(eps: float, message: str) -> Mistake:
+    """The mistake of an answer that leaves it to layer_norm."""
+    return Mistake(lambda rewards: F.layer_norm(rewards, rewards.shape[1:], eps=eps), message)
+
+
+def _with_constant(eps: str) -> Mistake:
+    return Mistake(
+        lambda rewards: _above(rewards) / (rewards.std(dim=1, keepdim=True) + float(eps)),
+        f"you add {eps} to the standard deviation, and 1e-4 is asked for, as in TRL.",
+    )
+
+
 exercise(
     "group_advantages",
     reference=lesson.group_advantages,
+    compare=float32_will_do,
     cases=[_rewards(2, 4, 1.0), _small_spread, _rewards(1, 2), _rewards(3, 3, 2.0)],
     drawn=lambda rng: _rewards(rng.randint(1, 5), rng.randint(2, 8), rng.choice([0.0, 1.0]))(),
     mistakes=[
@@ -159,6 +180,17 @@ exercise(
         Mistake(
             lambda rewards: _above(rewards) / rewards.std(dim=1, keepdim=True),
             "1e-4 is missing below the line: a group of equal rewards gives 0 / 0, which is NaN.",
+        ),
+        *(_with_constant(eps) for eps in ("1e-3", "1e-5", "1e-6", "1e-8", "1e-12")),
+        _normalized(
+            1e-5,
+            "layer_norm divides by the root of the variance plus 1e-5, and the variance is without Bessel's "
+            "correction: take mean and std yourself.",
+        ),
+        _normalized(
+            1e-4,
+            "layer_norm adds its eps to the variance, under the root, and takes that without Bessel's correction: take "
+            "mean and std yourself.",
         ),
         Mistake(
             lambda rewards: (rewards - rewards.mean(0, keepdim=True)) / (rewards.std(0, keepdim=True) + 1e-4),
@@ -229,25 +261,18 @@ def _of_gains(reduce: Callable[[Any, Any], Any], message: str | None = None, exp
     return Mistake(answer, message, expect)
 
 
-def _trains_the_policy(answer: Callable[..., Any]) -> None:
-    """The gradient of log_probs is the reference's; that of the others nobody needs."""
-    rest = _tokens(4, 5)()[1:]
-
-    def only(function: Callable[..., Any]) -> Callable[[Any], Any]:
-        return lambda log_probs: function(log_probs, *rest)
-
-    def make():
-        return (rest[0] + 0.3 * torch.randn(4, 5, dtype=torch.float64),)
-
-    same_gradients(only(lesson.grpo_loss), make, ("log_probs",))(only(answer))
-
-
 exercise(
     "grpo_loss",
     reference=lesson.grpo_loss,
     cases=[_tokens(4, 5), _tokens(2, 3, 0.0), _tokens(3, 6, 0.6)],
     drawn=_drawn_tokens,
-    test=_trains_the_policy,
+    compare=same_loss,
+    test=same_gradients(
+        lesson.grpo_loss,
+        _tokens(4, 5),
+        names=("log_probs", "old", "advantages", "mask", "epsilon"),
+        frozen=("old", "advantages"),
+    ),
     mistakes=[
         _of_ratio(
             lambda ratio, gain, e: ratio * gain,
@@ -266,6 +291,19 @@ exercise(
             lambda ratio, gain, e: torch.minimum(ratio, ratio.clamp(1 - e, 1 + e)) * gain,
             "the minimum was taken of the ratios. Multiply by the advantage first: for a negative advantage the "
             "smaller gain comes from the larger ratio.",
+        ),
+        _of_ratio(
+            lambda ratio, gain, e: (ratio * gain).clamp(1 - e, 1 + e),
+            "you clipped the gain, ratio * advantage. Clip the ratio: an advantage may have any size and sign.",
+        ),
+        _of_ratio(
+            lambda ratio, gain, e: torch.minimum(ratio * gain, (ratio * gain).clamp(1 - e, 1 + e)),
+            "the second of the two is the gain clipped. It is the ratio that is clipped, and then multiplied by the "
+            "advantage: ratio.clamp(1 - epsilon, 1 + epsilon) * advantage.",
+        ),
+        _of_ratio(
+            lambda ratio, gain, e: torch.minimum(ratio * gain, ratio * gain.clamp(1 - e, 1 + e)),
+            "you clipped the advantage. It is the ratio that stays between 1 - epsilon and 1 + epsilon.",
         ),
         _of_ratio(
             lambda ratio, gain, e: torch.minimum(ratio.log() * gain, ratio.log().clamp(1 - e, 1 + e) * gain),
@@ -315,11 +353,15 @@ exercise(
 
 
 def _texts(*rows: tuple[str, str]):
-    """Completions, each with the words asked for, in one string."""
-    return lambda: (["Tell me a story."] * len(rows), [text for text, _ in rows], [asked.split() for _, asked in rows])
+    """Completions, each with the words asked for, in one string; its prompt says the first of them."""
+    asked = [words.split() for _, words in rows]
+    return lambda: ([f"Tell me a story about a {words[0]}." for words in asked], [text for text, _ in rows], asked)
 
 
-_SAYS = ("the", "fox", "foxglove", "kite", "kites", "red", "lake", "sang", "bear", "Fox", "RED", "lake,", "fox!")
+_SAYS = (
+    "the", "fox", "foxglove", "kite", "kites", "red", "lake", "sang", "bear", "Fox", "RED", "lake,", "fox!", "kite?",
+    '"Fox?"', "lake;", "'bear'", "red--bear", "sang\nkite",
+)  # fmt: skip
 
 
 def _drawn_texts(rng: random.Random) -> tuple[Any, ...]:
@@ -331,8 +373,8 @@ def _drawn_texts(rng: random.Random) -> tuple[Any, ...]:
 
 
 def _as_list(expected: Any, got: Any) -> bool | str:
-    """Any row of numbers will do: a list, a tuple, a tensor."""
-    if isinstance(got, Tensor) and got.ndim == 1:
+    """Any row of numbers will do: a list, a tuple, a tensor, an array."""
+    if is_tensor_or_array(got) and got.ndim == 1:
         got = got.tolist()
     if isinstance(got, Sequence) and not isinstance(got, str):
         if len(got) != len(expected):
@@ -353,8 +395,22 @@ def _of_text(score: Callable[[str, list[str]], float], message: str) -> Mistake:
     )
 
 
+def _takes_other_columns(answer: Callable[..., Any]) -> None:
+    try:
+        answer(prompts=["Tell me a story."], completions=["A fox."], words=[["fox"]], place=["lake"])
+    except TypeError:
+        raise Wrong(
+            "a trainer gives a reward all columns of the data, and yours fails when they hold another one, such as "
+            "place=[...]: let the parameters end in **columns."
+        ) from None
+
+
 def _spoken(text: str) -> list[str]:
     return re.findall(r"[a-z]+", text.lower())
+
+
+def _stripped(marks: str) -> Callable[[str, list[str]], float]:
+    return lambda text, asked: _share([word.strip(marks) for word in text.lower().split()], asked)
 
 
 def _share(said: Sequence[str] | set[str] | str, asked: Sequence[str]) -> float:
@@ -364,7 +420,9 @@ def _share(said: Sequence[str] | set[str] | str, asked: Sequence[str]) -> float:
 exercise(
     "reward_words",
     reference=lesson.reward_words,
+    by_name=True,
     compare=_as_list,
+    test=_takes_other_columns,
     cases=[
         _texts(("The fox had a red kite.", "fox red kite lake"), ("A bear!", "bear lake")),
         _texts(("fox fox fox fox", "fox lake"), ("The lake, the lake.", "fox lake red")),
@@ -374,12 +432,18 @@ exercise(
         ),
         _texts(("", "fox lake"), ("The fox.", "fox")),
         _texts(("The red fox sang.", "fox red"), ("Nothing at all.", "fox red")),
+        _texts(("\"Fox?\" asked the lake; the 'kite'--red as ever--sang\nbear.", "fox lake kite red bear")),
     ],
     drawn=_drawn_texts,
     mistakes=[
         _of_text(
             lambda text, asked: sum(word in asked for word in _spoken(text)) / len(asked),
             "a word that is said three times counts three times: this is the reward that was hacked. Make a set of "
+            "what was said.",
+        ),
+        _of_text(
+            lambda text, asked: min(1.0, sum(word in asked for word in _spoken(text)) / len(asked)),
+            "a word that is said twice counts twice, up to 1: four times the same word is paid in full. Make a set of "
             "what was said.",
         ),
         _of_text(
@@ -393,6 +457,24 @@ exercise(
         _of_text(
             lambda text, asked: _share(text.lower().split(), asked),
             'split() leaves the punctuation on: "fox." is not "fox". re.findall(r"[a-z]+", ...) takes letters only.',
+        ),
+        *(
+            _of_text(
+                _stripped(marks),
+                f"strip({marks!r}) takes off those marks alone: a text has quotes, ? and ; as well, and a dash between "
+                'two words. re.findall(r"[a-z]+", ...) takes letters only.',
+            )
+            for marks in (".,!", ".,!?", ".,!?;:")
+        ),
+        _of_text(
+            _stripped(string.punctuation),
+            'a dash joins words: strip(...) leaves "kite--red" one word, and with the punctuation deleted it is '
+            '"kitered". re.findall(r"[a-z]+", ...) cuts there.',
+        ),
+        _of_text(
+            lambda text, asked: _share(re.sub(r"[^a-z ]", "", text.lower()).split(" "), asked),
+            "with all but letters and spaces deleted, the words on both sides of a dash or of a line's end grow into "
+            "one. Put a space in the place of what you delete.",
         ),
         _of_text(
             lambda text, asked: _share(text.split(), asked),
@@ -424,6 +506,19 @@ exercise(
         ),
         Mistake(
             lambda prompts, completions, words, **columns: [
+                _share(_spoken(f"{prompt} {text}"), asked)
+                for prompt, text, asked in zip(prompts, completions, words, strict=True)
+            ],
+            "a word that only the prompt says counts as told: look into the completion alone.",
+        ),
+        Mistake(
+            lambda prompts, completions, words: [
+                _share(_spoken(text), asked) for text, asked in zip(completions, words, strict=True)
+            ],
+            expect="let the parameters end in **columns",
+        ),
+        Mistake(
+            lambda prompts, completions, words, **columns: [
                 _share(_spoken(text), asked) for text, asked in zip(completions, words, strict=True) if text
             ],
             expect="one for each is asked for, 0 for an empty one",
@@ -452,8 +547,29 @@ def _logits(*shape: int, scale: float = 2.0):
 
 
 def _large() -> tuple[Tensor, Tensor]:
-    """Logits so far apart that a probability is 0 and its logarithm isn't a number."""
-    return torch.tensor([[[0.0, 2000.0]]], dtype=torch.float64), torch.tensor([[[0.0, 1998.0]]], dtype=torch.float64)
+    """Logits so far apart that a probability is 0 and its logarithm isn't a number, beside ordinary ones."""
+    student = torch.tensor([[[1.0, 2000.0, -3.0], [0.5, -1.0, 2.0]]], dtype=torch.float64)
+    return student, student + torch.tensor([[[-1.0, -2.0, 1.0], [2.0, 1.0, -0.5]]])
+
+
+def _jensen_shannon(log_mean: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+    """The divergence of both from their mean, whose logarithm is `log_mean` of the two log-probabilities."""
+
+    def divergence(p: Tensor, q: Tensor) -> Tensor:
+        middle = log_mean(p, q)
+        return ((p.exp() * (p - middle)).sum(-1) + (q.exp() * (q - middle)).sum(-1)) / 2
+
+    return divergence
+
+
+def _along(dim: int, what: str) -> Mistake:
+    """The mistake of an answer that normalizes along another dimension."""
+
+    def answer(student: Tensor, teacher: Tensor) -> Tensor:
+        p, q = student.log_softmax(dim), teacher.log_softmax(dim)
+        return (p.exp() * (p - q)).sum(-1)
+
+    return Mistake(answer, f"you took the softmax over {what}. The probabilities are over the vocabulary: dim=-1.")
 
 
 def _kl(combine: Callable[[Any, Any], Any], message: str | None = None, expect: str | None = None) -> Mistake:
@@ -466,13 +582,32 @@ exercise(
     reference=lesson.reverse_kl,
     cases=[_logits(2, 3, 5), _logits(1, 1, 4), _large],
     drawn=lambda rng: _logits(rng.randint(1, 3), rng.randint(4, 6), rng.randint(7, 9), scale=rng.choice([0.5, 3.0]))(),
-    test=same_gradients(lesson.reverse_kl, _logits(2, 3, 5), ("student_logits", "teacher_logits")),
+    compare=same_loss,
+    test=same_gradients(
+        lesson.reverse_kl, _logits(2, 3, 5), names=("student_logits", "teacher_logits"), frozen=("teacher_logits",)
+    ),
     mistakes=[
         _kl(
             lambda p, q: (q.exp() * (q - p)).sum(-1),
             "that is the forward KL, weighted by the teacher's probabilities. Weight by the student's: what it would "
             "say itself is what counts.",
         ),
+        _kl(
+            _jensen_shannon(lambda p, q: torch.logaddexp(p, q) - math.log(2)),
+            "that is the Jensen-Shannon divergence, which measures both against their mean. Measure the student "
+            "against the teacher alone.",
+        ),
+        _kl(
+            _jensen_shannon(lambda p, q: ((p.exp() + q.exp()) / 2).log()),
+            "that is the Jensen-Shannon divergence, with both measured against their mean, and NaN where both "
+            "probabilities are 0. The mean isn't needed: measure the student against the teacher.",
+        ),
+        _kl(
+            lambda p, q: ((p.exp() * (p - q)).sum(-1) + (q.exp() * (q - p)).sum(-1)) / 2,
+            "that is the mean of the forward and the reverse KL; the reverse one alone is asked for.",
+        ),
+        _along(0, "the rows (dim=0)"),
+        _along(1, "the positions (dim=1)"),
         _kl(
             lambda p, q: (p.exp() * (q - p)).sum(-1),
             "the sign is turned round: a divergence is never below 0.",

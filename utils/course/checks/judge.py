@@ -18,7 +18,7 @@ import inspect
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, wraps
 from typing import Any
 
 import torch
@@ -89,6 +89,8 @@ def _judge_callable(found: Exercise, answer: Any) -> Result:
         return Result(NOT_RIGHT, f"expected a function (or a class), got {brief(answer)}{_called_already(answer)}.")
     if said := _call_fails(found, answer):
         return Result(NOT_RIGHT, said, named=True)
+    if found.by_name:
+        answer = _by_name(answer, parameters(found.reference))
     expected = [_remembered(found, None, case) for case in range(len(found.cases))]
     got: list[Outcome] = []
     for index, case in enumerate(found.cases):
@@ -129,18 +131,31 @@ def _call_fails(found: Exercise, answer: Any) -> str:
     if not found.cases:
         return ""
     given = len(arguments_of(found.cases[0]))
+    wanted = parameters(found.reference)[:given]
     try:
         signature = inspect.signature(answer)
     except (TypeError, ValueError):  # Python doesn't know the parameters of some built-in functions
         return ""
     try:
-        signature.bind(*[None] * given)
+        signature.bind(**dict.fromkeys(wanted)) if found.by_name else signature.bind(*[None] * given)
     except TypeError:
         bare = [p.replace(annotation=p.empty, default=p.empty) for p in signature.parameters.values()]
         takes = inspect.Signature(bare)
-        wanted = parameters(found.reference)[:given]
+        if found.by_name:
+            named_so = ", ".join(f"{name}=..." for name in wanted)
+            return f"your function takes {takes}, and is called by name, with ({named_so}): keep these names."
         return f"your function takes {takes}, and the task calls it with ({', '.join(wanted)})."
     return ""
+
+
+def _by_name(answer: Any, names: Sequence[str]) -> Any:
+    """The answer, called with its arguments' names."""
+
+    @wraps(answer)
+    def called(*arguments: Any, **more: Any) -> Any:
+        return answer(**dict(zip(names, arguments, strict=False)), **more)
+
+    return called
 
 
 def _called_already(answer: Any) -> str:

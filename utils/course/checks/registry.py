@@ -79,6 +79,7 @@ class Exercise:
     compare: Callable[[Any, Any], bool | str] | None
     any_dtype: bool
     new_result: bool
+    by_name: bool
 
 
 _registered: dict[str, Exercise] = {}
@@ -99,6 +100,7 @@ def exercise(
     compare: Callable[[Any, Any], bool | str] | None = None,
     any_dtype: bool = False,
     new_result: bool = False,
+    by_name: bool = False,
 ) -> None:
     """Register an exercise under `name`.
 
@@ -120,6 +122,8 @@ def exercise(
         each other, False or a sentence where not.
     any_dtype: tensors may have another dtype of the same kind (floating, integer) than the reference's.
     new_result: a tensor that shares its memory with an argument is refused.
+    by_name: the answer is called with keyword arguments, by the names of the reference's parameters, as a library
+        calls a function that it is given.
 
     Raises ValueError for a name that isn't a lower-case identifier or that another module has taken, for a
     callable reference with neither cases nor test, for a case that is neither a tuple nor callable, for points below
@@ -152,7 +156,7 @@ def exercise(
     made += [Case(_maker(_drawer(drawn, seed)), seed) for seed in range(1, draws + 1) if drawn]
     _registered[name] = Exercise(
         name, chapter, reference, tuple(made), tuple(mistakes), tuple(hints), why, tests, points, compare,
-        any_dtype, new_result,
+        any_dtype, new_result, by_name,
     )  # fmt: skip
 
 
