@@ -148,7 +148,6 @@ def test_whole_numbers_and_bools_are_rewards(kind, scale):
         (math.nan, "hold NaN or infinity"),
         (math.inf, "hold NaN or infinity"),
         (3e38, r"rewards up to 3e\+38 overflow"),
-        (1e30, r"rewards up to 1e\+30 overflow"),
     ],
 )
 def test_rewards_whose_advantages_would_be_no_numbers_are_refused(value, said, scale):

@@ -109,7 +109,7 @@ def test_a_reward_that_doesnt_take_the_columns_is_told_so():
         reward_of(strict, PROMPTS, COMPLETIONS, {"answer": COMPLETIONS})
     with pytest.raises(
         RewardError,
-        match=r"can't be called: missing a required argument: 'answer'.*columns \[\] by .* give every row .* column 'answer'",
+        match=r"can't be called: missing a required argument: 'answer'.*columns \[\] by .* row .* a column 'answer'",
     ):
         reward_of(lambda prompts, completions, answer: [0, 0, 0], PROMPTS, COMPLETIONS)
     with pytest.raises(RewardError, match="a reward is a function, not 'accuracy'"):

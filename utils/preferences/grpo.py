@@ -18,7 +18,7 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast, get_args
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from utils.data.chat import IGNORED, render, token_id
@@ -73,7 +73,7 @@ def _check_choice(name: str, value: Any, choices: Any) -> None:
 # -------------------------------------------------------------------------------------------------------- the loss
 
 
-def advantages(rewards: Float[Tensor, "prompts group"], scale: Scale = "group") -> Float[Tensor, "prompts group"]:
+def advantages(rewards: Shaped[Tensor, "prompts group"], scale: Scale = "group") -> Float[Tensor, "prompts group"]:
     """How much better each answer is than its group: its reward less the group's mean.
 
     `scale` "group" divides by the group's standard deviation, "batch" by that of all rewards, both with Bessel's
