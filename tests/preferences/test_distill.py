@@ -100,6 +100,43 @@ def test_what_does_not_count_may_hold_anything():
     assert student.grad[0, 1].abs().max() == 0 and student.grad.isfinite().all()
 
 
+def test_tokens_masked_in_both_models_are_as_if_they_were_not_there():
+    student, teacher, mask = logits_of(0), logits_of(1), torch.ones(2, 3, dtype=torch.bool)
+    small = student[..., :5].clone().requires_grad_()
+    expected = distill.reverse_kl(small, teacher[..., :5], mask)
+    expected.loss.backward()
+    student[..., 5:] = teacher[..., 5:] = -math.inf
+    student.requires_grad_()
+    found = distill.reverse_kl(student, teacher, mask)
+    found.loss.backward()
+    torch.testing.assert_close(found.each, expected.each, rtol=0, atol=1e-12)
+    torch.testing.assert_close(student.grad[..., :5], small.grad, rtol=0, atol=1e-12)
+    assert student.grad[..., 5:].abs().max() == 0
+
+
+@pytest.mark.parametrize(
+    ("who", "value", "kind", "text"),
+    [
+        ("teacher", -math.inf, ValueError, "the teacher's logit is -inf for a token that the student may say"),
+        ("teacher", math.nan, Diverged, "the teacher's logits hold NaN"),
+        ("student", math.inf, Diverged, "the student's logits hold NaN or infinity"),
+    ],
+)
+def test_logits_without_a_finite_divergence_are_refused(who, value, kind, text):
+    logits = {"student": logits_of(0), "teacher": logits_of(1)}
+    logits[who][1, 2, 3] = value
+    with pytest.raises(kind, match=text):
+        distill.reverse_kl(logits["student"], logits["teacher"], torch.ones(2, 3, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("name", ["student_logits", "teacher_logits", "mask"])
+def test_logits_and_mask_are_tensors(name):
+    arguments = {"student_logits": logits_of(0), "teacher_logits": logits_of(1), "mask": torch.ones(2, 3)}
+    arguments[name] = arguments[name].tolist()
+    with pytest.raises(TypeError, match=f"{name} must be a tensor, not the list"):
+        distill.reverse_kl(**arguments)
+
+
 def test_half_precision_is_summed_in_float32():
     student, teacher = logits_of(0, vocab=500).bfloat16(), logits_of(1, vocab=500).bfloat16()
     found = distill.reverse_kl(student, teacher, torch.ones(2, 3, dtype=torch.bool))
@@ -356,7 +393,12 @@ def test_temperature_reaches_sampling_and_loss():
         ({"temperature": 0.0}, "temperature must be positive"),
         ({"max_new_tokens": 0}, "max_new_tokens must be at least 1"),
         ({"prompts": []}, "no prompts"),
-        ({"prompts": "Please tell me a story."}, "no prompts"),
+        ({"prompts": "Please tell me a story."}, "prompts is one text"),
+        ({"prompts": ["Tell me a story.", " "]}, "prompt 1 is empty"),
+        ({"prompts": [1, 2]}, "prompt 0 must be the user's words as a string, not 1"),
+        ({"prompts": [{"prompt": "Hi"}]}, 'that is a row, so take its "prompt"'),
+        ({"prompts": None}, "prompts must be a list of texts, not None"),
+        ({"rows": None}, "rows must be a list of examples, not None"),
         ({"prompts": ["story " * 600]}, "no room for an answer"),
         ({"rows": [Example("Hi", " ")]}, "answer is empty"),
     ],
@@ -369,13 +411,45 @@ def test_what_the_loop_refuses(how, text):
     assert torch.equal(trained_weights(model), before)
 
 
+@pytest.mark.parametrize(
+    ("how", "text"),
+    [
+        ({"lr": "1e-3"}, "lr must be a number"),
+        ({"temperature": "1"}, "temperature must be a number"),
+        ({"batch_size": "2"}, "batch_size must be a whole number"),
+        ({"seed": None}, "seed must be a whole number"),
+        ({"model": None}, "model must be a model"),
+        ({"teacher": None}, "teacher must be a function.* not None: leave it out"),
+        ({"teacher": "base"}, "teacher must be a function.* not 'base': leave it out"),
+        ({"teacher": lambda: None}, r"teacher is called as teacher\(model\)"),
+        ({"teacher": lambda model: None}, r"teacher\(model\) must give a block"),
+        ({"on_step": lambda step, numbers: None}, r"on_step is called as on_step\(numbers\)"),
+    ],
+)
+def test_what_is_of_another_kind_is_told_in_words(how, text):
+    model, tokenizer = adapted()
+    before = trained_weights(model)
+    with pytest.raises(TypeError, match=text):
+        short(
+            how.get("model", model) if "model" in how else model,
+            tokenizer,
+            **{k: v for k, v in how.items() if k != "model"},
+        )
+    assert torch.equal(trained_weights(model), before)
+
+
+def test_fewer_prompts_than_a_step_draws_are_all_drawn_and_counted():
+    assert [one["prompts"] for one in short(*adapted(), batch_size=100)] == [3, 3]
+    assert [one["prompts"] for one in short(*adapted())] == [2, 2]
+
+
 def test_a_model_without_an_adapter_or_without_anything_to_train_is_refused():
     base, tokenizer = models.load_base()
     base.requires_grad_(False)
     with pytest.raises(ValueError, match="nothing to train"):
         short(base, tokenizer)
     base.requires_grad_(True)
-    with pytest.raises(RuntimeError, match="has no LoRA layers"):
+    with pytest.raises(RuntimeError, match="has no LoRA layers.*teacher="):
         short(base, tokenizer)
     with pytest.raises(ValueError, match="holds the parameters"):
         short(base, tokenizer, teacher=base)
@@ -389,5 +463,5 @@ def test_a_run_that_diverges_says_so():
     teacher = models.load_base()[0]
     with torch.no_grad():
         teacher.lm_head.weight[:, 0] = math.nan
-    with pytest.raises(Diverged, match="no step was taken before"):
+    with pytest.raises(Diverged, match="the teacher's logits hold NaN or infinity"):
         short(model, tokenizer, teacher=teacher)

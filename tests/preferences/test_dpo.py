@@ -261,7 +261,12 @@ def test_pairs_say_their_moral_or_do_not_and_splits_share_no_chosen_story():
         ),
         (lambda: dpo.pair_batch(models.load_tokenizer(), [dpo.Pair("Hi", "yes", " ")]), "answer is empty"),
         (lambda: dpo.pair_batch(models.load_tokenizer(), []), "no examples"),
-        (lambda: dpo.sample(*models.load_base(), "Tell me"), "no prompts"),
+        (lambda: dpo.sample(*models.load_base(), "Tell me"), "prompts is one text"),
+        (lambda: dpo.pair_batch(models.load_tokenizer(), [("Hi", "yes", "no")]), "pair 0 must be a Pair"),
+        (lambda: dpo.pair_batch(models.load_tokenizer(), [{"prompt": "Hi"}]), "pair 0 must be a Pair"),
+        (lambda: dpo.pair_batch(models.load_tokenizer(), [dpo.Pair("Hi", "yes", None)]), "of three texts"),
+        (lambda: dpo.pair_batch(models.load_tokenizer(), None), "pairs must be a list of Pair, not None"),
+        (lambda: dpo.evaluate_pairs(*adapted(), None, 0.1), "pairs must be a list of Pair"),
         (lambda: dpo.drift(*adapted(), []), "no answers"),
         (lambda: dpo.evaluate_pairs(*adapted(), [], 0.1), "no pairs"),
     ],
@@ -271,7 +276,50 @@ def test_bad_data_is_refused_in_words(call, text):
         call()
 
 
+@pytest.mark.parametrize(
+    ("own", "beta", "text"),
+    [
+        (torch.zeros(2), None, "beta must be a number such as 0.1, not None"),
+        (torch.zeros(2), "0.1", "beta must be a number .* '0.1', which is text"),
+        ([0.0, 0.0], 0.1, "log_probs must be a tensor, not the list"),
+    ],
+)
+def test_a_loss_of_another_kind_is_refused_in_words(own, beta, text):
+    with pytest.raises(TypeError, match=text):
+        dpo.dpo_loss(own, torch.zeros(2), beta)
+
+
 # --------------------------------------------------------------------------------------------------------- the loop
+
+
+@pytest.mark.parametrize(
+    ("changed", "kind", "text"),
+    [
+        ({"beta": None}, TypeError, "beta must be a number"),
+        ({"beta": math.inf}, ValueError, "beta must be positive and finite, not inf"),
+        ({"lr": "1e-3"}, TypeError, "lr must be a number"),
+        ({"seed": None}, TypeError, "seed must be a whole number"),
+        ({"model": None}, TypeError, "model must be a model"),
+        ({"pairs": None}, ValueError, "pairs must be a list of Pair"),
+        ({"pairs": iter([])}, ValueError, r"pass list\(pairs\)"),
+        ({"reference": None}, TypeError, "reference must be a function"),
+        ({"reference": torch.nn.Linear(1, 1)}, TypeError, "reference is a model"),
+        ({"reference": lambda model: None}, TypeError, r"reference\(model\) must give a block"),
+        ({"loss": lambda a, b, c, d: a}, TypeError, r"loss is called as loss\(chosen, rejected"),
+        ({"loss": lambda *_: None}, TypeError, "the loss '<lambda>' returned the NoneType None"),
+        ({"loss": lambda a, *_: a.sum().item()}, TypeError, "the loss '<lambda>' returned the float"),
+        ({"loss": lambda a, *_: a}, TypeError, r"returned a tensor of the shape \(4,\)"),
+        ({"loss": lambda a, *_: a.sum().detach()}, ValueError, "without a gradient"),
+        ({"loss": lambda a, *_: a.sum() * math.nan}, Diverged, "the loss '<lambda>' returned nan at step 0"),
+    ],
+)
+def test_what_training_cant_use_is_told_before_a_weight_changes(pairs, changed, kind, text):
+    model, tokenizer = adapted()
+    before = {n: p.clone() for n, p in model.named_parameters()}
+    settings = {"model": model, "pairs": pairs, "beta": 0.1, "steps": 1, "lr": 1e-3, "progress": False} | changed
+    with pytest.raises(kind, match=text):
+        dpo.train_dpo(tokenizer=tokenizer, **settings)
+    assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
 
 
 def test_training_prefers_what_was_preferred_and_leaves_the_base(pairs):

@@ -8,6 +8,7 @@ import math
 import warnings
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -23,6 +24,10 @@ from utils.train.loop import Diverged
 ANIMALS = ("fox", "bear", "bee", "hen", "dog", "cat", "pig", "wolf")
 ROWS = [{"prompt": f"Tell me a story about a {animal}.", "animal": animal} for animal in ANIMALS]
 QUICK = {"steps": 2, "lr": 1e-3, "group": 3, "prompts_per_step": 2, "max_new_tokens": 5, "progress": False}
+ZEROS = {
+    "log_probs": torch.zeros(2, 3), "old": torch.zeros(2, 3), "reference": torch.zeros(2, 3),
+    "advantages": torch.zeros(2), "mask": torch.ones(2, 3, dtype=torch.bool),
+}  # fmt: skip
 LOOPS = [grpo.train_grpo, grpo.train_on_best]
 
 
@@ -117,14 +122,43 @@ def test_advantages_by_hand():
     [
         ((4,), "group", r"shape \(prompts, group\).*not \(4,\)"),
         ((4, 1), "group", "an answer alone is its own mean"),
-        ((0, 4), "group", r"not \(0, 4\)"),
+        ((0, 4), "group", r"a row for each prompt, and the shape \(0, 4\) has none"),
         ((2, 2), "std", "unknown scale 'std': choose one of group, batch, none"),
-        ((2, 2), True, "unknown scale True"),
+        ((2, 2), True, 'unknown scale True.* TRL\'s True is "group"'),
+        ((2, 2), False, 'unknown scale False.* TRL\'s False is "none"'),
+        ((2, 2), torch.ones(2), "unknown scale tensor"),
     ],
 )
 def test_what_advantages_refuse(shape, scale, said):
     with pytest.raises(ValueError, match=said):
         grpo.advantages(torch.zeros(shape), scale)
+
+
+@pytest.mark.parametrize("scale", ["group", "batch", "none"])
+@pytest.mark.parametrize("kind", [torch.int64, torch.bool])
+def test_whole_numbers_and_bools_are_rewards(kind, scale):
+    rewards = torch.tensor([[0, 1, 1], [0, 0, 1]])
+    assert torch.equal(grpo.advantages(rewards.to(kind), scale), grpo.advantages(rewards.float(), scale))
+
+
+@pytest.mark.parametrize("scale", ["group", "batch", "none"])
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (math.nan, "hold NaN or infinity"),
+        (math.inf, "hold NaN or infinity"),
+        (3e38, r"rewards up to 3e\+38 overflow"),
+    ],
+)
+def test_rewards_whose_advantages_would_be_no_numbers_are_refused(value, said, scale):
+    with pytest.raises(ValueError, match=said):
+        grpo.advantages(torch.tensor([[0.0, 1, 0], [value, -1, value]]), scale)
+
+
+@pytest.mark.parametrize("rewards", [[[0.0, 1]], np.zeros((1, 2)), None])
+def test_advantages_are_of_a_tensor(rewards):
+    with pytest.raises(TypeError, match="rewards must be a tensor, not the"):
+        grpo.advantages(rewards)
 
 
 # -------------------------------------------------------------------------------------------------------- the loss
@@ -228,17 +262,36 @@ def test_the_corrected_divergence_has_the_gradient_of_the_true_one():
         ({"level": "word"}, "unknown level 'word': choose one of token, sequence"),
         ({"weighting": "dr_grpo"}, "pass max_length"),
         ({"weighting": "dr_grpo", "max_length": 0}, "max_length must be at least 1"),
+        ({"beta": math.inf}, "beta must be finite, not inf"),
+        ({"epsilon": 2}, "epsilon must be at most 1, not 2.* epsilon_high"),
+        ({"advantages": torch.tensor([0, math.nan])}, "advantages hold NaN or infinity"),
+        ({"advantages": torch.tensor([-math.inf, 0])}, "advantages hold NaN or infinity"),
         ({"old": torch.zeros(2, 4)}, r"have one shape, \(rows, length\).*\[\(2, 3\), \(2, 4\)\] and \(2,\)"),
         ({"advantages": torch.zeros(1, 2)}, r"and \(1, 2\)\. Flatten"),
     ],
 )
 def test_what_the_loss_refuses(changed, said):
-    arguments = {
-        "log_probs": torch.zeros(2, 3), "old": torch.zeros(2, 3), "reference": torch.zeros(2, 3),
-        "advantages": torch.zeros(2), "mask": torch.ones(2, 3, dtype=torch.bool),
-    }  # fmt: skip
     with pytest.raises(ValueError, match=said):
-        grpo.grpo_loss(**{**arguments, **changed})
+        grpo.grpo_loss(**{**ZEROS, **changed})
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"beta": None}, "beta must be a number such as 0.04, not None"),
+        ({"beta": "0.1"}, "beta must be a number .* not '0.1', which is text"),
+        ({"epsilon": "0.2"}, "epsilon must be a number"),
+        ({"epsilon_high": "0.2"}, "epsilon_high must be a number"),
+        ({"advantages": [0.0, 0]}, "advantages must be a tensor, not the list"),
+        ({"log_probs": np.zeros((2, 3))}, "log_probs must be a tensor, not the ndarray"),
+        ({"old": None}, "old must be a tensor"),
+        ({"mask": [[1, 1, 1]] * 2}, "mask must be a tensor"),
+        ({"reference": [0]}, "reference must be a tensor"),
+    ],
+)
+def test_what_is_of_another_kind_is_told_in_words(changed, said):
+    with pytest.raises(TypeError, match=said):
+        grpo.grpo_loss(**{**ZEROS, **changed})
 
 
 # -------------------------------------------------------------------------------------------------------- sampling
@@ -247,7 +300,7 @@ def test_what_the_loss_refuses(changed, said):
 def asked(base, tokenizer, **changed):
     arguments = {"prompts": [row["prompt"] for row in ROWS[:3]], "group": 2, "max_new_tokens": 12} | changed
     arguments.setdefault("generator", torch.Generator().manual_seed(0))
-    return grpo.sample_groups(base, tokenizer, **arguments)
+    return grpo.sample_groups(arguments.pop("model", base), tokenizer, **arguments)
 
 
 def test_samples_are_groups_of_prompts_in_order(base, tokenizer):
@@ -314,7 +367,10 @@ def test_the_generator_decides_and_pytorchs_own_is_left_alone(base, tokenizer):
     ("changed", "kind", "said"),
     [
         ({"prompts": []}, ValueError, "no prompts to answer"),
-        ({"prompts": "one"}, ValueError, "pass a list of texts, not 'one'"),
+        ({"prompts": "one"}, ValueError, "prompts is one text, 'one', .* pass a list of texts"),
+        ({"prompts": ["a", ""]}, ValueError, "prompt 1 is empty"),
+        ({"model": None}, TypeError, "model must be a model"),
+        ({"temperature": "1"}, TypeError, "temperature must be a number"),
         ({"prompts": ["word " * 600]}, ValueError, "no room for an answer"),
         ({"group": 0}, ValueError, "group must be at least 1"),
         ({"group": 2.5}, TypeError, "group"),
@@ -381,7 +437,7 @@ def test_the_reward_sees_every_sample_with_its_rows_columns(train):
 
     history = train(model, tokenizer, ROWS, reward, **QUICK, on_step=on_step)
     assert steps == [0, 1] and len(history) == 2
-    keys = {"reward", "reward_std", "length", "stopped", "groups_without_spread", "loss"}
+    keys = {"prompts", "reward", "reward_std", "length", "stopped", "groups_without_spread", "loss"}
     assert history[0].keys() == keys | ({"kl", "clipped"} if train is grpo.train_grpo else {"learned"})
 
 
@@ -429,11 +485,15 @@ def test_several_updates_a_step_move_the_ratio_and_beta_holds_it_back():
 
 
 def test_answers_that_were_cut_can_be_left_out():
-    """All are cut here: nothing is learned then, and something is without the mask."""
+    """All are cut here: nothing is learned then, which is told, and something is without the mask."""
     for train in LOOPS:
         model, tokenizer = adapted()
         before = weights(model)
-        train(model, tokenizer, ROWS, lengths, **QUICK, mask_truncated=True)
+        with pytest.warns(
+            UserWarning, match="in 2 steps in a row every answer was cut at max_new_tokens=5, and"
+        ) as told:
+            train(model, tokenizer, ROWS, lengths, **QUICK, mask_truncated=True)
+        assert len(told) == 1
         assert torch.equal(weights(model), before)
         train(model, tokenizer, ROWS, lengths, **QUICK)
         assert not torch.equal(weights(model), before)
@@ -535,7 +595,9 @@ def test_a_loss_of_ones_own_has_no_divergence():
         ([], "no rows to train on"),
         ([{"question": "?"}], 'row 0 has no "prompt".*question'),
         (["Tell me a story."], 'row 0 has no "prompt"'),
-        ([{"prompt": " "}], 'row 0 has no "prompt"'),
+        ([{"prompt": " "}], 'the "prompt" of row 0 is empty'),
+        (None, "rows must be a list of mappings"),
+        (iter([{"prompt": "a"}]), r"pass list\(rows\)"),
         ([{"prompt": "a", "x": 1}, {"prompt": "b"}], r"row 1 has the columns \['prompt'\] and row 0 has"),
     ],
 )
@@ -572,11 +634,87 @@ def test_settings_of_the_loss_are_refused_in_words():
             grpo.train_grpo(model, tokenizer, ROWS, lengths, **QUICK, **setting)
 
 
+@pytest.mark.parametrize("train", LOOPS)
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"lr": "1e-3"}, "lr must be a number .* YAML reads 1e-3 as text"),
+        ({"temperature": "1"}, "temperature must be a number"),
+        ({"steps": "2"}, "steps must be a number"),
+        ({"group": "2"}, "group must be a whole number"),
+        ({"seed": None}, "seed must be a whole number .* not None"),
+        ({"seed": 1.5}, "seed must be a whole number .* not 1.5"),
+        ({"model": None}, "model must be a model, a torch.nn.Module, not None"),
+        ({"on_step": lambda numbers: None}, r"on_step is called as on_step\(step, numbers, samples\), .* can't be"),
+    ],
+)
+def test_settings_of_another_kind_are_told_in_words(train, changed, said):
+    model, tokenizer = adapted()
+    arguments = {"model": model, **QUICK, **changed}
+    with pytest.raises(TypeError, match=said):
+        train(tokenizer=tokenizer, rows=ROWS, reward=lengths, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("changed", "kind", "said"),
+    [
+        ({"beta": None}, TypeError, "beta must be a number"),
+        ({"beta": math.inf}, ValueError, "beta must be finite"),
+        ({"epsilon": 2}, ValueError, "epsilon must be at most 1"),
+        (
+            {"loss": lambda a, b, c, d: a},
+            TypeError,
+            r"loss is called as loss\(log_probs, old, advantages, mask, epsilon\)",
+        ),
+        ({"loss": "dr_grpo"}, TypeError, "loss must be a function, called as loss.* not 'dr_grpo'"),
+        ({"loss": lambda *_: None}, TypeError, "the loss '<lambda>' returned the NoneType None"),
+        ({"loss": lambda *_: 0.5}, TypeError, r"returned the float 0.5, .* without \.item\(\)"),
+        ({"loss": lambda p, *_: p.sum(1)}, TypeError, r"returned a tensor of the shape \(6,\)"),
+        ({"loss": lambda p, *_: p.detach().sum()}, ValueError, "a number without a gradient"),
+        ({"loss": lambda p, *_: p.sum() * math.nan}, Diverged, "the loss '<lambda>' returned nan at step 0"),
+        ({"loss": grpo.grpo_loss, "weighting": "grpo"}, ValueError, "a loss of your own gets no weighting"),
+        ({"loss": max, "level": "sequence", "epsilon_high": 1}, ValueError, "gets no level and no epsilon_high"),
+        ({"scale": lambda rewards: None}, TypeError, "the scale '<lambda>' returned the NoneType None"),
+        ({"scale": lambda rewards: rewards.tolist()}, TypeError, "the scale '<lambda>' returned the list"),
+        ({"scale": lambda rewards: rewards.mean(1)}, TypeError, r"of the shape \(2,\), .* the shape \(2, 3\)"),
+        ({"scale": lambda rewards: rewards.long()}, TypeError, "returned a tensor of torch.int64"),
+        (
+            {"scale": lambda rewards: rewards * math.nan},
+            ValueError,
+            "the scale '<lambda>' gave advantages that hold NaN",
+        ),
+        ({"scale": lambda: None}, TypeError, r"scale is called as scale\(rewards\)"),
+        ({"beta": 0.1, "reference": None}, TypeError, "reference must be a function.* leave it out"),
+        (
+            {"beta": 0.1, "reference": torch.nn.Linear(1, 1)},
+            TypeError,
+            "reference is a model, Linear, as TRL's ref_model",
+        ),
+        ({"beta": 0.1, "reference": lambda model: model}, TypeError, r"reference\(model\) must give a block"),
+    ],
+)
+def test_settings_and_functions_of_grpo_are_refused_before_a_weight_changes(changed, kind, said):
+    model, tokenizer = adapted()
+    before = weights(model)
+    with pytest.raises(kind, match=said):
+        grpo.train_grpo(model, tokenizer, ROWS, lengths, **{**QUICK, **changed})
+    assert torch.equal(weights(model), before)
+
+
+@pytest.mark.parametrize("train", LOOPS)
+def test_fewer_prompts_than_a_step_draws_are_all_drawn_and_counted(train):
+    model, tokenizer = adapted()
+    history = train(model, tokenizer, ROWS[:1], lengths, **{**QUICK, "prompts_per_step": 5})
+    assert [step["prompts"] for step in history] == [1, 1]
+    model, tokenizer = adapted()
+    assert [step["prompts"] for step in train(model, tokenizer, ROWS, lengths, **QUICK)] == [2, 2]
+
+
 def test_a_reference_needs_an_adapter_and_no_beta_needs_none():
     model, tokenizer = models.load_base()
     for name, parameter in model.named_parameters():
         parameter.requires_grad = "q_proj" in name
-    with pytest.raises(RuntimeError, match="no LoRA layers"):
+    with pytest.raises(RuntimeError, match="no LoRA layers.*reference="):
         grpo.train_grpo(model, tokenizer, ROWS, lengths, **QUICK, beta=0.1)
     assert len(grpo.train_grpo(model, tokenizer, ROWS, lengths, **QUICK)) == 2
 

@@ -70,8 +70,10 @@ def test_half_precision_is_scored_in_float32(fresh_base):
 
 def test_a_batch_without_a_completion_and_a_temperature_of_zero_are_refused(base):
     batch = batch_of("left")
-    with pytest.raises(ValueError, match="temperature must be positive, not 0"):
+    with pytest.raises(ValueError, match="temperature must be positive and finite, not 0"):
         completion_log_probs(base, batch, 0)
+    with pytest.raises(TypeError, match="temperature must be a number"):
+        completion_log_probs(base, batch, "1")
     batch["labels"].fill_(IGNORED)
     with pytest.raises(ValueError, match="no token of the 3 rows has a label"):
         completion_mask(batch)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from decimal import Decimal
 from fractions import Fraction
 
 import numpy as np
@@ -33,7 +34,16 @@ def test_a_reward_gets_strings_and_columns_by_name():
 
 
 @pytest.mark.parametrize(
-    "given_back", [[1, 2.5, True], np.array([1, 2.5, 1]), torch.tensor([1, 2.5, 1]), (1, Fraction(5, 2), np.float32(1))]
+    "given_back",
+    [
+        [1, 2.5, True],
+        np.array([1, 2.5, 1]),
+        torch.tensor([1, 2.5, 1]),
+        (1, Fraction(5, 2), np.float32(1)),
+        (np.bool_(1), Decimal("2.5"), np.array([1.0])),
+        torch.tensor([[1], [2.5], [1]]),
+        np.array([[1], [2.5], [1]]),
+    ],
 )
 def test_numbers_of_any_kind_will_do(given_back):
     assert reward_of(lambda **_: given_back, PROMPTS, COMPLETIONS).tolist() == [1, 2.5, 1]
@@ -45,6 +55,11 @@ def test_numbers_of_any_kind_will_do(given_back):
         ([0, None, 1], "'score' returned None for completion 1, 'two': does a branch"),
         ([0, 1, math.nan], "'score' returned nan for completion 2, 'three': .* division by zero"),
         ([math.inf, 1, 0], "'score' returned inf for completion 0, 'one'"),
+        ([0, 1e300, 0], r"'score' returned a number beyond 1e\+16 for completion 1, 'two': rewards are float32"),
+        ([0, 0, -(10**400)], r"returned a number beyond 1e\+16 for completion 2"),
+        ([0, Decimal("nan"), 0], "returned nan for completion 1"),
+        ([np.array([1, 2]), 0, 0], r"returned array\(\[1, 2\]\) for completion 0"),
+        ([np.str_("1"), 0, 0], "returned '1' for completion 0"),
         ([0, "1", 0], "'score' returned '1' for completion 1, 'two': return one number"),
         ([0, 1j, 0], "returned 1j for completion 1"),
         ([0, [1], 0], r"returned \[1\] for completion 1"),
@@ -92,10 +107,23 @@ def test_a_reward_that_doesnt_take_the_columns_is_told_so():
         RewardError, match=r"'strict' can't be called: .*'answer'.*columns \['answer'\] by.*\*\*columns"
     ):
         reward_of(strict, PROMPTS, COMPLETIONS, {"answer": COMPLETIONS})
-    with pytest.raises(RewardError, match="can't be called: missing a required argument: 'answer'"):
+    with pytest.raises(
+        RewardError,
+        match=r"can't be called: missing a required argument: 'answer'.*columns \[\] by .* row .* a column 'answer'",
+    ):
         reward_of(lambda prompts, completions, answer: [0, 0, 0], PROMPTS, COMPLETIONS)
     with pytest.raises(RewardError, match="a reward is a function, not 'accuracy'"):
         reward_of("accuracy", PROMPTS, COMPLETIONS)
+    with pytest.raises(
+        RewardError, match="a reward is a function, not .* one at a time, or add them up in one function"
+    ):
+        reward_of([strict, strict], PROMPTS, COMPLETIONS)
+
+
+@pytest.mark.parametrize("completions", ["abc", None, iter("abc")])
+def test_completions_are_a_list(completions):
+    with pytest.raises(ValueError, match=r"completions (is one text|must be a list|can be gone through only once)"):
+        reward_of(lambda **_: [0, 0, 0], PROMPTS, completions)
 
 
 def test_a_type_error_inside_a_reward_is_its_own():
@@ -119,6 +147,12 @@ def test_an_interrupt_is_no_error_of_the_reward():
     [
         (PROMPTS[:2], {}, "3 completions, but 2 entries in prompts"),
         (PROMPTS, {"answer": [1]}, "3 completions, but 1 entries in answer"),
+        ("abc", {}, "prompts is one text, 'abc', and would be taken letter by letter"),
+        (None, {}, "prompts must be a list of texts, not None"),
+        (PROMPTS, {"answer": "abc"}, "the column 'answer' is one text, 'abc'"),
+        (PROMPTS, {"answer": None}, "the column 'answer' must be a list of entries, .* not None"),
+        (PROMPTS, [1, 2, 3], "columns must be a mapping"),
+        (PROMPTS, {3: COMPLETIONS}, "a column is called 3: "),
         (PROMPTS, {"completions": COMPLETIONS}, "called 'completions', like an argument"),
         (PROMPTS, {"prompts": PROMPTS}, "called 'prompts', like an argument"),
     ],

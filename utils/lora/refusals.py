@@ -24,7 +24,7 @@ def check_hyperparameters(r: Any, lora_alpha: Any, lora_dropout: Any) -> None:
         raise TypeError(
             "lora_alpha is missing: the correction is multiplied by lora_alpha / r. Take 2 * r to begin with"
         )
-    _check_number("lora_alpha", lora_alpha, 16)
+    check_number("lora_alpha", lora_alpha, 16)
     if not 0 < lora_alpha < math.inf:
         what = "finite" if lora_alpha == math.inf else "positive"
         raise ValueError(
@@ -44,19 +44,43 @@ def _check_rank_and_dropout(r: Any, lora_dropout: Any) -> None:
     _check_whole("the rank r", r)
     if r < 1:
         raise ValueError(f"the rank r must be at least 1, not {r}: a correction of rank 0 can't learn anything")
-    _check_number("lora_dropout", lora_dropout, 0.05)
+    check_number("lora_dropout", lora_dropout, 0.05)
     if not 0 <= lora_dropout < 1:
         raise ValueError(f"lora_dropout is a probability from 0 up to, not including, 1; it can't be {lora_dropout}")
 
 
-def _check_number(name: str, value: Any, example: float) -> None:
+def check_number(name: str, value: Any, example: float) -> None:
+    """Raise TypeError for what is no number, text and True among it; `name` and `example` are shown."""
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name} must be a number such as {example}, not {value!r}")
+        raise TypeError(f"{name} must be a number such as {example}, not {value!r:.160}{_of_text(value)}")
 
 
 def _check_whole(name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"{name} must be a whole number such as 8, not {value!r}")
+        raise TypeError(f"{name} must be a whole number such as 8, not {value!r:.160}{_of_text(value)}")
+
+
+def _of_text(value: Any) -> str:
+    """How a number came to be text; empty for what isn't text."""
+    if not isinstance(value, str):
+        return ""
+    return ", which is text: leave the quotes out. YAML reads 1e-3 as text too, and 1.0e-3 as a number"
+
+
+def check_seed(seed: Any) -> int:
+    """A seed as Python's own int. Raises TypeError for what is no whole number, and ValueError beyond 64 bits."""
+    _check_whole("seed", seed)
+    if not -(2**63) <= seed < 2**64:
+        raise ValueError(f"seed must fit into 64 bits, and {seed} doesn't: take a small whole number such as 0")
+    return int(seed)
+
+
+def check_model(model: Any) -> None:
+    """Raise TypeError for what is no model: None, a path, or the pair of model and tokenizer that load_base gives."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"model must be a model, a torch.nn.Module, not {model!r:.160}: model, tokenizer = load_base() gives one"
+        )
 
 
 def check_count(name: str, value: Any) -> None:

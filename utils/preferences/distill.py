@@ -28,12 +28,21 @@ from torch import Tensor, nn
 from utils.data.chat import Example
 from utils.data.labels import batches
 from utils.data.records import Record
-from utils.lora.refusals import check_count
+from utils.lora.refusals import check_count, check_seed
 from utils.models.ends import end_ids
 from utils.preferences.dpo import adapter_off, draws
 from utils.preferences.grpo import sample_groups
 from utils.preferences.log_probs import completion_logits, completion_mask
-from utils.train.loop import Stepper, check_positive, check_token_ids, check_trainable, in_mode, learning_rate_factor
+from utils.preferences.refusals import check_called, check_list, check_prompts, check_tensors, opened
+from utils.train.loop import (
+    Diverged,
+    Stepper,
+    check_positive,
+    check_token_ids,
+    check_trainable,
+    in_mode,
+    learning_rate_factor,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -59,9 +68,13 @@ def reverse_kl(
 
     p is the student's distribution, q the teacher's, both at `temperature`; the sum runs in float32 at least. Positions
     where `mask` is 0 don't count, whatever their logits hold. Only the student gets a gradient: of a position's
-    divergence ``p * (log p - log q - KL) / temperature`` on its logits. Raises ValueError for shapes that don't fit, a
-    mask without a token, and a temperature that isn't positive and finite.
+    divergence ``p * (log p - log q - KL) / temperature`` on its logits. A token whose logit is -inf for the student, as
+    masked ones are, adds 0. Raises ValueError for shapes that don't fit, a mask without a token, a temperature that
+    isn't positive and finite, and a token whose logit is -inf for the teacher alone, where the divergence is infinite;
+    TypeError for what are no tensors and no number; :class:`~utils.train.loop.Diverged`, a ValueError, for a model
+    whose logits hold NaN or infinity.
     """
+    check_tensors(student_logits=student_logits, teacher_logits=teacher_logits, mask=mask)
     if student_logits.ndim != 3 or student_logits.shape != teacher_logits.shape:
         raise ValueError(
             f"the student's and the teacher's logits are of one shape (rows, length, vocabulary), not "
@@ -83,7 +96,23 @@ def reverse_kl(
     )
     # Through (own - other) the gradient is that of a sum of probabilities, 0 but for rounding, and of rounding AdamW
     # would make whole steps where student and teacher are equal.
-    found = (own.exp() * (own - other).detach()).sum(-1)
+    apart = (own - other).detach()
+    found = (own.exp() * apart).sum(-1)
+    if not bool(found.isfinite().all()):
+        for name, log_probs in {"student": own, "teacher": other}.items():
+            if bool(log_probs.isnan().any()):
+                raise Diverged(
+                    f"the {name}'s logits hold NaN or infinity, so it has no distribution over the next token: load "
+                    "the model and the adapter again, in bfloat16 or float32 rather than float16, and in the middle of "
+                    "a run try a lower learning rate"
+                )
+        said = own > -torch.inf
+        if bool((said & (other == -torch.inf)).any()):
+            raise ValueError(
+                "the teacher's logit is -inf for a token that the student may say, and KL(student || teacher) is "
+                "infinite there: mask the same tokens in both, or with a large negative number such as -1e4"
+            )
+        found = (own.exp() * torch.where(said, apart, 0.0)).sum(-1)
     each = torch.zeros_like(mask, dtype=dtype).masked_scatter(counted, found)
     return ReverseKL(found.mean(), each)
 
@@ -95,12 +124,14 @@ def _teaching(model: Any, teacher: Teacher) -> Iterator[Any]:
         with in_mode(teacher, False):
             yield teacher
     else:
-        with teacher(model):
+        with opened("teacher", teacher, model):
             yield model
 
 
 def _check_teacher(model: nn.Module, teacher: Teacher) -> None:
     if not isinstance(teacher, nn.Module):
+        advice = ": leave it out, and it is the model with its adapter off, or pass another model"
+        check_called("teacher", teacher, "model", advice=advice)
         return
     learning = {id(p) for p in model.parameters() if p.requires_grad}
     if any(id(p) in learning for p in teacher.parameters()):
@@ -120,8 +151,10 @@ def distillation_loss(
     :func:`utils.preferences.grpo.sample_groups` give them; ``each`` has the columns of
     :func:`utils.preferences.log_probs.completion_mask`. teacher: a block that makes `model` the teacher, such as
     :func:`utils.preferences.dpo.adapter_off`, or another model with the same tokenizer. Only the student gets a
-    gradient. Raises what :func:`reverse_kl` and `teacher` raise.
+    gradient. Raises what :func:`reverse_kl` and `teacher` raise, TypeError for a `teacher` that is neither, and
+    ValueError for one that shares what the model trains.
     """
+    _check_teacher(model, teacher)
     with torch.no_grad(), _teaching(model, teacher) as teaching:
         wanted = completion_logits(teaching, batch)
     return reverse_kl(completion_logits(model, batch), wanted, completion_mask(batch), temperature)
@@ -146,24 +179,25 @@ def train_distillation(
 ) -> list[dict[str, float]]:
     """Train whatever of the model requires a gradient to answer `prompts` as the teacher would.
 
-    Each step draws `batch_size` different prompts, samples one answer to each from the student as it is now, at
-    `temperature` from the whole vocabulary and at most `max_new_tokens` long, and takes one step down
-    :func:`distillation_loss`. Of `rows`, demonstrations that the model is to keep to, each step also learns
+    Each step draws `batch_size` different prompts, or all where there are fewer, samples one answer to each from the
+    student as it is now, at `temperature` from the whole vocabulary and at most `max_new_tokens` long, and takes one
+    step down :func:`distillation_loss`. Of `rows`, demonstrations that the model is to keep to, each step also learns
     `rows_per_step` by cross-entropy; the two means are added. The optimizer and the schedule are those of
     :func:`utils.train.loop.train`; the model is in evaluation mode meanwhile, so its dropout is off. An adapter that
     hasn't learned anything yet is its own teacher: with :func:`utils.preferences.dpo.adapter_off` its loss and gradient
     are 0.
 
-    Returns each step's numbers, with which `on_step` is called too: ``loss``, what was minimised; ``kl``, nats per
+    Returns each step's numbers, with which `on_step` is called too: ``prompts``, how many were drawn; ``loss``, what
+    was minimised; ``kl``, nats per
     token; ``task_loss``, the cross-entropy of `rows`, 0 without them; ``length``, the mean number of tokens of an
     answer, and ``stopped``, the share that ended by itself; and positions, padding included, that went through a model:
     ``sampled`` to write the answers, ``taught`` through the teacher, ``trained`` forward and backward.
 
-    Raises ValueError when there are no prompts or one leaves no room for an answer, when a number isn't positive, for a
-    teacher that shares what is trained, and for what :func:`utils.train.loop.check_trainable`,
-    :func:`utils.train.loop.check_token_ids` and :func:`utils.data.labels.batches` refuse; TypeError for a count that is
-    no whole number; then, as the loop does, :class:`utils.train.loop.Diverged`, and ValueError where the weights have
-    left no token to draw.
+    Raises ValueError when there are no prompts, one is empty or leaves no room for an answer, when a number isn't
+    positive, for a teacher that shares what is trained, and for what :func:`utils.train.loop.check_trainable`,
+    :func:`utils.train.loop.check_token_ids` and :func:`utils.data.labels.batches` refuse; TypeError for what is no
+    number, a count or a seed that is no whole one, and a teacher or an `on_step` that can't be called so; then, as the
+    loop does, :class:`utils.train.loop.Diverged`, and ValueError where the weights have left no token to draw.
     """
     from tqdm.auto import tqdm
 
@@ -176,10 +210,13 @@ def train_distillation(
     }
     for name, value in counts.items():
         check_count(name, value)
-    if isinstance(prompts, str) or not len(prompts):
-        raise ValueError(f"there are no prompts to answer: pass a list of texts, not {prompts!r}")
+    seed = check_seed(seed)
+    check_prompts(prompts)
+    check_list("rows", rows, "examples")
     check_trainable(model)
     _check_teacher(model, teacher)
+    if on_step is not None:
+        check_called("on_step", on_step, "numbers")
     check_token_ids(model, tokenizer, max(end_ids(model, tokenizer), default=0))
     drawn = list(batches(tokenizer, rows, steps=steps, batch_size=rows_per_step, seed=seed)) if len(rows) else []
     stepper = Stepper(model, lr=lr, schedule=lambda step: learning_rate_factor(step, steps))
@@ -200,7 +237,7 @@ def train_distillation(
             stepper.step(loss)
             stepper.clear()
             history.append({
-                "loss": loss.item(), "kl": found.loss.item(), "task_loss": task,
+                "prompts": len(part), "loss": loss.item(), "kl": found.loss.item(), "task_loss": task,
                 "length": samples.lengths.float().mean().item(), "stopped": samples.stopped.float().mean().item(),
                 "sampled": seen.numel() - len(seen), "taught": seen.numel(), "trained": passed,
             })  # fmt: skip

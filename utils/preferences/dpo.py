@@ -8,6 +8,7 @@ DPOTrainer (loss type "sigmoid"), which tests/preferences/test_dpo.py holds it t
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -21,9 +22,20 @@ from torch import Tensor
 from utils import tinyworld
 from utils.data.chat import Example, collate, encode, render, token_id
 from utils.lora.adapter_config import BASE_CHANGING
-from utils.lora.layer import disabled
+from utils.lora.layer import disabled, lora_layers
+from utils.lora.refusals import check_count, check_model, check_number, check_seed
 from utils.models.ends import end_ids
 from utils.preferences.log_probs import completion_log_probs
+from utils.preferences.refusals import (
+    check_called,
+    check_list,
+    check_own_loss,
+    check_prompts,
+    check_reference,
+    check_tensors,
+    opened,
+    shown,
+)
 from utils.tinyworld import Split
 from utils.train.loop import (
     Stepper,
@@ -72,10 +84,9 @@ def moral_pairs(n: int, split: Split, seed: int = 0) -> list[Pair]:
     """`n` requests for a story, each with a story that says its moral (preferred) and another one that doesn't.
 
     Both are of the same cast, told in other words. The splits share no preferred story. Raises ValueError for an `n`
-    below 1 or an unknown split.
+    below 1 or an unknown split, and TypeError for an `n` that is no whole number.
     """
-    if n < 1:
-        raise ValueError(f"n is the number of pairs and must be at least 1, not {n}")
+    check_count("n", n)
     if split not in ("train", "dev", "test"):
         raise ValueError(f"unknown split {split!r}: choose one of train, dev, test")
     rng, pairs = random.Random(f"morals/{split}/{seed}"), []
@@ -95,9 +106,15 @@ def moral_pairs(n: int, split: Split, seed: int = 0) -> list[Pair]:
 def pair_batch(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair]) -> dict[str, Int[Tensor, "two_pairs length"]]:
     """`input_ids`, `attention_mask` and `labels` of 2n rows: the preferred answers first, then the rejected ones.
 
-    Raises ValueError when there are no pairs, when one lacks a text, or when its two answers are the same.
+    Raises ValueError when there are no pairs, when one is no :class:`Pair` or lacks a text, or when its two answers
+    are the same.
     """
+    check_list("pairs", pairs, "Pair")
     for i, pair in enumerate(pairs):
+        if not isinstance(pair, Pair) or not all(isinstance(text, str) for text in pair):
+            raise ValueError(
+                f"pair {i} must be a Pair of three texts, Pair(prompt, chosen, rejected), not {shown(pair)}"
+            )
         if pair.chosen == pair.rejected:
             raise ValueError(f"pair {i} prefers an answer to itself ({pair.chosen[:40]!r}): it can't teach anything")
     rows = [Example(p.prompt, p.chosen) for p in pairs] + [Example(p.prompt, p.rejected) for p in pairs]
@@ -116,15 +133,20 @@ def dpo_loss(log_probs: Float[Tensor, " rows"], reference: Float[Tensor, " rows"
     """DPO's loss and its implicit rewards, for rows in the order of :func:`pair_batch`.
 
     The reward of an answer is ``beta * (log p - log p_ref)``; the loss is ``-log sigmoid`` of the preferred one's lead,
-    the mean over pairs. Raises ValueError for an odd number of rows, differing lengths, a `beta` that isn't positive.
+    the mean over pairs. Raises ValueError for an odd number of rows, differing lengths, a `beta` that isn't positive
+    and finite, and TypeError for what are no tensors or no number.
     """
+    check_tensors(log_probs=log_probs, reference=reference)
+    check_number("beta", beta, 0.1)
     if log_probs.shape != reference.shape or log_probs.ndim != 1 or len(log_probs) % 2 or not len(log_probs):
         raise ValueError(
             f"expected two equally long rows of log-probabilities, preferred then rejected answers, got shapes "
             f"{tuple(log_probs.shape)} and {tuple(reference.shape)}"
         )
-    if not beta > 0:
-        raise ValueError(f"beta must be positive, not {beta}: it says how much a step away from the reference counts")
+    if not 0 < beta < math.inf:
+        raise ValueError(
+            f"beta must be positive and finite, not {beta}: it says how much a step away from the reference counts"
+        )
     chosen, rejected = (beta * (log_probs - reference)).chunk(2)
     return Preference(-F.logsigmoid(chosen - rejected).mean(), chosen.detach(), rejected.detach())
 
@@ -136,7 +158,15 @@ def adapter_off(model: Any) -> AbstractContextManager:
     weight (PiSSA and its like): without it PEFT computes with what is left of the base, which is no reference. The
     course's PiSSA puts back what was taken out.
     """
+    check_model(model)
     if not hasattr(model, "disable_adapter"):
+        if not lora_layers(model):
+            raise RuntimeError(
+                "this model has no LoRA layers, so there is no adapter to switch off, and its first step of training "
+                "leaves nothing of what it was: train an adapter, or name what it is compared with, reference= (DPO; "
+                "GRPO with a beta above 0) for a block in which the model has its old weights, or teacher= "
+                "(distillation) for another model"
+            )
         return disabled(model)
     for name in model.active_adapters:
         start = getattr(model.peft_config[name], "init_lora_weights", True)
@@ -153,8 +183,12 @@ def adapter_off(model: Any) -> AbstractContextManager:
 def reference_log_probs(
     model: Any, batch: dict[str, Tensor], reference: Callable[[Any], AbstractContextManager] = adapter_off
 ) -> Float[Tensor, " rows"]:
-    """:func:`answer_log_probs` of the reference: what the model is inside the block ``reference(model)``."""
-    with reference(model):
+    """:func:`answer_log_probs` of the reference: what the model is inside the block ``reference(model)``.
+
+    Raises TypeError when `reference` is no function that gives a block, and what it raises.
+    """
+    check_reference(reference)
+    with opened("reference", reference, model):
         return answer_log_probs(model, batch)
 
 
@@ -183,15 +217,22 @@ def train_dpo(
     progress: bool = True,
 ) -> list[dict[str, float]]:
     """Train whatever of the model requires a gradient on preferences. Returns each step's numbers, under TRL's names:
-    ``loss``, ``rewards/chosen``, ``rewards/rejected``, ``rewards/margins``, ``rewards/accuracies``.
+    ``loss``, ``rewards/chosen``, ``rewards/rejected``, ``rewards/margins``, ``rewards/accuracies``. A step takes
+    `batch_size` of the pairs, or all where there are fewer.
 
     `loss`, called as ``loss(chosen, rejected, ref_chosen, ref_rejected, beta)``, takes the place of :func:`dpo_loss`'s;
     the rewards are the same. Optimizer and schedule are those of :func:`utils.train.loop.train`. The model is in
     evaluation mode meanwhile, so that dropout, which TRL switches off too, can't part it from its reference. Raises
-    what :func:`utils.train.loop.train` raises, in the same order.
+    what :func:`utils.train.loop.train` raises, in the same order, and TypeError for a `reference` or a `loss` that
+    can't be called so, or that gives something else than a block or a tensor of shape ().
     """
     check_positive(steps=steps, batch_size=batch_size, lr=lr)
+    seed = check_seed(seed)
     check_trainable(model)
+    check_reference(reference)
+    check_list("pairs", pairs, "Pair")
+    if loss is not None:
+        check_called("loss", loss, "chosen", "rejected", "ref_chosen", "ref_rejected", "beta")
     stepper = Stepper(model, lr=lr, schedule=lambda step: learning_rate_factor(step, steps))
     from tqdm.auto import tqdm
 
@@ -200,14 +241,15 @@ def train_dpo(
     drawn = [pair_batch(tokenizer, part) for part in draws(pairs, steps, batch_size, seed)]
     check_token_ids(model, tokenizer, max(int(batch["input_ids"].max()) for batch in drawn))
     with in_mode(model, False):
-        for part in tqdm(drawn, total=steps, desc="DPO", disable=not progress):
+        for step, part in enumerate(tqdm(drawn, total=steps, desc="DPO", disable=not progress)):
             batch = {name: tensor.to(device) for name, tensor in part.items()}
             off = reference_log_probs(model, batch, reference)
             on = answer_log_probs(model, batch)
             found = dpo_loss(on, off, beta)
             if loss is not None:
                 (chosen, rejected), (ref_chosen, ref_rejected) = on.chunk(2), off.chunk(2)
-                found = found._replace(loss=loss(chosen, rejected, ref_chosen, ref_rejected, beta))
+                own = loss(chosen, rejected, ref_chosen, ref_rejected, beta)
+                found = found._replace(loss=check_own_loss(loss, own, step, on, off))
             stepper.step(found.loss)
             stepper.clear()
             history.append(numbers(found))
@@ -245,10 +287,11 @@ def sample(
 ) -> list[Told]:
     """One answer to each prompt, drawn at temperature 1 from all tokens: what the model's distribution is.
 
-    The same for the same seed on the same machine. Raises ValueError when there are no prompts.
+    The same for the same seed on the same machine. Raises ValueError for prompts that are no list of texts, for none,
+    and for an empty one, and TypeError for a seed that is no whole number.
     """
-    if isinstance(prompts, str) or not len(prompts):
-        raise ValueError(f"there are no prompts to answer: pass a list of texts, not {prompts!r}")
+    check_prompts(prompts)
+    seed = check_seed(seed)
     inputs = tokenizer(
         [render(tokenizer, p) for p in prompts], add_special_tokens=False, padding=True, padding_side="left",
         return_tensors="pt", return_token_type_ids=False,
@@ -293,6 +336,7 @@ def evaluate_pairs(
     reference: Callable[[Any], AbstractContextManager] = adapter_off,
 ) -> dict[str, float]:
     """:func:`numbers` over many pairs. Raises ValueError when there are none, and as the functions above do."""
+    check_list("pairs", pairs, "Pair")
     if not len(pairs):
         raise ValueError("there are no pairs to evaluate on: hold some out")
     own, off = [], []

@@ -2,32 +2,45 @@
 
 GRPO (Shao et al., 2024, https://arxiv.org/abs/2402.03300) needs no answers to learn from, only a number for each answer
 that the model itself wrote: the *reward*. An answer's *advantage* is its reward less the mean of its group, the other
-answers to the same prompt. Equal to TRL's GRPOTrainer in loss and gradients, which tests/preferences/test_grpo.py holds
-it to, names included; what the names mean: `weighting` is TRL's ``loss_type``, `scale` its ``scale_rewards``, `level`
-its ``importance_sampling_level``, `updates` its ``num_iterations``.
+answers to the same prompt. Equal to TRL's GRPOTrainer in loss and gradients, which tests/preferences/test_grpo_trl.py
+holds it to, names included; what the names mean: `weighting` is TRL's ``loss_type``, `scale` its ``scale_rewards``,
+`level` its ``importance_sampling_level``, `updates` its ``num_iterations``.
 
 :func:`train_on_best` is the control: the same samples, of which the best of each group are learned by cross-entropy.
 """
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast, get_args
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from utils.data.chat import IGNORED, render, token_id
 from utils.inference.decoding import generate, sampler
-from utils.lora.refusals import check_count
+from utils.lora.refusals import check_count, check_model, check_number, check_seed
 from utils.models.context import positions, room_for_answer
 from utils.models.ends import end_ids
 from utils.preferences.dpo import adapter_off, draws
 from utils.preferences.log_probs import completion_log_probs, completion_mask
-from utils.preferences.rewards import Reward, name_of, reward_of
+from utils.preferences.refusals import (
+    check_called,
+    check_given,
+    check_own_loss,
+    check_prompts,
+    check_reference,
+    check_rows,
+    check_tensors,
+    name_of,
+    opened,
+    shown,
+)
+from utils.preferences.rewards import Reward, reward_of
 from utils.train.loop import (
     Diverged,
     Stepper,
@@ -50,33 +63,43 @@ EPSILON = 1e-4  # TRL's, added to the standard deviation
 
 
 def _check_choice(name: str, value: Any, choices: Any) -> None:
-    if value not in get_args(choices):
-        raise ValueError(f"unknown {name} {value!r}: choose one of {', '.join(get_args(choices))}")
+    if isinstance(value, str) and value in get_args(choices):
+        return
+    hint = {True: '. TRL\'s True is "group" here', False: '. TRL\'s False is "none" here'}
+    told = hint[value] if name == "scale" and isinstance(value, bool) else ""
+    raise ValueError(f"unknown {name} {shown(value)}: choose one of {', '.join(get_args(choices))}{told}")
 
 
 # -------------------------------------------------------------------------------------------------------- the loss
 
 
-def advantages(rewards: Float[Tensor, "prompts group"], scale: Scale = "group") -> Float[Tensor, "prompts group"]:
+def advantages(rewards: Shaped[Tensor, "prompts group"], scale: Scale = "group") -> Float[Tensor, "prompts group"]:
     """How much better each answer is than its group: its reward less the group's mean.
 
     `scale` "group" divides by the group's standard deviation, "batch" by that of all rewards, both with Bessel's
     correction and 1e-4 added; "none" divides by nothing, as Dr. GRPO does (Liu et al., 2025,
     https://arxiv.org/abs/2503.20783, section 3.1): dividing makes very easy and very hard prompts count more. A group
-    of equal rewards has advantages of 0. Raises ValueError for rewards of another shape, a group of fewer than two, and
-    an unknown `scale`.
+    of equal rewards has advantages of 0. Whole numbers and bools are taken as float32. Raises ValueError for rewards of
+    another shape, no prompt, a group of fewer than two, rewards that hold NaN or infinity or are so large that their
+    mean or spread does, and an unknown `scale`; TypeError for what is no tensor.
     """
     _check_choice("scale", scale, Scale)
-    if rewards.ndim != 2 or rewards.shape[1] < 2 or not len(rewards):
+    check_tensors(rewards=rewards)
+    if rewards.ndim == 2 and not len(rewards):
+        raise ValueError(f"rewards have a row for each prompt, and the shape {tuple(rewards.shape)} has none")
+    if rewards.ndim != 2 or rewards.shape[1] < 2:
         raise ValueError(
             f"rewards have the shape (prompts, group) with at least two answers a group, not {tuple(rewards.shape)}: "
             "an answer alone is its own mean, and its advantage 0"
         )
+    rewards = rewards if rewards.is_floating_point() else rewards.float()
     above = rewards - rewards.mean(dim=1, keepdim=True)
-    if scale == "none":
-        return above
     spread = rewards.std(dim=1, keepdim=True) if scale == "group" else rewards.std()
-    return above / (spread + EPSILON)
+    if not bool((above + spread).isfinite().all()):
+        if not bool(rewards.isfinite().all()):
+            raise ValueError("the rewards hold NaN or infinity, and one such number makes the mean of its group so")
+        raise ValueError(f"rewards up to {rewards.abs().max():g} overflow in their mean or spread: use smaller numbers")
+    return above if scale == "none" else above / (spread + EPSILON)
 
 
 class PolicyLoss(NamedTuple):
@@ -87,6 +110,23 @@ class PolicyLoss(NamedTuple):
     loss: Float[Tensor, ""]
     kl: Float[Tensor, ""]
     clipped: Float[Tensor, ""]
+
+
+def _check_loss_settings(beta: Any, epsilon: Any, epsilon_high: Any, weighting: Any, level: Any) -> None:
+    _check_choice("weighting", weighting, Weighting)
+    _check_choice("level", level, Level)
+    check_positive(epsilon=epsilon)
+    if epsilon > 1:
+        raise ValueError(
+            f"epsilon must be at most 1, not {epsilon}: the ratio is clipped to 1 - epsilon from below, and none is "
+            "negative. The bound from above is epsilon_high's"
+        )
+    if epsilon_high is not None:
+        check_positive(epsilon_high=epsilon_high)
+    check_number("beta", beta, 0.04)
+    if not 0 <= beta < math.inf:
+        what = "finite" if beta == math.inf else "0 or above"
+        raise ValueError(f"beta must be {what}, not {beta}: it is the price of moving away from the reference")
 
 
 def grpo_loss(
@@ -117,16 +157,14 @@ def grpo_loss(
     "dapo" by the tokens of the optimizer's step, which are the batch's, as a step is one batch here; "dr_grpo" by rows
     times `max_length`, the longest completion that was allowed. The divergence is the estimate k3 (Schulman,
     http://joschu.net/blog/kl-approx.html), times the ratio when `bias_correction`, TRL's ``use_bias_correction_kl``.
-    Raises ValueError for shapes that differ, a missing `reference` or `max_length`, a `beta` below 0, an `epsilon` that
-    isn't positive, and an unknown `weighting` or `level`.
+    Raises ValueError for shapes that differ, advantages that hold NaN or infinity, a missing `reference` or
+    `max_length`, a `beta` below 0 or infinite, an `epsilon` that isn't above 0 and at most 1, an `epsilon_high` that
+    isn't positive, and an unknown `weighting` or `level`; TypeError for what are no tensors and no numbers.
     """
-    _check_choice("weighting", weighting, Weighting)
-    _check_choice("level", level, Level)
-    check_positive(epsilon=epsilon)
-    if epsilon_high is not None:
-        check_positive(epsilon_high=epsilon_high)
-    if not beta >= 0:
-        raise ValueError(f"beta must be 0 or above, not {beta}: it is the price of moving away from the reference")
+    _check_loss_settings(beta, epsilon, epsilon_high, weighting, level)
+    check_tensors(log_probs=log_probs, old=old, advantages=advantages, mask=mask)
+    if reference is not None:
+        check_tensors(reference=reference)
     if beta and reference is None:
         raise ValueError(f"beta is {beta}, so the loss needs the reference's log-probabilities: pass them, or beta=0")
     shapes = {tuple(t.shape) for t in (log_probs, old, mask, *([] if reference is None else [reference]))}
@@ -134,6 +172,10 @@ def grpo_loss(
         raise ValueError(
             "log_probs, old, reference and mask have one shape, (rows, length), and advantages have (rows,); got "
             f"{sorted(shapes)} and {tuple(advantages.shape)}. Flatten what utils.preferences.advantages gives"
+        )
+    if not bool(advantages.isfinite().all()):
+        raise ValueError(
+            "the advantages hold NaN or infinity, and so would the loss: look at the rewards, or at `scale`"
         )
     gain = advantages[:, None]
     counts = mask.to(log_probs.dtype)
@@ -202,11 +244,12 @@ def sample_groups(
     Prompts are a user's words and go through the chat template. A row ends with any of the model's and the tokenizer's
     EOS tokens, or is cut at `max_new_tokens`, or where the model has no more positions. `generator` is on the model's
     device; without one PyTorch's own is used. Raises ValueError when there are no prompts, one leaves no room for an
-    answer or has a token that the model doesn't know, `temperature` isn't positive, a number is below 1, or the
-    generator is on another device, and Diverged, a ValueError, when the model's logits hold NaN or infinity.
+    answer or has a token that the model doesn't know, one is empty or no string, `temperature` isn't positive, a number
+    is below 1, or the generator is on another device, TypeError for what is no model and no number, and Diverged, a
+    ValueError, when the model's logits hold NaN or infinity.
     """
-    if isinstance(prompts, str) or not len(prompts):
-        raise ValueError(f"there are no prompts to answer: pass a list of texts, not {prompts!r}")
+    check_model(model)
+    check_prompts(prompts)
     check_count("group", group)
     check_positive(temperature=temperature)
     device = model.device
@@ -265,21 +308,6 @@ class Rollout(NamedTuple):
 OnStep = Callable[[int, dict[str, float], Samples], None]
 
 
-def _columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The columns beside the prompt. Raises ValueError for rows that aren't alike, and when there are none."""
-    if not len(rows):
-        raise ValueError('there are no rows to train on: pass mappings with a "prompt"')
-    for number, row in enumerate(rows):
-        if not isinstance(row, Mapping) or not isinstance(row.get("prompt"), str) or not row["prompt"].strip():
-            raise ValueError(f'row {number} has no "prompt", the words of the user as a string: {row!r}'[:300])
-        if row.keys() != rows[0].keys():
-            raise ValueError(
-                f"row {number} has the columns {sorted(row)} and row 0 has {sorted(rows[0])}: a reward gets each "
-                "column as a list with an entry for every sample, so all rows need the same"
-            )
-    return [name for name in rows[0] if name != "prompt"]
-
-
 def _rollouts(
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
@@ -291,12 +319,14 @@ def _rollouts(
     prompts_per_step: int,
     max_new_tokens: int,
     temperature: float,
+    mask_truncated: bool,
     seed: int,
 ) -> Iterator[Rollout]:
-    """For every step: draw prompts, sample their groups from the model as it is then, and reward them."""
-    columns = _columns(rows)
+    """For every step: draw prompts, sample their groups from the model as it is then, and reward them. Warns when
+    nothing can be learned from them for many steps in a row."""
+    columns, seed = check_rows(rows), check_seed(seed)
     generator = torch.Generator(model.device).manual_seed(seed)
-    flat_steps = 0
+    flat_steps = cut_steps = 0
     for drawn in draws(rows, steps, prompts_per_step, seed):
         prompts = [row["prompt"] for row in drawn]
         samples = sample_groups(model, tokenizer, prompts, group, max_new_tokens, temperature, generator)
@@ -318,12 +348,22 @@ def _rollouts(
             "length": samples.lengths.float().mean().item(),
             "stopped": samples.stopped.float().mean().item(),
             "groups_without_spread": flat,
+            "prompts": len(prompts),
         }
+        cut_steps = cut_steps + 1 if mask_truncated and not numbers["stopped"] else 0
+        if cut_steps == min(WITHOUT_SPREAD, steps):
+            warnings.warn(
+                f"in {cut_steps} steps in a row every answer was cut at max_new_tokens={max_new_tokens}, and "
+                "mask_truncated leaves out those that were, so nothing was learned: raise max_new_tokens, or pass "
+                "mask_truncated=False",
+                stacklevel=3,
+            )
         yield Rollout(samples, rewards.to(model.device), numbers)
 
 
-def _checked(model: Any, **numbers: float) -> None:
-    """Raises ValueError for what neither loop can train, in the order of :func:`utils.train.loop.train`."""
+def _checked(model: Any, on_step: OnStep | None, **numbers: float) -> None:
+    """Raises TypeError or ValueError for what neither loop can train, in the order of
+    :func:`utils.train.loop.train`."""
     check_positive(**{name: value for name, value in numbers.items() if name != "group"})
     for name in ("steps", "group", "prompts_per_step", "max_new_tokens", "updates"):
         if name in numbers:
@@ -331,6 +371,8 @@ def _checked(model: Any, **numbers: float) -> None:
     if numbers["group"] < 2:
         raise ValueError("group must be at least 2, not 1: an answer alone is its own mean, and teaches nothing")
     check_trainable(model)
+    if on_step is not None:
+        check_called("on_step", on_step, "step", "numbers", "samples")
 
 
 # -------------------------------------------------------------------------------------------------------- the loops
@@ -365,49 +407,69 @@ def train_grpo(
     """Train whatever of the model requires a gradient on a reward. Returns each step's numbers.
 
     `rows` are mappings with a ``prompt``, the user's words, and the columns that `reward` wants. A step draws
-    `prompts_per_step` of them, samples `group` answers to each, rewards them and takes `updates` steps of the optimizer
-    on them all. Optimizer and schedule are those of :func:`utils.train.loop.train`. `mask_truncated` leaves out answers
-    that were cut at `max_new_tokens`. With `beta` above 0 the reference is what the model is inside the block
-    ``reference(model)``: by default the model with its adapter off. The other settings are :func:`grpo_loss`'s and
-    :func:`advantages`'s. The model is in evaluation mode, so that dropout can't part the policy from its sampler.
-    `seed` decides prompts and samples; torch's random state is left alone.
+    `prompts_per_step` of them, or all where there are fewer, samples `group` answers to each, rewards them and takes
+    `updates` steps of the optimizer on them all. Optimizer and schedule are those of :func:`utils.train.loop.train`.
+    `mask_truncated` leaves out answers that were cut at `max_new_tokens`. With `beta` above 0 the reference is what the
+    model is inside the block ``reference(model)``: by default the model with its adapter off. The other settings are
+    :func:`grpo_loss`'s and :func:`advantages`'s. The model is in evaluation mode, so that dropout can't part the policy
+    from its sampler. `seed` decides prompts and samples; torch's random state is left alone.
 
     `scale` may be a function from rewards to advantages, both (prompts, group), in place of :func:`advantages`. `loss`,
-    called as ``loss(log_probs, old, advantages, mask, epsilon)``, takes the place of :func:`grpo_loss`'s, with its
-    `weighting`, `level` and `epsilon_high`; ``kl`` and ``clipped`` are the same. A divergence it has none, so `beta` is
-    to be 0.
+    called as ``loss(log_probs, old, advantages, mask, epsilon)``, takes the place of :func:`grpo_loss`'s; ``kl`` and
+    ``clipped`` are the same. It knows nothing of `weighting`, `level` and `epsilon_high`, which are to be left out, and
+    has no divergence, so `beta` is to be 0.
 
-    A step's numbers: ``reward``, ``reward_std``, ``length`` in tokens, ``stopped``, the share of answers that ended by
-    themselves, ``groups_without_spread``, how many groups had equal rewards, which teach nothing; and over the updates
-    the means ``loss``, ``kl`` in nats per token (NaN with a `beta` of 0: the reference isn't asked) and ``clipped``.
-    The loss says nothing of progress: with one update it is 0 but for the weighting, however good the model is.
-    `on_step` is called after each step with its number, counted from 0, its numbers and its :class:`Samples`. Warns
-    when no group had a spread in ten steps in a row. Raises RewardError, a ValueError, for a reward that can't be used,
-    ValueError for settings and rows that can't, and what :func:`utils.train.loop.train` raises.
+    A step's numbers: ``prompts``, how many were drawn, ``reward``, ``reward_std``, ``length`` in tokens, ``stopped``,
+    the share of answers that ended by themselves, ``groups_without_spread``, how many groups had equal rewards, which
+    teach nothing; and over the updates the means ``loss``, ``kl`` in nats per token (NaN with a `beta` of 0: the
+    reference isn't asked) and ``clipped``. The loss says nothing of progress: with one update it is 0 but for the
+    weighting, however good the model is. `on_step` is called after each step with its number, counted from 0, its
+    numbers and its :class:`Samples`. Warns when no group had a spread in ten steps in a row, or `mask_truncated` left
+    out every answer in as many or in all. Raises RewardError, a ValueError, for a reward that can't be used, ValueError
+    for settings and rows that can't, TypeError for settings of another kind, functions among them that can't be called
+    so or give something else, and what :func:`utils.train.loop.train` raises.
     """
     _checked(
-        model, steps=steps, lr=lr, group=group, prompts_per_step=prompts_per_step, updates=updates,
+        model, on_step, steps=steps, lr=lr, group=group, prompts_per_step=prompts_per_step, updates=updates,
         max_new_tokens=max_new_tokens, temperature=temperature,
     )  # fmt: skip
-    if not callable(scale):
+    _check_loss_settings(beta, epsilon, epsilon_high, weighting, level)
+    if callable(scale):
+        check_called("scale", scale, "rewards")
+    else:
         _check_choice("scale", scale, Scale)
-    if loss is not None and beta:
-        raise ValueError(f"beta is {beta}, and a loss of your own gets no reference: pass beta=0, or leave loss out")
+    if beta:
+        check_reference(reference)
+    if loss is not None:
+        if beta:
+            raise ValueError(
+                f"beta is {beta}, and a loss of your own gets no reference: pass beta=0, or leave loss out"
+            )
+        ignored = {
+            "weighting": weighting != "dapo",
+            "level": level != "token",
+            "epsilon_high": epsilon_high is not None,
+        }
+        if given := [name for name, is_given in ignored.items() if is_given]:
+            raise ValueError(
+                f"a loss of your own gets no {' and no '.join(given)}: put it into the function, or leave it out"
+            )
+        check_called("loss", loss, "log_probs", "old", "advantages", "mask", "epsilon")
     stepper = Stepper(model, lr=lr, schedule=lambda step: learning_rate_factor(step, steps * updates))
     history: list[dict[str, float]] = []
     with in_mode(model, False):
         rollouts = _rollouts(
             model, tokenizer, rows, reward, steps=steps, group=group, prompts_per_step=prompts_per_step,
-            max_new_tokens=max_new_tokens, temperature=temperature, seed=seed,
+            max_new_tokens=max_new_tokens, temperature=temperature, mask_truncated=mask_truncated, seed=seed,
         )  # fmt: skip
         for step, (samples, rewards, numbers) in enumerate(_shown(rollouts, steps, "GRPO", progress)):
-            gains = (scale(rewards) if callable(scale) else advantages(rewards, scale)).flatten()
+            gains = (_own_gains(scale, rewards) if callable(scale) else advantages(rewards, scale)).flatten()
             mask = completion_mask(samples.batch)
             if mask_truncated:
                 mask = mask & samples.stopped[:, None]
             off = None
             if beta:
-                with torch.no_grad(), reference(model):
+                with torch.no_grad(), opened("reference", reference, model):
                     off = completion_log_probs(model, samples.batch, temperature)
             old, found = None, []
             for _ in range(updates):
@@ -418,7 +480,8 @@ def train_grpo(
                     weighting=weighting, level=level, max_length=max_new_tokens,
                 )  # fmt: skip
                 if loss is not None:
-                    one = one._replace(loss=loss(log_probs, old, gains, mask, epsilon))
+                    own = loss(log_probs, old, gains, mask, epsilon)
+                    one = one._replace(loss=check_own_loss(loss, own, step, log_probs, old))
                 stepper.step(one.loss)
                 stepper.clear()
                 found.append(torch.stack([one.loss.detach(), one.kl, one.clipped]))
@@ -428,6 +491,18 @@ def train_grpo(
             if on_step:
                 on_step(step, history[-1], samples)
     return history
+
+
+def _own_gains(scale: Callable[[Tensor], Tensor], rewards: Tensor) -> Tensor:
+    """What a `scale` of the caller's own makes of the rewards, once it is sure that these are advantages."""
+    gains = scale(rewards)
+    check_given("scale", scale, gains, tuple(rewards.shape), "one advantage for each reward, in its place")
+    if not bool(gains.isfinite().all()):
+        raise ValueError(
+            f"the scale {name_of(scale)!r} gave advantages that hold NaN or infinity: look for a division by the "
+            "spread of a group of equal rewards, which is 0"
+        )
+    return gains
 
 
 def train_on_best(
@@ -456,7 +531,7 @@ def train_on_best(
     :func:`train_grpo`'s.
     """
     _checked(
-        model, steps=steps, lr=lr, group=group, prompts_per_step=prompts_per_step,
+        model, on_step, steps=steps, lr=lr, group=group, prompts_per_step=prompts_per_step,
         max_new_tokens=max_new_tokens, temperature=temperature,
     )  # fmt: skip
     step = 0
@@ -465,7 +540,7 @@ def train_on_best(
     with in_mode(model, False):
         rollouts = _rollouts(
             model, tokenizer, rows, reward, steps=steps, group=group, prompts_per_step=prompts_per_step,
-            max_new_tokens=max_new_tokens, temperature=temperature, seed=seed,
+            max_new_tokens=max_new_tokens, temperature=temperature, mask_truncated=mask_truncated, seed=seed,
         )  # fmt: skip
         for step, (samples, rewards, numbers) in enumerate(_shown(rollouts, steps, "best of group", progress)):
             best = best_of_groups(rewards)

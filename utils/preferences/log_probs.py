@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from utils.data.chat import IGNORED
+from utils.train.loop import check_positive
 
 
 def _kept(labels: Tensor) -> Tensor:
@@ -52,10 +53,10 @@ def completion_log_probs(
     `batch` holds `input_ids`, `attention_mask` and `labels`, which are :data:`~utils.data.chat.IGNORED` but for the
     completion, all of shape (rows, tokens) and on the model's device; prompts may be padded on either side. `length`
     runs from the first column in which any row has a label to the last column. `temperature` divides the logits: give
-    the one that was sampled with. Raises ValueError when it isn't positive, or when no token has a label.
+    the one that was sampled with. Raises TypeError when it is no number, ValueError when it isn't positive and finite,
+    or when no token has a label.
     """
-    if not temperature > 0:
-        raise ValueError(f"temperature must be positive, not {temperature}: the logits are divided by it")
+    check_positive(temperature=temperature)
     labels = _kept(batch["labels"])
     logits = completion_logits(model, batch)
     logits = logits if temperature == 1 else logits / temperature

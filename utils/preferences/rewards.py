@@ -13,50 +13,56 @@ from __future__ import annotations
 
 import inspect
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence, Set
+from decimal import Decimal
 from numbers import Real
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float32
 from torch import Tensor
 
+from utils.preferences.refusals import check_list, name_of, shown
+
 Reward = Callable[..., Sequence[float]]
+
+LARGEST = 1e16  # in size: the squares of a million such numbers add up to less than float32's end, 3.4e38
 
 
 class RewardError(ValueError):
-    """A reward function raised, or returned something that is no finite number for each completion."""
-
-
-def name_of(reward: Any) -> str:
-    """What errors and tables call a reward: its function's name, or its class's."""
-    return getattr(reward, "__name__", None) or type(reward).__name__
-
-
-def _short(text: Any) -> str:
-    shown = repr(text)
-    return shown if len(shown) <= 160 else f"{shown[:157]}..."
+    """A reward function raised, or returned something that is no finite number for each completion, or too large a
+    one."""
 
 
 def _number(reward: Any, value: Any, place: int, completion: str) -> float:
-    """The value as a float. Raises RewardError unless it is a finite number."""
-    if isinstance(value, Tensor) and value.numel() == 1:
+    """The value as a float. Raises RewardError unless it is a number between -LARGEST and LARGEST."""
+    if isinstance(value, Tensor | np.ndarray | np.generic) and math.prod(value.shape) == 1:
         value = value.item()
-    where = f"for completion {place}, {_short(completion)}"
+    where = f"for completion {place}, {shown(completion)}"
     if value is None:
         raise RewardError(
             f"the reward {name_of(reward)!r} returned None {where}: does a branch of it end without a return? "
             "Give such a completion the lowest reward that you use"
         )
-    if not isinstance(value, Real) or isinstance(value, complex):
+    if not isinstance(value, Real | Decimal):
         raise RewardError(
-            f"the reward {name_of(reward)!r} returned {_short(value)} {where}: return one number for each completion"
+            f"the reward {name_of(reward)!r} returned {shown(value)} {where}: return one number for each completion"
         )
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:  # 10**400 and its like
+        number = sys.float_info.max
     if not math.isfinite(number):
         raise RewardError(
             f"the reward {name_of(reward)!r} returned {number} {where}: one such number makes the mean of its group, "
             "and so all weights, NaN. Look for a division by zero or a logarithm of 0, and return a finite number"
+        )
+    if abs(number) > LARGEST:
+        raise RewardError(
+            f"the reward {name_of(reward)!r} returned a number beyond {LARGEST:g} {where}: rewards are float32, "
+            "and the spread of a group of such numbers overflows there. Return smaller ones, from 0 to 1 for example"
         )
     return number
 
@@ -69,12 +75,22 @@ def reward_of(
 ) -> Float32[Tensor, " samples"]:
     """The reward of each completion, as float32 on the CPU, once it is sure that each is a finite number.
 
-    `columns` are what the data hold beside the prompt, by name, with one entry a sample. True and False count as 1 and
-    0. Raises :class:`RewardError`, a ValueError, which names the reward, the completion and what to do: when the reward
-    raised or can't be called so, when it returned another number of values, or None, NaN, infinity or no number. Raises
-    ValueError when prompts, completions and columns have different lengths, or a column is called like an argument.
+    `columns` are what the data hold beside the prompt, by name, with one entry a sample. A number is any of Python's or
+    numpy's, real, or a tensor or an array that holds one; True and False count as 1 and 0. Raises :class:`RewardError`,
+    a ValueError, which names the reward, the completion and what to do: when the reward raised or can't be called so,
+    when it returned another number of values, or None, NaN, infinity, a number beyond :data:`LARGEST` in size or none.
+    Raises ValueError when prompts, completions or a column are no lists (a string isn't one), have different lengths,
+    or a column is called like an argument.
     """
-    columns = columns or {}
+    columns = {} if columns is None else columns
+    if not isinstance(columns, Mapping):
+        raise ValueError(f'columns must be a mapping such as {{"words": [...]}}, not {shown(columns)}')
+    for name, values in {"prompts": prompts, "completions": completions}.items():
+        check_list(name, values, "texts")
+    for name, values in columns.items():
+        if not isinstance(name, str):
+            raise ValueError(f"a column is called {shown(name)}: a reward gets columns by name, a string")
+        check_list(f"the column {name!r}", values, "entries, one for every completion")
     for name, values in {"prompts": prompts, **columns}.items():
         if len(values) != len(completions):
             raise ValueError(f"there are {len(completions)} completions, but {len(values)} entries in {name}")
@@ -97,7 +113,7 @@ def reward_of(
             raise TypeError
     except TypeError:  # what has no length, or none of its numbers a place
         raise RewardError(
-            f"the reward {name!r} returned {_short(given)}: return a list with one number for each of the "
+            f"the reward {name!r} returned {shown(given)}: return a list with one number for each of the "
             f"{len(completions)} completions"
         ) from None
     given = list(given)
@@ -118,14 +134,24 @@ def _check_takes(reward: Reward, asked: Mapping[str, Any]) -> None:
     except ValueError:  # some written in C have none
         return
     except TypeError:
-        raise RewardError(f"a reward is a function, not {_short(reward)}") from None
+        several = isinstance(reward, list | tuple) and all(map(callable, reward))
+        advice = ": pass one at a time, or add them up in one function" if several else ""
+        raise RewardError(f"a reward is a function, not {shown(reward)}{advice}") from None
     try:
         signature.bind(**asked)
     except TypeError as error:
         columns = sorted(asked.keys() - {"prompts", "completions"})
+        parameters = signature.parameters.values()
+        needed = [
+            p.name for p in parameters if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+        ]
+        if missing := [name for name in needed if name not in asked]:
+            advice = f"rename the parameter {missing[0]!r}, or give every row of the data a column {missing[0]!r}"
+        else:
+            advice = "let its parameters end in **columns, for those it doesn't use"
         raise RewardError(
             f"the reward {name_of(reward)!r} can't be called: {error}. It gets prompts, completions and the data's "
-            f"columns {columns} by these names: let its parameters end in **columns, for those it doesn't use"
+            f"columns {columns} by these names: {advice}"
         ) from None
 
 
@@ -137,5 +163,5 @@ def _culprit(
         try:
             reward(prompts=[prompt], completions=[completion], **{key: [own[i]] for key, own in columns.items()})
         except Exception:
-            return f", for completion {i}, {_short(completion)}"
+            return f", for completion {i}, {shown(completion)}"
     return ""

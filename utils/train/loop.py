@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from utils.data.chat import Example
 from utils.data.labels import batches
 from utils.data.records import Record
+from utils.lora.refusals import check_model, check_number, check_seed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -66,8 +67,9 @@ def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
 
 
 def check_positive(**numbers: float) -> None:
-    """Raises ValueError, with its name, for a number that isn't above 0 and finite."""
+    """Raises TypeError, with its name, for what is no number, and ValueError for one that isn't above 0 and finite."""
     for name, value in numbers.items():
+        check_number(name, value, 1)
         if not 0 < value < math.inf:
             raise ValueError(f"{name} must be positive and finite, not {value}")
 
@@ -76,8 +78,10 @@ def check_trainable(model: nn.Module) -> list[nn.Parameter]:
     """What of `model` requires a gradient, once it is sure that training can change it and that no weight is spoilt.
 
     Raises ValueError when nothing is trainable, when an adapter is merged, so that its matrices take no part, when a
-    parameter to train is float16, whose gradients can't be scaled back, or when a weight holds NaN or infinity.
+    parameter to train is float16, whose gradients can't be scaled back, or when a weight holds NaN or infinity, and
+    TypeError for what is no model.
     """
+    check_model(model)
     trainable = [p for p in model.parameters() if p.requires_grad]
     if not trainable:
         raise ValueError(
@@ -237,12 +241,14 @@ def train(
     variants of LoRA: `groups`, the optimizer's parameter groups with a peak rate each, in the place of one group with
     `lr`; `extra_loss`, whose value is added to what is minimised, not to what is returned; `after_step`, called with
     the step's number while the gradients are still there. A model in float16 trains with loss scaling; what trains must
-    be float32 then. Afterwards the model's mode and torch's random state are what they were before. Before
-    the first step are raised ValueError when `steps`, `batch_size` or `lr` isn't positive and for what
-    :func:`check_trainable` and :func:`check_token_ids` refuse, and BadRecords, a ValueError, for a row that can't be
-    used; then :class:`Diverged`, a ValueError, when the loss, the gradient or a weight stops being a finite number.
+    be float32 then. Afterwards the model's mode and torch's random state are what they were before. Before the first
+    step are raised TypeError for settings that are no numbers, ValueError when `steps`, `batch_size` or `lr` isn't
+    positive and for what :func:`check_trainable` and :func:`check_token_ids` refuse, and BadRecords, a ValueError, for
+    a row that can't be used; then :class:`Diverged`, a ValueError, when the loss, the gradient or a weight stops being
+    a finite number.
     """
     check_positive(steps=steps, batch_size=batch_size, lr=lr)
+    seed = check_seed(seed)
     check_trainable(model)
     stepper = Stepper(model, lr=lr, schedule=lambda step: learning_rate_factor(step, steps), groups=groups)
     from tqdm.auto import tqdm
