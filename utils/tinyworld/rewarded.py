@@ -23,6 +23,7 @@ from typing import Any, Literal, TypedDict, get_args
 
 from utils.data.chat import Example
 from utils.tinyworld.corpus import ANIMALS, COLORS, PLACES, THINGS, Split, new_cast, story, with_article
+from utils.tinyworld.drawn import all_different
 
 Request = Literal["two", "four"]
 REQUESTS: tuple[Request, ...] = get_args(Request)
@@ -95,15 +96,8 @@ def request_rows(request: Request, split: Split, n: int, seed: int = 0) -> list[
         raise ValueError(f"unknown request {request!r}: choose one of {', '.join(REQUESTS)}")
     if split not in get_args(Split):
         raise ValueError(f"unknown split {split!r}: choose one of {', '.join(get_args(Split))}")
-    if n < 1:
-        raise ValueError(f"n is the number of requests and must be at least 1, not {n}")
-    rng, found = random.Random(f"{request}/{split}/{seed}"), dict[str, Row]()
-    for _ in range(100 * n + 1000):
-        row = _row(request, split, rng)
-        found.setdefault(row["prompt"], row)
-        if len(found) == n:
-            return list(found.values())
-    raise ValueError(f"there are no {n} different requests {request!r} ({split}): ask for fewer (it gave {len(found)})")
+    what, seed_of = f"requests {request!r} ({split})", f"{request}/{split}/{seed}"
+    return all_different(lambda rng: _row(request, split, rng), lambda row: row["prompt"], n, seed_of, what)
 
 
 def gold_examples(rows: Sequence[Row], seed: int = 0) -> list[Example]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Literal, get_args
 
 from utils.data.chat import Example
@@ -29,6 +29,7 @@ from utils.tinyworld.corpus import (
     sentence_pair,
     split_of,
 )
+from utils.tinyworld.drawn import all_different
 
 Task = Literal["sentiment", "translation", "summarization", "style"]
 
@@ -95,21 +96,8 @@ _MAKERS: dict[str, Callable[[random.Random], Example]] = {
 }
 
 
-def _distinct(make: Callable[[random.Random], Example], rng: random.Random, what: str, n: int) -> Iterator[Example]:
-    if n < 1:
-        raise ValueError(f"n is the number of examples and must be at least 1, not {n}")
-    seen: set[str] = set()
-    tries = 0
-    while len(seen) < n:
-        tries += 1
-        if tries > 1000 + 100 * n:
-            raise ValueError(
-                f"the tiny world has no {n} different examples of {what}: ask for fewer (it gave {len(seen)})"
-            )
-        example = make(rng)
-        if example.prompt not in seen:
-            seen.add(example.prompt)
-            yield example
+def _prompt(example: Example) -> str:
+    return example.prompt
 
 
 def task_examples(task: Task, split: Split, n: int, seed: int = 0) -> list[Example]:
@@ -129,7 +117,7 @@ def task_examples(task: Task, split: Split, n: int, seed: int = 0) -> list[Examp
             if split_of(example.prompt) == split:
                 return example
 
-    return list(_distinct(make, random.Random(f"{task}/{split}/{seed}"), f"{task} ({split})", n))
+    return all_different(make, _prompt, n, f"{task}/{split}/{seed}", f"examples of {task} ({split})")
 
 
 def moral_and_hero(split: Split, n: int) -> dict[str, list[Example]]:
@@ -151,4 +139,6 @@ def unseen_word_examples(n: int, seed: int = 0) -> list[Example]:
 
     High scores on the ordinary held-out prompts flatter, since they are made of the same words in another order.
     """
-    return list(_distinct(lambda rng: _sentiment(rng, unseen=True), random.Random(f"unseen/{seed}"), "unseen words", n))
+    return all_different(
+        lambda rng: _sentiment(rng, unseen=True), _prompt, n, f"unseen/{seed}", "examples of unseen words"
+    )

@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple, get_args
 
 from utils.data.chat import Example
 from utils.tinyworld.corpus import Split
+from utils.tinyworld.drawn import all_different
 
 VerifiedTask = Literal["extraction", "sums"]
 VERIFIED: tuple[VerifiedTask, ...] = get_args(VerifiedTask)
@@ -113,15 +114,8 @@ def verified_examples(task: VerifiedTask, split: Split, n: int, seed: int = 0) -
         raise ValueError(f"unknown task {task!r}: the tasks with a checker are {', '.join(VERIFIED)}")
     if split not in get_args(Split):
         raise ValueError(f"unknown split {split!r}: choose one of {', '.join(get_args(Split))}")
-    if n < 1:
-        raise ValueError(f"n is the number of examples and must be at least 1, not {n}")
-    rng, found = random.Random(f"{task}/{split}/{seed}"), dict[str, Example]()
-    for _ in range(100 * n + 1000):
-        example = _MAKERS[task](split, rng)
-        found.setdefault(example.prompt, example)
-        if len(found) == n:
-            return list(found.values())
-    raise ValueError(f"there are no {n} different examples of {task} ({split}): ask for fewer (it gave {len(found)})")
+    what, seed_of = f"examples of {task} ({split})", f"{task}/{split}/{seed}"
+    return all_different(lambda rng: _MAKERS[task](split, rng), lambda example: example.prompt, n, seed_of, what)
 
 
 class Checked(NamedTuple):
