@@ -76,3 +76,12 @@ def test_trls_default_rate_is_the_one_that_is_told(name):
 
     assert getattr(trl, name).__dataclass_fields__["learning_rate"].default == 1e-6
     assert "TRL's own default learning rate is 1e-6 for all three" in LESSON
+
+
+def test_how_far_the_rates_of_the_records_are_from_the_tables():
+    small = [run["lr"] for run in RECORD["tried"]]
+    tiny = [e["lr"] for e in RECORD["race"] if e["method"] != "full fine-tuning"]
+    assert "1e-5 to 5e-5" in LESSON
+    far = [(round(min(rates) / 5e-5), round(max(rates) / 1e-5)) for rates in (small, tiny)]
+    assert far == [(2, 450), (15, 1600)]
+    assert "SmolLM2 took 2 to 450 times as much over 80 steps, and the tiny model's LoRA 15 to 1,600 times" in LESSON
