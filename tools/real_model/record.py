@@ -14,7 +14,7 @@ from tools.real_model.plan import PLANS, SECTIONS
 from tools.real_model.tables import tables
 
 OUT = Path(__file__).resolve().parents[2] / "assets" / "measurements" / "real_model.json"
-JOBS = OUT.with_name("real_model_jobs")  # the jobs behind it that are kept, those of unfinished sections too
+JOBS = OUT.parents[1] / "real_model_jobs"  # the jobs behind it that are kept, those of unfinished sections too
 ABOUT = "about"  # the file of a work folder that says on what its jobs ran
 
 
