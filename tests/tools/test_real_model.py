@@ -409,3 +409,13 @@ def test_general_windows_are_whole_and_never_too_many():
     assert rows.shape == (6, 64) and len({tuple(row.tolist()) for row in rows}) == 6
     with pytest.raises(ValueError, match="have .* windows of 64 tokens, not 1000000"):
         general.general_rows(tokenizer, 10**6, 64)
+
+
+def test_a_trial_doesnt_write_among_the_kept_jobs(monkeypatch, capsys):
+    from tools.real_model import __main__ as command
+
+    monkeypatch.setattr(sys, "argv", ["real_model", "--trial", "capacity"])
+    monkeypatch.setattr(command, "write", lambda *a: pytest.fail("it wrote"))
+    with pytest.raises(SystemExit, match="2"):
+        command.main()
+    assert "--trial needs --work" in capsys.readouterr().err

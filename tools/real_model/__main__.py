@@ -28,6 +28,8 @@ def main() -> None:
     args = parser.parse_args()
     if unknown := set(args.sections) - SECTIONS.keys():
         parser.error(f"there is no section {', '.join(sorted(unknown))}: choose from {', '.join(SECTIONS)}")
+    if args.trial and args.work == record.JOBS:
+        parser.error("--trial needs --work, so that trial runs don't stand among real ones")
     if args.record:
         return record.record(args.work)
     device = "cuda" if torch.cuda.is_available() else "cpu"
