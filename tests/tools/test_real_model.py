@@ -12,7 +12,7 @@ from tools.real_model import general
 from tools.real_model import record as recording
 from tools.real_model.cells import number, percent, side
 from tools.real_model.choosing import Measured, at_best, at_equal_accuracy, best_rate, less
-from tools.real_model.findings import EDGE, FINDINGS, Finding, table, verdict
+from tools.real_model.findings import EDGE, NOT_REACHED, FINDINGS, Finding, table, verdict
 from tools.real_model.jobs import jobs_of, run_job
 from tools.real_model.page import PAGE, fared, page
 from tools.real_model.plan import PLANS, SECTIONS, calibrated
@@ -255,6 +255,21 @@ def test_what_chapters_2_and_17_say_of_smollm2s_updates_is_in_the_record():
     whole = [r for r in rows if r["cut_to"] is None]
     assert len(whole) == 4 and all(r["intruders"]["mean"] == r["intruders"]["high"] == 0 for r in whole)
     assert [round(100 * r["relative_size"]["mean"], 1) for r in whole if r["method"] == "lora"] == [1.4, 1.9]
+
+
+def test_what_chapter_17_says_of_smollm2s_remedies_is_in_the_record():
+    record = json.loads(recording.OUT.read_text(encoding="utf-8"))
+    rows = [r for r in record["tables"]["forgetting"]["small"] if r["method"] == "lora"]
+    at = {(r["task"], r["remedy"]): r for r in rows}
+    style = {name: [at["style", name][what]["mean"] for what in ("general", "questions")] for _, name in at}
+    said = {"none": "21.7 1%", "rate": "18.7 27%", "kl": "17.0 17%", "replay": "20.6 37%", "weight decay": "18.5 27%"}
+    assert {n: f"{style[n][0]:.1f} {style[n][1]:.0%}" for n in said} == said
+    assert min(style, key=lambda n: style[n][0]) == "kl" and max(style, key=lambda n: style[n][1]) == "replay"
+    verdicts = {f["key"]: f["small"]["verdict"] for f in record["findings"] if f["key"].endswith(" translation")}
+    remedies = ("rate", "kl", "weight decay", "scale")
+    assert [verdicts[f"{name} translation"] for name in remedies] == [EDGE] * 4
+    assert verdicts["replay translation"] == NOT_REACHED and at["translation", "replay"]["general"] == {}
+    assert all(at["translation", n]["questions"]["mean"] > 0.28 for n in ("none", "rate", "kl", "weight decay"))
 
 
 @pytest.mark.skipif(not recording.OUT.exists(), reason="the record is made on a GPU")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tools.measure_capacity import bits_remembered
-from tools.real_model.choosing import BySeed, Measured, Row, at_best, at_equal_accuracy, full, lora, picked
+from tools.real_model.choosing import BySeed, Measured, Row, at_best, at_equal_accuracy, full, lora, picked, recipe
 from utils.evaluate.seeds import interval
 
 
@@ -82,15 +82,19 @@ def rates(rows: Sequence[Row]) -> list[dict]:
 
 def forgetting(rows: Sequence[Row]) -> list[dict]:
     """At nine tenths of the best accuracy: accuracy, general perplexity and share of the questions answered, by task,
-    method and remedy."""
+    method and remedy; and without a remedy ("none") at the learning rate that is best on dev."""
     mine, found = picked(rows, section="remedies"), []
     for task in _values(mine, "task"):
         for method, choose in (("lora", lora), ("full", full)):
-            for remedy in _values(choose(mine, "remedies", task=task), "remedy"):
+            tried = _values(choose(mine, "remedies", task=task), "remedy")
+            for remedy in ["none", *tried] if "rate" in tried else tried:
                 entry: dict[str, Any] = {"task": task, "method": method, "remedy": remedy}
                 for what in ("test", "general", "questions"):
                     if any(what in row for row in mine):
-                        measured = at_equal_accuracy(rows, what, remedy, method, task)
+                        measured = (
+                            recipe(rows, what, method, task) if remedy == "none"
+                            else at_equal_accuracy(rows, what, remedy, method, task)
+                        )  # fmt: skip
                         entry[what] = summary(measured if what == "general" else measured.by_seed)
                 found.append(entry)
     return found
