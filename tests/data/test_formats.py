@@ -58,13 +58,13 @@ def test_a_sentence_says_it_all_and_notes_name_the_rest(tmp_path):
     ]
     reading = read(tmp_path, *records)
     assert str(reading).splitlines() == [
-        "a.jsonl read as question and answer: Question -> the user's words, Answer -> the answer that is learned; "
+        "a.jsonl read as question and answer: Question -> the user's words, Answer -> the answer that is trained on; "
         "2 records, JSONL",
         "not used: source (in 1), n (in 1)",
     ]
     talk = {"messages": [USER, {**ANSWER, "weight": 0}, USER, {**ANSWER, "thinking": "Hm.", "date": "today"}]}
     assert read(tmp_path, talk).notes == [
-        "weight 0: 1 answers are read and not learned",
+        "weight 0: 1 answers are read and not trained on",
         "fields of messages beside role and content, kept for the chat template: thinking, date",
     ]
 

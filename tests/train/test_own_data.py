@@ -164,7 +164,7 @@ def test_numbers_and_empty_answers_are_refused_with_what_to_do(tmp_path):
         read_own(path)
     assert str(refused.value).splitlines()[1:] == [
         "  lines 1, 2, 3, 4 and 2 more: answer is a number, not text (in JSON put it in quotation marks)",
-        "  lines 7, 8, 9, 10 and 2 more: answer is empty: write out what should be learned, or take the record out",
+        "  lines 7, 8, 9, 10 and 2 more: answer is empty: write out what should be trained on, or take the record out",
     ]
 
 

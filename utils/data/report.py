@@ -139,7 +139,7 @@ class Report:
         if self.contradictions:
             said.append(f"{self.contradictions:,} prompts have more than one answer: exact match can't reach 100%")
         if self.ragged:
-            said.append(f"{self.ragged:,} answers begin or end with white space, which is learned too: strip them")
+            said.append(f"{self.ragged:,} answers begin or end with white space, which is trained on too: strip them")
         if 4 * self.near > self.usable:
             near = self._share(self.near, self.usable)
             said.append(f"{near} prompts are nearly another one: the file is smaller than it looks")
@@ -176,7 +176,7 @@ class Report:
             rows.append(("whole completion cut away", self._share(self.lost, self.usable)))
             rows.append(("trained on", self._share(len(self.rows), self.usable)))
             rows.append(("answers without their EOS token", self._endless()))
-            rows.append(("tokens that are learned", self._share(self.learned, self.tokens)))
+            rows.append(("tokens trained on", self._share(self.learned, self.tokens)))
         if self.context is not None:
             rows.append(
                 (f"beyond the model's {self.context:,} positions", f"{self.beyond:,}" if self.beyond else "none")
@@ -256,7 +256,7 @@ def data_report(
     *,
     context: int | None = None,
 ) -> Report:
-    """Look over instruction records or conversations: what is empty, double, leaked, too long, and what is learned.
+    """Look over instruction records or conversations: what is empty, double, leaked, too long, and what is trained on.
 
     Each record is encoded once, by :func:`utils.data.labels.encode_rows`, and cut to its first `max_length` tokens; the
     report is about these rows, and its `rows` are what a trainer should get. `context`: how many positions the model
