@@ -186,7 +186,7 @@ def test_a_prompt_is_rendered_alike_as_words_and_as_messages(tokenizer):
         (Example("x", 3), "answer is a number, not text"),
         ({"prompt": "x", "answer": "y"}, "completion is missing; the record has prompt, answer"),
         ({"prompt": "x", "completion": " "}, "completion is empty"),
-        ({"prompt": conversation(EXAMPLES[0])[:1], "completion": []}, "the last message is by user"),
+        ({"prompt": conversation(EXAMPLES[0])[:1], "completion": []}, "has no message by assistant"),
         ({"instruction": "x"}, "output is missing"),
         ({"messages": conversation(EXAMPLES[0])[1:]}, "holds an answer and no prompt"),
         (None, "is null, not an object"),

@@ -104,6 +104,21 @@ def test_a_wrong_schema_is_one_sentence_however_many_records(tmp_path):
     assert "yours have id, foo. Rename the fields. Known are messages (role, content)" in said
 
 
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [
+        ({"prompt": "a", "Prompt": "b", "completion": "c"}, "differ in upper and lower case alone: rename one of the"),
+        ({"instruction": None, "input": None, "output": None}, "no record has a value under both instruction and outp"),
+        ({"question": "a", "answer": None}, "no record has a value under both question and answer"),
+        ({"messages": None}, "no record has a value under messages"),
+        ({"id": 1, "Conversations": None}, "no record has a value under Conversations"),
+    ],
+)
+def test_right_names_are_not_told_to_be_renamed(tmp_path, record, said):
+    told = refused(tmp_path, record, record)
+    assert said in told and "Known are" not in told
+
+
 def test_rare_names_dont_decide(tmp_path):
     """One line with another name for the answer is a bad line, not another form."""
     rows = [{"instruction": "a", "output": "b"}] * 5

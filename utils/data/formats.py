@@ -97,7 +97,7 @@ def read_own(path: str | Path) -> Reading:
             problems.append(Problem(line, None, f"is {kind_of(row)}, not an object with fields"))
             continue
         if row is _TWICE:
-            problems.append(Problem(line, None, "has two fields whose names differ in upper and lower case alone"))
+            problems.append(Problem(line, None, _TWICE_WHY))
             continue
         made = form.convert(row)
         if isinstance(made, list):
@@ -141,6 +141,7 @@ def read_records(path: str | Path, required: Sequence[str] = INSTRUCTION_FIELDS)
 
 MISSING = "is missing"
 _TWICE: dict[str, Any] = {}  # what a row becomes whose names can't be told apart
+_TWICE_WHY = "has two fields whose names differ in upper and lower case alone"
 
 
 def _spelled(found: Rows) -> dict[str, str]:
@@ -196,6 +197,15 @@ def _refusal(spelled: Mapping[str, str], rows: Sequence[Mapping[str, Any]], name
     if not rows:
         return f"{name} holds no objects: {kind_of(found.rows[0][1])} comes first. Known are {KNOWN}"
     has = ", ".join(list(spelled.values())[:12]) + (", ..." if len(spelled) > 12 else "")
+    if all(row is _TWICE for row in rows):
+        return f"{name}: every record {_TWICE_WHY}: rename one of the two ({has})"
+    asked, answered, turns = (
+        next((spelled[field] for field in names if field in spelled), "")
+        for names in (QUESTIONS, ANSWERS, CONVERSATIONS)
+    )
+    if turns or asked and answered:
+        under = turns or f"both {asked} and {answered}"
+        return f"{name}: no record has a value under {under}; look for null"
     hint = ""
     if {"chosen", "rejected"} <= set(spelled):
         hint = " These are preference pairs, which DPO takes (chapter 18); here each record has one answer to learn."

@@ -186,7 +186,7 @@ exercise(
         ),
         Mistake(
             _output_added_in_place,
-            "your function changes its input: don't change the record. Make a new dictionary with three fields.",
+            "category is still there: the task wants a new dictionary of three fields, and the record left as it is.",
         ),
         Mistake(
             _renamed_in_place, "your function changes its input: the record loses its fields. Make a new dictionary."

@@ -29,9 +29,14 @@ def _drawn_values(rng: random.Random) -> tuple[Tensor]:
 
 
 def _pair(expected: Any, got: Any) -> bool | str:
-    """The steps in int8; the scale as a tensor of one number, or as that number."""
-    if isinstance(got, tuple | list) and len(got) == 2 and type(got[1]) is float:
-        got = got[0], torch.tensor(got[1], dtype=torch.float32)
+    """The steps in int8; the scale as a tensor of one number, whatever its dimensions, or as that number."""
+    if isinstance(got, tuple | list) and len(got) == 2:
+        steps, scale = got
+        if type(scale) is float:
+            scale = torch.tensor(scale, dtype=torch.float32)
+        elif isinstance(scale, Tensor) and scale.numel() == 1:
+            scale = scale.reshape(())
+        got = steps, scale
     return difference(expected, got) or True
 
 
