@@ -208,6 +208,11 @@ def test_a_special_token_that_is_missing_is_named(tokenizer):
         next(batches(bare, EXAMPLES, steps=1, batch_size=2, seed=0))
 
 
+def test_a_batch_of_nothing_is_refused(tokenizer):
+    with pytest.raises(ValueError, match="at least one example, not 0"):
+        next(batches(tokenizer, EXAMPLES, steps=1, batch_size=0, seed=0))
+
+
 def test_no_rows_are_refused(tokenizer):
     with pytest.raises(ValueError, match="no examples"):
         encode(tokenizer, [])

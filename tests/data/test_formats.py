@@ -135,6 +135,12 @@ def test_a_file_without_one_good_line_says_what_its_lines_are(tmp_path):
         read_own(tmp_path / "torn.jsonl")
 
 
+def test_a_line_that_was_cut_is_told_in_one_sentence(tmp_path):
+    (tmp_path / "torn.jsonl").write_text('{"instruction": "a')
+    with pytest.raises(BadRecords, match=r"Unterminated string starting at column 17\); was it cut off"):
+        read_own(tmp_path / "torn.jsonl")
+
+
 def test_what_a_spreadsheet_leaves_empty_behind_the_last_column_is_no_column(tmp_path):
     (tmp_path / "sheet.csv").write_text("question,answer,,\nWho?,I,,\nWhat?,,,\nWhere?,Here\n")
     with pytest.raises(BadRecords, match="line 3: answer is empty"):

@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -262,12 +263,15 @@ def data_report(
     report is about these rows, and its `rows` are what a trainer should get. `context`: how many positions the model
     has, such as its config's ``max_position_embeddings``. Bad records are reported and left out of the other figures,
     never an error. Raises ValueError when there are no records, `max_length` isn't positive, or the chat template
-    refuses one (:func:`utils.data.template.check_template` says so with its line).
+    refuses one (:func:`utils.data.template.check_template` says so with its line), and TypeError for a file's name.
     """
+    for given in (records, held_out):
+        if isinstance(given, str | Path):
+            raise TypeError(f"records are wanted, not the name of a file: read_own({str(given)!r}).records reads them")
     if not len(records):
         raise ValueError("there are no records to report on")
-    if max_length < 1:
-        raise ValueError(f"max_length is a number of tokens, at least 1, not {max_length}")
+    if max_length is None or max_length < 1:
+        raise ValueError(f"max_length is the number of tokens at which rows are cut, at least 1, not {max_length}")
     good, problems = _good(records)
     tested, _ = _good(held_out) if held_out else ([], [])
     prompts = [asked(record) for record in good]
