@@ -80,6 +80,12 @@ def test_so_many_cells_are_not_compared_as_the_readme_says():
     assert f"but for {free} cells" in _flat(ROOT / "README.md")
 
 
+def test_so_many_runs_on_a_gpu_as_the_readme_says():
+    rows = json.loads((ROOT / "assets" / "measurements" / "course.json").read_text(encoding="utf-8"))["rows"]
+    assert f"On an H200 all {len(rows)} runs of them ended without an error" in _flat(ROOT / "README.md")
+    assert not any(row["errors"] for row in rows)
+
+
 @pytest.mark.parametrize("page", ["README.md", "lessons/using_the_course.md"])
 def test_the_chapters_that_no_gpu_has_run_are_named(page):
     """Where every chapter has run, neither page says that one awaits its run."""

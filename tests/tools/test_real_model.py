@@ -266,8 +266,10 @@ def test_no_finding_of_the_record_leans_on_a_setting_at_the_edge_of_its_grid():
             assert not (found["verdict"] == "doesn't" and found.get(towards)), entry["says"]
 
 
-def test_a_section_counts_when_all_of_its_jobs_are_there(tmp_path):
-    jobs = [j for j in jobs_of("small", ["remedies"], tmp_path, "cpu", False) if j["task"] == "style"]
+def test_a_section_counts_when_all_of_its_jobs_of_a_method_are_there(tmp_path):
+    both = [j for j in jobs_of("small", ["remedies"], tmp_path, "cpu", False) if j["task"] == "style"]
+    jobs = [j for j in both if "full" not in j["name"]]
+    assert 1 < len(jobs) < len(both)
     for job in jobs[1:]:
         open(job["file"], "w", encoding="utf-8").write(json.dumps([{"name": job["name"]}]))
     assert recording.finished(tmp_path) == []
@@ -275,9 +277,18 @@ def test_a_section_counts_when_all_of_its_jobs_are_there(tmp_path):
     assert [row["name"] for row in recording.finished(tmp_path)] == ["the last", *(j["name"] for j in jobs[1:])]
 
 
+def test_a_job_that_has_all_settings_counts_alone_and_no_finding_takes_it_for_two(tmp_path):
+    jobs = {j["name"]: j for j in jobs_of("small", ["variants"], tmp_path, "cpu", False)}
+    rows = [{"section": "variants", "model": "small", "task": "style", "entry": "DoRA", "lr": 1e-3, "seed": seed,
+             "dev": 0.9, "test": 0.9, "role": "reports"} for seed in (10, 11)]  # fmt: skip
+    open(jobs["DoRA-style"]["file"], "w", encoding="utf-8").write(json.dumps(rows))
+    assert recording.finished(tmp_path) == rows
+    assert {entry["small"]["verdict"] for entry in table(rows)} == {"not measured"}
+
+
 def test_the_kept_jobs_are_in_the_record():
     rows = recording.finished(recording.JOBS)
-    assert {(row["section"], row["model"]) for row in rows} == {("updates", "small")}
+    assert {("updates", "small"), ("formats", "small"), ("ranks", "tiny")} <= {(r["section"], r["model"]) for r in rows}
     kept = {r["key"]: r["small"] for r in json.loads(recording.OUT.read_text(encoding="utf-8"))["findings"]}
     for entry in table(rows):
         if entry["small"]["verdict"] != "not measured":

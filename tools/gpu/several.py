@@ -18,7 +18,7 @@ Attributes:
     COUNTS: How many GPUs, as far as the machine has them.
     SIZES: Sequences on each GPU, and whether blocks are recomputed. With 16, 8 and 4 on 1, 2 and 4 GPUs the total is
         the same: strong scaling.
-    WAYS: The ways; the first three at every size, FEW of them at the first size only, COMPILED ones once.
+    WAYS: The ways; the first three at every size, FEW of them at the first size only, COMPILED ones once and last.
     MIB: Sizes of the single collectives.
     PATIENCE: Seconds after which a collective that waits for a dead rank gives up.
 """
@@ -28,6 +28,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import gc
+import itertools
 import json
 import os
 import statistics
@@ -132,17 +133,19 @@ def open_record(out: Path, trial: bool) -> Record:
 def run(out: Path, trial: bool, seconds: float) -> None:
     """Write ``several_gpus.json`` into `out`, until `seconds` are over."""
     until = time.time() + seconds
-    rounds = [(repeat, gpus) for repeat in range(1 if trial else REPEATS) for gpus in counts_here(trial)]
-    for repeat, gpus in rounds:
-        while (missing := _missing(out, trial, gpus, repeat)) and time.time() < until:
+    repeats = range(1 if trial else REPEATS)
+    rounds = list(itertools.product((False, True), repeats, counts_here(trial)))
+    for compiled, repeat, gpus in rounds:
+        while (missing := _missing(out, trial, gpus, repeat, compiled)) and time.time() < until:
             _all_ranks(gpus, missing, out, trial, until)
-    left = sum(len(_missing(out, trial, gpus, repeat)) for repeat, gpus in rounds)
+    left = sum(len(_missing(out, trial, gpus, repeat, compiled)) for compiled, repeat, gpus in rounds)
     print(f"  {left} rows are missing: run it again to go on" if left else "  all of it is there", flush=True)
 
 
-def _missing(out: Path, trial: bool, gpus: int, repeat: int) -> list[Plan]:
+def _missing(out: Path, trial: bool, gpus: int, repeat: int, compiled: bool) -> list[Plan]:
+    """What the record lacks of one repeat; what torch compiles, which can take minutes, apart from the rest."""
     record = open_record(out, trial)
-    return [plan for plan in plans(gpus, repeat) if plan.key not in record]
+    return [plan for plan in plans(gpus, repeat) if plan.key not in record and (plan.way in COMPILED) == compiled]
 
 
 def _all_ranks(gpus: int, missing: list[Plan], out: Path, trial: bool, until: float) -> None:
@@ -191,7 +194,8 @@ def _rank(rank: int, gpus: int, missing: list[Plan], out: str, trial: bool, unti
             built = Built(plan, device, trial)
         row = built.measure(plan, trial)
         if record is not None:
-            record.add(plan.key, **plan._asdict(), length=LENGTH, machine=machine(), **row)
+            today = datetime.date.today().isoformat()
+            record.add(plan.key, **plan._asdict(), length=LENGTH, machine=machine(), day=today, **row)
             took, peak = row["milliseconds"]["median"], max(row["peaks"]) / 1e9
             print(f"  {plan.key:60s} {took:8.1f} ms (host {row['host_ms']:.1f})  {peak:6.2f} GB", flush=True)
     dist.destroy_process_group()

@@ -100,7 +100,8 @@ def at_equal_accuracy(
     """By seed, `what` under a remedy: of the settings whose mean exact match on dev reaches `target` of the best that
     any setting of the task and method has, the one with the lowest general perplexity on the windows to choose by.
 
-    At the edge of the rates or of the remedy's own strengths a wider grid may find a lower perplexity.
+    At the edge of the rates or of the remedy's own strengths a wider grid may find a lower perplexity. Where the remedy
+    was tried and none of its settings is accurate enough, there are no seeds, and `means` says how far it came.
     """
     mine = [r for r in picked(rows, section="remedies", task=task) if (r["targets"] == FULL) == (method == "full")]
     settings: dict[tuple, list[Row]] = {}
@@ -112,7 +113,9 @@ def at_equal_accuracy(
     top = max(statistics.mean(r["dev"] for r in v) for v in good.values())
     enough = {k: v for k, v in good.items() if k[0] == remedy and statistics.mean(r["dev"] for r in v) >= target * top}
     if not enough:
-        return NOTHING
+        best = max((statistics.mean(r["dev"] for r in v) for k, v in good.items() if k[0] == remedy), default=None)
+        said = "" if best is None else f"at most {100 * best:.0f}% on dev, and {100 * target * top:.0f}% is asked for"
+        return NOTHING._replace(means=said)
     chosen = min(enough, key=lambda k: statistics.mean(r["general_dev"] for r in enough[k]))
     rates, knobs = ({k[i] for k in settings if k[0] == remedy} for i in (2, 1))
     edge = at_edge(chosen[2], rates) or (len(knobs) > 1 and at_edge(chosen[1], knobs))

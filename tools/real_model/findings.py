@@ -9,6 +9,7 @@ model's distance from the bound, it `holds, weaker`. The bounds were written dow
 
 Attributes:
     EDGE: The verdict of a finding that only a wider grid can settle.
+    NOT_REACHED: Of one whose runs were made, and none is as accurate as the comparison asks for.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from tools.real_model.choosing import (
 from utils.evaluate.seeds import interval
 
 EDGE = "open: at the edge of the grid"
+NOT_REACHED = "open: not accurate enough"
 
 
 class Finding(NamedTuple):
@@ -129,7 +131,8 @@ def _logged(one: Measured, other: Measured) -> Measured:
 
 def _remedy(remedy: str, method: str, task: str) -> Effect:
     def effect(rows: Sequence[Row]) -> Measured:
-        return _logged(at_equal_accuracy(rows, "general", remedy, method, task), recipe(rows, "general", method, task))
+        found = at_equal_accuracy(rows, "general", remedy, method, task)
+        return _logged(found, recipe(rows, "general", method, task)) if found.by_seed else found
 
     return effect
 
@@ -314,11 +317,12 @@ def table(rows: Sequence[Row], before: Sequence[Mapping[str, Any]] = ()) -> list
                                  "unit": finding.unit, "bound": finding.bound, "above": finding.above}  # fmt: skip
         for model in ("tiny", "small"):
             side = _side(finding.effect(picked(rows, model=model)))
-            if len(side["values"]) < 2 and finding.key in earlier:
+            if len(side["values"]) < 2 and "means" not in side and finding.key in earlier:
                 side = {k: v for k, v in earlier[finding.key][model].items() if k != "verdict"}
             of_the_tiny = entry["tiny"]["values"] if model == "small" else ()
             rises, falls = side.get("may_rise", False), side.get("may_fall", False)
-            entry[model] = side | {"verdict": verdict(finding, side["values"], of_the_tiny, rises, falls)}
+            judged = verdict(finding, side["values"], of_the_tiny, rises, falls)
+            entry[model] = side | {"verdict": NOT_REACHED if not side["values"] and "means" in side else judged}
         found.append(entry)
     return found
 
@@ -330,5 +334,7 @@ def _side(measured: Measured) -> dict[str, Any]:
     if len(by_seed) > 1:
         low, high = interval([by_seed[seed] for seed in sorted(by_seed)])
         side |= {"mean": round(statistics.mean(by_seed.values()), 4), "low": round(low, 4), "high": round(high, 4)}
-        side |= {"means": means, "may_rise": rises, "may_fall": falls}
+        side |= {"may_rise": rises, "may_fall": falls}
+    if means and len(by_seed) != 1:
+        side |= {"means": means}
     return side

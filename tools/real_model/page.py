@@ -61,7 +61,7 @@ def fared(entry: Mapping[str, Any], model: str) -> str:
     """How a finding fared on a model: the verdict, the number and what it comes to, as a cell."""
     found = entry[model]
     if "mean" not in found:
-        return MISSING
+        return "; ".join([found["verdict"], *meaning(entry, model)])
     said = f"**{found['verdict']}**" if found["verdict"] == DOESNT else found["verdict"]
     return "; ".join([f"{said}: {side(found, entry['unit'])}", *meaning(entry, model)])
 
