@@ -77,6 +77,17 @@ def test_vectors_are_told_as_lists_are():
     assert judged(lambda x: x * 2, lambda x: x.flip(0) * 2, calls) == "the items are right, but in the reverse order."
 
 
+def test_the_right_items_in_another_kind_of_container_are_in_their_order():
+    tensors = [(torch.tensor([3, 1, 2]),), (torch.tensor([7, 5, 6]),), (torch.tensor([1, 9, 4]),)]
+    for exact, other, calls, kind in (
+        (lambda x: [n + 1 for n in x], lambda x: torch.tensor(x) + 1, [([3, 1, 2],), ([7, 5],), ([1, 9],)], "a list"),
+        (lambda x: x + 1, lambda x: (x + 1).tolist(), tensors, "a tensor"),
+    ):
+        exercise("it", reference=exact, cases=calls)
+        said = evaluate("it", other).message
+        assert f"and {kind} is asked for" in said and "order" not in said
+
+
 def test_an_argument_that_comes_back_is_named():
     calls = [([1, 2],), ([3],), ([],)]
     assert judged(lambda x: [2 * n for n in x], lambda x: x, calls) == "your function returns `x` as it came in."

@@ -186,7 +186,7 @@ def test_a_prompt_is_rendered_alike_as_words_and_as_messages(tokenizer):
         (Example("x", 3), "answer is a number, not text"),
         ({"prompt": "x", "answer": "y"}, "completion is missing; the record has prompt, answer"),
         ({"prompt": "x", "completion": " "}, "completion is empty"),
-        ({"prompt": conversation(EXAMPLES[0])[:1], "completion": []}, "the last message is by user"),
+        ({"prompt": conversation(EXAMPLES[0])[:1], "completion": []}, "has no message by assistant"),
         ({"instruction": "x"}, "output is missing"),
         ({"messages": conversation(EXAMPLES[0])[1:]}, "holds an answer and no prompt"),
         (None, "is null, not an object"),
@@ -206,6 +206,11 @@ def test_a_special_token_that_is_missing_is_named(tokenizer):
     bare.pad_token = None
     with pytest.raises(ValueError, match="no pad token: set tokenizer.pad_token"):
         next(batches(bare, EXAMPLES, steps=1, batch_size=2, seed=0))
+
+
+def test_a_batch_of_nothing_is_refused(tokenizer):
+    with pytest.raises(ValueError, match="at least one example, not 0"):
+        next(batches(tokenizer, EXAMPLES, steps=1, batch_size=0, seed=0))
 
 
 def test_no_rows_are_refused(tokenizer):

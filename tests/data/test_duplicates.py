@@ -79,3 +79,8 @@ def test_five_thousand_take_a_second():
     begin = time.process_time()
     assert near_duplicates(texts) == list(range(5000))
     assert time.process_time() - begin < 3
+
+
+def test_what_is_no_text_is_named_by_its_place():
+    with pytest.raises(TypeError, match="text 1 is None, not a text"):
+        near_duplicates(["a", None])

@@ -58,13 +58,13 @@ def test_a_sentence_says_it_all_and_notes_name_the_rest(tmp_path):
     ]
     reading = read(tmp_path, *records)
     assert str(reading).splitlines() == [
-        "a.jsonl read as question and answer: Question -> the user's words, Answer -> the answer that is learned; "
+        "a.jsonl read as question and answer: Question -> the user's words, Answer -> the answer that is trained on; "
         "2 records, JSONL",
         "not used: source (in 1), n (in 1)",
     ]
     talk = {"messages": [USER, {**ANSWER, "weight": 0}, USER, {**ANSWER, "thinking": "Hm.", "date": "today"}]}
     assert read(tmp_path, talk).notes == [
-        "weight 0: 1 answers are read and not learned",
+        "weight 0: 1 answers are read and not trained on",
         "fields of messages beside role and content, kept for the chat template: thinking, date",
     ]
 
@@ -104,6 +104,21 @@ def test_a_wrong_schema_is_one_sentence_however_many_records(tmp_path):
     assert "yours have id, foo. Rename the fields. Known are messages (role, content)" in said
 
 
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [
+        ({"prompt": "a", "Prompt": "b", "completion": "c"}, "differ in upper and lower case alone: rename one of the"),
+        ({"instruction": None, "input": None, "output": None}, "no record has a value under both instruction and outp"),
+        ({"question": "a", "answer": None}, "no record has a value under both question and answer"),
+        ({"messages": None}, "no record has a value under messages"),
+        ({"id": 1, "Conversations": None}, "no record has a value under Conversations"),
+    ],
+)
+def test_right_names_are_not_told_to_be_renamed(tmp_path, record, said):
+    told = refused(tmp_path, record, record)
+    assert said in told and "Known are" not in told
+
+
 def test_rare_names_dont_decide(tmp_path):
     """One line with another name for the answer is a bad line, not another form."""
     rows = [{"instruction": "a", "output": "b"}] * 5
@@ -117,6 +132,12 @@ def test_rare_names_dont_decide(tmp_path):
 def test_a_file_without_one_good_line_says_what_its_lines_are(tmp_path):
     (tmp_path / "torn.jsonl").write_text('{"instruction": "a", \n{"instruction": "b", \n')
     with pytest.raises(BadRecords, match=r"torn.jsonl(.|\n)*not valid JSON"):
+        read_own(tmp_path / "torn.jsonl")
+
+
+def test_a_line_that_was_cut_is_told_in_one_sentence(tmp_path):
+    (tmp_path / "torn.jsonl").write_text('{"instruction": "a')
+    with pytest.raises(BadRecords, match=r"Unterminated string starting at column 17\); was it cut off"):
         read_own(tmp_path / "torn.jsonl")
 
 

@@ -13,6 +13,7 @@ from utils.data.records import (
     BadRecords,
     Problem,
     find_problems,
+    message_problem,
     to_messages,
     to_prompt_completion,
     user_text,
@@ -93,8 +94,17 @@ def test_other_fields_are_kept_and_others_can_be_required(tmp_path):
 def test_conversations_are_records_too(tmp_path):
     path = write(tmp_path / "chat.jsonl", [{"messages": TURNS}, {"messages": TURNS[:1]}])
     assert refused(path, required=("messages",)).problems == [
-        Problem(2, "messages", "the last message is by user: there is no answer to learn")
+        Problem(2, "messages", "has no message by assistant: there is no answer to train on")
     ]
+
+
+def test_a_chat_that_ends_with_a_thank_you_is_told_where_to_cut(tmp_path):
+    thanks = {"role": "user", "content": "Thanks!"}
+    path = write(tmp_path / "chat.jsonl", [{"messages": [*TURNS, thanks]}])
+    (problem,) = refused(path, required=("messages",)).problems
+    cut = f"messages[:{len(TURNS)}]"
+    assert problem.reason.startswith("ends with user") and cut in problem.reason
+    assert message_problem([*TURNS, thanks][: len(TURNS)]) is None
 
 
 # --------------------------------------------------------------------------------------------------------- bad files
@@ -224,11 +234,14 @@ def test_nothing_is_found_where_nothing_is_wrong():
         ([{"role": "user"}, TURNS[1]], "the content of message 1 (user) is missing"),
         ([TURNS[0], {"role": "assistant", "content": " "}], "the content of message 2 (assistant) is empty"),
         ([TURNS[0], {"role": "assistant", "content": None}], "(assistant) is null"),
-        ([*TURNS, TURNS[0]], "the last message is by user"),
+        ([*TURNS, TURNS[0]], "ends with user, and what follows the last answer"),
         (TURNS[1:], "holds an answer and no prompt"),
         ([TURNS[1], TURNS[0], {**TURNS[1], "weight": 0}], "holds an answer and no prompt"),
         ([TURNS[0], {**TURNS[1], "weight": 0}], "has weight 0 on every answer"),
-        ([TURNS[0], {**TURNS[1], "weight": "0"}], "the weight of message 2 is '0'; known are 0, which isn't learned"),
+        (
+            [TURNS[0], {**TURNS[1], "weight": "0"}],
+            "the weight of message 2 is '0'; known are 0, which isn't trained on",
+        ),
         ([TURNS[0], {**TURNS[1], "content": "a \ud83d"}], "(assistant) holds \\ud83d, half of a character"),
         ([TURNS[0], {**TURNS[1], "thinking": "\ud83d"}], "the thinking of message 2 holds \\ud83d"),
         ([TURNS[0], {**TURNS[1], "tool_calls": [{"a": ["\ud83d"]}]}], "the tool_calls of message 2 holds \\ud83d"),

@@ -274,3 +274,11 @@ def test_of_good_data_nothing_is_said_and_each_fault_has_its_sentence(tokenizer)
     assert any("are nearly another one" in line for line in data_report(twins, tokenizer, 512).warnings())
     two = data_report([good[0], {**good[0], "output": "No."}], tokenizer, 512).warnings()
     assert two == ["Look: 1 prompts have more than one answer: exact match can't reach 100%."]
+
+
+def test_a_files_name_is_no_list_of_records(tokenizer):
+    for given in ({"records": "mine.jsonl"}, {"records": [ZOE], "held_out": Path("mine.jsonl")}):
+        with pytest.raises(TypeError, match=r"read_own\('mine.jsonl'\).records"):
+            data_report(tokenizer=tokenizer, max_length=64, **given)
+    with pytest.raises(ValueError, match="at least 1, not None"):
+        data_report([ZOE], tokenizer, None)

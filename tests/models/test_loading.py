@@ -342,6 +342,7 @@ def test_the_compute_dtype_is_the_one_asked_for():
     assert {layer.compute_dtype for layer in four_bit_layers(model).values()} == {torch.bfloat16}
     assert model.model.norm.weight.dtype == model.model.embed_tokens.weight.dtype == torch.bfloat16
     assert models.four_bit_config().bnb_4bit_compute_dtype == torch.float32
+    assert models.four_bit_config(compute_dtype="bfloat16").bnb_4bit_compute_dtype == torch.bfloat16
 
 
 def test_a_4_bit_model_that_was_evaluated_still_learns_and_is_the_same():
@@ -404,6 +405,8 @@ def test_widths_that_bitsandbytes_unpacks_wrongly_on_a_cpu_are_refused():
     [
         ({"quant_type": "int4"}, "quant_type is 'int4'.*nf4 and fp4"),
         ({"compute_dtype": torch.int8}, "compute_dtype is torch.int8"),
+        ({"compute_dtype": "bf16"}, "compute_dtype is 'bf16'.*bfloat16"),
+        ({"compute_dtype": 16}, "compute_dtype is 16"),
     ],
 )
 @pytest.mark.parametrize("function", ["four_bit_config", "load_4bit"])

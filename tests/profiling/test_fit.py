@@ -30,6 +30,13 @@ def test_the_guard_lets_pass_what_fits_and_says_what_would():
     assert caught.value.needed == fit.needed(predict(large).peak) > caught.value.room == 10**9
     with pytest.raises(fit.DoesNotFit, match="take a smaller model"):
         fit.refuse_unless_it_fits(large, 0.1)
+    long = Setup(SMALL, "full", batch=64, length=65536)
+    with pytest.raises(fit.DoesNotFit, match=r"at 65,536 tokens; with [\d,]+ it would") as caught:
+        fit.refuse_unless_it_fits(long, 1)
+    shorter = int(str(caught.value).split("with ")[-1].split(" it")[0].replace(",", ""))
+    for length, fits in ((shorter, True), (2 * shorter, False)):
+        change = Setup(SMALL, "qlora", batch=1, length=length, checkpointing=True)
+        assert (fit.needed(predict(change).peak) <= 10**9) == fits
     with pytest.raises(ValueError, match="above 0, such as 24, not -1"):
         fit.refuse_unless_it_fits(small, -1)
 

@@ -75,6 +75,7 @@ def test_the_relative_error_is_that_of_the_whole():
     values = torch.tensor([[3.0, 0.0], [0.0, 4.0]])
     assert relative_error(values, values) == 0
     assert relative_error(values, 2 * values) == 1
+    assert relative_error(0 * values, 0 * values) == 0 and relative_error(0 * values, values) == math.inf
     assert relative_error(values, values + torch.tensor([[0.0, 0.5], [0.0, 0.0]])) == pytest.approx(0.1)
 
 

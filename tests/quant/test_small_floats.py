@@ -188,6 +188,7 @@ def test_a_float_bears_an_outlier_and_int8_does_not():
 BAD = [
     (lambda: small_floats.quantize_floats(torch.ones(2, 50), "mxfp4"), ValueError, "row of 50 values.*blocks of 32"),
     (lambda: small_floats.quantize_floats(torch.ones(9), "mxfp4", block=3), ValueError, "even number of them, not 3"),
+    (lambda: small_floats.quantize_floats(torch.tensor(3.0), "mxfp4"), ValueError, "a row of 1 values isn't whole"),
     (lambda: small_floats.quantize_floats(torch.ones(32), "mxfp4", block=-2), ValueError, "at least one value, not -2"),
     (lambda: small_floats.quantize_floats(torch.ones(32), "fp4"), ValueError, "unknown format 'fp4'.*mxfp4"),
     (lambda: small_floats.quantize_floats(torch.tensor([math.nan]), "fp8_e4m3"), ValueError, "nan or infinity"),

@@ -164,7 +164,7 @@ def test_numbers_and_empty_answers_are_refused_with_what_to_do(tmp_path):
         read_own(path)
     assert str(refused.value).splitlines()[1:] == [
         "  lines 1, 2, 3, 4 and 2 more: answer is a number, not text (in JSON put it in quotation marks)",
-        "  lines 7, 8, 9, 10 and 2 more: answer is empty: write out what should be learned, or take the record out",
+        "  lines 7, 8, 9, 10 and 2 more: answer is empty: write out what should be trained on, or take the record out",
     ]
 
 
@@ -195,6 +195,11 @@ def test_held_out_is_a_share_or_a_number_of_records():
     assert hold_out(records, seed=1).held_out != hold_out(records).held_out
     with pytest.raises(ValueError, match="held_out=90 of 90 records leaves nothing"):
         hold_out(records, 90)
+    for nothing in (0, -3, None, float("nan")):
+        with pytest.raises(ValueError, match=rf"held_out={nothing}: give a share such as 0.1"):
+            hold_out(records, nothing)
+    with pytest.raises(ValueError, match="the record has 1 different prompt; at least"):
+        hold_out(records[:1])
 
 
 def test_held_out_may_be_a_file_and_its_prompts_arent_trained_on(tmp_path):

@@ -60,9 +60,13 @@ def near_duplicates(texts: Sequence[str]) -> list[int]:
     """For each text the place of the first one that is nearly the same: its own, when there is none before it.
 
     Likeness is passed on: when the second is nearly the first and the third nearly the second, all three have the first
-    one's place.
+    one's place. Raises TypeError for what is no text, with its place.
     """
     from tqdm.auto import tqdm
+
+    for place, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise TypeError(f"text {place} is {text!r}, not a text")
 
     first = list(range(len(texts)))
 

@@ -77,9 +77,9 @@ def read_own(path: str | Path) -> Reading:
 
     Files: what :func:`utils.data.rows.read_rows` takes. Forms: :data:`KNOWN`, by the names of the fields, whatever
     their letter case. A ``system`` column becomes the conversation's first message; of prompt and completion that are
-    lists of messages the completion alone is learned; parts of a content that are texts are joined. Fields that nothing
-    is made of are named in `notes`. Raises what :func:`read_rows` raises, and BadRecords: one sentence when no record
-    has a question and an answer, else every bad record with its line. Then nothing is read.
+    lists of messages the completion alone is trained on; parts of a content that are texts are joined. Fields that
+    nothing is made of are named in `notes`. Raises what :func:`read_rows` raises, and BadRecords: one sentence when no
+    record has a question and an answer, else every bad record with its line. Then nothing is read.
     """
     path = Path(path)
     found = read_rows(path)
@@ -97,7 +97,7 @@ def read_own(path: str | Path) -> Reading:
             problems.append(Problem(line, None, f"is {kind_of(row)}, not an object with fields"))
             continue
         if row is _TWICE:
-            problems.append(Problem(line, None, "has two fields whose names differ in upper and lower case alone"))
+            problems.append(Problem(line, None, _TWICE_WHY))
             continue
         made = form.convert(row)
         if isinstance(made, list):
@@ -141,6 +141,7 @@ def read_records(path: str | Path, required: Sequence[str] = INSTRUCTION_FIELDS)
 
 MISSING = "is missing"
 _TWICE: dict[str, Any] = {}  # what a row becomes whose names can't be told apart
+_TWICE_WHY = "has two fields whose names differ in upper and lower case alone"
 
 
 def _spelled(found: Rows) -> dict[str, str]:
@@ -196,6 +197,15 @@ def _refusal(spelled: Mapping[str, str], rows: Sequence[Mapping[str, Any]], name
     if not rows:
         return f"{name} holds no objects: {kind_of(found.rows[0][1])} comes first. Known are {KNOWN}"
     has = ", ".join(list(spelled.values())[:12]) + (", ..." if len(spelled) > 12 else "")
+    if all(row is _TWICE for row in rows):
+        return f"{name}: every record {_TWICE_WHY}: rename one of the two ({has})"
+    asked, answered, turns = (
+        next((spelled[field] for field in names if field in spelled), "")
+        for names in (QUESTIONS, ANSWERS, CONVERSATIONS)
+    )
+    if turns or asked and answered:
+        under = turns or f"both {asked} and {answered}"
+        return f"{name}: no record has a value under {under}; look for null"
     hint = ""
     if {"chosen", "rejected"} <= set(spelled):
         hint = " These are preference pairs, which DPO takes (chapter 18); here each record has one answer to learn."
@@ -219,7 +229,7 @@ def _notes(records: Sequence[Mapping[str, Any]], unused: Counter[str], spelled: 
     )
     silent = sum(m.get("weight") == 0 for r in records for m in r.get("messages", ()))
     if silent:
-        notes.append(f"weight 0: {silent:,} answers are read and not learned")
+        notes.append(f"weight 0: {silent:,} answers are read and not trained on")
     if others := [field for field in extras if field != "weight"]:
         notes.append(f"fields of messages beside role and content, kept for the chat template: {', '.join(others)}")
     return notes
@@ -288,7 +298,7 @@ def _conversations(
     first = next((t[0] for row in rows if isinstance(t := _listed(row.get(field)), list) and t), None)
     sharegpt = isinstance(first, Mapping) and "from" in first
     name, keys = ("ShareGPT", "from/value") if sharegpt else ("conversations", "role/content")
-    mapping = f"{spelled[field]}[].{keys} -> messages, all answers learned"
+    mapping = f"{spelled[field]}[].{keys} -> messages, every answer can be trained on"
     if system:
         mapping = f"{spelled[system]} -> a system message, {mapping}"
     return _Form(name, mapping, (field, "tools", *([system] if system else [])), convert)
@@ -313,7 +323,7 @@ def _pairs(
             return _conversation([*given, *after], row, answer, system)
         problems = [(field, p) for field in (question, answer) if (p := text_problem(row[field]))]
         if (answer, "is empty") in problems:
-            problems[-1] = (answer, "is empty: write out what should be learned, or take the record out")
+            problems[-1] = (answer, "is empty: write out what should be trained on, or take the record out")
         problems += [p for field in extras if (p := _extra_problem(row, field))]
         if problems:
             return problems
@@ -330,9 +340,9 @@ def _pairs(
 
     asked = " + ".join(spelled[field] for field in (question, context) if field)
     name = "instruction records" if question == "instruction" else f"{question} and {answer}"
-    mapping = f"{asked} -> the user's words, {spelled[answer]} -> the answer that is learned"
+    mapping = f"{asked} -> the user's words, {spelled[answer]} -> the answer that is trained on"
     if lists:
-        mapping = f"{asked} and {spelled[answer]}, lists of turns -> messages, of which {spelled[answer]} is learned"
+        mapping = f"{asked} and {spelled[answer]}, lists of turns -> messages, of which {spelled[answer]} is trained on"
     if system:
         mapping = f"{spelled[system]} -> a system message, {mapping}"
     return _Form(name, mapping, (question, answer, "tools", *extras), convert)

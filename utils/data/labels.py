@@ -200,10 +200,12 @@ def batches(
 ) -> Iterator[dict[str, Int[Tensor, "batch length"]]]:
     """`steps` batches drawn by `seed`: each holds `batch_size` different rows, or all of them where there are fewer.
 
-    Raises ValueError when there are no rows, and what :func:`encode_rows` raises.
+    Raises ValueError when there are no rows or `batch_size` is below 1, and what :func:`encode_rows` raises.
     """
     if not len(rows):
         raise ValueError("there are no examples: pass at least one Example(prompt, answer) or record")
+    if batch_size < 1:
+        raise ValueError(f"a batch has at least one example, not {batch_size}")
     encoded = list(encode_rows(tokenizer, rows))
     rng = random.Random(seed)
     for _ in range(steps):

@@ -144,12 +144,19 @@ def message_problem(messages: Any) -> str | None:
             if problem := _inner_problem(message[field]):
                 return f"the {field} of message {turn} {problem}"
         if message.get("weight") not in (None, 0, 1):
-            return f"the weight of message {turn} is {message['weight']!r}; known are 0, which isn't learned, and 1"
-    if messages[-1]["role"] != "assistant":
-        return f"the last message is by {messages[-1]['role']}: there is no answer to learn"
+            return f"the weight of message {turn} is {message['weight']!r}; known are 0, which isn't trained on, and 1"
+    answers = [turn for turn, message in enumerate(messages, 1) if message["role"] == "assistant"]
+    if not answers:
+        return "has no message by assistant: there is no answer to train on"
+    if (last := answers[-1]) < len(messages):
+        behind = "message" if last + 1 == len(messages) else "messages"
+        return (
+            f"ends with {messages[-1]['role']}, and what follows the last answer can't be trained on: cut the "
+            f"{behind} behind it off (messages[:{last}])"
+        )
     learned = [turn for turn, message in enumerate(messages) if is_learned(message)]
     if not learned:
-        return "has weight 0 on every answer: there is nothing to learn"
+        return "has weight 0 on every answer: there is nothing to train on"
     return None if learned[-1] else "holds an answer and no prompt"
 
 

@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -139,7 +140,7 @@ class Report:
         if self.contradictions:
             said.append(f"{self.contradictions:,} prompts have more than one answer: exact match can't reach 100%")
         if self.ragged:
-            said.append(f"{self.ragged:,} answers begin or end with white space, which is learned too: strip them")
+            said.append(f"{self.ragged:,} answers begin or end with white space, which is trained on too: strip them")
         if 4 * self.near > self.usable:
             near = self._share(self.near, self.usable)
             said.append(f"{near} prompts are nearly another one: the file is smaller than it looks")
@@ -176,7 +177,7 @@ class Report:
             rows.append(("whole completion cut away", self._share(self.lost, self.usable)))
             rows.append(("trained on", self._share(len(self.rows), self.usable)))
             rows.append(("answers without their EOS token", self._endless()))
-            rows.append(("tokens that are learned", self._share(self.learned, self.tokens)))
+            rows.append(("tokens trained on", self._share(self.learned, self.tokens)))
         if self.context is not None:
             rows.append(
                 (f"beyond the model's {self.context:,} positions", f"{self.beyond:,}" if self.beyond else "none")
@@ -256,18 +257,21 @@ def data_report(
     *,
     context: int | None = None,
 ) -> Report:
-    """Look over instruction records or conversations: what is empty, double, leaked, too long, and what is learned.
+    """Look over instruction records or conversations: what is empty, double, leaked, too long, and what is trained on.
 
     Each record is encoded once, by :func:`utils.data.labels.encode_rows`, and cut to its first `max_length` tokens; the
     report is about these rows, and its `rows` are what a trainer should get. `context`: how many positions the model
     has, such as its config's ``max_position_embeddings``. Bad records are reported and left out of the other figures,
     never an error. Raises ValueError when there are no records, `max_length` isn't positive, or the chat template
-    refuses one (:func:`utils.data.template.check_template` says so with its line).
+    refuses one (:func:`utils.data.template.check_template` says so with its line), and TypeError for a file's name.
     """
+    for given in (records, held_out):
+        if isinstance(given, str | Path):
+            raise TypeError(f"records are wanted, not the name of a file: read_own({str(given)!r}).records reads them")
     if not len(records):
         raise ValueError("there are no records to report on")
-    if max_length < 1:
-        raise ValueError(f"max_length is a number of tokens, at least 1, not {max_length}")
+    if max_length is None or max_length < 1:
+        raise ValueError(f"max_length is the number of tokens at which rows are cut, at least 1, not {max_length}")
     good, problems = _good(records)
     tested, _ = _good(held_out) if held_out else ([], [])
     prompts = [asked(record) for record in good]

@@ -166,7 +166,7 @@ def _parse(text: str, start: int = 0) -> tuple[Any, int]:
     except json.JSONDecodeError as error:
         cut = "; was it cut off?" if error.pos >= len(text.rstrip()) or "Unterminated" in error.msg else ""
         place = f"column {error.colno}" if error.lineno == 1 else f"line {error.lineno}, column {error.colno}"
-        raise ValueError(f"is not valid JSON ({error.msg} at {place}){cut}") from None
+        raise ValueError(f"is not valid JSON ({error.msg.removesuffix(' at')} at {place}){cut}") from None
     except RecursionError:
         raise ValueError("is nested too deeply: a record is an object of texts, or of a list of messages") from None
     except ValueError as error:

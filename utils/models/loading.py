@@ -58,7 +58,7 @@ def load_tiny(dtype: torch.dtype = torch.float32) -> tuple[PreTrainedModel, PreT
 
 
 def load_4bit(
-    *, double_quant: bool = True, quant_type: str = "nf4", compute_dtype: torch.dtype | None = None
+    *, double_quant: bool = True, quant_type: str = "nf4", compute_dtype: torch.dtype | str | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The base model of the profile with its linear layers in 4-bit, in evaluation mode, and its tokenizer.
 
@@ -110,19 +110,21 @@ def load_tokenizer() -> PreTrainedTokenizerBase:
 
 
 def four_bit_config(
-    *, double_quant: bool = True, quant_type: str = "nf4", compute_dtype: torch.dtype | None = None
+    *, double_quant: bool = True, quant_type: str = "nf4", compute_dtype: torch.dtype | str | None = None
 ) -> BitsAndBytesConfig:
     """The settings of QLoRA for transformers: 4-bit weights, `quant_type` "nf4" or "fp4", scales quantized once more.
 
-    `compute_dtype` is that of the matrix products, by default :func:`compute_dtype` of the device. Raises ValueError
-    for another type or a dtype that isn't of floating point, ModelUnavailable when bitsandbytes is missing or has no
-    code for the device.
+    `compute_dtype` is that of the matrix products, or its name; by default :func:`compute_dtype` of the device. Raises
+    ValueError for another type or a dtype that isn't of floating point, ModelUnavailable when bitsandbytes is missing
+    or has no code for the device.
     """
     if quant_type not in ("nf4", "fp4"):
         raise ValueError(f"quant_type is {quant_type!r}, but bitsandbytes' 4-bit types are nf4 and fp4")
     dtype = machine.compute_dtype() if compute_dtype is None else compute_dtype
-    if not dtype.is_floating_point:
-        raise ValueError(f"compute_dtype is {dtype}, but products are computed in float32, bfloat16 or float16")
+    if isinstance(dtype, str):  # transformers takes names too
+        dtype = getattr(torch, dtype.removeprefix("torch."), dtype)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise ValueError(f"compute_dtype is {dtype!r}, but products are computed in float32, bfloat16 or float16")
     _check_four_bit(model_device())
     from transformers import BitsAndBytesConfig
 

@@ -11,6 +11,7 @@ Attributes:
     CARDS: GB that common cards are sold with. One of N shows a little more or less than N * 10**9 bytes.
     CONTEXT: The fixed part of the safety margin, in bytes: see :func:`needed`.
     GAPS: The part of the safety margin that grows with the peak, as a factor: see :func:`needed`.
+    SHORTEST: Sequences of fewer tokens aren't proposed where a step doesn't fit.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ CARDS = (8, 12, 16, 24, 40, 80)
 CONTEXT = 810_000_000
 GAPS = 1.08
 BATCHES = (1, 2, 4, 8, 16)
+SHORTEST = 128
 WAYS: Mapping[str, Mapping[str, Any]] = {
     "full": {"method": "full"},
     "LoRA": {"method": "lora"},
@@ -116,10 +118,24 @@ def refuse_unless_it_fits(setup: Setup, gb: float | None = None) -> Prediction:
         f"{prediction.phase} phase, with {prediction.parts[largest] / GB:.1f} GB for the largest part, {largest}. "
     )
     if (found := first_that_fits(setup, room)) is None:
-        cure = "Not even QLoRA with checkpointing and one sequence fits: take a smaller model"
+        cure = "Not even QLoRA with checkpointing and one sequence fits"
+        shorter = _longest_that_fits(setup, room)
+        cure += f" at {setup.length:,} tokens; with {shorter:,} it would" if shorter else ": take a smaller model"
     else:
         cure = f"It would fit with {_difference(setup, found[0])} ({needed(found[1].peak) / GB:.1f} GB)"
     raise DoesNotFit(text + cure, needs, room)
+
+
+def _longest_that_fits(setup: Setup, room: int) -> int | None:
+    """The length at which QLoRA with checkpointing and one sequence fits: `setup`'s, halved as often as need be; None
+    if it doesn't at :data:`SHORTEST` tokens."""
+    length = setup.length // 2
+    while length >= SHORTEST:
+        change = dataclasses.replace(setup, method="qlora", checkpointing=True, batch=1, length=length)
+        if needed(predict(change).peak) <= room:
+            return length
+        length //= 2
+    return None
 
 
 def _difference(setup: Setup, change: Setup) -> str:

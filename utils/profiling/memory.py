@@ -336,7 +336,7 @@ def config_of(model: str | Path | PretrainedConfig) -> PretrainedConfig:
         return real_config(str(model))
     from utils.models.loading import load_config
 
-    return load_config(model, setting="the name that is given")
+    return load_config(model, setting="model (on the command line --model)")
 
 
 def _optimizer(setup: Setup, trainable: list[nn.Parameter], tracker: PeakTracker) -> Callable[[], None]:

@@ -11,6 +11,8 @@ Attributes:
 
 from __future__ import annotations
 
+import math
+
 import torch
 from jaxtyping import Float, Int, Int8
 from torch import Tensor
@@ -86,6 +88,12 @@ def nearest(values: Float[Tensor, "*shape"], book: Float[Tensor, " codes"]) -> I
 
 
 def relative_error(values: Float[Tensor, "*shape"], restored: Float[Tensor, "*shape"]) -> float:
-    """The size of the error over the size of the values: root of the sum of squares of each. 0 is perfect."""
-    error = (restored.double() - values.double()).norm()
-    return float(error / values.double().norm())
+    """The size of the error over the size of the values: root of the sum of squares of each. 0 is perfect.
+
+    Values that are all zero have an error of 0 or of infinity. Raises ValueError for tensors of unlike shapes, which
+    would be stretched to each other.
+    """
+    if values.shape != restored.shape:
+        raise ValueError(f"values of shape {tuple(values.shape)} can't be restored as {tuple(restored.shape)}")
+    error = float((restored.double() - values.double()).norm())
+    return error / size if (size := float(values.double().norm())) else error and math.inf

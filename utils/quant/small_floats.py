@@ -176,8 +176,9 @@ def quantize_floats(
     elements, usual, kind = FORMATS[name]
     check_values(values, 1 if block is None else block)
     block = block or usual or values.numel()
-    if block != values.numel() and values.shape[-1] % block:
-        raise ValueError(f"a row of {values.shape[-1]} values isn't whole blocks of {block}")
+    row = values.shape[-1] if values.ndim else 1
+    if block != values.numel() and row % block:
+        raise ValueError(f"a row of {row} values isn't whole blocks of {block}")
     if elements == "e2m1" and block % 2:
         raise ValueError(f"two 4-bit values share a byte, so a block has an even number of them, not {block}")
     flat = values.detach().reshape(-1).float()

@@ -95,8 +95,9 @@ def split_records(
     if len(groups) < FEWEST_PROMPTS:
         many = "1 different prompt" if len(groups) == 1 else f"{len(groups)} different prompts"
         near = f", when prompts that are nearly the same count once ({len(prompts)} differ at all)"
+        whose = "the record has" if len(records) == 1 else f"the {len(records)} records have"
         raise ValueError(
-            f"the {len(records)} records have {many}{near if len(groups) < len(prompts) else ''}; at least "
+            f"{whose} {many}{near if len(groups) < len(prompts) else ''}; at least "
             f"{FEWEST_PROMPTS} are needed, some to train on and some to test with. Collect more"
         )
     wanted = min(at_most, max(1, round(share * len(kept))))
@@ -119,11 +120,13 @@ def hold_out(records: Sequence[Record], held_out: float | str = HELD_OUT_SHARE, 
 
     Of what is left a tenth becomes the dev split, where that is ten records or more. No prompt is on two sides: records
     to train on whose prompt is, or nearly is, in a file of held-out ones are dropped. Raises what
-    :func:`split_records` and :func:`utils.data.formats.read_own` raise, and ValueError when nothing is left to train
-    on.
+    :func:`split_records` and :func:`utils.data.formats.read_own` raise, and ValueError for another `held_out` and when
+    nothing is left to train on.
     """
     if isinstance(held_out, str):
         split = _split_from_file(records, held_out)
+    elif not isinstance(held_out, int | float) or not held_out > 0:
+        raise ValueError(f"held_out={held_out!r}: give a share such as 0.1, a number of records, or a file's name")
     elif held_out >= 1:
         if held_out >= len(records):
             raise ValueError(f"held_out={held_out:g} of {len(records)} records leaves nothing to train on")

@@ -186,7 +186,7 @@ exercise(
         ),
         Mistake(
             _output_added_in_place,
-            "your function changes its input: don't change the record. Make a new dictionary with three fields.",
+            "category is still there: the task wants a new dictionary of three fields, and the record left as it is.",
         ),
         Mistake(
             _renamed_in_place, "your function changes its input: the record loses its fields. Make a new dictionary."
@@ -497,27 +497,27 @@ exercise(
     mistakes=[
         Mistake(
             _with_opening,
-            "the token that opens the assistant's turn is learnt too; it is put there for the model and gets -100.",
+            "the token that opens the assistant's turn is trained on too; it is put there for the model and gets -100.",
         ),
         Mistake(
             _only(lambda n, role, turns: role in ("assistant", "system")),
-            "the system prompt is learnt: it is given, and the assistant's words alone are the model's.",
+            "the system prompt is trained on: it is given, and the assistant's words alone are the model's.",
         ),
         Mistake(
             _only(lambda n, role, turns: role in ("assistant", "tool")),
-            "what a tool gave back is learnt: it is given, and the assistant's words alone are the model's.",
+            "what a tool gave back is trained on: it is given, and the assistant's words alone are the model's.",
         ),
         Mistake(
             _only(lambda n, role, turns: role == "assistant" and "assistant" not in [r for r, _ in turns[:n]]),
-            "only the first answer is learnt: in a conversation every turn of the assistant counts.",
+            "only the first answer is trained on: in a conversation every turn of the assistant counts.",
         ),
         Mistake(
             _only(lambda n, role, turns: role == "assistant" and n > 0 and turns[n - 1][0] == "user"),
-            "an answer is learnt only behind a user's turn: it may begin the conversation, or follow a tool's.",
+            "an answer is trained on only behind a user's turn: it may begin the conversation, or follow a tool's.",
         ),
         Mistake(
             _only(lambda n, role, turns: True),
-            "the user's turns are learnt, but for the marks that open them: all of them get -100.",
+            "the user's turns are trained on, but for the marks that open them: all of them get -100.",
         ),
         Mistake(
             lambda turns: [
@@ -533,11 +533,11 @@ exercise(
                 for role, ids in turns
                 for label in ([IGNORED, *ids[1:]] if role == "assistant" else [IGNORED] * (len(ids) - 1) + ids[-1:])
             ],
-            "the last token of the other turns is learnt: the EOS token counts where the assistant ends its own.",
+            "the last token of the other turns is trained on: the EOS token counts where the assistant ends its own.",
         ),
         Mistake(
             lambda turns: [label != IGNORED for label in lesson.conversation_labels(turns)],
-            "those say whether a token is learnt: a label is the token's id, or -100.",
+            "those say whether a token is trained on: a label is the token's id, or -100.",
         ),
         Mistake(
             lambda turns: ([i for _, ids in turns for i in ids], lesson.conversation_labels(turns)),
@@ -547,27 +547,27 @@ exercise(
             lambda turns: [[IGNORED, *ids[1:]] if role == "assistant" else [IGNORED] * len(ids) for role, ids in turns],
             "that is a list for each turn: put their labels behind each other, in one list.",
         ),
-        Mistake(_everything, "every token is learnt, the user's as well: those get the label -100."),
+        Mistake(_everything, "every token is trained on, the user's as well: those get the label -100."),
         Mistake(
             _only(lambda n, role, turns: role == "assistant" and n == len(turns) - 1),
-            "only the conversation's very last turn is learnt: every turn of the assistant counts.",
+            "only the conversation's very last turn is trained on: every turn of the assistant counts.",
         ),
         Mistake(
             _only(lambda n, role, turns: role == "assistant" and "assistant" not in [r for r, _ in turns[n + 1 :]]),
-            "only the last answer is learnt: in a conversation every turn of the assistant counts.",
+            "only the last answer is trained on: in a conversation every turn of the assistant counts.",
         ),
         Mistake(
             _only(lambda n, role, turns: n == len(turns) - 1),
-            "only the last turn is learnt, whoever speaks it: every turn of the assistant counts, and no other.",
+            "only the last turn is trained on, whoever speaks it: every turn of the assistant counts, and no other.",
         ),
         Mistake(
             _only(lambda n, role, turns: role != "user"),
-            "turns of the system or of a tool are learnt too: only the assistant's words are the model's.",
+            "turns of the system or of a tool are trained on too: only the assistant's words are the model's.",
         ),
         Mistake(
             _only(lambda n, role, turns: n % 2 == 1),
-            "every second turn is learnt: a conversation may begin with a system prompt, or have two answers in a row. "
-            "Go by the role.",
+            "every second turn is trained on: a conversation may begin with a system prompt, or have two answers in a "
+            "row. Go by the role.",
         ),
         Mistake(
             _without_end, "the EOS token of an answer keeps its label: it is how the model learns that it is done."
@@ -576,10 +576,10 @@ exercise(
             lambda turns: [*lesson.conversation_labels(turns)[1:], IGNORED],
             "you shifted the labels; the model does that itself, so label i belongs to token i.",
         ),
-        Mistake(_users, "it is the other way round: the assistant's turns are learnt, the others aren't."),
+        Mistake(_users, "it is the other way round: the assistant's turns are trained on, the others aren't."),
         Mistake(
             lambda turns: [label for label in lesson.conversation_labels(turns) if label != IGNORED],
-            "there must be as many labels as tokens: what isn't learnt gets -100 and is not left out.",
+            "there must be as many labels as tokens: what isn't trained on gets -100 and is not left out.",
         ),
         Mistake(
             lambda turns: [-1 if label == IGNORED else label for label in lesson.conversation_labels(turns)],
@@ -596,7 +596,7 @@ exercise(
         "A turn of the assistant keeps its ids for labels, but for one: which does the template write at inference?",
     ],
     why="What the template writes at inference, the opening mark among it, is given; what the model has to say itself, "
-    "the EOS token among it, is learnt.",
+    "the EOS token among it, is trained on.",
     points=2,
 )
 
@@ -688,7 +688,7 @@ exercise(
         ),
         Mistake(
             _otherwise("labels", lambda d: [IGNORED for x in d for _ in x]),
-            "no token has a label, so nothing would be learnt: only the first of each document gets -100.",
+            "no token has a label, so nothing would be trained on: only the first of each document gets -100.",
         ),
         Mistake(
             _otherwise("labels", lambda d: [i for x in d for i in x[1:]]),

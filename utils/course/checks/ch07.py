@@ -29,10 +29,18 @@ def _drawn_values(rng: random.Random) -> tuple[Tensor]:
 
 
 def _pair(expected: Any, got: Any) -> bool | str:
-    """The steps in int8; the scale as a tensor of one number, or as that number."""
-    if isinstance(got, tuple | list) and len(got) == 2 and type(got[1]) is float:
-        got = got[0], torch.tensor(got[1], dtype=torch.float32)
-    return difference(expected, got) or True
+    """The steps in int8; the scale as a tensor of one number, whatever its dimensions, or as that number."""
+    return difference(_plain_scale(expected), _plain_scale(got)) or True
+
+
+def _plain_scale(answer: Any) -> Any:
+    if not isinstance(answer, tuple | list) or len(answer) != 2:
+        return answer
+    steps, scale = answer
+    if type(scale) is float:
+        scale = torch.tensor(scale, dtype=torch.float32)
+    one = isinstance(scale, Tensor) and scale.numel() == 1
+    return steps, scale.reshape(()) if one else scale
 
 
 def _steps(values: Tensor, factor: float = 127, signed: bool = False, rounding=torch.round) -> tuple[Tensor, Tensor]:

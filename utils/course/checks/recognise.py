@@ -215,6 +215,8 @@ def _sequences(tried: Sequence[Tried], names: Sequence[str]) -> str | None:
     known = [(want, have) for want, have in pairs if want is not None and have is not None]
     if len(known) < len(tried) or not all(isinstance(one.want, list | torch.Tensor) for one in tried):
         return None
+    if all(equal(want, have) for want, have in known):
+        return None  # right, and of another kind: a list for a tensor
     for holds, said in _LISTS:
         if all(holds(want, have) for want, have in known):
             return said

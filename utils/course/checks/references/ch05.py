@@ -40,6 +40,15 @@ def conversation_labels(turns):
     return labels
 
 
+# -------- leaked_prompts
+def leaked_prompts(train, test):
+    def prompt(record):
+        return " ".join(f"{record['instruction']} {record['input']}".lower().split())
+
+    known = {prompt(record) for record in train}
+    return [place for place, record in enumerate(test) if prompt(record) in known]
+
+
 # -------- packed_row
 def packed_row(documents):
     input_ids, labels, position_ids = [], [], []
@@ -48,12 +57,3 @@ def packed_row(documents):
         labels += [-100, *document[1:]]
         position_ids += range(len(document))
     return {"input_ids": input_ids, "labels": labels, "position_ids": position_ids}
-
-
-# -------- leaked_prompts
-def leaked_prompts(train, test):
-    def prompt(record):
-        return " ".join(f"{record['instruction']} {record['input']}".lower().split())
-
-    known = {prompt(record) for record in train}
-    return [place for place, record in enumerate(test) if prompt(record) in known]
