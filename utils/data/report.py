@@ -266,7 +266,7 @@ def data_report(
     """
     if not len(records):
         raise ValueError("there are no records to report on")
-    if max_length < 1:
+    if not isinstance(max_length, int) or max_length < 1:
         raise ValueError(f"max_length is a number of tokens, at least 1, not {max_length}")
     good, problems = _good(records)
     tested, _ = _good(held_out) if held_out else ([], [])

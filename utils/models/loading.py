@@ -121,7 +121,7 @@ def four_bit_config(
     if quant_type not in ("nf4", "fp4"):
         raise ValueError(f"quant_type is {quant_type!r}, but bitsandbytes' 4-bit types are nf4 and fp4")
     dtype = machine.compute_dtype() if compute_dtype is None else compute_dtype
-    if not dtype.is_floating_point:
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise ValueError(f"compute_dtype is {dtype}, but products are computed in float32, bfloat16 or float16")
     _check_four_bit(model_device())
     from transformers import BitsAndBytesConfig
