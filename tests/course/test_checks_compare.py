@@ -58,6 +58,10 @@ def test_what_counts_as_equal(expected, got):
         (float("nan"), 1.0, "expected about nan, got 1."),
         ("nf4", "fp4", "expected 'nf4', got 'fp4'."),
         ("8", 8, "expected '8', got 8."),
+        (
+            ["q"], {"q"},
+            "expected a list of 1 items, got {'q'}: a set has no order, and here the order counts: build a list.",
+        ),
         (8, "8", "'8' is a string, and a whole number is asked for: leave the quotes and str(...) out."),
         (8, "nf4", "expected a whole number, got 'nf4'."),
         ([1, 2], [1], "expected 2 items, got 1."),

@@ -85,6 +85,13 @@ def test_what_two_arguments_are_to_each_other_is_named(values, holds, said):
     assert f"wrong in exactly {said}" in told
 
 
+def test_a_flag_is_no_number_that_another_divides():
+    """A cube root for a root is right of r = 1, so the flag alone doesn't separate the cases."""
+    calls = [(r, flag) for r in (1, 4, 9, 16) for flag in (False, True)]
+    tried = wrong_where(calls, lambda r, flag: flag and r > 1)
+    assert where_wrong(tried, ["r", "flag"]) is None
+
+
 def test_the_cases_that_are_right_are_named_where_few_are():
     told = where_wrong(wrong_where(PAIRS, lambda x, y: x != y), ["x", "y"])
     assert told == "your function is right in only 2 of 8 cases, exactly those where `x` and `y` are equal."

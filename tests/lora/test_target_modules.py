@@ -482,6 +482,19 @@ def test_of_a_vision_model_the_proposal_is_the_language_model_and_its_targets_al
     assert any("vision_tower" in name for name in peft_adapts(on_meta(config, IMAGE_TEXT), alone)[0])
 
 
+def test_a_tower_that_says_it_reads_ids_is_known_by_its_settings():
+    """Qwen2.5-VL's `visual`, whose main input is called hidden_states and said to be input_ids."""
+    from transformers import Qwen2_5_VLConfig
+
+    text = dict(SMALL, rope_parameters={"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e4})
+    vision = dict(depth=2, hidden_size=16, intermediate_size=32, num_heads=2, out_hidden_size=text["hidden_size"])
+    config = Qwen2_5_VLConfig(text_config=text, vision_config=vision)
+    proposal = propose_targets(on_meta(config, IMAGE_TEXT))
+    assert proposal.towers == ["model.visual"] and "qkv" not in proposal.attention
+    adapted = fields_adapt(on_meta(config, IMAGE_TEXT), proposal.fields)
+    assert len(adapted) == 2 * 7 and all(name.startswith("model.language_model.layers.") for name in adapted)
+
+
 def test_of_gpt_oss_the_proposals_fields_train_the_experts_and_its_targets_alone_warn():
     proposal = propose_targets(expert_model("GptOss"))
     assert {name.rpartition(".")[2] for name in proposal.parameters} >= {"gate_up_proj", "down_proj"}

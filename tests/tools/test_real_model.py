@@ -216,7 +216,7 @@ def test_the_page_is_what_the_record_gives():
 
 
 @pytest.mark.skipif(not recording.OUT.exists(), reason="the record is made on a GPU")
-def test_what_chapters_6_8_and_11_say_of_smollm2_is_in_the_record():
+def test_what_chapters_6_8_9_and_11_say_of_smollm2_is_in_the_record():
     record = json.loads(recording.OUT.read_text(encoding="utf-8"))
     tables = {name: found["small"] for name, found in record["tables"].items()}
     (rule,) = [f for f in record["findings"] if f["key"] == "rule fixed"]
@@ -245,6 +245,9 @@ def test_what_chapters_6_8_and_11_say_of_smollm2_is_in_the_record():
     assert (verdicts["targets"], verdicts["attention"], verdicts["rank"]) == ("holds, weaker", "holds", EDGE)
     assert [round(100 * found[f"nf4 {task}"]["low"]) for task in ("translation", "style")] == [-16, -24]
     assert verdicts["nf4 style"] == verdicts["nf4 translation"] == verdicts["rule 2r"] == "open"
+    assert [round(100 * found["attention"][end]) for end in ("low", "high")] == [13, 48]
+    shown = [round(100 * at[form, task]["mean"]) for form in ("nf4", "bf16") for task in ("style", "translation")]
+    assert shown == [93, 89, 96, 88], "chapter 9"
 
 
 @pytest.mark.skipif(not recording.OUT.exists(), reason="the record is made on a GPU")

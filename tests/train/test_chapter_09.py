@@ -36,6 +36,10 @@ def test_the_script_runs_as_a_file_on_a_readers_records_and_leaves_an_adapter(tm
          "output": f"The number is {i}."}
         for i in range(40)
     ]  # fmt: skip
+    for i in range(0, 40, 4):  # some people have chats
+        asked, answer = records[i].values()
+        turns = [("user", "Hello."), ("assistant", "Hello!"), ("user", asked), ("assistant", answer)]
+        records[i] = {"messages": [{"role": role, "content": content} for role, content in turns]}
     (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, records)), encoding="utf-8")
     code = with_own(script(), MODEL=(ASSETS / "tiny-llama").as_posix(), FILE="mine.jsonl")
     (tmp_path / "train.py").write_text(code, encoding="utf-8")
@@ -68,7 +72,7 @@ def test_what_the_lesson_says_of_the_knobs_and_of_200_examples_holds_seed_by_see
     assert rates[2] == [0.42, 0.115, 0.135] and not any(rates[0] + rates[1])
     assert all(a > b for a, b in zip(knobs["no warm-up"], knobs["unchanged"], strict=True))
     assert knobs["batch 4 x 2 accumulated"] == knobs["unchanged"]
-    assert max(max(scores) - min(scores) for scores in knobs.values() if min(scores) > 0.7) < 0.235
+    assert round(100 * max(max(scores) - min(scores) for scores in knobs.values()), 1) == 30.5
 
     few, many = ([rows[-1]["unseen"] for rows in record["overfit"][count]] for count in ("200", "4000"))
     assert all(a > b for a, b in zip(few, many, strict=True)) and (few, many) == ([0.33, 0.36, 0.15], [0.03, 0.2, 0.07])

@@ -96,8 +96,28 @@ def test_checkpointing_goes_by_one_name_and_warns_of_nothing(tmp_path, on, recwa
 def test_old_names_are_refused_with_todays_name(tmp_path):
     with pytest.raises(TypeError, match=r"evaluation_strategy \(eval_strategy\)"):
         sft.sft_config(tmp_path, RECIPE, evaluation_strategy="steps")
-    with pytest.raises(TypeError, match="no field learnin_rate"):
+    with pytest.raises(TypeError, match="no field learnin_rate: did you mean learning_rate"):
         sft.sft_config(tmp_path, RECIPE, learnin_rate=1)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: sft.sft_config("out", RECIPE, max_steps=0), "sft.max_steps is 0, and has to be 1 or more"),
+        (lambda: sft.sft_config("out", RECIPE, learning_rate="2e-4"), "sft.learning_rate is '2e-4', and has to be"),
+        (lambda: sft.lora_config(RECIPE, lora_alpha=0), "lora.lora_alpha is 0, and has to be above 0"),
+        (lambda: sft.lora_config(RECIPE, r=0), "lora.r is 0, and has to be 1 or more"),
+    ],
+)
+def test_numbers_out_of_their_range_are_refused_before_a_model_is_there(make, said):
+    with pytest.raises(ValueError, match=said):
+        make()
+
+
+def test_epochs_take_the_place_of_the_recipes_steps(tmp_path):
+    config = sft.sft_config(tmp_path, RECIPE, num_train_epochs=2)
+    assert (config.max_steps, config.num_train_epochs) == (-1, 2)
+    assert sft.sft_config(tmp_path, RECIPE, num_train_epochs=2, max_steps=3).max_steps == 3
 
 
 @pytest.mark.parametrize(
@@ -128,12 +148,33 @@ def test_trackers(monkeypatch):
         (Dataset.from_list([]), "the training data is empty: it has 0 examples"),
         (Dataset.from_list(records(2)), "has the columns instruction, output, and SFTTrainer needs one of"),
         ({"train": Dataset.from_list([])}, r"a dictionary of splits \(train\).*data\['train'\]"),
+        ([{"prompt": "a", "completion": "b"}], r"is a list, .*Dataset\.from_list"),
+        (
+            Dataset.from_list([{**to_prompt_completion(r), **to_messages(r)} for r in records(2)]),
+            "has messages and also prompt and completion",
+        ),
     ],
 )
 def test_data_that_cant_be_trained_on_is_refused(tmp_path, tokenizer, data, message):
     with pytest.raises(ValueError, match=message):
         trainer_in(tmp_path, tokenizer, data=data)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_target_that_matches_nothing_beside_one_that_does_is_refused(tmp_path, tokenizer):
+    with pytest.raises(ValueError, match="the target 'v_porj' matches no module. Did you mean 'v_proj'"):
+        trainer_in(tmp_path, tokenizer, adapter={"target_modules": ["q_proj", "v_porj"]})
+
+
+def test_evaluations_without_data_to_evaluate_on_are_refused(tmp_path, tokenizer):
+    with pytest.raises(ValueError, match="eval_strategy='epoch' needs data .*evaluation="):
+        trainer_in(tmp_path, tokenizer, eval_strategy="epoch")
+
+
+def test_examples_longer_than_the_models_positions_are_told(tmp_path, tokenizer):
+    long = Dataset.from_list([{"prompt": "Once. " * 400, "completion": " The end."}] * 4)
+    with pytest.warns(UserWarning, match=r"longest example has \d{3,} tokens, and the model was made for 512"):
+        trainer_in(tmp_path, tokenizer, data=long, max_length=None)
 
 
 def test_an_empty_evaluation_split_is_refused_by_name(tmp_path, tokenizer):

@@ -270,8 +270,8 @@ def data_report(
             raise TypeError(f"records are wanted, not the name of a file: read_own({str(given)!r}).records reads them")
     if not len(records):
         raise ValueError("there are no records to report on")
-    if max_length is None or max_length < 1:
-        raise ValueError(f"max_length is the number of tokens at which rows are cut, at least 1, not {max_length}")
+    if not isinstance(max_length, int) or max_length < 1:
+        raise ValueError(f"max_length is the number of tokens at which rows are cut, at least 1, not {max_length!r}")
     good, problems = _good(records)
     tested, _ = _good(held_out) if held_out else ([], [])
     prompts = [asked(record) for record in good]

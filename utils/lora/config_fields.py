@@ -32,7 +32,7 @@ FIELDS: dict[str, Field] = {
     "modules_to_save": Field("here", "modules that train whole and are saved whole"),
     "trainable_token_indices": Field("here", "rows of the embedding that train"),
     "use_rslora": Field("here", "scales by lora_alpha / sqrt(r)"),
-    "use_dora": Field("here", "a trained length for each output besides"),
+    "use_dora": Field("later", "a trained length for each output besides"),
     "init_lora_weights": Field("here", "how lora_A and lora_B begin"),
     "fan_in_fan_out": Field("here", "True for weights stored as (in, out), such as Conv1D's"),
     "task_type": Field("here", "which wrapper, and for a classifier that its head trains"),

@@ -36,6 +36,7 @@ _WIDTH, _HEADS, _BLOCKS, _WORDS = 32, 4, 2, 100
 _PASSED_BY = ("x_proj", "dt_proj", "out_proj")  # PEFT refuses out_proj alone, by the model's type
 _MAMBA = ("falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h")  # where PEFT refuses out_proj, by model_type
 _OTHER_INPUTS = ("pixel_values", "pixel_values_videos", "input_features", "input_values")  # pictures, films, sound
+_OTHER_CONFIGS = ("vision_config", "audio_config")  # what a model of text and more calls its towers' settings
 
 
 class Proposal(NamedTuple):
@@ -314,10 +315,13 @@ def _towers(model: nn.Module) -> list[str]:
     found: list[str] = []
     if getattr(model, "main_input_name", "input_ids") in _OTHER_INPUTS:
         return found  # a speech model's encoder is no tower beside the model
+    config = getattr(model, "config", None)
+    others = tuple(type(getattr(config, key)) for key in _OTHER_CONFIGS if getattr(config, key, None) is not None)
     for name, module in model.named_modules():
+        reads = getattr(module, "main_input_name", "input_ids")  # Qwen2.5-VL's tower says input_ids
         if (
             name
-            and getattr(module, "main_input_name", "input_ids") in _OTHER_INPUTS
+            and (reads in _OTHER_INPUTS or isinstance(getattr(module, "config", None), others))
             and any(is_linear(inner) for inner in module.modules())
             and not any(name.startswith(f"{outer}.") for outer in found)
         ):
@@ -612,9 +616,7 @@ def check_targets(model: nn.Module, target_modules: str | Collection[str]) -> li
     matches = match_targets(model, target_modules)
     if not matches:
         raise ValueError("target_modules is empty: name at least one layer, such as 'q_proj'")
-    lost = [target for target, modules in matches.items() if not modules]
-    if lost:
-        raise ValueError(" ".join(_advice(model, target, isinstance(target_modules, str)) for target in lost))
+    refuse_lost(model, target_modules)
     found = {name for modules in matches.values() for name in modules}
     order = [name for name, _ in model.named_modules() if name in found]
     kind = getattr(getattr(model, "config", None), "model_type", None)
@@ -631,6 +633,15 @@ def check_targets(model: nn.Module, target_modules: str | Collection[str]) -> li
                 "layers inside it, by their own names"
             )
     return [*order, *(name for name, _ in model.named_parameters() if name in found)]
+
+
+def refuse_lost(model: nn.Module, target_modules: str | Collection[str]) -> None:
+    """Raise ValueError when an entry matches nothing, where PEFT trains the others and says nothing: each such entry,
+    with the names that are near. Raises what :func:`match_targets` raises.
+    """
+    lost = [target for target, modules in match_targets(model, target_modules).items() if not modules]
+    if lost:
+        raise ValueError(" ".join(_advice(model, target, isinstance(target_modules, str)) for target in lost))
 
 
 def _advice(model: nn.Module, target: str, expression: bool) -> str:

@@ -7,6 +7,7 @@ steps, :func:`seeded` and :func:`in_mode` leave the caller's random state and th
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
@@ -126,6 +127,17 @@ def check_token_ids(model: nn.Module, tokenizer: PreTrainedTokenizerBase, larges
             f"the data hold the token {tokenizer.convert_ids_to_tokens(largest)!r} with the id {largest}, and the "
             f"model's embedding has {rows} rows (0 to {rows - 1}): tokens were added to the tokenizer alone. Call "
             "model.resize_token_embeddings(len(tokenizer)) on the base, before LoRA is put on it"
+        )
+
+
+def tell_too_long(model: nn.Module, longest: int) -> None:
+    """Warn when a row of `longest` tokens is longer than the model has positions (`max_position_embeddings`)."""
+    positions = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    if positions and longest > positions:
+        warnings.warn(
+            f"the longest example has {longest} tokens, and the model was made for {positions} positions: what is "
+            "behind them trains badly, and a model with a table of positions stops there. Cut or split such examples",
+            stacklevel=3,
         )
 
 
@@ -257,6 +269,7 @@ def train(
     losses: list[float] = []
     drawn = list(batches(tokenizer, rows, steps=steps, batch_size=batch_size, seed=seed))
     check_token_ids(model, tokenizer, max(int(batch["input_ids"].max()) for batch in drawn))
+    tell_too_long(model, max(batch["input_ids"].shape[1] for batch in drawn))
     with seeded(seed, model), in_mode(model, True):
         for step, batch in enumerate(tqdm(drawn, total=steps, desc="training", disable=not progress)):
             loss = model(**{k: v.to(device) for k, v in batch.items()}).loss

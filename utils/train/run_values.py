@@ -119,6 +119,13 @@ def check_data(data: str, streaming: bool = False) -> None:
         raise FileNotFoundError(f"data: there is no file {data}, seen from {Path.cwd()}")
 
 
+def check_numbers(section: Literal["lora", "sft"], given: Mapping[str, Any]) -> None:
+    """Raise ValueError for the first value that has a range (:data:`RANGES`) and isn't a number in it, or None."""
+    for key, value in given.items():
+        if (field := f"{section}.{key}") in RANGES:
+            check_value(field, value, float | None)
+
+
 def check_value(field: str, value: Any, annotation: Any) -> None:
     """Raise ValueError when `value` isn't of the annotation's kind, or not in the field's range (:data:`RANGES`)."""
     if not fits(value, annotation):

@@ -11,6 +11,7 @@ Attributes:
 
 from __future__ import annotations
 
+import difflib
 import importlib.util
 import json
 import warnings
@@ -30,9 +31,11 @@ from utils.data.chat import IGNORED
 from utils.data.labels import check_completions_survive
 from utils.data.records import Record
 from utils.lora import fingerprint
+from utils.lora.target_modules import refuse_lost
 from utils.models.device import trainer_precision, widen_trainable
-from utils.train.loop import WARMUP_STEPS, check_token_ids, check_trainable, is_finite
+from utils.train.loop import WARMUP_STEPS, check_token_ids, check_trainable, is_finite, tell_too_long
 from utils.train.recipes import Recipe
+from utils.train.run_values import check_numbers
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -114,17 +117,24 @@ def sft_config(output_dir: str | Path, recipe: Recipe, **changes: Any) -> SFTCon
     AdamW without weight decay, a rate that rises for ten steps and then falls along a line, gradients clipped to norm
     1, each step's loss logged, nothing saved or reported, no checkpointing. The precision follows the machine, by
     :func:`utils.models.device.trainer_precision`: on CUDA bf16 where the card has it and else fp16, elsewhere (and
-    always under the profile `tiny`) float32. Raises TypeError, naming it, for a field that SFTConfig doesn't have.
+    always under the profile `tiny`) float32. `num_train_epochs` takes the place of the recipe's steps. Raises
+    TypeError, naming it, for a field that SFTConfig doesn't have, ValueError for a number out of its range.
     """
     from trl import SFTConfig
 
-    unknown = sorted(set(changes) - set(SFTConfig.__dataclass_fields__))
+    fields = SFTConfig.__dataclass_fields__
+    unknown = sorted(set(changes) - set(fields))
     if unknown:
         today = {line.argument: line for line in OLD_ARGUMENTS}
         said = [f"{name} ({today[name].today or today[name].why})" if name in today else name for name in unknown]
-        raise TypeError(
-            f"SFTConfig has no field {', '.join(said)}: see utils.train.sft.OLD_ARGUMENTS for what became of it"
-        )
+        end = ": see utils.train.sft.OLD_ARGUMENTS for what became of it"
+        if not any(name in today for name in unknown):
+            near = difflib.get_close_matches(unknown[0], fields, n=1)
+            end = f": did you mean {near[0]}?" if near else ""
+        raise TypeError(f"SFTConfig has no field {', '.join(said)}{end}")
+    check_numbers("sft", changes)
+    if "num_train_epochs" in changes:
+        changes = {"max_steps": -1, **changes}  # else the recipe's steps would win
     settings: dict[str, Any] = {
         "max_steps": recipe.steps,
         "per_device_train_batch_size": recipe.batch_size,
@@ -144,9 +154,12 @@ def sft_config(output_dir: str | Path, recipe: Recipe, **changes: Any) -> SFTCon
 
 
 def lora_config(recipe: Recipe, **changes: Any) -> LoraConfig:
-    """PEFT's LoraConfig for a recipe; `changes` are any other fields of it."""
+    """PEFT's LoraConfig for a recipe; `changes` are any other fields of it. Raises ValueError for a number out of its
+    range, such as a `lora_alpha` of 0, which PEFT takes: the update is multiplied by it.
+    """
     from peft import LoraConfig
 
+    check_numbers("lora", changes)
     settings: dict[str, Any] = {
         "r": recipe.r,
         "lora_alpha": recipe.lora_alpha,
@@ -192,8 +205,13 @@ def is_stream(dataset: Any) -> bool:
 def check_dataset(dataset: Dataset, name: str = "training") -> tuple[str, ...]:
     """The columns of `dataset` that SFTTrainer will read: one of :data:`FORMS`.
 
-    Raises ValueError when the dataset is empty, or is a dictionary of splits, or has none of the forms.
+    Raises ValueError when the dataset is empty, or is a dictionary of splits or a list, or has none of the forms, or
+    both messages and prompt and completion.
     """
+    if isinstance(dataset, list):
+        raise ValueError(
+            f"the {name} data is a list, and SFTTrainer takes a dataset: datasets.Dataset.from_list(...) makes one"
+        )
     if isinstance(dataset, dict):
         raise ValueError(
             f"the {name} data is a dictionary of splits ({', '.join(dataset)}), not a dataset: take one of them, "
@@ -202,6 +220,11 @@ def check_dataset(dataset: Dataset, name: str = "training") -> tuple[str, ...]:
     if not is_stream(dataset) and not len(dataset):
         raise ValueError(f"the {name} data is empty: it has 0 examples. Look at the filter or the split that made it")
     columns = list(dataset.column_names or next(iter(dataset)))
+    if {"messages", "prompt", "completion"} <= set(columns):
+        raise ValueError(
+            f"the {name} data has messages and also prompt and completion, and only one of them is trained on: keep "
+            "one, such as dataset.select_columns(['prompt', 'completion'])"
+        )
     for form in FORMS:
         if all(column in columns for column in form):
             return form
@@ -235,7 +258,8 @@ def sft_trainer(
     their number, and an error if it befalls all of them, before any training. transformers' callback that prints every
     log as a dictionary is left out. Each checkpoint keeps :func:`run_of` in its `trainer_state.json`. Raises ValueError
     for what :func:`check_dataset` refuses, when nothing is left to train on, when the model has LoRA already and
-    `peft_config` asks for more, and for what :func:`utils.train.loop.check_trainable` and
+    `peft_config` asks for more, when one of its targets matches nothing, when `args` want evaluations and there are no
+    `evaluation` data, and for what :func:`utils.train.loop.check_trainable` and
     :func:`utils.train.loop.check_token_ids` refuse.
     """
     from peft import PeftModel
@@ -248,6 +272,11 @@ def sft_trainer(
         raise ValueError(
             "the model carries a PEFT adapter already: pass it without peft_config, or pass the plain base"
         )
+    if targets := getattr(peft_config, "target_modules", None):
+        refuse_lost(model, targets if isinstance(targets, str) else sorted(targets))
+    strategy = getattr(args.eval_strategy, "value", args.eval_strategy)
+    if evaluation is None and strategy != "no":
+        raise ValueError(f"eval_strategy={strategy!r} needs data to evaluate on: sft_trainer(..., evaluation=...)")
     splits = {"training": train} if evaluation is None else {"training": train, "evaluation": evaluation}
     for name, split in splits.items():
         unread = formatting_func is not None and "input_ids" not in (split.column_names or ())  # it makes the columns
@@ -278,18 +307,21 @@ def sft_trainer(
     if trainer.args.fp16:
         widen_trainable(cast("PeftModel", trainer.model))
     check_trainable(cast("PeftModel", trainer.model))
-    check_token_ids(cast("PeftModel", trainer.model), tokenizer, _largest_id(trainer, tokenizer))
+    largest, longest = _largest_id_and_longest_row(trainer, tokenizer)
+    check_token_ids(cast("PeftModel", trainer.model), tokenizer, largest)
+    tell_too_long(cast("PeftModel", trainer.model), longest)
     record.run = run_of(trainer)
     return trainer
 
 
-def _largest_id(trainer: SFTTrainer, tokenizer: PreTrainedTokenizerBase) -> int:
-    """The largest id that the trainer's batches will hold, padding included."""
-    largest = cast("int | None", tokenizer.pad_token_id) or 0
+def _largest_id_and_longest_row(trainer: SFTTrainer, tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
+    """The largest id that the trainer's batches will hold, padding included, and the tokens of their longest row."""
+    largest, longest = cast("int | None", tokenizer.pad_token_id) or 0, 0
     for split in (trainer.train_dataset, trainer.eval_dataset):
         if not is_stream(split) and "input_ids" in getattr(split, "column_names", ()):
-            largest = max(largest, *(max(ids, default=0) for ids in cast("Dataset", split)["input_ids"]))
-    return largest
+            for ids in cast("Dataset", split)["input_ids"]:
+                largest, longest = max(largest, max(ids, default=0)), max(longest, len(ids))
+    return largest, longest
 
 
 # ------------------------------------------------------------------------------------------------------------ resume

@@ -327,8 +327,8 @@ exercise(
         ),
         Mistake(
             r".*\.layers\.[23]\.mlp\.[gate|up|down]+_proj",
-            "square brackets are a set of letters: [gate|up|down]+ is any word made of them, such as out or ape. Words "
-            "to choose from stand in round ones: (gate|up|down).",
+            "square brackets are a set of letters, and with + any word made of them: yours takes 'mlp.out_proj' as "
+            "well. Words to choose from stand in round ones: (gate|up|down).",
         ),
         Mistake(
             r".*\.layers\.[23]\.mlp\.(gate|up|down).proj",
@@ -386,6 +386,7 @@ exercise(
         (["a.my_q_proj", "head"], ["q_proj", "head"]),
         (["h.0.attn.c_proj", "h.0.mlp.c_proj"], ["attn.c_proj", "c_proj", "proj", "attn"]),
         ([], ["q_proj", "a"]),
+        (["h.0.attn.Wqkv"], ["wqkv", "Wqkv", "out_proj"]),
     ],
     drawn=_drawn_targets,
     mistakes=[
@@ -417,6 +418,10 @@ exercise(
             lambda names, targets: _unmatched(names, targets, lambda name, t: re.search(rf"(^|\.){t}$", name)),
             "in a regular expression the target's own dot stands for any letter: 'attn.c_proj' would match "
             "'attn_c_proj'. re.escape(target) or endswith.",
+        ),
+        Mistake(
+            lambda names, targets: _unmatched(names, targets, lambda name, t: _holds(name.lower(), t.lower())),
+            "'wqkv' doesn't match 'h.0.attn.Wqkv': PEFT tells capital letters from small ones.",
         ),
         Mistake(
             lambda names, targets: _unmatched(names, targets, lambda name, t: t.endswith(name)),

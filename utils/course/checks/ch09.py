@@ -514,7 +514,11 @@ exercise(
             lambda gradients, max_norm: [g * (max_norm / _norm(gradients)) for g in gradients],
             "a gradient that is short already was made longer, and one of zeros becomes nan: the factor is at most 1.",
         ),
-        Mistake(lambda gradients, max_norm: [g.clone() for g in gradients], "nothing is clipped yet."),
+        Mistake(
+            lambda gradients, max_norm: [g.clone() for g in gradients],
+            "nothing is clipped yet. (torch's clip_grad_norm_ "
+            "scales the .grad of parameters; here the tensors are the gradients themselves.)",
+        ),
         Mistake(
             _by(lambda gradients, max_norm: max(1.0, max_norm / max(1e-9, _norm(gradients)))),
             "max(1, ...) makes short gradients longer and leaves long ones: the factor is at most 1, so min.",

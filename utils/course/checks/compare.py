@@ -324,7 +324,8 @@ def _sequences(expected: Sequence, got: Any, rules: Rules) -> str | None:
 def _as_list(got: Any) -> str:
     """The advice for what goes through one by one and is no list: a set, a dictionary's keys, a generator."""
     if isinstance(got, Iterable) and not isinstance(got, Mapping | str | bytes):
-        return ": sorted(...) makes a list of it" if isinstance(got, Set) else ": list(...) makes a list of it"
+        no_order = ": a set has no order, and here the order counts: build a list"
+        return no_order if isinstance(got, Set) else ": list(...) makes a list of it"
     return ""
 
 

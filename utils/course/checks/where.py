@@ -188,6 +188,8 @@ def _of_pairs(tried: Sequence[Tried], names: Sequence[str]) -> list[Feature]:
             for ordered, types, features in _PAIRS:
                 if one == other or (one > other and not ordered):
                     continue
+                if any(isinstance(value, bool) for pair in pairs for value in pair):
+                    continue  # to Python True is 1, and no number of the learner's
                 if all(isinstance(a, types[0]) and isinstance(b, types[1]) for a, b in pairs):
                     for words, holds in features:
                         said = words.format(named(names, one), named(names, other))
