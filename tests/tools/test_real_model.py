@@ -264,6 +264,21 @@ def test_what_chapters_2_and_17_say_of_smollm2s_updates_is_in_the_record():
     assert [round(100 * r["relative_size"]["mean"], 1) for r in whole if r["method"] == "lora"] == [1.4, 1.9]
 
 
+def test_what_chapters_8_9_and_16_say_of_smollm2_in_a_sentence_is_in_the_record():
+    record = json.loads(recording.OUT.read_text(encoding="utf-8"))
+    tables = {name: found["small"] for name, found in record["tables"].items()}
+    found = {f["key"]: f["small"] for f in record["findings"]}
+    last = tables["overfitting"][-1]
+    means = [last[what]["mean"] for what in ("train_loss", "test")]
+    assert (last["epochs"], means, last["dev_loss"]["seeds"]) == (32, [0.0004, 0.268], 5)
+    assert f"{last['dev_loss']['mean']:.2f}" == "0.51"
+    assert [round(found["overfits"][end], 3) for end in ("mean", "low", "high")] == [0.010, -0.008, 0.028]
+    assert found["batch"]["means"] == "+0.11 against +0.05" and {row["batch"] for row in tables["batches"]} == {8, 128}
+    assert all(row["may_fall"] for row in tables["batches"] if row["batch"] == 128)
+    assert {row["entry"]: round(100 * row["mean"]) for row in tables["variants"]} == {"LoRA": 85, "rsLoRA": 86}
+    assert [round(100 * found["rsLoRA translation"][end]) for end in ("low", "high")] == [-8, 10]
+
+
 def test_what_chapter_17_says_of_smollm2s_remedies_is_in_the_record():
     record = json.loads(recording.OUT.read_text(encoding="utf-8"))
     rows = [r for r in record["tables"]["forgetting"]["small"] if r["method"] == "lora"]
