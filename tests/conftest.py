@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import os
 from collections.abc import Callable, Iterator
 
@@ -15,6 +16,14 @@ from utils.course.checks import core, registry
 from utils.models import load_base, load_tokenizer
 
 os.environ[progress.VARIABLE] = "off"  # what tests check, in processes that they start too, is nobody's progress
+
+
+def pytest_collection_finish() -> None:
+    """Python's garbage collector needn't look at what is here before the first test: a million objects of PyTorch,
+    transformers and pytest, half a second each time, and Optuna and accelerate ask for a full collection by themselves.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
