@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.warm import warm_python
 from utils.course import progress
 from utils.course.checks import core, registry
 from utils.models import load_base, load_tokenizer
@@ -30,6 +31,13 @@ def pytest_collection_finish() -> None:
 def tokenizer():
     """The tiny model's tokenizer, loaded once in a process. A test that changes one loads its own."""
     return load_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def warm():
+    """A Python that begins with TRL, PEFT and transformers imported: the path of a program."""
+    with warm_python() as python:
+        yield python
 
 
 @pytest.fixture(scope="session")

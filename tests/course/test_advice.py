@@ -26,6 +26,7 @@ def remembered(setup: Setup):
     """A prediction takes a second, and the cards ask for the same ones again. A configuration can't be remembered."""
     return known(setup) if isinstance(setup.model, str) else predict(setup)
 
+
 ALL = [(question, key, choice) for question, choices in CHOICES.items() for key, choice in choices.items()]
 PIECES = [(f"{question} {key}", piece) for question, key, choice in ALL for piece in choice.evidence]
 CHECKS = {Cell: tool.cell_problem, Test: tool.test_problem, Record: tool.record_problem}
