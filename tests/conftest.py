@@ -19,12 +19,19 @@ from utils.models import load_base, load_tokenizer
 os.environ[progress.VARIABLE] = "off"  # what tests check, in processes that they start too, is nobody's progress
 
 
-def pytest_collection_finish() -> None:
-    """Python's garbage collector needn't look at what is here before the first test: a million objects of PyTorch,
-    transformers and pytest, half a second each time, and Optuna and accelerate ask for a full collection by themselves.
+def pytest_collection(session: pytest.Session) -> None:
+    """Python's garbage collector needn't look at what is imported and collected before the first test, neither now nor
+    later: a million objects of PyTorch, transformers and pytest, half a second each time, and Optuna and accelerate ask
+    for a full collection by themselves.
     """
+    gc.disable()
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """From here on it collects, but for what is here already."""
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")
