@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import os
 from collections.abc import Callable, Iterator
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.warm import warm_python
 from utils.course import progress
 from utils.course.checks import core, registry
 from utils.models import load_base, load_tokenizer
@@ -17,10 +19,32 @@ from utils.models import load_base, load_tokenizer
 os.environ[progress.VARIABLE] = "off"  # what tests check, in processes that they start too, is nobody's progress
 
 
+def pytest_collection(session: pytest.Session) -> None:
+    """Python's garbage collector needn't look at what is imported and collected before the first test, neither now nor
+    later: a million objects of PyTorch, transformers and pytest, half a second each time, and Optuna and accelerate ask
+    for a full collection by themselves.
+    """
+    gc.disable()
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """From here on it collects, but for what is here already."""
+    gc.collect()
+    gc.freeze()
+    gc.enable()
+
+
 @pytest.fixture(scope="session")
 def tokenizer():
     """The tiny model's tokenizer, loaded once in a process. A test that changes one loads its own."""
     return load_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def warm():
+    """A Python that begins with TRL, PEFT and transformers imported: the path of a program."""
+    with warm_python() as python:
+        yield python
 
 
 @pytest.fixture(scope="session")

@@ -305,11 +305,15 @@ def _parses(source: bytes) -> bool:
     return True
 
 
+def modules(root: Path, under: str = "utils") -> list[str]:
+    """The modules below `under` that are changed, as paths from `root`."""
+    files = [root / under] if under.endswith(".py") else sorted((root / under).rglob("*.py"))
+    return [name for path in files if not LEFT_OUT.search(name := path.relative_to(root).as_posix())]
+
+
 def sample(root: Path, seed: int, under: str = "utils") -> list[Mutant]:
     """All mutants below `under`, each in a place that `seed` and its own line decide, whatever else changes."""
-    files = [root / under] if under.endswith(".py") else sorted((root / under).rglob("*.py"))
-    names = [path.relative_to(root).as_posix() for path in files]
-    found = [m for name in names if not LEFT_OUT.search(name) for m in mutants_of(name, (root / name).read_bytes())]
+    found = [m for name in modules(root, under) for m in mutants_of(name, (root / name).read_bytes())]
     return sorted(found, key=lambda m: hashlib.sha256(f"{seed}:{m.key}".encode()).digest())
 
 

@@ -19,7 +19,13 @@ from utils.profiling import fit
 from utils.profiling.memory import GB, Setup, predict
 from utils.train.settings import Settings, usual_rate
 
-remembered = functools.cache(predict)  # a prediction takes seconds, and the cards ask for the same ones again
+known = functools.cache(predict)
+
+
+def remembered(setup: Setup):
+    """A prediction takes a second, and the cards ask for the same ones again. A configuration can't be remembered."""
+    return known(setup) if isinstance(setup.model, str) else predict(setup)
+
 
 ALL = [(question, key, choice) for question, choices in CHOICES.items() for key, choice in choices.items()]
 PIECES = [(f"{question} {key}", piece) for question, key, choice in ALL for piece in choice.evidence]
@@ -147,8 +153,7 @@ def mixture():
     return tiny_random("gpt-oss").config
 
 
-def test_every_choice_is_given_to_somebody(monkeypatch):
-    monkeypatch.setattr(fit, "predict", predict)  # a configuration can't be remembered
+def test_every_choice_is_given_to_somebody():
     situations = [
         {"card_gb": g, "examples": n, "new_knowledge": k, "tasks": t, "fast_answers": f, "users": u}
         for g in (1.2, 2, 80) for n, k in ((500, False), (500, True), (50_000, True)) for t in (1, 4)
@@ -173,11 +178,10 @@ def test_a_size_that_no_shape_has_is_refused(billions, words):
         advise(billions, card_gb=80, examples=500)
 
 
-def test_the_plan_says_which_model_was_predicted(monkeypatch):
+def test_the_plan_says_which_model_was_predicted():
     assert "Llama-2-7B (the known shape that was taken for 7 billion parameters) with checkpointing, 4 x 512" in (
         summary := advise(7, card_gb=16, examples=500).summary
     ) and summary.endswith("of 16 GB by the estimator.")
-    monkeypatch.setattr(fit, "predict", predict)  # a configuration can't be remembered
     config = llama_config(hidden=64, layers=2, heads=4, intermediate=96, vocabulary=300)
     plan = advise(config, card_gb=2, examples=500, batch=2, length=16)
     assert plan.summary.startswith("LoRA of a Llama, 2 x 16 tokens a step: ") and plan.run.model is config

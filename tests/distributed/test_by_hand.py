@@ -60,11 +60,6 @@ def test_gradients_are_averaged_over_tokens(lengths):
             assert (by_ranks - model.weight.grad).abs().max() > 0.1 * model.weight.grad.abs().max()
 
 
-def test_a_batch_in_which_nothing_counts_is_refused_on_all_ranks():
-    with pytest.raises(RankFailed, match="no rank has a token with a label"):
-        run(on_ranks.nothing_counts)
-
-
 @pytest.mark.parametrize(("d_out", "trains", "world"), [(6, False, 2), (6, True, 2), (7, True, 2), (5, True, 3)])
 def test_a_sharded_layer_is_the_plain_one(d_out, trains, world):
     results = run(on_ranks.sharded, d_out, trains, processes=world, show=False)
@@ -102,3 +97,9 @@ def test_numbers_and_names_that_are_none_are_refused():
         step_bytes("ddp-lora", blocks=-1, rest=1, adapter=1, world=2)
     with pytest.raises(ValueError, match="one rank or more"):
         sent("all_reduce", 1, 0)
+
+
+def test_a_batch_in_which_nothing_counts_is_refused_on_all_ranks():
+    """The last that runs anything: a rank that fails ends the processes that the tests above share."""
+    with pytest.raises(RankFailed, match="no rank has a token with a label"):
+        run(on_ranks.nothing_counts)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
 import textwrap
@@ -55,22 +57,23 @@ def missing():
 """
 
 
-def ask(tmp_path, line: str) -> str:
-    """What a script with NOTEBOOK's functions prints for `line`, run as __main__."""
-    path = tmp_path / "page.py"
-    path.write_text(textwrap.dedent(NOTEBOOK) + line)
-    done = subprocess.run([sys.executable, path], cwd=ROOT, capture_output=True, text=True, env=_environment())
-    return done.stdout.strip() + done.stderr.strip().rpartition("\n")[2]
+ASKS = """
+import contextlib, io, json, sys
+
+def says(line):
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(printed):
+            exec(line, globals())
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return printed.getvalue().strip()
+
+print(json.dumps({line: says(line) for line in json.load(sys.stdin)}))
+"""
 
 
-def _environment():
-    import os
-
-    return {**os.environ, "PYTHONPATH": str(ROOT)}
-
-
-@pytest.mark.parametrize(
-    ("line", "said"),
+SAID = dict(
     [
         ("print(unpack(pack(outer))())", "22.0"),
         ("print(unpack(pack(recursive))(4))", "24"),
@@ -85,14 +88,34 @@ def _environment():
         ("from utils.distributed.portable import *\npack_arguments([3, handle])",
          "ValueError: argument 2, a TextIOWrapper, can't be sent to another process: make it inside the function"),
         ("unpack(pack(missing))()", "NameError: name 'not_there' is not defined"),
-    ],
+    ]
 )  # fmt: skip
-def test_a_pages_function(tmp_path, line, said):
-    assert ask(tmp_path, line) == said
+
+
+@pytest.fixture(scope="module")
+def said(tmp_path_factory):
+    """What a script with NOTEBOOK's functions, run as __main__, says to each of the lines."""
+    path = tmp_path_factory.mktemp("page") / "page.py"
+    path.write_text(NOTEBOOK + ASKS)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, path], cwd=ROOT, input=json.dumps(list(SAID)), capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("line", SAID)
+def test_a_pages_function(said, line):
+    assert said[line] == SAID[line]
+
+
+def of_this_module():
+    """Travels as its name."""
 
 
 def test_a_modules_function_goes_by_name():
-    assert unpack(pack(ask)) is ask or unpack(pack(ask)).__name__ == "ask"
+    assert unpack(pack(of_this_module)) is of_this_module or unpack(pack(of_this_module)).__name__ == "of_this_module"
     assert len(pack(textwrap.dedent)) < 100
 
 

@@ -27,6 +27,7 @@ from utils.models.configs import (
     shape_of,
 )
 from utils.profiling import memory
+from utils.profiling import peak as peak_module
 from utils.profiling.activations import checkpoint_blocks, saved_activation_bytes
 from utils.profiling.memory import KINDS, Setup, predict
 from utils.profiling.peak import PeakTracker, rounded
@@ -300,6 +301,28 @@ def test_what_is_remembered_about_shapes_is_what_pytorch_says():
             assert (whole * True).dtype == torch.long and x.float().dtype == torch.float32
             assert x.view(24).untyped_storage()._cdata == x.untyped_storage()._cdata
             assert nn.functional.linear(x, x).shape == (4, 4)
+
+
+def test_an_optimizers_changes_in_place_make_nothing_and_are_counted_as_pytorch_runs_them(monkeypatch):
+    """Adam's step makes a square root for each parameter and lets them go; its counts of steps lie on the CPU."""
+
+    def peak(steps=2):
+        weights = [nn.Parameter(torch.empty(size, device="meta")) for size in (1000, 3000)]
+        for weight in weights:
+            weight.grad = torch.empty_like(weight)
+        adam, tracker = torch.optim.AdamW(weights, foreach=True), PeakTracker()
+        with tracker:
+            for step in range(steps):
+                with tracker.during(f"{step}"):
+                    adam.step()
+        assert [adam.state[weight]["step"].item() for weight in weights] == [steps] * 2
+        return tracker.peaks
+
+    quick = peak()
+    states, roots = 2 * (rounded(4000) + rounded(12000)), rounded(4000) + rounded(12000)
+    assert [quick[name].total for name in "01"] == [states + roots] * 2
+    monkeypatch.setattr(peak_module, "_changes_only_meta_lists", lambda *_: False)
+    assert peak() == quick
 
 
 def test_a_linear_layers_step_by_hand():

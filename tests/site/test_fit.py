@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import random
 
@@ -14,6 +15,7 @@ from tests.site.served import browser, needs_browser, on_a_phone, opened, served
 from tools.site import fit_data
 from utils.lora import count_parameters
 from utils.models.configs import SHAPES, real_config
+from utils.profiling import fit
 from utils.profiling.fit import first_that_fits, needed
 from utils.profiling.memory import ATTENTION, GB, METHODS, OPTIMIZERS, Setup, model_of, predict
 
@@ -149,7 +151,8 @@ def test_sizes_and_types_that_no_model_has_are_refused_at_once(tmp_path):
 
 
 @needs_node
-def test_what_would_fit_is_what_the_python_says(tmp_path):
+def test_what_would_fit_is_what_the_python_says(tmp_path, monkeypatch):
+    monkeypatch.setattr(fit, "predict", functools.cache(predict))  # every card asks for the same ones again
     config = real_config("SmolLM2-135M").to_dict()
     setups = [Setup("SmolLM2-135M", "full", 8, 512), Setup("SmolLM2-135M", "lora", 16, 1024), Setup("SmolLM2-135M")]
     cases = [(setup, int(gb * GB)) for setup in setups for gb in (1, 1.3, 2, 3, 6)]

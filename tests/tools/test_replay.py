@@ -31,8 +31,8 @@ def test_the_answers_stand_in_the_exercises_cells_and_the_outputs_stay():
 
 
 @pytest.mark.slow
-def test_chapter_7_goes_on_with_other_right_answers():
-    """One round of `python -m tools.replay 07`; the others, and the other chapters, are run before a release."""
+def test_chapter_8_goes_on_with_other_right_answers():
+    """One round of `python -m tools.replay 08`; the others, and the other chapters, are run before a release."""
     assert replay.replay("08", replay.rounds([a for a in read() if a.chapter == "08"])[0]) == ""
 
 

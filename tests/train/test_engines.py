@@ -50,20 +50,23 @@ def recipe(output, **changes):
     }  # fmt: skip
 
 
-def launch(folder, *, engine=None, processes=2, script="tools/train.py", content=None, env=None, more=(), timeout=170):
-    """Run a recipe in other processes; gives what ended, with the time of its end."""
+def launch(
+    folder, *, engine=None, processes=2, script="tools/train.py", content=None, env=None, more=(), timeout=170,
+    python=sys.executable,
+):  # fmt: skip
+    """Run a recipe in other processes; gives what ended, with the time of its end. python: also the launcher's."""
     if torch.cuda.is_available():
         pytest.skip("these compare float32 on CPUs: CUDA_VISIBLE_DEVICES= python -m pytest ...")
     folder.mkdir(exist_ok=True)
     file = folder / "recipe.yaml"
     file.write_text(yaml.safe_dump(content or recipe(folder / "adapter")))
-    command = [sys.executable]
+    command = [python]
     if engine:
         command += ["-m", "accelerate.commands.launch", "--config_file", str(ENGINES / f"{engine}.yaml")]
         command += ["--num_processes", str(processes), *(more or ("--main_process_port", "0"))]
     done = subprocess.run(
         [*command, script, str(file)], cwd=ROOT, capture_output=True, text=True, timeout=timeout,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHON_EXEC": str(python), **(env or {})},
     )  # fmt: skip
     done.ended = time.time()
     return done
@@ -106,7 +109,7 @@ def one(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
-    """The same on two processes, by the engine's name, each once."""
+    """The same on two processes, by the engine's name, each once, in a Python that has nothing imported yet."""
     made = {}
 
     def of(engine):
@@ -144,26 +147,26 @@ def test_the_adapter_of_two_processes_is_that_of_one(engine, one, two):
 
 
 @pytest.mark.slow
-def test_a_mean_over_ranks_has_other_losses(one, tmp_path):
+def test_a_mean_over_ranks_has_other_losses(one, tmp_path, warm):
     content = recipe(tmp_path / "adapter")
     content["sft"] = {**content["sft"], "average_tokens_across_devices": False, "save_strategy": "no"}
-    done = launch(tmp_path, engine="ddp", content=content)
+    done = launch(tmp_path, engine="ddp", content=content, python=warm)
     assert done.returncode == 0, done.stderr[-3000:]
     assert max(abs(x - y) for x, y in zip(losses(one), losses(tmp_path / "adapter"), strict=True)) > 50 * CLOSE
 
 
 @pytest.mark.slow
-def test_accelerate_runs_ddp_on_cpus_where_fsdp_was_asked_for_and_the_run_says_so(tmp_path):
-    done = launch(tmp_path, engine="fsdp2", script="tests/train/dying_run.py", env={"NO_SHARDING": "1"})
+def test_accelerate_runs_ddp_on_cpus_where_fsdp_was_asked_for_and_the_run_says_so(tmp_path, warm):
+    done = launch(tmp_path, engine="fsdp2", script="tests/train/dying_run.py", env={"NO_SHARDING": "1"}, python=warm)
     assert done.returncode != 0
     assert "FSDP2 was asked for, and this process holds all of the model" in done.stderr
 
 
 @pytest.mark.slow
-def test_accumulation_checkpointing_and_evaluation_are_the_same_on_two_processes(tmp_path):
+def test_accumulation_checkpointing_and_evaluation_are_the_same_on_two_processes(tmp_path, warm):
     sft = {**SFT, "gradient_accumulation_steps": 2, "gradient_checkpointing": True, "eval_strategy": "steps"}
     content = recipe(tmp_path / "adapter", sft={**sft, "eval_steps": 3, "save_strategy": "no"}, held_out=0.106)  # 48
-    done = launch(tmp_path, engine="fsdp2", content=content)
+    done = launch(tmp_path, engine="fsdp2", content=content, python=warm)
     assert done.returncode == 0, done.stderr[-3000:]
     (tmp_path / "one").mkdir()
     engine_run.train(checked_run({**content, "output": str(tmp_path / "one" / "adapter")}))
@@ -181,7 +184,7 @@ def test_accumulation_checkpointing_and_evaluation_are_the_same_on_two_processes
 
 
 @pytest.fixture(scope="module")
-def killed(tmp_path_factory):
+def killed(tmp_path_factory, warm):
     """A run of two processes whose rank 1 is killed as step 5 begins, by engine: how it ended, and its folder."""
     made = {}
 
@@ -192,7 +195,7 @@ def killed(tmp_path_factory):
             content = recipe(folder / "adapter", **changes)
             done = launch(
                 folder, engine=engine, script="tests/train/dying_run.py", content=content,
-                env={"DIE_RANK": "1", "DIE_STEP": "5"},
+                env={"DIE_RANK": "1", "DIE_STEP": "5"}, python=warm,
             )  # fmt: skip
             made[key] = (done, folder, content)
         return made[key]
@@ -219,9 +222,9 @@ def test_a_killed_process_ends_the_run_with_a_sentence_and_leaves_the_checkpoint
 
 
 @pytest.mark.slow
-def test_a_run_of_ddp_goes_on_on_one_process(killed, one):
+def test_a_run_of_ddp_goes_on_on_one_process(killed, one, warm):
     _, folder, content = killed("ddp")
-    done = launch(folder, content=content)
+    done = launch(folder, content=content, python=warm)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "can go on from step 3" in done.stdout
     assert max(abs(x - y) for x, y in zip(losses(one), losses(folder / "adapter"), strict=True)) < CLOSE
@@ -230,9 +233,9 @@ def test_a_run_of_ddp_goes_on_on_one_process(killed, one):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1])
-def test_shards_of_two_processes_go_on_on_another_number(processes, killed, one):
+def test_shards_of_two_processes_go_on_on_another_number(processes, killed, one, warm):
     _, folder, content = killed("fsdp2")
-    done = launch(folder, engine="fsdp2", processes=processes, content=content)
+    done = launch(folder, engine="fsdp2", processes=processes, content=content, python=warm)
     assert done.returncode == 0, done.stderr[-3000:]
     assert max(abs(x - y) for x, y in zip(losses(one), losses(folder / "adapter"), strict=True)) < CLOSE
     here = matrices(one / "checkpoints" / f"checkpoint-{STEPS}")
@@ -240,10 +243,10 @@ def test_shards_of_two_processes_go_on_on_another_number(processes, killed, one)
 
 
 @pytest.mark.slow
-def test_a_stream_goes_on_at_its_record_on_another_number_of_processes(killed, tmp_path):
+def test_a_stream_goes_on_at_its_record_on_another_number_of_processes(killed, tmp_path, warm):
     changes = {"streaming": True, "buffer": 20}
     _, folder, content = killed("ddp", **changes)
-    done = launch(folder, content=content)
+    done = launch(folder, content=content, python=warm)
     assert done.returncode == 0, done.stderr[-3000:]
     run = checked_run(recipe(tmp_path / "adapter", **changes))
     engine_run.train(run)
@@ -284,16 +287,16 @@ def as_two_hosts(folder, engine, **given):
 
 
 @pytest.mark.slow
-def test_two_hosts_have_the_losses_of_one(one, tmp_path):
-    both = as_two_hosts(tmp_path, "fsdp2")
+def test_two_hosts_have_the_losses_of_one(one, tmp_path, warm):
+    both = as_two_hosts(tmp_path, "fsdp2", python=warm)
     assert [done.returncode for done in both] == [0, 0], both[0].stderr[-3000:]
     assert max(abs(x - y) for x, y in zip(losses(one), losses(tmp_path / "adapter"), strict=True)) < CLOSE
 
 
 @pytest.mark.slow
-def test_a_process_killed_on_one_host_ends_the_run_on_the_other(tmp_path):
+def test_a_process_killed_on_one_host_ends_the_run_on_the_other(tmp_path, warm):
     env = {"DIE_RANK": "1", "DIE_STEP": "5"}
-    both = as_two_hosts(tmp_path, "ddp", script="tests/train/dying_run.py", env=env)
+    both = as_two_hosts(tmp_path, "ddp", script="tests/train/dying_run.py", env=env, python=warm)
     assert all(done.returncode for done in both)
     assert all(done.ended - killed_at(both[1]) < 60 for done in both)
     assert "Rank 0 of 2 stops, because another process of this run has ended" in both[0].stderr
@@ -502,14 +505,14 @@ def test_accelerate_knows_every_key_of_the_configurations(engine):
 
 
 @pytest.mark.slow
-def test_qlora_under_fsdp2_shards_the_codes_and_has_the_losses_of_one_process(tmp_path):
+def test_qlora_under_fsdp2_shards_the_codes_and_has_the_losses_of_one_process(tmp_path, warm):
     four_bit = {
         "bnb_4bit_quant_type": "nf4",
         "bnb_4bit_compute_dtype": "bfloat16",
         "bnb_4bit_quant_storage": "bfloat16",
     }
     content = recipe(tmp_path / "adapter", four_bit=four_bit)
-    done = launch(tmp_path, engine="fsdp2_qlora", content=content)
+    done = launch(tmp_path, engine="fsdp2_qlora", content=content, python=warm)
     assert done.returncode == 0, done.stderr[-3000:]
     here, whole = map(int, done.stdout.partition("holds ")[2].replace(",", "").split(" numbers")[0].split(" of "))
     assert here < 0.51 * whole

@@ -4,7 +4,6 @@ import dataclasses
 import inspect
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -226,14 +225,15 @@ def test_a_merge_key_and_a_byte_order_mark_are_yaml(tmp_path):
 
 
 @pytest.mark.slow
-def test_under_a_launcher_a_mistake_is_said_once(tmp_path):
+def test_under_a_launcher_a_mistake_is_said_once(tmp_path, warm):
     file = tmp_path / "r.yaml"
     content = {"model": TINY, "data": DATA, "output": str(tmp_path / "o"), "sft": {"learning_rate": "fast"}}
     file.write_text(yaml.safe_dump(content))
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "tools/engines/ddp.yaml"]
+    command = [warm, "-m", "accelerate.commands.launch", "--config_file", "tools/engines/ddp.yaml"]
     done = subprocess.run(
         [*command, "--num_processes", "2", "--main_process_port", "0", "tools/train.py", str(file)],
-        cwd=ROOT, capture_output=True, text=True, timeout=170, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        cwd=ROOT, capture_output=True, text=True, timeout=170,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHON_EXEC": warm},
     )  # fmt: skip
     assert done.returncode != 0
     assert done.stderr.count("ValueError: sft.learning_rate is 'fast', and has to be a number") == 1

@@ -123,10 +123,11 @@ def test_epochs_take_the_place_of_the_recipes_steps(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "said"), [("", "doesn't support bf16/gpu"), (", use_cpu=True, bf16=False, tf32=True", "Ampere")]
 )
-def test_a_bare_sftconfig_and_tf32_raise_without_a_gpu(tmp_path, settings, said):
+def test_a_bare_sftconfig_and_tf32_raise_without_a_gpu(tmp_path, settings, said, warm):
     code = f"from trl import SFTConfig; SFTConfig(output_dir={str(tmp_path)!r}, gradient_checkpointing=None{settings})"
+    (tmp_path / "bare.py").write_text(code)
     hidden = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=hidden)
+    done = subprocess.run([warm, tmp_path / "bare.py"], capture_output=True, text=True, env=hidden)
     assert done.returncode == 1 and said in done.stderr.splitlines()[-1]
 
 

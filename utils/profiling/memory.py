@@ -353,7 +353,8 @@ def _optimizer(setup: Setup, trainable: list[nn.Parameter], tracker: PeakTracker
         adam = torch.optim.AdamW(trainable, foreach=True)
         for parameter in trainable:
             parameter.grad = torch.empty_like(parameter)
-        adam.step()
+        with PeakTracker():  # its own count is thrown away: it is quicker than PyTorch by itself
+            adam.step()
         adam.zero_grad()
         states = list(adam.state.values())
     tracker.hold(states, "optimizer")

@@ -119,8 +119,10 @@ class PeakTracker(TorchDispatchMode):
 
     def _run(self, func: Any, args: Any, kwargs: Any) -> Any:
         """The operation's result. Layers are alike, so what came out is remembered by the shapes that went in: PyTorch
-        takes ten times as long to work it out again.
+        takes ten times as long to work it out again. An optimizer's changes in place of whole lists aren't run at all.
         """
+        if _changes_only_meta_lists(func, args):
+            return None
         key = _signature(func, args, kwargs)
         if key in self._known:
             shape, stride, dtype = self._known[key]
@@ -155,6 +157,17 @@ class PeakTracker(TorchDispatchMode):
     def _look(self) -> None:
         if self.phase is not None and (self.phase not in self.peaks or self.total > self.peaks[self.phase].total):
             self.peaks[self.phase] = Peak(self.total, {kind: n for kind, n in self.now.items() if n})
+
+
+def _changes_only_meta_lists(func: Any, args: Any) -> bool:
+    """Whether this is one of the optimizers' ``torch._foreach_..._`` on meta tensors alone: it makes no tensor that
+    lives on, and PyTorch takes a millisecond for each tensor to find that out. A list on the CPU, such as Adam's counts
+    of steps, is changed.
+    """
+    name = func._schema.name
+    if not (name.startswith("aten::_foreach_") and name.endswith("_") and not func._schema.returns):
+        return False
+    return all(tensor.device.type == "meta" for tensor in args[0])
 
 
 def _signature(func: Any, args: Any, kwargs: Any) -> Any:
