@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import settings as trials
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -138,12 +138,14 @@ JSON = st.recursive(
 
 @trials(max_examples=150, deadline=None)
 @given(key=st.sampled_from([*SETTINGS, "peft_type", "layer_replication", "alora_invocation_tokens"]), value=JSON)
+@example(key="use_qalora", value=True)
+@example(key="use_bdlora", value={"nblocks": 2})
 def test_whatever_a_setting_says_the_preflight_answers_or_refuses_in_words(plain, tmp_path_factory, key, value):
     """And what it passes without a refusal can be written, or is refused for what it is and not as damaged."""
     folder = tmp_path_factory.mktemp("any") / "adapter"
     copied(plain, folder, **{key: value})
     try:
-        refused = preflight(folder, "llama.cpp").refused
+        answer = preflight(folder, "llama.cpp")
         str(preflight(folder, "sglang"))
     except (ValueError, FileNotFoundError) as error:
         assert str(folder) in str(error)
@@ -153,11 +155,11 @@ def test_whatever_a_setting_says_the_preflight_answers_or_refuses_in_words(plain
     try:
         to_gguf(folder, folder.parent / "a.gguf", "f32", base=small())
     except ExportError:
-        assert refused or key == "init_lora_weights"  # llama.cpp's own converter writes it: "wrong"
+        assert answer.refused or answer.wrong  # "wrong" is what llama.cpp's own converter writes all the same
     except ValueError as error:
         assert "target_modules" in str(error), "which layers are meant: a question that no header answers"
     else:
-        assert not refused
+        assert not answer.refused
 
 
 def test_a_pattern_is_looked_up_as_peft_does():
