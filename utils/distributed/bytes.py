@@ -38,7 +38,8 @@ def sent(collective: Collective, size: float, world: int) -> float:
     return (2 if collective == "all_reduce" else 1) * (world - 1) / world * size
 
 
-def _step(gathered: int, scattered: int, reduced: int, world: int) -> StepBytes:
+def exchange(gathered: int, scattered: int, reduced: int, world: int) -> StepBytes:
+    """What each rank sends, by the bytes of a step's tensors. Raises ValueError for fewer than one rank."""
     parts = sent("all_gather", gathered, world), sent("reduce_scatter", scattered, world)
     return StepBytes(gathered, scattered, reduced, sum(parts) + sent("all_reduce", reduced, world))
 
@@ -59,9 +60,9 @@ def step_bytes(
     size = weight if gradient is None else gradient
     trained = adapter if way.endswith("lora") else blocks + rest
     if way.startswith("ddp"):
-        return _step(0, 0, size * trained, world)
+        return exchange(0, 0, size * trained, world)
     inside = blocks + (adapter if way.endswith("lora") else 0)
-    return _step(weight * (2 * inside + rest), size * trained, 0, world)
+    return exchange(weight * (2 * inside + rest), size * trained, 0, world)
 
 
 _OPS: dict[str, tuple[str, int]] = {  # the operation, and which of its arguments is the whole tensor
@@ -85,4 +86,4 @@ def measured(profile: Any, world: int, bytes_of_a_number: int = 4) -> StepBytes:
         numbers[kind] += math.prod(event.input_shapes[place])
     numbers["all_reduce"] -= numbers["reduce_scatter"]  # gloo's form of the same exchange
     gathered, scattered, reduced = (bytes_of_a_number * count for count in numbers.values())
-    return _step(gathered, scattered, max(0, reduced), world)
+    return exchange(gathered, scattered, max(0, reduced), world)

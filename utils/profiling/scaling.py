@@ -8,7 +8,8 @@ Three things happen at once, and the slowest sets the pace:
     host      Python launches them, so many microseconds each, whatever the batch; FSDP2 adds work for every group and
               parameter. All ranks wait for the slowest host: the expected largest of N normal numbers. Both are
               assumed: a launch's time is DDP's whole step on one GPU over its operations, so that its limit is the
-              host by construction, and the growth to two GPUs, each measured once, is taken for the hosts' spread
+              host by construction, and the growth to two GPUs, each measured once, is taken for the hosts' spread,
+              which repeats on another machine don't confirm
     network   a ring moves (N - 1)/N of the bytes through each GPU's link, twice for an all-reduce, in N - 1 hops.
               The forward pass hides FSDP2's gathering behind its kernels, the backward pass gathering and reducing
 
@@ -19,7 +20,9 @@ token for 512 tokens, which longer sequences exceed.
 Where the constants come from: kernels from ``whole_step.json`` (one H200, batches that keep it busy), launches and
 their spread from the rows with one and two GPUs of ``several_gpus.json``. Its rows with four are left to test the
 model: tests/profiling/test_scaling.py. The link's speed is that of an all-gather of 512 MiB on two GPUs, in the record
-itself or in ``several_two_gpus.json``.
+itself or in ``several_two_gpus.json``. That record, of other machines and with repeats, is a second test and gives no
+constant of the host: FSDP2 of LoRA with 4 sequences took less on its two GPUs than on one, so the growth that is taken
+for waiting hosts isn't there, and its processor's launches aren't those of the machine with four.
 
 Attributes:
     LATENCY: Seconds a hop, assumed.

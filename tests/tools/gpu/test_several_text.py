@@ -50,8 +50,8 @@ def test_a_text_that_contradicts_itself_or_names_an_unknown_way_is_refused(old, 
 def test_a_record_answers_with_times_peaks_and_efficiencies(record):
     assert record.milliseconds("DDP, LoRA", 4) == 314.9
     assert record.peak("FSDP2, LoRA", 4) == pytest.approx(15.43 * 2**30, abs=1)
-    assert record.weak_efficiency("DDP, LoRA", 2) == pytest.approx(0.878, abs=5e-4)
-    assert record.weak_efficiency("DDP, LoRA", 4) == pytest.approx(0.785, abs=5e-4)
+    assert record.weak_efficiencies("DDP, LoRA", 2) == [pytest.approx(0.878, abs=5e-4)]
+    assert record.weak_efficiencies("DDP, LoRA", 4) == [pytest.approx(0.785, abs=5e-4)]
     assert record.line("FSDP2, full", 4).split() == (
         "FSDP2, full 4 4 x 512 285 ms (once) 28,714 tokens/s 24.6 GB".split()
     )
@@ -72,12 +72,6 @@ def test_repeats_give_the_median_of_medians_and_the_largest_peak(record):
         for n, m in ((1, 1000.0), (8, 200.0))
     ]
     assert record.strong_efficiency("DDP, LoRA", 8) == pytest.approx(1000 / 1600)
-
-
-def test_the_other_machines_lines_have_their_range_and_their_own_efficiency(record):
-    lines = record.elsewhere()
-    assert lines[0].split() == "DDP, LoRA, PEFT fp32 1 GPU 273 ms (253-519)".split()
-    assert [line.split()[-1] for line in lines[3:]] == ["0.99", "0.78", "1.05"]
 
 
 def test_the_record_says_what_its_script_and_its_other_ms_are():
