@@ -512,6 +512,13 @@ def test_no_recorded_mean_of_qlora_is_more_than_two_tenths_of_a_point_below_lora
         assert row["base"] <= 0.02
 
 
+def test_two_tasks_are_learned_whole_at_rank_8_by_every_seed():
+    tasks = json.loads((models.ASSETS / "measurements" / "sft.json").read_text())["tasks"]
+    for task in ("sentiment", "summarization"):
+        assert (RECIPES[task].r, RECIPES[task].lora_alpha) == (8, 16)
+        assert tasks[task]["lora"] == tasks[task]["qlora"] == [1.0, 1.0, 1.0]
+
+
 def test_importing_the_module_imports_neither_trl_nor_peft():
     heavy = ("trl", "peft", "transformers", "datasets")
     code = f"import sys, utils.train.sft; print([m for m in {heavy} if m in sys.modules])"

@@ -325,11 +325,7 @@ CHOICES: dict[str, dict[str, Choice]] = {
             "Two of our tasks reached 100% with it; r=16, chapter 8's start for an unknown task, takes twice the room. "
             "alpha / r stays at 2, because changing it changes B's rate.",
             (
-                Cell(
-                    "09_sft_training",
-                    'means = [sum(row[way]) / len(row[way]) for way in ("lora", "qlora")]',
-                    ("sentiment       100.0%  100.0%", "summarization   100.0%  100.0%"),
-                ),
+                Test("tests/train/test_sft.py", "test_two_tasks_are_learned_whole_at_rank_8_by_every_seed"),
                 Cell(
                     "03_the_lora_update",
                     """print(f"{optimizer:4s}  scale x 3, or B's learning rate x {factor:.0f}: """
