@@ -70,6 +70,8 @@ def test_the_record_of_two_gpus_is_what_the_pages_say(page):
         apart = max(abs(a - b) for a, b in zip(row["losses"], row["alone"], strict=True))
         assert row["status"] == 0 and len(row["losses"]) == engines.STEPS and apart == row["apart"]
         assert f"{name} {apart:.3f}" in text
+    first = [abs(ROWS[key]["losses"][0] - ROWS[key]["alone"][0]) for key in NAMES]
+    assert [f"{apart:.3f}" for apart in first] == ["0.000", "0.013", "0.049", "0.000"], "the chapter's two"
 
 
 @pytest.mark.parametrize("engine", ["ddp", "fsdp2", "zero3"])
