@@ -175,7 +175,7 @@ def test_the_page_has_both_models_verdicts_numbers_and_what_they_come_to():
 def test_the_page_sorts_findings_by_how_they_fared_on_both():
     text = _paged(("holds", "holds"), ("open", "holds, weaker"), ("doesn't", "not measured"), ("open", EDGE),
                   ("not measured", "doesn't"), ("not measured", "not measured"), ("holds", "doesn't"))  # fmt: skip
-    assert "Of 5 that were tried on SmolLM2, 2 hold (1 of them weaker), 1 are open (1 of these because" in text
+    assert "Of 5 that were tried on SmolLM2, 2 hold (1 with a smaller effect), 1 are open (1 because" in text
     assert "| SmolLM2: doesn't | 1 | 0 | 0 | 1 |" in text and "| SmolLM2: not measured | 0 | 0 | 1 | 1 |" in text
     below = {part.split("\n", 1)[0]: part for part in text.split("\n## ")[1:]}
     assert "| holds and holds |" in below["Holds on both"]
@@ -185,7 +185,7 @@ def test_the_page_sorts_findings_by_how_they_fared_on_both():
     folded = below["Not measured on SmolLM2"].split("<details>")
     assert "| doesn't and not measured |" in folded[1] and "- [08](08_loraconfig.md): not measured and" in folded[2]
     assert "**Refuted by the tiny model itself**: doesn't and not measured (chapter 08)." in text
-    assert "hypotheses, not findings: open and holds, weaker; open and " in text
+    assert "hypotheses, not findings</summary>\n\nopen and holds, weaker; open and " in text
     alone = _paged(("holds", "holds"))
     assert "Open on" not in alone and "Not measured on" not in alone and "hypotheses" not in alone
 
@@ -258,6 +258,8 @@ def test_what_chapters_2_and_17_say_of_smollm2s_updates_is_in_the_record():
         task: [round(100 * full[task, r]["test"]["mean"]) for r in (8, 16, None)] for task in ("style", "translation")
     }
     assert kept == {"style": [77, 97, 100], "translation": [57, 80, 98]}
+    readme = (recording.OUT.parents[2] / "README.md").read_text(encoding="utf-8")
+    assert "the cut keeps 57 and 77% of two tasks" in readme
     assert [round(100 * full[task, 8]["energy"]["mean"]) for task in ("style", "translation")] == [51, 39]
     whole = [r for r in rows if r["cut_to"] is None]
     assert len(whole) == 4 and all(r["intruders"]["mean"] == r["intruders"]["high"] == 0 for r in whole)
@@ -325,6 +327,13 @@ def test_a_job_that_has_all_settings_counts_alone_and_no_finding_takes_it_for_tw
     open(jobs["DoRA-style"]["file"], "w", encoding="utf-8").write(json.dumps(rows))
     assert recording.finished(tmp_path) == rows
     assert {entry["small"]["verdict"] for entry in table(rows)} == {"not measured"}
+
+
+def test_what_is_never_right_cant_fall():
+    rows = [{"section": "overfitting", "model": "tiny", "task": "translation", "epochs": epochs, "lr": lr, "seed": seed,
+             "dev": 0.01, "dev_loss": 1 / epochs} for epochs in (1, 2) for lr in (1, 2) for seed in (0, 1)]  # fmt: skip
+    (found,) = [entry["tiny"] for entry in table(rows) if entry["key"] == "overfits, exact"]
+    assert (found["values"], found["verdict"]) == ([], NOT_REACHED) and "at most 1% right" in found["means"]
 
 
 def test_the_kept_jobs_are_in_the_record():

@@ -205,6 +205,8 @@ def _overfits(what: str) -> Effect:
             finite = [row for row in runs.values() if row["dev_loss"] is not None]
             if finite and runs[epochs][what] is not None:
                 last[seed], best[seed] = runs[epochs][what], min(finite, key=lambda row: row["dev_loss"])[what]
+        if what == "dev" and best and max(best.values()) < 0.05:
+            return Measured({}, means=f"at most {_share(max(best.values()))} right, so it couldn't fall by 5 points")
         return _between(
             Measured(last), Measured(best), _share if what == "dev" else lambda nats: f"a loss of {nats:.3f}"
         )
