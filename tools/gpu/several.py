@@ -18,7 +18,8 @@ Attributes:
     COUNTS: How many GPUs, as far as the machine has them.
     SIZES: Sequences on each GPU, and whether blocks are recomputed. With 16, 8 and 4 on 1, 2 and 4 GPUs the total is
         the same: strong scaling.
-    WAYS: The ways; the first three at every size, FEW of them at the first size only, COMPILED ones once and last.
+    WAYS: The ways; the first three at every size, FEW of them at the first size only. COMPILED ones come last and have
+        every block compiled by itself; AUTOCAST is float32 adapters under autocast to bfloat16, as SFTTrainer has them.
     MIB: Sizes of the single collectives.
     PATIENCE: Seconds after which a collective that waits for a dead rank gives up.
 """
@@ -62,10 +63,11 @@ SIZES = ((4, False), (16, True), (1, False), (16, False))
 STRONG = ((8, False), (2, False))
 WAYS = (
     "DDP, LoRA", "FSDP2, LoRA", "FSDP2, full", "DDP, LoRA fused", "FSDP2, QLoRA", "DDP, LoRA 16-bit",
-    "FSDP2, LoRA fused", "DDP, full", "DDP, LoRA compiled", "DDP, LoRA CUDA graphs",
+    "FSDP2, LoRA fused", "DDP, LoRA autocast", "DDP, full", "DDP, LoRA compiled", "DDP, LoRA CUDA graphs",
 )  # fmt: skip
 COMPILED = ("DDP, LoRA compiled", "DDP, LoRA CUDA graphs")
 FEW = ("DDP, full", *COMPILED)
+AUTOCAST = "DDP, LoRA autocast"
 MIB = (1, 16, 128, 512)
 
 
@@ -99,7 +101,7 @@ def plans(gpus: int, repeat: int) -> Iterator[Plan]:
     for way in WAYS:
         sizes = SIZES[:1] if way in FEW else (*SIZES, *STRONG) if way in WAYS[:3] else SIZES[:3]
         if repeat:
-            sizes = () if way in COMPILED else sizes[:2]
+            sizes = sizes[:2]
         for batch, checkpointing in sizes:
             yield Plan(way, gpus, batch, checkpointing, repeat)
 
@@ -307,10 +309,9 @@ class Built:
     def __init__(self, plan: Plan, device: torch.device, trial: bool) -> None:
         self.plan, self.device = plan, device
         self.model = built_model(plan, device, trial).train()
-        if plan.way.endswith("compiled"):
-            self.model.compile()
-        if plan.way.endswith("CUDA graphs"):
-            self.model.compile(mode="reduce-overhead")
+        if plan.way in COMPILED:
+            for block in blocks_of(self.model):
+                block.compile(mode="reduce-overhead" if plan.way.endswith("CUDA graphs") else None)
         ddp = nn.parallel.DistributedDataParallel
         where = [device.index] if device.type == "cuda" else None
         self.runs = self.model if plan.way.startswith("FSDP2") else ddp(self.model, device_ids=where)
@@ -330,13 +331,14 @@ class Built:
         def step() -> Any:
             if plan.way.endswith("CUDA graphs"):
                 torch.compiler.cudagraph_mark_step_begin()
-            loss = self.runs(input_ids=ids, labels=ids, use_cache=False).loss
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=plan.way == AUTOCAST):
+                loss = self.runs(input_ids=ids, labels=ids, use_cache=False).loss
             loss.backward()
             self.optimizer.step()
             self.optimizer.zero_grad()
             return loss.detach()
 
-        steps, warm_up = (4, 1) if trial else (STEPS, 12 if "compiled" in plan.way or "graphs" in plan.way else WARM_UP)
+        steps, warm_up = (4, 1) if trial else (STEPS, 12 if plan.way in COMPILED else WARM_UP)
         for _ in range(warm_up):
             losses.append(step().item())
         cuda = self.device.type == "cuda"

@@ -108,9 +108,14 @@ def pilot(plan: Plan) -> list[Job]:
     ]
 
 
+def _above(rates: Sequence[float], more: int) -> list[float]:
+    """So many rates above the highest, each twice the one before."""
+    return [rates[-1] * 2**i for i in range(1, more + 1)]
+
+
 def _wider(plan: Plan, first: int, more: int) -> list[float]:
     """The learning rates from the one at `first` on, and `more` above the highest."""
-    return [*plan.rates[first:], *(plan.rates[-1] * 2**i for i in range(1, more + 1))]
+    return [*plan.rates[first:], *_above(plan.rates, more)]
 
 
 def _by_rank(section: str, name: str, runs: Sequence[Run], plan: Plan, steps: int) -> list[Job]:
@@ -145,62 +150,92 @@ def rules(plan: Plan) -> list[Job]:
         *plan.rates[1:],
         2 * plan.rates[-1],
     )
-    runs = [Run("all-linear", r, lr, seed, alpha) for (r, alpha), lr, seed in product(settings, wider, SEEDS)]
+    seeds = SEEDS if plan.profile == "tiny" else SEEDS_5
+    runs = [Run("all-linear", r, lr, seed, alpha) for (r, alpha), lr, seed in product(settings, wider, seeds)]
     return _by_rank("rules", "all", runs, plan, plan.short["translation"])
 
 
 def batch(plan: Plan) -> list[Job]:
-    """A small batch and larger ones, up to 16 or 64 times, the number of examples held equal."""
+    """A small batch and larger ones, up to 16 or 64 times, the number of examples held equal. The model that costs more
+    has two higher rates at its large batch, where the best of the others was the highest.
+    """
     tiny, jobs = plan.profile == "tiny", []
     sizes, examples, lowest = ((4, 16, 64, 256), 5120, 1) if tiny else ((8, 128), 2048, 2)
-    for size in sizes:
-        lora = [Run("all-linear", 64, lr, seed, 32) for lr, seed in product(plan.rates[lowest:], SEEDS)]
-        full = [Run(FULL, None, lr, seed) for lr, seed in product(plan.full_rates[lowest:], SEEDS)]
+
+    def both(size: int, more: str, rates: Sequence[float], full_rates: Sequence[float]) -> None:
+        lora = [Run("all-linear", 64, lr, seed, 32) for lr, seed in product(rates, SEEDS)]
+        full = [Run(FULL, None, lr, seed) for lr, seed in product(full_rates, SEEDS)]
         for name, runs in (("lora", lora), ("full", full)):
-            jobs.append(
-                _stack("batch", f"{name}-{size}", runs, "translation", plan, steps=examples // size, batch=size)
-            )
+            named = f"{name}-{size}{more}"
+            jobs.append(_stack("batch", named, runs, "translation", plan, steps=examples // size, batch=size))
+
+    for size in sizes:
+        both(size, "", plan.rates[lowest:], plan.full_rates[lowest:])
+    if not tiny:
+        both(sizes[-1], "-higher", _above(plan.rates, 2), _above(plan.full_rates, 2))
     return jobs
 
 
 REMEDIES: dict[str, tuple[float, ...]] = {
     "rate": (0.0,), "replay": (0.25, 1.0), "kl": (0.1, 0.5, 2.0), "weight decay": (0.1, 1.0, 3.0), "steps": (0.5,),
 }  # fmt: skip
-FEWER = {"replay": (1.0,), "kl": (0.5, 2.0), "weight decay": (1.0, 3.0)}  # for the model that costs more
+FEWER = {"rate": (0.0,), "replay": (1.0,), "kl": (0.5, 2.0), "weight decay": (1.0, 3.0)}  # for the one that costs more
+OWN_ANSWERS = {"kl on answers": (0.5, 2.0)}  # of that one, and on a task that takes little
 FULL_REMEDIES = {"rate": (0.0,), "replay": (1.0,)}
 
 
 def remedies(plan: Plan) -> list[Job]:
     """What keeps the general text and the questions while two tasks are learned: LoRA and, of two remedies, full
-    fine-tuning."""
-    tiny, jobs = plan.profile == "tiny", []
-    lora_remedies = REMEDIES if tiny else {k: FEWER.get(k, v) for k, v in REMEDIES.items() if k != "steps"}
+    fine-tuning; and what the base has of both.
+    """
+    tiny = plan.profile == "tiny"
+    jobs: list[Job] = [{"section": "remedies", "name": "base", "kind": "before"}]
     for task, method in product(("style", "translation"), ("lora", "full")):
-        kinds = lora_remedies if method == "lora" else FULL_REMEDIES
-        near = slice(1, 4) if tiny else slice(1, 3) if task == "style" else slice(3, 5)
-        every = plan.rates if method == "lora" else plan.full_rates
-        for remedy, knobs in kinds.items():
-            rates = every[:-1] if remedy in ("rate", "steps") else every[near]
-            for knob in knobs:
+        kinds = FULL_REMEDIES if method == "full" else REMEDIES if tiny else FEWER
+        if (task, method, tiny) == ("style", "lora", False):
+            kinds = kinds | OWN_ANSWERS
+        for remedy, knob in ((remedy, knob) for remedy, knobs in kinds.items() for knob in knobs):
+            for more, rates in _rates_of(plan, task, method, remedy).items():
                 runs = [
                     Run("all-linear" if method == "lora" else FULL, 8 if method == "lora" else None, lr, seed)
                     for lr, seed in product(rates, SEEDS)
                 ]
                 steps = round(plan.steps[task] * (knob if remedy == "steps" else 1))
-                name = f"{task}-{method}-{remedy}-{knob:g}"
-                more = {"steps": steps, "remedy": remedy, "knob": knob, "kind": "remedy"}
-                jobs.append(_stack("remedies", name, runs, task, plan, **more))
+                name = f"{task}-{method}-{remedy}-{knob:g}{more}"
+                about = {"steps": steps, "remedy": remedy, "knob": knob, "kind": "remedy"}
+                jobs.append(_stack("remedies", name, runs, task, plan, **about))
     return jobs
+
+
+def _rates_of(plan: Plan, task: str, method: str, remedy: str) -> dict[str, Sequence[float]]:
+    """The learning rates that a remedy is tried with, by what is added to the job's name.
+
+    The model that costs more has a job for each rate of full fine-tuning, and two higher rates where translation's best
+    was the highest.
+    """
+    tiny, own = plan.profile == "tiny", remedy in ("rate", "steps")
+    every = plan.rates if method == "lora" else plan.full_rates
+    if tiny:
+        return {"": every[:-1] if own else every[1:4]}
+    if method == "full":
+        rates = every[:-1] if task == "style" else every
+        near = slice(1, 3) if task == "style" else slice(3, 6)
+        return {f"-{lr:g}": [lr] for lr in (rates if own else every[near])}
+    if task == "style":
+        return {"": every[:-1] if own else every[1:3]}
+    higher = {"-higher": [every[-1], *_above(every, 1)]} if remedy in ("rate", "replay") else {}
+    return {"": every[:-1] if own else every[3:5], **higher}
 
 
 def formats(plan: Plan) -> list[Job]:
     """The base in 4 and in 8 bits: what it predicts, and what LoRA learns on it."""
-    jobs, rates = [], plan.rates[1:-1] if plan.profile == "tiny" else _wider(plan, 2, 1)
-    for form, task in product(("bf16", "int8", "nf4", "mxfp4", "nvfp4"), plan.short):
-        runs = [Run("all-linear", 16, lr, seed) for lr, seed in product(rates, SEEDS)]
-        jobs.append(
-            _stack("formats", f"{form}-{task}", runs, task, plan, steps=plan.short[task], form=form, kind="form")
-        )
+    tiny, jobs = plan.profile == "tiny", []
+    rates = plan.rates[1:-1] if tiny else _wider(plan, 2, 1)
+    seeds = {"": SEEDS} if tiny else {"": SEEDS, "-more": SEEDS_5[3:]}  # three left most of it open
+    for (more, some), form, task in product(seeds.items(), ("bf16", "int8", "nf4", "mxfp4", "nvfp4"), plan.short):
+        runs = [Run("all-linear", 16, lr, seed) for lr, seed in product(rates, some)]
+        about = {"steps": plan.short[task], "form": form, "kind": "form"}
+        jobs.append(_stack("formats", f"{form}-{task}{more}", runs, task, plan, **about))
     return jobs
 
 
@@ -210,7 +245,8 @@ def updates(plan: Plan) -> list[Job]:
         {
             "section": "updates", "name": f"{method}-{task}", "kind": "update", "task": task, "method": method,
             "steps": plan.steps[task], "batch": plan.batch,
-            "rates": list(plan.rates[1:] if method == "lora" else plan.full_rates[1:]), "seeds": list(SEEDS),
+            "rates": list(plan.rates[1:] if method == "lora" else plan.full_rates[1:]),
+            "seeds": list(SEEDS_5 if (plan.profile, task, method) == ("small", "translation", "full") else SEEDS),
         }
         for task, method in product(("style", "translation"), ("lora", "full"))
     ]  # fmt: skip

@@ -18,7 +18,7 @@ from tools.real_model import general
 from tools.real_model.plan import TRIAL, Job, Plan
 from tools.sweep_rank import FULL, Run, stack_of
 from utils import models
-from utils.data.chat import Example
+from utils.data.chat import Example, render
 from utils.evaluate import metrics
 from utils.evaluate.forgetting import replay_examples
 from utils.evaluate.spectrum import closest_cosines
@@ -143,6 +143,12 @@ def kept(bench: Bench, stack: Ensemble) -> dict[str, list[float]]:
     return found
 
 
+def before(bench: Bench, job: Job) -> list[dict]:
+    """What the base has of what the remedies are to keep."""
+    found = {name: number(values[0], 4) for name, values in kept(bench, plain_stack(bench)).items()}
+    return [{"section": job["section"], "name": job["name"], **found}]
+
+
 def plain_stack(bench: Bench) -> Ensemble:
     """The base as a stack of one."""
     model, tokenizer = models.load_base(torch.float32)
@@ -150,16 +156,25 @@ def plain_stack(bench: Bench) -> Ensemble:
     return Ensemble(model, tokenizer, [dict(model.named_parameters())], [0.0], [0], device=bench.device)
 
 
+def own_answers(bench: Bench) -> list[Example]:
+    """What the base itself answers to requests that aren't asked again."""
+    return general.own_answers(plain_stack(bench), general.replay_prompts(4 if bench.trial else 180))
+
+
 def replayed(bench: Bench, n: int) -> list[Example]:
     """What is mixed in to remember: stories that the tiny base has read, or the other base's own answers."""
     if bench.plan.general == "stories":
         return replay_examples(n)
-    own = general.own_answers(plain_stack(bench), general.replay_prompts(4 if bench.trial else 180))
-    return random.Random(0).choices(own, k=n)
+    return random.Random(0).choices(own_answers(bench), k=n)
 
 
-def penalty_texts(bench: Bench, tokenizer: Any) -> list[list[int]]:
-    """Texts on which the base is to be kept: none of those that are reported."""
+def penalty_texts(bench: Bench, tokenizer: Any, remedy: str) -> list[list[int]]:
+    """Texts on which the base is to be kept: none of those that are reported. "kl on answers" has the base's own
+    answers behind their requests, which replay trains on.
+    """
+    if remedy == "kl on answers":
+        texts = [render(tokenizer, e.prompt) + e.answer for e in own_answers(bench)]
+        return [tokenizer(text, add_special_tokens=False).input_ids[:128] for text in texts]
     if bench.plan.general == "stories":
         return [tokenizer(e.answer, add_special_tokens=False).input_ids for e in replay_examples(100)]
     taken = 2 * bench.windows
@@ -179,10 +194,10 @@ def remedy(bench: Bench, job: Job) -> list[dict]:
         for name, buffer in stack.model.named_buffers():
             if name.endswith(".scaling"):
                 buffer.fill_(runs[0].scaling)  # where the penalty asks the model without the runs' own buffers
-        if job["remedy"] == "kl":
+        if job["remedy"].startswith("kl"):
             stack.parameters["penalty"] = torch.full((stack.count, 1), job["knob"], device=stack.device)
             stack.rates["penalty"] = torch.zeros(stack.count, 1, device=stack.device)
-            divergence = Divergence(stack, penalty_texts(bench, stack.tokenizer))
+            divergence = Divergence(stack, penalty_texts(bench, stack.tokenizer, job["remedy"]))
             hooks["extra_loss"] = divergence
         elif job["remedy"] == "weight decay":
             weight = job["knob"] if lora else 10 * job["knob"]  # towards the base it takes ten times more
@@ -442,6 +457,6 @@ def strings(bench: Bench, job: Job) -> list[dict]:
 
 
 KINDS: dict[str, Callable[[Bench, Job], list[dict]]] = {
-    "base": base, "sweep": sweep_kind, "remedy": remedy, "form": form, "update": update, "combine": combined,
-    "overfit": overfit, "variant": variant, "merge": merge, "strings": strings,
+    "base": base, "before": before, "sweep": sweep_kind, "remedy": remedy, "form": form, "update": update,
+    "combine": combined, "overfit": overfit, "variant": variant, "merge": merge, "strings": strings,
 }  # fmt: skip

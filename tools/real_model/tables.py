@@ -82,8 +82,12 @@ def rates(rows: Sequence[Row]) -> list[dict]:
 
 def forgetting(rows: Sequence[Row]) -> list[dict]:
     """At nine tenths of the best accuracy: accuracy, general perplexity and share of the questions answered, by task,
-    method and remedy; and without a remedy ("none") at the learning rate that is best on dev."""
-    mine, found = picked(rows, section="remedies"), []
+    method and remedy; without a remedy ("none") at the learning rate that is best on dev; and the base's."""
+    mine = picked(rows, section="remedies")
+    found: list[dict] = [
+        {"task": "the base", **{what: summary({0: row[what]}) for what in ("general", "questions") if what in row}}
+        for row in picked(mine, name="base")
+    ]
     for task in _values(mine, "task"):
         for method, choose in (("lora", lora), ("full", full)):
             tried = _values(choose(mine, "remedies", task=task), "remedy")

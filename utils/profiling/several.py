@@ -23,8 +23,8 @@ from utils.profiling.memory import GB
 
 TWO_GPUS = ASSETS / "measurements" / "several_two_gpus.json"
 WAYS = (
-    "DDP, LoRA", "DDP, LoRA 16-bit", "DDP, LoRA fused", "DDP, LoRA compiled", "DDP, LoRA CUDA graphs", "DDP, full",
-    "FSDP2, LoRA", "FSDP2, LoRA fused", "FSDP2, QLoRA", "FSDP2, full",
+    "DDP, LoRA", "DDP, LoRA 16-bit", "DDP, LoRA autocast", "DDP, LoRA fused", "DDP, LoRA compiled",
+    "DDP, LoRA CUDA graphs", "DDP, full", "FSDP2, LoRA", "FSDP2, LoRA fused", "FSDP2, QLoRA", "FSDP2, full",
 )  # fmt: skip
 
 _COLLECTIVES = ("_allgather_base", "_reduce_scatter_base", "allreduce")  # NCCL's names of what StepBytes has
