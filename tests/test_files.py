@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,42 @@ def test_files_of_the_same_name_are_replaced_and_others_stay(tmp_path):
         (scratch / "a").write_text("new")
         assert contents(tmp_path / "folder") == {"a": "old", "other": "mine"}
     assert contents(tmp_path / "folder") == {"a": "new", "other": "mine"}
+
+
+@pytest.mark.parametrize("there", [{}, {"a": "half"}], ids=["new", "incomplete before"])
+def test_what_another_process_made_whole_meanwhile_stays(tmp_path, there):
+    """Sixteen processes unpacked SmolLM2 at once, and three found its files gone: each later one replaced them."""
+
+    def whole(folder):
+        return {"a", "b"} <= {f.name for f in folder.glob("*")}
+
+    def write(scratch, text):
+        for name in "ab":
+            (scratch / name).write_text(text)
+
+    folder = tmp_path / "folder"
+    for name, text in there.items():
+        folder.mkdir(exist_ok=True)
+        (folder / name).write_text(text)
+    with replaced_folder(folder, whole) as mine:
+        write(mine, "mine")
+        with replaced_folder(folder, whole) as theirs:
+            write(theirs, "theirs")
+        opened = (folder / "a").stat().st_ino
+    assert contents(folder) == {"a": "theirs", "b": "theirs"} and (folder / "a").stat().st_ino == opened
+    assert [f.name for f in tmp_path.iterdir()] == ["folder"]
+
+
+def test_a_folder_that_appears_at_the_last_moment_stays_where_it_is_whole(tmp_path, monkeypatch):
+    folder = tmp_path / "folder"
+    monkeypatch.setattr(files.Path, "exists", lambda self: False)
+    for whole, said in ((lambda _: True, None), (lambda _: False, OSError), (None, OSError)):
+        (folder / "a").parent.mkdir(exist_ok=True)
+        (folder / "a").write_text("theirs")
+        with pytest.raises(said) if said else nullcontext(), replaced_folder(folder, whole) as scratch:
+            (scratch / "a").write_text("mine")
+        assert contents(folder) == {"a": "theirs"}
+    assert [f.name for f in tmp_path.iterdir()] == ["folder"]
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])

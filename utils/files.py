@@ -15,7 +15,7 @@ import platform
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -38,8 +38,11 @@ def new_folder(path: str | Path) -> Path:
 
 
 @contextmanager
-def replaced_folder(folder: str | Path) -> Iterator[Path]:
+def replaced_folder(folder: str | Path, whole: Callable[[Path], bool] | None = None) -> Iterator[Path]:
     """A temporary folder to write into, which becomes `folder` when the block ends without an error.
+
+    whole: whether a folder has all that belongs in it. Where another process has made `folder` whole by the end of the
+    block, it stays as it is: several that make the same thing at once don't take it from under each other.
 
     A new folder appears with all its files at once, by one rename. In one that is there already the files replace those
     of the same name; others stay. When the block fails, `folder` is as it was. What processes that were killed in this
@@ -66,7 +69,13 @@ def replaced_folder(folder: str | Path) -> Iterator[Path]:
             file.chmod(0o644)
         if not folder.exists():
             scratch.chmod(0o755)
-            os.replace(scratch, folder)
+            try:
+                os.replace(scratch, folder)
+            except OSError:
+                if whole is None or not whole(folder):
+                    raise
+        elif whole is not None and whole(folder):
+            return
         elif len(files) == 1:
             os.replace(files[0], folder / files[0].name)
         elif files:

@@ -208,6 +208,19 @@ def test_a_cut_short_cache_is_made_again_and_another_file_gets_its_own(small, tm
     assert {f.name for f in folder.parent.iterdir()} == {folder.name, smollm2.converted(other).name}
 
 
+def test_two_that_unpack_at_once_leave_each_other_the_files(small, monkeypatch):
+    unpacked, first = smollm2._unpacked, []
+
+    def late(file):
+        monkeypatch.setattr(smollm2, "_unpacked", unpacked)
+        first.append((smollm2.converted(file) / "model.safetensors").stat().st_ino)
+        return unpacked(file)
+
+    monkeypatch.setattr(smollm2, "_unpacked", late)
+    folder = smollm2.converted(smollm2.gguf_file())
+    assert [(folder / "model.safetensors").stat().st_ino] == first
+
+
 def test_an_interrupted_write_leaves_no_folder(small, monkeypatch):
     def full(self, folder, **_):
         (folder / "model.safetensors").write_bytes(b"half")

@@ -72,13 +72,13 @@ def converted(gguf: Path) -> Path:
     with gguf.open("rb") as file:
         digest = hashlib.sha256(f"{_FORM} {gguf.stat().st_size} ".encode() + file.read(1 << 20)).hexdigest()[:8]
     folder = cache_dir() / f"{gguf.stem.lower()}-{digest}"
-    if all((folder / name).is_file() for name in _FILES):
+    if _whole(folder):
         return folder
     if find_spec("gguf") is None:
         raise ModelUnavailable(f"{gguf.name} can't be read: the library gguf is missing. Run: pip install gguf")
     model, tokenizer = _unpacked(gguf)
     try:
-        with replaced_folder(folder) as scratch:
+        with replaced_folder(folder, _whole) as scratch:
             model.save_pretrained(scratch)
             tokenizer.save_pretrained(scratch)
     except OSError as error:
@@ -87,6 +87,10 @@ def converted(gguf: Path) -> Path:
             "with 0.6 GB of room"
         ) from error
     return folder
+
+
+def _whole(folder: Path) -> bool:
+    return all((folder / name).is_file() for name in _FILES)
 
 
 def _unpacked(gguf: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
