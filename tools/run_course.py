@@ -28,6 +28,7 @@ import json
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -150,6 +151,12 @@ def shown(row: dict[str, Any]) -> str:
     return f"{row['profile']} as {row['stand_in']}" if row.get("stand_in") else row["profile"]
 
 
+def _earlier(rows: Sequence[dict[str, Any]]) -> str:
+    """How many rows were kept from earlier commits: a row's `until` is the last that it can be of."""
+    kept = Counter(row["until"] for row in rows if "until" in row)
+    return "".join(f"; {count} notebooks at {commit} or before" for commit, count in kept.items())
+
+
 def report(record: Record) -> str:
     """The record as a Markdown page: the machine, a table, and under it every error and line of standard error."""
     head, rows = record.head, record.rows
@@ -158,7 +165,8 @@ def report(record: Record) -> str:
     lines = [
         f"# The course on {head['hardware']}",
         "",
-        f"{head['date']}, {versions}, commit {head['commit']}. {ran} of {len(rows)} notebooks ran without an error.",
+        f"{head['date']}, {versions}, commit {head['commit']}{_earlier(rows)}. "
+        f"{ran} of {len(rows)} notebooks ran without an error.",
         "",
         "| profile | notebook | result | code cells | checks passed | seconds | GPU peak, MB | text not as stored |",
         "|---|---|---|---|---|---|---|---|",

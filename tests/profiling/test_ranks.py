@@ -37,7 +37,7 @@ FOLLOWED = [
     (record, *size)
     for record in (RECORD, LATER)
     for size in record.sizes()
-    if not any(word in size[0] for word in ("fused", "compiled", "CUDA graphs"))
+    if not any(word in size[0] for word in ("fused", "autocast", "compiled", "CUDA graphs"))
 ]
 
 

@@ -168,6 +168,15 @@ def test_bad_arguments_are_refused_before_anything_runs(tmp_path, monkeypatch, a
 AWAITED: set[str] = set()
 
 
+def test_the_page_says_which_rows_are_of_an_earlier_commit():
+    row = {"profile": "tiny", "notebook": "notebooks/01_x", "state": "ran", "cells": 1, "checks": 0, "seconds": 1.0,
+           "peak_bytes": None, "different": [], "errors": [], "stderr": []}  # fmt: skip
+    head = {"hardware": "a card", "date": "today", "versions": {"torch": "2"}, "commit": "new"}
+    said = tool.report(SimpleNamespace(head=head, rows=[row, row | {"until": "old"}, row | {"until": "old"}]))
+    assert "torch 2, commit new; 2 notebooks at old or before. 3 of 3 notebooks ran" in said
+    assert "commit new. 1 of 1" in tool.report(SimpleNamespace(head=head, rows=[row]))
+
+
 def test_the_record_of_a_gpu_has_every_notebook_without_an_error_and_its_page():
     folder = ASSETS / "measurements"
     found = json.loads((folder / "course.json").read_text())

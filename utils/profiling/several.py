@@ -118,7 +118,7 @@ class SeveralRecord:
 
         Raises ValueError when the profiler didn't run at that size.
         """
-        seen = self._profile(way, gpus, batch, checkpointing)["collectives"]
+        seen = self.profile(way, gpus, batch, checkpointing=checkpointing)["collectives"]
         gathered, scattered, reduced = (seen.get(name, {"bytes": 0})["bytes"] for name in _COLLECTIVES)
         return exchange(gathered, scattered, reduced, gpus)
 
@@ -126,9 +126,12 @@ class SeveralRecord:
         """Milliseconds of NCCL's kernels in the profiled step, which wait for the slowest rank. Raises ValueError when
         the profiler didn't run at that size.
         """
-        return self._profile(way, gpus, batch, checkpointing)["nccl_ms"]
+        return self.profile(way, gpus, batch, checkpointing=checkpointing)["nccl_ms"]
 
-    def _profile(self, way: str, gpus: int, batch: int, checkpointing: bool) -> dict[str, Any]:
+    def profile(self, way: str, gpus: int, batch: int = 4, *, checkpointing: bool = False) -> dict[str, Any]:
+        """What the profiler saw in one step on rank 0: `other_kernels`, all but NCCL's, and their `other_ms` added up;
+        `nccl_ms`; and by name the `collectives`. Raises ValueError when it didn't run at that size.
+        """
         found = [r["profile"] for r in self.repeats(way, gpus, batch, checkpointing=checkpointing) if "profile" in r]
         if not found:
             raise ValueError(f"the profiler didn't run for {way} on {gpus} GPUs with {batch} sequences each")
