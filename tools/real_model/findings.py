@@ -263,6 +263,8 @@ FINDINGS = (
           ("kl", "KL to the base forgets less"),
           ("weight decay", "Weight decay forgets less"), ("scale", "A scaled update forgets less"),
           ("average of steps", "Averaged steps forget less"))],
+    Finding("kl on answers style", "17", "KL to the base on its own answers forgets less, at nine tenths of the best "
+            "accuracy (style)", "log of the general perplexity", 0, False, _remedy("kl on answers", "lora", "style")),
     *[Finding(f"{form} {task}", "06", f"LoRA beside {form} is within 5 points of 16 bits ({task})", "exact match",
               -0.05, True, _form(form, task))
       for form in ("int8", "nf4", "mxfp4") for task in ("translation", "style")],

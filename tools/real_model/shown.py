@@ -36,7 +36,7 @@ def _by_loss(by_model: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     one, more = (f"{best[r]['mean']:.3f} at a rate of {best[r]['lr']:g}" for r in (1, 16))
     return (
         f"With alpha = 32 both ranks have their best rate inside the grid: r = 1 reaches {one}, r = 16 {more}. By loss "
-        "rank 1 isn't behind on this task; its accuracy was measured at rates that were too low for it."
+        "rank 1 isn't behind on this task."
         if best[1]["mean"] <= best[16]["mean"]
         else f"With alpha = 32 both ranks have their best rate inside the grid: r = 1 reaches {one}, r = 16 {more}."
     )
