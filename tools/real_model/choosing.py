@@ -95,22 +95,28 @@ def less(one: Measured, other: Measured) -> Measured:
 
 
 def at_equal_accuracy(
-    rows: Sequence[Row], what: str, remedy: str, method: str, task: str, target: float = 0.9
+    rows: Sequence[Row], what: str, remedy: str, method: str, task: str, target: float = 0.9, both: bool = False
 ) -> Measured:
     """By seed, `what` under a remedy: of the settings whose mean exact match on dev reaches `target` of the best that
-    any setting of the task and method has, the one with the lowest general perplexity on the windows to choose by.
+    any setting of the task and method has (with `both`: of the task, by LoRA or by full fine-tuning), the one with the
+    lowest general perplexity on the windows to choose by.
 
     At the edge of the rates or of the remedy's own strengths a wider grid may find a lower perplexity. Where the remedy
     was tried and none of its settings is accurate enough, there are no seeds, and `means` says how far it came.
     """
-    mine = [r for r in picked(rows, section="remedies", task=task) if (r["targets"] == FULL) == (method == "full")]
-    settings: dict[tuple, list[Row]] = {}
-    for row in mine:
-        settings.setdefault((row["remedy"], row["knob"], row["lr"]), []).append(row)
-    good = {k: v for k, v in settings.items() if all(r["dev"] is not None and r["general_dev"] for r in v)}
+    every: dict[str, dict[tuple, list[Row]]] = {"lora": {}, "full": {}}
+    for row in picked(rows, section="remedies", task=task):
+        of_its = every["full" if row["targets"] == FULL else "lora"]
+        of_its.setdefault((row["remedy"], row["knob"], row["lr"]), []).append(row)
+    finite = {
+        name: {k: v for k, v in found.items() if all(r["dev"] is not None and r["general_dev"] for r in v)}
+        for name, found in every.items()
+    }
+    settings, good = every[method], finite[method]
     if not good:
         return NOTHING
-    top = max(statistics.mean(r["dev"] for r in v) for v in good.values())
+    compared = [*finite["lora"].values(), *finite["full"].values()] if both else good.values()
+    top = max(statistics.mean(r["dev"] for r in v) for v in compared)
     enough = {k: v for k, v in good.items() if k[0] == remedy and statistics.mean(r["dev"] for r in v) >= target * top}
     if not enough:
         best = max((statistics.mean(r["dev"] for r in v) for k, v in good.items() if k[0] == remedy), default=None)

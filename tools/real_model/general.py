@@ -54,17 +54,19 @@ def general_texts() -> list[str]:
     return [re.sub(r"\n[*~=^\"-]{3,}\n", "\n", topics[name]) for name in sorted(topics)]
 
 
-def general_rows(tokenizer: Any, windows: int, length: int = 256) -> Tensor:
+def general_rows(tokenizer: Any, windows: int, length: int = 256, *, more: int = 0) -> Tensor:
     """Windows (windows, length) of :func:`general_texts`, in an order that a seed gives, so that two halves of them
-    are alike. Raises ValueError where the texts are too short for so many.
+    are alike; behind them `more` others. Raises ValueError where the texts are too short for so many.
     """
     ids: list[int] = []
     for text in general_texts():
         ids += tokenizer(text, add_special_tokens=False).input_ids
     every = [ids[start : start + length] for start in range(0, len(ids) - length + 1, length)]
-    if windows > len(every):
-        raise ValueError(f"the general texts have {len(every)} windows of {length} tokens, not {windows}")
-    return torch.tensor(random.Random("general").sample(every, windows))
+    if windows + more > len(every):
+        raise ValueError(f"the general texts have {len(every)} windows of {length} tokens, not {windows + more}")
+    first = random.Random("general").sample(range(len(every)), windows)
+    rest = random.Random("more").sample([i for i in range(len(every)) if i not in set(first)], more)
+    return torch.tensor([every[i] for i in [*first, *rest]])
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from tools.sweep_rank import FULL
 
 OUT = Path(__file__).resolve().parents[2] / "assets" / "measurements" / "real_model.json"
 JOBS = OUT.parents[1] / "real_model_jobs"  # the jobs behind it that are kept, those of unfinished sections too
-ALONE = ("ranks", "rules", "variants", "capacity")
+ALONE = ("ranks", "variants", "capacity")
 ABOUT = "about"  # the file of a work folder that says on what its jobs ran
 
 

@@ -178,7 +178,8 @@ def penalty_texts(bench: Bench, tokenizer: Any, remedy: str) -> list[list[int]]:
     if bench.plan.general == "stories":
         return [tokenizer(e.answer, add_special_tokens=False).input_ids for e in replay_examples(100)]
     taken = 2 * bench.windows
-    return general.general_rows(tokenizer, taken + (4 if bench.trial else 100), 256)[taken:, :128].tolist()
+    more = 4 if bench.trial else 100
+    return general.general_rows(tokenizer, taken, 256, more=more)[taken:, :128].tolist()
 
 
 def remedy(bench: Bench, job: Job) -> list[dict]:
