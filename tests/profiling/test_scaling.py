@@ -195,7 +195,7 @@ def chapter():
 
 def test_the_first_screen_of_chapter_19_is_the_records():
     text = (ROOT / "lessons" / "19_several_gpus.md").read_text(encoding="utf-8")
-    cells = r"^\| (DDP|FSDP2), ([^|]+) \| (\d) \| (\d+) \| ([\d,]+) \(([^)]+)\) \| ([\d.]+) \|$"
+    cells = r"^\| (DDP|FSDP2), ([^|]+) \| (\d) \| (\d+) \| ([\d,]+) \(([^)]+)\) \| ([\d.]+|-) \|$"
     rows = re.findall(cells, text, re.M)
     assert len(rows) == 15
     for engine, method, gpus, batch, ms, spread, gb in rows:
@@ -205,7 +205,8 @@ def test_the_first_screen_of_chapter_19_is_the_records():
         took, times = record.milliseconds(**asked), record.medians(**asked)
         assert len(times) in ((2, 3, 4) if gpus == "2" else (1,)), asked
         assert spread == (f"{times[0]:,.0f}-{times[-1]:,.0f}" if gpus == "2" else "once"), asked
-        assert f"{took:,.0f}" == ms and f"{record.peak(**asked) / 1e9:.1f}" == gb, asked
+        peak = "-" if "graphs" in method else f"{record.peak(**asked) / 1e9:.1f}"
+        assert f"{took:,.0f}" == ms and peak == gb, asked
 
 
 def test_the_findings_under_chapter_19s_table_are_the_records():
@@ -220,10 +221,10 @@ def test_the_findings_under_chapter_19s_table_are_the_records():
     assert f"With 4 they fill {first[2]['profile']['other_ms']:.0f} of FSDP2's" in text
     default, sixteen, fused = (TWO.milliseconds(f"DDP, LoRA{name}", 2, **large) for name in ("", " 16-bit", " fused"))
     autocast = TWO.milliseconds("DDP, LoRA autocast", 2, **large)
-    assert (
-        f"takes {default:,.0f} ms, under autocast {autocast:.0f}, with 16-bit adapters {sixteen:.0f}, with our" in text
-    )
-    assert f"(21_what_a_lora_step_costs.md)) {fused:.0f}." in text and round(fused / default, 2) == 0.67
+    assert f"{default:,.0f} ms in float32, {autocast:.0f} under autocast, {sixteen:.0f} with 16-bit adapters" in text
+    assert f"16-bit adapters, {fused:.0f} with our fused layer" in text and round(fused / default, 2) == 0.67
+    small = [TWO.milliseconds(way, 2) for way in ("DDP, LoRA", "DDP, LoRA autocast")]
+    assert abs(small[0] - small[1]) < 2, "With 4 autocast gains nothing"
     under = [TWO.milliseconds(f"FSDP2, LoRA{name}", 2, **large) for name in ("", " fused")]
     assert round(1 - fused / sixteen, 2) == round(1 - under[1] / under[0], 2) == 0.09
     assert [len(TWO.medians(f"{e}, LoRA fused", 2, **large)) for e in ("DDP", "FSDP2")] == [3, 2]
@@ -237,10 +238,14 @@ def test_the_findings_under_chapter_19s_table_are_the_records():
     halves = statistics.median(light), statistics.median(plain)
     assert light[-1] < plain[0] and round(1 - halves[0] / halves[1], 2) == 0.26
     blocks, graphs = (TWO.medians(f"DDP, LoRA {name}", 2) for name in ("compiled", "CUDA graphs"))
-    took = [statistics.median(times) for times in (blocks, plain, graphs)]
-    assert "{:.0f} ms instead of {:.0f} with 4, and {:.0f} with CUDA graphs".format(*took) in text
+    (that_day,) = (row["milliseconds"]["median"] for row in TWO.repeats("DDP, LoRA", 2) if row["repeat"] == 3)
+    assert {row["day"] for way in ("compiled", "CUDA graphs") for row in TWO.repeats(f"DDP, LoRA {way}", 2)} == {
+        TWO.repeats("DDP, LoRA", 2)[3]["day"]
+    }
+    told = "{:.0f} to {:.0f} ms, and {:.0f} to {:.0f} as CUDA graphs, where the same machine took {:.0f} (once)"
+    assert told.format(blocks[0], blocks[-1], *graphs, that_day) in text
     fewer, all_ = (TWO.profile(f"DDP, LoRA{name}", 2) for name in (" compiled", ""))
-    assert "take {:.0f} ms instead of {:.0f}".format(fewer["other_ms"], all_["other_ms"]) in text
+    assert "which take {:.0f} ms instead of {:.0f}".format(fewer["other_ms"], all_["other_ms"]) in text
     assert round(fewer["other_kernels"] / all_["other_kernels"], 1) == 0.5 and blocks[-1] < plain[0]
     once = TWO.milliseconds("DDP, LoRA compiled", 1)
     assert f"One GPU took {once:.0f} ms compiled (once)" in text and once > blocks[-1]

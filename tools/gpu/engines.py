@@ -1,6 +1,6 @@
 """Every engine of tools/engines once on two GPUs under NCCL, beside one process; and a process that is killed.
 
-Writes ``engines.json``. A row is one run of chapter 20's recipe (the tiny Llama, style, six steps of eight records) by
+Writes ``engines.json``. A row is one run of chapter 9's recipe (the tiny Llama, style, six steps of eight records) by
 the command that the chapter gives: its losses, their largest difference from the run on one process, and its seconds
 with the start. A run that was killed has the seconds from the kill to the launcher's end, the step of the last whole
 checkpoint, and the losses after the same command went on from there.
@@ -97,7 +97,7 @@ def run(out: Path, trial: bool, seconds: float) -> None:
     record = Record(
         out / "engines.json",
         ("TRIAL: on CPUs with gloo. " if trial else "")
-        + f"the recipe of chapter 20, {STEPS} steps, by each engine on two processes; losses beside one process",
+        + f"the recipe of chapter 9, {STEPS} steps, by each engine on two processes; losses beside one process",
         seed=0, tool="tools/gpu/engines.py",
         backend="nccl" if torch.cuda.is_available() else "gloo", gpus=torch.cuda.device_count(),
     )  # fmt: skip
