@@ -15,8 +15,8 @@ from utils.models import ROOT, load_base
 RECORD = json.loads((ROOT / "assets" / "measurements" / "peft_methods.json").read_text(encoding="utf-8"))
 ROWS = {row["method"]: row for row in RECORD["rows"]}
 IDS = torch.arange(10, 138).reshape(4, 32)
-# RandLoRA draws its fixed matrices in bf16, where torch 2.11 and 2.13 draw different numbers for one seed (in float32 they
-# draw the same), so `lost` is that of another draw. Over 32 draws (projection_prng_key 0 to 15 with either torch) its mean
+# RandLoRA draws its fixed matrices in bf16, where torch 2.11 and 2.13 draw different numbers for one seed (the same in
+# float32), so `lost` is that of another draw. Over 32 draws (projection_prng_key 0 to 15 with either torch) its mean
 # is 0.19 and its standard deviation 0.03 (0.11 to 0.25): two draws differ by less than three times sqrt(2) * 0.03.
 OTHER_DRAWS = {"RANDLORA": 0.13}
 
