@@ -15,6 +15,10 @@ from utils.models import ROOT, load_base
 RECORD = json.loads((ROOT / "assets" / "measurements" / "peft_methods.json").read_text(encoding="utf-8"))
 ROWS = {row["method"]: row for row in RECORD["rows"]}
 IDS = torch.arange(10, 138).reshape(4, 32)
+# RandLoRA draws its fixed matrices in bf16, where torch 2.11 and 2.13 draw different numbers for one seed (the same in
+# float32), so `lost` is that of another draw. Over 32 draws (projection_prng_key 0 to 15 with either torch) its mean
+# is 0.19 and its standard deviation 0.03 (0.11 to 0.25): two draws differ by less than three times sqrt(2) * 0.03.
+OTHER_DRAWS = {"RANDLORA": 0.13}
 
 
 def test_every_method_of_peft_is_on_the_map_or_left_out_with_a_reason():
@@ -33,7 +37,8 @@ def test_a_method_does_what_the_record_says(name, monkeypatch):
     row = ROWS[name]
     assert (found.trained, found.merged, found.to_lora) == (row["trained"], row["merged"], row["to_lora"])
     assert found.rank == row["rank"] or abs(found.rank - row["rank"]) <= 2, "a direction near the limit"
-    assert found.lost == (None if row["lost"] is None else pytest.approx(row["lost"], rel=0.05, abs=0.02))
+    near = OTHER_DRAWS.get(name, 0.02)
+    assert found.lost == (None if row["lost"] is None else pytest.approx(row["lost"], rel=0.05, abs=near))
     assert found.start == pytest.approx(row["start"], rel=0.05, abs=2e-4)
 
 

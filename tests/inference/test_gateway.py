@@ -411,6 +411,13 @@ def endless(tmp_path_factory):
         file = folder / "base" / f"{name}.json"
         file.write_text(json.dumps(json.loads(file.read_text()) | change))
     with serving.serve(folder, request_timeout=3.0) as server:
+        client = server.client()
+        while True:  # loading the model may take longer
+            try:
+                asked(client, "base", max_tokens=1)
+                break
+            except openai.InternalServerError as error:
+                assert (error.status_code, error.code) == (504, "timeout")
         yield server
 
 
@@ -428,12 +435,6 @@ def assert_at_rest(server):
 
 def test_an_answer_that_takes_too_long_is_a_504_and_ends_the_generation(endless):
     client = endless.client()
-    while True:  # loading the model may take longer
-        try:
-            asked(client, "base", max_tokens=1)
-            break
-        except openai.InternalServerError as error:
-            assert (error.status_code, error.code) == (504, "timeout")
     with pytest.raises(openai.InternalServerError, match="wasn't ready after 3 seconds") as caught:
         asked(client, "base")
     assert (caught.value.status_code, caught.value.code, caught.value.type) == (504, "timeout", "server_error")

@@ -40,6 +40,8 @@ def machine(monkeypatch):
             torch.cuda, "is_bf16_supported", lambda including_emulation=True: kind == "L4" or including_emulation
         )
         monkeypatch.setattr(torch.backends.mps, "is_available", lambda: kind == "Mac")
+        # Optimizers ask it of a card; a build of torch with CUDA then asks the driver, which isn't there.
+        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
 
     return make
 

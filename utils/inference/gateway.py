@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import importlib
 import json
 import socket
 import threading
@@ -31,6 +32,11 @@ from openai import APIConnectionError, APIError, AsyncOpenAI, DefaultAsyncHttpxC
 
 from utils.inference.chat_request import Refused, Staged, Wanted, find, read
 from utils.inference.closed_stream import ClosedStream
+
+# httpx, or what openai has put in its place. openai before 3.14 lets its error through when a connection breaks in the
+# middle of a stream, as it does when transformers' server dies.
+_HTTP = next(kind for kind in DefaultAsyncHttpxClient.__mro__ if kind.__name__ == "AsyncClient").__module__
+_BROKEN: type[Exception] = importlib.import_module(_HTTP.partition(".")[0]).TransportError
 
 MAX_BODY = 1_000_000
 _HUNG_UP = "the client hung up"
@@ -127,7 +133,7 @@ class _Answer:
         except TimeoutError:
             message = f"The answer wasn't ready after {self._timeout:g} seconds. Ask for fewer tokens (max_tokens), or "
             raise Refused(504, message + "serve with a larger request_timeout.", code="timeout") from None
-        except APIConnectionError:
+        except (APIConnectionError, _BROKEN):
             raise Refused(503, _GONE, code="server_unavailable") from None
         except (APIError, ValueError) as error:
             message = f"The server of the models failed at {self._model!r}, see server.log: {error}"
