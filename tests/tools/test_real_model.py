@@ -296,7 +296,11 @@ def test_what_chapters_6_8_9_and_11_say_of_smollm2_is_in_the_record():
 
 @pytest.mark.skipif(not recording.OUT.exists(), reason="the record is made on a GPU")
 def test_what_chapters_2_and_17_say_of_smollm2s_updates_is_in_the_record():
-    rows = json.loads(recording.OUT.read_text(encoding="utf-8"))["tables"]["updates"]["small"]
+    both = json.loads(recording.OUT.read_text(encoding="utf-8"))["tables"]["updates"]
+    tiny = {(r["task"], r["cut_to"]): r["test"]["mean"] for r in both["tiny"] if r["method"] == "full"}
+    assert [round(100 * tiny[task, r]) for r in (8, 16) for task in ("style", "translation")] == [35, 40, 92, 90]
+    assert min(tiny[task, 64] for task in ("style", "translation")) >= 0.98, "the figure's alternative text"
+    rows = both["small"]
     full = {(r["task"], r["cut_to"]): r for r in rows if r["method"] == "full"}
     assert [full[task, 8]["test"]["seeds"] for task in ("style", "translation")] == [3, 5]
     kept = {
