@@ -148,8 +148,8 @@ def page(record: Mapping[str, Any]) -> str:
     lines = [
         "# On a real model",
         "",
-        "The course's findings come from a Llama of 1.77 million parameters. One program, `tools/real_model`, tries",
-        "them, and other claims of the chapters, again on that Llama and on SmolLM2-135M-Instruct. SmolLM2's weights",
+        "The course's findings come from a Llama of 1.77 million parameters. One program, `tools/real_model`, tests",
+        "them and other claims of the chapters on that Llama again, and on SmolLM2-135M-Instruct. SmolLM2's weights",
         "were 4-bit blocks (Q4_1) before: what is said of rounding is said of weights that had been rounded once.",
         f"{summarized(record)}",
         f"{summarized_tiny(record)} Verdicts on both models:",
